@@ -1,0 +1,405 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open libxpuml by its path, call it, check what it says.
+
+The library crashes on a bad index or handle, keeps handles of a list that a recount may free, and
+leaves output records as it found them. This layer makes those impossible: it counts once, compares every
+index with that count, fetches a handle for each use and zeroes each record. It decides nothing else.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
+
+from xpuml cimport *
+
+from xpu_plugin import xpuml
+
+
+cdef extern from "<dlfcn.h>" nogil:
+    void *dlopen(const char *path, int flags)
+    void *dlsym(void *handle, const char *name)
+    char *dlerror()
+    int RTLD_NOW
+    int RTLD_LOCAL
+
+cdef extern from "<sys/mman.h>" nogil:
+    void *mmap(void *address, size_t length, int protection, int flags, int fd, long offset)
+    void *MAP_FAILED
+    int PROT_READ
+    int PROT_WRITE
+    int MAP_SHARED
+
+cdef extern from "<sys/prctl.h>" nogil:
+    int prctl(int option, unsigned long argument)
+    int PR_SET_PDEATHSIG
+
+
+# Positions in xpuml.FUNCTIONS: names are looked up there, so that the page has them once.
+cdef enum:
+    INIT, SHUTDOWN, ERROR_STRING, DRIVER_VERSION, XPUML_VERSION, COUNT, HANDLE, ATTRIBUTES, ARCHITECTURE, \
+        BOARD_ID, PCI_INFO, MEMORY, UTILIZATION, TEMPERATURE, POWER, CLOCK, STATE, PROCESSES, MODE, \
+        SET_SRIOV, SERIAL, ID, MINOR, NAME
+
+cdef enum:
+    VERSION_SIZE = 80       # the vendor's buffer sizes
+    NAME_SIZE = 96
+    SERIAL_SIZE = 30
+    ROOM = 99               # process records asked for at once; libxpuml 4.0.12.1 refuses 100
+    MOST_DEVICES = 65535
+
+cdef uint32_t NO_DEVICE = 0xFFFFFFFF
+
+cdef struct Api:
+    xpumlInit_t init
+    xpumlErrorString_t error_string
+    xpumlSystemGetVersion_t driver_version
+    xpumlSystemGetVersion_t xpuml_version
+    xpumlDeviceGetCount_t count
+    xpumlDeviceGetHandleByIndex_t handle
+    xpumlDeviceGetAttributes_t attributes
+    xpumlDeviceGetPciInfo_t pci_info
+    xpumlDeviceGetMemoryInfo_t memory
+    xpumlDeviceGetUtilizationRates_t utilization
+    xpumlDeviceGetSelected_t temperature
+    xpumlDeviceGetUnsigned_t power
+    xpumlDeviceGetSelected_t clock
+    xpumlDeviceGetInt_t state
+    xpumlDeviceGetProcesses_t processes
+    xpumlDeviceGetInt_t mode
+    xpumlDeviceSetSriovVfNum_t set_sriov
+    xpumlDeviceGetText_t serial
+    xpumlDeviceGetInt_t id
+    xpumlDeviceGetUnsigned_t minor
+    xpumlDeviceGetText_t name
+
+
+# libxpuml keeps its state in globals, so a process has one library and one count, for ever.
+cdef bint opened = False
+
+
+def die_with_parent(int signal):
+    """Have the kernel send `signal` to this process when the thread that started it ends."""
+    return prctl(PR_SET_PDEATHSIG, signal)
+
+
+cdef class Library:
+    """One opened and initialised libxpuml.
+
+    path: what dlopen is given; a bare file name is searched by the loader
+    progress_fd: a file of at least 8 bytes, shared with whoever watches this process; while a native
+        call is in flight its first 8 bytes hold the word that xpuml.Call.from_word reads, else 0
+
+    Raises LibraryNotFoundError (dlopen failed), LibraryUnusableError (a required function is missing),
+    XpumlError (xpumlInit failed), RuntimeError (a second library in one process).
+    """
+
+    cdef Api api
+    cdef volatile uint64_t *progress
+    cdef uint64_t unwatched
+    cdef int counted
+    cdef readonly str path
+
+    def __cinit__(self):
+        self.progress = &self.unwatched
+        self.counted = -1
+
+    def __init__(self, str path, int progress_fd=-1):
+        global opened
+        if opened:
+            raise RuntimeError("a process can open libxpuml once only")
+        self.path = path
+        if progress_fd >= 0:
+            self._share(progress_fd)
+        self._resolve()
+        opened = True
+        self._enter(INIT, NO_DEVICE)
+        cdef int code = self.api.init()
+        self._check(code, INIT)
+
+    cdef _share(self, int fd):
+        cdef void *page = mmap(NULL, 8, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+        if page == MAP_FAILED:
+            raise OSError(f"cannot map the progress word of descriptor {fd}")
+        self.progress = <volatile uint64_t *>page
+
+    cdef _resolve(self):
+        # Never dlclose: a vendor library may leave threads behind. Never RTLD_DEFAULT look-ups: they
+        # would find whatever else the process has loaded.
+        cdef void *handle = dlopen(self.path.encode(), RTLD_NOW | RTLD_LOCAL)
+        if handle == NULL:
+            raise xpuml.LibraryNotFoundError(dlerror().decode(errors="replace"))
+        cdef void *found[24]
+        cdef int number
+        missing = []
+        for number, name in enumerate(xpuml.FUNCTIONS):
+            found[number] = dlsym(handle, name.encode())
+            if found[number] == NULL and name in xpuml.REQUIRED_FUNCTIONS:
+                missing.append(name)
+        if missing:
+            raise xpuml.LibraryUnusableError(f"{self.path} is not a libxpuml: it lacks {', '.join(missing)}")
+        self.api.init = <xpumlInit_t>found[INIT]
+        self.api.error_string = <xpumlErrorString_t>found[ERROR_STRING]
+        self.api.driver_version = <xpumlSystemGetVersion_t>found[DRIVER_VERSION]
+        self.api.xpuml_version = <xpumlSystemGetVersion_t>found[XPUML_VERSION]
+        self.api.count = <xpumlDeviceGetCount_t>found[COUNT]
+        self.api.handle = <xpumlDeviceGetHandleByIndex_t>found[HANDLE]
+        self.api.attributes = <xpumlDeviceGetAttributes_t>found[ATTRIBUTES]
+        self.api.pci_info = <xpumlDeviceGetPciInfo_t>found[PCI_INFO]
+        self.api.memory = <xpumlDeviceGetMemoryInfo_t>found[MEMORY]
+        self.api.utilization = <xpumlDeviceGetUtilizationRates_t>found[UTILIZATION]
+        self.api.temperature = <xpumlDeviceGetSelected_t>found[TEMPERATURE]
+        self.api.power = <xpumlDeviceGetUnsigned_t>found[POWER]
+        self.api.clock = <xpumlDeviceGetSelected_t>found[CLOCK]
+        self.api.state = <xpumlDeviceGetInt_t>found[STATE]
+        self.api.processes = <xpumlDeviceGetProcesses_t>found[PROCESSES]
+        self.api.mode = <xpumlDeviceGetInt_t>found[MODE]
+        self.api.set_sriov = <xpumlDeviceSetSriovVfNum_t>found[SET_SRIOV]
+        self.api.serial = <xpumlDeviceGetText_t>found[SERIAL]
+        self.api.id = <xpumlDeviceGetInt_t>found[ID]
+        self.api.minor = <xpumlDeviceGetUnsigned_t>found[MINOR]
+        self.api.name = <xpumlDeviceGetText_t>found[NAME]
+
+    # --- every native call is between _enter and the reading of its code --------------------------
+
+    cdef inline void _enter(self, int function, uint32_t index) noexcept:
+        self.progress[0] = (<uint64_t>(function + 1) << 32) | index
+
+    cdef inline void _leave(self) noexcept:
+        self.progress[0] = 0
+
+    cdef str _text(self, int code):
+        self._enter(ERROR_STRING, NO_DEVICE)
+        cdef const char *text = self.api.error_string(code)
+        self._leave()
+        return "" if text == NULL else text.decode(errors="replace")
+
+    cdef _check(self, int code, int function):
+        self._leave()
+        if code != 0:
+            raise xpuml.error(code, xpuml.FUNCTIONS[function], self._text(code))
+
+    cdef bint _failed(self, int code, int function, list failures):
+        """Whether a call of a batch failed; if so it is written down."""
+        self._leave()
+        if code == 0:
+            return False
+        failures.append({"function": xpuml.FUNCTIONS[function], "code": code, "text": self._text(code)})
+        return True
+
+    cdef int _known(self) except -1:
+        """The count; the door through which each use of an index has to pass."""
+        if self.counted < 0:
+            raise RuntimeError("the devices have not been counted")
+        return self.counted
+
+    cdef inline int _handle(self, uint32_t index, xpumlDevice_t *handle) noexcept:
+        """Fetch a handle; `index` is below the count. Never kept: a failed state query invalidates it."""
+        handle[0] = NULL
+        self._enter(HANDLE, index)
+        cdef int code = self.api.handle(index, handle)
+        if code == 0 and handle[0] == NULL:
+            code = 999
+        return code
+
+    # --- the library as a whole ----------------------------------------------------------------
+
+    def error_string(self, int code):
+        return self._text(code)
+
+    def library_version(self):
+        return self._version(self.api.xpuml_version, XPUML_VERSION)
+
+    def driver_version(self):
+        return self._version(self.api.driver_version, DRIVER_VERSION)
+
+    cdef str _version(self, xpumlSystemGetVersion_t call, int function):
+        cdef char text[VERSION_SIZE + 1]
+        memset(text, 0, sizeof(text))
+        self._enter(function, NO_DEVICE)
+        self._check(call(text, VERSION_SIZE), function)
+        return text.decode(errors="replace")
+
+    def count(self):
+        if self.counted >= 0:
+            raise RuntimeError("a process can count the devices once only: a recount may free the handles")
+        cdef unsigned int number = 0
+        self._enter(COUNT, NO_DEVICE)
+        self._check(self.api.count(&number), COUNT)
+        if number > MOST_DEVICES:
+            raise xpuml.error(999, xpuml.FUNCTIONS[COUNT], f"{number} devices are not to be believed")
+        self.counted = <int>number
+        return number
+
+    # --- batches: one crossing into Python each ------------------------------------------------
+
+    def scan(self, skip=()):
+        skip = frozenset(skip)
+        return [self._scan(index, index in skip) for index in range(self._known())]
+
+    cdef dict _scan(self, uint32_t index, bint skip):
+        cdef list failures = []
+        cdef dict record = {"index": index, "failures": failures}
+        cdef xpumlDevice_t device = NULL
+        if skip or self._failed(self._handle(index, &device), HANDLE, failures):
+            return record
+
+        cdef xpumlPciInfo_t pci
+        memset(&pci, 0, sizeof(pci))
+        self._enter(PCI_INFO, index)
+        if not self._failed(self.api.pci_info(device, &pci), PCI_INFO, failures):
+            record["pci"] = f"{pci.domain:04x}:{pci.bus:02x}:{pci.device:02x}.{pci.function:x}"
+
+        cdef xpumlDeviceAttributes_t attributes
+        cdef char serial[SERIAL_SIZE + 1]
+        memset(&attributes, 0, sizeof(attributes))
+        memset(serial, 0, sizeof(serial))
+        self._enter(ATTRIBUTES, index)
+        if not self._failed(self.api.attributes(device, &attributes), ATTRIBUTES, failures):
+            record["arch"] = attributes.archId
+            record["board"] = attributes.boardId
+            record["model"] = attributes.modelId
+            record["max_vfs"] = attributes.maxVFCount
+            record["serial"] = _printable(attributes.sn[:sizeof(attributes.sn)])
+        if self.api.serial != NULL:
+            self._enter(SERIAL, index)
+            if not self._failed(self.api.serial(device, serial, SERIAL_SIZE), SERIAL, failures):
+                record["serial"] = _printable(serial[:SERIAL_SIZE])
+
+        cdef xpumlMemory_t memory
+        memset(&memory, 0, sizeof(memory))
+        self._enter(MEMORY, index)
+        if not self._failed(self.api.memory(device, &memory), MEMORY, failures):
+            record["memory_bytes"] = memory.totalGlobalMemory
+
+        cdef int number = 0
+        cdef unsigned int minor = 0
+        cdef char name[NAME_SIZE + 1]
+        memset(name, 0, sizeof(name))
+        self._enter(MODE, index)
+        if not self._failed(self.api.mode(device, &number), MODE, failures):
+            record["mode"] = number
+        if self.api.id != NULL:
+            number = -1
+            self._enter(ID, index)
+            if not self._failed(self.api.id(device, &number), ID, failures):
+                record["number"] = number
+        if self.api.minor != NULL:
+            self._enter(MINOR, index)
+            if not self._failed(self.api.minor(device, &minor), MINOR, failures):
+                record["minor"] = minor
+        if self.api.name != NULL:
+            self._enter(NAME, index)
+            if not self._failed(self.api.name(device, name, NAME_SIZE), NAME, failures):
+                record["name"] = _printable(name[:NAME_SIZE])
+
+        # Last, as a failure makes the handle invalid.
+        number = 0
+        self._enter(STATE, index)
+        if not self._failed(self.api.state(device, &number), STATE, failures):
+            record["state"] = number
+        return record
+
+    def sweep(self, skip=()):
+        skip = frozenset(skip)
+        cdef int count = self._known()
+        cdef uint32_t index
+        cdef xpumlDevice_t device = NULL
+        cdef int code, state
+        cdef list answers = []
+        for index in range(count):
+            if skip and index in skip:
+                answers.append(None)
+                continue
+            state = 0
+            code = self._handle(index, &device)
+            if code == 0:
+                self._enter(STATE, index)
+                code = self.api.state(device, &state)
+            answers.append((code, state))
+        self._leave()
+        return answers
+
+    def readings(self, skip=()):
+        skip = frozenset(skip)
+        return [self._readings(index, index in skip) for index in range(self._known())]
+
+    cdef dict _readings(self, uint32_t index, bint skip):
+        cdef list failures = []
+        cdef dict record = {"index": index, "failures": failures}
+        cdef xpumlDevice_t device = NULL
+        if skip or self._failed(self._handle(index, &device), HANDLE, failures):
+            return record
+
+        cdef xpumlMemory_t memory
+        cdef xpumlUtilization_t utilization
+        memset(&memory, 0, sizeof(memory))
+        memset(&utilization, 0, sizeof(utilization))
+        self._enter(MEMORY, index)
+        if not self._failed(self.api.memory(device, &memory), MEMORY, failures):
+            record["memory_total_bytes"] = memory.totalGlobalMemory
+            record["memory_used_bytes"] = memory.usedGlobalMemory
+            # The library divides by the total: SIGFPE for the PF of a card that was split when the
+            # driver came up.
+            if memory.totalGlobalMemory > 0:
+                self._enter(UTILIZATION, index)
+                if not self._failed(self.api.utilization(device, &utilization), UTILIZATION, failures):
+                    record["utilization_percent"] = utilization.xpu
+
+        cdef unsigned int value = 0
+        self._enter(TEMPERATURE, index)
+        if not self._failed(self.api.temperature(device, 0, &value), TEMPERATURE, failures):
+            record["temperature_celsius"] = value
+        value = 0
+        self._enter(POWER, index)
+        if not self._failed(self.api.power(device, &value), POWER, failures):
+            record["power"] = value
+        value = 0
+        self._enter(CLOCK, index)
+        if not self._failed(self.api.clock(device, 0, &value), CLOCK, failures):
+            record["clock_mhz"] = value
+        return record
+
+    def processes(self, skip=()):
+        skip = frozenset(skip)
+        return [self._processes(index, index in skip) for index in range(self._known())]
+
+    cdef dict _processes(self, uint32_t index, bint skip):
+        cdef list failures = []
+        cdef dict record = {"index": index, "failures": failures}
+        cdef xpumlDevice_t device = NULL
+        if skip or self._failed(self._handle(index, &device), HANDLE, failures):
+            return record
+        cdef xpumlProcessInfo_t found[ROOM]
+        cdef unsigned int room = ROOM
+        cdef unsigned int entry
+        memset(found, 0, sizeof(found))
+        self._enter(PROCESSES, index)
+        if not self._failed(self.api.processes(device, &room, found), PROCESSES, failures):
+            record["processes"] = [
+                {
+                    "pid": found[entry].pid,
+                    "root_ns_pid": found[entry].root_ns_pid or None,
+                    "memory_bytes": found[entry].usedGlobalMemory,
+                }
+                for entry in range(min(room, <unsigned int>ROOM))
+            ]
+        return record
+
+    # --- the one call that changes hardware -----------------------------------------------------
+
+    def set_sriov_vf_num(self, index, number):
+        # Compared as Python integers: a value that does not fit must not come out as another one.
+        if not 0 <= index < self._known():
+            raise IndexError(f"device index {index} is not one of {self.counted}")
+        if not 0 <= number <= 63:
+            raise ValueError(f"{number} VFs: accepted are 0 to 63")
+        cdef xpumlDevice_t device = NULL
+        cdef uint32_t position = index
+        self._check(self._handle(position, &device), HANDLE)
+        self._enter(SET_SRIOV, position)
+        self._check(self.api.set_sriov(device, number), SET_SRIOV)
+
+
+cdef str _printable(bytes text):
+    """What stands before the first zero byte; a buffer that the library filled to the brim has none."""
+    decoded = text.split(b"\0", 1)[0].decode("ascii", errors="replace")
+    return "".join(letter if letter.isprintable() else "?" for letter in decoded).strip()

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Follows the machine file and lists the device nodes, in the vendor's manner or in a clean one.
+#include "library.h"
+#include "fault.h"
+#include "nodes.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+struct library library;
+
+// --- the machine file ----------------------------------------------------------------------------
+
+static bool is_same(const struct stat *a, const struct stat *b) {
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_size == b->st_size &&
+           a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
+}
+
+static bool follow(struct error *error) {
+    struct stat status;
+    if (stat(library.site.path, &status) != 0)
+        return fail(error, "XPU_SIMULATOR_FILE %s: %s", library.site.path, strerror(errno));
+    if (library.machine != NULL && is_same(&status, &library.seen))
+        return true;
+    library.seen = status;
+    struct machine *machine = machine_read(library.site.path, error);
+    if (machine == NULL)
+        return false;
+    if (library.machine != NULL)
+        faults_carry_over(machine, library.machine);
+    machine_free(library.machine);
+    library.machine = machine;
+    return true;
+}
+
+static const char *from_environment(const char *name) {
+    const char *value = getenv(name);
+    return value != NULL && *value != '\0' ? strdup(value) : NULL;
+}
+
+bool library_load(struct error *error) {
+    if (library.site.path == NULL) {
+        library.site.path = from_environment("XPU_SIMULATOR_FILE");
+        library.site.dev_root = from_environment("XPU_SIMULATOR_DEV_ROOT");
+        library.site.sysfs_root = from_environment("XPU_SIMULATOR_SYSFS_ROOT");
+    }
+    if (library.site.path == NULL)
+        return fail(error, "XPU_SIMULATOR_FILE is not set");
+    return follow(error);
+}
+
+void library_refresh(void) {
+    struct error error;
+    struct stat before = library.seen;
+    if (library.machine != NULL && !follow(&error) && !is_same(&before, &library.seen))
+        fprintf(stderr, "libxpuml simulator: %s: %s; the machine stays as it was\n",
+                library.site.path, error.text);
+}
+
+struct site library_site(void) {
+    struct site site = library.site;
+    site_complete(&site, library.machine);
+    return site;
+}
+
+// --- the list of devices -------------------------------------------------------------------------
+
+static int compare(const void *left, const void *right) {
+    return *(const int *)left - *(const int *)right;
+}
+
+// Numbers of the character devices named xpuN, sorted. Links are followed: see nodes.c.
+static unsigned find_nodes(const char *dev_root, bool quirks, int *numbers) {
+    DIR *directory = opendir(dev_root);
+    unsigned count = 0;
+    if (directory == NULL)
+        return 0;
+    for (struct dirent *entry; (entry = readdir(directory)) != NULL && count < MAX_NODES;) {
+        struct stat status;
+        int number = node_number(entry->d_name);
+        if (number != UNSET && fstatat(dirfd(directory), entry->d_name, &status, 0) == 0 &&
+            S_ISCHR(status.st_mode))
+            numbers[count++] = number;
+    }
+    if (!quirks) // the vendor's library leaks the descriptor
+        closedir(directory);
+    qsort(numbers, count, sizeof *numbers, compare);
+    return quirks && count > LISTED_AT_MOST ? LISTED_AT_MOST : count;
+}
+
+// The node of a driverless major opens with ENXIO. There is no driver behind a simulated node, so
+// that is success.
+static bool can_be_opened(const char *dev_root, int number) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/xpu%d", dev_root, number);
+    int descriptor = open(path, O_RDWR | O_NONBLOCK);
+    if (descriptor >= 0)
+        close(descriptor);
+    return descriptor >= 0 || errno == ENXIO || errno == ENODEV;
+}
+
+static unsigned keep_usable(const struct machine *machine, const char *dev_root, int *numbers,
+                            unsigned count) {
+    unsigned kept = 0;
+    for (unsigned i = 0; i < count; i++) {
+        const struct unit *unit = machine->by_node[numbers[i]];
+        if (unit == NULL)
+            continue;
+        if (!unit->card->unreadable && can_be_opened(dev_root, numbers[i]))
+            numbers[kept++] = numbers[i];
+        else if (machine->settings.quirks)
+            printf("open device %s/xpu%d failed\n", dev_root, numbers[i]);
+    }
+    return kept;
+}
+
+// XPU_VISIBLE_DEVICES: ranks in the list, up to the first word that is none. Cutting the words out
+// leaves the variable with the first of them only, which is what the next listing will find.
+static unsigned keep_visible(bool quirks, int *numbers, unsigned count) {
+    char *visible = getenv("XPU_VISIBLE_DEVICES"), *rest = NULL, *end;
+    static int chosen[MAX_NODES];
+    unsigned kept = 0, room = quirks ? TABLE : MAX_NODES;
+    if (visible == NULL)
+        return count;
+    char *copy = quirks ? NULL : strdup(visible);
+    for (char *word = strtok_r(copy != NULL ? copy : visible, ",", &rest);
+         word != NULL && kept < room; word = strtok_r(NULL, ",", &rest)) {
+        unsigned long rank = strtoul(word, &end, 10);
+        if (end == word || *end != '\0')
+            break;
+        if (rank < count)
+            chosen[kept++] = numbers[rank];
+        else if (quirks)
+            chosen[kept++] = UNSET; // a gap: whoever asks for it crashes
+    }
+    free(copy);
+    memcpy(numbers, chosen, kept * sizeof *numbers);
+    return kept;
+}
+
+// Entries are never given back, so that a stale handle can be told: it crashes or is refused.
+static void drop_devices(bool quirks) {
+    size_t room = library.count > TABLE ? library.count : TABLE;
+    if (library.devices != NULL && quirks)
+        mprotect(library.devices, room * sizeof *library.devices, PROT_NONE);
+    for (unsigned i = 0; i < library.count && !quirks; i++)
+        library.devices[i].listed = false;
+    library.devices = NULL;
+    library.count = 0;
+}
+
+void library_list(void) {
+    static int numbers[MAX_NODES];
+    const struct machine *machine = library.machine;
+    const char *dev_root = library_site().dev_root;
+    bool quirks = machine->settings.quirks;
+    drop_devices(quirks);
+    unsigned count = find_nodes(dev_root, quirks, numbers);
+    count = keep_usable(machine, dev_root, numbers, count);
+    count = keep_visible(quirks, numbers, count);
+    size_t room = count > TABLE ? count : TABLE;
+    struct xpuml_device *devices = mmap(NULL, room * sizeof *devices, PROT_READ | PROT_WRITE,
+                                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (devices == MAP_FAILED)
+        return;
+    for (unsigned i = 0; i < count; i++)
+        devices[i] = (struct xpuml_device){.number = numbers[i], .listed = true};
+    library.devices = devices;
+    library.count = count;
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The simulated machine: what its file says, checked and numbered. docs/simulator.md has the
+// grammar.
+#ifndef MACHINE_H
+#define MACHINE_H
+
+#include "grammar.h"
+#include "model.h"
+
+enum {
+    MAX_CARDS = 8192,
+    MAX_NODES = 16384,
+    MAX_MINOR = 65535,
+    MAX_HALVES = 2,
+    MAX_VFS = 3,
+    CONTROL_MINOR = 128,
+};
+
+enum call {
+    CALL_INIT,
+    CALL_SHUTDOWN,
+    CALL_ERROR_STRING,
+    CALL_DRIVER_VERSION,
+    CALL_XPUML_VERSION,
+    CALL_COUNT,
+    CALL_HANDLE_BY_INDEX,
+    CALL_ATTRIBUTES,
+    CALL_ARCHITECTURE,
+    CALL_BOARD_ID,
+    CALL_PCI_INFO,
+    CALL_MEMORY_INFO,
+    CALL_UTILIZATION_RATES,
+    CALL_TEMPERATURE,
+    CALL_POWER_USAGE,
+    CALL_CLOCK_INFO,
+    CALL_STATE,
+    CALL_PROCESSES,
+    CALL_HOST_VXPU_MODE,
+    CALL_SET_SRIOV_VF_NUM,
+    CALL_SERIAL,
+    CALL_ID,
+    CALL_MINOR_NUMBER,
+    CALL_NAME,
+};
+
+struct settings {
+    int quirks, major, gone, wrong_count, vf_delay;
+    char driver_version[80], library_version[80];
+    char dev_root[2048], sysfs_root[2048];
+};
+
+struct card {
+    int number;
+    unsigned line; // where it stands in the file
+    bool changed;  // no longer as the file has it
+    const struct model *model;
+    unsigned pci; // domain, bus, slot and function in 16, 8, 5 and 3 bits
+    int numa, memory, vfs, lost, busy, unreadable, splits, cold_split;
+    int utilization, temperature, power, clock;
+    char serial[17];
+    struct numbers nodes, minors, states, vf_nodes, vf_minors, vf_states;
+};
+
+// Whom a fault or a process concerns: a card's half or VF, a whole card, or (faults only)
+// everybody.
+struct target {
+    int card, half, vf;
+};
+
+enum {
+    ACTION_NONE,
+    ACTION_CODE,
+    ACTION_DELAY,
+    ACTION_HANG,
+    ACTION_CRASH,
+    ACTION_FPE,
+    ACTION_ABORT,
+    ACTION_GARBAGE_STRINGS,
+    ACTION_TRUNCATED_STRINGS,
+};
+
+struct action {
+    int kind;
+    int number; // the code, or milliseconds
+};
+
+struct fault {
+    unsigned line;
+    struct target target;
+    int call;
+    struct action action;
+    int times; // UNSET: every time
+    int used;
+    char text[256]; // the line, by which a fault is known again when the file was replaced
+};
+
+struct process {
+    unsigned line;
+    struct target target;
+    int pid, memory;
+};
+
+// What has a node of its own: a card, a half of one, a PF, a VF.
+struct unit {
+    const struct card *card;
+    int part; // number of the half or VF
+    bool vf;
+    int node, minor, state;
+};
+
+struct machine {
+    char *text;
+    struct settings settings;
+    struct card *cards; // in the order of probing, which is that of their lines
+    struct fault *faults;
+    struct process *processes;
+    struct unit *units;
+    unsigned *addresses; // of all PCI functions, sorted
+    unsigned card_count, fault_count, process_count, unit_count, address_count;
+    struct card *by_number[MAX_CARDS];
+    struct unit *by_node[MAX_NODES];
+};
+
+// A checked and numbered machine; NULL and the reason when there is something wrong with the text.
+struct machine *machine_parse(const char *text, struct error *error);
+struct machine *machine_read(const char *path, struct error *error);
+void machine_free(struct machine *machine);
+
+// Checks and numbers a machine again after its cards were changed.
+bool machine_number(struct machine *machine, struct error *error);
+
+// Replaces the file by one that says what the machine is; lines of unchanged cards stay as they
+// are.
+bool machine_write(const struct machine *machine, const char *path, struct error *error);
+
+// The lock that all writers of the file hold: a descriptor to be closed, or -1 and the reason.
+int machine_lock(const char *path, struct error *error);
+
+// Splits a card or takes its VFs away; their numbers are forgotten.
+void card_split(struct card *card, int vfs);
+bool card_splits(const struct card *card);
+bool card_in_use(const struct machine *machine, const struct card *card);
+int card_memory(const struct card *card); // MiB
+
+unsigned unit_pci(const struct unit *unit);
+uint64_t unit_memory(const struct unit *unit); // bytes
+
+// A target without a unit, as in calls that concern no device, matches only if it names none.
+bool target_matches(const struct target *target, const struct unit *unit);
+
+struct address {
+    char text[16];
+};
+struct address pci_address(unsigned pci);
+unsigned vf_pci(const struct card *card, int vf);
+
+#endif

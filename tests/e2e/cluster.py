@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the suite asks of a cluster, all by way of kubectl: one node, and pods on it."""
+
+import contextlib
+import json
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .waiting import wait_until
+
+
+RESOURCE = "baidu.com/xpu"
+LABEL = "xpu-device-plugin-e2e"
+"""Every pod of the suite carries it, so that a crashed run can be cleared away by the next."""
+
+KUBECTL_SECONDS = 30
+STATUS_SECONDS = 45
+"""For news to reach the API server: several of the kubelet's node status periods (10 s by default)."""
+POD_SECONDS = 60
+
+# PID 1 ignores signals it has no trap for; this one leaves on SIGTERM, so a test can make it end.
+WAIT_FOR_EVER = "trap 'exit 0' TERM; while :; do sleep 3600 & wait; done"
+
+Json = dict[str, Any]  # what the API server answers; only the fields read here are relied on
+
+
+class KubectlError(Exception):
+    """kubectl failed; the text is the command and what it had to say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """How much of the resource the node reports; 0 where it does not report it at all."""
+
+    capacity: int
+    allocatable: int
+
+
+@dataclass(frozen=True, slots=True)
+class PodState:
+    phase: str
+    """The API's word, or "Gone" when there is no such pod."""
+    reason: str = ""
+    """Why it does not run: the scheduler's, the kubelet's or the container's word."""
+    message: str = ""
+    uid: str = ""
+    container: str = ""
+    started: str = ""
+    restarts: int = 0
+    running: bool = False
+
+    @property
+    def identity(self) -> tuple[str, str, str, int]:
+        """Unchanged as long as nobody has touched the running container."""
+        return self.uid, self.container, self.started, self.restarts
+
+    @classmethod
+    def of(cls, pod: Json) -> "PodState":
+        status = pod["status"]
+        container: Json = next(iter(status.get("containerStatuses", [])), {})
+        state = container.get("state", {})
+        unscheduled: Json = next(
+            (c for c in status.get("conditions", []) if c.get("reason") == "Unschedulable"), {}
+        )
+        trouble = state.get("waiting") or state.get("terminated") or unscheduled
+        return cls(
+            phase=status["phase"],
+            reason=status.get("reason") or trouble.get("reason", ""),
+            message=status.get("message") or trouble.get("message", ""),
+            uid=pod["metadata"]["uid"],
+            container=container.get("containerID", ""),
+            started=state.get("running", {}).get("startedAt", ""),
+            restarts=container.get("restartCount", 0),
+            running="running" in state and "deletionTimestamp" not in pod["metadata"],
+        )
+
+
+class Cluster:
+    """One node of a cluster and the suite's pods on it."""
+
+    def __init__(self, *, kubectl: Sequence[str], node: str, namespace: str, image: str) -> None:
+        self._kubectl = (*kubectl, "--namespace", namespace)
+        self.image = image
+        self.node = node or self._only_node()
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """The standard output of a successful call."""
+        command = (*self._kubectl, *arguments)
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, timeout=KUBECTL_SECONDS, check=False
+        )
+        if done.returncode != 0:
+            raise KubectlError(f"{' '.join(command)}: status {done.returncode}: {done.stderr.strip()}")
+        return done.stdout
+
+    def amount(self) -> Amount:
+        """What the node's status says of the resource."""
+        status = json.loads(self.kubectl("get", "node", self.node, "--output", "json"))["status"]
+        return Amount(*(int(status[kind].get(RESOURCE, 0)) for kind in ("capacity", "allocatable")))
+
+    def described_amount(self) -> Amount:
+        """The same numbers as a person reads them in `kubectl describe node`."""
+        text = self.kubectl("describe", "node", self.node)
+        found = {
+            kind: re.search(rf"^{kind}:\n(?:  .*\n)*?  {re.escape(RESOURCE)}: +(\d+)$", text, re.MULTILINE)
+            for kind in ("Capacity", "Allocatable")
+        }
+        return Amount(*(int(match[1]) if match else 0 for match in found.values()))
+
+    def wait_for_allocatable(self, count: int, *, seconds: float = STATUS_SECONDS) -> Amount:
+        """Wait until the node's status offers so many devices."""
+        return wait_until(
+            f"node {self.node} shows {count} {RESOURCE} in Allocatable",
+            self.amount,
+            lambda amount: amount.allocatable == count,
+            seconds=seconds,
+        )
+
+    def create_pod(self, name: str, *, devices: int) -> "Pod":
+        """Ask for a pod; whether it comes to run is another question."""
+        manifest = pod_manifest(f"{LABEL}-{name}", node=self.node, image=self.image, devices=devices)
+        self.kubectl("create", "--filename", "-", stdin=json.dumps(manifest))
+        return Pod(self, manifest["metadata"]["name"])
+
+    def run_pod(self, name: str, *, devices: int) -> "Pod":
+        """Create a pod and wait until its container runs."""
+        pod = self.create_pod(name, devices=devices)
+        pod.wait_until_running()
+        return pod
+
+    def pods(self) -> list[str]:
+        """The names of the suite's pods."""
+        return self.kubectl("get", "pods", f"--selector={LABEL}", "--output=name").split()
+
+    def delete_pods(self) -> None:
+        """Remove every pod of the suite and wait until they are gone."""
+        self.kubectl("delete", "pods", f"--selector={LABEL}", f"--timeout={KUBECTL_SECONDS - 5}s")
+
+    def _only_node(self) -> str:
+        nodes = self.kubectl("get", "nodes", "--output=name").split()
+        if len(nodes) != 1:
+            raise KubectlError(f"the cluster has {len(nodes)} nodes: name this one in XPU_E2E_NODE")
+        return nodes[0].removeprefix("node/")
+
+
+class Pod:
+    """A pod of the suite, by name."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self._cluster = cluster
+        self.name = name
+
+    def state(self) -> PodState:
+        text = self._cluster.kubectl("get", "pod", self.name, "--ignore-not-found", "--output=json")
+        return PodState.of(json.loads(text)) if text else PodState("Gone")
+
+    def wait_until_running(self, *, seconds: float = POD_SECONDS) -> PodState:
+        """Wait for the container to run; a pod that was refused for good fails at once."""
+        state = wait_until(
+            f"pod {self.name} runs",
+            self.state,
+            lambda state: state.running or state.phase in {"Failed", "Gone"},
+            seconds=seconds,
+        )
+        assert state.running, f"pod {self.name} will never run: {state}"
+        return state
+
+    def wait_until_unschedulable(self) -> PodState:
+        """Wait for the scheduler's verdict that the pod fits nowhere."""
+        return wait_until(
+            f"pod {self.name} is found unschedulable",
+            self.state,
+            lambda state: state.phase == "Pending" and state.reason == "Unschedulable",
+            seconds=POD_SECONDS,
+        )
+
+    def execute(self, script: str) -> str:
+        """What a shell script prints inside the container."""
+        return self._cluster.kubectl("exec", "--stdin", self.name, "--", "sh", stdin=script)
+
+    def end_container(self) -> None:
+        """Let the container's main process exit; the kubelet starts the container again."""
+        with contextlib.suppress(KubectlError):  # the shell that says it may end with its container
+            self.execute("kill -TERM 1")
+
+    def describe(self) -> str:
+        return self._cluster.kubectl("describe", "pod", self.name)
+
+    def delete(self) -> None:
+        """Remove the pod and wait until it is gone."""
+        self._cluster.kubectl("delete", "pod", self.name, f"--timeout={KUBECTL_SECONDS - 5}s")
+
+
+def pod_manifest(name: str, *, node: str, image: str, devices: int) -> Json:
+    """A pod that waits for ever with so many devices on that node, sent there by the scheduler."""
+    limits: Mapping[str, str] = {RESOURCE: str(devices)} if devices else {}
+    this_node = {"key": "metadata.name", "operator": "In", "values": [node]}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {LABEL: ""}},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "automountServiceAccountToken": False,
+            "restartPolicy": "Always",
+            "dnsPolicy": "Default",
+            "affinity": {
+                "nodeAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": {
+                        "nodeSelectorTerms": [{"matchFields": [this_node]}]
+                    }
+                }
+            },
+            "containers": [
+                {
+                    "name": "main",
+                    "image": image,
+                    "imagePullPolicy": "IfNotPresent",
+                    "command": ["sh", "-c", WAIT_FOR_EVER],
+                    "resources": {"limits": limits},
+                }
+            ],
+        },
+    }

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node for each test: four cards, the plugin, and none of it left afterwards."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from .cluster import Cluster
+from .hooks import Hooks
+from .machine import CARDS, Machine, device_nodes, real_nodes, remove_nodes
+from .plugin import SOCKET_NAME, Plugin
+
+
+@pytest.fixture(scope="session")
+def hooks() -> Hooks:
+    """What the environment says of this node; skips where the suite cannot run."""
+    hooks = Hooks.read(os.environ)
+    if reason := hooks.missing():
+        leave_out(hooks, reason)
+    if nodes := real_nodes():
+        leave_out(hooks, f"this node has XPUs of its own, which are not to be touched: {', '.join(nodes)}")
+    return hooks
+
+
+def leave_out(hooks: Hooks, reason: str) -> NoReturn:
+    """Skip, or fail where nothing is to be left out."""
+    if hooks.required:
+        pytest.fail(f"XPU_E2E_REQUIRED is set, and {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def cluster(hooks: Hooks) -> Iterator[Cluster]:
+    """The node without pods or devices of ours, before the first test and after the last."""
+    cluster = Cluster(kubectl=hooks.kubectl, node=hooks.node, namespace=hooks.namespace, image=hooks.image)
+    cluster.delete_pods()
+    remove_nodes()
+    # pytest has no teardown for SIGTERM, which is how CI systems end a job; for an interrupt it has.
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield cluster
+    finally:
+        remove_nodes()
+        signal.signal(signal.SIGTERM, former)
+    assert leftovers(hooks, cluster) == []
+
+
+@pytest.fixture
+def machine(hooks: Hooks, cluster: Cluster, tmp_path: Path) -> Iterator[Machine]:
+    """Four healthy cards."""
+    machine = Machine(hooks.plugin, tmp_path)
+    try:
+        machine.create()
+        assert len(machine.ids()) == CARDS
+        yield machine
+    finally:
+        machine.close()
+
+
+@pytest.fixture
+def plugin(hooks: Hooks, cluster: Cluster, machine: Machine, tmp_path: Path) -> Iterator[Plugin]:
+    """The plugin, serving: the node shows all four devices."""
+    daemon = Plugin(
+        (
+            *hooks.plugin,
+            *machine.options,
+            f"--device-plugin-dir={hooks.device_plugin_directory}",
+            f"--pod-resources-socket={hooks.pod_resources_socket}",
+            f"--state-dir={tmp_path / 'state'}",
+        ),
+        directory=hooks.device_plugin_directory,
+        log=tmp_path / "plugin.log",
+    )
+    # Otherwise the number of an earlier plugin would be taken for this one's.
+    cluster.wait_for_allocatable(0)
+    try:
+        daemon.start()
+        cluster.wait_for_allocatable(CARDS)
+        yield daemon
+        cluster.delete_pods()
+    finally:
+        daemon.close()
+        print(daemon.log)  # pytest shows it with a failure
+    daemon.wait_for_no_process()
+    assert not daemon.socket.exists()
+
+
+def leftovers(hooks: Hooks, cluster: Cluster) -> list[str]:
+    """What of the suite's is still there, apart from processes."""
+    sockets = [str(path) for path in hooks.device_plugin_directory.iterdir() if path.name == SOCKET_NAME]
+    return [*cluster.pods(), *device_nodes(), *sockets]

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plugin as a process on the node, and what the node's kernel and kubelet know about it."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from .cluster import RESOURCE
+from .waiting import wait_until
+
+
+SOCKET_NAME = "xpu-device-plugin.sock"
+CHECKPOINT_NAME = "kubelet_internal_checkpoint"
+MARK = "XPU_E2E_MARK"
+"""In the environment of the plugin's processes: a worker that outlives its parent is known by it."""
+
+STREAM_SECONDS = 30
+EXIT_SECONDS = 10
+
+
+class Plugin:
+    """One daemon at a time, always with the same options."""
+
+    def __init__(self, command: Sequence[str], *, directory: Path, log: Path) -> None:
+        self._command = tuple(command)
+        self._directory = directory
+        self._log = log
+        self._mark = uuid.uuid4().hex
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def socket(self) -> Path:
+        return self._directory / SOCKET_NAME
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def start(self) -> None:
+        """Start the daemon and wait until a kubelet has dialled it."""
+        assert self._process is None, "the plugin runs already"
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("XPU_PLUGIN_")}
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=clean | {MARK: self._mark},
+            )
+        self.wait_for_new_stream(frozenset())
+
+    def kill(self) -> None:
+        """End it without a warning, as the out-of-memory killer does."""
+        self._end(signal.SIGKILL)
+
+    def terminate(self) -> tuple[int, float]:
+        """Ask it to leave; its exit status and how many seconds that took."""
+        start = time.monotonic()
+        return self._end(signal.SIGTERM), time.monotonic() - start
+
+    def close(self) -> None:
+        """Leave no process behind, whatever state it is in."""
+        if self._process is None:
+            return
+        try:
+            self.terminate()
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def processes(self) -> dict[int, str]:
+        """Every process of this plugin, its workers included: pid -> command line."""
+        mark = f"{MARK}={self._mark}".encode()
+        found = {}
+        for directory in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it is gone by now
+                if mark in (directory / "environ").read_bytes().split(b"\0"):
+                    command = (directory / "cmdline").read_bytes().replace(b"\0", b" ")
+                    found[int(directory.name)] = command.decode(errors="replace").strip()
+        return found
+
+    def streams(self) -> frozenset[str]:
+        """The connections that the kubelet holds to the plugin's socket, by inode."""
+        rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+        connected = "03"
+        return frozenset(row[6] for row in rows if row[7:] == [str(self.socket)] and row[5] == connected)
+
+    def wait_for_new_stream(self, before: frozenset[str]) -> None:
+        """Wait until a kubelet has dialled the plugin, over and above the connections of `before`."""
+        wait_until(
+            "a kubelet dials the plugin",
+            self._streams_while_running,
+            lambda streams: streams - before,
+            seconds=STREAM_SECONDS,
+        )
+
+    def wait_for_no_process(self) -> None:
+        """Wait until no process of the plugin is left."""
+        wait_until(
+            "every process of the plugin has ended",
+            self.processes,
+            lambda processes: not processes,
+            seconds=EXIT_SECONDS,
+        )
+
+    def registered_ids(self) -> frozenset[str]:
+        """The healthy ids of our resource that the kubelet has noted in its checkpoint."""
+        checkpoint = json.loads((self._directory / CHECKPOINT_NAME).read_text())
+        return frozenset(checkpoint["Data"]["RegisteredDevices"].get(RESOURCE) or [])
+
+    def _streams_while_running(self) -> frozenset[str]:
+        assert self._process is not None, "the plugin does not run"
+        status = self._process.poll()
+        assert status is None, f"the plugin ended by itself with status {status}:\n{self.log}"
+        return self.streams()
+
+    def _end(self, sent: signal.Signals) -> int:
+        assert self._process is not None, "the plugin does not run"
+        self._process.send_signal(sent)
+        status = self._process.wait(EXIT_SECONDS)
+        self._process = None
+        return status
+
+
+def kubelet_life(directory: Path) -> tuple[int, int, int] | None:
+    """What tells one life of the kubelet from the next; None while it is away."""
+    try:
+        status = (directory / "kubelet.sock").stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino, status.st_ctime_ns

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The main job on a real node: pods get their devices and no others, whatever happens to the plugin.
+
+Every test has a fresh machine of four cards and a fresh plugin (see conftest.py).
+"""
+
+import subprocess
+from collections.abc import Sequence
+
+import pytest
+
+from .cluster import RESOURCE, Amount, Cluster, Pod
+from .conftest import leave_out, leftovers
+from .hooks import Hooks
+from .machine import CARDS, IDS_VARIABLE, Machine, View
+from .plugin import Plugin, kubelet_life
+from .waiting import wait_until, watch_that
+
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+RUNNING, ERROR = 201, 207  # states as the driver numbers them
+
+KUBELET_SECONDS = 60
+PATIENCE_SECONDS = 3
+"""How long something is watched that is not to happen."""
+EXIT_SECONDS = 1
+RESTART_SECONDS = 45
+"""The first restart comes at once; this is for a kubelet that is busy."""
+
+
+def granted(machine: Machine, pod: Pod, devices: int) -> frozenset[str]:
+    """The ids of a running pod, after a check from the inside that it reaches exactly these."""
+    view = machine.view_from(pod)
+    assert len(view.ids) == devices, f"{pod.name}: {IDS_VARIABLE} names {sorted(view.ids)}"
+    nodes = machine.nodes_of(view.ids)
+    assert (view.visible, view.openable) == (nodes, nodes), f"{pod.name} was granted {sorted(view.ids)}"
+    return view.ids
+
+
+def assert_nothing_shared(*grants: frozenset[str]) -> None:
+    together = [device for ids in grants for device in ids]
+    assert len(together) == len(set(together)), f"granted twice: {[sorted(ids) for ids in grants]}"
+
+
+def identities(pods: Sequence[Pod]) -> dict[str, tuple[str, str, str, int]]:
+    """Equal as long as no container was touched."""
+    return {pod.name: pod.state().identity for pod in pods}
+
+
+def events(description: str) -> list[str]:
+    """The lines about events in what `kubectl describe` prints."""
+    return description.partition("\nEvents:\n")[2].splitlines()
+
+
+def test_the_node_offers_every_card(cluster: Cluster, machine: Machine, plugin: Plugin) -> None:
+    assert cluster.amount() == Amount(CARDS, CARDS)
+    assert cluster.described_amount() == Amount(CARDS, CARDS)
+    assert plugin.registered_ids() == machine.ids().keys()
+
+
+def test_a_pod_reaches_its_two_devices_and_no_other(
+    cluster: Cluster, machine: Machine, plugin: Plugin
+) -> None:
+    pod = cluster.run_pod("pair", devices=2)
+    ids = granted(machine, pod, 2)
+    assert ids < machine.ids().keys()
+    assert "State:          Running" in pod.describe()
+
+
+def test_a_pod_that_asks_for_nothing_reaches_nothing(
+    cluster: Cluster, machine: Machine, plugin: Plugin
+) -> None:
+    bystander = cluster.run_pod("bystander", devices=0)
+    nothing: frozenset[str] = frozenset()
+    assert machine.view_from(bystander) == View(ids=nothing, visible=nothing, openable=nothing)
+
+
+def test_a_third_pod_waits_until_devices_are_freed(
+    cluster: Cluster, machine: Machine, plugin: Plugin
+) -> None:
+    first = cluster.run_pod("first", devices=2)
+    second = cluster.run_pod("second", devices=1)
+    of_first, of_second = granted(machine, first, 2), granted(machine, second, 1)
+    assert_nothing_shared(of_first, of_second)
+
+    third = cluster.create_pod("third", devices=2)
+    assert f"Insufficient {RESOURCE}" in third.wait_until_unschedulable().message
+    watch_that(
+        "the third pod waits", third.state, lambda state: state.phase == "Pending", seconds=PATIENCE_SECONDS
+    )
+    untouched = identities([first, second])
+
+    second.delete()
+    third.wait_until_running()
+    of_third = granted(machine, third, 2)
+    assert_nothing_shared(granted(machine, first, 2), of_third)
+    assert of_first.isdisjoint(of_third)
+    assert identities([first]) == {first.name: untouched[first.name]}
+
+
+def test_a_sick_card_leaves_and_comes_back(cluster: Cluster, machine: Machine, plugin: Plugin) -> None:
+    sick = machine.id_of("xpu1")
+    machine.set_card(1, state=ERROR)
+    assert cluster.wait_for_allocatable(CARDS - 1) == Amount(CARDS, CARDS - 1)
+
+    others = cluster.run_pod("others", devices=CARDS - 1)
+    assert granted(machine, others, CARDS - 1) == machine.ids().keys() - {sick}
+    last = cluster.create_pod("last", devices=1)
+    last.wait_until_unschedulable()
+
+    machine.set_card(1, state=RUNNING)
+    assert cluster.wait_for_allocatable(CARDS) == Amount(CARDS, CARDS)
+    last.wait_until_running()
+    assert granted(machine, last, 1) == {sick}
+
+
+def test_a_kubelet_that_restarts_gets_its_devices_back(
+    hooks: Hooks, cluster: Cluster, machine: Machine, plugin: Plugin
+) -> None:
+    if not hooks.restart_kubelet:
+        leave_out(hooks, "XPU_E2E_RESTART_KUBELET is not set: this kubelet is not to be restarted")
+    pod = cluster.run_pod("survivor", devices=2)
+    ids = granted(machine, pod, 2)
+    before, streams = identities([pod]), plugin.streams()
+
+    restart_kubelet(hooks)
+    plugin.wait_for_new_stream(streams)
+
+    assert cluster.wait_for_allocatable(CARDS) == Amount(CARDS, CARDS)
+    newcomer = cluster.run_pod("newcomer", devices=CARDS - 2)
+    assert_nothing_shared(granted(machine, pod, 2), granted(machine, newcomer, CARDS - 2))
+    assert granted(machine, pod, 2) == ids
+    assert identities([pod]) == before
+    assert plugin.registered_ids() == machine.ids().keys()
+
+
+def test_a_killed_plugin_resumes_where_it_was(cluster: Cluster, machine: Machine, plugin: Plugin) -> None:
+    pod = cluster.run_pod("survivor", devices=2)
+    ids, before, offered = granted(machine, pod, 2), identities([pod]), plugin.registered_ids()
+
+    plugin.kill()
+    plugin.wait_for_no_process()
+    assert cluster.wait_for_allocatable(0) == Amount(CARDS, 0)
+    assert identities([pod]) == before
+    assert granted(machine, pod, 2) == ids
+
+    plugin.start()
+    cluster.wait_for_allocatable(CARDS)
+    assert plugin.registered_ids() == offered
+    newcomer = cluster.run_pod("newcomer", devices=CARDS - 2)
+    assert granted(machine, newcomer, CARDS - 2) == offered - ids
+    assert granted(machine, pod, 2) == ids
+    assert identities([pod]) == before
+
+
+def test_sigterm_ends_the_plugin_at_once_and_cleanly(
+    cluster: Cluster, machine: Machine, plugin: Plugin
+) -> None:
+    pod = cluster.run_pod("survivor", devices=1)
+    before = identities([pod])
+    status, seconds = plugin.terminate()
+    assert (status, seconds < EXIT_SECONDS) == (0, True), f"status {status} after {seconds:.2f} s"
+    assert not plugin.socket.exists()
+    plugin.wait_for_no_process()
+    cluster.wait_for_allocatable(0)
+    assert identities([pod]) == before
+
+
+def test_a_container_restarts_only_with_the_device_it_was_granted(
+    cluster: Cluster, machine: Machine, plugin: Plugin
+) -> None:
+    steady, moved = (cluster.run_pod(name, devices=1) for name in ("steady", "moved"))
+    of_steady, of_moved = granted(machine, steady, 1), granted(machine, moved, 1)
+    restart_container(steady)
+    assert granted(machine, steady, 1) == of_steady
+
+    # Now the kubelet's cached answer would give `moved` the device that `steady` holds.
+    (device,) = of_moved
+    home = machine.ids()[device]
+    machine.exchange_nodes(*(machine.card_of(held) for ids in (of_steady, of_moved) for held in ids))
+    assert machine.ids()[device] != home
+    moved.end_container()
+    wait_until(
+        f"pod {moved.name} is told that {device} is no longer /dev/{home}",
+        moved.describe,
+        lambda text: any(device in line and f"/dev/{home}" in line for line in events(text)),
+        seconds=RESTART_SECONDS,
+    )
+    assert not moved.state().running
+
+
+def test_nothing_is_left_behind(hooks: Hooks, cluster: Cluster, machine: Machine, plugin: Plugin) -> None:
+    cluster.run_pod("pair", devices=2)
+    assert len(plugin.processes()) >= 2, "the plugin and its worker"
+
+    cluster.delete_pods()
+    plugin.terminate()
+    machine.close()
+    plugin.wait_for_no_process()
+    assert leftovers(hooks, cluster) == []
+
+
+def restart_kubelet(hooks: Hooks) -> None:
+    """Restart it, and return when the new one listens for plugins."""
+    before = kubelet_life(hooks.device_plugin_directory)
+    subprocess.run(hooks.restart_kubelet, check=True, stdin=subprocess.DEVNULL, timeout=KUBELET_SECONDS)
+    wait_until(
+        "a new kubelet listens for plugins",
+        lambda: kubelet_life(hooks.device_plugin_directory),
+        lambda life: life not in {before, None},
+        seconds=KUBELET_SECONDS,
+    )
+
+
+def restart_container(pod: Pod) -> None:
+    """Let the container exit and wait until the kubelet has started it again."""
+    before = pod.state().container
+    pod.end_container()
+    wait_until(
+        f"the container of pod {pod.name} runs again",
+        pod.state,
+        lambda state: state.running and state.container != before,
+        seconds=RESTART_SECONDS,
+    )

@@ -1,0 +1,630 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kubelet stand-in, against a plugin that does exactly what a test tells it."""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+import pytest
+
+from xpu_plugin.proto import (
+    deviceplugin_pb2 as api,
+)
+from xpu_plugin.proto import (
+    deviceplugin_pb2_grpc as api_grpc,
+)
+from xpu_plugin.proto import (
+    podresources_v1_pb2,
+    podresources_v1_pb2_grpc,
+    podresources_v1alpha1_pb2,
+    podresources_v1alpha1_pb2_grpc,
+)
+from xpu_plugin.simulation.kubelet import (
+    CHECKPOINT,
+    AdmissionError,
+    Device,
+    Endpoint,
+    Kubelet,
+    Registration,
+    StartError,
+)
+
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+RESOURCE = "example.com/thing"
+SECONDS = 5.0
+
+
+def device(id_: str, health: str = "Healthy", *, numa: int | None = None) -> api.Device:
+    topology = None if numa is None else api.TopologyInfo(nodes=[api.NUMANode(ID=numa)])
+    return api.Device(ID=id_, health=health, topology=topology)
+
+
+class ScriptedPlugin(api_grpc.DevicePluginServicer):
+    """A plugin whose list is `show()`n by the test and whose answers are attributes."""
+
+    def __init__(self, kubelet: Kubelet, *devices: api.Device, endpoint: str = "thing.sock") -> None:
+        self.kubelet = kubelet
+        self.endpoint = endpoint
+        self.devices = devices
+        self.calls: list[tuple[str, list[str]]] = []
+        self.registered_when_dialled: bool | None = None
+        self.prefer: Callable[[list[str], int], Iterable[str]] = lambda available, size: ()
+        self.refuse: set[str] = set()
+        self.streams = 0
+        self._registered = False
+        self._closing = False
+        self._shown = asyncio.Event()
+        self._server = grpc.aio.server()
+
+    async def serve(self) -> None:
+        api_grpc.add_DevicePluginServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
+        self._server.add_insecure_port(f"unix:{self.kubelet.directory / self.endpoint}")
+        await self._server.start()
+
+    async def register(
+        self, *, pre_start: bool = False, preferred: bool = False, version: str = "v1beta1"
+    ) -> None:
+        async with grpc.aio.insecure_channel(f"unix:{self.kubelet.socket}") as channel:
+            await api_grpc.RegistrationStub(channel).Register(  # type: ignore[no-untyped-call]
+                api.RegisterRequest(
+                    version=version,
+                    endpoint=self.endpoint,
+                    resource_name=RESOURCE,
+                    options=api.DevicePluginOptions(
+                        pre_start_required=pre_start, get_preferred_allocation_available=preferred
+                    ),
+                ),
+                timeout=SECONDS,
+            )
+        self._registered = True
+
+    def show(self, *devices: api.Device) -> None:
+        self.devices = devices
+        self._wake()
+
+    async def stop(self) -> None:
+        self._closing = True
+        self._wake()
+        await self._server.stop(None)
+
+    def _wake(self) -> None:
+        self._shown.set()
+        self._shown = asyncio.Event()
+
+    async def ListAndWatch(  # noqa: N802
+        self, request: api.Empty, context: Context
+    ) -> AsyncIterator[api.ListAndWatchResponse]:
+        self.registered_when_dialled = self._registered
+        self.streams += 1
+        try:
+            while not self._closing:
+                shown = self._shown
+                yield api.ListAndWatchResponse(devices=self.devices)
+                await shown.wait()
+        finally:
+            self.streams -= 1
+            self._wake()
+
+    async def gone(self) -> None:
+        """Wait until nobody reads the list."""
+        async with asyncio.timeout(SECONDS):
+            while self.streams:
+                await self._shown.wait()
+
+    async def _called(self, context: Context, name: str, ids: Iterable[str]) -> None:
+        self.calls.append((name, list(ids)))
+        if name in self.refuse:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{name} is refused")
+
+    async def GetPreferredAllocation(  # noqa: N802
+        self, request: api.PreferredAllocationRequest, context: Context
+    ) -> api.PreferredAllocationResponse:
+        wish = request.container_requests[0]
+        await self._called(context, "GetPreferredAllocation", wish.available_deviceIDs)
+        ids = self.prefer(list(wish.available_deviceIDs), wish.allocation_size)
+        answer = api.ContainerPreferredAllocationResponse(deviceIDs=ids)
+        return api.PreferredAllocationResponse(container_responses=[answer])
+
+    async def Allocate(  # noqa: N802
+        self, request: api.AllocateRequest, context: Context
+    ) -> api.AllocateResponse:
+        ids = request.container_requests[0].devices_ids
+        await self._called(context, "Allocate", ids)
+        answer = api.ContainerAllocateResponse(
+            envs={"THINGS": ",".join(ids)},
+            devices=[
+                api.DeviceSpec(container_path=f"/dev/{id_}", host_path=f"/dev/{id_}", permissions="rw")
+                for id_ in ids
+            ],
+        )
+        return api.AllocateResponse(container_responses=[answer])
+
+    async def PreStartContainer(  # noqa: N802
+        self, request: api.PreStartContainerRequest, context: Context
+    ) -> api.PreStartContainerResponse:
+        await self._called(context, "PreStartContainer", request.devices_ids)
+        return api.PreStartContainerResponse()
+
+
+def strays() -> list[str]:
+    """Tasks of a kubelet that has closed. gRPC's own may take another round of the loop to end."""
+    coroutines = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()]
+    return [name for name in coroutines if name.startswith("Kubelet.")]
+
+
+@pytest.fixture
+async def kubelet(tmp_path: Path) -> AsyncIterator[Kubelet]:
+    async with Kubelet(tmp_path / "plugins", pod_resources_dir=tmp_path / "pods") as kubelet:
+        yield kubelet
+    assert not strays()
+
+
+@pytest.fixture
+async def plugin(kubelet: Kubelet) -> AsyncIterator[ScriptedPlugin]:
+    plugin = ScriptedPlugin(kubelet, device("a", numa=0), device("b", numa=1), device("c"))
+    await plugin.serve()
+    yield plugin
+    await plugin.stop()
+
+
+async def listed(kubelet: Kubelet, count: int, *, times: int = 1) -> None:
+    await kubelet.until(
+        lambda: kubelet.lists(RESOURCE) >= times and kubelet.allocatable(RESOURCE) == count, timeout=SECONDS
+    )
+
+
+# --- registration and lists ---
+
+
+async def test_the_list_of_a_registered_plugin_is_known(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
+    await plugin.register()
+    await listed(kubelet, 3)
+    assert kubelet.devices(RESOURCE)["b"] == Device(id="b", health="Healthy", numa=(1,))
+    assert kubelet.devices(RESOURCE)["c"].numa == ()
+    assert (kubelet.streams_open, kubelet.lists(RESOURCE)) == (1, 1)
+
+
+async def test_register_is_answered_before_the_endpoint_is_dialled(
+    kubelet: Kubelet, plugin: ScriptedPlugin
+) -> None:
+    await plugin.register()
+    await listed(kubelet, 3)
+    assert plugin.registered_when_dialled
+
+
+async def test_a_registration_is_recorded_with_its_options(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
+    await plugin.register(pre_start=True)
+    [registration] = kubelet.registrations
+    assert (registration.resource, registration.endpoint) == (RESOURCE, "thing.sock")
+    assert (registration.version, registration.life) == ("v1beta1", 1)
+    assert registration.pre_start_required
+    assert not registration.preferred_allocation_available
+
+
+async def test_an_unsupported_version_is_refused(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="is not supported by kubelet"):
+        await plugin.register(version="v1alpha")
+    assert kubelet.registrations == []
+    assert "refused" in kubelet.describe()
+
+
+async def test_a_changed_list_replaces_the_former_one(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
+    await plugin.register()
+    await listed(kubelet, 3)
+    plugin.show(device("a", "Unhealthy"), device("d"))
+    await listed(kubelet, 1, times=2)
+    assert kubelet.capacity(RESOURCE) == 2
+    assert set(kubelet.devices(RESOURCE)) == {"a", "d"}
+
+
+async def test_devices_are_unhealthy_as_soon_as_their_stream_ends(
+    kubelet: Kubelet, plugin: ScriptedPlugin
+) -> None:
+    await plugin.register()
+    await listed(kubelet, 3)
+    await plugin.stop()
+    await listed(kubelet, 0)
+    assert (kubelet.streams_open, kubelet.capacity(RESOURCE)) == (0, 3)
+
+
+async def test_a_stream_that_is_cut_is_cancelled_on_the_plugins_side(
+    kubelet: Kubelet, plugin: ScriptedPlugin
+) -> None:
+    await plugin.register()
+    await listed(kubelet, 3)
+    kubelet.cut(RESOURCE)
+    await plugin.gone()
+    await listed(kubelet, 0)
+
+
+async def test_a_second_registration_of_a_resource_replaces_the_first(
+    kubelet: Kubelet, plugin: ScriptedPlugin
+) -> None:
+    await plugin.register()
+    await listed(kubelet, 3)
+    second = ScriptedPlugin(kubelet, device("z"), endpoint="second.sock")
+    await second.serve()
+    await second.register()
+    await listed(kubelet, 1, times=2)
+    await plugin.gone()
+    assert set(kubelet.devices(RESOURCE)) == {"z"}
+    assert kubelet.streams_open == 1
+    await second.stop()
+
+
+async def test_an_endpoint_that_is_not_there_is_given_up(tmp_path: Path) -> None:
+    async with Kubelet(tmp_path, dial_timeout=0.05) as kubelet:
+        await ScriptedPlugin(kubelet, endpoint="nowhere.sock").register()
+        await kubelet.until(lambda: kubelet.troubles, timeout=SECONDS)
+        assert kubelet.streams_open == 0
+        assert "no answer on nowhere.sock" in kubelet.troubles[0]
+
+
+# --- life ---
+
+
+def names(directory: Path) -> Iterable[str]:
+    return (path.name for path in directory.iterdir())
+
+
+async def test_start_clears_the_directory_of_all_but_directories_and_the_checkpoint(tmp_path: Path) -> None:
+    for name in ("old.sock", CHECKPOINT):
+        (tmp_path / name).touch()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "link").symlink_to("kept")
+    async with Kubelet(tmp_path):
+        assert set(names(tmp_path)) == {"kubelet.sock", CHECKPOINT, "kept"}
+    assert set(names(tmp_path)) == {CHECKPOINT, "kept"}
+
+
+async def test_a_stopped_kubelet_leaves_a_dead_socket(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
+    await kubelet.stop()
+    assert kubelet.socket.is_socket()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await plugin.register()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_restarted_kubelet_knows_no_device_until_it_is_registered_again(
+    kubelet: Kubelet, plugin: ScriptedPlugin
+) -> None:
+    await plugin.register()
+    await listed(kubelet, 3)
+    grant = await kubelet.allocate(RESOURCE, 1)
+    await kubelet.restart()
+    await plugin.gone()
+    assert kubelet.devices(RESOURCE) == {}
+    assert kubelet.grants == (grant,)
+    with pytest.raises(AdmissionError, match="can't allocate unregistered device"):
+        await kubelet.allocate(RESOURCE, 1)
+
+    await plugin.stop()
+    successor = ScriptedPlugin(kubelet, *plugin.devices)
+    await successor.serve()
+    await successor.register()
+    await listed(kubelet, 3, times=2)
+    assert [registration.life for registration in kubelet.registrations] == [1, 2]
+    await successor.stop()
+
+
+# --- pods ---
+
+
+async def test_a_grant_carries_ids_environment_and_nodes(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
+    await plugin.register()
+    await listed(kubelet, 3)
+    grant = await kubelet.allocate(RESOURCE, 2, pod="p", container="c")
+    assert (grant.pod, grant.container, grant.ids) == ("p", "c", ("a", "b"))
+    assert grant.env == {"THINGS": "a,b"}
+    assert [(node.host_path, node.container_path, node.permissions) for node in grant.nodes] == [
+        ("/dev/a", "/dev/a", "rw"),
+        ("/dev/b", "/dev/b", "rw"),
+    ]
+    assert plugin.calls == [("Allocate", ["a", "b"])]
+
+
+async def test_granted_and_sick_devices_are_not_granted_again(
+    kubelet: Kubelet, plugin: ScriptedPlugin
+) -> None:
+    plugin.show(device("a"), device("b", "Unhealthy"), device("c"))
+    await plugin.register()
+    await listed(kubelet, 2)
+    first = await kubelet.allocate(RESOURCE, 1)
+    assert first.ids == ("a",)
+    assert kubelet.allocatable(RESOURCE) == 2
+    with pytest.raises(AdmissionError, match="Requested: 2, Available: 1"):
+        await kubelet.allocate(RESOURCE, 2)
+    kubelet.free(first)
+    assert (await kubelet.allocate(RESOURCE, 2)).ids == ("a", "c")
+
+
+async def test_a_container_that_holds_its_devices_is_not_allocated_twice(
+    kubelet: Kubelet, plugin: ScriptedPlugin
+) -> None:
+    await plugin.register()
+    await listed(kubelet, 3)
+    grant = await kubelet.allocate(RESOURCE, 1, pod="p")
+    assert await kubelet.allocate(RESOURCE, 1, pod="p") is grant
+    assert len(plugin.calls) == 1
+    with pytest.raises(AdmissionError, match="changed request"):
+        await kubelet.allocate(RESOURCE, 2, pod="p")
+
+
+async def test_a_refused_allocation_grants_nothing(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
+    await plugin.register()
+    await listed(kubelet, 3)
+    plugin.refuse.add("Allocate")
+    with pytest.raises(AdmissionError, match="Allocate: FAILED_PRECONDITION: Allocate is refused"):
+        await kubelet.allocate(RESOURCE, 1)
+    assert kubelet.grants == ()
+
+
+async def test_nothing_is_asked_of_a_plugin_whose_stream_ended(
+    kubelet: Kubelet, plugin: ScriptedPlugin
+) -> None:
+    await plugin.register(pre_start=True)
+    await listed(kubelet, 3)
+    grant = await kubelet.allocate(RESOURCE, 1)
+    calls = len(plugin.calls)
+    kubelet.cut(RESOURCE)
+    await listed(kubelet, 0)
+    with pytest.raises(StartError, match="has been stopped"):
+        await kubelet.restart_container(grant)
+    assert len(plugin.calls) == calls
+
+
+# --- preferences ---
+
+
+async def test_a_preference_is_followed_and_filled_up(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
+    await plugin.register(preferred=True)
+    await listed(kubelet, 3)
+    plugin.prefer = lambda available, size: ["c"]
+    assert (await kubelet.allocate(RESOURCE, 2)).ids == ("c", "a")
+    assert plugin.calls[0] == ("GetPreferredAllocation", ["a", "b", "c"])
+
+
+async def test_an_empty_preference_is_ignored(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
+    await plugin.register(preferred=True)
+    await listed(kubelet, 3)
+    assert (await kubelet.allocate(RESOURCE, 1)).ids == ("a",)
+
+
+@pytest.mark.parametrize("answer", [["a", "b"], ["nobody"], ["a", "a"]])
+async def test_an_impossible_preference_fails_the_pod(
+    kubelet: Kubelet, plugin: ScriptedPlugin, answer: list[str]
+) -> None:
+    await plugin.register(preferred=True)
+    await listed(kubelet, 3)
+    plugin.prefer = lambda available, size: answer
+    with pytest.raises(AdmissionError, match="was answered with"):
+        await kubelet.allocate(RESOURCE, 1)
+
+
+async def test_an_error_instead_of_a_preference_fails_the_pod(
+    kubelet: Kubelet, plugin: ScriptedPlugin
+) -> None:
+    await plugin.register(preferred=True)
+    await listed(kubelet, 3)
+    plugin.refuse.add("GetPreferredAllocation")
+    with pytest.raises(AdmissionError, match="GetPreferredAllocation is refused"):
+        await kubelet.allocate(RESOURCE, 1)
+    assert kubelet.grants == ()
+
+
+# --- containers ---
+
+
+async def test_each_start_of_a_container_asks_the_plugin_once_and_allocates_never_again(
+    kubelet: Kubelet, plugin: ScriptedPlugin
+) -> None:
+    await plugin.register(pre_start=True)
+    await listed(kubelet, 3)
+    grant = await kubelet.allocate(RESOURCE, 1)
+    await kubelet.restart_container(grant)
+    assert plugin.calls == [
+        ("Allocate", ["a"]),
+        ("PreStartContainer", ["a"]),
+        ("PreStartContainer", ["a"]),
+    ]
+
+
+async def test_a_container_refused_at_its_start_keeps_its_devices(
+    kubelet: Kubelet, plugin: ScriptedPlugin
+) -> None:
+    await plugin.register(pre_start=True)
+    await listed(kubelet, 3)
+    plugin.refuse.add("PreStartContainer")
+    with pytest.raises(StartError, match="PreStartContainer is refused") as caught:
+        await kubelet.allocate(RESOURCE, 1)
+    assert kubelet.grants == (caught.value.grant,)
+    plugin.refuse.clear()
+    await kubelet.restart_container(caught.value.grant)
+
+
+async def test_before_a_plugin_is_registered_again_containers_start_unasked(
+    kubelet: Kubelet, plugin: ScriptedPlugin
+) -> None:
+    await plugin.register(pre_start=True)
+    await listed(kubelet, 3)
+    grant = await kubelet.allocate(RESOURCE, 1)
+    await kubelet.restart()
+    plugin.calls.clear()
+    await kubelet.restart_container(grant)
+    assert plugin.calls == []
+
+
+# --- pod resources ---
+
+
+async def pods_v1(kubelet: Kubelet) -> Sequence[podresources_v1_pb2.PodResources]:
+    async with grpc.aio.insecure_channel(f"unix:{kubelet.pod_resources_socket}") as channel:
+        stub = podresources_v1_pb2_grpc.PodResourcesListerStub(channel)  # type: ignore[no-untyped-call]
+        answer: podresources_v1_pb2.ListPodResourcesResponse
+        answer = await stub.List(podresources_v1_pb2.ListPodResourcesRequest(), timeout=SECONDS)
+        return answer.pod_resources
+
+
+async def pods_v1alpha1(kubelet: Kubelet) -> Sequence[podresources_v1alpha1_pb2.PodResources]:
+    async with grpc.aio.insecure_channel(f"unix:{kubelet.pod_resources_socket}") as channel:
+        stub = podresources_v1alpha1_pb2_grpc.PodResourcesListerStub(channel)  # type: ignore[no-untyped-call]
+        answer: podresources_v1alpha1_pb2.ListPodResourcesResponse
+        answer = await stub.List(podresources_v1alpha1_pb2.ListPodResourcesRequest(), timeout=SECONDS)
+        return answer.pod_resources
+
+
+@pytest.mark.parametrize("pods", [pods_v1, pods_v1alpha1])
+async def test_both_versions_of_pod_resources_tell_who_holds_what(
+    kubelet: Kubelet, plugin: ScriptedPlugin, pods: Callable[[Kubelet], Awaitable[Sequence[Any]]]
+) -> None:
+    await plugin.register()
+    await listed(kubelet, 3)
+    await kubelet.allocate(RESOURCE, 2, pod="p", container="c")
+    kubelet.hold(["0", "1"], resource="old.example/thing", pod="q", namespace="else")
+    first, second = await pods(kubelet)
+    assert (first.name, first.namespace, first.containers[0].name) == ("p", "default", "c")
+    assert sorted(id_ for held in first.containers[0].devices for id_ in held.device_ids) == ["a", "b"]
+    assert (second.name, second.namespace) == ("q", "else")
+    [held] = second.containers[0].devices
+    assert (held.resource_name, list(held.device_ids)) == ("old.example/thing", ["0", "1"])
+
+
+async def test_an_older_kubelet_serves_v1alpha1_only(tmp_path: Path) -> None:
+    async with Kubelet(
+        tmp_path / "plugins", pod_resources_dir=tmp_path / "pods", pod_resources_v1=False
+    ) as kubelet:
+        kubelet.hold(["0"], resource=RESOURCE)
+        assert len(await pods_v1alpha1(kubelet)) == 1
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await pods_v1(kubelet)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_init_containers_are_in_the_checkpoint_but_not_in_pod_resources(kubelet: Kubelet) -> None:
+    kubelet.hold(["0"], resource=RESOURCE, pod="p", init_container=True)
+    [pod] = await pods_v1(kubelet)
+    assert list(pod.containers) == []
+    assert [entry["PodUID"] for entry in entries(kubelet)] == [kubelet.grants[0].uid]
+
+
+async def test_a_kubelet_that_restarts_without_an_api_server_lists_no_pods_but_counts_their_devices(
+    kubelet: Kubelet,
+) -> None:
+    kubelet.hold(["0"], resource=RESOURCE)
+    kubelet.api_server_away = True
+    assert len(await pods_v1(kubelet)) == 1, "pods known before the outage stay known"
+    await kubelet.restart()
+    assert list(await pods_v1(kubelet)) == []
+    assert len(entries(kubelet)) == 1
+    kubelet.api_server_away = False
+    assert len(await pods_v1(kubelet)) == 1
+
+
+# --- checkpoint ---
+
+
+def checkpoint(kubelet: Kubelet) -> Any:
+    return json.loads((kubelet.directory / CHECKPOINT).read_text())
+
+
+def entries(kubelet: Kubelet) -> Any:
+    return checkpoint(kubelet)["Data"]["PodDeviceEntries"]
+
+
+async def test_the_checkpoint_has_the_shape_of_kubelet_1_20(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
+    await plugin.register()
+    await listed(kubelet, 3)
+    await kubelet.allocate(RESOURCE, 3, pod="p", container="c")
+    written = checkpoint(kubelet)
+    assert set(written) == {"Data", "Checksum"}
+    assert isinstance(written["Checksum"], int)
+    assert written["Data"]["RegisteredDevices"] == {RESOURCE: ["a", "b", "c"]}
+    [entry] = written["Data"]["PodDeviceEntries"]
+    answer = api.ContainerAllocateResponse.FromString(base64.b64decode(entry.pop("AllocResp")))
+    assert answer.envs == {"THINGS": "a,b,c"}
+    assert entry == {
+        "PodUID": "uid-of-default-p",
+        "ContainerName": "c",
+        "ResourceName": RESOURCE,
+        "DeviceIDs": {"0": ["a"], "1": ["b"], "-1": ["c"]},
+    }
+
+
+async def test_an_older_kubelets_checkpoint_has_plain_lists(tmp_path: Path) -> None:
+    async with Kubelet(tmp_path, checkpoint_per_numa=False) as kubelet:
+        kubelet.hold(["0", "1"], resource=RESOURCE)
+        assert entries(kubelet)[0]["DeviceIDs"] == ["0", "1"]
+
+
+async def test_a_freed_grant_stays_in_the_checkpoint_until_it_is_written_again(
+    kubelet: Kubelet, plugin: ScriptedPlugin
+) -> None:
+    await plugin.register()
+    await listed(kubelet, 3)
+    kubelet.free(await kubelet.allocate(RESOURCE, 1))
+    assert len(entries(kubelet)) == 1
+    plugin.show(device("a"))
+    await listed(kubelet, 1, times=2)
+    assert entries(kubelet) == []
+
+
+# --- waiting and manners ---
+
+
+async def test_a_wait_in_vain_tells_what_there_is(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
+    await plugin.register()
+    await listed(kubelet, 3)
+    with pytest.raises(TimeoutError, match=r"(?s)nine devices within 0.01 s.*a Healthy") as caught:
+        await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 9, timeout=0.01, what="nine devices")
+    assert "1 registrations, 1 streams open" in str(caught.value)
+
+
+class Forgetful(Kubelet):
+    """Accepts registrations and never dials."""
+
+    async def dial(self, registration: Registration) -> Endpoint:
+        raise TimeoutError
+
+
+class Deaf(Kubelet):
+    """Opens the stream and never reads it."""
+
+    async def receive(self, endpoint: Endpoint) -> AsyncGenerator[api.ListAndWatchResponse, None]:
+        endpoint.stub.ListAndWatch(api.Empty())
+        await asyncio.Event().wait()
+        yield api.ListAndWatchResponse()
+
+
+class Broken(Kubelet):
+    """Has a bug."""
+
+    async def dial(self, registration: Registration) -> Endpoint:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("manners", [Forgetful, Deaf])
+async def test_a_kubelet_with_bad_manners_still_closes_cleanly(
+    tmp_path: Path, manners: type[Kubelet]
+) -> None:
+    async with manners(tmp_path) as kubelet:
+        plugin = ScriptedPlugin(kubelet, device("a"))
+        await plugin.serve()
+        await plugin.register()
+        assert kubelet.devices(RESOURCE) == {}
+        await plugin.stop()
+    assert not strays()
+
+
+async def test_a_bug_of_the_stand_in_does_not_go_unseen(tmp_path: Path) -> None:
+    kubelet = Broken(tmp_path)
+    await kubelet.start()
+    await ScriptedPlugin(kubelet).register()
+    await kubelet.until(lambda: kubelet.troubles, timeout=SECONDS)
+    with pytest.raises(ZeroDivisionError):
+        await kubelet.aclose()

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: the daemon itself, or a sub-command named by the first argument."""
+
+import importlib
+import logging
+import os
+import sys
+
+from xpu_plugin.config import PROGRAM, UsageError, read_config
+
+
+COMMANDS = ("list", "simulate", "demo")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 2 is usage, in every sub-command."""
+    if arguments is None:
+        arguments = sys.argv[1:]
+    try:
+        if arguments and arguments[0] in COMMANDS:
+            command = importlib.import_module(f"xpu_plugin.commands.{arguments[0]}")
+            status: int = command.main(arguments[1:])
+            return status
+        return _daemon(arguments)
+    except UsageError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except BrokenPipeError:
+        # Whoever read our output has had enough; keep the interpreter from saying so at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _daemon(arguments: list[str]) -> int:
+    config, _, warnings = read_config(arguments, os.environ)
+    from xpu_plugin import daemon, log  # noqa: PLC0415 - usage errors need no gRPC
+
+    log.configure(level=config.log_level, form=config.log_format)
+    for warning in warnings:
+        logging.getLogger(__name__).warning("%s", warning)
+    return daemon.run(config)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`xpu-device-plugin simulate`: makes, changes and shows the machine behind `--xpuml-library=simulator`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from xpu_plugin.simulation.machine import HostError, Machine, MachineError, cards
+
+
+MODELS = (
+    "K100", "K200", "R200", "R300", "R200-8F", "R200-8FS", "R100", "R420", "RG800", "RG800-PRO", "P800",
+)  # fmt: skip
+MAX_CARDS = 8192
+FREE_MAJOR = 240
+MAX_MAJOR = 511
+PROGRAM = "xpu-device-plugin simulate"
+WHAT_TO_SET = """\
+what to change, one of
+  KEY=VALUE...               settings of the machine, such as quirks=off
+  card K KEY=VALUE...        a card; a new number plugs one in, KEY= brings a default back
+  fault KEY=VALUE...         a fault, such as function=xpumlDeviceGetState card=1 action=code:999
+  process KEY=VALUE...       a process on a card, such as pid=4711 card=0 memory=512
+  remove card K              pull a card out
+  clear faults | processes   all of them"""
+
+
+class _UsageError(Exception):
+    pass
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(message)
+
+
+def _number(low: int, high: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"'{text}'; accepted: a whole number {low}..{high}")
+        return int(text)
+
+    return number
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog=PROGRAM, allow_abbrev=False, description=__doc__.partition(": ")[2])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{init,set,show,remove}")
+    texts = {
+        "init": "write a new machine, with device nodes and all",
+        "set": "change it; running processes notice at once",
+        "show": "print the machine file",
+        "remove": "take it away, with device nodes and all",
+    }
+    for command, text in texts.items():
+        sub = commands.add_parser(
+            command,
+            allow_abbrev=False,
+            help=text,
+            description=text,
+            formatter_class=argparse.RawTextHelpFormatter,
+        )
+        _add_place(sub)
+        if command == "init":
+            _add_machine(sub)
+        if command == "set":
+            sub.add_argument("words", nargs="+", metavar="WHAT", help=WHAT_TO_SET)
+    return parser
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    for option, metavar, text in (
+        ("simulator-file", "FILE", "the machine file"),
+        ("dev-root", "DIR", "where device nodes are; init remembers it, /dev by default"),
+        (
+            "sysfs-root",
+            "DIR",
+            "where a tree that looks like sysfs is kept; init remembers it, none by default",
+        ),
+    ):
+        variable = "XPU_PLUGIN_" + option.upper().replace("-", "_")
+        default = os.environ.get(variable) or None
+        parser.add_argument(
+            f"--{option}",
+            metavar=metavar,
+            default=default,
+            required=option == "simulator-file" and default is None,
+            help=f"{text} [{variable}]",
+        )
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cards", type=_number(0, MAX_CARDS), default=4, help="how many [4]")
+    parser.add_argument("--model", choices=MODELS, default="R200", metavar="MODEL", help=", ".join(MODELS))
+    parser.add_argument(
+        "--major",
+        type=_number(1, MAX_MAJOR),
+        default=FREE_MAJOR,
+        help=f"of device nodes: one that no driver has [{FREE_MAJOR}]",
+    )
+    parser.add_argument("--force", action="store_true", help="replace a machine that is there")
+
+
+def _pairs(words: list[str]) -> dict[str, str]:
+    for word in words:
+        if not word.partition("=")[1]:
+            raise _UsageError(f"'{word}'; accepted: KEY=VALUE")
+    return {key: value for key, _, value in (word.partition("=") for word in words)}
+
+
+def _set(machine: Machine, words: list[str]) -> None:
+    card = _number(0, MAX_CARDS - 1)
+    match words:
+        case ["card", number, _, *_]:
+            machine.set_card(card(number), _pairs(words[2:]))
+        case ["remove", "card", number]:
+            machine.remove_card(card(number))
+        case ["fault" | "process" as word, _, *_]:
+            machine.add_line(word, " ".join(words[1:]))
+        case ["clear", "faults"]:
+            machine.clear_faults()
+        case ["clear", "processes"]:
+            machine.clear_processes()
+        case [first, *_] if "=" in first:
+            machine.set(_pairs(words))
+        case _:
+            raise _UsageError(
+                f"'{' '.join(words)}'; accepted: KEY=VALUE..., card K KEY=VALUE..., fault KEY=VALUE..., "
+                "process KEY=VALUE..., remove card K, clear faults, clear processes"
+            )
+
+
+def _run(arguments: list[str]) -> None:
+    options = _parser().parse_args(arguments)
+    machine = Machine(options.simulator_file, dev_root=options.dev_root, sysfs_root=options.sysfs_root)
+    match options.command:
+        case "init":
+            machine.init(
+                cards(options.cards, options.model), {"major": str(options.major)}, force=options.force
+            )
+        case "set":
+            _set(machine, options.words)
+        case "show":
+            print(machine.text(), end="")
+        case "remove":
+            machine.remove()
+
+
+def main(arguments: list[str]) -> int:
+    """Run the sub-command. 0; 2 for bad input; 1 when this host cannot have such a machine."""
+    try:
+        _run(arguments)
+    except (_UsageError, argparse.ArgumentTypeError, MachineError) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1 if isinstance(error, HostError) else 2
+    return 0

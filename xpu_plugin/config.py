@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's options: one table of them, flag > environment > default, validated before anything runs."""
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from xpu_plugin import log
+
+
+PROGRAM = "xpu-device-plugin"
+SIMULATOR = "simulator"
+KEEP = "keep"
+MOST_VFS = 63
+LEGACY_KEEP = "99"
+LONGEST_SOCKET_PATH = 107  # bytes of sun_path
+LONGEST_PROFILE = 24  # what a profile's name adds to the name of a socket
+LIBRARIES = (
+    "/usr/local/xpu/lib64/libxpuml.so.1",
+    "/usr/local/xpu/lib/libxpuml.so.1",
+    "/usr/local/xpu/lib64/libxpuml.so",
+    "libxpuml.so.1",  # the loader's own search
+)
+
+
+class UsageError(Exception):
+    """Bad input: one line naming option, value and what is accepted. Exit status 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises UsageError instead of printing and exiting."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
+
+
+# --- what a value may be: each takes text and returns a value, or raises ArgumentTypeError ------------
+
+
+def _refuse(text: str, accepted: str) -> NoReturn:
+    raise argparse.ArgumentTypeError(f"{text!r} is not accepted; accepted: {accepted}")
+
+
+def _seconds(least: float, most: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        accepted = f"a number of seconds from {least:g} to {most:g}"
+        if not re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", text):
+            _refuse(text, accepted)
+        return float(text) if least <= float(text) <= most else _refuse(text, accepted)
+
+    return parse
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        return text if text in choices else _refuse(text, " or ".join(choices))
+
+    return parse
+
+
+def _switch(text: str) -> bool:
+    if text.lower() in ("true", "1", "yes", "on"):
+        return True
+    return False if text.lower() in ("false", "0", "no", "off") else _refuse(text, "true or false")
+
+
+def _absolute(text: str) -> Path:
+    path = Path(text)
+    return path if path.is_absolute() else _refuse(text, "an absolute path")
+
+
+def _library(text: str) -> str:
+    if text == SIMULATOR or text.startswith("/"):
+        return text
+    return _refuse(text, f"an absolute path, or {SIMULATOR!r}")
+
+
+def _resource(text: str) -> str:
+    """A qualified name as Kubernetes has it for extended resources."""
+    domain, _, name = text.partition("/")
+    label = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+    fine = re.fullmatch(rf"{label}(\.{label})*", domain) and len(domain) <= 253  # noqa: PLR2004
+    if fine and re.fullmatch(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", name):
+        if domain == "kubernetes.io" or domain.endswith(".kubernetes.io"):
+            _refuse(text, "a domain other than kubernetes.io, which is reserved")
+        return text
+    return _refuse(text, "a domain and a name, such as baidu.com/xpu")
+
+
+def _vfs(text: str) -> int | None:
+    """A number of VFs, or None for `keep`."""
+    if text in (KEEP, LEGACY_KEEP):
+        return None
+    if re.fullmatch(r"[0-9]{1,3}", text) and int(text) <= MOST_VFS:
+        return int(text)
+    return _refuse(text, f"a whole number from 0 to {MOST_VFS}, or {KEEP}")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    return names if all(names) else _refuse(text, "device ids, models or serial numbers, comma separated")
+
+
+# --- the options --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option. `default` is text, parsed like any other; a default of None means "not given"."""
+
+    name: str
+    parse: Callable[[str], Any]
+    default: str | None
+    help: str
+    metavar: str = "VALUE"
+
+    @property
+    def attribute(self) -> str:
+        return self.name.replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        return f"XPU_PLUGIN_{self.attribute.upper()}"
+
+
+_PLACES = (
+    Option("dev-root", _absolute, "/dev", "where this program looks for device nodes", "DIR"),
+    Option("sysfs-root", _absolute, "/sys", "where this program looks for sysfs", "DIR"),
+    Option(
+        "xpuml-library",
+        _library,
+        None,
+        f"the libxpuml to open, or {SIMULATOR!r}; searched if not given: {', '.join(LIBRARIES)}",
+        "PATH",
+    ),
+    Option("simulator-file", _absolute, None, "the simulator's machine file", "FILE"),
+    Option("call-timeout", _seconds(0.05, 600), "5", "seconds for the library to answer", "SECONDS"),
+    Option("resource-name", _resource, "baidu.com/xpu", "name under which devices are offered", "NAME"),
+    Option(
+        "resource-per-profile",
+        _switch,
+        "false",
+        "offer each model and VF profile under a name of its own, such as baidu.com/R200-VF-8G",
+    ),
+    Option("allow", _names, None, "offer only these: ids, models or serial numbers", "A,B"),
+    Option("deny", _names, None, "never offer these: ids, models or serial numbers", "A,B"),
+)
+OPTIONS = (
+    *_PLACES,
+    Option(
+        "device-plugin-dir",
+        _absolute,
+        "/var/lib/kubelet/device-plugins",
+        "the kubelet's directory of device plugins",
+        "DIR",
+    ),
+    Option(
+        "pod-resources-socket",
+        _absolute,
+        "/var/lib/kubelet/pod-resources/kubelet.sock",
+        "the kubelet's pod resources API",
+        "SOCKET",
+    ),
+    Option("state-dir", _absolute, "/var/lib/xpu-device-plugin", "where grants are recorded", "DIR"),
+    Option(
+        "health-interval", _seconds(0.05, 3600), "1", "seconds between two looks at all states", "SECONDS"
+    ),
+    Option(
+        "sriov-num-vfs",
+        _vfs,
+        "0",
+        f"VFs that each card is to be split into, 0 to {MOST_VFS}, or {KEEP}; "
+        "checked here, and not acted upon by this release",
+        "N",
+    ),
+    Option("fail-on-init-error", _switch, "false", "exit with status 1 when the first scan fails"),
+    Option("log-level", _one_of(*log.LEVELS), "info", f"one of {', '.join(log.LEVELS)}", "LEVEL"),
+    Option("log-format", _one_of(*log.FORMATS), "text", f"one of {', '.join(log.FORMATS)}", "FORMAT"),
+)
+LIST_OPTIONS = _PLACES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The effective configuration; a name for each option. sriov_num_vfs: None means `keep`."""
+
+    dev_root: Path = Path("/dev")
+    sysfs_root: Path = Path("/sys")
+    xpuml_library: str | None = None
+    simulator_file: Path | None = None
+    call_timeout: float = 5.0
+    resource_name: str = "baidu.com/xpu"
+    resource_per_profile: bool = False
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    device_plugin_dir: Path = Path("/var/lib/kubelet/device-plugins")
+    pod_resources_socket: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
+    state_dir: Path = Path("/var/lib/xpu-device-plugin")
+    health_interval: float = 1.0
+    sriov_num_vfs: int | None = 0
+    fail_on_init_error: bool = False
+    log_level: str = "info"
+    log_format: str = "text"
+
+    def __post_init__(self) -> None:
+        if self.simulated and self.simulator_file is None:
+            raise UsageError(f"--xpuml-library {SIMULATOR}: needs --simulator-file FILE")
+        if not self.simulated and self.dev_root != Path("/dev"):
+            raise UsageError(
+                f"--dev-root: {str(self.dev_root)!r} is accepted with --xpuml-library {SIMULATOR} only, as "
+                "the library itself looks in /dev"
+            )
+        longest = len(os.fsencode(self.device_plugin_dir / "xpu-device-plugin.sock"))
+        longest += LONGEST_PROFILE if self.resource_per_profile else 0
+        if longest > LONGEST_SOCKET_PATH:
+            raise UsageError(
+                f"--device-plugin-dir: {str(self.device_plugin_dir)!r} is too long for a socket's path; "
+                f"accepted: up to {LONGEST_SOCKET_PATH} bytes with the socket's name"
+            )
+
+    @property
+    def simulated(self) -> bool:
+        return self.xpuml_library == SIMULATOR
+
+    def text(self) -> str:
+        """All options as they apply, for the log."""
+        return " ".join(
+            f"{field.name.replace('_', '-')}={_shown(field.name, getattr(self, field.name))}"
+            for field in fields(self)
+        )
+
+
+def _shown(name: str, value: object) -> str:
+    if name == "sriov_num_vfs" and value is None:
+        return KEEP
+    match value:
+        case None | ():
+            return "-"
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:g}"
+        case tuple():
+            return ",".join(map(str, value))
+    return str(value)
+
+
+# --- reading them -------------------------------------------------------------------------------------
+
+# What manifests of the former plugin may contain: its name -> ours, or None for what has no meaning any more.
+_LEGACY_OPTIONS = {
+    "use-detail-resName": "resource-per-profile",
+    "pass-device-specs": None,
+    "rename-dev": None,
+    "use-fake-dev": None,
+}
+
+
+def read_config(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    options: Sequence[Option] = OPTIONS,
+    parser: Parser | None = None,
+) -> tuple[Config, argparse.Namespace, list[str]]:
+    """Arguments and environment -> configuration, what else the parser knows, and warnings to log.
+
+    Raises UsageError.
+    """
+    parser = parser or daemon_parser()
+    add_options(parser, options)
+    warnings: list[str] = []
+    namespace = parser.parse_args(_modernise(arguments, options, warnings))
+    values: dict[str, Any] = {}
+    for option in options:
+        given = vars(namespace).get(option.attribute)
+        where = f"--{option.name}"
+        if given is None and environment.get(option.variable):
+            given, where = environment[option.variable], option.variable
+        text = option.default if given is None else given
+        if text is None:
+            continue
+        try:
+            values[option.attribute] = option.parse(text)
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"{where}: {error}") from None
+        if option.attribute == "sriov_num_vfs" and text == LEGACY_KEEP:
+            warnings.append(f"{where}={LEGACY_KEEP} is understood as {KEEP}; write {KEEP}")
+    return Config(**values), namespace, warnings
+
+
+def daemon_parser() -> Parser:
+    return Parser(
+        prog=PROGRAM,
+        description="Kubernetes device plugin for Kunlunxin XPUs.",
+        epilog="Sub-commands, each with its own --help: list, simulate, demo. An option that is not given is "
+        "read from its environment variable. Durations are in seconds.",
+    )
+
+
+def add_options(parser: argparse.ArgumentParser, options: Sequence[Option]) -> None:
+    """Take all values as text: they are parsed later, whether they come from here or the environment."""
+    for option in options:
+        default = f"default {option.default}; " if option.default is not None else ""
+        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if option.parse is _switch else {}
+        repeated: dict[str, Any] = {"action": _Join} if option.parse is _names else {}
+        parser.add_argument(
+            f"--{option.name}",
+            dest=option.attribute,
+            metavar="true|false" if switch else option.metavar,
+            help=f"{option.help} ({default}{option.variable})".replace("%", "%%"),
+            **switch,
+            **repeated,
+        )
+
+
+class _Join(argparse.Action):
+    """An option given several times is one list."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if before is None else f"{before},{values}")
+
+
+def _modernise(arguments: Sequence[str], options: Sequence[Option], warnings: list[str]) -> list[str]:
+    """Rewrite what only the former plugin's manifests say, each with one warning."""
+    known = {option.name for option in options} | {"help", "version"}
+    modern = []
+    for argument in arguments:
+        match = re.fullmatch(r"(--?)([A-Za-z][-A-Za-z]+)(=.*)?", argument, re.DOTALL)
+        if match is None:
+            modern.append(argument)
+            continue
+        dashes, name, value = match[1], match[2], match[3] or ""
+        if name in _LEGACY_OPTIONS:
+            successor = _LEGACY_OPTIONS[name]
+            if successor is None:
+                warnings.append(f"{dashes}{name} has no meaning any more and is ignored")
+            else:
+                warnings.append(f"{dashes}{name} is understood as --{successor}; write --{successor}")
+                modern.append(f"--{successor}{value}")
+        elif dashes == "-" and name in known:
+            warnings.append(f"-{name} is understood as --{name}; write --{name}")
+            modern.append(f"--{name}{value}")
+        else:
+            modern.append(argument)
+    return modern

@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server's end of the worker: start it, ask it with a deadline, replace it.
+
+Whatever the library does to the worker, the caller here gets an answer or one error, and soon: a worker
+that hangs, dies or talks nonsense is killed and never waited for, as one that is stuck in the driver
+cannot die. The progress word then tells which call of which device it was.
+"""
+
+import asyncio
+import json
+import logging
+import mmap
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from xpu_plugin.edges.wire import HEADER, LONGEST_ANSWER
+from xpu_plugin.model.devices import Function, Host, Node, Scan
+from xpu_plugin.xpuml import Call, Failure, Reading, StateAnswer, XpumlError, error
+
+
+logger = logging.getLogger(__name__)
+
+MOST_STUCK = 3  # workers that were killed and are still there
+START_SECONDS = 30.0  # for a fresh interpreter on a loaded machine; the library's own calls are apart
+_WORD = 8  # bytes of the progress word
+
+T = TypeVar("T")
+
+
+class WorkerError(Exception):
+    """The worker could not answer; it has been killed, the next request starts a fresh one.
+
+    call: the native call that was in flight, if one was
+    """
+
+    def __init__(self, text: str, call: Call | None = None) -> None:
+        super().__init__(f"{text} in {call}" if call else text)
+        self.call = call
+
+
+class WorkerHungError(WorkerError):
+    """No answer before the deadline."""
+
+
+class WorkerDiedError(WorkerError):
+    """The process ended, or what it said was no answer."""
+
+
+class TooManyStuckError(WorkerError):
+    """No fresh worker is started while so many killed ones have not gone."""
+
+
+class LibraryError(Exception):
+    """No usable libxpuml; the text says which paths were tried and what was wrong with each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a worker opens, and where it looks.
+
+    libraries: paths, the first usable one is taken; environment: added to the worker's own
+    """
+
+    libraries: tuple[str, ...]
+    dev_root: Path
+    sysfs_root: Path
+    simulated: bool = False
+    environment: Mapping[str, str]
+
+
+class _Process:
+    """One worker process with its socket and its progress word."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        ours, theirs = socket.socketpair()
+        progress_fd = os.memfd_create("xpu-progress")
+        try:
+            os.ftruncate(progress_fd, _WORD)
+            self._progress = mmap.mmap(progress_fd, _WORD)
+            self._child = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "xpu_plugin.edges.worker",
+                    str(theirs.fileno()),
+                    str(progress_fd),
+                ],
+                pass_fds=(theirs.fileno(), progress_fd),
+                stdin=subprocess.DEVNULL,  # descriptor 0 must be taken: the library takes 0 for "not open"
+                stdout=subprocess.DEVNULL,  # the library prints
+                env={**os.environ, **environment},
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(progress_fd)
+        ours.setblocking(False)
+        self.pid = self._child.pid
+        self._socket: socket.socket | None = ours
+
+    async def exchange(self, request: bytes) -> bytes:
+        """Send a request and read its answer. Raises EOFError or OSError when the worker is gone."""
+        loop = asyncio.get_running_loop()
+        if self._socket is None:
+            raise EOFError
+        await loop.sock_sendall(self._socket, HEADER.pack(len(request)) + request)
+        (length,) = HEADER.unpack(await self._read(HEADER.size))
+        if length > LONGEST_ANSWER:
+            raise ValueError(f"an answer of {length} bytes")
+        return await self._read(length)
+
+    async def _read(self, length: int) -> bytes:
+        assert self._socket is not None  # noqa: S101 - exchange saw to it
+        loop = asyncio.get_running_loop()
+        buffer = bytearray(length)
+        view, got = memoryview(buffer), 0
+        while got < length:
+            count = await loop.sock_recv_into(self._socket, view[got:])
+            if count == 0:
+                raise EOFError
+            got += count
+        return bytes(buffer)
+
+    def in_flight(self) -> Call | None:
+        return Call.from_word(int.from_bytes(self._progress[:_WORD], sys.byteorder))
+
+    def kill(self) -> None:
+        """Kill it and let go of it; whether it ends is `ended`'s to tell."""
+        self._child.kill()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def ended(self) -> str | None:
+        """How the process ended; None while it has not. Reaps it, never waits."""
+        status = self._child.poll()
+        if status is None:
+            return None
+        if status < 0:
+            return f"killed by signal {-status}"
+        return f"exit status {status}"
+
+
+class Driver:
+    """Asks the worker, one request at a time; starts it when there is none.
+
+    call_timeout: seconds for a request that makes one round of native calls
+    """
+
+    def __init__(self, target: Target, *, call_timeout: float) -> None:
+        self._target = target
+        self._call_timeout = call_timeout
+        self._lock = asyncio.Lock()
+        self._process: _Process | None = None
+        self._dying: list[_Process] = []
+        self._opened: dict[str, str] = {}
+
+    # --- requests -------------------------------------------------------------------------------
+
+    async def scan(self, skip: Collection[int] = ()) -> Scan | None:
+        """Scan with a fresh worker, as a library lists devices honestly only once.
+
+        None when device nodes came or went meanwhile. Raises WorkerError, LibraryError, XpumlError.
+        """
+        async with self._lock:
+            self._discard()
+            return await self._request(
+                "scan",
+                lambda answer: _scan(answer, self._opened) if answer["stable"] else None,
+                dev_root=str(self._target.dev_root),
+                sysfs_root=str(self._target.sysfs_root),
+                skip=sorted(skip),
+                simulated=self._target.simulated,
+            )
+
+    async def sweep(self, skip: Collection[int] = ()) -> list[StateAnswer | None]:
+        """Ask the worker of the last scan for all states, by index; None for skipped ones.
+
+        Raises WorkerError, also when that worker is gone: its indexes mean nothing to another.
+        """
+        async with self._lock:
+            if self._process is None:
+                raise WorkerDiedError("there is no worker that has scanned")
+            return await self._request("sweep", _states, skip=sorted(skip))
+
+    async def host(self) -> Host:
+        """The host's facts as they are now, to compare with those of the last scan. Raises WorkerError."""
+        async with self._lock:
+            if self._process is None:
+                raise WorkerDiedError("there is no worker that has scanned")
+            return await self._request(
+                "host", _host, dev_root=str(self._target.dev_root), sysfs_root=str(self._target.sysfs_root)
+            )
+
+    async def close(self) -> None:
+        """Kill the worker; give it a moment to go, for a tidy exit."""
+        self._discard()
+        for _ in range(20):
+            if not self._stuck():
+                return
+            await asyncio.sleep(0.01)
+        logger.warning("worker %s is stuck in the driver and stays behind", self._dying[0].pid)
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    # --- the process ----------------------------------------------------------------------------
+
+    async def _request(self, call: str, decode: Callable[[Any], T], **arguments: object) -> T:
+        process = self._process or await self._start()
+        return await self._ask(process, self._call_timeout, call, decode, **arguments)
+
+    async def _start(self) -> _Process:
+        if len(stuck := self._stuck()) >= MOST_STUCK:
+            pids = ", ".join(str(process.pid) for process in stuck)
+            raise TooManyStuckError(f"workers {pids} were killed and do not end: the driver holds them")
+        process = self._process = _Process(self._target.environment)
+        await self._ask(process, START_SECONDS, "ready", bool)
+        self._opened = await self._ask(
+            process, self._call_timeout, "open", dict, paths=list(self._target.libraries)
+        )
+        return process
+
+    async def _ask(
+        self,
+        process: _Process,
+        seconds: float,
+        call: str,
+        decode: Callable[[Any], T],
+        **arguments: object,
+    ) -> T:
+        request = json.dumps({"call": call, **arguments}).encode()
+        try:
+            async with asyncio.timeout(seconds):
+                answer = json.loads(await process.exchange(request))
+            if "error" in answer:
+                raise _error(answer["error"])
+            return decode(answer["result"])
+        except TimeoutError:
+            in_flight = process.in_flight()
+            self._discard()
+            raise WorkerHungError(f"no answer within {seconds:g} s", in_flight) from None
+        except (EOFError, OSError):
+            how = await self._bury(process)
+            raise WorkerDiedError(f"the worker ended ({how})", process.in_flight()) from None
+        except (ValueError, KeyError, TypeError) as nonsense:
+            self._discard()
+            raise WorkerDiedError(f"the worker talked nonsense: {nonsense}", process.in_flight()) from None
+        except (XpumlError, LibraryError):
+            self._discard()  # a library that failed as a whole is opened anew
+            raise
+        except asyncio.CancelledError:
+            self._discard()  # its answer would be taken for the next one's
+            raise
+
+    async def _bury(self, process: _Process) -> str:
+        """How a worker whose socket closed ended; it is as good as dead already."""
+        for _ in range(20):
+            if (how := process.ended()) is not None:
+                break
+            await asyncio.sleep(0.005)
+        self._discard()
+        return how or "its socket closed"
+
+    def _discard(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._dying.append(self._process)
+            self._process = None
+        self._stuck()
+
+    def _stuck(self) -> list[_Process]:
+        self._dying = [process for process in self._dying if process.ended() is None]
+        return self._dying
+
+
+def _error(fields: dict[str, Any]) -> Exception:
+    match fields:
+        case {"kind": "xpuml", "code": int(code), "function": str(function), "library_text": str(text)}:
+            return error(code, function, text)
+        case {"kind": "library" | "system", "text": str(text)}:
+            return LibraryError(text)
+    raise ValueError(f"an error of no known kind: {fields}")
+
+
+def _scan(answer: dict[str, Any], opened: Mapping[str, str]) -> Scan:
+    return Scan(
+        readings=tuple(_reading(record) for record in answer["readings"]),
+        usable=tuple(answer["usable"]),
+        host=_host(answer["host"]),
+        library=opened["library"],
+        library_version=opened["library_version"],
+        driver_version=answer["driver_version"],
+        driver_release=answer["driver_release"],
+    )
+
+
+def _host(facts: dict[str, Any]) -> Host:
+    return Host(
+        nodes=tuple(Node(**node) for node in facts["nodes"]),
+        control=facts["control"],
+        addresses={int(number): address for number, address in facts["addresses"].items()},
+        functions={address: Function(**fields) for address, fields in facts["functions"].items()},
+    )
+
+
+def _states(answer: list[list[int] | None]) -> list[StateAnswer | None]:
+    return [None if state is None else StateAnswer(*state) for state in answer]
+
+
+def _reading(record: dict[str, Any]) -> Reading:
+    failures = tuple(Failure(**failure) for failure in record.pop("failures"))
+    return Reading(**record, failures=failures)

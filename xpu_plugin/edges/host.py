@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel says without the library: device nodes and sysfs.
+
+Nothing here opens a device node, as that alone would make the device "in use". Facts of the host side:
+nodes are `/dev/xpuN` beside `/dev/xpuctrl`; N is the lowest number that was free, the minor is not N;
+`/sys/class/xpu/xpuN/device` leads to the PCI function, for both nodes of a K200 to the same one.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from xpu_plugin.model.devices import CONTROL_NODE, Function, Host, Node
+
+
+_VENDORS = frozenset({0x1D22, 0x2057})
+_NODE = re.compile(r"xpu(0|[1-9][0-9]{0,8})")
+
+
+def list_nodes(dev_root: Path) -> tuple[Node, ...]:
+    """The character devices xpuN below `dev_root`, by ascending N; none when there is no such directory.
+
+    A link to a character device counts: this is how an unprivileged simulation makes its nodes.
+    """
+    try:
+        names = os.listdir(dev_root)  # noqa: PTH208 - thousands of names, of which few matter
+    except FileNotFoundError:
+        return ()
+    numbers = sorted(int(match[1]) for name in names if (match := _NODE.fullmatch(name)))
+    return tuple(
+        Node(number=number, major=os.major(device), minor=os.minor(device))
+        for number in numbers
+        if (device := device_number(dev_root / f"xpu{number}")) is not None
+    )
+
+
+def device_number(path: Path | str) -> int | None:
+    """st_rdev of a character device; None when there is none at that path."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - on the way of every Allocate
+    except OSError:
+        return None
+    return status.st_rdev if stat.S_ISCHR(status.st_mode) else None
+
+
+def read_host(dev_root: Path, sysfs_root: Path) -> Host:
+    """All facts at once. What sysfs does not tell is left out, never guessed."""
+    nodes = list_nodes(dev_root)
+    addresses = {}
+    for node in nodes:
+        link = sysfs_root / f"class/xpu/xpu{node.number}/device"
+        try:
+            addresses[node.number] = link.resolve(strict=True).name
+        except (OSError, RuntimeError):
+            continue
+    return Host(
+        nodes=nodes,
+        control=device_number(dev_root / CONTROL_NODE),
+        addresses=addresses,
+        functions=_functions(sysfs_root, set(addresses.values()) or _vendor_functions(sysfs_root)),
+    )
+
+
+def _functions(sysfs_root: Path, addresses: Iterable[str]) -> dict[str, Function]:
+    """The functions at `addresses`, and the cards that VFs among them belong to."""
+    functions = {address: read_function(sysfs_root, address) for address in addresses}
+    parents = {function.physfn for function in functions.values()} - functions.keys() - {None}
+    return functions | {card: read_function(sysfs_root, card) for card in parents if card}
+
+
+def _vendor_functions(sysfs_root: Path) -> set[str]:
+    """Addresses of the vendor's PCI functions, for drivers that make no class `xpu` in sysfs."""
+    try:
+        functions = list((sysfs_root / "bus/pci/devices").iterdir())
+    except OSError:
+        return set()
+    return {function.name for function in functions if _number(function / "vendor") in _VENDORS}
+
+
+def read_function(sysfs_root: Path, address: str) -> Function:
+    """What sysfs knows of one PCI function."""
+    directory = sysfs_root / "bus/pci/devices" / address
+    numa = _number(directory / "numa_node")
+    try:
+        parent = (directory / "physfn").readlink().name
+    except OSError:
+        parent = None
+    return Function(
+        vendor=_number(directory / "vendor"),
+        device=_number(directory / "device"),
+        subsystem=_number(directory / "subsystem_device"),
+        numa=None if numa is None or numa < 0 else numa,
+        num_vfs=_number(directory / "sriov_numvfs"),
+        physfn=parent,
+    )
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii").strip(), 0)
+    except (OSError, ValueError):
+        return None
+
+
+def driver_release() -> str | None:
+    """The driver's full version number, of which the library leaves out the third part; None if unknown."""
+    try:
+        return Path("/proc/xpu/version").read_text(encoding="ascii", errors="replace").strip() or None
+    except OSError:
+        return None

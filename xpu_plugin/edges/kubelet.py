@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The socket's life: serve, register, notice every kind of kubelet restart.
+
+A kubelet life is known by its socket's device, inode and change time: the inode alone may come back.
+Register returns before the kubelet dials back, and that may fail unseen; so a stream has to open, or we
+register again. A kubelet that starts deletes every socket in the directory, ours too.
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from xpu_plugin.edges.service import OPTIONS, DevicePluginService
+from xpu_plugin.proto import deviceplugin_pb2 as api
+from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
+
+
+logger = logging.getLogger(__name__)
+
+VERSION = "v1beta1"
+KUBELET_SOCKET = "kubelet.sock"
+SOCKET_PREFIX = "xpu-device-plugin"
+
+STREAM_POLL_SECONDS = 1.0  # between looks at kubelet.sock while a stream is open
+FAST_POLL_SECONDS = 0.01  # between looks for a kubelet that has just gone ...
+FAST_FOR_SECONDS = 30.0  # ... for so long; a restart takes two to three
+SLOW_POLL_SECONDS = 0.08  # and after that
+DIAL_BACK_SECONDS = 10.0  # for the kubelet to open a stream after a registration
+REGISTER_SECONDS = 5.0  # deadline of the call
+AGAIN_SECONDS = (1.0, 30.0)  # back-off of registrations within one kubelet life: first, most
+LOCK_SECONDS = 1.0  # between attempts to become the only plugin
+STOP_SECONDS = 0.2  # for calls in progress when a server stops
+
+Delays = Callable[[float, float], Iterator[float]]
+"""A back-off: (first, most) seconds -> what to wait, time after time."""
+
+# Within a kubelet's first moments its socket is there and nobody listens yet.
+_REFUSED_SECONDS = (0.01, 1.0)
+_CHANNEL_OPTIONS = (("grpc.use_local_subchannel_pool", 1),)  # no connection state shared between attempts
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One life of a kubelet, or one socket file of ours."""
+
+    device: int
+    inode: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "Identity | None":
+        """The identity of the socket at `path`; None when there is none."""
+        try:
+            status = os.stat(path)  # noqa: PTH116 - called a hundred times a second while a kubelet is away
+        except OSError:
+            return None
+        if not stat.S_ISSOCK(status.st_mode):
+            return None
+        return cls(status.st_dev, status.st_ino, status.st_ctime_ns)
+
+
+class InstanceLock:
+    """At most one plugin works in a device plugin directory: a lock on the directory itself, which ends
+    with the process and leaves no file."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._descriptor: int | None = None
+        self._complaint: str | None = None
+
+    async def acquire(self) -> None:
+        """Wait until the directory exists and no other plugin has it."""
+        while not self._try():  # noqa: ASYNC110 - nothing tells us when another process lets go
+            await asyncio.sleep(LOCK_SECONDS)
+        self._complaint = None
+
+    def held(self) -> bool:
+        """Whether what is locked is still the directory at that path."""
+        if self._descriptor is None:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self._directory))  # noqa: PTH116
+        except OSError:
+            return False
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _try(self) -> bool:
+        if self.held():
+            return True
+        self.release()
+        try:
+            descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            self._complain(f"waiting for the kubelet's directory {self._directory}: {error.strerror}")
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            self._complain(f"waiting: another plugin works in {self._directory}")
+            return False
+        self._descriptor = descriptor
+        return self.held()
+
+    def _complain(self, text: str) -> None:
+        if text != self._complaint:
+            logger.warning("%s", text)
+            self._complaint = text
+
+
+class Endpoint:
+    """One resource's socket and its registration with whatever kubelet there is."""
+
+    def __init__(
+        self,
+        service: DevicePluginService,
+        *,
+        directory: Path,
+        socket: str,
+        lock: InstanceLock,
+        delays: Delays,
+    ) -> None:
+        self._service = service
+        self._directory = directory
+        self._name = socket
+        self._path = directory / socket
+        self._kubelet = directory / KUBELET_SOCKET
+        self._lock = lock
+        self._delays = delays
+        self._server: grpc.aio.Server | None = None
+        self._bound: Identity | None = None
+
+    async def run(self) -> None:
+        """Serve and stay registered until cancelled; then end the streams and remove the socket."""
+        try:
+            await self._live()
+        finally:
+            await self._stop()
+
+    async def _live(self) -> None:
+        registered: Identity | None = None  # the kubelet life we are known to
+        seen: Identity | None = None  # the one that was there when last looked at
+        opened_at: float | None = None  # since when a stream is open
+        try_at = idle_since = time.monotonic()
+        again = self._delays(*AGAIN_SECONDS)
+        refused = self._delays(*_REFUSED_SECONDS)
+        complaint: str | None = None
+        while True:
+            self._service.streams_changed.clear()
+            now = time.monotonic()
+            streaming = self._service.streams > 0
+            if streaming and opened_at is None:
+                opened_at = now
+            elif not streaming and opened_at is not None:
+                logger.info("the kubelet ended its stream resource=%s", self._service.resource)
+                if now - opened_at > DIAL_BACK_SECONDS:
+                    again = self._delays(*AGAIN_SECONDS)
+                opened_at, idle_since, try_at = None, now, now + next(again)
+
+            kubelet = Identity.of(self._kubelet)
+            if kubelet != seen:
+                seen, idle_since, try_at = kubelet, now, now
+                refused = self._delays(*_REFUSED_SECONDS)
+            if kubelet is None:
+                if complaint is None:
+                    complaint = f"waiting for the kubelet's socket {self._kubelet}"
+                    logger.info("%s", complaint)
+            elif now >= try_at and (kubelet != registered or not streaming):
+                trouble = await self._register()
+                now = time.monotonic()
+                if trouble is None:
+                    registered, idle_since, try_at = kubelet, now, now + DIAL_BACK_SECONDS
+                else:
+                    try_at = now + next(again if kubelet == registered else refused)
+                    if trouble != complaint:
+                        logger.warning("cannot register resource=%s: %s", self._service.resource, trouble)
+                complaint = trouble
+                continue
+            if streaming:
+                await self._pause(STREAM_POLL_SECONDS)
+            else:
+                fast = now - idle_since < FAST_FOR_SECONDS
+                await self._pause(FAST_POLL_SECONDS if fast else SLOW_POLL_SECONDS)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait; a stream that opens or ends is news at once."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._service.streams_changed.wait()
+        except TimeoutError:
+            pass
+
+    async def _register(self) -> str | None:
+        """Have our socket in place, then say so to the kubelet; returns what went wrong, if anything did."""
+        if not self._lock.held():
+            await self._lock.acquire()
+        if self._server is None or Identity.of(self._path) != self._bound:
+            await self._serve()
+        request = api.RegisterRequest(
+            version=VERSION,
+            endpoint=self._name,
+            resource_name=self._service.resource,
+            options=OPTIONS,
+        )
+        async with grpc.aio.insecure_channel(f"unix://{self._kubelet}", options=_CHANNEL_OPTIONS) as channel:
+            try:
+                stub = api_grpc.RegistrationStub(channel)  # type: ignore[no-untyped-call]  # generated
+                await stub.Register(request, timeout=REGISTER_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                return f"{error.code().name}: {error.details()}"
+        logger.info("registered resource=%s endpoint=%s", self._service.resource, self._name)
+        return None
+
+    async def _serve(self) -> None:
+        """Bind anew. The old server goes first: when it stops it unlinks its path, whoever bound it."""
+        await self._stop()
+        self._service.reopen()
+        self._path.unlink(missing_ok=True)
+        server = grpc.aio.server()
+        api_grpc.add_DevicePluginServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
+        server.add_insecure_port(f"unix://{self._path}")
+        self._path.chmod(0o600)
+        await server.start()
+        self._server, self._bound = server, Identity.of(self._path)
+
+    async def _stop(self) -> None:
+        if self._server is None:
+            return
+        self._service.close()
+        server, self._server = self._server, None
+        await server.stop(STOP_SECONDS)
+        if Identity.of(self._path) == self._bound:
+            self._path.unlink(missing_ok=True)
+
+
+def socket_name(resource: str, base: str) -> str:
+    """File name of a resource's socket: the plain one for `base`, one with the profile's name otherwise."""
+    if resource == base:
+        return f"{SOCKET_PREFIX}.sock"
+    return f"{SOCKET_PREFIX}-{resource.partition('/')[2]}.sock"

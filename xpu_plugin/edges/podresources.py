@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who holds what: the kubelet's pod resources API, and its checkpoint as a second witness.
+
+Neither is the whole truth. The API leaves out init containers, lags a grant, and lists no pods at all
+while a restarted kubelet cannot reach its API server. The checkpoint names no pods and keeps a dead
+pod's devices until the next grant. A holder that either of them names is a holder.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from xpu_plugin.proto import podresources_v1_pb2 as v1
+from xpu_plugin.proto import podresources_v1_pb2_grpc as v1_grpc
+from xpu_plugin.proto import podresources_v1alpha1_pb2 as v1alpha1
+from xpu_plugin.proto import podresources_v1alpha1_pb2_grpc as v1alpha1_grpc
+
+
+logger = logging.getLogger(__name__)
+
+LIST_SECONDS = 2.0
+CHECKPOINT = "kubelet_internal_checkpoint"
+_OPTIONS = (
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", 64 << 20),
+)
+# Generated stubs and messages; the messages of both versions are alike as far as they are read here.
+_VERSIONS: tuple[tuple[Any, Any], ...] = (
+    (v1_grpc.PodResourcesListerStub, v1.ListPodResourcesRequest()),
+    (v1alpha1_grpc.PodResourcesListerStub, v1alpha1.ListPodResourcesRequest()),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """Devices of one resource that one container holds; `container` is `namespace/pod/container` or, from
+    the checkpoint, `pod UID/container`."""
+
+    container: str
+    resource: str
+    ids: tuple[str, ...]
+
+
+class UnknownHoldersError(Exception):
+    """A source that exists could not be read: it must not be taken for "nobody"."""
+
+
+async def list_pods(socket: Path) -> list[Holding]:
+    """What the pod resources API lists, v1 or else v1alpha1. Empty when the kubelet has no such socket.
+
+    Raises UnknownHoldersError when the socket is there and does not answer.
+    """
+    if not os.path.exists(socket):  # noqa: ASYNC240, PTH110 - a look, no wait
+        return []
+    async with grpc.aio.insecure_channel(f"unix://{socket}", options=_OPTIONS) as channel:
+        for stub, request in _VERSIONS:
+            try:
+                answer = await stub(channel).List(request, timeout=LIST_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    continue
+                raise UnknownHoldersError(f"{socket}: {error.code().name}: {error.details()}") from None
+            return [
+                Holding(
+                    container=f"{pod.namespace}/{pod.name}/{container.name}",
+                    resource=devices.resource_name,
+                    ids=tuple(devices.device_ids),
+                )
+                for pod in answer.pod_resources
+                for container in pod.containers
+                for devices in container.devices
+            ]
+    raise UnknownHoldersError(f"{socket}: neither v1 nor v1alpha1 of the pod resources API")
+
+
+def read_checkpoint(device_plugin_dir: Path) -> list[Holding]:
+    """What the kubelet wrote down. Empty when there is no file, as before the first grant of a node.
+
+    Raises UnknownHoldersError when the file is there and cannot be understood.
+    """
+    file = device_plugin_dir / CHECKPOINT
+    try:
+        document = json.loads(file.read_bytes())
+        return list(_holdings(document["Data"]["PodDeviceEntries"] or []))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnknownHoldersError(f"{file}: {error!r}") from None
+
+
+def _holdings(entries: list[dict[str, Any]]) -> Iterator[Holding]:
+    for entry in entries:
+        ids = entry["DeviceIDs"] or []
+        if isinstance(ids, dict):  # from 1.20 on: by NUMA node
+            ids = [id for own in ids.values() for id in own]
+        yield Holding(
+            container=f"{entry['PodUID']}/{entry['ContainerName']}",
+            resource=str(entry["ResourceName"]),
+            ids=tuple(map(str, ids)),
+        )

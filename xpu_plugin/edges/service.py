@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The DevicePlugin gRPC service of one resource: translates between the kubelet and the picture.
+
+Nothing here waits for the library: every answer comes from the picture as it is.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from typing import Any, NoReturn
+
+import grpc
+
+from xpu_plugin.edges.grants import GrantRecord
+from xpu_plugin.model import allocation
+from xpu_plugin.model.allocation import Cause, NodeNumber, Refusal
+from xpu_plugin.model.inventory import Entry, Inventory
+from xpu_plugin.proto import deviceplugin_pb2 as api
+from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
+
+
+logger = logging.getLogger(__name__)
+
+OPTIONS = api.DevicePluginOptions(pre_start_required=True, get_preferred_allocation_available=True)
+
+_STATUS = {
+    Cause.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    Cause.UNKNOWN: grpc.StatusCode.NOT_FOUND,
+    Cause.NOT_READY: grpc.StatusCode.FAILED_PRECONDITION,
+}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class DevicePluginService(api_grpc.DevicePluginServicer):
+    """One resource's service.
+
+    current: the picture as it is; beyond: the newest picture that is not of a generation
+    node: st_rdev of a device node by name; on_grant: told the ids of each grant
+    """
+
+    def __init__(
+        self,
+        resource: str,
+        *,
+        current: Callable[[], Inventory | None],
+        beyond: Callable[[int], Awaitable[Inventory]],
+        node: NodeNumber,
+        record: GrantRecord,
+        on_grant: Callable[[Collection[str]], None],
+    ) -> None:
+        self.resource = resource
+        self.streams = 0
+        self.streams_changed = asyncio.Event()
+        self._current = current
+        self._beyond = beyond
+        self._node = node
+        self._record = record
+        self._on_grant = on_grant
+        self._closing = asyncio.Event()
+
+    def close(self) -> None:
+        """End all streams cleanly; the kubelet sees an end, not an error."""
+        self._closing.set()
+
+    def reopen(self) -> None:
+        """Take streams again, on a socket bound anew."""
+        self._closing = asyncio.Event()
+
+    # --- the service ----------------------------------------------------------------------------
+
+    async def GetDevicePluginOptions(  # noqa: N802
+        self, request: api.Empty, context: Context
+    ) -> api.DevicePluginOptions:
+        return OPTIONS
+
+    async def ListAndWatch(  # noqa: N802
+        self, request: api.Empty, context: Context
+    ) -> AsyncIterator[api.ListAndWatchResponse]:
+        """The list at once, then again whenever it is another one; a slow reader skips what came between."""
+        self._count_stream(1)
+        try:
+            sent, generation, closing = None, 0, self._closing
+            while (inventory := await self._next(generation, closing)) is not None:
+                generation = inventory.generation
+                answer = listing(inventory.of(self.resource))
+                if answer != sent:
+                    yield answer
+                    sent = answer
+        finally:
+            self._count_stream(-1)
+
+    async def Allocate(  # noqa: N802
+        self, request: api.AllocateRequest, context: Context
+    ) -> api.AllocateResponse:
+        requests = [list(container.devices_ids) for container in request.container_requests]
+        try:
+            grants = allocation.grant(self._picture(), self.resource, requests, self._node)
+        except Refusal as refusal:
+            await self._refuse(context, "allocation", refusal)
+        for grant in grants:
+            self._record.granted({entry.id: entry.device.path for entry in grant.entries})
+            self._on_grant([entry.id for entry in grant.entries])
+            logger.info(
+                "granted resource=%s ids=%s paths=%s",
+                self.resource,
+                ",".join(entry.id for entry in grant.entries),
+                ",".join(grant.paths),
+            )
+        return api.AllocateResponse(container_responses=[_answer(grant) for grant in grants])
+
+    async def GetPreferredAllocation(  # noqa: N802
+        self, request: api.PreferredAllocationRequest, context: Context
+    ) -> api.PreferredAllocationResponse:
+        """An empty preference leaves the choice to the kubelet; an error would fail the pod."""
+        return api.PreferredAllocationResponse(
+            container_responses=[
+                api.ContainerPreferredAllocationResponse(
+                    deviceIDs=self._prefer(
+                        container.available_deviceIDs,
+                        container.must_include_deviceIDs,
+                        container.allocation_size,
+                    )
+                )
+                for container in request.container_requests
+            ]
+        )
+
+    async def PreStartContainer(  # noqa: N802
+        self, request: api.PreStartContainerRequest, context: Context
+    ) -> api.PreStartContainerResponse:
+        try:
+            inventory = self._picture()
+            paths = allocation.check_start(
+                inventory, self.resource, list(request.devices_ids), self._record.paths, self._node
+            )
+        except Refusal as refusal:
+            await self._refuse(context, "container start", refusal)
+        self._record.started(paths, inventory.entries)
+        return api.PreStartContainerResponse()
+
+    # --- within ---------------------------------------------------------------------------------
+
+    def _picture(self) -> Inventory:
+        inventory = self._current()
+        if inventory is None:
+            raise Refusal(Cause.NOT_READY, "the devices have not been scanned yet")
+        return inventory
+
+    def _prefer(self, available: Sequence[str], must: Sequence[str], size: int) -> list[str]:
+        inventory = self._current()
+        return allocation.prefer(inventory, self.resource, available, must, size) if inventory else []
+
+    async def _next(self, generation: int, closing: asyncio.Event) -> Inventory | None:
+        """The newest picture not of this generation; None when the service closes."""
+        picture = asyncio.ensure_future(self._beyond(generation))
+        closed = asyncio.ensure_future(closing.wait())
+        try:
+            await asyncio.wait({picture, closed}, return_when=asyncio.FIRST_COMPLETED)
+            return None if closing.is_set() else picture.result()
+        finally:
+            picture.cancel()
+            closed.cancel()
+
+    def _count_stream(self, change: int) -> None:
+        self.streams += change
+        self.streams_changed.set()
+
+    async def _refuse(self, context: Context, what: str, refusal: Refusal) -> NoReturn:
+        logger.warning("%s refused resource=%s: %s", what, self.resource, refusal)
+        await context.abort(_STATUS[refusal.cause], str(refusal))
+
+
+def listing(entries: Sequence[Entry]) -> api.ListAndWatchResponse:
+    """The list as the kubelet reads it."""
+    return api.ListAndWatchResponse(
+        devices=[
+            api.Device(
+                ID=entry.id,
+                health=str(entry.health),
+                topology=None
+                if entry.device.numa is None
+                else api.TopologyInfo(nodes=[api.NUMANode(ID=entry.device.numa)]),
+            )
+            for entry in entries
+        ]
+    )
+
+
+def _answer(grant: allocation.Grant) -> api.ContainerAllocateResponse:
+    return api.ContainerAllocateResponse(
+        envs=dict(grant.environment),
+        devices=[
+            api.DeviceSpec(container_path=path, host_path=path, permissions="rw") for path in grant.paths
+        ],
+    )

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wire between server and worker: frames of JSON on a stream socket.
+
+A frame is an unsigned 32-bit length, big endian, and so many bytes of JSON: {"call": name, arguments...}
+one way, {"result": ...} or {"error": {"kind": ..., "text": ...}} the other. One answer to each request.
+"""
+
+import struct
+
+
+HEADER = struct.Struct("!I")
+LONGEST_REQUEST = 1 << 20  # bytes
+LONGEST_ANSWER = 64 << 20  # bytes; thousands of devices need about one mebibyte

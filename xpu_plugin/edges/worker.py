@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The child that owns the vendor library: one request, one answer, one thread.
+
+Started as `python -m xpu_plugin.edges.worker SOCKET PROGRESS` with two inherited descriptors. The library
+may crash, hang, print and damage its environment; all of that ends with this process. It has no deadlines
+and mends nothing: whoever started it watches it and replaces it.
+"""
+
+import errno
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from xpu_plugin import xpuml
+from xpu_plugin._xpuml import Library, die_with_parent
+from xpu_plugin.edges import host
+from xpu_plugin.edges.wire import HEADER, LONGEST_REQUEST
+
+
+HIDING_VARIABLE = "XPU_VISIBLE_DEVICES"
+"""The library would hide devices by it, and cuts its value up while reading."""
+
+# What opening a simulated node answers, as no driver stands behind it.
+_DRIVERLESS = frozenset({errno.ENXIO, errno.ENODEV})
+
+
+class Worker:
+    """Answers requests by calling methods named `call_...`; `Any` is what JSON is made of."""
+
+    def __init__(self, progress_fd: int) -> None:
+        self._progress_fd = progress_fd
+        self._library: xpuml.Xpuml | None = None
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        name = request.pop("call")
+        call: Callable[..., Any] = getattr(self, f"call_{name}")
+        try:
+            return {"result": call(**request)}
+        except xpuml.XpumlError as error:
+            return _error("xpuml", error, code=error.code, function=error.function, library_text=error.text)
+        except (xpuml.LibraryNotFoundError, xpuml.LibraryUnusableError) as error:
+            return _error("library", error)
+        except OSError as error:
+            return _error("system", error)
+
+    def call_ready(self) -> bool:
+        return True
+
+    def call_open(self, paths: list[str]) -> dict[str, Any]:
+        """Open the first of `paths` that is a libxpuml and initialise it."""
+        failures = []
+        for path in paths:
+            if "/" in path and not Path(path).exists():
+                failures.append(f"{path}: no such file")
+                continue
+            try:
+                self._library = Library(path, self._progress_fd)
+            except (xpuml.LibraryNotFoundError, xpuml.LibraryUnusableError) as error:
+                failures.append(str(error))
+                continue
+            return {"library": path, "library_version": _version(self._library.library_version)}
+        raise xpuml.LibraryNotFoundError("; ".join(failures))
+
+    def call_scan(
+        self, dev_root: str, sysfs_root: str, skip: list[int], *, simulated: bool
+    ) -> dict[str, Any]:
+        """Count, look at every device, and say which nodes the library's indexes are ranks of.
+
+        `stable` is false when nodes came or went meanwhile: such a scan proves nothing.
+        """
+        library = self._opened()
+        before = host.list_nodes(Path(dev_root))
+        count = library.count()
+        readings = library.scan(skip)
+        nodes = host.list_nodes(Path(dev_root))
+        usable = [node.number for node in nodes]
+        if count != len(usable):
+            usable = [number for number in usable if _opens(dev_root, number, simulated=simulated)]
+        facts = host.read_host(Path(dev_root), Path(sysfs_root))
+        return {
+            "readings": readings,
+            "usable": usable,
+            "stable": before == nodes == facts.nodes,
+            "driver_version": _version(library.driver_version),
+            "driver_release": host.driver_release(),
+            "host": asdict(facts),
+        }
+
+    def call_host(self, dev_root: str, sysfs_root: str) -> dict[str, Any]:
+        """The host's facts; asked here, as a read from sysfs waits while a driver holds the device."""
+        return asdict(host.read_host(Path(dev_root), Path(sysfs_root)))
+
+    def call_sweep(self, skip: list[int]) -> list[tuple[int, int] | None]:
+        return self._opened().sweep(skip)
+
+    def call_readings(self, skip: list[int]) -> list[dict[str, object]]:
+        return self._opened().readings(skip)
+
+    def call_processes(self, skip: list[int]) -> list[dict[str, object]]:
+        return self._opened().processes(skip)
+
+    def call_set_sriov_vf_num(self, index: int, number: int) -> None:
+        self._opened().set_sriov_vf_num(index, number)
+
+    def _opened(self) -> xpuml.Xpuml:
+        if self._library is None:
+            raise xpuml.LibraryNotFoundError("no library has been opened")
+        return self._library
+
+
+def _error(kind: str, error: Exception, **fields: object) -> dict[str, Any]:
+    return {"error": {"kind": kind, "text": str(error), **fields}}
+
+
+def _version(ask: Callable[[], str]) -> str:
+    """A version's text; failing to tell it is no reason not to work."""
+    try:
+        return ask()
+    except xpuml.XpumlError as error:
+        return f"unknown ({error})"
+
+
+def _opens(dev_root: str, number: int, *, simulated: bool) -> bool:
+    """Whether a node can be opened as the library opens it.
+
+    It makes the device "in use" for an instant, so it is asked only when the library left a node out.
+    """
+    try:
+        os.close(os.open(f"{dev_root}/xpu{number}", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return simulated and error.errno in _DRIVERLESS
+    return True
+
+
+def serve(connection: socket.socket, worker: Worker) -> None:
+    """Answer until the other end closes."""
+    with connection, connection.makefile("rb") as stream:
+        while len(header := stream.read(HEADER.size)) == HEADER.size:
+            (length,) = HEADER.unpack(header)
+            if length > LONGEST_REQUEST:
+                raise ValueError(f"a request of {length} bytes")
+            answer = json.dumps(worker.answer(json.loads(stream.read(length)))).encode()
+            connection.sendall(HEADER.pack(len(answer)) + answer)
+
+
+def main(arguments: Iterable[str]) -> None:
+    socket_fd, progress_fd = map(int, arguments)
+    # The terminal's Ctrl-C is for whoever started us; they close the socket when it is time.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent(signal.SIGKILL)  # also from within a call that hangs
+    os.environ.pop(HIDING_VARIABLE, None)
+    serve(socket.socket(fileno=socket_fd), Worker(progress_fd))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

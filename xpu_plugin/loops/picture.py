@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only writer of the picture: takes facts from the loops, publishes whole inventories.
+
+Single-threaded: everything here runs on the event loop, and nothing waits for a reader.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+
+from xpu_plugin.model.inventory import Entry, Facts, Inventory, Policy, entries
+
+
+logger = logging.getLogger(__name__)
+
+NEVER = 0
+"""Generation of no inventory; those published count from 1."""
+
+
+class Picture:
+    """Facts in, inventories out. `current` is None until the first facts are submitted."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.facts = Facts()
+        self.current: Inventory | None = None
+        self._changed = asyncio.Event()
+
+    def submit(self, change: Callable[[Facts], Facts]) -> None:
+        """Apply a pure change to the facts; publish unless the picture stays the same."""
+        self.facts = change(self.facts)
+        offered, control = entries(self.facts, self.policy), self.facts.control
+        last = self.current
+        if last is not None and (offered, control) == (last.entries, last.control):
+            return
+        _log_changes(last.entries if last else {}, offered)
+        generation = NEVER + 1 if last is None else last.generation + 1
+        self.current = Inventory(generation=generation, control=control, entries=offered)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def beyond(self, generation: int) -> Inventory:
+        """The newest inventory once there is one that is not of `generation`; skips what came between."""
+        while self.current is None or self.current.generation == generation:
+            await self._changed.wait()
+        return self.current
+
+
+def _log_changes(old: Mapping[str, Entry], new: Mapping[str, Entry]) -> None:
+    for id in sorted(old.keys() | new.keys()):
+        before, after = old.get(id), new.get(id)
+        if after is None:
+            logger.warning("device no longer offered id=%s", id)
+        elif before is None:
+            logger.info(
+                "device offered id=%s model=%s path=%s resource=%s health=%s%s",
+                id,
+                after.device.model,
+                after.device.path,
+                after.resource,
+                after.health,
+                f" reason={after.health.reason} ({after.health.text})" if after.health.reason else "",
+            )
+        elif before.health != after.health:
+            if after.health.healthy:
+                logger.info("device healthy again id=%s", id)
+            else:
+                logger.warning(
+                    "device unhealthy id=%s path=%s reason=%s (%s)",
+                    id,
+                    after.device.path,
+                    after.health.reason,
+                    after.health.text,
+                )
+        elif before.device.path != after.device.path:
+            logger.warning("device moved id=%s from=%s to=%s", id, before.device.path, after.device.path)

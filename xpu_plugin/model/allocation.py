@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device ids -> what a container gets, or a refusal; and which devices go well together."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from xpu_plugin.model.devices import CONTROL_NODE, CONTROL_PATH
+from xpu_plugin.model.inventory import Entry, Inventory
+
+
+IDS_VARIABLE = "BAIDU_COM_XPU_DEVICE_IDS"
+"""Environment variable of a container: the ids granted to it, comma separated."""
+
+NodeNumber = Callable[[str], int | None]
+"""Name of a node -> its st_rdev now, None where there is no such character device."""
+
+
+class Cause(Enum):
+    """Why a request is refused; the service gives each its gRPC status code."""
+
+    INVALID = "invalid"
+    UNKNOWN = "unknown"
+    NOT_READY = "not ready"
+
+
+class Refusal(Exception):  # noqa: N818 - it is an answer, not an error of ours
+    """Nothing was granted; the text says what and why, and what to do."""
+
+    def __init__(self, cause: Cause, text: str) -> None:
+        super().__init__(text)
+        self.cause = cause
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """A container's answer: node paths (the same inside and outside) and environment."""
+
+    entries: tuple[Entry, ...]
+    paths: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+def grant(
+    inventory: Inventory, resource: str, requests: Sequence[Sequence[str]], node: NodeNumber
+) -> list[Grant]:
+    """One Grant for each container's ids, or Refusal for all of them.
+
+    Granted is only what is in the picture, healthy, and has the very node that the picture shows.
+    """
+    asked = Counter(id for ids in requests for id in ids)
+    if double := sorted(id for id, times in asked.items() if times > 1):
+        raise Refusal(Cause.INVALID, f"asked for more than once: {', '.join(double)}")
+    if not all(requests):
+        raise Refusal(Cause.INVALID, "a container's request names no device")
+    for id in asked:
+        _check_healthy(lookup(inventory, resource, id))
+        check_node(inventory.entries[id], node)
+    if inventory.control is None or node(CONTROL_NODE) != inventory.control:
+        raise Refusal(Cause.NOT_READY, f"{CONTROL_PATH} is missing or was replaced; is the driver loaded?")
+    return [_grant(tuple(inventory.entries[id] for id in ids)) for ids in requests]
+
+
+def _grant(entries: tuple[Entry, ...]) -> Grant:
+    return Grant(
+        entries=entries,
+        paths=(*(entry.device.path for entry in entries), CONTROL_PATH),
+        environment={IDS_VARIABLE: ",".join(entry.id for entry in entries)},
+    )
+
+
+def lookup(inventory: Inventory, resource: str, id: str) -> Entry:
+    """The entry of an id, or Refusal."""
+    entry = inventory.entries.get(id)
+    if entry is None:
+        raise Refusal(Cause.UNKNOWN, f"device {id} does not exist on this node (any more)")
+    if entry.resource != resource:
+        raise Refusal(Cause.UNKNOWN, f"device {id} is offered as {entry.resource}, not as {resource}")
+    return entry
+
+
+def _check_healthy(entry: Entry) -> None:
+    if not entry.health.healthy:
+        raise Refusal(
+            Cause.NOT_READY, f"device {entry.id} is unhealthy: {entry.health.reason}, {entry.health.text}"
+        )
+
+
+def check_node(entry: Entry, node: NodeNumber) -> None:
+    """Refuse a device whose node is gone or has become another device's."""
+    name = f"xpu{entry.device.node.number}"
+    now, then = node(name), entry.device.node.rdev
+    if now is None:
+        raise Refusal(Cause.NOT_READY, f"device {entry.id}: its node {entry.device.path} is gone")
+    if now != then:
+        raise Refusal(Cause.NOT_READY, f"device {entry.id}: {entry.device.path} is another device's node now")
+
+
+def check_start(
+    inventory: Inventory, resource: str, ids: Sequence[str], granted: Mapping[str, str], node: NodeNumber
+) -> dict[str, str]:
+    """The paths that a starting container may rely on, or Refusal.
+
+    A container that restarts gets the nodes it was granted then, whatever they are now. So each path of
+    then (`granted`: id -> path) has to be the device's path still. An old id is its own record: "2" was
+    granted as /dev/xpu2. Health is not asked: a restart may be what heals.
+    """
+    paths = {}
+    for id in ids:
+        entry = lookup(inventory, resource, id)
+        then = f"/dev/xpu{id}" if id.isdecimal() else granted.get(id)
+        if then is None:
+            raise Refusal(
+                Cause.NOT_READY,
+                f"device {id}: there is no record of the node it was granted as; delete the pod so that "
+                "it is granted anew",
+            )
+        if then != entry.device.path:
+            raise Refusal(
+                Cause.NOT_READY,
+                f"device {id} was granted as {then} and is {entry.device.path} now; delete the pod so "
+                "that it is granted anew",
+            )
+        check_node(entry, node)
+        paths[id] = then
+    return paths
+
+
+# --- preference ---------------------------------------------------------------------------------
+
+
+def prefer(
+    inventory: Inventory, resource: str, available: Sequence[str], must: Sequence[str], size: int
+) -> list[str]:
+    """Choose `size` of the available ids: in one NUMA node, and VFs or halves of as few cards as can be.
+
+    Within that, whatever fits most tightly, so that whole nodes and unbroken cards are left for others.
+    Empty in any doubt: an error here would fail the pod.
+    """
+    entries = inventory.entries
+    ids = set(available)
+    unknown = any(id not in entries or entries[id].resource != resource for id in ids)
+    if unknown or len(ids) != len(available) or len(set(must)) != len(must) or not ids.issuperset(must):
+        return []
+    if not max(len(must), 1) <= size <= len(ids):
+        return []
+
+    chosen = list(must)
+    free: dict[int | None, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for id in sorted(ids - set(must)):
+        free[entries[id].device.numa][entries[id].device.card].append(id)
+    while len(chosen) < size:
+        wanted = size - len(chosen)
+        numa_nodes = {entries[id].device.numa for id in chosen}
+        numa = min(
+            free, key=lambda numa: (numa not in numa_nodes, *_fit(_count(free[numa]), wanted), str(numa))
+        )
+        cards = {entries[id].device.card for id in chosen}
+        card = min(
+            free[numa], key=lambda card: (card not in cards, *_fit(len(free[numa][card]), wanted), card)
+        )
+        chosen += free[numa].pop(card)[:wanted]
+        if not free[numa]:
+            del free[numa]
+    return chosen
+
+
+def _count(cards: Mapping[str, Sequence[str]]) -> int:
+    return sum(map(len, cards.values()))
+
+
+def _fit(room: int, wanted: int) -> tuple[bool, int]:
+    """Order rooms: those that suffice before those that do not; the tightest of the former, the largest
+    of the latter."""
+    return (room < wanted, room - wanted if room >= wanted else -room)

@@ -1,0 +1,413 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device is: a scan and the host's facts -> devices with an identity.
+
+An identity is the PCI address, never the library's index and never N of /dev/xpuN: both move when a
+card is split, lost or not readable.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from os import makedev
+
+from xpu_plugin.xpuml import Failure, Reading, VxpuMode
+
+
+CONTROL_NODE = "xpuctrl"
+CONTROL_PATH = f"/dev/{CONTROL_NODE}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A device node xpuN. The minor is twice the probe order, plus the half on a K200: not N."""
+
+    number: int
+    major: int
+    minor: int
+
+    @property
+    def rdev(self) -> int:
+        """As in st_rdev."""
+        return makedev(self.major, self.minor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Function:
+    """What sysfs says about a PCI function; None where it says nothing."""
+
+    vendor: int | None = None
+    device: int | None = None
+    subsystem: int | None = None
+    numa: int | None = None
+    num_vfs: int | None = None
+    physfn: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """The host's side. A scan is due when it differs from that of the last scan.
+
+    control: st_rdev of the control node, None where there is none
+    addresses: N -> PCI address; functions: PCI address -> Function
+    """
+
+    nodes: tuple[Node, ...] = ()
+    control: int | None = None
+    addresses: Mapping[int, str]
+    functions: Mapping[str, Function]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """What one worker saw.
+
+    usable: the N that the library could open, ascending, so that index is the rank in it
+    driver_release: the driver's own version file, of which the library leaves out the third number
+    """
+
+    readings: tuple[Reading, ...]
+    usable: tuple[int, ...]
+    host: Host
+    library: str
+    library_version: str
+    driver_version: str
+    driver_release: str | None = None
+
+
+class Kind(StrEnum):
+    """What the kubelet could be offered, and the PF that it is not while it has VFs."""
+
+    WHOLE = "whole"
+    HALF = "half"
+    VF = "vf"
+    PF = "pf"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One device with a stable identity.
+
+    id: `0000:3b:00.0`, a K200's half `0000:3b:00.0-half1`, a VF `0000:3b:01.0-of3` (of its card's VFs)
+    card: address of the card, that is of its PF
+    split: how the card is divided: `whole`, `half`, or `of<number of VFs>` for VFs and their PF
+    number: N of /dev/xpuN; index: the library's rank in the scan that found it
+    memory_bytes: 0 where unknown; state: raw, None when the call failed (then `failure` says how)
+    """
+
+    id: str
+    card: str
+    kind: Kind
+    split: str
+    model: str
+    node: Node
+    index: int
+    numa: int | None
+    memory_bytes: int
+    serial: str
+    arch: int | None
+    state: int | None
+    failure: Failure | None
+
+    @property
+    def path(self) -> str:
+        """The node's path, on the host and in a container: the library takes N from the name."""
+        return f"/dev/xpu{self.node.number}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Outcome of a scan.
+
+    devices: by id; control: st_rdev of the control node
+    problems: a sentence for each index or node that became no device
+    """
+
+    devices: Mapping[str, Device]
+    control: int | None = None
+    problems: tuple[str, ...] = ()
+
+
+# --- names --------------------------------------------------------------------------------------
+
+# Models as numbered by the vendor's headers and driver; 4.0.12.1 itself tells the first five and R200's
+# split forms, and answers 9999 for all others.
+_FAMILIES = {
+    0: "K200",
+    1: "K100",
+    2: "R200",
+    3: "R300",
+    4: "R200-8F",
+    5: "R200-8FS",
+    6: "R100",
+    7: "KL2-DEBUG",
+    8: "R420",
+    9: "RG800",
+    10: "RG800-PRO",
+    11: "RM80",
+}
+_K200 = 0
+# In SR-IOV a family has four numbers from here on: the PF, and its VFs when there are 1, 2 or 3.
+_SRIOV_FAMILIES = {200: "R200", 204: "R300", 208: "R200-8F", 212: "R200-8FS", 216: "RG800", 220: "RG800-PRO"}
+_KL3_MODELS = range(300, 600)
+
+# PCI ids of vendor 1d22, for boards that the library does not know.
+_PCI_KL2 = 0x3684
+_PCI_VF = 0x3685
+_PCI_P800 = range(0x3686, 0x368A)
+_SUBSYSTEMS = {
+    1: "R200",
+    2: "R100",
+    3: "R300",
+    4: "R200-8F",
+    5: "R200-8FS",
+    6: "R420",
+    7: "RG800",
+    8: "RG800-PRO",
+}
+
+_GIB = 1 << 30
+# Sizes of boards that can be split. What a VF reports is up to a quarter less than its share: error
+# correction takes an eighth, older drivers leave out 768 MiB more. So sizes are classes, not keys.
+_SPLITTABLE_BOARDS_GIB = (16, 32, 64, 96, 128)
+
+
+def _sriov_base(model: int | None) -> int | None:
+    """The first of the four numbers that `model` belongs to, None for a model outside SR-IOV."""
+    base = None if model is None else model - model % 4
+    return base if base in _SRIOV_FAMILIES else None
+
+
+def _family(reading: Reading, function: Function) -> str:
+    """The board's name, made of whatever is known of it."""
+    if (base := _sriov_base(reading.model)) is not None:
+        return _SRIOV_FAMILIES[base]
+    if reading.model in _FAMILIES:
+        return _FAMILIES[reading.model]
+    if function.device in (_PCI_KL2, _PCI_VF) and function.subsystem in _SUBSYSTEMS:
+        return _SUBSYSTEMS[function.subsystem]
+    if function.device in _PCI_P800:
+        return "P800"
+    if reading.name:
+        return re.sub(r"[^A-Za-z0-9]+", "-", reading.name).strip("-") or "XPU"
+    if reading.model in _KL3_MODELS:
+        return "KL3"
+    known = [f"{function.device:04x}"] if function.device is not None else []
+    if reading.memory_bytes:
+        known.append(f"{-(-reading.memory_bytes // _GIB)}G")
+    return "-".join(["XPU", *known])
+
+
+def _profile(family: str, memory_bytes: int, vfs: int) -> str:
+    """The VF profile's name, `R200-VF-8G`: the board's size divided by its VFs, as the vendor rounds."""
+    total = memory_bytes * vfs
+    for board in _SPLITTABLE_BOARDS_GIB:
+        if 0 < total <= board * _GIB:
+            return f"{family}-VF-{board // vfs}G"
+    return f"{family}-VF-1OF{vfs}"
+
+
+def resource_name(device: Device, *, base: str, per_profile: bool) -> str:
+    """The resource a device is offered as: `base`, or in base's domain one named by model and profile."""
+    return f"{base.partition('/')[0]}/{device.model}" if per_profile else base
+
+
+def matches(device: Device, names: Iterable[str]) -> bool:
+    """Whether one of `names` is this device's id, card, model or serial number; case does not matter."""
+    own = {device.id, device.card, device.model.lower(), device.serial.lower()} - {""}
+    return any(name.lower() in own for name in names)
+
+
+# --- index -> N ---------------------------------------------------------------------------------
+
+
+def _numbers(scan: Scan, problems: list[str]) -> dict[int, int]:
+    """Which N each index is: told by the library, else by rank, else by the address that sysfs gives N.
+
+    Whatever sysfs contradicts is left out: a wrong node would give somebody else's card away.
+    """
+    addresses = scan.host.addresses
+    told = {reading.index: reading.number for reading in scan.readings if reading.number is not None}
+    if len(told) < len(scan.readings) and len(scan.usable) == len(scan.readings):
+        told = {reading.index: scan.usable[reading.index] for reading in scan.readings} | told
+
+    if len(told) < len(scan.readings) or _contradictions(scan, told):
+        told = _by_address(scan) or told
+    for index in _contradictions(scan, told):
+        pci = scan.readings[index].pci
+        problems.append(
+            f"device index {index}: the library says {pci}, sysfs says that /dev/xpu{told[index]} is "
+            f"{addresses[told[index]]}"
+        )
+        del told[index]
+    for number in [number for number, times in Counter(told.values()).items() if times > 1]:
+        rivals = [index for index, own in told.items() if own == number]
+        problems.append(f"device indexes {rivals} would all be /dev/xpu{number}")
+        for index in rivals:
+            del told[index]
+    return told
+
+
+def _contradictions(scan: Scan, numbers: Mapping[int, int]) -> list[int]:
+    """The indexes whose address in the library is not the one that sysfs has for their node."""
+    return [
+        index
+        for index, number in numbers.items()
+        if (pci := scan.readings[index].pci) is not None
+        and (address := scan.host.addresses.get(number)) is not None
+        and address != pci
+    ]
+
+
+def _by_address(scan: Scan) -> dict[int, int] | None:
+    """Pair indexes and nodes of equal address, both ascending; None unless that works out for all."""
+    indexes = defaultdict(list)
+    for reading in scan.readings:
+        indexes[reading.pci].append(reading.index)
+    numbers = defaultdict(list)
+    for number in scan.usable:
+        numbers[scan.host.addresses.get(number)].append(number)
+    if None in indexes or any(len(own) != len(numbers[pci]) for pci, own in indexes.items()):
+        return None
+    return {
+        index: number for pci, own in indexes.items() for index, number in zip(own, numbers[pci], strict=True)
+    }
+
+
+# --- identity -----------------------------------------------------------------------------------
+
+
+def _parent_by_rule(address: str) -> str:
+    """A VF's card where sysfs does not tell: VFs sit at the card's bus and slot + 1, functions 0 to 2."""
+    domain, bus, rest = address.split(":")
+    return f"{domain}:{bus}:{max(int(rest[:2], 16) - 1, 0):02x}.0"
+
+
+def identify(scan: Scan) -> Found:
+    """Name every device of a scan. Two that would share an id are both left out, with the reason."""
+    problems: list[str] = []
+    numbers = _numbers(scan, problems)
+    nodes = {node.number: node for node in scan.host.nodes}
+    located: dict[str, list[tuple[Reading, Node]]] = defaultdict(list)
+    for reading in scan.readings:
+        node = nodes.get(numbers.get(reading.index, -1))
+        if node is None:
+            if reading.index not in numbers:
+                problems.append(f"device index {reading.index}: which /dev/xpuN it is cannot be told")
+            else:
+                problems.append(f"device index {reading.index}: no node /dev/xpu{numbers[reading.index]}")
+            continue
+        address = reading.pci or scan.host.addresses.get(node.number)
+        if address is None:
+            problems.append(f"/dev/xpu{node.number}: no PCI address ({_first_failure(reading)})")
+            continue
+        located[address].append((reading, node))
+
+    cards = _Cards(scan.host.functions, {address: own[0][0] for address, own in located.items()})
+    devices = [
+        cards.device(address, reading, node, shared=len(own) > 1)
+        for address, own in located.items()
+        for reading, node in own
+    ]
+    by_id: dict[str, list[Device]] = defaultdict(list)
+    for device in devices:
+        by_id[device.id].append(device)
+    for id, own in by_id.items():
+        if len(own) > 1:
+            problems.append(f"{' and '.join(device.path for device in own)} would all be {id}")
+    return Found(
+        devices={id: own[0] for id, own in sorted(by_id.items()) if len(own) == 1},
+        control=scan.host.control,
+        problems=tuple(problems),
+    )
+
+
+def keep_unasked(found: Found, before: Found, unasked: frozenset[int]) -> Found:
+    """Let devices that a scan was told not to ask keep what an earlier scan of the same host knew."""
+    kept = {id: device for id, device in before.devices.items() if device.index in unasked}
+    asked = {id: device for id, device in found.devices.items() if device.index not in unasked}
+    known = {device.index for device in kept.values()}
+    new = {id: device for id, device in found.devices.items() if device.index in unasked - known}
+    return replace(found, devices=dict(sorted({**asked, **new, **kept}.items())))
+
+
+def _first_failure(reading: Reading) -> str:
+    return str(reading.failures[0]) if reading.failures else "the library was not asked"
+
+
+class _Cards:
+    """Which functions of a scan belong to which card."""
+
+    def __init__(self, functions: Mapping[str, Function], readings: Mapping[str, Reading]) -> None:
+        self._functions = functions
+        self._readings = readings
+        self._split = {address for address in readings if self._is_pf(address)}
+        self._parents = {address: card for address in readings if (card := self._parent(address))}
+        self._vfs = Counter(self._parents.values())
+
+    def _function(self, address: str) -> Function:
+        return self._functions.get(address, Function())
+
+    def _is_pf(self, address: str) -> bool:
+        """A card that has VFs: by its mode, else by sysfs, else by its model number."""
+        reading, function = self._readings[address], self._function(address)
+        if function.physfn is not None:
+            return False
+        if reading.mode is not None:
+            return reading.mode == VxpuMode.SRIOV_ON
+        return bool(function.num_vfs) or reading.model in _SRIOV_FAMILIES
+
+    def _parent(self, address: str) -> str | None:
+        """The card of a VF, None for anything else. A VF itself only says NON_SRIOV, as K-series do."""
+        if address in self._split:
+            return None
+        reading, function = self._readings[address], self._function(address)
+        if function.physfn is not None:
+            return function.physfn
+        rule = _parent_by_rule(address)
+        base = _sriov_base(reading.model)
+        is_vf = (
+            function.device == _PCI_VF
+            or (base is not None and reading.model != base)
+            or (rule in self._split and reading.mode == VxpuMode.NON_SRIOV)
+        )
+        return rule if is_vf else None
+
+    def _vf_count(self, card: str, model: int | None) -> int:
+        """How many VFs a card has: sysfs, else what a VF's model number says, else those in sight."""
+        base = _sriov_base(model)
+        by_model = 0 if base is None or model is None else model - base
+        return self._function(card).num_vfs or by_model or self._vfs[card]
+
+    def device(self, address: str, reading: Reading, node: Node, *, shared: bool) -> Device:
+        function = self._function(address)
+        card, kind, split, id = address, Kind.WHOLE, "whole", address
+        model = _family(reading, function)
+        memory = reading.memory_bytes or 0
+        if (parent := self._parents.get(address)) is not None:
+            vfs = self._vf_count(parent, reading.model)
+            card, kind, split, id = parent, Kind.VF, f"of{vfs}", f"{address}-of{vfs}"
+            if model.startswith("XPU") and parent in self._readings:
+                model = _family(self._readings[parent], self._function(parent))
+            model = _profile(model, memory, vfs)
+        elif address in self._split:
+            kind, split = Kind.PF, f"of{self._vf_count(address, None)}"
+        elif shared or reading.model == _K200:
+            minor = node.minor if reading.minor is None else reading.minor
+            kind, split, id = Kind.HALF, "half", f"{address}-half{minor & 1}"
+        return Device(
+            id=id,
+            card=card,
+            kind=kind,
+            split=split,
+            model=model,
+            node=node,
+            index=reading.index,
+            numa=function.numa if function.numa is not None else self._function(card).numa,
+            memory_bytes=memory,
+            serial=reading.serial or "",
+            arch=reading.arch,
+            state=reading.state,
+            failure=next(iter(reading.failures[-1:]), None) if reading.state is None else None,
+        )

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one picture: facts -> Inventory. Readers see whole pictures only, each with its generation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from xpu_plugin.model.devices import Device, Found, Kind, matches, resource_name
+from xpu_plugin.model.health import LOST, Health, judge
+from xpu_plugin.xpuml import ReturnCode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the administrator wants offered, and under which names."""
+
+    resource: str
+    per_profile: bool = False
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+    def offers(self, device: Device) -> bool:
+        """A PF with VFs is never offered; `deny` beats `allow`; an empty `allow` allows all."""
+        if device.kind is Kind.PF or matches(device, self.deny):
+            return False
+        return not self.allow or matches(device, self.allow)
+
+    def resource_of(self, device: Device) -> str:
+        return resource_name(device, base=self.resource, per_profile=self.per_profile)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """All that is known. Loops submit changes; nothing in here is derived from anything else in here.
+
+    devices: of the last scan, by id, PFs and denied ones too; control: its control node's st_rdev
+    lost: found before and missing now, by id
+    verdicts: the last word on each device's health
+    held: old ids that a container still holds: "2" stands for whatever is /dev/xpu2
+    """
+
+    devices: Mapping[str, Device] = field(default_factory=dict)
+    lost: Mapping[str, Device] = field(default_factory=dict)
+    verdicts: Mapping[str, Health] = field(default_factory=dict)
+    held: frozenset[str] = frozenset()
+    control: int | None = None
+
+
+def after_scan(facts: Facts, found: Found, *, forget: bool = False) -> Facts:
+    """Take in a scan. What it misses stays known as lost, unless its card was split anew or `forget`.
+
+    Each device found has a verdict by what the scan itself heard.
+    """
+    splits: dict[str, set[str]] = {}
+    for device in found.devices.values():
+        splits.setdefault(device.card, set()).add(device.split)
+    known = {} if forget else {**facts.lost, **facts.devices}
+    return replace(
+        facts,
+        devices=found.devices,
+        lost={
+            id: device
+            for id, device in known.items()
+            if id not in found.devices and device.split in splits.get(device.card, {device.split})
+        },
+        verdicts={id: first_verdict(device) for id, device in found.devices.items()},
+        control=found.control,
+    )
+
+
+def first_verdict(device: Device) -> Health:
+    """A device's health by the scan that found it."""
+    if device.state is not None:
+        return judge(ReturnCode.SUCCESS, device.state, device.arch)
+    return judge(device.failure.code if device.failure else ReturnCode.UNKNOWN, None)
+
+
+def after_verdicts(facts: Facts, verdicts: Mapping[str, Health]) -> Facts:
+    """Take in what a sweep heard; devices it does not speak of keep their verdict."""
+    return replace(facts, verdicts={**facts.verdicts, **verdicts})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A device as it is offered: under its own id, or the old one that a container still holds."""
+
+    id: str
+    resource: str
+    device: Device
+    health: Health
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """One picture. entries: what is offered, by the id it is offered under, in the order of ids."""
+
+    generation: int
+    control: int | None
+    entries: Mapping[str, Entry]
+
+    def of(self, resource: str) -> list[Entry]:
+        return [entry for entry in self.entries.values() if entry.resource == resource]
+
+    @property
+    def resources(self) -> frozenset[str]:
+        return frozenset(entry.resource for entry in self.entries.values())
+
+
+def entries(facts: Facts, policy: Policy) -> dict[str, Entry]:
+    """What is offered. Equal facts and policy give equal entries; ids are unique."""
+    offered = {}
+    for own, device in sorted({**facts.lost, **facts.devices}.items()):
+        if not policy.offers(device):
+            continue
+        lost = own not in facts.devices
+        old = str(device.node.number)
+        id = old if old in facts.held and not lost else own
+        offered[id] = Entry(
+            id=id,
+            resource=policy.resource_of(device),
+            device=device,
+            health=LOST if lost else facts.verdicts[own],
+        )
+    return offered

@@ -1,0 +1,812 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small honest model of the kubelet's device manager over real sockets, for demo, tests and benchmarks.
+
+It follows kubelet 1.20 in what a plugin can notice: the order of events, what is asked when and with what,
+what survives a restart, what is left lying about, and the wording of refusals. Where it is stricter, a
+docstring says so. What it leaves out: CPU and memory management, NUMA alignment, the API server (only its
+absence can be had, see `Kubelet.api_server_away`), and init containers handing devices on.
+
+    async with Kubelet(directory, pod_resources_dir=other) as kubelet:
+        await kubelet.until(lambda: kubelet.allocatable("baidu.com/xpu") == 4, timeout=10)
+        grant = await kubelet.allocate("baidu.com/xpu", 2)
+
+For a kubelet with bad manners override one of the small methods under "manners".
+"""
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import re
+import time
+import zlib
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+
+from xpu_plugin.proto import (
+    deviceplugin_pb2,
+    deviceplugin_pb2_grpc,
+    podresources_v1_pb2,
+    podresources_v1_pb2_grpc,
+    podresources_v1alpha1_pb2,
+    podresources_v1alpha1_pb2_grpc,
+)
+
+
+VERSION = "v1beta1"
+SOCKET = "kubelet.sock"
+CHECKPOINT = "kubelet_internal_checkpoint"
+HEALTHY = "Healthy"
+UNHEALTHY = "Unhealthy"
+
+WITHOUT_NUMA = -1
+"""The NUMA node under which a checkpoint files devices without topology."""
+
+DIAL_SECONDS = 10.0
+"""How long a kubelet tries to reach the endpoint of a registration before it forgets it."""
+
+PRE_START_SECONDS = 30.0
+"""The deadline of PreStartContainer, a constant of the API. A real kubelet waits for Allocate and
+GetPreferredAllocation without end; here the same deadline ends them too."""
+
+# The generated gRPC code has no annotations: hence each `no-untyped-call` below.
+
+# Its own connection for each channel: shared ones keep the back-off, and the fate, of an earlier life.
+_CHANNEL_OPTIONS = (("grpc.use_local_subchannel_pool", 1),)
+
+_EXTENDED_RESOURCE = re.compile(r"(?!([^/]*\.)?kubernetes\.io/)(?!requests\.)[a-z0-9.-]+/[A-Za-z0-9_.-]+")
+
+_Answer = TypeVar("_Answer")
+
+
+class AdmissionError(Exception):
+    """The pod cannot be admitted; the text is the reason, as the pod's status would show it."""
+
+
+class StartError(AdmissionError):
+    """The pod was admitted, but the plugin refused in PreStartContainer. As with a real kubelet the pod
+    keeps its devices: `grant` can be tried again with `restart_container`, or freed."""
+
+    def __init__(self, reason: str, grant: "Grant") -> None:
+        super().__init__(reason)
+        self.grant = grant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A device as its plugin lists it, or `Unhealthy` since its plugin's stream ended."""
+
+    id: str
+    health: str
+    numa: tuple[int, ...] = ()
+
+    @property
+    def healthy(self) -> bool:
+        return self.health == HEALTHY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """One accepted call of Register. time: of time.monotonic(); life: the kubelet's starts, from 1."""
+
+    time: float
+    life: int
+    resource: str
+    endpoint: str
+    version: str
+    pre_start_required: bool
+    preferred_allocation_available: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceNode:
+    """A device node that a container is to be given."""
+
+    host_path: str
+    container_path: str
+    permissions: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Grant:
+    """Devices held by one container of one pod. Two grants are equal only if they are the same one.
+
+    ids_per_numa: the ids again, filed as in the checkpoint
+    env, nodes: what the plugin answered; `answer` is that answer whole, serialized
+    init_container: PodResources does not list these, the checkpoint does
+    """
+
+    pod: str
+    namespace: str
+    container: str
+    resource: str
+    ids: tuple[str, ...]
+    ids_per_numa: Mapping[int, tuple[str, ...]] = field(repr=False)
+    env: Mapping[str, str] = field(default_factory=dict)
+    nodes: tuple[DeviceNode, ...] = ()
+    answer: bytes = field(default=b"", repr=False)
+    init_container: bool = False
+
+    @property
+    def uid(self) -> str:
+        return f"uid-of-{self.namespace}-{self.pod}"
+
+
+class Endpoint:
+    """The kubelet's end of one connection to a plugin, from a successful dial on."""
+
+    def __init__(self, registration: Registration, channel: grpc.aio.Channel) -> None:
+        self.registration = registration
+        self.channel = channel
+        self.stub = deviceplugin_pb2_grpc.DevicePluginStub(channel)  # type: ignore[no-untyped-call]
+        self.task = asyncio.current_task()
+        self.open = False
+        self.stopped = False
+
+
+class Kubelet:
+    """The device manager of one pretend node, serving in `directory`.
+
+    pod_resources_dir: where the pod resources API is served; None: nowhere
+    pod_resources_v1: off for a kubelet before 1.20, which has v1alpha1 only
+    checkpoint_per_numa: off for the checkpoint of a kubelet before 1.20, which has plain lists of ids
+    dial_timeout, call_timeout: seconds
+
+    One event loop, no locks: every observation below is a plain look at the present state, and
+    `until` looks again after each change of it.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        pod_resources_dir: Path | None = None,
+        pod_resources_v1: bool = True,
+        checkpoint_per_numa: bool = True,
+        dial_timeout: float = DIAL_SECONDS,
+        call_timeout: float = PRE_START_SECONDS,
+    ) -> None:
+        self.directory = directory
+        self.pod_resources_dir = pod_resources_dir
+        self.api_server_away = False
+        """Set before a *start* it leaves the kubelet without knowledge of pods: PodResources answers with
+        none, for as long as this stays true, although containers run and hold devices."""
+        self.registrations: list[Registration] = []
+        self.troubles: list[str] = []
+        """What went wrong on this side: refused registrations, failed dials, broken streams."""
+        self._pod_resources_v1 = pod_resources_v1
+        self._checkpoint_per_numa = checkpoint_per_numa
+        self._dial_timeout = dial_timeout
+        self._call_timeout = call_timeout
+        self._life = 0
+        self._pods_unknown = False
+        self._servers: list[grpc.aio.Server] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._endpoints: dict[str, Endpoint] = {}
+        self._devices: dict[str, dict[str, Device]] = {}
+        self._lists: dict[str, int] = {}
+        self._grants: list[Grant] = []
+        self._pod_numbers = itertools.count(1)
+        self._admission = asyncio.Lock()
+        self._change = asyncio.Event()
+
+    # --- observation ---
+
+    @property
+    def running(self) -> bool:
+        return bool(self._servers)
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / SOCKET
+
+    @property
+    def pod_resources_socket(self) -> Path | None:
+        return self.pod_resources_dir / SOCKET if self.pod_resources_dir else None
+
+    @property
+    def streams_open(self) -> int:
+        """How many ListAndWatch streams are open now, over all resources."""
+        return sum(endpoint.open for endpoint in self._endpoints.values())
+
+    @property
+    def grants(self) -> tuple[Grant, ...]:
+        return tuple(self._grants)
+
+    def resources(self) -> tuple[str, ...]:
+        """The resources that were listed in this life."""
+        return tuple(sorted(self._devices))
+
+    def lists(self, resource: str) -> int:
+        """How many lists of this resource were received, over all lives."""
+        return self._lists.get(resource, 0)
+
+    def devices(self, resource: str) -> dict[str, Device]:
+        """The last list by id, all Unhealthy once its stream ended; empty before the first of this life."""
+        return dict(self._devices.get(resource, {}))
+
+    def allocatable(self, resource: str) -> int:
+        """How many healthy devices there are, granted ones included, as the node's status counts."""
+        return sum(device.healthy for device in self.devices(resource).values())
+
+    def capacity(self, resource: str) -> int:
+        """How many devices there are, sick ones included."""
+        return len(self.devices(resource))
+
+    def describe(self) -> str:
+        """The present state in a few lines, for people."""
+        running = "running" if self.running else "stopped"
+        numbers = f"{len(self.registrations)} registrations, {self.streams_open} streams open"
+        lines = [f"kubelet {running} (life {self._life}), {numbers}"]
+        for resource, devices in sorted(self._devices.items()):
+            listed = ", ".join(f"{device.id} {device.health}" for device in devices.values())
+            lines.append(f"{resource}: {self.lists(resource)} lists, now [{listed}]")
+        lines += [f"{grant.pod}/{grant.container} holds {', '.join(grant.ids)}" for grant in self._grants]
+        lines += [f"trouble: {trouble}" for trouble in self.troubles[-3:]]
+        return "\n".join(lines)
+
+    async def changed(self) -> None:
+        """Wait for the next change of anything above. Changes that come together count as one."""
+        await self._change.wait()
+
+    async def until(
+        self,
+        predicate: Callable[[], object],
+        *,
+        timeout: float,  # noqa: ASYNC109  # the error below tells more than the caller's would
+        what: str = "",
+    ) -> None:
+        """Wait until `predicate()` is true, asked now and after each change, so it must look at this only.
+
+        Raises TimeoutError, which tells `what` was waited for and the present state, after `timeout` seconds.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                while not predicate():
+                    await self.changed()
+        except TimeoutError:
+            waited = f"{what or 'no such state'} within {timeout:g} s"
+            raise TimeoutError(f"{waited}; what there is:\n{self.describe()}") from None
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Clear the directory of everything but directories and the checkpoint, then serve."""
+        if self.running:
+            raise RuntimeError("this kubelet is running")
+        self._life += 1
+        self._pods_unknown = self.api_server_away
+        self._clear()
+        registry = grpc.aio.server()
+        deviceplugin_pb2_grpc.add_RegistrationServicer_to_server(_Registry(self._register), registry)  # type: ignore[no-untyped-call]
+        await self._serve(registry, self.socket)
+        if path := self.pod_resources_socket:
+            await self._serve_pod_resources(path)
+        self._changed()
+
+    async def stop(self, *, remove_sockets: bool = False) -> None:
+        """End all calls and streams at once and forget every list; grants stay, as their containers do.
+
+        The socket files stay too, dead: a kubelet removes them when it starts, not when it stops.
+        """
+        servers, self._servers = self._servers, []
+        for server in servers:
+            await server.stop(None)
+        tasks, self._tasks = self._tasks, set()
+        for task in tasks:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        self._endpoints.clear()
+        self._devices.clear()
+        if remove_sockets:
+            for path in (self.socket, self.pod_resources_socket):
+                if path:
+                    path.unlink(missing_ok=True)
+        self._changed()
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome  # a bug of this stand-in or of a subclass: it must not go unseen
+
+    async def restart(self) -> None:
+        await self.stop()
+        await self.start()
+
+    async def aclose(self) -> None:
+        """Stop and leave no socket behind; harmless when stopped already."""
+        await self.stop(remove_sockets=True)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    # --- pods ---
+
+    async def allocate(
+        self,
+        resource: str,
+        count: int,
+        *,
+        pod: str = "",
+        container: str = "main",
+        namespace: str = "default",
+        init_container: bool = False,
+    ) -> Grant:
+        """Admit a pod with one container that asks for `count` devices, and start that container.
+
+        A container that holds this resource already gets its grant again, without any call. Raises
+        AdmissionError when the pod cannot be admitted, StartError when its container may not start. Pods
+        without a name are given one. Pods are admitted one after the other.
+        """
+        async with self._admission:
+            name = pod or self._next_pod()
+            held = self._held(name, namespace, container, resource)
+            if held is None:
+                held = await self._admit(
+                    resource,
+                    count,
+                    pod=name,
+                    container=container,
+                    namespace=namespace,
+                    init_container=init_container,
+                )
+                self._record(held)
+            elif len(held.ids) != count:
+                raise AdmissionError(
+                    f"pod {held.uid!r} container {container!r} changed request for resource {resource!r} "
+                    f"from {len(held.ids)} to {count}"
+                )
+        await self.restart_container(held)
+        return held
+
+    async def restart_container(self, grant: Grant) -> None:
+        """Start the grant's container (again): PreStartContainer where announced, else nothing.
+
+        The container gets the answer cached in the grant whatever became of its devices: Allocate is not
+        called. After a restart of the kubelet nothing is known of the plugin before it registers, and a
+        container starts unasked. Raises StartError when the plugin refuses or its stream has ended.
+        """
+        endpoint = self._endpoints.get(grant.resource)
+        if endpoint is None or not endpoint.registration.pre_start_required:
+            return
+        request = deviceplugin_pb2.PreStartContainerRequest(devices_ids=grant.ids)
+        try:
+            await self._ask(endpoint, "PreStartContainer", endpoint.stub.PreStartContainer, request)
+        except AdmissionError as error:
+            raise StartError(str(error), grant) from error
+
+    def free(self, grant: Grant) -> None:
+        """Let the grant's container end. The checkpoint keeps it until it is written next time: with the
+        next list, the next grant, or `write_checkpoint`."""
+        self._grants.remove(grant)
+        self._changed()
+
+    def hold(
+        self,
+        ids: Sequence[str],
+        *,
+        resource: str,
+        pod: str = "",
+        container: str = "main",
+        namespace: str = "default",
+        init_container: bool = False,
+    ) -> Grant:
+        """Put a container that holds `ids`, whatever they are, into PodResources and checkpoint, asking no
+        plugin: what a kubelet still knows of a former plugin's time."""
+        grant = Grant(
+            pod=pod or self._next_pod(),
+            namespace=namespace,
+            container=container,
+            resource=resource,
+            ids=tuple(ids),
+            ids_per_numa={WITHOUT_NUMA: tuple(ids)},
+            init_container=init_container,
+        )
+        self._record(grant)
+        return grant
+
+    def cut(self, resource: str) -> None:
+        """End the resource's stream from this side, as a network would: the plugin sees it cancelled."""
+        endpoint = self._endpoints.get(resource)
+        if endpoint and endpoint.task:
+            endpoint.task.cancel()
+
+    # --- manners: what a subclass may do badly ---
+
+    def refusal(self, request: deviceplugin_pb2.RegisterRequest) -> str | None:
+        """Say why a registration is refused, None to accept it."""
+        if request.version != VERSION:
+            return (
+                f"requested API version {request.version!r} is not supported by kubelet. "
+                f"Supported version is [{VERSION!r}]"
+            )
+        if not _EXTENDED_RESOURCE.fullmatch(request.resource_name):
+            return f"the ResourceName {request.resource_name!r} is invalid"
+        return None
+
+    async def dial(self, registration: Registration) -> Endpoint:
+        """Connect to the plugin's endpoint, after Register was answered; TimeoutError if it is not there."""
+        path = self.directory / registration.endpoint
+        channel = grpc.aio.insecure_channel(f"unix:{path}", options=_CHANNEL_OPTIONS)
+        try:
+            async with asyncio.timeout(self._dial_timeout):
+                await channel.channel_ready()
+        except BaseException:
+            await channel.close(None)
+            raise
+        return Endpoint(registration, channel)
+
+    async def receive(
+        self, endpoint: Endpoint
+    ) -> AsyncGenerator[deviceplugin_pb2.ListAndWatchResponse, None]:
+        """Open ListAndWatch and yield its lists; the stream is over when this is."""
+        call: grpc.aio.UnaryStreamCall[deviceplugin_pb2.Empty, deviceplugin_pb2.ListAndWatchResponse]
+        call = endpoint.stub.ListAndWatch(deviceplugin_pb2.Empty())
+        try:
+            await call.wait_for_connection()
+            endpoint.open = True
+            self._changed()
+            async for response in call:
+                yield response
+        finally:
+            call.cancel()
+            await call.code()  # until then gRPC has a task of its own for the call
+
+    def displace(self, former: Endpoint) -> None:
+        """A resource was registered again while `former` had it. Its stream is ended here, so that the last
+        registration alone counts; a real kubelet leaks it until the plugin ends it."""
+        if former.task:
+            former.task.cancel()
+
+    def choose(self, available: Collection[str], count: int) -> Iterable[str]:
+        """Choose `count` ids where the plugin has no preference. A real kubelet's choice is arbitrary; this
+        one's is repeatable."""
+        return sorted(available)[:count]
+
+    # --- registration and streams ---
+
+    def _register(self, request: deviceplugin_pb2.RegisterRequest) -> Callable[[], None]:
+        """Accept a registration or raise _RefusedError; returns what to call once it has been answered."""
+        reason = self.refusal(request)
+        if reason is not None:
+            self._trouble(f"{request.resource_name}: refused: {reason}")
+            raise _RefusedError(reason)
+        registration = Registration(
+            time=time.monotonic(),
+            life=self._life,
+            resource=request.resource_name,
+            endpoint=request.endpoint,
+            version=request.version,
+            pre_start_required=request.options.pre_start_required,
+            preferred_allocation_available=request.options.get_preferred_allocation_available,
+        )
+        self.registrations.append(registration)
+        self._changed()
+
+        def follow() -> None:
+            if self.running and registration.life == self._life:
+                self._spawn(self._follow(registration))
+
+        return follow
+
+    async def _follow(self, registration: Registration) -> None:
+        """Serve one registration to its end: dial, take the resource over, read lists."""
+        resource = registration.resource
+        try:
+            endpoint = await self.dial(registration)
+        except TimeoutError:
+            self._trouble(f"{resource}: no answer on {registration.endpoint} for {self._dial_timeout:g} s")
+            return
+        former = self._endpoints.get(resource)
+        self._endpoints[resource] = endpoint
+        if former and not former.stopped:
+            self.displace(former)
+        try:
+            async with contextlib.aclosing(self.receive(endpoint)) as responses:
+                async for response in responses:
+                    self._take(resource, response)
+        except grpc.aio.AioRpcError as error:
+            self._trouble(f"{resource}: the stream broke: {_reason(error)}")
+        finally:
+            endpoint.open, endpoint.stopped = False, True
+            if self._endpoints.get(resource) is endpoint:
+                self._devices[resource] = {
+                    device.id: Device(id=device.id, health=UNHEALTHY, numa=device.numa)
+                    for device in self.devices(resource).values()
+                }
+            self._changed()
+            await endpoint.channel.close(None)
+
+    def _take(self, resource: str, response: deviceplugin_pb2.ListAndWatchResponse) -> None:
+        self._devices[resource] = {
+            device.ID: Device(
+                id=device.ID,
+                health=device.health,
+                numa=tuple(node.ID for node in device.topology.nodes),
+            )
+            for device in response.devices
+        }
+        self._lists[resource] = self.lists(resource) + 1
+        self.write_checkpoint()
+        self._changed()
+
+    # --- admission ---
+
+    def _next_pod(self) -> str:
+        return f"pod-{next(self._pod_numbers)}"
+
+    def _held(self, pod: str, namespace: str, container: str, resource: str) -> Grant | None:
+        wanted = (pod, namespace, container, resource)
+        for grant in self._grants:
+            if (grant.pod, grant.namespace, grant.container, grant.resource) == wanted:
+                return grant
+        return None
+
+    async def _admit(
+        self, resource: str, count: int, *, pod: str, container: str, namespace: str, init_container: bool
+    ) -> Grant:
+        if resource not in self._devices:
+            raise AdmissionError(f"can't allocate unregistered device {resource}")
+        endpoint = self._endpoints[resource]
+        devices = self.devices(resource)
+        in_use = {id_ for grant in self._grants if grant.resource == resource for id_ in grant.ids}
+        available = {device.id for device in devices.values() if device.healthy} - in_use
+        if len(available) < count:
+            raise AdmissionError(
+                f"requested number of devices unavailable for {resource}. "
+                f"Requested: {count}, Available: {len(available)}"
+            )
+        preferred: list[str] = []
+        if endpoint.registration.preferred_allocation_available:
+            preferred = await self._preferred(endpoint, available, count)
+        ids = (*preferred, *self.choose(available - set(preferred), count - len(preferred)))
+        request = deviceplugin_pb2.AllocateRequest(
+            container_requests=[deviceplugin_pb2.ContainerAllocateRequest(devices_ids=ids)]
+        )
+        answer: deviceplugin_pb2.AllocateResponse
+        answer = await self._ask(endpoint, "Allocate", endpoint.stub.Allocate, request)
+        if len(answer.container_responses) != 1:
+            raise AdmissionError(
+                f"Allocate for one container was answered for {len(answer.container_responses)}"
+            )
+        response = answer.container_responses[0]
+        return Grant(
+            pod=pod,
+            namespace=namespace,
+            container=container,
+            resource=resource,
+            ids=ids,
+            ids_per_numa=_per_numa(devices[id_] for id_ in ids),
+            env=dict(response.envs),
+            nodes=tuple(
+                DeviceNode(
+                    host_path=spec.host_path,
+                    container_path=spec.container_path,
+                    permissions=spec.permissions,
+                )
+                for spec in response.devices
+            ),
+            answer=response.SerializeToString(),
+            init_container=init_container,
+        )
+
+    async def _preferred(self, endpoint: Endpoint, available: set[str], count: int) -> list[str]:
+        """Ask for the plugin's preference. Fewer ids than wanted are filled up from the rest. Stricter than
+        a real kubelet, which silently drops what it cannot use: here that is an error, so that it is seen."""
+        request = deviceplugin_pb2.PreferredAllocationRequest(
+            container_requests=[
+                deviceplugin_pb2.ContainerPreferredAllocationRequest(
+                    available_deviceIDs=sorted(available), allocation_size=count
+                )
+            ]
+        )
+        answer: deviceplugin_pb2.PreferredAllocationResponse
+        answer = await self._ask(
+            endpoint, "GetPreferredAllocation", endpoint.stub.GetPreferredAllocation, request
+        )
+        if not answer.container_responses:
+            return []
+        ids = list(answer.container_responses[0].deviceIDs)
+        if len(set(ids)) != len(ids) or len(ids) > count or not available.issuperset(ids):
+            raise AdmissionError(
+                f"GetPreferredAllocation of {count} out of {sorted(available)} was answered with {ids}"
+            )
+        return ids
+
+    async def _ask(
+        self,
+        endpoint: Endpoint,
+        what: str,
+        method: Callable[..., grpc.aio.UnaryUnaryCall[object, _Answer]],
+        request: object,
+    ) -> _Answer:
+        """One unary call to the plugin; AdmissionError with the plugin's words when it fails."""
+        if endpoint.stopped:
+            raise AdmissionError(f"{what}: endpoint {endpoint.registration.endpoint} has been stopped")
+        call = method(request, timeout=self._call_timeout)
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise AdmissionError(f"{what}: {_reason(error)}") from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Not this task was cancelled but the call: its channel was closed beneath it.
+            raise AdmissionError(f"{what}: the connection to the plugin was closed meanwhile") from None
+
+    # --- what outlives a kubelet: grants and their checkpoint ---
+
+    def _record(self, grant: Grant) -> None:
+        self._grants.append(grant)
+        self.write_checkpoint()
+        self._changed()
+
+    def write_checkpoint(self) -> None:
+        """Write grants and healthy devices to the checkpoint, replacing it as one."""
+        entries = [
+            {
+                "PodUID": grant.uid,
+                "ContainerName": grant.container,
+                "ResourceName": grant.resource,
+                "DeviceIDs": (
+                    {str(numa): list(ids) for numa, ids in grant.ids_per_numa.items()}
+                    if self._checkpoint_per_numa
+                    else list(grant.ids)
+                ),
+                "AllocResp": base64.b64encode(grant.answer).decode("ascii"),
+            }
+            for grant in self._grants
+        ]
+        registered = {
+            resource: [device.id for device in devices.values() if device.healthy]
+            for resource, devices in self._devices.items()
+        }
+        content = {"PodDeviceEntries": entries, "RegisteredDevices": registered}
+        # The real checksum covers a Go dump of the structure, which nobody else can compute.
+        checksum = zlib.crc32(json.dumps(content).encode())
+        path = self.directory / CHECKPOINT
+        draft = path.with_name(f".{CHECKPOINT}.new")
+        draft.write_text(json.dumps({"Data": content, "Checksum": checksum}), encoding="utf-8")
+        draft.rename(path)
+
+    def pod_resources(self) -> podresources_v1_pb2.ListPodResourcesResponse:
+        """Who holds what, as PodResources tells it: no init containers, and see `api_server_away`."""
+        response = podresources_v1_pb2.ListPodResourcesResponse()
+        self._pods_unknown &= self.api_server_away
+        if self._pods_unknown:
+            return response
+        pods: dict[tuple[str, str], podresources_v1_pb2.PodResources] = {}
+        containers: dict[tuple[str, str, str], podresources_v1_pb2.ContainerResources] = {}
+        for grant in self._grants:
+            key = (grant.namespace, grant.pod)
+            if key not in pods:
+                pods[key] = response.pod_resources.add(name=grant.pod, namespace=grant.namespace)
+            if grant.init_container:
+                continue
+            if (*key, grant.container) not in containers:
+                containers[*key, grant.container] = pods[key].containers.add(name=grant.container)
+            for ids in grant.ids_per_numa.values():
+                containers[*key, grant.container].devices.add(resource_name=grant.resource, device_ids=ids)
+        return response
+
+    # --- small parts ---
+
+    def _clear(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for path in self.directory.iterdir():
+            if path.name != CHECKPOINT and (path.is_symlink() or not path.is_dir()):
+                path.unlink()
+        if socket := self.pod_resources_socket:
+            socket.parent.mkdir(parents=True, exist_ok=True)
+            socket.unlink(missing_ok=True)
+
+    async def _serve(self, server: grpc.aio.Server, path: Path) -> None:
+        """Let `path` appear only when it is answered, and stay after that. It needs another name first: gRPC
+        binds before it serves, and removes the name it has bound when it stops."""
+        draft = path.with_name(f".{path.name}")
+        server.add_insecure_port(f"unix:{draft}")
+        await server.start()
+        draft.rename(path)
+        self._servers.append(server)
+
+    async def _serve_pod_resources(self, path: Path) -> None:
+        server = grpc.aio.server()
+        podresources_v1alpha1_pb2_grpc.add_PodResourcesListerServicer_to_server(  # type: ignore[no-untyped-call]
+            _PodResourcesV1alpha1(self.pod_resources), server
+        )
+        if self._pod_resources_v1:
+            podresources_v1_pb2_grpc.add_PodResourcesListerServicer_to_server(
+                _PodResourcesV1(self.pod_resources), server
+            )  # type: ignore[no-untyped-call]
+        await self._serve(server, path)
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is None:
+            self._tasks.discard(task)
+        else:  # It stays, to be raised by stop().
+            self._trouble(f"{task.exception()!r}")
+
+    def _trouble(self, text: str) -> None:
+        self.troubles.append(text)
+        self._changed()
+
+    def _changed(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
+
+
+class _RefusedError(Exception):
+    """A registration is refused; the text says why."""
+
+
+class _Registry(deviceplugin_pb2_grpc.RegistrationServicer):
+    """Answers Register, then has the registration followed."""
+
+    def __init__(self, register: Callable[[deviceplugin_pb2.RegisterRequest], Callable[[], None]]) -> None:
+        self._register = register
+
+    async def Register(  # noqa: N802  # the API's name
+        self,
+        request: deviceplugin_pb2.RegisterRequest,
+        context: "grpc.aio.ServicerContext[deviceplugin_pb2.RegisterRequest, deviceplugin_pb2.Empty]",
+    ) -> deviceplugin_pb2.Empty:
+        try:
+            follow = self._register(request)
+        except _RefusedError as refusal:
+            await context.abort(grpc.StatusCode.UNKNOWN, str(refusal))
+        # The stubs take the protocol of a callback for a class to be derived from.
+        context.add_done_callback(lambda _: follow())  # type: ignore[arg-type]
+        return deviceplugin_pb2.Empty()
+
+
+class _PodResourcesV1(podresources_v1_pb2_grpc.PodResourcesListerServicer):
+    def __init__(self, answer: Callable[[], podresources_v1_pb2.ListPodResourcesResponse]) -> None:
+        self._answer = answer
+
+    async def List(  # noqa: N802  # the API's name
+        self, request: object, context: object
+    ) -> podresources_v1_pb2.ListPodResourcesResponse:
+        del request, context
+        return self._answer()
+
+
+class _PodResourcesV1alpha1(podresources_v1alpha1_pb2_grpc.PodResourcesListerServicer):
+    def __init__(self, answer: Callable[[], podresources_v1_pb2.ListPodResourcesResponse]) -> None:
+        self._answer = answer
+
+    async def List(  # noqa: N802  # the API's name
+        self, request: object, context: object
+    ) -> podresources_v1alpha1_pb2.ListPodResourcesResponse:
+        del request, context
+        # On the wire the two versions are one.
+        wire = self._answer().SerializeToString()
+        return podresources_v1alpha1_pb2.ListPodResourcesResponse.FromString(wire)
+
+
+def _per_numa(devices: Iterable[Device]) -> dict[int, tuple[str, ...]]:
+    """File devices under their NUMA nodes; one with several nodes appears under each."""
+    ids: dict[int, tuple[str, ...]] = {}
+    for device in devices:
+        for numa in device.numa or (WITHOUT_NUMA,):
+            ids[numa] = (*ids.get(numa, ()), device.id)
+    return ids
+
+
+def _reason(error: grpc.aio.AioRpcError) -> str:
+    return f"{error.code().name}: {error.details()}"

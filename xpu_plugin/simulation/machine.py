@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Edits the machine file of the simulated libxpuml, and has the host look like what it says.
+
+docs/simulator.md has the grammar. Only the text is edited here: whether it is right, which numbers the
+driver gives, and which device nodes and sysfs entries follow is decided by the simulator itself.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import importlib.util
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+
+SETTLED_BY_MODEL = ("nodes", "minors", "state", "vfs")
+SETTLED_BY_VFS = ("vf-nodes", "vf-minors", "vf-states")
+WRONG_HOST = 2
+
+_COMMENT = re.compile(r"(?:^|\s)#.*")
+
+
+class MachineError(Exception):
+    """What was asked for makes no machine; the text says in one line what is wrong and what is accepted."""
+
+
+class HostError(MachineError):
+    """The machine is right but this host cannot show it: no permission, or foreign device nodes."""
+
+
+def shipped_library() -> Path:
+    """Where the simulator is installed: beside the binding. Raises MachineError when nothing was built."""
+    binding = importlib.util.find_spec("xpu_plugin._xpuml")
+    if binding is None or binding.origin is None:
+        raise MachineError("the simulator is not built; install the package first")
+    return Path(binding.origin).parent / "simulation" / "libxpuml.so.1"
+
+
+def cards(number: int, model: str = "R200") -> list[dict[str, str]]:
+    """Keys for so many equal cards, the first half of them on NUMA node 0, the others on 1."""
+    return [
+        {"model": model, "pci": f"{n // 128:04x}:{0x3B + n % 128:02x}:00.0", "numa": str(2 * n // number)}
+        for n in range(number)
+    ]
+
+
+class Machine:
+    """A machine file and the places on the host where it shows.
+
+    Every change is checked before it is made, is made under the lock of the file and by renaming, and is
+    followed by the host when the method returns. Raises MachineError or HostError; after a MachineError
+    nothing was changed.
+
+    dev_root, sysfs_root: where device nodes and the sysfs tree are; None for what `init` wrote into the
+    file. library: the simulator, None for the one that was installed.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        dev_root: Path | str | None = None,
+        sysfs_root: Path | str | None = None,
+        library: Path | str | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.dev_root = None if dev_root is None else Path(dev_root).absolute()
+        self.sysfs_root = None if sysfs_root is None else Path(sysfs_root).absolute()
+        self.library = None if library is None else Path(library)
+        if self.sysfs_root is not None and Path("/sys") in (
+            self.sysfs_root.resolve(),
+            *self.sysfs_root.resolve().parents,
+        ):
+            raise MachineError(f"sysfs-root '{sysfs_root}'; accepted: a directory that is not below /sys")
+
+    def init(
+        self,
+        cards: Iterable[Mapping[str, str]],
+        settings: Mapping[str, str] | None = None,
+        *,
+        force: bool = False,
+    ) -> None:
+        """Write a new machine; the roots are remembered in it. One that is there already is an error, or
+        with `force` taken away first."""
+        if self.path.exists():
+            if not force:
+                raise MachineError(f"{self.path} exists already; accepted: another file, or --force")
+            with contextlib.suppress(MachineError):
+                Machine(self.path, library=self.library).remove()
+        remembered = {"dev-root": str(self.dev_root or "/dev")}
+        if self.sysfs_root is not None:
+            remembered["sysfs-root"] = str(self.sysfs_root)
+        lines = [f"set {key}={value}" for key, value in {**remembered, **(settings or {})}.items()]
+        for number, keys in enumerate(cards):
+            lines = _with_card(lines, number, keys)
+        self._check(lines)
+        try:
+            for directory in (self.path.parent, self.dev_root, self.sysfs_root):
+                if directory is not None:
+                    directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HostError(f"cannot make {directory}: {error.strerror}") from error
+        with self._lock():
+            try:
+                self._settle(lines)
+            except HostError:
+                self.path.unlink(missing_ok=True)
+                raise
+
+    def text(self) -> str:
+        """What is in the file."""
+        try:
+            return self.path.read_text()
+        except OSError as error:
+            raise MachineError(
+                f"cannot read {self.path}: {error.strerror}; accepted: a file made by 'simulate init'",
+            ) from error
+        except UnicodeDecodeError as error:
+            raise MachineError(f"{self.path} is not a text") from error
+
+    def environment(self) -> dict[str, str]:
+        """What a process needs in its environment to meet this machine in the library."""
+        places = {"XPU_SIMULATOR_FILE": self.path.absolute()}
+        if self.dev_root is not None:
+            places["XPU_SIMULATOR_DEV_ROOT"] = self.dev_root
+        if self.sysfs_root is not None:
+            places["XPU_SIMULATOR_SYSFS_ROOT"] = self.sysfs_root
+        return {name: str(place) for name, place in places.items()}
+
+    def set(self, settings: Mapping[str, str]) -> None:
+        """Change settings of the machine; an empty value brings the default back."""
+        with self._edit() as lines:
+            kept = [line for line in lines if _key_of_setting(line) not in settings]
+            lines[:] = [*(f"set {key}={value}" for key, value in settings.items() if value), *kept]
+
+    def set_card(self, number: int, keys: Mapping[str, str]) -> None:
+        """Change a card or plug one in; an empty value brings the default back."""
+        with self._edit() as lines:
+            lines[:] = _with_card(lines, number, keys)
+
+    def remove_card(self, number: int) -> None:
+        """Pull a card out, with the faults and processes it had. Other cards keep their numbers."""
+        with self._edit() as lines:
+            if not any(_words(line)[:2] == ["card", str(number)] for line in lines):
+                raise MachineError(f"there is no card {number}")
+            lines[:] = [line for line in lines if not _concerns(line, number)]
+
+    def add_fault(
+        self,
+        function: str,
+        action: str,
+        *,
+        card: int | None = None,
+        half: int | None = None,
+        vf: int | None = None,
+        times: int | None = None,
+    ) -> None:
+        """Have calls of a function fail, for one device or for all."""
+        target = {"card": card, "half": half, "vf": vf, "times": times}
+        self.add_line("fault", _join({"function": function, **target, "action": action}))
+
+    def add_process(
+        self, pid: int, *, card: int, half: int | None = None, vf: int | None = None, memory: int = 0
+    ) -> None:
+        """Have a process run on a device, with so many MiB of its memory."""
+        self.add_line("process", _join({"pid": pid, "card": card, "half": half, "vf": vf, "memory": memory}))
+
+    def add_line(self, word: str, keys: str) -> None:
+        """Add a line of the kind `fault` or `process`."""
+        with self._edit() as lines:
+            lines.append(f"{word} {keys}")
+
+    def clear_faults(self) -> None:
+        self._clear("fault")
+
+    def clear_processes(self) -> None:
+        self._clear("process")
+
+    def settle(self) -> None:
+        """Have the host follow a file that was edited by other means."""
+        with self._edit():
+            pass
+
+    def remove(self) -> None:
+        """Take the machine away: its nodes, its sysfs entries, its file."""
+        with self._lock():
+            kept = [
+                line for line in self.text().splitlines() if _key_of_setting(line) not in (None, "driver")
+            ]
+            self._settle([*kept, "set driver=gone"])
+            self.path.unlink()
+
+    def _clear(self, word: str) -> None:
+        with self._edit() as lines:
+            lines[:] = [line for line in lines if _words(line)[:1] != [word]]
+
+    @contextlib.contextmanager
+    def _edit(self) -> Iterator[list[str]]:
+        with self._lock():
+            lines = self.text().splitlines()
+            yield lines
+            self._settle(lines)
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Hold the lock that the library takes too when it splits a card."""
+        path = f"{self.path}.lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise MachineError(f"cannot lock {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _check(self, lines: list[str]) -> None:
+        self._call("xpumlSimulatorCheck", _text(lines))
+
+    def _settle(self, lines: list[str]) -> None:
+        roots = [None if root is None else os.fsencode(root) for root in (self.dev_root, self.sysfs_root)]
+        self._call("xpumlSimulatorSettle", os.fsencode(self.path), _text(lines), *roots)
+
+    def _call(self, function: str, *arguments: bytes | None) -> None:
+        path = self.library or shipped_library()
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise MachineError(f"cannot load the simulator: {error}") from error
+        reason = ctypes.create_string_buffer(1024)
+        code = library[function](*arguments, reason, ctypes.c_uint(len(reason)))
+        if code != 0:
+            kind = HostError if code == WRONG_HOST else MachineError
+            raise kind(f"{self.path}: {reason.value.decode(errors='replace')}")
+
+
+def _text(lines: list[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _words(line: str) -> list[str]:
+    return _COMMENT.sub("", line).split()
+
+
+def _join(keys: Mapping[str, object]) -> str:
+    return " ".join(f"{key}={value}" for key, value in keys.items() if value is not None)
+
+
+def _key_of_setting(line: str) -> str | None:
+    words = _words(line)
+    return words[1].partition("=")[0] if words[:1] == ["set"] and len(words) > 1 else None
+
+
+def _concerns(line: str, card: int) -> bool:
+    words = _words(line)
+    return words[:2] == ["card", str(card)] or (
+        words[:1] in (["fault"], ["process"]) and f"card={card}" in words
+    )
+
+
+def _with_card(lines: list[str], number: int, keys: Mapping[str, str]) -> list[str]:
+    """The lines with the card's changed, or added. What no longer holds after a change of model or of the
+    number of VFs is left to be settled anew."""
+    selector = ["card", str(number)]
+    place = next((n for n, line in enumerate(lines) if _words(line)[:2] == selector), len(lines))
+    line = lines[place] if place < len(lines) else ""
+    comment = _COMMENT.search(line)
+    present = dict(word.split("=", 1) for word in _words(line)[2:] if "=" in word)
+    if "model" in keys:
+        present = {key: value for key, value in present.items() if key not in SETTLED_BY_MODEL}
+    if "model" in keys or "vfs" in keys:
+        present = {key: value for key, value in present.items() if key not in SETTLED_BY_VFS}
+    present |= keys
+    words = [*selector, *(f"{key}={value}" for key, value in present.items() if value)]
+    return [*lines[:place], " ".join(words) + (comment.group() if comment else ""), *lines[place + 1 :]]
