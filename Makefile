@@ -27,7 +27,7 @@ lint: .stamps/dev
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest xpu_plugin._xpuml
-	$(BIN)/cython-lint _xpuml
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint _xpuml
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# cython: auto_pickle=False, autotestdict=False
 """Open libxpuml by its path, call it, check what it says.
 
 The library crashes on a bad index or handle, keeps handles of a list that a recount may free, and

@@ -2,8 +2,11 @@
 # The binding's face; its promises stand at `xpu_plugin.xpuml.Xpuml`. Kept true by stubtest.
 from collections.abc import Collection
 
+from typing_extensions import disjoint_base
+
 def die_with_parent(signal: int) -> int: ...
 
+@disjoint_base
 class Library:
     path: str
     def __init__(self, path: str, progress_fd: int = -1) -> None: ...

@@ -91,7 +91,6 @@ async def serve(config: Config) -> int:
 async def _run(config: Config, picture: Picture, sweep: Sweep) -> None:
     holders = Holders(
         picture,
-        resource=config.resource_name,
         device_plugin_dir=config.device_plugin_dir,
         pod_resources_socket=config.pod_resources_socket,
     )
@@ -120,6 +119,8 @@ async def _run(config: Config, picture: Picture, sweep: Sweep) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(sweep.run(), name="sweep")
         await picture.beyond(NEVER)
+        for name in picture.policy.unmatched(picture.facts.devices.values()):
+            logger.warning("--allow or --deny names %s, which no device of this node is", name)
         await holders.look()  # before the first list goes out
         group.create_task(holders.run(), name="holders")
         group.create_task(endpoints.run(), name="endpoints")

@@ -87,9 +87,13 @@ class Plugin:
 
     def streams(self) -> frozenset[str]:
         """The connections that the kubelet holds to the plugin's socket, by inode."""
-        rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
-        connected = "03"
-        return frozenset(row[6] for row in rows if row[7:] == [str(self.socket)] and row[5] == connected)
+        connected, inodes = "03", set()
+        for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+            _, _, _, _, _, state, inode, *path = line.split(maxsplit=7)
+            # As it was bound, slashes and all.
+            if state == connected and path and Path(path[0]) == self.socket:
+                inodes.add(inode)
+        return frozenset(inodes)
 
     def wait_for_new_stream(self, before: frozenset[str]) -> None:
         """Wait until a kubelet has dialled the plugin, over and above the connections of `before`."""

@@ -5,24 +5,49 @@ Needs no hardware, no Kubernetes and no privilege; everything lives in a tempora
 the plugin with all its processes, and the protocols on both sides of it. Each step checks what it shows.
 """
 
-import argparse
 import asyncio
-import contextlib
 import os
 import shlex
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from xpu_plugin.simulation.kubelet import HEALTHY, UNHEALTHY, AdmissionError, Device, Grant, Kubelet
+from xpu_plugin.config import LONGEST_SOCKET_PATH, PROGRAM, SIMULATOR, Parser
+from xpu_plugin.model.devices import CONTROL_PATH
+from xpu_plugin.simulation.machine import Machine, MachineError
+from xpu_plugin.xpuml import State
+
+
+# gRPC reads this when it is imported, and would else tell on stderr of each connection that ends.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+from xpu_plugin.simulation.kubelet import (
+    HEALTHY,
+    UNHEALTHY,
+    AdmissionError,
+    Device,
+    Grant,
+    Kubelet,
+)
 
 
 RESOURCE = "baidu.com/xpu"
+CARDS: tuple[Mapping[str, str], ...] = (
+    {"model": "R200", "pci": "0000:3b:00.0", "numa": "0"},
+    {"model": "R200", "pci": "0000:3c:00.0", "numa": "0"},
+    {"model": "R200", "pci": "0000:b1:00.0", "numa": "1"},
+    {"model": "R200", "pci": "0000:b2:00.0", "numa": "1"},
+    {"model": "K200", "pci": "0000:d8:00.0", "numa": "1"},
+)
+PROCESS = (sys.executable, "-P", "-m", "xpu_plugin")
+OFFERED = 6
+"""A device for each R200, two for the K200."""
+GRANTED = 2
 HEALTH_INTERVAL = 0.2
 
 START_SECONDS = 20.0
@@ -35,6 +60,13 @@ STOP_SECONDS = 5.0
 """From SIGTERM to the end of the plugin."""
 
 LOG_LINES = 15
+
+INTRODUCTION = """\
+The plugin at work, without hardware and without Kubernetes.
+  real       the plugin, its worker process, and the protocol it speaks over unix sockets
+  simulated  the machine (four R200 cards and a K200 board), the kubelet, the pod
+  files      {directory}, removed at the end"""
+
 INTERRUPTED = 130
 """Exit status after Ctrl-C in the middle of the steps, as shells give it."""
 
@@ -54,7 +86,7 @@ class StepError(Exception):
 
 
 class Screen:
-    """Standard output, with a little colour where a person looks at it."""
+    """Standard output, with a little colour where it is a terminal."""
 
     def __init__(self) -> None:
         self._colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -67,13 +99,15 @@ class Screen:
 
     def detail(self, text: str) -> None:
         for line in text.splitlines():
-            self.say(f"    {line}")
+            self.say(f"      {line}")
 
     def good(self, text: str) -> None:
         self.say(f"  {self._paint('32', 'ok')}  {text}")
 
-    def bad(self, text: str) -> None:
-        self.say(f"  {self._paint('31', 'FAILED')}  {text}")
+    def bad(self, error: StepError) -> None:
+        self.say(f"  {self._paint('31', 'FAILED')}")
+        self.detail(f"expected: {error.expected}")
+        self.detail(f"seen: {error.seen}")
 
     def table(self, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         lines = [head, *rows]
@@ -141,13 +175,13 @@ class Plugin:
             "--state-dir": layout.state,
             "--dev-root": layout.dev,
             "--sysfs-root": layout.sysfs,
-            "--xpuml-library": "simulator",
+            "--xpuml-library": SIMULATOR,
             "--simulator-file": layout.machine,
             "--health-interval": HEALTH_INTERVAL,
         }
         with layout.log.open("wb") as log:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "xpu_plugin"),
+                *PROCESS,
                 *(f"{option}={value}" for option, value in options.items()),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
@@ -196,12 +230,18 @@ class Demo:
 
     screen: Screen
     layout: Layout
+    machine: Machine
     kubelet: Kubelet
     plugin: Plugin
     grants: list[Grant] = field(default_factory=list)
+    complete: bool = False
+    """Whether every step did what it says."""
 
     def devices(self) -> dict[str, Device]:
         return self.kubelet.devices(RESOURCE)
+
+    def sick(self) -> set[str]:
+        return {device.id for device in self.devices().values() if not device.healthy}
 
     async def until(self, predicate: Callable[[], object], *, seconds: float, what: str) -> float:
         """Wait for the kubelet to see something; how many seconds it took."""
@@ -212,35 +252,39 @@ class Demo:
             raise StepError(expected=f"{what} within {seconds:g} s", seen=self.kubelet.describe()) from None
         return time.monotonic() - begin
 
+    def spare_card(self) -> int:
+        """A card that offers one device, which nobody holds."""
+        held = {id_ for grant in self.grants for id_ in grant.ids}
+        free = self.devices().keys() - held
+        return next(number for number, card in enumerate(CARDS) if card["pci"] in free)
+
     def show_devices(self) -> None:
-        rows = []
-        for device in self.devices().values():
-            numa = ",".join(map(str, device.numa)) or "-"
-            holder = next((grant.pod for grant in self.grants if device.id in grant.ids), "-")
-            rows.append((device.id, device.health, numa, holder))
+        holders = {id_: grant.pod for grant in self.grants for id_ in grant.ids}
+        rows = [
+            (device.id, device.health, ",".join(map(str, device.numa)) or "-", holders.get(device.id, "-"))
+            for device in self.devices().values()
+        ]
         self.screen.table(("ID", "HEALTH", "NUMA", "HELD BY"), rows)
 
 
 # --- the steps ---
 
 
-async def show_offer(demo: Demo) -> None:
-    wanted = len(CARDS_SHOWN)
+async def offer(demo: Demo) -> None:
     seconds = await demo.until(
-        lambda: demo.kubelet.allocatable(RESOURCE) == wanted,
+        lambda: demo.kubelet.allocatable(RESOURCE) == OFFERED,
         seconds=START_SECONDS,
-        what=f"{wanted} healthy devices of {RESOURCE}",
+        what=f"{OFFERED} healthy devices of {RESOURCE}",
     )
     demo.show_devices()
-    demo.screen.good(f"{wanted} devices, all healthy, {seconds:.2f} s after the start of the plugin")
+    demo.screen.good(f"{OFFERED} devices, all healthy, {seconds:.2f} s after the plugin was started")
 
 
-async def allocate_two(demo: Demo) -> None:
-    count = 2
+async def allocate(demo: Demo) -> None:
     try:
-        grant = await demo.plugin.outlives(demo.kubelet.allocate(RESOURCE, count, pod="pretend-pod"))
+        grant = await demo.plugin.outlives(demo.kubelet.allocate(RESOURCE, GRANTED, pod="pretend-pod"))
     except AdmissionError as error:
-        raise StepError(expected=f"a grant of {count} devices", seen=str(error)) from error
+        raise StepError(expected=f"a grant of {GRANTED} devices", seen=str(error)) from error
     demo.grants.append(grant)
     demo.screen.table(
         ("NODE ON THE HOST", "IN THE CONTAINER", "ACCESS"),
@@ -248,13 +292,194 @@ async def allocate_two(demo: Demo) -> None:
     )
     for name, value in sorted(grant.env.items()):
         demo.screen.detail(f"{name}={value}")
-    paths = [node.host_path for node in grant.nodes]
-    if len(grant.ids) != count or len(set(paths)) != count + 1 or CONTROL_PATH not in paths:
-        raise StepError(expected=f"{count} device nodes and {CONTROL_PATH}", seen=", ".join(paths) or "none")
-    demo.screen.good(f"{count} devices for {grant.pod}, and the control node every container needs")
+    paths = {node.host_path for node in grant.nodes}
+    if len(paths) != GRANTED + 1 or CONTROL_PATH not in paths:
+        raise StepError(expected=f"{GRANTED} device nodes and {CONTROL_PATH}", seen=f"{sorted(paths)}")
+    if set(",".join(grant.env.values()).split(",")) != set(grant.ids):
+        raise StepError(expected=f"the ids {grant.ids} in the environment", seen=f"{grant.env}")
+    demo.screen.good(f"{grant.pod} got {GRANTED} devices, and the control node that each container needs")
 
 
 async def break_one(demo: Demo) -> None:
-    victim = demo.victim()
-    demo.machine.set_state(victim, BROKEN)
-    ...
+    number = demo.spare_card()
+    id_ = CARDS[number]["pci"]
+    demo.machine.set_card(number, {"state": str(int(State.ERROR))})
+    seconds = await demo.until(
+        lambda: demo.sick() == {id_}, seconds=CHANGE_SECONDS, what=f"{UNHEALTHY}: {id_} and no other"
+    )
+    demo.show_devices()
+    demo.screen.good(
+        f"{id_} is {UNHEALTHY}, {seconds:.2f} s after it broke (looked at every {HEALTH_INTERVAL} s)"
+    )
+
+
+async def heal(demo: Demo) -> None:
+    [id_] = demo.sick()
+    number = next(number for number, card in enumerate(CARDS) if card["pci"] == id_)
+    demo.machine.set_card(number, {"state": ""})
+    seconds = await demo.until(
+        lambda: not demo.sick(), seconds=CHANGE_SECONDS, what=f"all {OFFERED} devices {HEALTHY}"
+    )
+    demo.screen.good(f"{id_} is {HEALTHY} again, {seconds:.2f} s after it was healed")
+
+
+async def restart_kubelet(demo: Demo) -> None:
+    before = set(demo.devices())
+    [grant] = demo.grants
+    lists = demo.kubelet.lists(RESOURCE)
+    registrations = len(demo.kubelet.registrations)
+    await demo.kubelet.stop()
+    begin = time.monotonic()
+    await demo.kubelet.start()
+    await demo.until(
+        lambda: demo.kubelet.lists(RESOURCE) > lists and demo.devices().keys() == before,
+        seconds=REGISTER_SECONDS,
+        what=f"a registration, and the same {OFFERED} ids listed",
+    )
+    listed = time.monotonic()
+    registration, *more = demo.kubelet.registrations[registrations:]
+    if more:
+        raise StepError(expected="one registration", seen=f"{1 + len(more)}")
+    demo.screen.good(
+        f"registered {_milliseconds(registration.time - begin)} after the kubelet was started, once"
+    )
+    demo.screen.good(
+        f"the same {len(before)} ids listed {_milliseconds(listed - begin)} after it was started"
+    )
+    try:
+        await demo.plugin.outlives(demo.kubelet.restart_container(grant))
+    except AdmissionError as error:
+        raise StepError(expected=f"{grant.pod} keeps its devices", seen=str(error)) from error
+    if demo.sick() or demo.kubelet.grants != (grant,):
+        raise StepError(expected=f"{grant.pod} keeps its devices, all healthy", seen=demo.kubelet.describe())
+    demo.screen.good(f"{grant.pod} still holds {' and '.join(grant.ids)}; its container may start again")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    title: str
+    run: Callable[[Demo], Awaitable[None]]
+
+
+STEPS = (
+    Step(f"The plugin offers devices as {RESOURCE}", offer),
+    Step(f"A pretend pod asks for {GRANTED}", allocate),
+    Step(f"A card breaks: its state becomes {int(State.ERROR)}", break_one),
+    Step("The card is healed", heal),
+    Step("The kubelet is restarted", restart_kubelet),
+)
+
+
+async def watch(demo: Demo) -> None:
+    """Tell of every change of the list, until cancelled."""
+    number = demo.spare_card()
+    command = shlex.join([*_program(), "simulate", "set", f"--simulator-file={demo.layout.machine}"])
+    demo.screen.heading(
+        "Everything stays up until Ctrl-C. To break a card and to heal it, in another terminal:"
+    )
+    demo.screen.detail(f"{command} card {number} state={int(State.ERROR)}\n{command} card {number} state=")
+    demo.screen.say()
+    known: dict[str, str] = {}
+    while True:
+        now = {id_: device.health for id_, device in demo.devices().items()}
+        for id_ in sorted(known.keys() | now.keys() if known else ()):
+            if known.get(id_) != now.get(id_):
+                change = f"{known.get(id_, 'absent')} -> {now.get(id_, 'absent')}"
+                demo.screen.detail(f"{time.strftime('%H:%M:%S')}  {id_}  {change}")
+        known = now
+        await demo.plugin.outlives(demo.kubelet.changed())
+
+
+async def take_down(demo: Demo) -> None:
+    """Stop the plugin; StepError unless it goes as it should."""
+    begin = time.monotonic()
+    status = await demo.plugin.stop()
+    seconds = time.monotonic() - begin
+    left = [path.name for path in demo.layout.plugins.iterdir() if path.is_socket()]
+    if status == -signal.SIGTERM and not demo.kubelet.registrations:
+        demo.screen.good("the plugin was ended while it was starting")
+        return
+    if status != 0:
+        seen = f"killed after {STOP_SECONDS:g} s" if status is None else f"exit status {status}"
+        raise StepError(expected="exit status 0", seen=seen)
+    if left != [demo.kubelet.socket.name]:
+        raise StepError(expected="no socket left but the kubelet's", seen=", ".join(left))
+    demo.screen.good(f"the plugin ended {seconds:.2f} s after SIGTERM: exit status 0, its socket removed")
+
+
+# --- putting it together ---
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms"
+
+
+def _program() -> list[str]:
+    """How this program is called by whoever runs it now."""
+    return [sys.argv[0]] if Path(sys.argv[0]).name == PROGRAM else [*PROCESS]
+
+
+async def _play(demo: Demo, *, once: bool) -> None:
+    for number, step in enumerate(STEPS, 1):
+        demo.screen.heading(f"{number}  {step.title}")
+        await step.run(demo)
+    demo.complete = True
+    if not once:
+        await watch(demo)
+
+
+async def _status(demo: Demo, part: "asyncio.Task[None]") -> int:
+    """The exit status that a part of the demo deserves, once it has ended."""
+    await asyncio.wait({part})
+    if part.cancelled():
+        return 0 if demo.complete else INTERRUPTED
+    error = part.exception()
+    if error is None:
+        return 0
+    if not isinstance(error, StepError):
+        raise error
+    demo.screen.bad(error)
+    demo.screen.detail(f"the plugin's last lines:\n{demo.plugin.last_lines()}")
+    return 1
+
+
+async def _run(screen: Screen, layout: Layout, *, once: bool) -> int:
+    machine = Machine(layout.machine, dev_root=layout.dev, sysfs_root=layout.sysfs)
+    machine.init(CARDS)
+    async with Kubelet(layout.plugins, pod_resources_dir=layout.pod_resources) as kubelet:
+        plugin = await Plugin.start(layout)
+        demo = Demo(screen, layout, machine, kubelet, plugin)
+        playing = asyncio.create_task(_play(demo, once=once))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, playing.cancel)
+        try:
+            status = await _status(demo, playing)
+            if status != 1:
+                screen.heading("Everything is taken down")
+                status = await _status(demo, asyncio.create_task(take_down(demo))) or status
+        finally:
+            await plugin.stop()
+        return status
+
+
+def main(arguments: list[str]) -> int:
+    """0 when every step did what it says, 1 when one did not, 130 when Ctrl-C came before the last."""
+    parser = Parser(
+        prog=f"{PROGRAM} demo",
+        description="Runs the real plugin between a simulated machine and a stand-in for the kubelet, in a "
+        "temporary directory. Needs no hardware, no Kubernetes and no privilege.",
+    )
+    parser.add_argument("--once", action="store_true", help="end after the last step instead of at Ctrl-C")
+    options = parser.parse_args(arguments)
+    screen = Screen()
+    with tempfile.TemporaryDirectory(prefix="xpu-demo-") as directory:
+        layout = Layout(Path(directory))
+        if len(os.fsencode(layout.plugins / f"{PROGRAM}.sock")) > LONGEST_SOCKET_PATH:
+            print(f"{PROGRAM} demo: TMPDIR is too long for sockets: {directory}", file=sys.stderr)
+            return 1
+        screen.say(INTRODUCTION.format(directory=directory))
+        try:
+            return asyncio.run(_run(screen, layout, once=options.once))
+        except MachineError as error:
+            print(f"{PROGRAM} demo: no simulated machine: {error}", file=sys.stderr)
+            return 1

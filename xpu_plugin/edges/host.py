@@ -16,6 +16,7 @@ from xpu_plugin.model.devices import CONTROL_NODE, Function, Host, Node
 
 
 _VENDORS = frozenset({0x1D22, 0x2057})
+_ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _NODE = re.compile(r"xpu(0|[1-9][0-9]{0,8})")
 
 
@@ -52,9 +53,11 @@ def read_host(dev_root: Path, sysfs_root: Path) -> Host:
     for node in nodes:
         link = sysfs_root / f"class/xpu/xpu{node.number}/device"
         try:
-            addresses[node.number] = link.resolve(strict=True).name
+            target = link.resolve(strict=True).name
         except (OSError, RuntimeError):
             continue
+        if _ADDRESS.fullmatch(target):
+            addresses[node.number] = target
     return Host(
         nodes=nodes,
         control=device_number(dev_root / CONTROL_NODE),

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Old ids: notices containers that hold a device under the number the former plugin gave it.
+"""Devices held otherwise than they would be offered: keeps them listed the way their holders know them.
 
-That plugin called devices "0", "1" and so on. While a container holds "2", its device is offered under
-that id, as the kubelet counts a device as taken only while its id is on the list.
+The former plugin called devices "0", "1" and so on; and an administrator may change how resources are
+named. A device counts as taken only while it is on the list of the resource, and under the id, that its
+container was granted. So until that container ends, this is how the device is offered.
 """
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -15,30 +15,28 @@ from pathlib import Path
 
 from xpu_plugin.edges.podresources import Holding, UnknownHoldersError, list_pods, read_checkpoint
 from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model.inventory import held_otherwise
 
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 10.0  # between looks, while an old id is held or nobody could tell
+LOOK_SECONDS = 10.0  # between looks, while something is held or nobody could tell
 SETTLE_SECONDS = 30.0  # a grant counts as held so long although nobody lists it yet
 LOOKS_TO_RELEASE = 2  # in a row, with both sources answering
-_OLD_ID = re.compile(r"0|[1-9][0-9]{0,5}")
 
 
 class Holders:
-    """Keeps `Facts.held` true. `resources`: names under which old ids are ours."""
+    """Keeps `Facts.held` true."""
 
     def __init__(
         self,
         picture: Picture,
         *,
-        resource: str,
         device_plugin_dir: Path,
         pod_resources_socket: Path,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._picture = picture
-        self._resource = resource
         self._directory = device_plugin_dir
         self._socket = pod_resources_socket
         self._clock = clock
@@ -50,7 +48,7 @@ class Holders:
     def granted(self, ids: Collection[str]) -> None:
         """An Allocate was answered with these ids."""
         now = self._clock()
-        self._granted.update({id: now for id in ids if _OLD_ID.fullmatch(id)})
+        self._granted.update({id: now for id in ids if id in self._picture.facts.held})
 
     async def run(self) -> None:
         """Never returns."""
@@ -60,26 +58,31 @@ class Holders:
                 await self.look()
 
     async def look(self) -> None:
-        """Ask both sources, and submit the old ids held. In doubt what was held stays held."""
+        """Ask both sources, and submit what is held otherwise. In doubt what was held stays held."""
         named, self._complete = await self._named()
+        facts = self._picture.facts
+        present = held_otherwise(named, facts.devices, self._picture.policy)
         now = self._clock()
         self._granted = {id: at for id, at in self._granted.items() if now - at < SETTLE_SECONDS}
-        held = self._picture.facts.held
-        present = named | self._granted.keys()
         if self._complete:
-            self._absent = {id: self._absent.get(id, 0) + 1 for id in held - present}
-        released = {id for id, looks in self._absent.items() if looks >= LOOKS_TO_RELEASE} - present
-        wanted = (held | present) - released
-        if wanted == held:
+            gone = facts.held.keys() - present.keys() - self._granted.keys()
+            self._absent = {id: self._absent.get(id, 0) + 1 for id in gone}
+        released = {
+            id for id, looks in self._absent.items() if looks >= LOOKS_TO_RELEASE and id not in present
+        }
+        wanted = {id: resource for id, resource in {**facts.held, **present}.items() if id not in released}
+        if wanted == facts.held:
             return
-        for id in sorted(wanted - held):
-            logger.info("old id is held: /dev/xpu%s is offered as %s until its container ends", id, id)
-        for id in sorted(held - wanted):
-            logger.info("old id is free: /dev/xpu%s is offered under its own id again", id)
-        self._picture.submit(lambda facts: replace(facts, held=frozenset(wanted)))
+        for id in sorted(wanted.keys() - facts.held.keys()):
+            logger.info(
+                "held from before id=%s resource=%s: offered so until its container ends", id, wanted[id]
+            )
+        for id in sorted(facts.held.keys() - wanted.keys()):
+            logger.info("not held any more id=%s: its device is offered as configured again", id)
+        self._picture.submit(lambda facts: replace(facts, held=wanted))
 
-    async def _named(self) -> tuple[set[str], bool]:
-        """The old ids that a source names as held, and whether both sources answered."""
+    async def _named(self) -> tuple[set[tuple[str, str]], bool]:
+        """The (id, resource) pairs that a source names as held, and whether both sources answered."""
         holdings: list[Holding] = []
         complaints = []
         try:
@@ -94,5 +97,4 @@ class Holders:
         if complaint != self._complaint and complaint:
             logger.warning("cannot tell who holds devices: %s", complaint)
         self._complaint = complaint
-        ids = {id for holding in holdings if holding.resource == self._resource for id in holding.ids}
-        return {id for id in ids if _OLD_ID.fullmatch(id)}, not complaints
+        return {(id, holding.resource) for holding in holdings for id in holding.ids}, not complaints

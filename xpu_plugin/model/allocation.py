@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from xpu_plugin.model.devices import CONTROL_NODE, CONTROL_PATH
-from xpu_plugin.model.inventory import Entry, Inventory
+from xpu_plugin.model.inventory import Entry, Inventory, is_old
 
 
 IDS_VARIABLE = "BAIDU_COM_XPU_DEVICE_IDS"
@@ -109,7 +109,7 @@ def check_start(
     paths = {}
     for id in ids:
         entry = lookup(inventory, resource, id)
-        then = f"/dev/xpu{id}" if id.isdecimal() else granted.get(id)
+        then = f"/dev/xpu{id}" if is_old(id) else granted.get(id)
         if then is None:
             raise Refusal(
                 Cause.NOT_READY,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one picture: facts -> Inventory. Readers see whole pictures only, each with its generation."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from xpu_plugin.model.devices import Device, Found, Kind, matches, resource_name
@@ -27,6 +27,42 @@ class Policy:
     def resource_of(self, device: Device) -> str:
         return resource_name(device, base=self.resource, per_profile=self.per_profile)
 
+    def unmatched(self, devices: Iterable[Device]) -> list[str]:
+        """What `allow` and `deny` name and no device is: likely a slip of the pen."""
+        devices = list(devices)
+        return [
+            name
+            for name in (*self.allow, *self.deny)
+            if not any(matches(device, (name,)) for device in devices)
+        ]
+
+
+FORMER_RESOURCE = "baidu.com/xpu"
+"""The name that the former plugin offered everything under, whatever ours is."""
+
+
+def is_old(id: str) -> bool:
+    """Whether an id is one that the former plugin gave: N of /dev/xpuN, in decimal."""
+    return id.isdecimal() and str(int(id)) == id
+
+
+def held_otherwise(
+    held: Iterable[tuple[str, str]], devices: Mapping[str, Device], policy: Policy
+) -> dict[str, str]:
+    """Of (id, resource) pairs that containers hold, those that `entries` would offer otherwise.
+
+    Only under names that are ours: others' plugins may well use numbers or PCI addresses as ids.
+    """
+    ours = {policy.resource, FORMER_RESOURCE}
+    for device in devices.values():
+        ours |= {resource_name(device, base=base, per_profile=True) for base in tuple(ours)}
+    return {
+        id: resource
+        for id, resource in held
+        if resource in ours
+        and (is_old(id) or (id in devices and policy.resource_of(devices[id]) != resource))
+    }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
@@ -35,13 +71,14 @@ class Facts:
     devices: of the last scan, by id, PFs and denied ones too; control: its control node's st_rdev
     lost: found before and missing now, by id
     verdicts: the last word on each device's health
-    held: old ids that a container still holds: "2" stands for whatever is /dev/xpu2
+    held: id -> resource, where a container holds a device otherwise than it would be offered: under an
+        old id ("2" stands for whatever is /dev/xpu2), or under a name from before a change of options
     """
 
     devices: Mapping[str, Device] = field(default_factory=dict)
     lost: Mapping[str, Device] = field(default_factory=dict)
     verdicts: Mapping[str, Health] = field(default_factory=dict)
-    held: frozenset[str] = frozenset()
+    held: Mapping[str, str] = field(default_factory=dict)
     control: int | None = None
 
 
@@ -81,7 +118,7 @@ def after_verdicts(facts: Facts, verdicts: Mapping[str, Health]) -> Facts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A device as it is offered: under its own id, or the old one that a container still holds."""
+    """A device as it is offered: under its own id and resource, or as a container still holds it."""
 
     id: str
     resource: str
@@ -116,7 +153,7 @@ def entries(facts: Facts, policy: Policy) -> dict[str, Entry]:
         id = old if old in facts.held and not lost else own
         offered[id] = Entry(
             id=id,
-            resource=policy.resource_of(device),
+            resource=facts.held.get(id, policy.resource_of(device)),
             device=device,
             health=LOST if lost else facts.verdicts[own],
         )

@@ -21,7 +21,16 @@ import json
 import re
 import time
 import zlib
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -251,9 +260,10 @@ class Kubelet:
         lines += [f"trouble: {trouble}" for trouble in self.troubles[-3:]]
         return "\n".join(lines)
 
-    async def changed(self) -> None:
-        """Wait for the next change of anything above. Changes that come together count as one."""
-        await self._change.wait()
+    def changed(self) -> Awaitable[object]:
+        """What to await for the next change of anything above, counted from this call on. Changes that come
+        together count as one."""
+        return self._change.wait()
 
     async def until(
         self,

@@ -1,0 +1,19 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+#
+# Build the container image with docker, podman or buildah, whichever is there.
+#
+#   ./build.sh [IMAGE]            default kunlunxpu/xpu-device-plugin:v1.0.0
+#
+# More arguments for the build by BUILD_ARGS, e.g. BUILD_ARGS="--build-arg BASE_IMAGE=..."
+set -eu
+cd "$(dirname "$0")"
+image=${1:-kunlunxpu/xpu-device-plugin:v1.0.0}
+for tool in docker podman buildah; do
+    if command -v "$tool" >/dev/null 2>&1; then
+        # shellcheck disable=SC2086 - several arguments are wanted
+        exec "$tool" build ${BUILD_ARGS:-} -t "$image" -f docker/Dockerfile .
+    fi
+done
+echo "build.sh: needs docker, podman or buildah; none of them is installed" >&2
+exit 1

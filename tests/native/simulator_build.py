@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles the simulator the way the package's build does, and its variant with the later functions."""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+
+SOURCES = Path(__file__).parents[2] / "_xpuml" / "simulator"
+FLAGS = ("-shared", "-fPIC", "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden")
+
+
+def build_simulator(directory: Path, *flags: str) -> Path:
+    """Return the path of a new libxpuml.so.1 in the directory."""
+    library = directory / "libxpuml.so.1"
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    extra = shlex.split(os.environ.get("CFLAGS", ""))
+    sources = sorted(str(source) for source in SOURCES.glob("*.c"))
+    subprocess.run([*compiler, *FLAGS, *extra, *flags, "-o", str(library), *sources], check=True)
+    return library

@@ -1,0 +1,718 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The simulated library behaves as the vendor's: answers, splits, habits and faults."""
+
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+from struct import unpack_from
+
+import pytest
+
+from xpu_plugin.simulation.machine import Machine
+from xpu_plugin.xpuml import OPTIONAL_FUNCTIONS, REQUIRED_FUNCTIONS
+
+from .conftest import MakeGuest, MakeMachine
+from .guest import NULL, DiedError, Guest, Output
+
+
+MIB = 1 << 20
+CONTROL_FUNCTIONS = ("xpumlSimulatorCheck", "xpumlSimulatorSettle")
+WITH_HANDLE = [
+    name
+    for name in REQUIRED_FUNCTIONS
+    if name.startswith("xpumlDevice") and "Count" not in name and "Index" not in name
+]
+
+
+def card(model: str = "R200", bus: int = 0x3B, **keys: str) -> dict[str, str]:
+    dashed = {key.replace("_", "-"): value for key, value in keys.items()}
+    return {"model": model, "pci": f"0000:{bus:02x}:00.0", **dashed}
+
+
+def addresses(guest: Guest) -> list[str]:
+    code, count = guest.count()
+    assert code == 0
+    return [guest.pci(index) for index in range(count)]
+
+
+def nodes(machine: Machine) -> list[str]:
+    assert machine.dev_root
+    return sorted(path.name for path in machine.dev_root.iterdir() if path.name != "xpuctrl")
+
+
+def dies(guest: Guest, function: str, *arguments: object) -> signal.Signals:
+    with pytest.raises(DiedError) as died:
+        guest.call(function, *arguments)  # type: ignore[arg-type]  # whatever the test says
+    return signal.Signals(-died.value.status)
+
+
+# --- the ABI --------------------------------------------------------------------------------------
+
+
+def exported(library: Path) -> set[str]:
+    table = subprocess.run(
+        ["nm", "-D", "--defined-only", library], check=True, capture_output=True, text=True
+    )
+    return {line.split()[-1] for line in table.stdout.splitlines()}
+
+
+def test_exports_the_twenty_functions_and_no_others(simulator, later_simulator):
+    assert exported(simulator) == {*REQUIRED_FUNCTIONS, *CONTROL_FUNCTIONS}
+    assert exported(later_simulator) == {*REQUIRED_FUNCTIONS, *OPTIONAL_FUNCTIONS, *CONTROL_FUNCTIONS}
+
+
+def test_error_strings(make_machine: MakeMachine, make_guest: MakeGuest):
+    guest = make_guest(make_machine(), init=False)
+    assert guest.text("xpumlErrorString", 9) == "Driver Not Loaded"
+    for code in (21, 22, 25, -5, 999):
+        assert guest.text("xpumlErrorString", code) == "Unknown Error"
+
+
+# --- the driver -----------------------------------------------------------------------------------
+
+
+def test_before_init_every_call_says_that_there_is_no_driver(
+    make_machine: MakeMachine, make_guest: MakeGuest
+):
+    guest = make_guest(make_machine(), init=False)
+    for function in WITH_HANDLE:
+        assert guest.call(function, NULL, Output())[0] == 9, function
+    assert guest.count()[0] == 9
+    assert guest.fetch(0)[0] == 9
+    assert guest.call("xpumlSystemGetDriverVersion", Output(80))[0] == 9
+    assert guest.call("xpumlShutdown")[0] == 0
+
+
+def test_no_control_node_no_driver(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine()
+    assert machine.dev_root
+    (machine.dev_root / "xpuctrl").unlink()
+    assert make_guest(machine, init=False).init() == 9
+
+
+def test_no_machine_file_no_driver_and_a_line_why(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine()
+    machine.path.unlink()
+    guest = make_guest(machine, init=False)
+    assert guest.init() == 9
+    assert "No such file" in guest.close()[1]
+
+
+def test_driver_gone_and_back(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine()
+    before = make_guest(machine)
+    machine.set({"driver": "gone"})
+    assert nodes(machine) == []
+    assert before.count()[0] == 999
+    late = make_guest(machine, init=False)
+    assert late.init() == 9
+    machine.set({"driver": "loaded"})
+    assert late.init() == 0
+    assert late.count() == (0, 2)
+    assert before.count() == (0, 2)
+
+
+def test_unloading_the_driver_undoes_splits(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine(card(vfs="3"), card(bus=0x3C))
+    machine.set({"driver": "gone"})
+    machine.set({"driver": "loaded"})
+    assert nodes(machine) == ["xpu0", "xpu1"]
+    assert make_guest(machine).count() == (0, 2)
+
+
+def test_shutdown_does_nothing(make_machine: MakeMachine, make_guest: MakeGuest):
+    guest = make_guest(make_machine())
+    assert guest.call("xpumlShutdown")[0] == 0
+    assert guest.count() == (0, 2)
+
+
+def test_versions(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine()
+    guest = make_guest(machine)
+    code, text = guest.call("xpumlSystemGetDriverVersion", Output(80))
+    assert code == 0
+    assert text.partition(b"\0")[0].startswith(b"4.0.third_unknown.1 commit: ")
+    assert len(text.partition(b"\0")[0]) == 68
+    assert guest.call("xpumlSystemGetXPUMLVersion", Output(9))[1] == b"4.0.12.1\0"
+    machine.set({"driver-version": "5.0 of  today", "library-version": "4.0.5.1"})
+    assert guest.call("xpumlSystemGetDriverVersion", Output(80))[1].startswith(b"5.0 of  today\0")
+    assert guest.call("xpumlSystemGetXPUMLVersion", Output(80))[1].startswith(b"4.0.5.1\0")
+
+
+# --- devices --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "numbers", "max_vfs", "memory"),
+    [
+        ("K100", (1, 1, 1), 0, 8192),
+        ("R200", (2, 100, 2), 3, 16384),
+        ("R300", (2, 101, 3), 3, 32768),
+        ("R200-8F", (2, 102, 4), 3, 32768),
+        ("R200-8FS", (0, 0, 9999), 3, 32768),
+        ("R100", (0, 0, 9999), 3, 16384),
+        ("R420", (0, 0, 9999), 3, 16384),
+        ("RG800", (0, 0, 9999), 3, 32768),
+        ("RG800-PRO", (0, 0, 9999), 3, 32768),
+        ("P800", (0, 0, 9999), 0, 98304),
+    ],
+)
+def test_models_as_the_library_knows_them(
+    make_machine: MakeMachine,
+    make_guest: MakeGuest,
+    *,
+    model: str,
+    numbers: tuple[int, int, int],
+    max_vfs: int,
+    memory: int,
+):
+    guest = make_guest(make_machine(card(model)))
+    attributes = guest.attributes(0)
+    assert attributes[:3] == numbers
+    assert attributes[9] == max_vfs
+    assert attributes[10] == memory
+    assert guest.number("xpumlDeviceGetArchitecture", guest.handle(0)) == (0, numbers[0])
+    assert guest.number("xpumlDeviceGetBoardId", guest.handle(0)) == (0, numbers[1])
+    assert guest.number("xpumlDeviceGetHostVxpuMode", guest.handle(0)) == (0, int(max_vfs > 0))
+    code, _ = guest.number("xpumlDeviceGetClockInfo", guest.handle(0), 0)
+    assert code == (999 if numbers[2] == 9999 else 0)
+
+
+def test_a_k200_is_two_devices_at_one_address(make_machine: MakeMachine, make_guest: MakeGuest):
+    guest = make_guest(make_machine(card(bus=0x3A), card("K200", state="201,205")))
+    assert addresses(guest) == ["0000:3a:00.0", "0000:3b:00.0", "0000:3b:00.0"]
+    assert [guest.model(index) for index in range(3)] == [2, 0, 0]
+    assert guest.state(1) == (0, 201)
+    assert guest.state(2) == (0, 205)
+
+
+def test_readings(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine(card(utilization="30", temperature="55", power="25", clock="1040"))
+    machine.add_process(4711, card=0, memory=4096)
+    guest = make_guest(machine)
+    handle = guest.handle(0)
+    assert guest.number("xpumlDeviceGetTemperature", handle, 0) == (0, 55)
+    assert guest.number("xpumlDeviceGetPowerUsage", handle) == (0, 25)
+    assert guest.number("xpumlDeviceGetClockInfo", handle, 0) == (0, 1040)
+    code, rates = guest.call("xpumlDeviceGetUtilizationRates", handle, Output())
+    assert (code, *unpack_from("<2I", rates)) == (0, 30, 25)
+    assert guest.memory(0)[1:4] == (16384 * MIB, 12288 * MIB, 4096 * MIB)
+
+
+def test_pci_info_leaves_the_ids_alone(make_machine: MakeMachine, make_guest: MakeGuest):
+    guest = make_guest(make_machine({"model": "R200", "pci": "00ab:af:1e.5"}))
+    code, record = guest.call("xpumlDeviceGetPciInfo", guest.handle(0), Output())
+    assert code == 0
+    assert unpack_from("<6I", record) == (0xAB, 0xAF, 0x1E, 5, 0, 0)
+    assert record[24:56].partition(b"\0")[0] == b"000000AB:AF:1E.5"
+
+
+def test_processes(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine(card("K200"))
+    for pid in range(100, 103):
+        machine.add_process(pid, card=0, half=1, memory=pid)
+    guest = make_guest(machine)
+
+    def ask(index: int, room: int) -> tuple[int, int]:
+        guest.start(
+            "xpumlDeviceGetComputeRunningProcesses", guest.handle(index), Output(4, room), Output(99 * 128)
+        )
+        code, (count, records) = guest.finish()
+        number = int(unpack_from("<I", count)[0])
+        for n in range(number if code == 0 else 0):
+            assert unpack_from("<IxxxxQ", records, n * 128) == (100 + n, (100 + n) * MIB)
+        assert isinstance(code, int)
+        return code, number
+
+    assert ask(0, 99) == (0, 0)
+    assert ask(1, 99) == (0, 3)
+    assert ask(1, 2) == (0, 2)
+    assert ask(1, 0) == (0, 0)
+    assert ask(1, 100)[0] == 2
+
+
+def test_a_lost_card_keeps_its_node_and_answers_999(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine()
+    guest = make_guest(machine)
+    handle = guest.handle(0)
+    machine.set_card(0, {"lost": "yes"})
+    assert nodes(machine) == ["xpu0", "xpu1"]
+    assert guest.count() == (0, 2)
+    for function in ("xpumlDeviceGetMemoryInfo", "xpumlDeviceGetPciInfo", "xpumlDeviceGetPowerUsage"):
+        assert guest.call(function, handle, Output())[0] == 999
+    assert guest.number("xpumlDeviceGetState", handle)[0] == 999
+    assert guest.fetch(0)[0] == 999
+    assert guest.state(1) == (0, 201)
+    machine.set_card(0, {"lost": ""})
+    assert guest.state(0) == (0, 201)
+
+
+def test_index_is_the_rank_among_usable_nodes(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine(
+        card(bus=0x10, nodes="12"), card(bus=0x11, nodes="2"), card(bus=0x12, nodes="100"), card(bus=0x13)
+    )
+    assert nodes(machine) == ["xpu0", "xpu100", "xpu12", "xpu2"]
+    guest = make_guest(machine)
+    assert addresses(guest) == ["0000:13:00.0", "0000:11:00.0", "0000:10:00.0", "0000:12:00.0"]
+    machine.set_card(1, {"unreadable": "yes"})
+    fresh = make_guest(machine)
+    assert addresses(fresh) == ["0000:13:00.0", "0000:10:00.0", "0000:12:00.0"]
+    assert machine.dev_root
+    (machine.dev_root / "xpu0").unlink()
+    assert addresses(make_guest(machine)) == ["0000:10:00.0", "0000:12:00.0"]
+
+
+def test_the_file_is_followed_while_it_is_right(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine()
+    guest = make_guest(machine)
+    machine.set_card(0, {"state": "207"})
+    assert guest.state(0) == (0, 207)
+    machine.path.write_text("card 0 model=R201\n")
+    assert guest.state(0) == (0, 207)
+    assert guest.state(1) == (0, 201)
+    output, errors = guest.close()
+    assert output == ""
+    assert errors.count("\n") == 1
+    assert "line 1: model of card: 'R201'; accepted: K100, " in errors
+
+
+# --- splitting ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("memory", "sizes"),
+    [
+        (16384, (16384, 8192, 5456)),
+        (14336, (14336, 7168, 4776)),
+        (32768, (32768, 16384, 10920)),
+        (28672, (28672, 14336, 9552)),
+    ],
+)
+def test_memory_of_vfs(
+    make_machine: MakeMachine, make_guest: MakeGuest, memory: int, sizes: tuple[int, int, int]
+):
+    guest = make_guest(make_machine(card(memory=str(memory))))
+    for vfs, size in enumerate(sizes, 1):
+        assert guest.split(0, vfs) == 0
+        assert guest.count() == (0, 1 + vfs)
+        assert guest.model(0) == 200
+        for index in range(1, 1 + vfs):
+            assert guest.attributes(index)[10] == size
+            assert guest.memory(index)[1] == size * MIB
+            assert guest.model(index) == 200 + vfs
+        assert guest.memory(0)[1] == memory * MIB
+
+
+@pytest.mark.parametrize(
+    ("vfs", "engines", "l3"),
+    [(1, (8, 6, 6, 9, 3, 6), 63), (2, (3, 3, 3, 4, 1, 3), 32), (3, (2, 2, 2, 3, 1, 2), 16)],
+)
+def test_engines_of_vfs(
+    make_machine: MakeMachine, make_guest: MakeGuest, vfs: int, engines: tuple[int, ...], l3: int
+):
+    guest = make_guest(make_machine(card()))
+    assert guest.attributes(0)[3:9] == (8, 6, 8, 9, 3, 6)
+    assert guest.split(0, vfs) == 0
+    guest.count()
+    vf = guest.attributes(1)
+    assert (vf[3:9], vf[9], vf[11]) == (engines, 0, l3)
+    assert guest.attributes(0)[5] == 2
+
+
+def test_only_r200_is_known_in_parts(make_machine: MakeMachine, make_guest: MakeGuest):
+    guest = make_guest(make_machine(card("R300")))
+    assert guest.split(0, 2) == 0
+    guest.count()
+    assert [guest.attributes(index)[:3] for index in range(3)] == [(0, 0, 9999)] * 3
+
+
+def test_modes(make_machine: MakeMachine, make_guest: MakeGuest):
+    guest = make_guest(make_machine(card("K100"), card(bus=0x3C)))
+    handle = guest.handle(1)
+    assert guest.number("xpumlDeviceGetHostVxpuMode", guest.handle(0)) == (0, 0)
+    assert guest.number("xpumlDeviceGetHostVxpuMode", handle) == (0, 1)
+    assert guest.split(1, 1) == 0
+    assert guest.number("xpumlDeviceGetHostVxpuMode", handle) == (0, 2)  # same handle, new mode
+    guest.count()
+    assert guest.number("xpumlDeviceGetHostVxpuMode", guest.handle(2)) == (0, 0)
+
+
+def test_two_split_cards_and_the_first_put_back_leave_a_hole(
+    make_machine: MakeMachine, make_guest: MakeGuest
+):
+    machine = make_machine()
+    guest = make_guest(machine)
+    assert guest.split(0, 3) == 0
+    guest.count()
+    assert guest.split(1, 2) == 0
+    assert guest.count() == (0, 7)
+    assert nodes(machine) == [f"xpu{n}" for n in range(7)]
+    assert guest.split(0, 0) == 0
+    assert nodes(machine) == ["xpu0", "xpu1", "xpu5", "xpu6"]
+    assert addresses(guest) == ["0000:3b:00.0", "0000:3c:00.0", "0000:3c:01.0", "0000:3c:01.1"]
+    assert guest.split(0, 3) == 0
+    assert addresses(guest) == [
+        "0000:3b:00.0", "0000:3c:00.0", "0000:3b:01.0", "0000:3b:01.1", "0000:3b:01.2",
+        "0000:3c:01.0", "0000:3c:01.1",
+    ]  # fmt: skip
+    assert "vf-nodes=2,3,4" in machine.text()
+
+
+def test_the_sysfs_tree_follows_a_split(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine(card(numa="1"))
+    assert machine.sysfs_root
+    guest = make_guest(machine)
+    pf = machine.sysfs_root / "class/xpu/xpu0/device"
+    assert (pf / "sriov_numvfs").read_text() == "0\n"
+    assert guest.split(0, 2) == 0
+    vf = machine.sysfs_root / "class/xpu/xpu2/device"
+    assert (pf / "sriov_numvfs").read_text() == "2\n"
+    assert (vf / "physfn").resolve() == pf.resolve()
+    assert (pf / "virtfn1").resolve() == vf.resolve()
+    assert (vf / "device").read_text() == "0x3685\n"
+    assert (vf / "numa_node").read_text() == "1\n"
+    assert guest.split(0, 0) == 0
+    assert not vf.exists()
+    assert not (pf / "virtfn0").is_symlink()
+    assert [path.name for path in (machine.sysfs_root / "bus/pci/devices").iterdir()] == ["0000:3b:00.0"]
+
+
+def test_a_bad_number_on_a_split_card_destroys_its_vfs(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine(card(), card(bus=0x3C))
+    guest = make_guest(machine)
+    assert guest.split(1, 4) == 999
+    for number in (4, -1):
+        assert guest.split(0, 2) == 0
+        assert guest.count() == (0, 4)
+        assert guest.split(0, 2) == 0
+        assert guest.count() == (0, 4)
+        assert guest.split(0, number) == 999
+        assert guest.count() == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        card("K100"),
+        card("K200"),
+        card("R100"),
+        card("R420"),
+        card("P800"),
+        card(memory="12288"),
+        card(splits="no"),
+        card(busy="yes"),
+        card(lost="yes"),
+    ],
+    ids=lambda keys: " ".join(f"{key}={value}" for key, value in keys.items() if key != "pci"),
+)
+def test_refusals_are_999(make_machine: MakeMachine, make_guest: MakeGuest, keys: dict[str, str]):
+    machine = make_machine(keys | {"lost": ""})
+    guest = make_guest(machine)
+    handle = guest.handle(0)
+    machine.set_card(0, keys)
+    assert guest.call("xpumlDeviceSetSriovVfNum", handle, 2)[0] == 999
+    assert guest.call("xpumlDeviceSetSriovVfNum", handle, 0)[0] == (
+        999 if keys["model"] in ("K100", "K200", "P800") or "lost" in keys else 0
+    )
+
+
+def test_a_process_on_a_vf_keeps_the_split(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine(card(vfs="2"))
+    machine.add_process(1, card=0, vf=1)
+    guest = make_guest(machine)
+    assert guest.split(0, 0) == 999
+    assert guest.split(0, 2) == 0
+    machine.clear_processes()
+    assert guest.split(0, 0) == 0
+
+
+def test_a_vf_cannot_be_split(make_machine: MakeMachine, make_guest: MakeGuest):
+    guest = make_guest(make_machine(card(vfs="1")))
+    assert guest.split(1, 0) == 0
+    assert guest.split(1, 1) == 999
+    assert guest.count() == (0, 2)
+
+
+def test_a_split_may_take_its_time(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine(card(vfs="1"), vf_delay="300")
+    guest = make_guest(machine)
+    begin = time.monotonic()
+    assert guest.split(0, 3) == 0
+    assert time.monotonic() - begin >= 0.3
+    assert guest.count() == (0, 4)
+
+
+def test_a_split_keeps_comments_and_other_lines(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine(card(), card(bus=0x3C))
+    text = machine.text().replace("minors=0", "minors=0   # the first") + "\n# the end\n"
+    machine.path.write_text(text)
+    assert make_guest(machine).split(0, 1) == 0
+    assert machine.text() == text.replace("minors=0 ", "minors=0 vfs=1 vf-nodes=2 vf-minors=4")
+
+
+# --- habits ---------------------------------------------------------------------------------------
+
+
+def test_an_index_up_to_127_crashes(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine()
+    assert make_guest(machine).fetch(128)[0] == 2
+    for index in (2, 127):
+        assert dies(make_guest(machine), "xpumlDeviceGetHandleByIndex", index, Output(8)) == signal.SIGSEGV
+    machine.set({"quirks": "off"})
+    guest = make_guest(machine)
+    assert [guest.fetch(index)[0] for index in (2, 127, 128)] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("function", WITH_HANDLE)
+def test_null_handles_crash(make_machine: MakeMachine, make_guest: MakeGuest, function: str):
+    machine = make_machine()
+    assert dies(make_guest(machine), function, NULL, Output()) == signal.SIGSEGV
+    machine.set({"quirks": "off"})
+    assert make_guest(machine).call(function, NULL, Output())[0] == 2
+
+
+def test_null_outputs(make_machine: MakeMachine, make_guest: MakeGuest):
+    guest = make_guest(make_machine())
+    handle = guest.handle(0)
+    assert guest.call("xpumlDeviceGetCount", NULL)[0] == 999
+    assert guest.call("xpumlDeviceGetState", handle, NULL)[0] == 0
+    assert guest.call("xpumlDeviceGetPciInfo", handle, NULL)[0] == 9
+    assert guest.call("xpumlDeviceGetAttributes", handle, NULL)[0] == 2
+    assert guest.call("xpumlDeviceGetTemperature", handle, 0, NULL)[0] == 999
+
+
+def test_a_handle_from_before_a_listing_is_gone(make_machine: MakeMachine, make_guest: MakeGuest):
+    for quirks in ("on", "off"):
+        machine = make_machine(card(), quirks=quirks)
+        guest = make_guest(machine)
+        handle = guest.handle(0)
+        assert guest.split(0, 1) == 0
+        assert guest.number("xpumlDeviceGetState", handle) == (0, 201)
+        assert guest.count() == (0, 2)
+        if quirks == "on":
+            assert dies(guest, "xpumlDeviceGetState", handle, Output()) == signal.SIGSEGV
+        else:
+            assert guest.number("xpumlDeviceGetState", handle)[0] == 2
+        machine.remove()
+
+
+def test_attributes_are_cached_for_life_when_the_count_stays(
+    make_machine: MakeMachine, make_guest: MakeGuest
+):
+    machine = make_machine(card(), card(bus=0x3C, vfs="1"))
+    guest = make_guest(machine)
+    assert [guest.model(index) for index in range(3)] == [2, 200, 201]
+    machine.set_card(1, {"vfs": "0"})
+    machine.set_card(0, {"vfs": "1"})
+    assert guest.count() == (0, 3)
+    assert [guest.model(index) for index in range(3)] == [2, 200, 201]
+    assert addresses(guest) == ["0000:3b:00.0", "0000:3c:00.0", "0000:3b:01.0"]
+    assert [make_guest(machine).model(index) for index in range(3)] == [200, 2, 201]
+
+
+def test_a_failed_state_makes_the_handle_invalid(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine()
+    guest = make_guest(machine)
+    handle = guest.handle(0)
+    machine.add_fault("xpumlDeviceGetState", "code:999", card=0, times=1)
+    assert guest.number("xpumlDeviceGetState", handle)[0] == 999
+    assert guest.number("xpumlDeviceGetState", handle)[0] == 2
+    assert guest.call("xpumlDeviceGetMemoryInfo", handle, Output())[0] == 2
+    assert guest.number("xpumlDeviceGetTemperature", handle, 0)[0] == 0
+    assert guest.number("xpumlDeviceGetHostVxpuMode", handle)[0] == 0
+    guest.handle(0)
+    assert guest.number("xpumlDeviceGetState", handle) == (0, 201)
+
+
+def test_each_listing_leaks_a_descriptor(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine(card(unreadable="yes"), card(bus=0x3C))  # the count always differs
+    guest = make_guest(machine)
+    before = guest.descriptors()
+    assert [guest.count() for _ in range(3)] == [(0, 1)] * 3
+    assert guest.descriptors() == before + 3
+    machine.set({"quirks": "off"})
+    assert guest.count() == (0, 1)
+    assert guest.descriptors() == before + 3
+
+
+def test_without_descriptors_there_are_no_devices_and_no_error(
+    make_machine: MakeMachine, make_guest: MakeGuest
+):
+    machine = make_machine(card(unreadable="yes"), card(bus=0x3C))
+    guest = make_guest(machine)
+    limit = guest.descriptors() + 4
+    resource.prlimit(guest.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
+    answers = [guest.count() for _ in range(limit)]
+    assert answers[0] == (0, 1)
+    assert answers[-1] == (0, 0)
+
+
+def test_unusable_nodes_are_told_on_stdout(make_machine: MakeMachine, make_guest: MakeGuest):
+    guest = make_guest(make_machine(card(unreadable="yes")))
+    assert guest.count() == (0, 0)
+    output, _ = guest.close()
+    assert "xpu0" in output
+
+
+def test_visible_devices_are_ranks_and_the_variable_is_cut_up(
+    make_machine: MakeMachine, make_guest: MakeGuest
+):
+    machine = make_machine(card(nodes="4"), card(bus=0x3C, nodes="7"), card(bus=0x3D, nodes="9"))
+    guest = make_guest(machine, XPU_VISIBLE_DEVICES="2,0,x,1")
+    assert guest.text("getenv", b"XPU_VISIBLE_DEVICES") == "2"
+    assert guest.pci(0) == "0000:3d:00.0"
+    assert guest.pci(1) == "0000:3b:00.0"
+    assert guest.count() == (0, 1)  # three are not two: listed anew
+    machine.set({"quirks": "off"})
+    guest = make_guest(machine, XPU_VISIBLE_DEVICES="2,0,5,x,1")
+    assert guest.text("getenv", b"XPU_VISIBLE_DEVICES") == "2,0,5,x,1"
+    assert guest.count() == (0, 2)
+
+
+def test_a_rank_that_is_none_leaves_a_gap_that_crashes(make_machine: MakeMachine, make_guest: MakeGuest):
+    guest = make_guest(make_machine(), XPU_VISIBLE_DEVICES="1,7,0")
+    assert guest.pci(0) == "0000:3c:00.0"
+    assert guest.pci(2) == "0000:3b:00.0"
+    assert dies(guest, "xpumlDeviceGetHandleByIndex", 1, Output(8)) == signal.SIGSEGV
+
+
+def test_utilization_without_memory_dies(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine(card(nodes="5", vfs="2", cold_split="yes"))
+    guest = make_guest(machine)
+    pf = 2  # its N is the highest
+    assert guest.memory(pf)[:4] == (5, 0, 0, 0)
+    assert guest.memory(0)[1] == 8192 * MIB
+    handle = guest.handle(pf)
+    machine.set({"quirks": "off"})
+    assert guest.call("xpumlDeviceGetUtilizationRates", handle, Output())[0] == 2
+    machine.set({"quirks": "on"})
+    assert dies(guest, "xpumlDeviceGetUtilizationRates", handle, Output()) == signal.SIGFPE
+
+
+def test_at_most_99_devices(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine(number=120)
+    assert make_guest(machine).count() == (0, 99)
+    machine.set({"quirks": "off"})
+    assert make_guest(machine).count() == (0, 120)
+
+
+def test_thousands_of_devices_without_quirks(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine(number=4096, quirks="off")
+    machine.set_card(4000, {"state": "207"})
+    guest = make_guest(machine)
+    assert guest.count() == (0, 4096)
+    answers = [guest.state(index) for index in range(4096)]
+    assert [index for index, answer in enumerate(answers) if answer != (0, 201)] == [4000]
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+def test_a_code_for_one_device_some_times(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine()
+    guest = make_guest(machine)
+    machine.add_fault("xpumlDeviceGetPowerUsage", "code:-5", card=1, times=2)
+    one, other = guest.handle(1), guest.handle(0)
+    assert guest.number("xpumlDeviceGetPowerUsage", other)[0] == 0
+    assert guest.number("xpumlDeviceGetPowerUsage", one)[0] == -5
+    machine.set_card(0, {"state": "207"})  # a new file with the same line counts on
+    assert guest.number("xpumlDeviceGetPowerUsage", one)[0] == -5
+    assert guest.number("xpumlDeviceGetPowerUsage", one)[0] == 0
+    machine.clear_faults()
+    machine.add_fault("xpumlDeviceGetPowerUsage", "code:999")
+    assert guest.number("xpumlDeviceGetPowerUsage", one)[0] == 999
+    assert guest.number("xpumlDeviceGetPowerUsage", other)[0] == 999
+
+
+def test_faults_of_halves_and_vfs(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine(card("K200"), card(bus=0x3C, vfs="2"))
+    machine.add_fault("xpumlDeviceGetHandleByIndex", "code:999", card=0, half=1)
+    machine.add_fault("xpumlDeviceGetState", "code:15", card=1, vf=0)
+    guest = make_guest(machine)
+    assert [guest.state(index)[0] for index in range(5)] == [0, 999, 0, 15, 0]
+
+
+@pytest.mark.parametrize(
+    ("action", "killer"),
+    [("crash", signal.SIGSEGV), ("fpe", signal.SIGFPE), ("abort", signal.SIGABRT)],
+)
+def test_deaths(make_machine: MakeMachine, make_guest: MakeGuest, action: str, killer: signal.Signals):
+    machine = make_machine()
+    machine.add_fault("xpumlDeviceGetState", action, card=1)
+    guest = make_guest(machine)
+    assert guest.state(0) == (0, 201)
+    assert dies(guest, "xpumlDeviceGetState", guest.handle(1), Output()) == killer
+
+
+@pytest.mark.parametrize("function", ["xpumlInit", "xpumlDeviceGetCount"])
+def test_calls_without_device_may_fail_too(make_machine: MakeMachine, make_guest: MakeGuest, function: str):
+    machine = make_machine()
+    machine.add_fault(function, "code:9", times=1)
+    guest = make_guest(machine, init=False)
+    assert [guest.init(), guest.init()].count(9) == (function == "xpumlInit")
+    assert [guest.count()[0], guest.count()[0]].count(9) == (function == "xpumlDeviceGetCount")
+
+
+def test_a_hang_and_a_delay(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine()
+    machine.add_fault("xpumlDeviceGetState", "delay:200", card=0)
+    machine.add_fault("xpumlDeviceGetState", "hang", card=1)
+    guest = make_guest(machine)
+    begin = time.monotonic()
+    assert guest.state(0) == (0, 201)
+    assert time.monotonic() - begin >= 0.2
+    guest.start("xpumlDeviceGetState", guest.handle(1), Output(8))
+    with pytest.raises(subprocess.TimeoutExpired):
+        guest.process.wait(0.3)
+    guest.process.kill()
+    with pytest.raises(DiedError):
+        guest.finish()
+
+
+def test_spoilt_strings(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine()
+    machine.add_fault("xpumlSystemGetDriverVersion", "garbage-strings")
+    machine.add_fault("xpumlSystemGetXPUMLVersion", "truncated-strings")
+    machine.add_fault("xpumlDeviceGetPciInfo", "garbage-strings", card=0)
+    guest = make_guest(machine)
+    assert guest.call("xpumlSystemGetDriverVersion", Output(80)) == (0, b"\xa5" * 80)
+    assert guest.call("xpumlSystemGetXPUMLVersion", Output(9)) == (0, b"4.0.\x002.1\0")
+    _, record = guest.call("xpumlDeviceGetPciInfo", guest.handle(0), Output())
+    assert record[24:] == b"\xa5" * 32 + bytes(72)
+    assert guest.pci(1) == "0000:3c:00.0"
+
+
+def test_a_wrong_count(make_machine: MakeMachine, make_guest: MakeGuest):
+    machine = make_machine(wrong_count="0")
+    guest = make_guest(machine)
+    assert guest.count() == (0, 0)
+    machine.set({"wrong-count": "3"})
+    assert guest.count() == (0, 3)
+    assert guest.state(1) == (0, 201)
+    machine.set({"wrong-count": ""})
+    assert guest.count() == (0, 2)
+
+
+# --- later libraries ------------------------------------------------------------------------------
+
+
+def test_later_functions(make_machine: MakeMachine, make_guest: MakeGuest, later_simulator: Path):
+    machine = make_machine(card(serial="02K0ABC000000001", nodes="3", vfs="3"), card("K200", bus=0x3C))
+    guest = make_guest(machine, library=later_simulator)
+
+    def texts(function: str) -> list[str]:
+        answers = [guest.call(function, guest.handle(index), Output(96)) for index in range(6)]
+        assert [code for code, _ in answers] == [0] * 6
+        return [text.partition(b"\0")[0].decode() for _, text in answers]
+
+    assert [guest.number("xpumlDeviceGetId", guest.handle(i))[1] for i in range(6)] == [0, 1, 2, 3, 4, 5]
+    assert [guest.number("xpumlDeviceGetMinorNumber", guest.handle(i))[1] for i in range(6)] == [
+        2, 3, 4, 0, 6, 8,
+    ]  # fmt: skip
+    vf = "R200-VF-5G"
+    assert texts("xpumlDeviceGetName") == ["K200", "K200", vf, "R200-PF", vf, vf]
+    assert texts("xpumlDeviceGetSerial")[2:] == ["02K0ABC000000001"] * 4
+    code, record = guest.call("xpumlDeviceGetAttributes", guest.handle(3), Output())
+    assert (code, record[56:72]) == (0, b"02K0ABC000000001")
