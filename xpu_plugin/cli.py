@@ -4,6 +4,7 @@
 import importlib
 import logging
 import os
+import signal
 import sys
 
 from xpu_plugin.config import PROGRAM, UsageError, read_config
@@ -33,6 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _daemon(arguments: list[str]) -> int:
     config, _, warnings = read_config(arguments, os.environ)
+    # Nothing is there yet that would have to be taken down; and as a container's first process we would
+    # not even notice a signal without a handler.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # or it tells of each connection that ends
     from xpu_plugin import daemon, log  # noqa: PLC0415 - usage errors need no gRPC
 
     log.configure(level=config.log_level, form=config.log_format)

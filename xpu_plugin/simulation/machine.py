@@ -93,8 +93,7 @@ class Machine:
         if self.sysfs_root is not None:
             remembered["sysfs-root"] = str(self.sysfs_root)
         lines = [f"set {key}={value}" for key, value in {**remembered, **(settings or {})}.items()]
-        for number, keys in enumerate(cards):
-            lines = _with_card(lines, number, keys)
+        lines += [_card_line(number, keys) for number, keys in enumerate(cards)]
         self._check(lines)
         try:
             for directory in (self.path.parent, self.dev_root, self.sysfs_root):
@@ -261,6 +260,10 @@ def _concerns(line: str, card: int) -> bool:
     )
 
 
+def _card_line(number: int, keys: Mapping[str, str]) -> str:
+    return " ".join([f"card {number}", *(f"{key}={value}" for key, value in keys.items() if value)])
+
+
 def _with_card(lines: list[str], number: int, keys: Mapping[str, str]) -> list[str]:
     """The lines with the card's changed, or added. What no longer holds after a change of model or of the
     number of VFs is left to be settled anew."""
@@ -274,5 +277,5 @@ def _with_card(lines: list[str], number: int, keys: Mapping[str, str]) -> list[s
     if "model" in keys or "vfs" in keys:
         present = {key: value for key, value in present.items() if key not in SETTLED_BY_VFS}
     present |= keys
-    words = [*selector, *(f"{key}={value}" for key, value in present.items() if value)]
-    return [*lines[:place], " ".join(words) + (comment.group() if comment else ""), *lines[place + 1 :]]
+    changed = _card_line(number, present) + (comment.group() if comment else "")
+    return [*lines[:place], changed, *lines[place + 1 :]]

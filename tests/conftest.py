@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of tests in several rooms."""
+
+import asyncio
+import gc
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from .standins import children, descriptors, until, wait_until
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory that is not too deep for sockets, as pytest's own may be."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="xpu-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def leaves_no_process() -> Iterator[None]:
+    """Every process that the test starts has ended, and has been waited for, when it is over."""
+    before = children()
+    yield
+    wait_until(lambda: children() <= before, "all children ended", seconds=5)
+
+
+@pytest.fixture
+def leaves_no_descriptor() -> Iterator[None]:
+    gc.collect()
+    before = descriptors()
+    yield
+    gc.collect()
+    assert len(descriptors()) <= len(before), f"before {before}, after {descriptors()}"
+
+
+@pytest.fixture
+async def leaves_no_task() -> AsyncIterator[None]:
+    """No coroutine of the plugin runs on when the test is over."""
+    yield
+
+    def ours() -> list[str]:
+        code = [getattr(task.get_coro(), "cr_code", None) for task in asyncio.all_tasks()]
+        return [block.co_qualname for block in code if block and "/xpu_plugin/" in block.co_filename]
+
+    await until(lambda: not ours(), "no task left", seconds=5)
