@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))
+        raise UsageError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
 
 # --- what a value may be: each takes text and returns a value, or raises ArgumentTypeError ------------

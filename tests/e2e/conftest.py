@@ -83,9 +83,10 @@ def plugin(hooks: Hooks, cluster: Cluster, machine: Machine, tmp_path: Path) -> 
         yield daemon
         cluster.delete_pods()
     finally:
-        daemon.close()
-        print(daemon.log)  # pytest shows it with a failure
-    daemon.wait_for_no_process()
+        try:
+            daemon.close()
+        finally:
+            print(daemon.log)  # pytest shows it with a failure
     assert not daemon.socket.exists()
 
 

@@ -66,13 +66,17 @@ class Plugin:
         return self._end(signal.SIGTERM), time.monotonic() - start
 
     def close(self) -> None:
-        """Leave no process behind, whatever state it is in."""
-        if self._process is None:
-            return
+        """Leave no process behind; fail if one had to be ended by force."""
         try:
-            self.terminate()
-        except subprocess.TimeoutExpired:
-            self.kill()
+            if self._process is not None:
+                self.terminate()
+            self.wait_for_no_process()
+        finally:
+            for pid in self.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if self._process is not None:
+                self._process.wait()
 
     def processes(self) -> dict[int, str]:
         """Every process of this plugin, its workers included: pid -> command line."""

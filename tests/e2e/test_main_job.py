@@ -118,8 +118,7 @@ def test_a_sick_card_leaves_and_comes_back(cluster: Cluster, machine: Machine, p
 def test_a_kubelet_that_restarts_gets_its_devices_back(
     hooks: Hooks, cluster: Cluster, machine: Machine, plugin: Plugin
 ) -> None:
-    if not hooks.restart_kubelet:
-        leave_out(hooks, "XPU_E2E_RESTART_KUBELET is not set: this kubelet is not to be restarted")
+    require_restart(hooks)
     pod = cluster.run_pod("survivor", devices=2)
     ids = granted(machine, pod, 2)
     before, streams = identities([pod]), plugin.streams()
@@ -150,6 +149,25 @@ def test_a_killed_plugin_resumes_where_it_was(cluster: Cluster, machine: Machine
     assert plugin.registered_ids() == offered
     newcomer = cluster.run_pod("newcomer", devices=CARDS - 2)
     assert granted(machine, newcomer, CARDS - 2) == offered - ids
+    assert granted(machine, pod, 2) == ids
+    assert identities([pod]) == before
+
+
+def test_a_plugin_comes_back_to_another_kubelet(
+    hooks: Hooks, cluster: Cluster, machine: Machine, plugin: Plugin
+) -> None:
+    require_restart(hooks)
+    pod = cluster.run_pod("survivor", devices=2)
+    ids, before = granted(machine, pod, 2), identities([pod])
+
+    plugin.kill()
+    restart_kubelet(hooks)
+    cluster.wait_for_allocatable(0)
+    plugin.start()
+
+    cluster.wait_for_allocatable(CARDS)
+    newcomer = cluster.run_pod("newcomer", devices=CARDS - 2)
+    assert granted(machine, newcomer, CARDS - 2) == machine.ids().keys() - ids
     assert granted(machine, pod, 2) == ids
     assert identities([pod]) == before
 
@@ -199,6 +217,11 @@ def test_nothing_is_left_behind(hooks: Hooks, cluster: Cluster, machine: Machine
     machine.close()
     plugin.wait_for_no_process()
     assert leftovers(hooks, cluster) == []
+
+
+def require_restart(hooks: Hooks) -> None:
+    if not hooks.restart_kubelet:
+        leave_out(hooks, "XPU_E2E_RESTART_KUBELET is not set: this kubelet is not to be restarted")
 
 
 def restart_kubelet(hooks: Hooks) -> None:

@@ -32,9 +32,10 @@ def later_simulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_machine(simulator: Path, tmp_path: Path) -> MakeMachine:
     """A machine with its roots in the test's directory: so many R200, or cards given by their keys."""
 
-    def make(*given: dict[str, str], number: int = 2, **settings: str) -> Machine:
+    def make(*given: dict[str, str], number: int = 2, sysfs: bool = True, **settings: str) -> Machine:
+        sysfs_root = tmp_path / "sys" if sysfs else None
         machine = Machine(
-            tmp_path / "machine", dev_root=tmp_path / "dev", sysfs_root=tmp_path / "sys", library=simulator
+            tmp_path / "machine", dev_root=tmp_path / "dev", sysfs_root=sysfs_root, library=simulator
         )
         dashed = {key.replace("_", "-"): value for key, value in settings.items()}
         machine.init(given or cards(number), dashed)

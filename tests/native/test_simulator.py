@@ -599,7 +599,7 @@ def test_at_most_99_devices(make_machine: MakeMachine, make_guest: MakeGuest):
 
 
 def test_thousands_of_devices_without_quirks(make_machine: MakeMachine, make_guest: MakeGuest):
-    machine = make_machine(number=4096, quirks="off")
+    machine = make_machine(number=4096, sysfs=False, quirks="off")
     machine.set_card(4000, {"state": "207"})
     guest = make_guest(machine)
     assert guest.count() == (0, 4096)

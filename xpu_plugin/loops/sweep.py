@@ -11,7 +11,7 @@ from functools import partial
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.loops.backoff import delays, wait_for
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.model.devices import Found, Host, Scan, identify, keep_unasked
+from xpu_plugin.model.devices import Found, Host, Scan, identify
 from xpu_plugin.model.health import LIBRARY_GONE, NOT_ANSWERING, judge
 from xpu_plugin.model.inventory import after_scan, after_verdicts
 from xpu_plugin.xpuml import DriverNotLoadedError, StateAnswer, XpumlError
@@ -23,6 +23,7 @@ HOST_SECONDS = 10.0  # between comparisons of the host with what it was at the l
 GRACE_SECONDS = 15.0  # verdicts stand so long while the library cannot be opened or counted
 RETRY_SECONDS = (0.1, 10.0)  # back-off of failing scans: first, most
 CONVICTED_SECONDS = (10.0, 300.0)  # back-off of a device at which the library hangs or crashes
+DOUBT_SECONDS = 5.0  # after a scan, before another one for a device that did not answer it
 UNSTABLE_SECONDS = 0.1  # before scanning again when nodes came or went during a scan
 STRIKES = 2  # hangs or crashes in a row at one device that convict it
 OLDEST_LIBRARY = (4, 0, 11)
@@ -65,6 +66,7 @@ class Sweep:
         self._due = True  # a scan is wanted
         self._host: Host | None = None  # as the last scan saw it
         self._host_at = 0.0  # when it was compared last
+        self._scanned_at = 0.0
         self._found = Found(devices={})
         self._empty_believed = False
         self._good_at = clock()  # when the library answered last
@@ -121,9 +123,10 @@ class Sweep:
             self._empty_believed = True  # if a fresh worker says so again
             return 0.0
         self._empty_believed = not scan.readings
-        found = keep_unasked(identify(scan), self._found, skip) if skip else identify(scan)
+        found = identify(scan, self._found)
         self._report(scan, found)
-        self._host, self._host_at, self._found = scan.host, self._clock(), found
+        self._host, self._found = scan.host, found
+        self._host_at = self._scanned_at = self._clock()
         forget, self._forget, self._due = self._forget, False, False
         self._convicts = {index: convict for index, convict in self._convicts.items() if index in skip}
         hung = {id: NOT_ANSWERING for id, device in found.devices.items() if device.index in skip}
@@ -146,11 +149,17 @@ class Sweep:
             if (answer := _at(answers, device.index))
         }
         self._picture.submit(partial(after_verdicts, verdicts=verdicts))
-        hint = any(
-            answer.code and before[id].healthy
+        asked = [
+            (before[id], device, answer)
             for id, device in self._found.devices.items()
             if (answer := _at(answers, device.index))
-        )
+        ]
+        doubt = any(not answer.code and device.state is None for _, device, answer in asked)
+        if doubt and self._clock() - self._scanned_at >= DOUBT_SECONDS:
+            logger.info("a device that did not answer the last scan answers now: scanning again")
+            self._due = True
+            return 0.0
+        hint = any(answer.code and verdict.healthy for verdict, _, answer in asked)
         if hint or self._clock() - self._host_at >= HOST_SECONDS:
             self._host_at = self._clock()
             if await self._driver.host() != self._host:

@@ -111,6 +111,11 @@ class Device:
     failure: Failure | None
 
     @property
+    def address(self) -> str:
+        """PCI address of the function."""
+        return self.id.partition("-")[0]
+
+    @property
     def path(self) -> str:
         """The node's path, on the host and in a container: the library takes N from the name."""
         return f"/dev/xpu{self.node.number}"
@@ -284,11 +289,16 @@ def _parent_by_rule(address: str) -> str:
     return f"{domain}:{bus}:{max(int(rest[:2], 16) - 1, 0):02x}.0"
 
 
-def identify(scan: Scan) -> Found:
-    """Name every device of a scan. Two that would share an id are both left out, with the reason."""
+def identify(scan: Scan, before: Found | None = None) -> Found:
+    """Name every device of a scan. Two that would share an id are both left out, with the reason.
+
+    before: what an earlier scan found; a device that does not answer now is what it was then
+    """
     problems: list[str] = []
     numbers = _numbers(scan, problems)
     nodes = {node.number: node for node in scan.host.nodes}
+    known = {device.node: device for device in before.devices.values()} if before else {}
+    devices: list[Device] = []
     located: dict[str, list[tuple[Reading, Node]]] = defaultdict(list)
     for reading in scan.readings:
         node = nodes.get(numbers.get(reading.index, -1))
@@ -298,14 +308,17 @@ def identify(scan: Scan) -> Found:
             else:
                 problems.append(f"device index {reading.index}: no node /dev/xpu{numbers[reading.index]}")
             continue
+        if (device := _known(reading, node, scan, known)) is not None:
+            devices.append(device)
+            continue
         address = reading.pci or scan.host.addresses.get(node.number)
         if address is None:
             problems.append(f"/dev/xpu{node.number}: no PCI address ({_first_failure(reading)})")
             continue
         located[address].append((reading, node))
 
-    cards = _Cards(scan.host.functions, {address: own[0][0] for address, own in located.items()})
-    devices = [
+    cards = _Cards(scan.host.functions, {address: own[0][0] for address, own in located.items()}, devices)
+    devices += [
         cards.device(address, reading, node, shared=len(own) > 1)
         for address, own in located.items()
         for reading, node in own
@@ -323,28 +336,40 @@ def identify(scan: Scan) -> Found:
     )
 
 
-def keep_unasked(found: Found, before: Found, unasked: frozenset[int]) -> Found:
-    """Let devices that a scan was told not to ask keep what an earlier scan of the same host knew."""
-    kept = {id: device for id, device in before.devices.items() if device.index in unasked}
-    asked = {id: device for id, device in found.devices.items() if device.index not in unasked}
-    known = {device.index for device in kept.values()}
-    new = {id: device for id, device in found.devices.items() if device.index in unasked - known}
-    return replace(found, devices=dict(sorted({**asked, **new, **kept}.items())))
+def _known(reading: Reading, node: Node, scan: Scan, before: Mapping[Node, Device]) -> Device | None:
+    """The device that an earlier scan found at this node, for one that does not answer now.
+
+    Not if sysfs says that the node has become another card's.
+    """
+    if reading.arch is not None or reading.pci is not None:
+        return None
+    device = before.get(node)
+    if device is None or scan.host.addresses.get(node.number, device.address) != device.address:
+        return None
+    return replace(device, index=reading.index, state=None, failure=_last_failure(reading))
 
 
 def _first_failure(reading: Reading) -> str:
     return str(reading.failures[0]) if reading.failures else "the library was not asked"
 
 
+def _last_failure(reading: Reading) -> Failure | None:
+    return reading.failures[-1] if reading.failures else None
+
+
 class _Cards:
     """Which functions of a scan belong to which card."""
 
-    def __init__(self, functions: Mapping[str, Function], readings: Mapping[str, Reading]) -> None:
+    def __init__(
+        self, functions: Mapping[str, Function], readings: Mapping[str, Reading], known: Iterable[Device]
+    ) -> None:
         self._functions = functions
         self._readings = readings
         self._split = {address for address in readings if self._is_pf(address)}
+        self._split |= {device.address for device in known if device.kind is Kind.PF}
         self._parents = {address: card for address in readings if (card := self._parent(address))}
         self._vfs = Counter(self._parents.values())
+        self._vfs.update(device.card for device in known if device.kind is Kind.VF)
 
     def _function(self, address: str) -> Function:
         return self._functions.get(address, Function())
@@ -409,5 +434,5 @@ class _Cards:
             serial=reading.serial or "",
             arch=reading.arch,
             state=reading.state,
-            failure=next(iter(reading.failures[-1:]), None) if reading.state is None else None,
+            failure=_last_failure(reading) if reading.state is None else None,
         )

@@ -1,0 +1,531 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The driver over real worker processes: whatever the library does there, callers get an answer or one error."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.standins import (
+    SECONDS,
+    compile_library,
+    descriptors,
+    has_ended,
+    make_machine,
+    target_of,
+    until,
+    wait_until,
+)
+from xpu_plugin.edges import driver as driver_module
+from xpu_plugin.edges.driver import (
+    MOST_STUCK,
+    Driver,
+    LibraryError,
+    Target,
+    TooManyStuckError,
+    WorkerDiedError,
+    WorkerError,
+    WorkerHungError,
+)
+from xpu_plugin.model.devices import Scan
+from xpu_plugin.simulation.library import shipped
+from xpu_plugin.simulation.machine import Machine
+from xpu_plugin.xpuml import Call, DriverNotLoadedError, StateAnswer, XpumlError
+
+
+STATE = "xpumlDeviceGetState"
+RUNNING = StateAnswer(0, 201)
+TIMEOUT = 0.4
+"""What the library is given in tests where it hangs."""
+
+pytestmark = pytest.mark.usefixtures("leaves_no_process", "leaves_no_descriptor", "leaves_no_task")
+
+MakeDriver = Callable[..., Driver]
+
+
+@pytest.fixture
+def machine(place: Path) -> Machine:
+    return make_machine(place)
+
+
+@pytest.fixture
+async def make_driver(
+    leaves_no_process: None, leaves_no_descriptor: None, leaves_no_task: None
+) -> AsyncIterator[MakeDriver]:
+    drivers: list[Driver] = []
+
+    def make(target: Target, call_timeout: float = SECONDS) -> Driver:
+        drivers.append(Driver(target, call_timeout=call_timeout))
+        return drivers[-1]
+
+    yield make
+    for driver in drivers:
+        await driver.close()
+
+
+@pytest.fixture
+def driver(make_driver: MakeDriver, machine: Machine) -> Driver:
+    return make_driver(target_of(machine))
+
+
+@pytest.fixture
+def hasty(make_driver: MakeDriver, machine: Machine) -> Driver:
+    """A driver that does not wait long."""
+    return make_driver(target_of(machine), TIMEOUT)
+
+
+@pytest.fixture(scope="session")
+def rogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_library(Path(__file__).with_name("rogue.c"), tmp_path_factory.mktemp("rogue"))
+
+
+async def scanned(driver: Driver) -> Scan:
+    scan = await driver.scan()
+    assert scan is not None
+    return scan
+
+
+def pid_of(driver: Driver) -> int:
+    assert driver.pid is not None
+    return driver.pid
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+async def test_a_scan_tells_everything_about_library_devices_and_host(driver: Driver) -> None:
+    scan = await scanned(driver)
+    assert [reading.pci for reading in scan.readings] == [f"0000:{bus}:00.0" for bus in ("3b", "3c", "3d", "3e")]
+    assert {(reading.model, reading.state, reading.memory_bytes) for reading in scan.readings} == {
+        (2, 201, 16 << 30)
+    }
+    assert scan.usable == (0, 1, 2, 3)
+    assert [node.number for node in scan.host.nodes] == [0, 1, 2, 3]
+    assert scan.host.control is not None
+    assert scan.host.addresses[2] == "0000:3d:00.0"
+    assert scan.library == str(shipped())
+    assert scan.library_version.startswith("4.0.12.1 ")
+    assert scan.driver_version.startswith("4.0.")
+
+
+async def test_a_sweep_asks_the_worker_of_the_scan_for_all_states(driver: Driver, machine: Machine) -> None:
+    await scanned(driver)
+    worker = driver.pid
+    assert await driver.sweep() == [RUNNING] * 4
+    machine.set_card(1, {"state": "207"})
+    machine.add_fault(STATE, "code:-5", card=2)
+    assert await driver.sweep({3}) == [RUNNING, StateAnswer(0, 207), StateAnswer(-5, 0), None]
+    assert driver.pid == worker
+
+
+async def test_each_scan_has_a_fresh_worker_and_the_former_one_ends(driver: Driver) -> None:
+    await scanned(driver)
+    former = pid_of(driver)
+    await scanned(driver)
+    assert driver.pid != former
+    await until(lambda: has_ended(former))
+
+
+async def test_a_sweep_before_any_scan_is_refused(driver: Driver) -> None:
+    for ask in (driver.sweep, driver.host):
+        with pytest.raises(WorkerDiedError, match="no worker that has scanned"):
+            await ask()
+
+
+async def test_the_host_can_be_compared_with_that_of_the_scan(driver: Driver, machine: Machine) -> None:
+    scan = await scanned(driver)
+    assert await driver.host() == scan.host
+    machine.set_card(0, {"vfs": "2"})
+    now = await driver.host()
+    assert now != scan.host
+    assert [node.number for node in now.nodes] == [0, 1, 2, 3, 4, 5]
+    assert now.functions["0000:3b:00.0"].num_vfs == 2
+    assert now.functions["0000:3b:01.1"].physfn == "0000:3b:00.0"
+
+
+async def test_a_scan_during_which_nodes_change_proves_nothing(driver: Driver, machine: Machine) -> None:
+    machine.add_fault("xpumlDeviceGetHandleByIndex", "delay:500", card=0, times=1)
+    scan = asyncio.create_task(driver.scan())
+    await until(lambda: in_flight(driver) == Call("xpumlDeviceGetHandleByIndex", 0))
+    machine.set_card(4, {"model": "R200", "pci": "0000:5e:00.0"})
+    assert await scan is None
+    machine.clear_faults()
+    assert len((await scanned(driver)).readings) == 5
+
+
+def in_flight(driver: Driver) -> Call | None:
+    """What the present worker does, as its progress word says."""
+    return driver._process.in_flight() if driver._process else None
+
+
+async def test_requests_at_the_same_time_get_their_own_answers(driver: Driver) -> None:
+    scan = await scanned(driver)
+    answers = await asyncio.gather(driver.sweep(), driver.host(), driver.sweep({0}), driver.host())
+    assert answers[0] == [RUNNING] * 4
+    assert answers[2] == [None, *[RUNNING] * 3]
+    assert answers[1] == answers[3] == scan.host
+
+
+async def test_a_long_lived_worker_leaks_no_descriptor(driver: Driver) -> None:
+    """The real library leaks one whenever it lists the devices anew."""
+    await scanned(driver)
+    before = descriptors(pid_of(driver))
+    for _ in range(50):
+        await driver.sweep()
+        await driver.host()
+    assert descriptors(pid_of(driver)) == before
+
+
+# --- the library hangs or dies --------------------------------------------------------------------
+
+
+async def test_a_hang_ends_at_the_deadline_and_names_function_and_device(
+    hasty: Driver, machine: Machine
+) -> None:
+    await scanned(hasty)
+    worker = pid_of(hasty)
+    machine.add_fault(STATE, "hang", card=1)
+    begin = time.monotonic()
+    with pytest.raises(WorkerHungError, match=f"0.4 s in {STATE} of device index 1") as hung:
+        await hasty.sweep()
+    assert TIMEOUT <= time.monotonic() - begin < TIMEOUT + 5
+    assert hung.value.call == Call(STATE, 1)
+    await until(lambda: has_ended(worker))
+
+    with pytest.raises(WorkerDiedError, match="no worker that has scanned"):
+        await hasty.sweep()
+    machine.clear_faults()
+    assert len((await scanned(hasty)).readings) == 4
+    assert await hasty.sweep() == [RUNNING] * 4
+
+
+async def test_a_device_that_hangs_can_be_left_out(hasty: Driver, machine: Machine) -> None:
+    machine.add_fault("xpumlDeviceGetMemoryInfo", "hang", card=2)
+    with pytest.raises(WorkerHungError) as hung:
+        await hasty.scan()
+    assert hung.value.call == Call("xpumlDeviceGetMemoryInfo", 2)
+    scan = await hasty.scan({2})
+    assert scan is not None
+    assert [reading.pci is None for reading in scan.readings] == [False, False, True, False]
+    assert await hasty.sweep({2}) == [RUNNING, RUNNING, None, RUNNING]
+
+
+async def test_a_hang_that_concerns_no_device_convicts_none(hasty: Driver, machine: Machine) -> None:
+    machine.add_fault("xpumlInit", "hang")
+    with pytest.raises(WorkerHungError) as hung:
+        await hasty.scan()
+    assert hung.value.call == Call("xpumlInit", None)
+
+
+@pytest.mark.parametrize(
+    ("action", "killer"), [("crash", signal.SIGSEGV), ("fpe", signal.SIGFPE), ("abort", signal.SIGABRT)]
+)
+async def test_a_crash_names_signal_function_and_device(
+    driver: Driver, machine: Machine, action: str, killer: signal.Signals
+) -> None:
+    await scanned(driver)
+    machine.add_fault(STATE, action, card=3)
+    with pytest.raises(WorkerDiedError, match=f"killed by signal {killer:d}") as died:
+        await driver.sweep()
+    assert died.value.call == Call(STATE, 3)
+    machine.clear_faults()
+    assert len((await scanned(driver)).readings) == 4
+
+
+async def test_a_worker_killed_from_outside_is_noticed_and_replaced(driver: Driver) -> None:
+    await scanned(driver)
+    os.kill(pid_of(driver), signal.SIGKILL)
+    with pytest.raises(WorkerDiedError, match="killed by signal 9") as died:
+        await driver.sweep()
+    assert died.value.call is None
+    assert len((await scanned(driver)).readings) == 4
+
+
+async def test_a_worker_killed_during_a_call_is_noticed_at_once(driver: Driver, machine: Machine) -> None:
+    await scanned(driver)
+    machine.add_fault(STATE, "hang", card=0)
+    sweep = asyncio.create_task(driver.sweep())
+    await until(lambda: in_flight(driver) == Call(STATE, 0))
+    os.kill(pid_of(driver), signal.SIGKILL)
+    with pytest.raises(WorkerDiedError) as died:
+        async with asyncio.timeout(SECONDS / 2):
+            await sweep
+    assert died.value.call == Call(STATE, 0)
+
+
+async def test_an_interpreter_that_cannot_start_is_an_error_like_any_other(
+    make_driver: MakeDriver, machine: Machine
+) -> None:
+    driver = make_driver(target_of(machine, environment={"PYTHONHOME": "/nonexistent"}))
+    with pytest.raises(WorkerDiedError, match="exit status 1"):
+        await driver.scan()
+
+
+# --- the library misbehaves -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_rogue(make_driver: MakeDriver, place: Path, rogue: Path) -> Callable[[str], Driver]:
+    machine = make_machine(place, number=1)
+
+    def make(deed: str) -> Driver:
+        return make_driver(target_of(machine, rogue, environment={"ROGUE": deed}))
+
+    return make
+
+
+async def test_a_library_that_ends_the_process(make_rogue: Callable[[str], Driver]) -> None:
+    with pytest.raises(WorkerDiedError, match="exit status 3") as died:
+        await make_rogue("exit").scan()
+    assert died.value.call == Call(STATE, 0)
+
+
+async def test_a_library_that_closes_the_socket(make_rogue: Callable[[str], Driver]) -> None:
+    driver = make_rogue("close")
+    with pytest.raises(WorkerDiedError, match="its socket closed") as died:
+        await driver.scan()
+    assert died.value.call == Call(STATE, 0)
+
+
+NONSENSE = {
+    "not text": "frame:\xff\xfe",
+    "not JSON": "frame:}",
+    "nothing": "frame:",
+    "no object": "frame:7",
+    "null": "frame:null",
+    "a text": 'frame:"error"',
+    "neither result nor error": "frame:{}",
+    "an error of no known kind": 'frame:{"error": {"kind": "weather"}}',
+    "an error that is none": 'frame:{"error": 5}',
+    "another call's result": 'frame:{"result": [[0, 201]]}',
+    "a result without its parts": 'frame:{"result": {"stable": true}}',
+    "parts of other kinds": 'frame:{"result": {"stable": true, "readings": [7], "usable": []}}',
+    "a list for a mapping": 'frame:{"result": {"stable": true, "readings": [], "usable": [], "host": '
+    '{"nodes": [], "control": null, "addresses": [], "functions": {}}, "driver_version": "", '
+    '"driver_release": null}}',
+    "an endless length": "length",
+    "a thing too deep": "deep",
+}
+
+
+@pytest.mark.parametrize("deed", NONSENSE.values(), ids=NONSENSE.keys())
+async def test_nonsense_on_the_wire_is_one_clear_error_and_a_fresh_worker(
+    make_rogue: Callable[[str], Driver], deed: str
+) -> None:
+    driver = make_rogue(deed)
+    with pytest.raises(WorkerDiedError, match="talked nonsense"):
+        await driver.scan()
+    assert driver.pid is None
+
+
+async def test_what_the_library_prints_stays_off_the_protocol_and_off_our_output(
+    make_rogue: Callable[[str], Driver], capfd: pytest.CaptureFixture[str]
+) -> None:
+    driver = make_rogue("print")
+    await scanned(driver)
+    assert await driver.sweep() == [RUNNING]
+    assert Path(f"/proc/{driver.pid}/fd/1").readlink() == Path("/dev/null")
+    assert capfd.readouterr().out == ""
+
+
+async def test_descriptor_0_is_taken(driver: Driver) -> None:
+    """The library takes a control node of descriptor 0 for one that is not open."""
+    await scanned(driver)
+    assert Path(f"/proc/{driver.pid}/fd/0").readlink() == Path("/dev/null")
+
+
+async def test_the_worker_does_not_hide_devices(
+    make_driver: MakeDriver, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XPU_VISIBLE_DEVICES", "1")
+    driver = make_driver(target_of(machine, environment={"XPU_VISIBLE_DEVICES": "0"}))
+    assert len((await scanned(driver)).readings) == 4
+
+
+# --- no library, no driver ------------------------------------------------------------------------
+
+
+async def test_without_a_library_each_path_and_its_trouble_is_named(
+    make_driver: MakeDriver, machine: Machine, place: Path
+) -> None:
+    text = place / "text.so"
+    text.write_text("no library")
+    driver = make_driver(target_of(machine, "/nonexistent/libxpuml.so.1", text, "libno-such-xpuml.so.1"))
+    with pytest.raises(LibraryError) as failed:
+        await driver.scan()
+    for part in ("/nonexistent/libxpuml.so.1: no such file", str(text), "libno-such-xpuml.so.1"):
+        assert part in str(failed.value)
+
+
+async def test_the_first_usable_library_is_taken(
+    make_driver: MakeDriver, machine: Machine, place: Path, rogue: Path
+) -> None:
+    unusable = place / "unusable.so"
+    unusable.write_text("no library")
+    driver = make_driver(target_of(machine, "/nonexistent.so", unusable, shipped(), rogue))
+    assert (await scanned(driver)).library == str(shipped())
+
+
+async def test_without_a_driver_the_library_says_9_until_there_is_one(
+    driver: Driver, machine: Machine
+) -> None:
+    machine.set({"driver": "gone"})
+    for _ in range(2):
+        with pytest.raises(DriverNotLoadedError) as failed:
+            await driver.scan()
+        assert (failed.value.function, failed.value.code) == ("xpumlInit", 9)
+        assert failed.value.text == "Driver Not Loaded"
+    machine.set({"driver": ""})
+    assert len((await scanned(driver)).readings) == 4
+
+
+async def test_a_count_that_fails_is_the_librarys_error(driver: Driver, machine: Machine) -> None:
+    machine.add_fault("xpumlDeviceGetCount", "code:12345", times=1)
+    with pytest.raises(XpumlError) as failed:
+        await driver.scan()
+    assert (failed.value.function, failed.value.code) == ("xpumlDeviceGetCount", 12345)
+
+
+async def test_a_version_that_cannot_be_told_is_no_reason_not_to_work(
+    driver: Driver, machine: Machine
+) -> None:
+    machine.add_fault("xpumlSystemGetDriverVersion", "code:999")
+    machine.add_fault("xpumlSystemGetXPUMLVersion", "garbage-strings")
+    scan = await scanned(driver)
+    assert scan.driver_version == "unknown (xpumlSystemGetDriverVersion: Unknown Error (999))"
+    assert scan.library_version
+
+
+# --- cancelled requests ---------------------------------------------------------------------------
+
+
+async def test_a_request_given_up_half_way_does_not_answer_the_next_one(
+    driver: Driver, machine: Machine
+) -> None:
+    await scanned(driver)
+    machine.add_fault(STATE, "delay:300", card=0, times=1)
+    sweep = asyncio.create_task(driver.sweep())
+    await until(lambda: in_flight(driver) == Call(STATE, 0))
+    sweep.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sweep
+    with pytest.raises(WorkerDiedError, match="no worker that has scanned"):
+        await driver.host()
+    assert len((await scanned(driver)).readings) == 4
+    assert await driver.sweep({1}) == [RUNNING, None, RUNNING, RUNNING]
+
+
+async def test_a_request_given_up_while_it_waits_for_another_harms_none(
+    driver: Driver, machine: Machine
+) -> None:
+    await scanned(driver)
+    worker = driver.pid
+    machine.add_fault(STATE, "delay:300", card=0, times=1)
+    sweep = asyncio.create_task(driver.sweep())
+    await until(lambda: in_flight(driver) == Call(STATE, 0))
+    waiting = asyncio.create_task(driver.host())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    assert await sweep == [RUNNING] * 4
+    assert driver.pid == worker
+
+
+async def test_a_start_given_up_half_way_leaves_no_worker(driver: Driver) -> None:
+    scan = asyncio.create_task(driver.scan())
+    await until(lambda: driver.pid is not None)
+    worker = pid_of(driver)
+    scan.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await scan
+    assert driver.pid is None
+    await until(lambda: has_ended(worker))
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+async def test_close_leaves_no_process_not_even_a_hanging_one(driver: Driver, machine: Machine) -> None:
+    await scanned(driver)
+    worker = pid_of(driver)
+    machine.add_fault(STATE, "hang", card=0)
+    sweep = asyncio.create_task(driver.sweep())
+    await until(lambda: in_flight(driver) == Call(STATE, 0))
+    sweep.cancel()
+    begin = time.monotonic()
+    await driver.close()
+    assert time.monotonic() - begin < 1
+    assert has_ended(worker)
+    assert (await asyncio.gather(sweep, return_exceptions=True))[0] is not None
+
+
+async def test_workers_that_cannot_be_killed_are_not_waited_for_and_three_at_most(
+    hasty: Driver, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with processes in D state, which a signal does not end."""
+    unkillable: list[int] = []
+
+    def kill(process: driver_module._Process) -> None:
+        unkillable.append(process.pid)
+        if process._socket:
+            process._socket.close()
+
+    machine.add_fault(STATE, "hang", card=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(driver_module._Process, "kill", kill)
+        for _ in range(MOST_STUCK):
+            with pytest.raises(WorkerHungError):
+                await hasty.scan()
+        for _ in range(2):
+            with pytest.raises(TooManyStuckError) as refused:
+                await hasty.scan()
+            for pid in unkillable:
+                assert str(pid) in str(refused.value)
+        assert len(unkillable) == MOST_STUCK
+
+        machine.clear_faults()
+        os.kill(unkillable[0], signal.SIGKILL)
+        await until(lambda: has_ended(unkillable[0]))
+        assert len((await scanned(hasty)).readings) == 4
+        assert isinstance(refused.value, WorkerError)
+    for pid in unkillable[1:]:
+        os.kill(pid, signal.SIGKILL)
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from xpu_plugin.edges.driver import Driver, Target
+
+async def main(library, machine, dev, sysfs):
+    driver = Driver(Target(
+        libraries=(library,), dev_root=Path(dev), sysfs_root=Path(sysfs), simulated=True,
+        environment={"XPU_SIMULATOR_FILE": machine, "XPU_SIMULATOR_DEV_ROOT": dev},
+    ), call_timeout=600)
+    scan = asyncio.create_task(driver.scan())
+    while driver._process is None or driver._process.in_flight() is None \\
+            or driver._process.in_flight().index != 2:
+        await asyncio.sleep(0.01)
+    print(driver.pid, flush=True)
+    await scan
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_a_worker_dies_with_its_parent_even_in_a_call_that_hangs(machine: Machine) -> None:
+    machine.add_fault(STATE, "hang", card=2)
+    arguments = [str(shipped()), str(machine.path), str(machine.dev_root), str(machine.sysfs_root)]
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, *arguments], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout
+        worker = int(parent.stdout.readline())
+        assert not has_ended(worker)
+        parent.kill()
+        wait_until(lambda: has_ended(worker))

@@ -1,0 +1,606 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device is: which node an index is, which identity and which name it has."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from xpu_plugin.model.devices import (
+    Found,
+    Function,
+    Kind,
+    Scan,
+    identify,
+    keep_unasked,
+    matches,
+    resource_name,
+)
+from xpu_plugin.xpuml import Reading, VxpuMode
+
+from .builders import (
+    CARD_KINDS,
+    CONTROL,
+    LOST_CALL,
+    MIB,
+    UNKNOWN,
+    Truth,
+    device,
+    found,
+    machines,
+    node,
+    numberings,
+    reading,
+    scan,
+    seats_of,
+)
+
+
+A, B, C, D = (f"0000:{bus}:00.0" for bus in ("3b", "3c", "5e", "af"))
+KL2 = Function(vendor=0x1D22, device=0x3684, subsystem=1, num_vfs=0)
+
+
+def paths(of: Found) -> dict[str, str]:
+    return {id: device.path for id, device in of.devices.items()}
+
+
+# --- index -> N ---------------------------------------------------------------------------------------
+
+
+def test_an_index_is_the_rank_of_its_node_where_the_library_does_not_tell_n() -> None:
+    """Two cards were split and the first was put back: N has holes, the library counts 0 to 3."""
+    found = identify(scan(map(reading, range(4), (A, B, C, D)), nodes=[node(0), node(1), node(5), node(6)]))
+    assert paths(found) == {A: "/dev/xpu0", B: "/dev/xpu1", C: "/dev/xpu5", D: "/dev/xpu6"}
+    assert found.problems == ()
+    assert found.control == CONTROL
+
+
+def test_what_the_library_tells_as_n_beats_the_rank() -> None:
+    found = identify(scan([reading(0, A, number=7), reading(1, B, number=3)], nodes=[node(3), node(7)]))
+    assert paths(found) == {A: "/dev/xpu7", B: "/dev/xpu3"}
+
+
+def test_nodes_that_the_library_cannot_open_take_no_index() -> None:
+    found = identify(scan([reading(0, A), reading(1, C)], nodes=map(node, range(4)), usable=[0, 3]))
+    assert paths(found) == {A: "/dev/xpu0", C: "/dev/xpu3"}
+
+
+def test_sysfs_corrects_a_wrong_rank_by_the_address() -> None:
+    found = identify(scan([reading(0, A), reading(1, B)], nodes=[node(0), node(1)], addresses={0: B, 1: A}))
+    assert paths(found) == {A: "/dev/xpu1", B: "/dev/xpu0"}
+    assert found.problems == ()
+
+
+def test_sysfs_corrects_a_wrong_n_told_by_the_library() -> None:
+    found = identify(
+        scan(
+            [reading(0, A, number=1), reading(1, B, number=0)],
+            nodes=[node(0), node(1)],
+            addresses={0: A, 1: B},
+        )
+    )
+    assert paths(found) == {A: "/dev/xpu0", B: "/dev/xpu1"}
+
+
+def test_an_index_that_sysfs_contradicts_is_left_out_and_said() -> None:
+    found = identify(scan([reading(0, A), reading(1, B)], nodes=[node(0), node(1)], addresses={0: A, 1: C}))
+    assert paths(found) == {A: "/dev/xpu0"}
+    (problem,) = found.problems
+    assert B in problem
+    assert C in problem
+    assert "/dev/xpu1" in problem
+
+
+def test_a_rank_that_sysfs_refutes_somewhere_is_not_trusted_where_sysfs_is_silent() -> None:
+    """The library does not rank here, as one node proves; the others could be anybody's."""
+    found = identify(scan(map(reading, range(3), (C, A, B)), nodes=map(node, range(3)), addresses={0: A}))
+    assert set(paths(found).items()) <= {(A, "/dev/xpu0")}
+
+
+def test_more_nodes_than_the_library_counts_are_told_apart_by_address_only() -> None:
+    nodes = [node(n) for n in range(4)]
+    readings = [reading(0, A), reading(1, C), reading(2, D)]
+    blind = identify(scan(readings, nodes=nodes))
+    assert blind.devices == {}
+    assert len(blind.problems) == 3
+    seen = identify(scan(readings, nodes=nodes, addresses=dict(enumerate((A, B, C, D)))))
+    assert paths(seen) == {A: "/dev/xpu0", C: "/dev/xpu2", D: "/dev/xpu3"}
+
+
+def test_two_indexes_told_as_one_n_are_both_left_out() -> None:
+    found = identify(
+        scan(
+            [reading(0, A, number=0), reading(1, B, number=0), reading(2, C, number=2)],
+            nodes=map(node, range(3)),
+        )
+    )
+    assert paths(found) == {C: "/dev/xpu2"}
+    assert any("/dev/xpu0" in problem for problem in found.problems)
+
+
+def test_an_n_without_a_node_is_no_device() -> None:
+    found = identify(scan([reading(0, A, number=9)], nodes=[node(0)]))
+    assert found.devices == {}
+    assert found.problems == ("device index 0: no node /dev/xpu9",)
+
+
+def test_a_device_that_was_not_asked_is_known_by_its_node() -> None:
+    """Its readings are all missing, but sysfs and the rank are enough for an identity."""
+    found = identify(
+        scan([reading(0, A), Reading(index=1)], nodes=[node(0), node(1)], addresses={0: A, 1: B})
+    )
+    assert paths(found) == {A: "/dev/xpu0", B: "/dev/xpu1"}
+
+
+def test_a_device_that_was_not_asked_costs_no_other_one_its_node() -> None:
+    """A library that tells N need not rank: what it told stands, the silent one takes what is left."""
+    found = identify(
+        scan(
+            [reading(0, A, number=2), reading(1, B, number=0), Reading(index=2)],
+            nodes=map(node, range(3)),
+            addresses={0: B, 1: C, 2: A},
+        )
+    )
+    assert paths(found)[A] == "/dev/xpu2"
+    assert paths(found)[B] == "/dev/xpu0"
+    assert paths(found).get(C, "/dev/xpu1") == "/dev/xpu1"
+
+
+def test_a_device_without_any_address_is_left_out_with_the_reason() -> None:
+    found = identify(scan([Reading(index=0, failures=(LOST_CALL,))], nodes=[node(0)]))
+    assert found.devices == {}
+    (problem,) = found.problems
+    assert "/dev/xpu0" in problem
+    assert str(LOST_CALL) in problem
+
+
+def test_the_halves_of_a_k200_are_told_by_the_minor_never_by_rank() -> None:
+    """Both nodes have one address; here the second half was given the lower N."""
+    found = identify(
+        scan(
+            [reading(0, A, model=0, mode=0), reading(1, A, model=0, mode=0)],
+            nodes=[node(3, minor=9), node(7, minor=8)],
+            addresses={3: A, 7: A},
+        )
+    )
+    assert paths(found) == {f"{A}-half0": "/dev/xpu7", f"{A}-half1": "/dev/xpu3"}
+
+
+def test_a_minor_told_by_the_library_never_gives_a_half_the_other_halfs_node() -> None:
+    """The library tells minors and does not rank: then the minor says which node it is."""
+    found = identify(
+        scan(
+            [reading(0, A, model=0, mode=0, minor=1), reading(1, A, model=0, mode=0, minor=0)],
+            nodes=[node(0, minor=0), node(1, minor=1)],
+            addresses={0: A, 1: A},
+        )
+    )
+    truth = {f"{A}-half0": "/dev/xpu0", f"{A}-half1": "/dev/xpu1"}
+    assert paths(found).items() <= truth.items()
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_one_half_keeps_its_id_when_the_other_is_gone(half: int) -> None:
+    found = identify(scan([reading(0, A, model=0, mode=0)], nodes=[node(4, minor=6 + half)]))
+    assert list(found.devices) == [f"{A}-half{half}"]
+
+
+def test_devices_that_would_share_an_id_are_both_left_out() -> None:
+    found = identify(
+        scan(
+            [reading(0, A), reading(1, A), reading(2, B)],
+            nodes=[node(0, minor=0), node(1, minor=2), node(2, minor=4)],
+        )
+    )
+    assert list(found.devices) == [B]
+    (problem,) = found.problems
+    assert "/dev/xpu0 and /dev/xpu1" in problem
+
+
+# --- identity -----------------------------------------------------------------------------------------
+
+
+def split(vfs: int = 3, model: int = 200, **vf: object) -> list[Reading]:
+    """A card of `vfs` VFs as the library sees it."""
+    return [
+        reading(0, A, model=model, mode=VxpuMode.SRIOV_ON),
+        *(
+            replace(
+                reading(n + 1, f"0000:3b:01.{n}", model=UNKNOWN if model == UNKNOWN else model + vfs, mode=0),
+                **vf,  # type: ignore[arg-type]  # fields of a Reading
+            )
+            for n in range(vfs)
+        ),
+    ]
+
+
+def split_functions(vfs: int = 3) -> dict[str, Function]:
+    virtual = Function(vendor=0x1D22, device=0x3685, physfn=A)
+    return {A: replace(KL2, numa=1, num_vfs=vfs), **{f"0000:3b:01.{n}": virtual for n in range(vfs)}}
+
+
+def only(of: Found, kind: Kind) -> dict[str, str]:
+    return {id: device.card for id, device in of.devices.items() if device.kind is kind}
+
+
+def test_a_whole_card_is_known_by_its_address() -> None:
+    (found,) = identify(scan([reading(0, A)], nodes=[node(0)])).devices.values()
+    assert (found.id, found.card, found.kind, found.split) == (A, A, Kind.WHOLE, "whole")
+
+
+@pytest.mark.parametrize("model", [200, UNKNOWN])
+@pytest.mark.parametrize("sysfs", [True, False])
+@pytest.mark.parametrize("vfs", [1, 2, 3])
+def test_vfs_know_their_card_and_how_many_they_are(model: int, sysfs: bool, vfs: int) -> None:
+    """By sysfs where it speaks; else by the address rule, and by the model number or the count."""
+    functions = split_functions(vfs) if sysfs else {}
+    found = identify(scan(split(vfs, model), nodes=map(node, range(vfs + 1)), functions=functions))
+    assert only(found, Kind.PF) == {A: A}
+    assert only(found, Kind.VF) == {f"0000:3b:01.{n}-of{vfs}": A for n in range(vfs)}
+    assert {device.split for device in found.devices.values()} == {f"of{vfs}"}
+    assert found.devices[A].node.number == 0
+
+
+def test_physfn_beats_the_address_rule() -> None:
+    functions = {D: replace(KL2, num_vfs=1), "0000:3b:01.0": Function(device=0x3685, physfn=D)}
+    readings = [reading(0, A), reading(1, "0000:3b:01.0", model=201, mode=0)]
+    found = identify(scan(readings, nodes=map(node, range(2)), functions=functions))
+    assert only(found, Kind.VF) == {"0000:3b:01.0-of1": D}
+
+
+def test_the_count_of_vfs_is_sysfs_then_the_model_then_what_is_in_sight() -> None:
+    """One of three VFs cannot be opened."""
+    nodes = [node(n) for n in range(3)]
+    by_sysfs = identify(scan(split(3, UNKNOWN)[:3], nodes=nodes, functions=split_functions(3)))
+    assert set(only(by_sysfs, Kind.VF)) == {"0000:3b:01.0-of3", "0000:3b:01.1-of3"}
+    by_model = identify(scan(split(3)[:3], nodes=nodes))
+    assert set(only(by_model, Kind.VF)) == {"0000:3b:01.0-of3", "0000:3b:01.1-of3"}
+    by_sight = identify(scan(split(3, UNKNOWN)[:3], nodes=nodes))
+    assert set(only(by_sight, Kind.VF)) == {"0000:3b:01.0-of2", "0000:3b:01.1-of2"}
+
+
+def test_a_vf_says_non_sriov_as_k_series_do_and_is_no_whole_card() -> None:
+    """By its PCI device number alone, where the library knows neither model nor card."""
+    functions = {"0000:3b:01.0": Function(device=0x3685)}
+    found = identify(
+        scan([reading(0, "0000:3b:01.0", model=UNKNOWN, mode=0)], nodes=[node(0)], functions=functions)
+    )
+    assert only(found, Kind.VF) == {"0000:3b:01.0-of1": A}
+
+
+def test_a_card_that_sysfs_shows_with_vfs_is_not_offered_whole_whatever_its_mode_says() -> None:
+    """For a model it does not know, the library answers SRIOV_OFF when its query of the mode fails."""
+    readings = split(2, UNKNOWN)
+    readings[0] = replace(readings[0], mode=VxpuMode.SRIOV_OFF)
+    found = identify(scan(readings, nodes=map(node, range(3)), functions=split_functions(2)))
+    assert found.devices[A].kind is Kind.PF
+
+
+@pytest.mark.parametrize("known", ["sysfs", "model"])
+def test_a_split_card_whose_mode_cannot_be_told_is_a_pf(known: str) -> None:
+    readings = split(2, 200 if known == "model" else UNKNOWN)
+    readings[0] = replace(readings[0], mode=None)
+    functions = split_functions(2) if known == "sysfs" else {}
+    found = identify(scan(readings, nodes=map(node, range(3)), functions=functions))
+    assert found.devices[A].kind is Kind.PF
+
+
+def test_a_card_put_back_together_is_whole_again_under_its_address() -> None:
+    """Also when stale attributes still call it 200."""
+    found = identify(scan([reading(0, A, model=200, mode=VxpuMode.SRIOV_OFF)], nodes=[node(0)]))
+    assert only(found, Kind.WHOLE) == {A: A}
+    assert found.devices[A].model == "R200"
+
+
+def test_the_numa_node_is_the_functions_else_its_cards() -> None:
+    functions = split_functions(2)
+    functions["0000:3b:01.1"] = replace(functions["0000:3b:01.1"], numa=0)
+    found = identify(scan(split(2), nodes=map(node, range(3)), functions=functions))
+    assert {id: device.numa for id, device in found.devices.items()} == {
+        A: 1,
+        "0000:3b:01.0-of2": 1,
+        "0000:3b:01.1-of2": 0,
+    }
+
+
+def test_a_failed_state_query_leaves_the_device_known_with_the_failure() -> None:
+    found = identify(scan([reading(0, A, state=None, failures=(LOST_CALL,))], nodes=[node(0)]))
+    assert (found.devices[A].state, found.devices[A].failure) == (None, LOST_CALL)
+
+
+def test_a_failure_of_another_query_is_not_taken_for_the_states() -> None:
+    found = identify(scan([reading(0, A, serial=None, failures=(LOST_CALL,))], nodes=[node(0)]))
+    assert (found.devices[A].state, found.devices[A].failure) == (201, None)
+
+
+# --- names --------------------------------------------------------------------------------------------
+
+
+def model_of(reading: Reading, function: Function | None = None) -> str:
+    pci = reading.pci or ""
+    functions = {pci: function} if function else {}
+    (found,) = identify(scan([reading], nodes=[node(0)], functions=functions)).devices.values()
+    return found.model
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (0, "K200"),
+        (1, "K100"),
+        (2, "R200"),
+        (3, "R300"),
+        (4, "R200-8F"),
+        (5, "R200-8FS"),
+        (6, "R100"),
+        (8, "R420"),
+        (9, "RG800"),
+        (10, "RG800-PRO"),
+        (11, "RM80"),
+        (300, "KL3"),
+        (599, "KL3"),
+    ],
+)
+def test_models_have_the_vendors_names(number: int, name: str) -> None:
+    assert model_of(reading(0, A, model=number)) == name
+
+
+@pytest.mark.parametrize(
+    ("first", "name"),
+    [
+        (200, "R200"),
+        (204, "R300"),
+        (208, "R200-8F"),
+        (212, "R200-8FS"),
+        (216, "RG800"),
+        (220, "RG800-PRO"),
+    ],
+)
+def test_split_models_have_the_names_of_their_family(first: int, name: str) -> None:
+    found = identify(scan(split(3, first, memory_bytes=5456 * MIB), nodes=map(node, range(4))))
+    assert found.devices[A].model == name
+    assert found.devices["0000:3b:01.2-of3"].model == f"{name}-VF-5G"
+
+
+# The vendor's table: memory of a VF in MiB where a card has 1, 2 or 3 of them.
+SIZES = {
+    "16 GB": ((16384, 8192, 5456), ("16G", "8G", "5G")),
+    "16 GB with ECC": ((14336, 7168, 4776), ("16G", "8G", "5G")),
+    "32 GB": ((32768, 16384, 10920), ("32G", "16G", "10G")),
+    "32 GB with ECC": ((28672, 14336, 9552), ("32G", "16G", "10G")),
+}
+
+
+@pytest.mark.parametrize("older", ["", "768 MiB less a VF", "768 MiB less a card"])
+@pytest.mark.parametrize("vfs", [1, 2, 3])
+@pytest.mark.parametrize("board", SIZES)
+def test_a_vfs_profile_is_told_from_every_size_that_drivers_report(board: str, vfs: int, older: str) -> None:
+    sizes, names = SIZES[board]
+    less = {"": 0, "768 MiB less a VF": 768, "768 MiB less a card": 768 // vfs}[older]
+    readings = split(vfs, memory_bytes=(sizes[vfs - 1] - less) * MIB)
+    found = identify(scan(readings, nodes=map(node, range(vfs + 1))))
+    assert found.devices[f"0000:3b:01.0-of{vfs}"].model == f"R200-VF-{names[vfs - 1]}"
+
+
+def test_a_vf_of_unknown_size_is_named_by_its_share() -> None:
+    found = identify(scan(split(3, memory_bytes=None), nodes=map(node, range(4))))
+    assert found.devices["0000:3b:01.0-of3"].model == "R200-VF-1OF3"
+
+
+@pytest.mark.parametrize(
+    ("subsystem", "name"),
+    [
+        (1, "R200"),
+        (2, "R100"),
+        (3, "R300"),
+        (4, "R200-8F"),
+        (5, "R200-8FS"),
+        (6, "R420"),
+        (7, "RG800"),
+        (8, "RG800-PRO"),
+    ],
+)
+def test_a_model_that_the_library_does_not_know_is_named_by_its_pci_subsystem(
+    subsystem: int, name: str
+) -> None:
+    unknown = reading(0, A, model=UNKNOWN, arch=0)
+    assert model_of(unknown, replace(KL2, subsystem=subsystem)) == name
+    assert model_of(replace(unknown, model=None), replace(KL2, subsystem=subsystem)) == name
+
+
+def test_vfs_of_an_unknown_model_have_their_cards_name() -> None:
+    functions = split_functions(2)
+    functions[A] = replace(functions[A], subsystem=3)
+    readings = split(2, UNKNOWN, memory_bytes=8192 * MIB)
+    found = identify(scan(readings, nodes=map(node, range(3)), functions=functions))
+    assert found.devices[A].model == "R300"
+    assert found.devices["0000:3b:01.0-of2"].model == "R300-VF-8G"
+
+
+@pytest.mark.parametrize(
+    ("fields", "function", "name"),
+    [
+        ({}, Function(device=0x3688), "P800"),
+        ({"name": "P800 OAM"}, None, "P800-OAM"),
+        ({}, Function(device=0x3684, subsystem=0), "XPU-3684-16G"),
+        ({"memory_bytes": 12288 * MIB - 1}, None, "XPU-12G"),
+        ({"memory_bytes": 0}, Function(device=0x3999), "XPU-3999"),
+        ({"memory_bytes": None}, None, "XPU"),
+        ({"memory_bytes": None, "name": "??"}, None, "XPU"),
+    ],
+)
+def test_an_unknown_model_is_named_by_what_is_known(
+    fields: Mapping[str, object], function: Function | None, name: str
+) -> None:
+    unknown = replace(reading(0, A, model=UNKNOWN, arch=0), **fields)  # type: ignore[arg-type]
+    assert model_of(unknown, function) == name
+
+
+@given(name=st.text(max_size=95) | st.text("XPU-OAM 800", max_size=95))
+@example("X" * 95)
+def test_whatever_a_library_calls_a_board_makes_a_resource_name(name: str) -> None:
+    """Kubernetes accepts up to 63 letters, digits, `-`, `_` and `.` after the domain."""
+    readings = [replace(vf, name=name) for vf in split(3, UNKNOWN, memory_bytes=5456 * MIB)]
+    for own in identify(scan(readings, nodes=map(node, range(4)))).devices.values():
+        resource = resource_name(own, base="baidu.com/xpu", per_profile=True)
+        assert re.fullmatch(r"baidu\.com/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", resource)
+
+
+def test_one_name_for_all_or_one_for_each_model_and_profile() -> None:
+    vf = device("0000:3b:01.0-of2", model="R200-VF-8G")
+    assert resource_name(vf, base="example.com/card", per_profile=False) == "example.com/card"
+    assert resource_name(vf, base="example.com/card", per_profile=True) == "example.com/R200-VF-8G"
+
+
+# --- allow and deny -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "does"),
+    [
+        ("0000:3b:01.0-of2", True),
+        ("0000:3B:01.0-OF2", True),
+        ("0000:3b:00.0", True),
+        ("r200-vf-8g", True),
+        ("02K00Y6216V0012K", True),
+        ("02k00y6216v0012k", True),
+        ("R200", False),
+        ("0000:3b:01.0", False),
+        ("0000:3b:01.1-of2", False),
+        ("", False),
+    ],
+)
+def test_a_device_is_named_by_id_card_model_or_serial(name: str, does: bool) -> None:
+    vf = device("0000:3b:01.0-of2", model="R200-VF-8G", serial="02K00Y6216V0012K")
+    assert matches(vf, (name,)) is does
+    assert matches(vf, ("nobody", name)) is does
+
+
+def test_a_device_without_a_serial_is_not_named_by_nothing() -> None:
+    assert not matches(device(), ("",))
+    assert not matches(device(), ())
+
+
+# --- scans that leave devices out ---------------------------------------------------------------------
+
+
+def test_a_device_that_was_not_asked_keeps_what_was_known() -> None:
+    before = found(device(A, index=0), device(B, index=1, number=1, model="R300", memory_bytes=5))
+    bare = device(B, index=1, number=1, model="XPU", memory_bytes=0, state=None)
+    now = found(device(A, index=0, state=207), bare)
+    kept = keep_unasked(now, before, frozenset({1}))
+    assert kept.devices == {A: now.devices[A], B: before.devices[B]}
+
+
+def test_a_device_that_was_not_asked_and_is_new_is_taken_as_it_is() -> None:
+    now = found(device(A, index=0), device(B, index=1, state=None))
+    assert keep_unasked(now, found(device(A, index=0)), frozenset({1})).devices == now.devices
+
+
+def test_a_device_that_was_not_asked_keeps_its_id_though_a_bare_scan_would_name_it_otherwise() -> None:
+    half = device(f"{A}-half1", index=1)
+    now = found(device(A, index=1, state=None))
+    assert list(keep_unasked(now, found(half), frozenset({1})).devices) == [half.id]
+
+
+def test_a_device_that_was_asked_and_not_found_is_not_kept() -> None:
+    assert keep_unasked(found(), found(device(A, index=0)), frozenset({1})).devices == {}
+
+
+# --- any machine --------------------------------------------------------------------------------------
+
+
+def assert_true(scan: Scan, truth: Truth) -> None:
+    """Whatever is found is what sits behind its node."""
+    for own in identify(scan).devices.values():
+        seat = truth.by_number[own.node.number]
+        assert (own.id, own.card, own.kind) == (seat.id, seat.card, seat.kind)
+        assert own.node == node(seat.number, seat.minor)
+
+
+def assert_complete(scan: Scan, truth: Truth) -> None:
+    """All is found, and true."""
+    result = identify(scan)
+    assert result.problems == ()
+    assert set(result.devices) == {seat.id for seat in truth.seats}
+    assert_true(scan, truth)
+
+
+@given(data=st.data(), truth=machines())
+def test_identities_do_not_depend_on_numbers_and_indexes(data: st.DataObject, truth: Truth) -> None:
+    """With a library that ranks and one that tells N in any order, with sysfs and without, renumbered."""
+    for numbered in (truth, truth.renumbered(data.draw(numberings(len(truth.seats))))):
+        order = data.draw(st.permutations(sorted(numbered.by_number)))
+        tells_minor = data.draw(st.booleans())
+        assert_complete(numbered.scan(), numbered)
+        assert_complete(numbered.scan(sysfs=()), numbered)
+        assert_complete(numbered.scan(tells_number=True, order=order, tells_minor=tells_minor), numbered)
+        assert_complete(numbered.scan(tells_number=True, order=order, sysfs=()), numbered)
+        result = identify(numbered.scan())
+        assert {id: device.model for id, device in result.devices.items()} == {
+            seat.id: seat.model for seat in numbered.seats
+        }
+
+
+@given(data=st.data(), truth=machines())
+def test_identities_do_not_depend_on_which_other_nodes_can_be_opened(
+    data: st.DataObject, truth: Truth
+) -> None:
+    unreadable = data.draw(st.sets(st.sampled_from(sorted(truth.by_number))))
+    scan = truth.scan(unreadable=unreadable)
+    assert identify(scan).devices.keys() == {seat.id for seat in truth.seats if seat.number not in unreadable}
+    assert_true(scan, truth)
+
+
+@given(data=st.data(), truth=machines())
+def test_no_wrong_node_is_given_when_the_worker_is_wrong_about_which_nodes_the_library_could_open(
+    data: st.DataObject, truth: Truth
+) -> None:
+    numbers = sorted(truth.by_number)
+    real = data.draw(st.sets(st.sampled_from(numbers)))
+    believed = data.draw(st.lists(st.sampled_from(numbers), unique=True).map(sorted))
+    assert_true(replace(truth.scan(order=sorted(real)), usable=tuple(believed)), truth)
+
+
+@given(data=st.data(), truth=machines(), tells_minor=st.booleans())
+def test_no_wrong_node_is_given_when_the_library_ranks_otherwise(
+    data: st.DataObject, truth: Truth, tells_minor: bool
+) -> None:
+    order = data.draw(st.permutations(sorted(truth.by_number)))
+    assert_true(truth.scan(order=order, tells_minor=tells_minor), truth)
+
+
+@given(data=st.data(), truth=machines([kind for kind in CARD_KINDS if not kind.halves]))
+def test_no_wrong_node_is_given_when_the_library_tells_a_wrong_n(data: st.DataObject, truth: Truth) -> None:
+    """Sysfs tells cards apart, not the halves of one."""
+    scan = truth.scan(order=data.draw(st.permutations(sorted(truth.by_number))))
+    told = data.draw(st.lists(st.none() | st.integers(0, 127), min_size=0, max_size=len(scan.readings)))
+    told += [None] * (len(scan.readings) - len(told))
+    wrong = tuple(replace(own, number=n) for own, n in zip(scan.readings, told, strict=True))
+    assert_true(replace(scan, readings=wrong), truth)
+
+
+@given(data=st.data(), truth=machines([kind for kind in CARD_KINDS if not kind.halves]))
+def test_a_rank_that_sysfs_refutes_anywhere_gives_no_wrong_node(data: st.DataObject, truth: Truth) -> None:
+    """Sysfs knows some nodes only, and shows by one of them that the library does not rank."""
+    numbers = sorted(truth.by_number)
+    order = data.draw(st.permutations(numbers))
+    known = data.draw(st.sets(st.sampled_from(numbers)))
+    assume(any(rank in known and rank != number for rank, number in zip(numbers, order, strict=True)))
+    assert_true(truth.scan(order=order, sysfs=known), truth)
+
+
+@given(truth=machines())
+def test_no_two_devices_share_an_id_or_a_node(truth: Truth) -> None:
+    devices = identify(truth.scan()).devices
+    assert all(id == device.id for id, device in devices.items())
+    assert len({device.node for device in devices.values()}) == len(devices) == len(truth.seats)
+
+
+def test_the_machines_of_these_tests_have_every_kind() -> None:
+    """The properties above would prove little over machines that cannot be split."""
+    kinds = {seat.kind for kind in CARD_KINDS for vfs in (0, 3) for seat in seats_of(kind, 1, vfs, 0)}
+    assert kinds == set(Kind)
