@@ -190,7 +190,7 @@ static const char blanks[] = " \t\r";
 // Appends a zeroed record to an array; NULL when there is no memory for it.
 static void *append(void *array, unsigned *count, size_t size) {
     void **records = array;
-    char *grown = reallocarray(*records, *count + 1, size);
+    char *grown = realloc(*records, (*count + 1) * size);
     if (grown == NULL)
         return NULL;
     *records = grown;
@@ -402,12 +402,18 @@ static bool index_addresses(struct machine *machine, struct error *error) {
                 return fail(error, "out of memory");
             *address = k < 0 ? machine->cards[i].pci : vf_pci(&machine->cards[i], k);
         }
-    qsort(machine->addresses, machine->address_count, sizeof *machine->addresses, compare);
+    if (machine->address_count > 0)
+        qsort(machine->addresses, machine->address_count, sizeof *machine->addresses, compare);
     for (unsigned i = 1; i < machine->address_count; i++)
         if (machine->addresses[i - 1] == machine->addresses[i])
             return fail(error, "two devices have the address %s",
                         pci_address(machine->addresses[i]).text);
     return true;
+}
+
+bool machine_has_address(const struct machine *machine, unsigned pci) {
+    return machine->address_count > 0 &&
+           bsearch(&pci, machine->addresses, machine->address_count, sizeof pci, compare) != NULL;
 }
 
 static bool check_target(const struct machine *machine, const struct target *target,

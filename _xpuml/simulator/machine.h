@@ -134,6 +134,8 @@ bool machine_number(struct machine *machine, struct error *error);
 // are.
 bool machine_write(const struct machine *machine, const char *path, struct error *error);
 
+bool machine_has_address(const struct machine *machine, unsigned pci);
+
 // The lock that all writers of the file hold: a descriptor to be closed, or -1 and the reason.
 int machine_lock(const char *path, struct error *error);
 

@@ -66,6 +66,8 @@ static bool is_ours(const struct place *place, const char *name) {
 
 static bool is_right(const struct place *place, const char *name, int minor) {
     struct stat status;
+    if (minor == UNSET)
+        return false;
     return is_link(place, name, links[minor & 1]) ||
            (is_node(place, name, &status) && minor(status.st_rdev) == (unsigned)minor);
 }

@@ -111,6 +111,12 @@ static bool put_function(int root, const struct card *card, unsigned pci, bool v
            point(root, "bus/pci/devices", pci_address(pci).text, target);
 }
 
+static void drop_attribute(int root, const char *directory, const char *name) {
+    char path[PATH];
+    print(path, "%s/%s", directory, name);
+    unlinkat(root, path, 0);
+}
+
 // VFs first: who sees `sriov_numvfs` finds them there.
 static bool put_card(int root, const struct card *card) {
     char directory[PATH], pf[PATH], name[16], target[PATH];
@@ -125,16 +131,17 @@ static bool put_card(int root, const struct card *card) {
     for (int vf = 0; vf < MAX_VFS; vf++) {
         print(name, "virtfn%d", vf);
         print(target, "../%s", pci_address(vf_pci(card, vf)).text);
-        if (vf < card->vfs && !point(root, directory, name, target))
+        if (vf >= card->vfs)
+            drop_attribute(root, directory, name);
+        else if (!point(root, directory, name, target))
             return false;
-        if (vf >= card->vfs) {
-            print(target, "%s/%s", directory, name);
-            unlinkat(root, target, 0);
-        }
     }
-    // A board without the PCI capability has neither file.
-    return !card_splits(card) || (put(root, directory, "sriov_totalvfs", "%d\n", MAX_VFS) &&
-                                  put(root, directory, "sriov_numvfs", "%d\n", card->vfs));
+    if (card_splits(card))
+        return put(root, directory, "sriov_totalvfs", "%d\n", MAX_VFS) &&
+               put(root, directory, "sriov_numvfs", "%d\n", card->vfs);
+    drop_attribute(root, directory, "sriov_totalvfs"); // a board without the PCI capability
+    drop_attribute(root, directory, "sriov_numvfs");
+    return true;
 }
 
 static bool put_unit(int root, const struct machine *machine, const struct unit *unit) {
@@ -147,11 +154,8 @@ static bool put_unit(int root, const struct machine *machine, const struct unit 
 }
 
 static void take_away(int root, const char *directory, const char *const *names) {
-    char path[PATH];
-    for (; *names != NULL; names++) {
-        print(path, "%s/%s", directory, *names);
-        unlinkat(root, path, 0);
-    }
+    for (; *names != NULL; names++)
+        drop_attribute(root, directory, *names);
     unlinkat(root, directory, AT_REMOVEDIR);
 }
 
@@ -164,11 +168,6 @@ static void drop_unit(int root, const struct machine *machine, const char *name)
         take_away(root, path, names);
 }
 
-static int compare(const void *left, const void *right) {
-    unsigned a = *(const unsigned *)left, b = *(const unsigned *)right;
-    return (a > b) - (a < b);
-}
-
 // Only XPUs are taken away: a tree may hold other devices that somebody put there.
 static void drop_function(int root, const struct machine *machine, const char *name) {
     char directory[PATH], path[PATH], there[PATH];
@@ -176,7 +175,7 @@ static void drop_function(int root, const struct machine *machine, const char *n
     if (sscanf(name, "%4x:%2x:%2x.%1x", &domain, &bus, &slot, &function) != 4)
         return;
     unsigned pci = domain << 16 | bus << 8 | slot << 3 | function;
-    if (bsearch(&pci, machine->addresses, machine->address_count, sizeof pci, compare) != NULL)
+    if (machine_has_address(machine, pci))
         return;
     print(path, "%s/vendor", directory_of(pci, directory));
     if (strtol(look(root, path, there), NULL, 16) != PCI_VENDOR)

@@ -27,7 +27,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-def test_init_set_show_remove(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_init_set_show_remove(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("init", "--cards", "3", "--model", "R300") == 0
     assert run("set", "card", "1", "state=207", "vfs=2") == 0
     assert run("set", "quirks=off", "driver-version=4.0 commit: 1") == 0
@@ -58,7 +58,7 @@ def test_init_set_show_remove(run: Run, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_the_environment_says_where(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     monkeypatch.setenv("XPU_PLUGIN_SIMULATOR_FILE", f"{tmp_path}/machine")
     monkeypatch.setenv("XPU_PLUGIN_DEV_ROOT", f"{tmp_path}/dev")
     monkeypatch.setenv("XPU_PLUGIN_SYSFS_ROOT", f"{tmp_path}/sys")
@@ -90,7 +90,7 @@ def test_the_environment_says_where(
 )
 def test_bad_input_is_status_2_and_one_line(
     run: Run, capsys: pytest.CaptureFixture[str], arguments: str, reason: str
-):
+) -> None:
     command, *words = arguments.split()
     if command == "set":
         run("init")
@@ -102,25 +102,27 @@ def test_bad_input_is_status_2_and_one_line(
     assert errors.count("\n") == 1
 
 
-def test_without_a_file_it_says_which_option(capsys: pytest.CaptureFixture[str], monkeypatch):
+def test_without_a_file_it_says_which_option(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("XPU_PLUGIN_SIMULATOR_FILE", raising=False)
     assert main(["show"]) == 2
     assert "required: --simulator-file" in capsys.readouterr().err
 
 
-def test_no_machine_yet(run: Run, capsys: pytest.CaptureFixture[str]):
+def test_no_machine_yet(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("show") == 2
     assert "a file made by 'simulate init'" in capsys.readouterr().err
 
 
-def test_a_machine_in_the_way(run: Run, capsys: pytest.CaptureFixture[str]):
+def test_a_machine_in_the_way(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("init") == 0
     assert run("init") == 2
     assert "--force" in capsys.readouterr().err
     assert run("init", "--force", "--cards", "1") == 0
 
 
-def test_a_host_that_cannot_is_status_1(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_host_that_cannot_is_status_1(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/xpu0").write_text("")
     assert run("init") == 1
@@ -128,7 +130,7 @@ def test_a_host_that_cannot_is_status_1(run: Run, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["set", "--help"], ["init", "--help"]])
-def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str]):
+def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 0

@@ -58,12 +58,12 @@ def exported(library: Path) -> set[str]:
     return {line.split()[-1] for line in table.stdout.splitlines()}
 
 
-def test_exports_the_twenty_functions_and_no_others(simulator, later_simulator):
+def test_exports_the_twenty_functions_and_no_others(simulator: Path, later_simulator: Path) -> None:
     assert exported(simulator) == {*REQUIRED_FUNCTIONS, *CONTROL_FUNCTIONS}
     assert exported(later_simulator) == {*REQUIRED_FUNCTIONS, *OPTIONAL_FUNCTIONS, *CONTROL_FUNCTIONS}
 
 
-def test_error_strings(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_error_strings(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     guest = make_guest(make_machine(), init=False)
     assert guest.text("xpumlErrorString", 9) == "Driver Not Loaded"
     for code in (21, 22, 25, -5, 999):
@@ -75,7 +75,7 @@ def test_error_strings(make_machine: MakeMachine, make_guest: MakeGuest):
 
 def test_before_init_every_call_says_that_there_is_no_driver(
     make_machine: MakeMachine, make_guest: MakeGuest
-):
+) -> None:
     guest = make_guest(make_machine(), init=False)
     for function in WITH_HANDLE:
         assert guest.call(function, NULL, Output())[0] == 9, function
@@ -85,14 +85,14 @@ def test_before_init_every_call_says_that_there_is_no_driver(
     assert guest.call("xpumlShutdown")[0] == 0
 
 
-def test_no_control_node_no_driver(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_no_control_node_no_driver(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine()
     assert machine.dev_root
     (machine.dev_root / "xpuctrl").unlink()
     assert make_guest(machine, init=False).init() == 9
 
 
-def test_no_machine_file_no_driver_and_a_line_why(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_no_machine_file_no_driver_and_a_line_why(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine()
     machine.path.unlink()
     guest = make_guest(machine, init=False)
@@ -100,7 +100,7 @@ def test_no_machine_file_no_driver_and_a_line_why(make_machine: MakeMachine, mak
     assert "No such file" in guest.close()[1]
 
 
-def test_driver_gone_and_back(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_driver_gone_and_back(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine()
     before = make_guest(machine)
     machine.set({"driver": "gone"})
@@ -114,7 +114,7 @@ def test_driver_gone_and_back(make_machine: MakeMachine, make_guest: MakeGuest):
     assert before.count() == (0, 2)
 
 
-def test_unloading_the_driver_undoes_splits(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_unloading_the_driver_undoes_splits(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine(card(vfs="3"), card(bus=0x3C))
     machine.set({"driver": "gone"})
     machine.set({"driver": "loaded"})
@@ -122,13 +122,13 @@ def test_unloading_the_driver_undoes_splits(make_machine: MakeMachine, make_gues
     assert make_guest(machine).count() == (0, 2)
 
 
-def test_shutdown_does_nothing(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_shutdown_does_nothing(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     guest = make_guest(make_machine())
     assert guest.call("xpumlShutdown")[0] == 0
     assert guest.count() == (0, 2)
 
 
-def test_versions(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_versions(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine()
     guest = make_guest(machine)
     code, text = guest.call("xpumlSystemGetDriverVersion", Output(80))
@@ -167,7 +167,7 @@ def test_models_as_the_library_knows_them(
     numbers: tuple[int, int, int],
     max_vfs: int,
     memory: int,
-):
+) -> None:
     guest = make_guest(make_machine(card(model)))
     attributes = guest.attributes(0)
     assert attributes[:3] == numbers
@@ -180,7 +180,7 @@ def test_models_as_the_library_knows_them(
     assert code == (999 if numbers[2] == 9999 else 0)
 
 
-def test_a_k200_is_two_devices_at_one_address(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_a_k200_is_two_devices_at_one_address(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     guest = make_guest(make_machine(card(bus=0x3A), card("K200", state="201,205")))
     assert addresses(guest) == ["0000:3a:00.0", "0000:3b:00.0", "0000:3b:00.0"]
     assert [guest.model(index) for index in range(3)] == [2, 0, 0]
@@ -188,7 +188,7 @@ def test_a_k200_is_two_devices_at_one_address(make_machine: MakeMachine, make_gu
     assert guest.state(2) == (0, 205)
 
 
-def test_readings(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_readings(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine(card(utilization="30", temperature="55", power="25", clock="1040"))
     machine.add_process(4711, card=0, memory=4096)
     guest = make_guest(machine)
@@ -201,7 +201,7 @@ def test_readings(make_machine: MakeMachine, make_guest: MakeGuest):
     assert guest.memory(0)[1:4] == (16384 * MIB, 12288 * MIB, 4096 * MIB)
 
 
-def test_pci_info_leaves_the_ids_alone(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_pci_info_leaves_the_ids_alone(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     guest = make_guest(make_machine({"model": "R200", "pci": "00ab:af:1e.5"}))
     code, record = guest.call("xpumlDeviceGetPciInfo", guest.handle(0), Output())
     assert code == 0
@@ -209,7 +209,7 @@ def test_pci_info_leaves_the_ids_alone(make_machine: MakeMachine, make_guest: Ma
     assert record[24:56].partition(b"\0")[0] == b"000000AB:AF:1E.5"
 
 
-def test_processes(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_processes(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine(card("K200"))
     for pid in range(100, 103):
         machine.add_process(pid, card=0, half=1, memory=pid)
@@ -233,7 +233,7 @@ def test_processes(make_machine: MakeMachine, make_guest: MakeGuest):
     assert ask(1, 100)[0] == 2
 
 
-def test_a_lost_card_keeps_its_node_and_answers_999(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_a_lost_card_keeps_its_node_and_answers_999(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine()
     guest = make_guest(machine)
     handle = guest.handle(0)
@@ -249,7 +249,7 @@ def test_a_lost_card_keeps_its_node_and_answers_999(make_machine: MakeMachine, m
     assert guest.state(0) == (0, 201)
 
 
-def test_index_is_the_rank_among_usable_nodes(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_index_is_the_rank_among_usable_nodes(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine(
         card(bus=0x10, nodes="12"), card(bus=0x11, nodes="2"), card(bus=0x12, nodes="100"), card(bus=0x13)
     )
@@ -264,7 +264,7 @@ def test_index_is_the_rank_among_usable_nodes(make_machine: MakeMachine, make_gu
     assert addresses(make_guest(machine)) == ["0000:10:00.0", "0000:12:00.0"]
 
 
-def test_the_file_is_followed_while_it_is_right(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_the_file_is_followed_while_it_is_right(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine()
     guest = make_guest(machine)
     machine.set_card(0, {"state": "207"})
@@ -292,7 +292,7 @@ def test_the_file_is_followed_while_it_is_right(make_machine: MakeMachine, make_
 )
 def test_memory_of_vfs(
     make_machine: MakeMachine, make_guest: MakeGuest, memory: int, sizes: tuple[int, int, int]
-):
+) -> None:
     guest = make_guest(make_machine(card(memory=str(memory))))
     for vfs, size in enumerate(sizes, 1):
         assert guest.split(0, vfs) == 0
@@ -311,7 +311,7 @@ def test_memory_of_vfs(
 )
 def test_engines_of_vfs(
     make_machine: MakeMachine, make_guest: MakeGuest, vfs: int, engines: tuple[int, ...], l3: int
-):
+) -> None:
     guest = make_guest(make_machine(card()))
     assert guest.attributes(0)[3:9] == (8, 6, 8, 9, 3, 6)
     assert guest.split(0, vfs) == 0
@@ -321,14 +321,14 @@ def test_engines_of_vfs(
     assert guest.attributes(0)[5] == 2
 
 
-def test_only_r200_is_known_in_parts(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_only_r200_is_known_in_parts(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     guest = make_guest(make_machine(card("R300")))
     assert guest.split(0, 2) == 0
     guest.count()
     assert [guest.attributes(index)[:3] for index in range(3)] == [(0, 0, 9999)] * 3
 
 
-def test_modes(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_modes(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     guest = make_guest(make_machine(card("K100"), card(bus=0x3C)))
     handle = guest.handle(1)
     assert guest.number("xpumlDeviceGetHostVxpuMode", guest.handle(0)) == (0, 0)
@@ -341,7 +341,7 @@ def test_modes(make_machine: MakeMachine, make_guest: MakeGuest):
 
 def test_two_split_cards_and_the_first_put_back_leave_a_hole(
     make_machine: MakeMachine, make_guest: MakeGuest
-):
+) -> None:
     machine = make_machine()
     guest = make_guest(machine)
     assert guest.split(0, 3) == 0
@@ -360,7 +360,7 @@ def test_two_split_cards_and_the_first_put_back_leave_a_hole(
     assert "vf-nodes=2,3,4" in machine.text()
 
 
-def test_the_sysfs_tree_follows_a_split(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_the_sysfs_tree_follows_a_split(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine(card(numa="1"))
     assert machine.sysfs_root
     guest = make_guest(machine)
@@ -379,7 +379,9 @@ def test_the_sysfs_tree_follows_a_split(make_machine: MakeMachine, make_guest: M
     assert [path.name for path in (machine.sysfs_root / "bus/pci/devices").iterdir()] == ["0000:3b:00.0"]
 
 
-def test_a_bad_number_on_a_split_card_destroys_its_vfs(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_a_bad_number_on_a_split_card_destroys_its_vfs(
+    make_machine: MakeMachine, make_guest: MakeGuest
+) -> None:
     machine = make_machine(card(), card(bus=0x3C))
     guest = make_guest(machine)
     assert guest.split(1, 4) == 999
@@ -407,7 +409,7 @@ def test_a_bad_number_on_a_split_card_destroys_its_vfs(make_machine: MakeMachine
     ],
     ids=lambda keys: " ".join(f"{key}={value}" for key, value in keys.items() if key != "pci"),
 )
-def test_refusals_are_999(make_machine: MakeMachine, make_guest: MakeGuest, keys: dict[str, str]):
+def test_refusals_are_999(make_machine: MakeMachine, make_guest: MakeGuest, keys: dict[str, str]) -> None:
     machine = make_machine(keys | {"lost": ""})
     guest = make_guest(machine)
     handle = guest.handle(0)
@@ -418,7 +420,7 @@ def test_refusals_are_999(make_machine: MakeMachine, make_guest: MakeGuest, keys
     )
 
 
-def test_a_process_on_a_vf_keeps_the_split(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_a_process_on_a_vf_keeps_the_split(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine(card(vfs="2"))
     machine.add_process(1, card=0, vf=1)
     guest = make_guest(machine)
@@ -428,14 +430,14 @@ def test_a_process_on_a_vf_keeps_the_split(make_machine: MakeMachine, make_guest
     assert guest.split(0, 0) == 0
 
 
-def test_a_vf_cannot_be_split(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_a_vf_cannot_be_split(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     guest = make_guest(make_machine(card(vfs="1")))
     assert guest.split(1, 0) == 0
     assert guest.split(1, 1) == 999
     assert guest.count() == (0, 2)
 
 
-def test_a_split_may_take_its_time(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_a_split_may_take_its_time(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine(card(vfs="1"), vf_delay="300")
     guest = make_guest(machine)
     begin = time.monotonic()
@@ -444,7 +446,7 @@ def test_a_split_may_take_its_time(make_machine: MakeMachine, make_guest: MakeGu
     assert guest.count() == (0, 4)
 
 
-def test_a_split_keeps_comments_and_other_lines(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_a_split_keeps_comments_and_other_lines(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine(card(), card(bus=0x3C))
     text = machine.text().replace("minors=0", "minors=0   # the first") + "\n# the end\n"
     machine.path.write_text(text)
@@ -455,7 +457,7 @@ def test_a_split_keeps_comments_and_other_lines(make_machine: MakeMachine, make_
 # --- habits ---------------------------------------------------------------------------------------
 
 
-def test_an_index_up_to_127_crashes(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_an_index_up_to_127_crashes(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine()
     assert make_guest(machine).fetch(128)[0] == 2
     for index in (2, 127):
@@ -466,14 +468,14 @@ def test_an_index_up_to_127_crashes(make_machine: MakeMachine, make_guest: MakeG
 
 
 @pytest.mark.parametrize("function", WITH_HANDLE)
-def test_null_handles_crash(make_machine: MakeMachine, make_guest: MakeGuest, function: str):
+def test_null_handles_crash(make_machine: MakeMachine, make_guest: MakeGuest, function: str) -> None:
     machine = make_machine()
     assert dies(make_guest(machine), function, NULL, Output()) == signal.SIGSEGV
     machine.set({"quirks": "off"})
     assert make_guest(machine).call(function, NULL, Output())[0] == 2
 
 
-def test_null_outputs(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_null_outputs(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     guest = make_guest(make_machine())
     handle = guest.handle(0)
     assert guest.call("xpumlDeviceGetCount", NULL)[0] == 999
@@ -483,7 +485,7 @@ def test_null_outputs(make_machine: MakeMachine, make_guest: MakeGuest):
     assert guest.call("xpumlDeviceGetTemperature", handle, 0, NULL)[0] == 999
 
 
-def test_a_handle_from_before_a_listing_is_gone(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_a_handle_from_before_a_listing_is_gone(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     for quirks in ("on", "off"):
         machine = make_machine(card(), quirks=quirks)
         guest = make_guest(machine)
@@ -500,7 +502,7 @@ def test_a_handle_from_before_a_listing_is_gone(make_machine: MakeMachine, make_
 
 def test_attributes_are_cached_for_life_when_the_count_stays(
     make_machine: MakeMachine, make_guest: MakeGuest
-):
+) -> None:
     machine = make_machine(card(), card(bus=0x3C, vfs="1"))
     guest = make_guest(machine)
     assert [guest.model(index) for index in range(3)] == [2, 200, 201]
@@ -512,7 +514,7 @@ def test_attributes_are_cached_for_life_when_the_count_stays(
     assert [make_guest(machine).model(index) for index in range(3)] == [200, 2, 201]
 
 
-def test_a_failed_state_makes_the_handle_invalid(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_a_failed_state_makes_the_handle_invalid(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine()
     guest = make_guest(machine)
     handle = guest.handle(0)
@@ -526,7 +528,7 @@ def test_a_failed_state_makes_the_handle_invalid(make_machine: MakeMachine, make
     assert guest.number("xpumlDeviceGetState", handle) == (0, 201)
 
 
-def test_each_listing_leaks_a_descriptor(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_each_listing_leaks_a_descriptor(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine(card(unreadable="yes"), card(bus=0x3C))  # the count always differs
     guest = make_guest(machine)
     before = guest.descriptors()
@@ -539,7 +541,7 @@ def test_each_listing_leaks_a_descriptor(make_machine: MakeMachine, make_guest: 
 
 def test_without_descriptors_there_are_no_devices_and_no_error(
     make_machine: MakeMachine, make_guest: MakeGuest
-):
+) -> None:
     machine = make_machine(card(unreadable="yes"), card(bus=0x3C))
     guest = make_guest(machine)
     limit = guest.descriptors() + 4
@@ -549,7 +551,7 @@ def test_without_descriptors_there_are_no_devices_and_no_error(
     assert answers[-1] == (0, 0)
 
 
-def test_unusable_nodes_are_told_on_stdout(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_unusable_nodes_are_told_on_stdout(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     guest = make_guest(make_machine(card(unreadable="yes")))
     assert guest.count() == (0, 0)
     output, _ = guest.close()
@@ -558,7 +560,7 @@ def test_unusable_nodes_are_told_on_stdout(make_machine: MakeMachine, make_guest
 
 def test_visible_devices_are_ranks_and_the_variable_is_cut_up(
     make_machine: MakeMachine, make_guest: MakeGuest
-):
+) -> None:
     machine = make_machine(card(nodes="4"), card(bus=0x3C, nodes="7"), card(bus=0x3D, nodes="9"))
     guest = make_guest(machine, XPU_VISIBLE_DEVICES="2,0,x,1")
     assert guest.text("getenv", b"XPU_VISIBLE_DEVICES") == "2"
@@ -571,14 +573,16 @@ def test_visible_devices_are_ranks_and_the_variable_is_cut_up(
     assert guest.count() == (0, 2)
 
 
-def test_a_rank_that_is_none_leaves_a_gap_that_crashes(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_a_rank_that_is_none_leaves_a_gap_that_crashes(
+    make_machine: MakeMachine, make_guest: MakeGuest
+) -> None:
     guest = make_guest(make_machine(), XPU_VISIBLE_DEVICES="1,7,0")
     assert guest.pci(0) == "0000:3c:00.0"
     assert guest.pci(2) == "0000:3b:00.0"
     assert dies(guest, "xpumlDeviceGetHandleByIndex", 1, Output(8)) == signal.SIGSEGV
 
 
-def test_utilization_without_memory_dies(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_utilization_without_memory_dies(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine(card(nodes="5", vfs="2", cold_split="yes"))
     guest = make_guest(machine)
     pf = 2  # its N is the highest
@@ -591,14 +595,14 @@ def test_utilization_without_memory_dies(make_machine: MakeMachine, make_guest: 
     assert dies(guest, "xpumlDeviceGetUtilizationRates", handle, Output()) == signal.SIGFPE
 
 
-def test_at_most_99_devices(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_at_most_99_devices(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine(number=120)
     assert make_guest(machine).count() == (0, 99)
     machine.set({"quirks": "off"})
     assert make_guest(machine).count() == (0, 120)
 
 
-def test_thousands_of_devices_without_quirks(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_thousands_of_devices_without_quirks(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine(number=4096, sysfs=False, quirks="off")
     machine.set_card(4000, {"state": "207"})
     guest = make_guest(machine)
@@ -610,7 +614,7 @@ def test_thousands_of_devices_without_quirks(make_machine: MakeMachine, make_gue
 # --- faults ---------------------------------------------------------------------------------------
 
 
-def test_a_code_for_one_device_some_times(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_a_code_for_one_device_some_times(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine()
     guest = make_guest(machine)
     machine.add_fault("xpumlDeviceGetPowerUsage", "code:-5", card=1, times=2)
@@ -626,7 +630,7 @@ def test_a_code_for_one_device_some_times(make_machine: MakeMachine, make_guest:
     assert guest.number("xpumlDeviceGetPowerUsage", other)[0] == 999
 
 
-def test_faults_of_halves_and_vfs(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_faults_of_halves_and_vfs(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine(card("K200"), card(bus=0x3C, vfs="2"))
     machine.add_fault("xpumlDeviceGetHandleByIndex", "code:999", card=0, half=1)
     machine.add_fault("xpumlDeviceGetState", "code:15", card=1, vf=0)
@@ -638,7 +642,9 @@ def test_faults_of_halves_and_vfs(make_machine: MakeMachine, make_guest: MakeGue
     ("action", "killer"),
     [("crash", signal.SIGSEGV), ("fpe", signal.SIGFPE), ("abort", signal.SIGABRT)],
 )
-def test_deaths(make_machine: MakeMachine, make_guest: MakeGuest, action: str, killer: signal.Signals):
+def test_deaths(
+    make_machine: MakeMachine, make_guest: MakeGuest, action: str, killer: signal.Signals
+) -> None:
     machine = make_machine()
     machine.add_fault("xpumlDeviceGetState", action, card=1)
     guest = make_guest(machine)
@@ -647,7 +653,9 @@ def test_deaths(make_machine: MakeMachine, make_guest: MakeGuest, action: str, k
 
 
 @pytest.mark.parametrize("function", ["xpumlInit", "xpumlDeviceGetCount"])
-def test_calls_without_device_may_fail_too(make_machine: MakeMachine, make_guest: MakeGuest, function: str):
+def test_calls_without_device_may_fail_too(
+    make_machine: MakeMachine, make_guest: MakeGuest, function: str
+) -> None:
     machine = make_machine()
     machine.add_fault(function, "code:9", times=1)
     guest = make_guest(machine, init=False)
@@ -655,7 +663,7 @@ def test_calls_without_device_may_fail_too(make_machine: MakeMachine, make_guest
     assert [guest.count()[0], guest.count()[0]].count(9) == (function == "xpumlDeviceGetCount")
 
 
-def test_a_hang_and_a_delay(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_a_hang_and_a_delay(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine()
     machine.add_fault("xpumlDeviceGetState", "delay:200", card=0)
     machine.add_fault("xpumlDeviceGetState", "hang", card=1)
@@ -671,7 +679,7 @@ def test_a_hang_and_a_delay(make_machine: MakeMachine, make_guest: MakeGuest):
         guest.finish()
 
 
-def test_spoilt_strings(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_spoilt_strings(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine()
     machine.add_fault("xpumlSystemGetDriverVersion", "garbage-strings")
     machine.add_fault("xpumlSystemGetXPUMLVersion", "truncated-strings")
@@ -684,7 +692,7 @@ def test_spoilt_strings(make_machine: MakeMachine, make_guest: MakeGuest):
     assert guest.pci(1) == "0000:3c:00.0"
 
 
-def test_a_wrong_count(make_machine: MakeMachine, make_guest: MakeGuest):
+def test_a_wrong_count(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine(wrong_count="0")
     guest = make_guest(machine)
     assert guest.count() == (0, 0)
@@ -698,7 +706,7 @@ def test_a_wrong_count(make_machine: MakeMachine, make_guest: MakeGuest):
 # --- later libraries ------------------------------------------------------------------------------
 
 
-def test_later_functions(make_machine: MakeMachine, make_guest: MakeGuest, later_simulator: Path):
+def test_later_functions(make_machine: MakeMachine, make_guest: MakeGuest, later_simulator: Path) -> None:
     machine = make_machine(card(serial="02K0ABC000000001", nodes="3", vfs="3"), card("K200", bus=0x3C))
     guest = make_guest(machine, library=later_simulator)
 

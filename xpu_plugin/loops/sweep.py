@@ -100,10 +100,11 @@ class Sweep:
         except WorkerError as error:
             self._due = True
             self._strike(error)
-            delay = self._failed(error, device=error.call is not None and error.call.index is not None)
+            index = error.call.index if error.call else None
+            delay = self._failed(error, f"{error}{self._named(index)}", whole=index is None)
         except (LibraryError, XpumlError) as error:
             self._due = True
-            delay = self._failed(error, device=False)
+            delay = self._failed(error, _advice(error), whole=True)
         else:
             self._recovered()
         return delay
@@ -189,15 +190,21 @@ class Sweep:
         if guilty:
             self._picture.submit(partial(after_verdicts, verdicts=guilty))
 
-    def _failed(self, error: Exception, *, device: bool) -> float:
-        """Say what is wrong, once; when not even the library answers for long, nothing is healthy."""
+    def _named(self, index: int | None) -> str:
+        """The device at an index, in brackets, where that is known."""
+        names = [
+            f"{id}, {device.path}" for id, device in self._found.devices.items() if device.index == index
+        ]
+        return f" ({names[0]})" if names else ""
+
+    def _failed(self, error: Exception, text: str, *, whole: bool) -> float:
+        """Say what is wrong, once; when the whole library does not answer for long, nothing is healthy."""
         if self._fail_on_init_error and self._picture.current is None:
-            raise InitError(_advice(error)) from error
-        text = _advice(error)
+            raise InitError(text) from error
         if text != self._trouble:
             logger.warning("%s", text)
             self._trouble = text
-        if not device and self._clock() - self._good_at > GRACE_SECONDS and self._found.devices:
+        if whole and self._clock() - self._good_at > GRACE_SECONDS and self._found.devices:
             self._picture.submit(
                 partial(after_verdicts, verdicts=dict.fromkeys(self._found.devices, LIBRARY_GONE))
             )

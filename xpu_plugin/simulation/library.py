@@ -18,6 +18,7 @@ def shipped() -> Path:
     return Path(spec.origin).parent / "simulation" / "libxpuml.so.1"
 
 
-def environment(file: Path, dev_root: Path, sysfs_root: Path) -> dict[str, str]:
-    """What a process that loads the simulator needs in its environment."""
-    return {FILE: str(file), DEV_ROOT: str(dev_root), SYSFS_ROOT: str(sysfs_root)}
+def environment(file: Path, dev_root: Path | None, sysfs_root: Path | None) -> dict[str, str]:
+    """What a process that loads the simulator needs in its environment; a root that is None stays unset."""
+    places = {FILE: file.absolute(), DEV_ROOT: dev_root, SYSFS_ROOT: sysfs_root}
+    return {name: str(place) for name, place in places.items() if place is not None}

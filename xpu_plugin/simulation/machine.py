@@ -8,11 +8,12 @@ driver gives, and which device nodes and sysfs entries follow is decided by the 
 import contextlib
 import ctypes
 import fcntl
-import importlib.util
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+
+from xpu_plugin.simulation import library
 
 
 SETTLED_BY_MODEL = ("nodes", "minors", "state", "vfs")
@@ -28,14 +29,6 @@ class MachineError(Exception):
 
 class HostError(MachineError):
     """The machine is right but this host cannot show it: no permission, or foreign device nodes."""
-
-
-def shipped_library() -> Path:
-    """Where the simulator is installed: beside the binding. Raises MachineError when nothing was built."""
-    binding = importlib.util.find_spec("xpu_plugin._xpuml")
-    if binding is None or binding.origin is None:
-        raise MachineError("the simulator is not built; install the package first")
-    return Path(binding.origin).parent / "simulation" / "libxpuml.so.1"
 
 
 def cards(number: int, model: str = "R200") -> list[dict[str, str]]:
@@ -121,12 +114,7 @@ class Machine:
 
     def environment(self) -> dict[str, str]:
         """What a process needs in its environment to meet this machine in the library."""
-        places = {"XPU_SIMULATOR_FILE": self.path.absolute()}
-        if self.dev_root is not None:
-            places["XPU_SIMULATOR_DEV_ROOT"] = self.dev_root
-        if self.sysfs_root is not None:
-            places["XPU_SIMULATOR_SYSFS_ROOT"] = self.sysfs_root
-        return {name: str(place) for name, place in places.items()}
+        return library.environment(self.path, self.dev_root, self.sysfs_root)
 
     def set(self, settings: Mapping[str, str]) -> None:
         """Change settings of the machine; an empty value brings the default back."""
@@ -224,13 +212,12 @@ class Machine:
         self._call("xpumlSimulatorSettle", os.fsencode(self.path), _text(lines), *roots)
 
     def _call(self, function: str, *arguments: bytes | None) -> None:
-        path = self.library or shipped_library()
         try:
-            library = ctypes.CDLL(str(path))
+            simulator = ctypes.CDLL(str(self.library or library.shipped()))
         except OSError as error:
             raise MachineError(f"cannot load the simulator: {error}") from error
         reason = ctypes.create_string_buffer(1024)
-        code = library[function](*arguments, reason, ctypes.c_uint(len(reason)))
+        code = simulator[function](*arguments, reason, ctypes.c_uint(len(reason)))
         if code != 0:
             kind = HostError if code == WRONG_HOST else MachineError
             raise kind(f"{self.path}: {reason.value.decode(errors='replace')}")

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`xpu-device-plugin list` over the simulated library."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.standins import make_machine
+from xpu_plugin.cli import main
+from xpu_plugin.simulation.machine import Machine
+
+
+A, B = "0000:3b:00.0", "0000:3c:00.0"
+R200 = {"model": "R200", "pci": A, "numa": "0"}
+K200 = {"model": "K200", "pci": B, "numa": "1"}
+VFS = [f"0000:3b:01.{n}-of3" for n in range(3)]
+HALVES = [f"{B}-half{half}" for half in (0, 1)]
+GIB = 1 << 30
+
+List = Callable[..., list[str]]
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("XPU_")]:
+        monkeypatch.delenv(name)
+
+
+def options(machine: Machine) -> list[str]:
+    return [
+        "--xpuml-library=simulator",
+        f"--simulator-file={machine.path}",
+        f"--dev-root={machine.dev_root}",
+        f"--sysfs-root={machine.sysfs_root}",
+    ]
+
+
+def listed(capsys: pytest.CaptureFixture[str], machine: Machine, *more: str) -> str:
+    status = main(["list", *options(machine), *more])
+    captured = capsys.readouterr()
+    assert (status, captured.err) == (0, "")
+    return captured.out
+
+
+def records(capsys: pytest.CaptureFixture[str], machine: Machine, *more: str) -> dict[str, dict[str, Any]]:
+    document = json.loads(listed(capsys, machine, "--json", *more))
+    assert document.keys() == {"devices"}
+    return {record["id"]: record for record in document["devices"]}
+
+
+def table(capsys: pytest.CaptureFixture[str], machine: Machine, *more: str) -> list[list[str]]:
+    return [line.split() for line in listed(capsys, machine, *more).splitlines()]
+
+
+def test_json_has_the_promised_keys_and_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = make_machine(tmp_path, R200, K200)
+    machine.set_card(0, {"vfs": "3"})
+    found = records(capsys, machine)
+    assert list(found) == [*VFS, *HALVES]
+    memory = found[VFS[1]].pop("memory_bytes")
+    assert memory == 5456 << 20
+    assert found[VFS[1]] == {
+        "id": VFS[1],
+        "card": A,
+        "kind": "vf",
+        "model": "R200-VF-5G",
+        "path": "/dev/xpu4",
+        "index": 4,
+        "numa": 0,
+        "state": 201,
+        "health": "Healthy",
+        "reason": None,
+        "resource": "baidu.com/xpu",
+    }
+    half = found[HALVES[1]]
+    assert (half["card"], half["kind"], half["model"], half["path"], half["numa"]) == (
+        B,
+        "half",
+        "K200",
+        "/dev/xpu2",
+        1,
+    )
+
+
+def test_the_types_are_those_of_the_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = make_machine(tmp_path, R200, K200)
+    machine.set_card(0, {"vfs": "2"})
+    machine.add_fault("xpumlDeviceGetState", "code:999", card=0, vf=0)
+    types = {
+        "id": str, "card": str, "kind": str, "model": str, "path": str, "index": int, "numa": int | None,
+        "memory_bytes": int, "state": int | None, "health": str, "reason": str | None, "resource": str,
+    }  # fmt: skip
+    for record in records(capsys, machine, "--all").values():
+        assert record.keys() >= types.keys()
+        assert all(isinstance(record[key], kind) for key, kind in types.items())  # type: ignore[arg-type]
+        assert record["kind"] in ("whole", "half", "vf", "pf")
+        assert record["health"] == ("Healthy" if record["reason"] is None else "Unhealthy")
+
+
+def test_all_shows_pfs_and_denied_devices_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = make_machine(tmp_path, R200, K200)
+    machine.set_card(0, {"vfs": "3"})
+    deny = f"--deny=K200,{VFS[0]}"
+    assert list(records(capsys, machine, deny)) == VFS[1:]
+    found = records(capsys, machine, "--all", deny)
+    assert list(found) == [A, *VFS, *HALVES]
+    assert (found[A]["kind"], found[A]["card"], found[A]["path"]) == ("pf", A, "/dev/xpu0")
+    assert list(records(capsys, machine, f"--allow={A}")) == VFS
+
+
+def test_an_error_state_is_unhealthy_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = make_machine(tmp_path, R200, K200)
+    machine.set_card(0, {"state": "207"})
+    machine.add_fault("xpumlDeviceGetState", "code:999", card=1, half=1)
+    found = records(capsys, machine)
+    shown = {id: (own["state"], own["health"], own["reason"]) for id, own in found.items()}
+    assert shown == {
+        A: (207, "Unhealthy", "state-error"),
+        HALVES[0]: (201, "Healthy", None),
+        HALVES[1]: (None, "Unhealthy", "call-failed"),
+    }
+
+
+def test_the_table_has_a_line_for_each_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = make_machine(tmp_path, R200, K200)
+    machine.set_card(0, {"state": "207"})
+    assert table(capsys, machine) == [
+        ["ID", "KIND", "MODEL", "PATH", "NUMA", "MEMORY", "HEALTH", "REASON", "RESOURCE"],
+        [A, "whole", "R200", "/dev/xpu0", "0", "16.0Gi", "Unhealthy", "state-error", "baidu.com/xpu"],
+        [HALVES[0], "half", "K200", "/dev/xpu1", "1", "8.0Gi", "Healthy", "-", "baidu.com/xpu"],
+        [HALVES[1], "half", "K200", "/dev/xpu2", "1", "8.0Gi", "Healthy", "-", "baidu.com/xpu"],
+    ]
+
+
+def test_the_columns_of_the_table_are_aligned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = listed(capsys, make_machine(tmp_path, R200, K200)).splitlines()
+    column = lines[0].index("HEALTH")
+    assert {line[column:].split()[0] for line in lines} == {"HEALTH", "Healthy"}
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_what_is_not_offered_has_no_resource_in_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = make_machine(tmp_path, R200, K200)
+    machine.set_card(0, {"vfs": "1"})
+    shown = {row[0]: row[-1] for row in table(capsys, machine, "--all", "--deny=K200")[1:]}
+    assert shown == {A: "-", "0000:3b:01.0-of1": "baidu.com/xpu", HALVES[0]: "-", HALVES[1]: "-"}
+
+
+def test_resources_are_those_that_the_plugin_would_offer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = make_machine(tmp_path, R200, K200)
+    machine.set_card(0, {"vfs": "2"})
+    found = records(capsys, machine, "--resource-per-profile", "--resource-name=example.com/card")
+    assert {own["resource"] for own in found.values()} == {"example.com/R200-VF-8G", "example.com/K200"}
+
+
+def test_no_devices_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = make_machine(tmp_path, number=0)
+    assert listed(capsys, machine) == "no devices\n"
+    assert records(capsys, machine) == {}
+
+
+def test_without_a_library_it_is_status_1_and_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["list", f"--xpuml-library={tmp_path}/none.so"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert f"{tmp_path}/none.so: no such file" in line
+
+
+def test_a_file_that_is_no_library_is_status_1_and_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.so").write_text("no library")
+    assert main(["list", f"--xpuml-library={tmp_path}/text.so"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert f"{tmp_path}/text.so" in line
+
+
+def test_without_a_driver_it_is_status_1_and_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = make_machine(tmp_path, R200)
+    machine.set({"driver": "gone"})
+    assert main(["list", "--json", *options(machine)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("action", ["crash", "hang"])
+def test_a_library_that_crashes_or_hangs_is_status_1_and_one_line_that_names_the_call(
+    action: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = make_machine(tmp_path, R200)
+    machine.add_fault("xpumlDeviceGetState", action, card=0)
+    assert main(["list", *options(machine), "--call-timeout=1"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert "xpumlDeviceGetState of device index 0" in line
+
+
+@pytest.mark.usefixtures("leaves_no_process", "leaves_no_descriptor")
+def test_it_leaves_no_process_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed(capsys, make_machine(tmp_path, R200))
+
+
+def test_old_options_warn_on_standard_error_and_leave_the_json_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = make_machine(tmp_path, R200)
+    assert main(["list", "--json", "-rename-dev", *options(machine)]) == 0
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)["devices"]) == 1
+    (line,) = captured.err.splitlines()
+    assert "rename-dev" in line
+
+
+def test_a_reader_that_has_had_enough_is_no_error_worth_a_word(tmp_path: Path) -> None:
+    """As in `xpu-device-plugin list | true`."""
+    machine = make_machine(tmp_path, R200)
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "xpu_plugin", "list", *options(machine)],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert done.stderr == ""
