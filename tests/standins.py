@@ -60,7 +60,9 @@ def compile_library(source: Path, directory: Path) -> Path:
 # --- waiting --------------------------------------------------------------------------------------
 
 
-async def until(predicate: Callable[[], object], what: str = "no such state", seconds: float = SECONDS) -> None:
+async def until(
+    predicate: Callable[[], object], what: str = "no such state", seconds: float = SECONDS
+) -> None:
     """Wait for something that gives no notice of itself."""
     deadline = time.monotonic() + seconds
     while not predicate():
@@ -151,3 +153,8 @@ def descriptors(pid: int | str = "self") -> list[str]:
         except FileNotFoundError:
             continue  # the one that lists the directory
     return sorted(found)
+
+
+def descriptor(pid: int, number: int) -> str:
+    """What one of a process's descriptors refers to."""
+    return str(Path(f"/proc/{pid}/fd/{number}").readlink())

@@ -18,11 +18,10 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         arguments = sys.argv[1:]
     try:
-        if arguments and arguments[0] in COMMANDS:
-            command = importlib.import_module(f"xpu_plugin.commands.{arguments[0]}")
-            status: int = command.main(arguments[1:])
-            return status
-        return _daemon(arguments)
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
     except UsageError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -30,6 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
         # Whoever read our output has had enough; keep the interpreter from saying so at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in COMMANDS:
+        command = importlib.import_module(f"xpu_plugin.commands.{arguments[0]}")
+        status: int = command.main(arguments[1:])
+        return status
+    return _daemon(arguments)
 
 
 def _daemon(arguments: list[str]) -> int:

@@ -4,6 +4,7 @@
 import argparse
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -38,7 +39,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+        line = message.removeprefix("argument ").replace("\n", "\\n")
+        raise UsageError(f"{line}; see {self.prog} --help")
 
 
 # --- what a value may be: each takes text and returns a value, or raises ArgumentTypeError ------------
@@ -248,8 +250,8 @@ def _shown(name: str, value: object) -> str:
         case float():
             return f"{value:g}"
         case tuple():
-            return ",".join(map(str, value))
-    return str(value)
+            return shlex.quote(",".join(map(str, value)))
+    return shlex.quote(str(value))
 
 
 # --- reading them -------------------------------------------------------------------------------------
@@ -337,7 +339,7 @@ class _Join(argparse.Action):
 
 def _modernise(arguments: Sequence[str], options: Sequence[Option], warnings: list[str]) -> list[str]:
     """Rewrite what only the former plugin's manifests say, each with one warning."""
-    known = {option.name for option in options} | {"help", "version"}
+    known = {option.name for option in options} | {"help"}
     modern = []
     for argument in arguments:
         match = re.fullmatch(r"(--?)([A-Za-z][-A-Za-z]+)(=.*)?", argument, re.DOTALL)

@@ -102,7 +102,7 @@ async def _run(config: Config, picture: Picture, sweep: Sweep) -> None:
             resource,
             current=lambda: picture.current,
             beyond=picture.beyond,
-            node=lambda name: device_number(config.dev_root / name),
+            node=lambda name: device_number(config.dev_root / name, simulated=config.simulated),
             record=record,
             on_grant=holders.granted,
         )

@@ -16,8 +16,13 @@ class _UtcFormatter(logging.Formatter):
 
 
 class _TextFormatter(_UtcFormatter):
+    """A message that holds a line break, as a library's text may, stays one line."""
+
     def __init__(self) -> None:
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return "\\n".join(super().formatMessage(record).splitlines())
 
 
 class _JsonFormatter(_UtcFormatter):

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,6 @@ K200 = {"model": "K200", "pci": B, "numa": "1"}
 VFS = [f"0000:3b:01.{n}-of3" for n in range(3)]
 HALVES = [f"{B}-half{half}" for half in (0, 1)]
 GIB = 1 << 30
-
-List = Callable[..., list[str]]
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +95,7 @@ def test_the_types_are_those_of_the_schema(tmp_path: Path, capsys: pytest.Captur
     }  # fmt: skip
     for record in records(capsys, machine, "--all").values():
         assert record.keys() >= types.keys()
-        assert all(isinstance(record[key], kind) for key, kind in types.items())  # type: ignore[arg-type]
+        assert all(isinstance(record[key], kind) for key, kind in types.items())
         assert record["kind"] in ("whole", "half", "vf", "pf")
         assert record["health"] == ("Healthy" if record["reason"] is None else "Unhealthy")
 
@@ -232,14 +229,16 @@ def test_old_options_warn_on_standard_error_and_leave_the_json_alone(
     assert "rename-dev" in line
 
 
-def test_a_reader_that_has_had_enough_is_no_error_worth_a_word(tmp_path: Path) -> None:
-    """As in `xpu-device-plugin list | true`."""
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_had_enough_is_no_error_worth_a_word(unbuffered: str, tmp_path: Path) -> None:
+    """As in `xpu-device-plugin list | true`, however the interpreter buffers."""
     machine = make_machine(tmp_path, R200)
     reader, writer = os.pipe()
     os.close(reader)
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "xpu_plugin", "list", *options(machine)],
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
             stdout=writer,
             stderr=subprocess.PIPE,
             text=True,

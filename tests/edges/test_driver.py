@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The driver over real worker processes: whatever the library does there, callers get an answer or one error."""
+"""The driver over real worker processes: whatever the library does there, callers get an answer or one
+error."""
 
 import asyncio
 import os
@@ -15,6 +16,7 @@ import pytest
 from tests.standins import (
     SECONDS,
     compile_library,
+    descriptor,
     descriptors,
     has_ended,
     make_machine,
@@ -101,7 +103,9 @@ def pid_of(driver: Driver) -> int:
 
 async def test_a_scan_tells_everything_about_library_devices_and_host(driver: Driver) -> None:
     scan = await scanned(driver)
-    assert [reading.pci for reading in scan.readings] == [f"0000:{bus}:00.0" for bus in ("3b", "3c", "3d", "3e")]
+    assert [reading.pci for reading in scan.readings] == [
+        f"0000:{bus}:00.0" for bus in ("3b", "3c", "3d", "3e")
+    ]
     assert {(reading.model, reading.state, reading.memory_bytes) for reading in scan.readings} == {
         (2, 201, 16 << 30)
     }
@@ -330,14 +334,14 @@ async def test_what_the_library_prints_stays_off_the_protocol_and_off_our_output
     driver = make_rogue("print")
     await scanned(driver)
     assert await driver.sweep() == [RUNNING]
-    assert Path(f"/proc/{driver.pid}/fd/1").readlink() == Path("/dev/null")
+    assert descriptor(pid_of(driver), 1) == "/dev/null"
     assert capfd.readouterr().out == ""
 
 
 async def test_descriptor_0_is_taken(driver: Driver) -> None:
     """The library takes a control node of descriptor 0 for one that is not open."""
     await scanned(driver)
-    assert Path(f"/proc/{driver.pid}/fd/0").readlink() == Path("/dev/null")
+    assert descriptor(pid_of(driver), 0) == "/dev/null"
 
 
 async def test_the_worker_does_not_hide_devices(

@@ -9,19 +9,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from xpu_plugin.model.devices import (
-    Found,
-    Function,
-    Kind,
-    Scan,
-    identify,
-    keep_unasked,
-    matches,
-    resource_name,
-)
-from xpu_plugin.xpuml import Reading, VxpuMode
-
-from .builders import (
+from tests.builders import (
     CARD_KINDS,
     CONTROL,
     LOST_CALL,
@@ -29,7 +17,6 @@ from .builders import (
     UNKNOWN,
     Truth,
     device,
-    found,
     machines,
     node,
     numberings,
@@ -37,6 +24,16 @@ from .builders import (
     scan,
     seats_of,
 )
+from xpu_plugin.model.devices import (
+    Found,
+    Function,
+    Kind,
+    Scan,
+    identify,
+    matches,
+    resource_name,
+)
+from xpu_plugin.xpuml import Reading, VxpuMode
 
 
 A, B, C, D = (f"0000:{bus}:00.0" for bus in ("3b", "3c", "5e", "af"))
@@ -135,18 +132,17 @@ def test_a_device_that_was_not_asked_is_known_by_its_node() -> None:
     assert paths(found) == {A: "/dev/xpu0", B: "/dev/xpu1"}
 
 
-def test_a_device_that_was_not_asked_costs_no_other_one_its_node() -> None:
-    """A library that tells N need not rank: what it told stands, the silent one takes what is left."""
+@pytest.mark.parametrize("sysfs", [{0: B, 1: C, 2: A}, {0: B}, {}], ids=["all", "some", "none"])
+def test_a_device_that_was_not_asked_costs_no_other_one_its_node(sysfs: Mapping[int, str]) -> None:
+    """A library that tells N need not rank: what it told stands, the silent one has no other's node."""
     found = identify(
         scan(
             [reading(0, A, number=2), reading(1, B, number=0), Reading(index=2)],
             nodes=map(node, range(3)),
-            addresses={0: B, 1: C, 2: A},
+            addresses=sysfs,
         )
     )
-    assert paths(found)[A] == "/dev/xpu2"
-    assert paths(found)[B] == "/dev/xpu0"
-    assert paths(found).get(C, "/dev/xpu1") == "/dev/xpu1"
+    assert paths(found) | {C: "/dev/xpu1"} == {A: "/dev/xpu2", B: "/dev/xpu0", C: "/dev/xpu1"}
 
 
 def test_a_device_without_any_address_is_left_out_with_the_reason() -> None:
@@ -484,30 +480,58 @@ def test_a_device_without_a_serial_is_not_named_by_nothing() -> None:
     assert not matches(device(), ())
 
 
-# --- scans that leave devices out ---------------------------------------------------------------------
+# --- devices that do not answer -----------------------------------------------------------------------
 
 
-def test_a_device_that_was_not_asked_keeps_what_was_known() -> None:
-    before = found(device(A, index=0), device(B, index=1, number=1, model="R300", memory_bytes=5))
-    bare = device(B, index=1, number=1, model="XPU", memory_bytes=0, state=None)
-    now = found(device(A, index=0, state=207), bare)
-    kept = keep_unasked(now, before, frozenset({1}))
-    assert kept.devices == {A: now.devices[A], B: before.devices[B]}
+def test_a_device_that_does_not_answer_is_what_an_earlier_scan_found_at_its_node() -> None:
+    """Without sysfs nothing else would tell; its index may have moved, its state is unknown."""
+    nodes = [node(0), node(1), node(2)]
+    before = identify(scan(map(reading, range(2), (A, B)), nodes=nodes[1:]))
+    silent = Reading(index=2, failures=(LOST_CALL,))
+    now = identify(scan([reading(0, C), reading(1, A), silent], nodes=nodes), before)
+    assert paths(now) == {A: "/dev/xpu1", B: "/dev/xpu2", C: "/dev/xpu0"}
+    assert now.devices[B] == replace(before.devices[B], index=2, state=None, failure=LOST_CALL)
+    assert now.problems == ()
 
 
-def test_a_device_that_was_not_asked_and_is_new_is_taken_as_it_is() -> None:
-    now = found(device(A, index=0), device(B, index=1, state=None))
-    assert keep_unasked(now, found(device(A, index=0)), frozenset({1})).devices == now.devices
+def test_a_silent_device_whose_node_sysfs_gives_to_another_card_is_not_what_it_was() -> None:
+    before = identify(scan([reading(0, A)], nodes=[node(0)]))
+    now = identify(scan([Reading(index=0)], nodes=[node(0)], addresses={0: B}), before)
+    assert paths(now) == {B: "/dev/xpu0"}
 
 
-def test_a_device_that_was_not_asked_keeps_its_id_though_a_bare_scan_would_name_it_otherwise() -> None:
-    half = device(f"{A}-half1", index=1)
-    now = found(device(A, index=1, state=None))
-    assert list(keep_unasked(now, found(half), frozenset({1})).devices) == [half.id]
+def test_a_silent_device_whose_node_was_made_anew_is_not_what_it_was() -> None:
+    """The same N with another minor is another probe."""
+    before = identify(scan([reading(0, A)], nodes=[node(0, minor=0)]))
+    assert identify(scan([Reading(index=0)], nodes=[node(0, minor=2)]), before).devices == {}
 
 
-def test_a_device_that_was_asked_and_not_found_is_not_kept() -> None:
-    assert keep_unasked(found(), found(device(A, index=0)), frozenset({1})).devices == {}
+@pytest.mark.parametrize("silent", [0, 1, 2])
+@pytest.mark.parametrize("model", [200, UNKNOWN])
+def test_a_silent_device_of_a_split_card_changes_no_identity(silent: int, model: int) -> None:
+    """Nor a name: its siblings are counted, and named after their card, where nothing else tells."""
+    nodes = [node(n) for n in range(3)]
+    readings = split(2, model, memory_bytes=8192 * MIB)
+    before = identify(scan(readings, nodes=nodes))
+    readings[silent] = Reading(index=silent)
+    now = identify(scan(readings, nodes=nodes), before)
+    assert {id: (own.card, own.kind, own.model) for id, own in now.devices.items()} == {
+        id: (own.card, own.kind, own.model) for id, own in before.devices.items()
+    }
+
+
+def test_a_silent_half_changes_no_identity() -> None:
+    nodes = [node(0, minor=0), node(1, minor=1)]
+    halves = [reading(index, A, model=0, mode=0) for index in (0, 1)]
+    before = identify(scan(halves, nodes=nodes))
+    now = identify(scan([halves[0], Reading(index=1)], nodes=nodes), before)
+    assert paths(now) == {f"{A}-half0": "/dev/xpu0", f"{A}-half1": "/dev/xpu1"}
+
+
+def test_a_device_that_answers_is_what_it_says_now() -> None:
+    before = identify(scan([reading(0, A, model=3, serial="old")], nodes=[node(0)]))
+    now = identify(scan([reading(0, A, serial="new")], nodes=[node(0)]), before)
+    assert now == identify(scan([reading(0, A, serial="new")], nodes=[node(0)]))
 
 
 # --- any machine --------------------------------------------------------------------------------------
@@ -591,6 +615,23 @@ def test_a_rank_that_sysfs_refutes_anywhere_gives_no_wrong_node(data: st.DataObj
     known = data.draw(st.sets(st.sampled_from(numbers)))
     assume(any(rank in known and rank != number for rank, number in zip(numbers, order, strict=True)))
     assert_true(truth.scan(order=order, sysfs=known), truth)
+
+
+@given(data=st.data(), truth=machines())
+def test_identities_do_not_depend_on_which_devices_answer_this_time(
+    data: st.DataObject, truth: Truth
+) -> None:
+    """With sysfs and without, once an earlier scan has heard them all."""
+    for sysfs in (None, ()):
+        first = truth.scan(sysfs=sysfs)
+        before = identify(first)
+        silent = data.draw(st.sets(st.integers(0, len(first.readings) - 1)))
+        readings = tuple(Reading(index=own.index) if own.index in silent else own for own in first.readings)
+        now = identify(replace(first, readings=readings), before)
+        assert paths(now) == paths(before)
+        assert {id: own.model for id, own in now.devices.items()} == {
+            id: own.model for id, own in before.devices.items()
+        }
 
 
 @given(truth=machines())

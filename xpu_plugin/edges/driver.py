@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 MOST_STUCK = 3  # workers that were killed and are still there
 START_SECONDS = 30.0  # for a fresh interpreter on a loaded machine; the library's own calls are apart
 _WORD = 8  # bytes of the progress word
+# What decoding an answer may raise that is not what it should be.
+_NONSENSE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 T = TypeVar("T")
 
@@ -176,10 +178,8 @@ class Driver:
             return await self._request(
                 "scan",
                 lambda answer: _scan(answer, self._opened) if answer["stable"] else None,
-                dev_root=str(self._target.dev_root),
-                sysfs_root=str(self._target.sysfs_root),
                 skip=sorted(skip),
-                simulated=self._target.simulated,
+                **self._places(),
             )
 
     async def sweep(self, skip: Collection[int] = ()) -> list[StateAnswer | None]:
@@ -197,9 +197,7 @@ class Driver:
         async with self._lock:
             if self._process is None:
                 raise WorkerDiedError("there is no worker that has scanned")
-            return await self._request(
-                "host", _host, dev_root=str(self._target.dev_root), sysfs_root=str(self._target.sysfs_root)
-            )
+            return await self._request("host", _host, **self._places())
 
     async def close(self) -> None:
         """Kill the worker; give it a moment to go, for a tidy exit."""
@@ -213,6 +211,13 @@ class Driver:
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
+
+    def _places(self) -> dict[str, object]:
+        return {
+            "dev_root": str(self._target.dev_root),
+            "sysfs_root": str(self._target.sysfs_root),
+            "simulated": self._target.simulated,
+        }
 
     # --- the process ----------------------------------------------------------------------------
 
@@ -253,12 +258,12 @@ class Driver:
         except (EOFError, OSError):
             how = await self._bury(process)
             raise WorkerDiedError(f"the worker ended ({how})", process.in_flight()) from None
-        except (ValueError, KeyError, TypeError) as nonsense:
-            self._discard()
-            raise WorkerDiedError(f"the worker talked nonsense: {nonsense}", process.in_flight()) from None
         except (XpumlError, LibraryError):
             self._discard()  # a library that failed as a whole is opened anew
             raise
+        except _NONSENSE as nonsense:
+            self._discard()
+            raise WorkerDiedError(f"the worker talked nonsense: {nonsense}", process.in_flight()) from None
         except asyncio.CancelledError:
             self._discard()  # its answer would be taken for the next one's
             raise

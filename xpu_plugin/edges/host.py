@@ -20,11 +20,8 @@ _ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _NODE = re.compile(r"xpu(0|[1-9][0-9]{0,8})")
 
 
-def list_nodes(dev_root: Path) -> tuple[Node, ...]:
-    """The character devices xpuN below `dev_root`, by ascending N; none when there is no such directory.
-
-    A link to a character device counts: this is how an unprivileged simulation makes its nodes.
-    """
+def list_nodes(dev_root: Path, *, simulated: bool) -> tuple[Node, ...]:
+    """The character devices xpuN below `dev_root`, by ascending N; none when there is no such directory."""
     try:
         names = os.listdir(dev_root)  # noqa: PTH208 - thousands of names, of which few matter
     except FileNotFoundError:
@@ -33,22 +30,26 @@ def list_nodes(dev_root: Path) -> tuple[Node, ...]:
     return tuple(
         Node(number=number, major=os.major(device), minor=os.minor(device))
         for number in numbers
-        if (device := device_number(dev_root / f"xpu{number}")) is not None
+        if (device := device_number(dev_root / f"xpu{number}", simulated=simulated)) is not None
     )
 
 
-def device_number(path: Path | str) -> int | None:
-    """st_rdev of a character device; None when there is none at that path."""
+def device_number(path: Path | str, *, simulated: bool) -> int | None:
+    """st_rdev of a character device; None when there is none at that path.
+
+    A link counts only when simulated: this is how a simulation without privilege makes nodes, and the
+    library passes over links.
+    """
     try:
-        status = os.stat(path)  # noqa: PTH116 - on the way of every Allocate
+        status = os.stat(path, follow_symlinks=simulated)  # noqa: PTH116 - on the way of every Allocate
     except OSError:
         return None
     return status.st_rdev if stat.S_ISCHR(status.st_mode) else None
 
 
-def read_host(dev_root: Path, sysfs_root: Path) -> Host:
+def read_host(dev_root: Path, sysfs_root: Path, *, simulated: bool) -> Host:
     """All facts at once. What sysfs does not tell is left out, never guessed."""
-    nodes = list_nodes(dev_root)
+    nodes = list_nodes(dev_root, simulated=simulated)
     addresses = {}
     for node in nodes:
         link = sysfs_root / f"class/xpu/xpu{node.number}/device"
@@ -60,9 +61,16 @@ def read_host(dev_root: Path, sysfs_root: Path) -> Host:
             addresses[node.number] = target
     return Host(
         nodes=nodes,
-        control=device_number(dev_root / CONTROL_NODE),
+        control=device_number(dev_root / CONTROL_NODE, simulated=simulated),
         addresses=addresses,
-        functions=_functions(sysfs_root, set(addresses.values()) or _vendor_functions(sysfs_root)),
+        functions=_functions(
+            sysfs_root,
+            # Also what no class entry leads to, as with drivers that make no class `xpu`.
+            {
+                *addresses.values(),
+                *(_vendor_functions(sysfs_root) if len(addresses) < len(nodes) or not nodes else ()),
+            },
+        ),
     )
 
 
@@ -74,7 +82,7 @@ def _functions(sysfs_root: Path, addresses: Iterable[str]) -> dict[str, Function
 
 
 def _vendor_functions(sysfs_root: Path) -> set[str]:
-    """Addresses of the vendor's PCI functions, for drivers that make no class `xpu` in sysfs."""
+    """Addresses of the vendor's PCI functions."""
     try:
         functions = list((sysfs_root / "bus/pci/devices").iterdir())
     except OSError:

@@ -90,17 +90,18 @@ def read_checkpoint(device_plugin_dir: Path) -> list[Holding]:
         return list(_holdings(document["Data"]["PodDeviceEntries"] or []))
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UnknownHoldersError(f"{file}: {error!r}") from None
 
 
 def _holdings(entries: list[dict[str, Any]]) -> Iterator[Holding]:
     for entry in entries:
         ids = entry["DeviceIDs"] or []
-        if isinstance(ids, dict):  # from 1.20 on: by NUMA node
-            ids = [id for own in ids.values() for id in own]
+        lists = list(ids.values()) if isinstance(ids, dict) else [ids]  # from 1.20 on: by NUMA node
+        if not all(isinstance(own, list) for own in lists):
+            raise TypeError(f"DeviceIDs is {ids!r}")
         yield Holding(
             container=f"{entry['PodUID']}/{entry['ContainerName']}",
             resource=str(entry["ResourceName"]),
-            ids=tuple(map(str, ids)),
+            ids=tuple(str(id) for own in lists for id in own),
         )

@@ -75,14 +75,14 @@ class Worker:
         `stable` is false when nodes came or went meanwhile: such a scan proves nothing.
         """
         library = self._opened()
-        before = host.list_nodes(Path(dev_root))
+        before = host.list_nodes(Path(dev_root), simulated=simulated)
         count = library.count()
         readings = library.scan(skip)
-        nodes = host.list_nodes(Path(dev_root))
+        nodes = host.list_nodes(Path(dev_root), simulated=simulated)
         usable = [node.number for node in nodes]
         if count != len(usable):
             usable = [number for number in usable if _opens(dev_root, number, simulated=simulated)]
-        facts = host.read_host(Path(dev_root), Path(sysfs_root))
+        facts = host.read_host(Path(dev_root), Path(sysfs_root), simulated=simulated)
         return {
             "readings": readings,
             "usable": usable,
@@ -92,9 +92,9 @@ class Worker:
             "host": asdict(facts),
         }
 
-    def call_host(self, dev_root: str, sysfs_root: str) -> dict[str, Any]:
+    def call_host(self, dev_root: str, sysfs_root: str, *, simulated: bool) -> dict[str, Any]:
         """The host's facts; asked here, as a read from sysfs waits while a driver holds the device."""
-        return asdict(host.read_host(Path(dev_root), Path(sysfs_root)))
+        return asdict(host.read_host(Path(dev_root), Path(sysfs_root), simulated=simulated))
 
     def call_sweep(self, skip: list[int]) -> list[tuple[int, int] | None]:
         return self._opened().sweep(skip)

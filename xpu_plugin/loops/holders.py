@@ -64,18 +64,17 @@ class Holders:
         present = held_otherwise(named, facts.devices, self._picture.policy)
         now = self._clock()
         self._granted = {id: at for id, at in self._granted.items() if now - at < SETTLE_SECONDS}
-        if self._complete:
-            gone = facts.held.keys() - present.keys() - self._granted.keys()
-            self._absent = {id: self._absent.get(id, 0) + 1 for id in gone}
-        released = {
-            id for id, looks in self._absent.items() if looks >= LOOKS_TO_RELEASE and id not in present
-        }
+        gone = facts.held.keys() - present.keys() - self._granted.keys()
+        self._absent = {id: self._absent.get(id, 0) + self._complete for id in gone}
+        released = {id for id, looks in self._absent.items() if looks >= LOOKS_TO_RELEASE}
         wanted = {id: resource for id, resource in {**facts.held, **present}.items() if id not in released}
         if wanted == facts.held:
             return
         for id in sorted(wanted.keys() - facts.held.keys()):
             logger.info(
-                "held from before id=%s resource=%s: offered so until its container ends", id, wanted[id]
+                "held from before id=%s resource=%s: offered so while the kubelet counts it as held",
+                id,
+                wanted[id],
             )
         for id in sorted(facts.held.keys() - wanted.keys()):
             logger.info("not held any more id=%s: its device is offered as configured again", id)

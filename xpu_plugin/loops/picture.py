@@ -47,30 +47,30 @@ class Picture:
 
 
 def _log_changes(old: Mapping[str, Entry], new: Mapping[str, Entry]) -> None:
-    for id in sorted(old.keys() | new.keys()):
-        before, after = old.get(id), new.get(id)
-        if after is None:
-            logger.warning("device no longer offered id=%s", id)
-        elif before is None:
+    then = {entry.device.id: entry for entry in old.values()}
+    now = {entry.device.id: entry for entry in new.values()}
+    for id in sorted(then.keys() - now.keys()):
+        logger.warning("device no longer offered id=%s", id)
+    for id, entry in now.items():
+        before, device, health = then.get(id), entry.device, entry.health
+        if before is None:
             logger.info(
                 "device offered id=%s model=%s path=%s resource=%s health=%s%s",
                 id,
-                after.device.model,
-                after.device.path,
-                after.resource,
-                after.health,
-                f" reason={after.health.reason} ({after.health.text})" if after.health.reason else "",
+                device.model,
+                device.path,
+                entry.resource,
+                health,
+                "" if health.healthy else f" reason={health.reason} ({health.text})",
             )
-        elif before.health != after.health:
-            if after.health.healthy:
-                logger.info("device healthy again id=%s", id)
-            else:
-                logger.warning(
-                    "device unhealthy id=%s path=%s reason=%s (%s)",
-                    id,
-                    after.device.path,
-                    after.health.reason,
-                    after.health.text,
-                )
-        elif before.device.path != after.device.path:
-            logger.warning("device moved id=%s from=%s to=%s", id, before.device.path, after.device.path)
+            continue
+        if (before.id, before.resource) != (entry.id, entry.resource):
+            logger.info("device %s is offered as id=%s resource=%s now", id, entry.id, entry.resource)
+        if before.device.path != device.path:
+            logger.warning("device moved id=%s from=%s to=%s", id, before.device.path, device.path)
+        if before.health != health and health.healthy:
+            logger.info("device healthy again id=%s", id)
+        elif before.health != health:
+            logger.warning(
+                "device unhealthy id=%s path=%s reason=%s (%s)", id, device.path, health.reason, health.text
+            )

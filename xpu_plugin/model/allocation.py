@@ -136,6 +136,8 @@ def prefer(
     """Choose `size` of the available ids: in one NUMA node, and VFs or halves of as few cards as can be.
 
     Within that, whatever fits most tightly, so that whole nodes and unbroken cards are left for others.
+    Old ids only when the others do not suffice, so that they die out: a kubelet gives a dead container's
+    ids up no earlier than at its next grant.
     Empty in any doubt: an error here would fail the pod.
     """
     entries = inventory.entries
@@ -148,7 +150,9 @@ def prefer(
 
     chosen = list(must)
     free: dict[int | None, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for id in sorted(ids - set(must)):
+    lasting = {id for id in ids if not is_old(id)} | set(must)
+    spare = sorted(ids - lasting)[: max(size - len(lasting), 0)]
+    for id in sorted(lasting.union(spare) - set(must)):
         free[entries[id].device.numa][entries[id].device.card].append(id)
     while len(chosen) < size:
         wanted = size - len(chosen)

@@ -172,6 +172,8 @@ _SUBSYSTEMS = {
     8: "RG800-PRO",
 }
 
+_UNKNOWN = "XPU"  # a board's name begins so when nothing else is known of it
+_LONGEST_NAME = 48  # of 63 letters that a resource's name may have; a profile adds to it
 _GIB = 1 << 30
 # Sizes of boards that can be split. What a VF reports is up to a quarter less than its share: error
 # correction takes an eighth, older drivers leave out 768 MiB more. So sizes are classes, not keys.
@@ -194,14 +196,14 @@ def _family(reading: Reading, function: Function) -> str:
         return _SUBSYSTEMS[function.subsystem]
     if function.device in _PCI_P800:
         return "P800"
-    if reading.name:
-        return re.sub(r"[^A-Za-z0-9]+", "-", reading.name).strip("-") or "XPU"
+    if reading.name and (name := re.sub(r"[^A-Za-z0-9]+", "-", reading.name)[:_LONGEST_NAME].strip("-")):
+        return name
     if reading.model in _KL3_MODELS:
         return "KL3"
     known = [f"{function.device:04x}"] if function.device is not None else []
     if reading.memory_bytes:
         known.append(f"{-(-reading.memory_bytes // _GIB)}G")
-    return "-".join(["XPU", *known])
+    return "-".join([_UNKNOWN, *known])
 
 
 def _profile(family: str, memory_bytes: int, vfs: int) -> str:
@@ -227,57 +229,77 @@ def matches(device: Device, names: Iterable[str]) -> bool:
 # --- index -> N ---------------------------------------------------------------------------------
 
 
-def _numbers(scan: Scan, problems: list[str]) -> dict[int, int]:
+def _numbers(scan: Scan) -> tuple[dict[int, int], dict[int, str]]:
     """Which N each index is: told by the library, else by rank, else by the address that sysfs gives N.
 
-    Whatever sysfs contradicts is left out: a wrong node would give somebody else's card away.
+    Whatever the host contradicts is left out, with a sentence; and one contradicted rank discredits all that
+    the host does not prove: a wrong node would give somebody else's card away.
     """
-    addresses = scan.host.addresses
+    nodes = {node.number: node for node in scan.host.nodes}
     told = {reading.index: reading.number for reading in scan.readings if reading.number is not None}
-    if len(told) < len(scan.readings) and len(scan.usable) == len(scan.readings):
-        told = {reading.index: scan.usable[reading.index] for reading in scan.readings} | told
+    ranks = dict(enumerate(scan.usable)) if len(scan.usable) == len(scan.readings) else {}
+    if ranks | told != ranks:  # a library that tells otherwise does not rank
+        ranks = {}
+    refused = {
+        index: text
+        for index, number in (ranks | told).items()
+        if (text := _contradiction(scan, index, nodes.get(number)))
+    }
+    if refused:
+        ranks = {}
+    numbers = ranks | {index: number for index, number in told.items() if index not in refused}
+    numbers = _by_address(scan, nodes) | numbers
+    refused = {index: text for index, text in refused.items() if index not in numbers}
+    for number, times in Counter(numbers.values()).items():
+        rivals = [index for index, own in numbers.items() if own == number]
+        if times > 1:
+            refused |= dict.fromkeys(rivals, f"device indexes {rivals} would all be /dev/xpu{number}")
+    return {index: number for index, number in numbers.items() if index not in refused}, refused
 
-    if len(told) < len(scan.readings) or _contradictions(scan, told):
-        told = _by_address(scan) or told
-    for index in _contradictions(scan, told):
-        pci = scan.readings[index].pci
-        problems.append(
-            f"device index {index}: the library says {pci}, sysfs says that /dev/xpu{told[index]} is "
-            f"{addresses[told[index]]}"
+
+def _contradiction(scan: Scan, index: int, node: Node | None) -> str | None:
+    """What speaks against an index being a node: another address, or the other half's minor."""
+    reading = scan.readings[index]
+    if node is None:
+        return None
+    address = scan.host.addresses.get(node.number, reading.pci)
+    if reading.pci is not None and address != reading.pci:
+        return (
+            f"device index {index}: the library says {reading.pci}, sysfs says that /dev/xpu{node.number} "
+            f"is {address}"
         )
-        del told[index]
-    for number in [number for number, times in Counter(told.values()).items() if times > 1]:
-        rivals = [index for index, own in told.items() if own == number]
-        problems.append(f"device indexes {rivals} would all be /dev/xpu{number}")
-        for index in rivals:
-            del told[index]
-    return told
+    if not _same_half(reading, node):
+        return (
+            f"device index {index}: its minor is {reading.minor}, that of /dev/xpu{node.number} {node.minor}"
+        )
+    return None
 
 
-def _contradictions(scan: Scan, numbers: Mapping[int, int]) -> list[int]:
-    """The indexes whose address in the library is not the one that sysfs has for their node."""
-    return [
-        index
-        for index, number in numbers.items()
-        if (pci := scan.readings[index].pci) is not None
-        and (address := scan.host.addresses.get(number)) is not None
-        and address != pci
-    ]
+def _same_half(reading: Reading, node: Node) -> bool:
+    return reading.minor is None or (reading.minor ^ node.minor) & 1 == 0
 
 
-def _by_address(scan: Scan) -> dict[int, int] | None:
-    """Pair indexes and nodes of equal address, both ascending; None unless that works out for all."""
+def _by_address(scan: Scan, nodes: Mapping[int, Node]) -> dict[int, int]:
+    """What addresses alone prove: as many indexes as nodes have it. Halves in ascending order of both, or
+    by their minors where the library tells them."""
     indexes = defaultdict(list)
     for reading in scan.readings:
-        indexes[reading.pci].append(reading.index)
+        if reading.pci is not None:
+            indexes[reading.pci].append(reading)
     numbers = defaultdict(list)
     for number in scan.usable:
-        numbers[scan.host.addresses.get(number)].append(number)
-    if None in indexes or any(len(own) != len(numbers[pci]) for pci, own in indexes.items()):
-        return None
-    return {
-        index: number for pci, own in indexes.items() for index, number in zip(own, numbers[pci], strict=True)
-    }
+        if number in scan.host.addresses:
+            numbers[scan.host.addresses[number]].append(nodes[number])
+    pairs = {}
+    for pci, own in indexes.items():
+        here = numbers[pci]
+        if len(own) != len(here):
+            continue
+        if not all(_same_half(reading, node) for reading, node in zip(own, here, strict=True)):
+            here = here[::-1]
+        if all(_same_half(reading, node) for reading, node in zip(own, here, strict=True)):
+            pairs.update({reading.index: node.number for reading, node in zip(own, here, strict=True)})
+    return pairs
 
 
 # --- identity -----------------------------------------------------------------------------------
@@ -295,7 +317,7 @@ def identify(scan: Scan, before: Found | None = None) -> Found:
     before: what an earlier scan found; a device that does not answer now is what it was then
     """
     problems: list[str] = []
-    numbers = _numbers(scan, problems)
+    numbers, refused = _numbers(scan)
     nodes = {node.number: node for node in scan.host.nodes}
     known = {device.node: device for device in before.devices.values()} if before else {}
     devices: list[Device] = []
@@ -303,10 +325,7 @@ def identify(scan: Scan, before: Found | None = None) -> Found:
     for reading in scan.readings:
         node = nodes.get(numbers.get(reading.index, -1))
         if node is None:
-            if reading.index not in numbers:
-                problems.append(f"device index {reading.index}: which /dev/xpuN it is cannot be told")
-            else:
-                problems.append(f"device index {reading.index}: no node /dev/xpu{numbers[reading.index]}")
+            problems.append(refused.get(reading.index) or _without_node(reading.index, numbers))
             continue
         if (device := _known(reading, node, scan, known)) is not None:
             devices.append(device)
@@ -332,21 +351,29 @@ def identify(scan: Scan, before: Found | None = None) -> Found:
     return Found(
         devices={id: own[0] for id, own in sorted(by_id.items()) if len(own) == 1},
         control=scan.host.control,
-        problems=tuple(problems),
+        problems=tuple(dict.fromkeys(problems)),
     )
 
 
-def _known(reading: Reading, node: Node, scan: Scan, before: Mapping[Node, Device]) -> Device | None:
-    """The device that an earlier scan found at this node, for one that does not answer now.
+def _without_node(index: int, numbers: Mapping[int, int]) -> str:
+    if index in numbers:
+        return f"device index {index}: no node /dev/xpu{numbers[index]}"
+    return f"device index {index}: which /dev/xpuN it is cannot be told"
 
-    Not if sysfs says that the node has become another card's.
+
+def _known(reading: Reading, node: Node, scan: Scan, before: Mapping[Node, Device]) -> Device | None:
+    """The device that an earlier scan found at this node, for one that does not tell what it is now.
+
+    Not if the library or sysfs says that the node has become another card's.
     """
-    if reading.arch is not None or reading.pci is not None:
-        return None
     device = before.get(node)
-    if device is None or scan.host.addresses.get(node.number, device.address) != device.address:
+    if device is None or reading.arch is not None:
         return None
-    return replace(device, index=reading.index, state=None, failure=_last_failure(reading))
+    address = reading.pci or scan.host.addresses.get(node.number)
+    if address not in (None, device.address):
+        return None
+    failure = _last_failure(reading) if reading.state is None else None
+    return replace(device, index=reading.index, state=reading.state, failure=failure)
 
 
 def _first_failure(reading: Reading) -> str:
@@ -365,6 +392,7 @@ class _Cards:
     ) -> None:
         self._functions = functions
         self._readings = readings
+        self._models = {device.address: device.model for device in known}
         self._split = {address for address in readings if self._is_pf(address)}
         self._split |= {device.address for device in known if device.kind is Kind.PF}
         self._parents = {address: card for address in readings if (card := self._parent(address))}
@@ -379,9 +407,8 @@ class _Cards:
         reading, function = self._readings[address], self._function(address)
         if function.physfn is not None:
             return False
-        if reading.mode is not None:
-            return reading.mode == VxpuMode.SRIOV_ON
-        return bool(function.num_vfs) or reading.model in _SRIOV_FAMILIES
+        guess = reading.mode is None and reading.model in _SRIOV_FAMILIES
+        return reading.mode == VxpuMode.SRIOV_ON or bool(function.num_vfs) or guess
 
     def _parent(self, address: str) -> str | None:
         """The card of a VF, None for anything else. A VF itself only says NON_SRIOV, as K-series do."""
@@ -405,6 +432,11 @@ class _Cards:
         by_model = 0 if base is None or model is None else model - base
         return self._function(card).num_vfs or by_model or self._vfs[card]
 
+    def _family(self, card: str) -> str | None:
+        if card in self._readings:
+            return _family(self._readings[card], self._function(card))
+        return self._models.get(card)
+
     def device(self, address: str, reading: Reading, node: Node, *, shared: bool) -> Device:
         function = self._function(address)
         card, kind, split, id = address, Kind.WHOLE, "whole", address
@@ -413,14 +445,13 @@ class _Cards:
         if (parent := self._parents.get(address)) is not None:
             vfs = self._vf_count(parent, reading.model)
             card, kind, split, id = parent, Kind.VF, f"of{vfs}", f"{address}-of{vfs}"
-            if model.startswith("XPU") and parent in self._readings:
-                model = _family(self._readings[parent], self._function(parent))
+            if model.startswith(_UNKNOWN):
+                model = self._family(parent) or model
             model = _profile(model, memory, vfs)
         elif address in self._split:
             kind, split = Kind.PF, f"of{self._vf_count(address, None)}"
         elif shared or reading.model == _K200:
-            minor = node.minor if reading.minor is None else reading.minor
-            kind, split, id = Kind.HALF, "half", f"{address}-half{minor & 1}"
+            kind, split, id = Kind.HALF, "half", f"{address}-half{node.minor & 1}"
         return Device(
             id=id,
             card=card,

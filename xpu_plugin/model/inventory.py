@@ -144,13 +144,14 @@ class Inventory:
 
 def entries(facts: Facts, policy: Policy) -> dict[str, Entry]:
     """What is offered. Equal facts and policy give equal entries; ids are unique."""
+    present = {device.node.number for device in facts.devices.values()}
     offered = {}
     for own, device in sorted({**facts.lost, **facts.devices}.items()):
         if not policy.offers(device):
             continue
         lost = own not in facts.devices
         old = str(device.node.number)
-        id = old if old in facts.held and not lost else own
+        id = old if old in facts.held and not (lost and device.node.number in present) else own
         offered[id] = Entry(
             id=id,
             resource=facts.held.get(id, policy.resource_of(device)),

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of grants: whole or not at all, and never worth more than availability."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from xpu_plugin.edges.grants import GrantRecord
+
+
+A, B, C = (f"0000:{bus}:00.0" for bus in ("3b", "3c", "5e"))
+ALL = frozenset({A, B, C})
+
+
+def written(directory: Path) -> dict[str, str]:
+    """What a plugin that starts now would know."""
+    return GrantRecord(directory).paths
+
+
+def start(record: GrantRecord, *ids: str, known: frozenset[str] = ALL) -> dict[str, str]:
+    """Grant the ids and start their container."""
+    paths = {id: f"/dev/xpu{n}" for n, id in enumerate((A, B, C)) if id in ids}
+    record.granted(paths)
+    record.started(paths, known)
+    return paths
+
+
+def test_a_record_that_is_not_there_is_empty_and_nothing_is_written_for_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert GrantRecord(tmp_path / "state").paths == {}
+    assert list(tmp_path.iterdir()) == []
+    assert caplog.records == []
+
+
+def test_a_grant_is_known_at_once_and_written_when_its_container_starts(tmp_path: Path) -> None:
+    record = GrantRecord(tmp_path / "state")
+    record.granted({A: "/dev/xpu4"})
+    assert record.paths == {A: "/dev/xpu4"}
+    assert list(tmp_path.iterdir()) == []
+    record.started({A: "/dev/xpu4"}, ALL)
+    assert written(tmp_path / "state") == {A: "/dev/xpu4"}
+
+
+def test_later_grants_replace_earlier_ones_of_the_same_device(tmp_path: Path) -> None:
+    record = GrantRecord(tmp_path)
+    start(record, A, B)
+    record.granted({A: "/dev/xpu9"})
+    record.started({A: "/dev/xpu9"}, ALL)
+    assert record.paths == written(tmp_path) == {A: "/dev/xpu9", B: "/dev/xpu1"}
+
+
+def test_a_second_life_adds_to_what_the_first_wrote(tmp_path: Path) -> None:
+    start(GrantRecord(tmp_path), A)
+    start(GrantRecord(tmp_path), B)
+    assert written(tmp_path) == {A: "/dev/xpu0", B: "/dev/xpu1"}
+
+
+def test_devices_that_are_known_no_more_are_forgotten(tmp_path: Path) -> None:
+    record = GrantRecord(tmp_path)
+    start(record, A, B)
+    start(record, C, known=frozenset({B, C}))
+    assert written(tmp_path) == {B: "/dev/xpu1", C: "/dev/xpu2"}
+
+
+def test_nothing_is_written_when_nothing_changed(tmp_path: Path) -> None:
+    record = GrantRecord(tmp_path)
+    start(record, A)
+    (file,) = tmp_path.iterdir()
+    before = file.stat()
+    start(record, A)
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_the_file_is_replaced_never_written_into(tmp_path: Path) -> None:
+    """Whoever reads it meanwhile, or a crash at any point, sees the whole old or the whole new one."""
+    record = GrantRecord(tmp_path)
+    start(record, A)
+    (file,) = tmp_path.iterdir()
+    with file.open() as old:
+        start(record, B)
+        assert json.load(old)["grants"] == {A: "/dev/xpu0"}
+    assert written(tmp_path) == {A: "/dev/xpu0", B: "/dev/xpu1"}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_file_and_a_directory_made_for_it_are_the_owners_only(tmp_path: Path) -> None:
+    start(GrantRecord(tmp_path / "state"), A)
+    (file,) = (tmp_path / "state").iterdir()
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+    assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0
+
+
+GARBAGE = {
+    "empty": b"",
+    "cut off": b'{"grants": {"0000:3b:00.0": "/de',
+    "no text": b"\xff\xfe\x00",
+    "a list": b"[]",
+    "a number": b"7",
+    "other keys": b'{"version": 2}',
+    "a list of grants": b'{"grants": ["0000:3b:00.0"]}',
+    "nothing": b'{"grants": null}',
+    "too deep": b"[" * 100_000,
+    "too large": b'{"grants": {"' + b"x" * (2 << 20) + b'": "/dev/xpu0"}}',
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
+def test_garbage_counts_as_empty_is_said_and_is_replaced_by_the_next_start(
+    garbage: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start(GrantRecord(tmp_path), A)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(garbage)
+    record = GrantRecord(tmp_path)
+    assert record.paths == {}
+    (event,) = caplog.records
+    assert str(file) in event.getMessage()
+    start(record, B)
+    assert written(tmp_path) == {B: "/dev/xpu1"}
+
+
+def test_a_file_that_cannot_be_read_counts_as_empty(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "grants.json").mkdir()
+    assert GrantRecord(tmp_path).paths == {}
+    assert len(caplog.records) == 1
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Path:
+    """A state directory that nobody can make, not even root: it lies below a regular file."""
+    (tmp_path / "file").touch()
+    return tmp_path / "file" / "state"
+
+
+def test_a_directory_that_cannot_be_written_costs_the_record_only(
+    read_only: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = GrantRecord(read_only)
+    caplog.clear()
+    start(record, A)
+    start(record, B)
+    assert record.paths == {A: "/dev/xpu0", B: "/dev/xpu1"}
+    (event,) = caplog.records  # once, not for each start
+    assert str(read_only) in event.getMessage()
+    assert "containers that restart will be refused" in event.getMessage()
+
+
+def test_what_could_not_be_written_is_tried_again_at_the_next_start(
+    read_only: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = GrantRecord(read_only)
+    start(record, A)
+    read_only.parent.unlink()
+    start(record, A)
+    assert written(read_only) == {A: "/dev/xpu0"}
+    caplog.clear()
+    (read_only / "grants.json").unlink()
+    read_only.rmdir()
+    read_only.parent.rmdir()
+    read_only.parent.touch()
+    start(record, B)
+    assert len(caplog.records) == 1  # it worked in between, so this is news
+
+
+def test_a_failed_write_leaves_the_old_file_whole_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a full disk."""
+    record = GrantRecord(tmp_path)
+    start(record, A)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        start(record, B)
+    assert written(tmp_path) == {A: "/dev/xpu0"}
+    assert [file.name for file in tmp_path.iterdir()] == ["grants.json"]
+    assert "No space left on device" in caplog.text

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device nodes and sysfs, on trees built for the test. Nodes are links to devices that every host has."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from xpu_plugin.edges.host import device_number, list_nodes, read_function, read_host
+from xpu_plugin.model.devices import Function, Node
+
+
+A, B, VF = "0000:3b:00.0", "0000:3c:00.0", "0000:3b:01.0"
+NULL = Node(number=0, major=1, minor=3)
+
+
+class Tree:
+    """A /dev and a /sys."""
+
+    def __init__(self, root: Path) -> None:
+        self.dev = root / "dev"
+        self.sys = root / "sys"
+        self.dev.mkdir()
+        self.sys.mkdir()
+
+    def node(self, name: str, device: str = "null") -> None:
+        (self.dev / name).symlink_to(f"/dev/{device}")
+
+    def function(self, address: str, **files: object) -> Path:
+        """A PCI function with so many attribute files."""
+        directory = self.sys / "devices/pci" / address
+        directory.mkdir(parents=True)
+        for name, content in files.items():
+            (directory / name).write_text(f"{content}\n")
+        listed = self.sys / "bus/pci/devices" / address
+        listed.parent.mkdir(parents=True, exist_ok=True)
+        listed.symlink_to(directory)
+        return directory
+
+    def belongs(self, number: int, target: Path) -> None:
+        """/sys/class/xpu/xpuN/device leads to `target`."""
+        directory = self.sys / f"class/xpu/xpu{number}"
+        directory.mkdir(parents=True)
+        (directory / "device").symlink_to(target)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return Tree(tmp_path)
+
+
+# --- nodes --------------------------------------------------------------------------------------------
+
+
+def test_nodes_are_listed_by_n_with_their_device_number(tree: Tree) -> None:
+    tree.node("xpu10")
+    tree.node("xpu9", "zero")
+    tree.node("xpu0")
+    assert list_nodes(tree.dev, simulated=True) == (
+        NULL,
+        Node(number=9, major=1, minor=5),
+        Node(number=10, major=1, minor=3),
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["xpuctrl", "xpu", "xpu-1", "xpu01", "xpu1a", "xpu 1", "axpu1", "xpu1\n", "xpu\u0663"]
+)
+def test_other_names_are_no_nodes(name: str, tree: Tree) -> None:
+    tree.node(name)
+    assert list_nodes(tree.dev, simulated=True) == ()
+
+
+def test_only_character_devices_are_nodes(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tree.dev / "xpu1").touch()
+    (tree.dev / "xpu2").mkdir()
+    (tree.dev / "xpu3").symlink_to("nowhere")
+    os.mkfifo(tree.dev / "xpu4")
+    monkeypatch.chdir(tree.dev)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("xpu5")
+    tree.node("xpu6")
+    assert [node.number for node in list_nodes(tree.dev, simulated=True)] == [6]
+
+
+def test_no_directory_is_no_nodes(tmp_path: Path) -> None:
+    assert list_nodes(tmp_path / "none", simulated=True) == ()
+
+
+def test_the_device_number_is_that_of_a_character_device_only(tree: Tree) -> None:
+    tree.node("xpu0")
+    (tree.dev / "file").touch()
+    assert device_number(tree.dev / "xpu0", simulated=True) == Path("/dev/null").stat().st_rdev == NULL.rdev
+    assert device_number(tree.dev / "file", simulated=True) is None
+    assert device_number(tree.dev / "none", simulated=True) is None
+    assert device_number(tree.dev / "file" / "below", simulated=True) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="making device nodes needs root")
+def test_no_node_is_opened(tree: Tree) -> None:
+    """A node of a major that has no driver cannot be opened; opening a real one would make it in use."""
+    os.mknod(tree.dev / "xpu0", 0o020666, os.makedev(240, 14))
+    with pytest.raises(OSError, match="No such device"):
+        os.open(tree.dev / "xpu0", os.O_RDWR)
+    assert list_nodes(tree.dev, simulated=True) == (Node(number=0, major=240, minor=14),)
+
+
+# --- sysfs --------------------------------------------------------------------------------------------
+
+
+def test_a_host_has_nodes_control_node_addresses_and_functions(tree: Tree) -> None:
+    tree.node("xpu0")
+    tree.node("xpuctrl", "full")
+    card = tree.function(
+        A, vendor="0x1d22", device="0x3684", subsystem_device="0x0001", numa_node="1", sriov_numvfs="0"
+    )
+    tree.belongs(0, card)
+    host = read_host(tree.dev, tree.sys, simulated=True)
+    assert host.nodes == (NULL,)
+    assert host.control == os.makedev(1, 7)
+    assert host.addresses == {0: A}
+    assert host.functions == {
+        A: Function(vendor=0x1D22, device=0x3684, subsystem=1, numa=1, num_vfs=0, physfn=None)
+    }
+
+
+def test_an_empty_host_is_told_as_such(tmp_path: Path) -> None:
+    host = read_host(tmp_path / "none", tmp_path / "none", simulated=True)
+    assert (host.nodes, host.control, host.addresses, host.functions) == ((), None, {}, {})
+
+
+def test_both_nodes_of_a_k200_lead_to_one_function(tree: Tree) -> None:
+    card = tree.function(A, vendor="0x1d22", device="0x3684")
+    for number in (3, 4):
+        tree.node(f"xpu{number}")
+        tree.belongs(number, card)
+    host = read_host(tree.dev, tree.sys, simulated=True)
+    assert host.addresses == {3: A, 4: A}
+    assert list(host.functions) == [A]
+
+
+def test_a_vf_leads_to_its_card_although_the_card_has_no_node(tree: Tree) -> None:
+    card = tree.function(A, vendor="0x1d22", device="0x3684", numa_node="0", sriov_numvfs="3")
+    virtual = tree.function(VF, vendor="0x1d22", device="0x3685")
+    (virtual / "physfn").symlink_to(card)
+    tree.node("xpu1")
+    tree.belongs(1, virtual)
+    host = read_host(tree.dev, tree.sys, simulated=True)
+    assert host.functions[VF].physfn == A
+    assert host.functions[A].num_vfs == 3
+
+
+@pytest.mark.parametrize("numa", ["-1", "", "none", None])
+def test_an_unknown_numa_node_is_none(numa: str | None, tree: Tree) -> None:
+    tree.function(A, **({} if numa is None else {"numa_node": numa}))
+    assert read_function(tree.sys, A).numa is None
+
+
+def test_what_sysfs_does_not_tell_is_left_out(tree: Tree) -> None:
+    tree.function(A, vendor="junk", device="0xzz", sriov_numvfs="")
+    assert read_function(tree.sys, A) == read_function(tree.sys, B) == Function()
+
+
+def test_a_node_without_class_entry_or_with_a_dangling_one_has_no_address(tree: Tree) -> None:
+    tree.node("xpu0")
+    tree.node("xpu1")
+    tree.belongs(1, tree.sys / "nowhere")
+    assert read_host(tree.dev, tree.sys, simulated=True).addresses == {}
+
+
+def test_a_loop_in_sysfs_is_no_address(tree: Tree) -> None:
+    tree.node("xpu0")
+    tree.belongs(0, tree.sys / "class/xpu/xpu0/device")
+    assert read_host(tree.dev, tree.sys, simulated=True).addresses == {}
+
+
+def test_a_class_entry_that_leads_to_no_pci_function_is_no_address(tree: Tree) -> None:
+    """Else it would contradict the library, and the device would be left out."""
+    tree.node("xpu0")
+    other = tree.sys / "devices/platform/kunlun"
+    other.mkdir(parents=True)
+    tree.belongs(0, other)
+    assert read_host(tree.dev, tree.sys, simulated=True).addresses == {}
+
+
+def test_class_entries_of_nodes_that_are_gone_are_not_read(tree: Tree) -> None:
+    tree.belongs(5, tree.function(A, vendor="0x1d22"))
+    tree.node("xpu0")
+    assert read_host(tree.dev, tree.sys, simulated=True).addresses == {}
+
+
+def test_without_class_entries_the_vendors_functions_are_found_on_the_bus(tree: Tree) -> None:
+    """So that NUMA node and model are known also of drivers that make no class."""
+    tree.node("xpu0")
+    tree.function(A, vendor="0x1d22", device="0x3684", numa_node="1")
+    tree.function(B, vendor="0x8086", device="0x1234")
+    host = read_host(tree.dev, tree.sys, simulated=True)
+    assert host.addresses == {}
+    assert {address: function.numa for address, function in host.functions.items()} == {A: 1}
+
+
+def test_without_class_entries_vfs_are_found_with_their_card(tree: Tree) -> None:
+    card = tree.function(A, vendor="0x1d22", sriov_numvfs="1")
+    virtual = tree.function(VF, vendor="0x1d22", device="0x3685")
+    (virtual / "physfn").symlink_to(card)
+    host = read_host(tree.dev, tree.sys, simulated=True)
+    assert (host.functions[VF].physfn, host.functions[A].num_vfs) == (A, 1)
+
+
+# --- what a change is ---------------------------------------------------------------------------------
+
+
+def test_an_unchanged_host_is_equal_and_every_change_that_needs_a_scan_shows(tree: Tree) -> None:
+    card = tree.function(A, vendor="0x1d22", sriov_numvfs="0")
+    tree.node("xpu0")
+    tree.node("xpuctrl")
+    tree.belongs(0, card)
+    seen = [read_host(tree.dev, tree.sys, simulated=True)]
+    assert read_host(tree.dev, tree.sys, simulated=True) == seen[0]
+
+    def changed() -> None:
+        host = read_host(tree.dev, tree.sys, simulated=True)
+        assert host not in seen
+        seen.append(host)
+
+    tree.node("xpu1")
+    changed()
+    (tree.dev / "xpu1").unlink()
+    tree.node("xpu1", "zero")  # the same name, another device
+    changed()
+    (card / "sriov_numvfs").write_text("3\n")
+    changed()
+    tree.belongs(1, tree.function(B, vendor="0x1d22"))
+    changed()
+    (tree.dev / "xpuctrl").unlink()
+    changed()
+    (tree.dev / "xpu0").unlink()
+    changed()
+
+
+def test_a_link_is_a_node_only_when_simulated(tree: Tree) -> None:
+    """The library passes over links, and an index is a rank among what it lists."""
+    (tree.dev / "xpu7").symlink_to("/dev/null")
+    assert 7 in {node.number for node in list_nodes(tree.dev, simulated=True)}
+    assert 7 not in {node.number for node in list_nodes(tree.dev, simulated=False)}
+    assert device_number(tree.dev / "xpu7", simulated=False) is None

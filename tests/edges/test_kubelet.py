@@ -1,0 +1,478 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The endpoint against a kubelet's real sockets: registered once in each of its lives, whatever happens."""
+
+import asyncio
+import itertools
+import logging
+import os
+import shutil
+import socket
+import statistics
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.builders import CONTROL, device, found
+from tests.standins import RESOURCE, SECONDS, until
+from xpu_plugin.edges import kubelet as kubelet_module
+from xpu_plugin.edges.grants import GrantRecord
+from xpu_plugin.edges.kubelet import Endpoint, Identity, InstanceLock, socket_name
+from xpu_plugin.edges.service import DevicePluginService
+from xpu_plugin.loops.backoff import delays
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model.inventory import Policy, after_scan
+from xpu_plugin.proto import deviceplugin_pb2
+from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet, Registration
+from xpu_plugin.simulation.kubelet import Endpoint as KubeletsEnd
+
+
+IDS = ["0000:3b:00.0", "0000:3c:00.0"]
+CARDS = [device(id, number=number, index=number) for number, id in enumerate(IDS)]
+SOCKET = "xpu-device-plugin.sock"
+
+pytestmark = pytest.mark.usefixtures("leaves_no_task")
+
+
+class Plugin:
+    """An endpoint that can be run, with a picture of two healthy cards."""
+
+    def __init__(self, directory: Path, resource: str = RESOURCE) -> None:
+        self.picture = Picture(Policy(resource=resource))
+        self.picture.submit(lambda facts: after_scan(facts, found(*CARDS)))
+        nodes = {f"xpu{card.node.number}": card.node.rdev for card in CARDS} | {"xpuctrl": CONTROL}
+        self.service = DevicePluginService(
+            resource,
+            current=lambda: self.picture.current,
+            beyond=self.picture.beyond,
+            node=nodes.get,
+            record=GrantRecord(directory.parent / "state"),
+            on_grant=lambda _: None,
+        )
+        self.lock = InstanceLock(directory)
+        self.socket = directory / socket_name(resource, RESOURCE)
+        self.endpoint = Endpoint(
+            self.service, directory=directory, socket=self.socket.name, lock=self.lock, delays=delays
+        )
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.endpoint.run())
+        try:
+            yield
+            assert not task.done(), task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            self.lock.release()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patience for tests; what makes a restart noticed at once stays as it is."""
+    monkeypatch.setattr(kubelet_module, "DIAL_BACK_SECONDS", 0.3)
+    monkeypatch.setattr(kubelet_module, "AGAIN_SECONDS", (0.05, 0.2))
+    monkeypatch.setattr(kubelet_module, "STREAM_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(kubelet_module, "LOCK_SECONDS", 0.02)
+
+
+@pytest.fixture
+async def kubelet(place: Path, leaves_no_task: None) -> AsyncIterator[Kubelet]:
+    async with Kubelet(place / "plugins") as kubelet:
+        yield kubelet
+
+
+@pytest.fixture
+def plugin(place: Path) -> Plugin:
+    return Plugin(place / "plugins")
+
+
+class Rounds:
+    """Counts how often the endpoint looks at the kubelet's socket."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.number = 0
+        original = Identity.of
+
+        def of(path: Path) -> Identity | None:
+            self.number += path.name == "kubelet.sock"
+            return original(path)
+
+        monkeypatch.setattr(Identity, "of", of)
+
+    async def more(self, number: int) -> None:
+        goal = self.number + number
+        await until(lambda: self.number >= goal, f"{number} more looks at the kubelet")
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> Rounds:
+    return Rounds(monkeypatch)
+
+
+async def listed(kubelet: Kubelet, resource: str = RESOURCE) -> None:
+    """Wait until the kubelet has our list by an open stream."""
+    await kubelet.until(
+        lambda: kubelet.streams_open and kubelet.allocatable(resource) == len(IDS), timeout=SECONDS
+    )
+
+
+async def registered(kubelet: Kubelet, times: int) -> None:
+    await kubelet.until(lambda: len(kubelet.registrations) >= times, timeout=SECONDS)
+
+
+# --- registration ---------------------------------------------------------------------------------
+
+
+async def test_a_running_kubelet_is_registered_with_once(
+    kubelet: Kubelet, plugin: Plugin, rounds: Rounds
+) -> None:
+    async with plugin.run():
+        await listed(kubelet)
+        await rounds.more(40)  # more than twice the time in which a stream has to open
+    [registration] = kubelet.registrations
+    assert (registration.resource, registration.endpoint, registration.version) == (
+        RESOURCE,
+        SOCKET,
+        "v1beta1",
+    )
+    assert registration.pre_start_required
+    assert registration.preferred_allocation_available
+    assert kubelet.lists(RESOURCE) == 1
+
+
+async def test_the_socket_is_for_its_owner_only(kubelet: Kubelet, plugin: Plugin) -> None:
+    async with plugin.run():
+        await listed(kubelet)
+        assert plugin.socket.name == SOCKET
+        assert plugin.socket.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_kubelet_that_comes_later_is_waited_for(
+    place: Path, plugin: Plugin, rounds: Rounds, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    (place / "plugins").mkdir()
+    async with plugin.run():
+        await rounds.more(10)
+        async with Kubelet(place / "plugins") as kubelet:
+            await listed(kubelet)
+    waiting = [record for record in caplog.records if "waiting for the kubelet's socket" in record.message]
+    assert len(waiting) >= 1
+    assert len(kubelet.registrations) == 1
+
+
+async def test_a_missing_directory_is_waited_for(
+    place: Path, plugin: Plugin, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with plugin.run():
+        await until(lambda: plugin.service.streams == 0)
+        async with Kubelet(place / "plugins") as kubelet:
+            await listed(kubelet)
+
+
+async def test_a_socket_left_by_a_killed_plugin_is_no_obstacle(kubelet: Kubelet, plugin: Plugin) -> None:
+    plugin.socket.touch()
+    async with plugin.run():
+        await listed(kubelet)
+
+
+# --- a new life of the kubelet --------------------------------------------------------------------
+
+
+async def test_each_life_of_the_kubelet_is_registered_with_once(
+    kubelet: Kubelet, plugin: Plugin, rounds: Rounds
+) -> None:
+    async with plugin.run():
+        for life in range(1, 6):
+            await listed(kubelet)
+            await rounds.more(3)
+            assert [registration.life for registration in kubelet.registrations] == [*range(1, life + 1)]
+            await kubelet.restart()
+        await listed(kubelet)
+        grant = await kubelet.allocate(RESOURCE, 1)
+        assert grant.nodes[0].host_path == "/dev/xpu0"
+
+
+async def test_registered_within_100_ms_of_the_kubelet_coming_back(kubelet: Kubelet, plugin: Plugin) -> None:
+    """Also after it was away for seconds. The median, as this machine has other things to do."""
+    delays = []
+    async with plugin.run():
+        for _ in range(7):
+            await listed(kubelet)
+            await kubelet.stop()
+            await until(lambda: plugin.service.streams == 0)
+            times = len(kubelet.registrations)
+            await kubelet.start()
+            back = time.monotonic()
+            await registered(kubelet, times + 1)
+            delays.append(kubelet.registrations[-1].time - back)
+    assert statistics.median(delays) < 0.1
+
+
+async def test_a_kubelet_that_is_away_for_long_is_still_looked_for(
+    kubelet: Kubelet, plugin: Plugin, rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubelet_module, "FAST_FOR_SECONDS", 0.05)
+    async with plugin.run():
+        await listed(kubelet)
+        await kubelet.stop(remove_sockets=True)
+        await until(lambda: plugin.service.streams == 0)
+        await rounds.more(10)
+        await kubelet.start()
+        await listed(kubelet)
+
+
+async def test_a_kubelet_that_restarts_while_its_stream_lives_on_is_noticed(
+    kubelet: Kubelet, plugin: Plugin, place: Path
+) -> None:
+    """The stream of the former life may take its time to end; the new socket alone is reason enough."""
+    async with plugin.run():
+        await listed(kubelet)
+        async with Kubelet(place / "plugins") as successor:
+            await listed(successor)
+            assert len(successor.registrations) == 1
+
+
+async def test_a_directory_made_anew_is_moved_to(kubelet: Kubelet, plugin: Plugin) -> None:
+    async with plugin.run():
+        await listed(kubelet)
+        await kubelet.stop()
+        shutil.rmtree(kubelet.directory)
+        assert not plugin.lock.held()
+        await kubelet.start()
+        await listed(kubelet)
+        assert plugin.lock.held()
+        assert plugin.socket.is_socket()
+    assert {path.name for path in kubelet.directory.iterdir()} == {"kubelet.sock", CHECKPOINT}
+
+
+# --- again in the same life -----------------------------------------------------------------------
+
+
+async def test_a_stream_that_ends_is_replaced_in_the_same_life(kubelet: Kubelet, plugin: Plugin) -> None:
+    async with plugin.run():
+        for times in range(1, 4):
+            await listed(kubelet)
+            assert len(kubelet.registrations) == times
+            kubelet.cut(RESOURCE)
+            await registered(kubelet, times + 1)
+        await listed(kubelet)
+    assert {registration.life for registration in kubelet.registrations} == {1}
+
+
+async def test_our_socket_deleted_by_somebody_is_bound_anew_when_the_stream_ends(
+    kubelet: Kubelet, plugin: Plugin
+) -> None:
+    async with plugin.run():
+        await listed(kubelet)
+        plugin.socket.unlink()
+        kubelet.cut(RESOURCE)
+        await registered(kubelet, 2)
+        await listed(kubelet)
+        assert plugin.socket.stat().st_mode & 0o777 == 0o600
+        await kubelet.allocate(RESOURCE, 2)
+
+
+class DeafKubelet(Kubelet):
+    """Accepts registrations and never dials back, until told to."""
+
+    deaf = True
+
+    async def dial(self, registration: Registration) -> KubeletsEnd:
+        if self.deaf:
+            raise TimeoutError
+        return await super().dial(registration)
+
+
+async def test_registered_again_when_no_stream_opens_in_time_and_no_sooner(
+    place: Path, plugin: Plugin, rounds: Rounds
+) -> None:
+    async with DeafKubelet(place / "plugins") as kubelet, plugin.run():
+        await registered(kubelet, 3)
+        kubelet.deaf = False
+        await listed(kubelet)
+        times = [registration.time for registration in kubelet.registrations]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        # From one answer to the next call: a registration's time is when the kubelet had read it.
+        assert min(gaps) > kubelet_module.DIAL_BACK_SECONDS * 0.9
+        await rounds.more(40)
+        assert len(kubelet.registrations) == len(times)
+
+
+class RefusingKubelet(Kubelet):
+    """Refuses registrations, so many times."""
+
+    refusals = 3
+
+    def refusal(self, request: deviceplugin_pb2.RegisterRequest) -> str | None:
+        if self.refusals:
+            self.refusals -= 1
+            return "not today"
+        return super().refusal(request)
+
+
+async def test_a_refused_registration_is_tried_again_and_told_once(
+    place: Path, plugin: Plugin, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with RefusingKubelet(place / "plugins") as kubelet, plugin.run():
+        await listed(kubelet)
+        assert kubelet.refusals == 0
+        assert len(kubelet.registrations) == 1
+    complaints = [record.message for record in caplog.records if "cannot register" in record.message]
+    assert len(complaints) == 1
+    assert "not today" in complaints[0]
+    assert RESOURCE in complaints[0]
+
+
+async def test_a_socket_nobody_listens_on_is_tried_again(
+    place: Path, plugin: Plugin, rounds: Rounds, kubelet: Kubelet
+) -> None:
+    await kubelet.stop()
+    assert kubelet.socket.is_socket()
+    async with plugin.run():
+        await rounds.more(5)
+        await kubelet.start()
+        await listed(kubelet)
+
+
+# --- several endpoints, several plugins -----------------------------------------------------------
+
+
+async def test_each_resource_has_a_socket_of_its_own(kubelet: Kubelet, place: Path) -> None:
+    one, two = Plugin(place / "plugins"), Plugin(place / "plugins", "baidu.com/R200-VF-8G")
+    two.endpoint._lock = one.lock
+    async with one.run(), two.run():
+        await kubelet.until(lambda: kubelet.streams_open == 2, timeout=SECONDS)
+        await listed(kubelet, "baidu.com/R200-VF-8G")
+        assert {registration.endpoint for registration in kubelet.registrations} == {
+            SOCKET,
+            "xpu-device-plugin-R200-VF-8G.sock",
+        }
+        await kubelet.restart()
+        await kubelet.until(lambda: kubelet.streams_open == 2, timeout=SECONDS)
+        assert len(kubelet.registrations) == 4
+
+
+async def test_a_second_plugin_waits_saying_so_and_takes_over(
+    kubelet: Kubelet, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = Plugin(place / "plugins"), Plugin(place / "plugins")
+
+    def waiting() -> list[str]:
+        return [record.message for record in caplog.records if "another plugin works in" in record.message]
+
+    async with AsyncExitStack() as first_life:
+        await first_life.enter_async_context(first.run())
+        await listed(kubelet)
+        async with second.run():
+            await until(waiting)
+            await kubelet.restart()
+            await listed(kubelet)
+            assert (first.service.streams, second.service.streams) == (1, 0)
+            [message] = waiting()
+            assert str(place / "plugins") in message
+
+            await first_life.aclose()
+            await until(lambda: second.service.streams == 1)
+            await listed(kubelet)
+            assert second.socket.is_socket()
+    assert not second.socket.exists()
+
+
+async def test_the_lock_ends_with_its_holder_and_leaves_no_file(place: Path) -> None:
+    first, second = InstanceLock(place), InstanceLock(place)
+    assert not first.held()
+    await first.acquire()
+    await first.acquire()
+    assert first.held()
+    waiting = asyncio.create_task(second.acquire())
+    await asyncio.sleep(0)
+    assert not second.held()
+    first.release()
+    await waiting
+    assert second.held()
+    assert not first.held()
+    assert os.listdir(place) == []  # noqa: PTH208 - a look, no wait
+    second.release()
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+async def test_stopping_ends_streams_cleanly_and_removes_the_socket(kubelet: Kubelet, plugin: Plugin) -> None:
+    async with plugin.run():
+        await listed(kubelet)
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 1
+    await kubelet.until(lambda: kubelet.streams_open == 0, timeout=SECONDS)
+    assert kubelet.troubles == []
+    assert not plugin.socket.exists()
+
+
+async def test_stopping_without_a_kubelet_or_before_it_is_there(place: Path, plugin: Plugin) -> None:
+    begin = time.monotonic()
+    async with plugin.run():
+        await asyncio.sleep(0)
+    async with Kubelet(place / "plugins") as kubelet:
+        async with plugin.run():
+            await listed(kubelet)
+            await kubelet.stop(remove_sockets=True)
+            await until(lambda: plugin.service.streams == 0)
+        assert not plugin.socket.exists()
+    assert time.monotonic() - begin < SECONDS
+
+
+class UnwillingKubelet(Kubelet):
+    """Refuses every registration."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.asked = asyncio.Event()
+
+    def refusal(self, request: deviceplugin_pb2.RegisterRequest) -> str | None:
+        self.asked.set()
+        return "asked"
+
+
+async def test_stopping_while_registrations_are_refused(place: Path, plugin: Plugin) -> None:
+    async with UnwillingKubelet(place / "plugins") as kubelet:
+        async with plugin.run():
+            await kubelet.asked.wait()
+            begin = time.monotonic()
+        assert time.monotonic() - begin < 1
+    assert not plugin.socket.exists()
+
+
+async def test_stopping_while_a_kubelet_does_not_answer(place: Path, plugin: Plugin) -> None:
+    """One that has its socket and reads nothing from it."""
+    (place / "plugins").mkdir()
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(place / "plugins/kubelet.sock"))
+        silent.listen()
+        async with plugin.run():
+            connection, _ = await asyncio.to_thread(silent.accept)
+            begin = time.monotonic()
+        assert time.monotonic() - begin < 1
+        connection.close()
+    assert not plugin.socket.exists()
+
+
+@pytest.mark.parametrize(
+    ("resource", "name"),
+    [
+        (RESOURCE, SOCKET),
+        ("baidu.com/R200", "xpu-device-plugin-R200.sock"),
+        ("baidu.com/R200-VF-16G", "xpu-device-plugin-R200-VF-16G.sock"),
+    ],
+)
+def test_names_of_sockets(resource: str, name: str) -> None:
+    assert socket_name(resource, RESOURCE) == name
+
+
+def test_an_identity_is_that_of_a_socket(place: Path) -> None:
+    assert Identity.of(place / "nothing") is None
+    (place / "file").touch()
+    assert Identity.of(place / "file") is None

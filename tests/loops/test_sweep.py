@@ -1,0 +1,520 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sweep over the real driver and the simulator: the picture follows the devices, whatever the library
+does, and nothing is published without a change."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Collection
+from pathlib import Path
+
+import pytest
+
+from tests.standins import RESOURCE, SECONDS, health, make_machine, shown, target_of, until
+from xpu_plugin.edges.driver import Driver, Target
+from xpu_plugin.loops import sweep as sweep_module
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.loops.sweep import InitError, Sweep, is_too_old
+from xpu_plugin.model.devices import Host, Scan
+from xpu_plugin.model.inventory import Inventory, Policy
+from xpu_plugin.simulation.machine import Machine
+from xpu_plugin.xpuml import StateAnswer
+
+
+STATE = "xpumlDeviceGetState"
+IDS = ["0000:3b:00.0", "0000:3c:00.0", "0000:3d:00.0", "0000:3e:00.0"]
+INTERVAL = 0.03
+CALL_TIMEOUT = 0.4
+
+pytestmark = pytest.mark.usefixtures("leaves_no_process", "leaves_no_descriptor", "leaves_no_task")
+
+
+class CountingDriver(Driver):
+    """The driver, with a count of what was asked of it and a hook after each scan."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target, call_timeout=CALL_TIMEOUT)
+        self.scans: list[Scan | str | None] = []
+        """Answers, and of errors their names: an error itself keeps its worker's descriptors."""
+        self.workers: list[int | None] = []
+        self.sweeps = 0
+        self.hosts = 0
+        self.after_scan: Callable[[Scan | None], None] = lambda _: None
+
+    async def scan(self, skip: Collection[int] = ()) -> Scan | None:
+        try:
+            answer = await super().scan(skip)
+        except Exception as error:
+            self.scans.append(type(error).__name__)
+            raise
+        self.scans.append(answer)
+        self.workers.append(self.pid)
+        self.after_scan(answer)
+        return answer
+
+    async def sweep(self, skip: Collection[int] = ()) -> list[StateAnswer | None]:
+        answer = await super().sweep(skip)
+        self.sweeps += 1
+        return answer
+
+    async def host(self) -> Host:
+        self.hosts += 1
+        return await super().host()
+
+
+class Clock:
+    """The time, which a test can move on."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+class Watch:
+    """A sweep that runs, what it reads and what it publishes."""
+
+    def __init__(self, target: Target, *, fail_on_init_error: bool = False) -> None:
+        self.driver = CountingDriver(target)
+        self.picture = Picture(Policy(resource=RESOURCE))
+        self.clock = Clock()
+        self.sweep = Sweep(
+            self.driver,
+            self.picture,
+            interval=INTERVAL,
+            fail_on_init_error=fail_on_init_error,
+            clock=self.clock,
+        )
+        self.task = asyncio.create_task(self.sweep.run())
+        self.inventories: list[Inventory] = []
+        self._following = asyncio.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        generation = 0
+        while True:
+            self.inventories.append(await self.picture.beyond(generation))
+            generation = self.inventories[-1].generation
+
+    async def close(self) -> None:
+        for task in (self.task, self._following):
+            task.cancel()
+        await asyncio.gather(self.task, self._following, return_exceptions=True)
+        del self.task, self._following  # how they ended keeps a worker's descriptors
+        await self.driver.close()
+
+    def health(self) -> dict[str, str | None]:
+        return health(self.picture.current)
+
+    async def healths(self, *reasons: str | None) -> None:
+        """Wait until the four cards' health is this; a picture of anything else is no reason to give up."""
+        await self.shows(dict(zip(IDS, reasons, strict=True)))
+
+    async def shows(self, wanted: dict[str, str | None]) -> None:
+        await shown(self.picture, lambda inventory: health(inventory) == wanted)
+
+    async def sweeps(self, number: int) -> None:
+        """Wait for so many more rounds."""
+        goal = self.driver.sweeps + number
+        await self.until(lambda: self.driver.sweeps >= goal, f"{number} more sweeps")
+
+    async def scans(self, number: int) -> None:
+        """Wait for so many more scans, failed ones included."""
+        goal = len(self.driver.scans) + number
+        await self.until(lambda: len(self.driver.scans) >= goal, f"{number} more scans")
+
+    async def until(self, predicate: Callable[[], object], what: str) -> None:
+        await until(lambda: predicate() or self.task.done(), what)
+        assert not self.task.done(), self.task
+
+
+MakeWatch = Callable[..., Watch]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back-off for tests. A convicted device has more time than a hang takes, as in real life."""
+    monkeypatch.setattr(sweep_module, "RETRY_SECONDS", (0.02, 0.05))
+    monkeypatch.setattr(sweep_module, "CONVICTED_SECONDS", (2 * CALL_TIMEOUT, 4 * CALL_TIMEOUT))
+    monkeypatch.setattr(sweep_module, "HOST_SECONDS", 1000.0)
+
+
+@pytest.fixture
+def machine(place: Path) -> Machine:
+    return make_machine(place)
+
+
+@pytest.fixture
+async def make_watch(
+    leaves_no_process: None, leaves_no_descriptor: None, leaves_no_task: None, machine: Machine
+) -> AsyncIterator[MakeWatch]:
+    watches: list[Watch] = []
+
+    def make(*, fail_on_init_error: bool = False, target: Target | None = None) -> Watch:
+        watches.append(Watch(target or target_of(machine), fail_on_init_error=fail_on_init_error))
+        return watches[-1]
+
+    yield make
+    while watches:  # none is kept: a task's exception keeps its worker's descriptors
+        await watches.pop().close()
+
+
+@pytest.fixture
+async def watch(make_watch: MakeWatch) -> Watch:
+    """Four healthy cards, watched."""
+    watch = make_watch()
+    await watch.healths(None, None, None, None)
+    return watch
+
+
+# --- health ---------------------------------------------------------------------------------------
+
+
+async def test_a_sick_device_becomes_unhealthy_and_healthy_again(watch: Watch, machine: Machine) -> None:
+    machine.set_card(1, {"state": "207"})
+    await watch.healths(None, "state-error", None, None)
+    machine.set_card(1, {"state": "205"})
+    await watch.healths(None, "in-reset", None, None)
+    machine.set_card(1, {"state": ""})
+    await watch.healths(None, None, None, None)
+    assert len(watch.driver.scans) == 1
+
+
+async def test_a_call_that_fails_makes_its_device_unhealthy_until_it_succeeds(
+    watch: Watch, machine: Machine
+) -> None:
+    machine.add_fault(STATE, "code:12345", card=2)
+    await watch.healths(None, None, "call-failed", None)
+    machine.clear_faults()
+    await watch.healths(None, None, None, None)
+    machine.set_card(3, {"lost": "yes"})
+    await watch.healths(None, None, None, "call-failed")
+    machine.set_card(3, {"lost": ""})
+    await watch.healths(None, None, None, None)
+
+
+async def test_a_device_that_is_sick_from_the_start_is_offered_as_such(
+    make_watch: MakeWatch, machine: Machine
+) -> None:
+    machine.set_card(0, {"state": "208"})
+    watch = make_watch()
+    await watch.healths("in-exception", None, None, None)
+    assert watch.picture.current
+    assert watch.picture.current.generation == 1
+
+
+async def test_nothing_is_published_without_a_change(watch: Watch) -> None:
+    await watch.sweeps(20)
+    watch.sweep.rescan()
+    await watch.scans(1)
+    await watch.sweeps(2)
+    assert watch.picture.current
+    assert watch.picture.current.generation == 1
+
+
+async def test_one_failed_answer_has_the_host_looked_at_at_once(watch: Watch, machine: Machine) -> None:
+    """It may be the first sign of a change that is not due to be looked for yet."""
+    assert watch.driver.hosts == 0
+    machine.add_fault(STATE, "code:999", card=0)
+    await watch.healths("call-failed", None, None, None)
+    await watch.sweeps(5)
+    assert watch.driver.hosts == 1
+    assert len(watch.driver.scans) == 1
+
+
+# --- devices that hang or kill the library --------------------------------------------------------
+
+
+def assert_only(watch: Watch, guilty: Collection[str]) -> None:
+    """In no picture so far was any other device unhealthy."""
+    innocent = [id for id in IDS if id not in guilty]
+    for inventory in watch.inventories:
+        assert [id for id in innocent if health(inventory)[id]] == []
+
+
+@pytest.mark.parametrize("action", ["hang", "crash"])
+async def test_a_device_at_which_the_library_hangs_or_crashes_is_convicted_alone_and_comes_back(
+    watch: Watch, machine: Machine, action: str
+) -> None:
+    machine.add_fault(STATE, action, card=1)
+    await watch.healths(None, "not-answering", None, None)
+    await watch.sweeps(3)
+    assert_only(watch, [IDS[1]])
+
+    # The others go on being watched, in both directions, while it hangs.
+    machine.set_card(2, {"state": "207"})
+    await watch.healths(None, "not-answering", "state-error", None)
+    machine.set_card(2, {"state": ""})
+    await watch.healths(None, "not-answering", None, None)
+    assert_only(watch, [IDS[1], IDS[2]])
+
+    machine.clear_faults()
+    await watch.healths(None, None, None, None)
+    assert_only(watch, [IDS[1], IDS[2]])
+
+
+async def test_a_device_that_hangs_from_the_start_does_not_keep_the_others_from_being_offered(
+    make_watch: MakeWatch, machine: Machine
+) -> None:
+    machine.add_fault("xpumlDeviceGetAttributes", "hang", card=0)
+    watch = make_watch()
+    await shown(watch.picture, lambda inventory: [health(inventory).get(id) for id in IDS[1:]] == [None] * 3)
+    assert health(watch.picture.current).get(IDS[0], "not-answering") == "not-answering"
+    machine.clear_faults()
+    await watch.healths(None, None, None, None)
+
+
+async def test_two_devices_that_hang_are_both_convicted(watch: Watch, machine: Machine) -> None:
+    machine.add_fault(STATE, "hang", card=0)
+    machine.add_fault(STATE, "crash", card=3)
+    await watch.healths("not-answering", None, None, "not-answering")
+    assert_only(watch, [IDS[0], IDS[3]])
+    machine.clear_faults()
+    await watch.healths(None, None, None, None)
+
+
+async def test_a_single_hang_convicts_nobody(watch: Watch, machine: Machine) -> None:
+    """Every verdict stands while a fresh worker takes over."""
+    machine.add_fault(STATE, f"delay:{2 * CALL_TIMEOUT * 1000:.0f}", card=1, times=1)
+
+    def heal(_: Scan | None) -> None:
+        machine.clear_faults()
+
+    await watch.until(lambda: watch.driver.pid is None, "a hang")
+    machine.clear_faults()
+    watch.driver.after_scan = heal
+    await watch.scans(1)
+    await watch.sweeps(2)
+    assert watch.picture.current
+    assert watch.picture.current.generation == 1
+
+
+async def test_a_worker_killed_from_outside_changes_nothing(watch: Watch) -> None:
+    assert watch.driver._process
+    watch.driver._process._child.kill()
+    await watch.scans(1)
+    await watch.sweeps(2)
+    assert watch.picture.current
+    assert watch.picture.current.generation == 1
+
+
+# --- 0 devices ------------------------------------------------------------------------------------
+
+
+async def test_a_sudden_0_devices_is_not_believed_before_a_fresh_worker_repeats_it(
+    watch: Watch, machine: Machine
+) -> None:
+    machine.set({"wrong-count": "0"})
+    watch.driver.after_scan = lambda _: machine.set({"wrong-count": ""})
+    watch.sweep.rescan()
+    await watch.scans(2)
+    await watch.sweeps(2)
+    first, second = (scan for scan in watch.driver.scans[1:3] if isinstance(scan, Scan))
+    assert (len(first.readings), len(second.readings)) == (0, 4)
+    assert watch.picture.current
+    assert watch.picture.current.generation == 1
+
+
+async def test_0_devices_are_believed_when_a_fresh_worker_says_so_again(
+    watch: Watch, machine: Machine
+) -> None:
+    machine.set({"wrong-count": "0"})
+    watch.sweep.rescan()
+    await watch.shows({})
+    empty = [scan for scan in watch.driver.scans if isinstance(scan, Scan) and not scan.readings]
+    assert len(empty) >= 2
+    assert len(set(watch.driver.workers)) == len(watch.driver.workers)
+    machine.set({"wrong-count": ""})
+    watch.sweep.rescan()
+    await watch.healths(None, None, None, None)
+
+
+async def test_a_machine_without_devices_is_an_empty_picture(place: Path, make_watch: MakeWatch) -> None:
+    directory = place / "empty"
+    directory.mkdir()
+    machine = make_machine(directory, number=1)
+    machine.remove_card(0)
+    watch = make_watch(target=target_of(machine))
+    await watch.shows({})
+    machine.set_card(0, {"model": "R200", "pci": IDS[0]})
+    watch.sweep.rescan()
+    await watch.shows({IDS[0]: None})
+
+
+# --- no library, no driver ------------------------------------------------------------------------
+
+
+async def test_while_the_library_cannot_be_opened_verdicts_stand_for_a_grace_and_no_longer(
+    watch: Watch, machine: Machine
+) -> None:
+    machine.add_fault("xpumlInit", "code:9")
+    watch.sweep.rescan()
+    await watch.scans(5)
+    assert watch.health() == dict.fromkeys(IDS)
+    assert watch.picture.current
+    assert watch.picture.current.generation == 1
+
+    watch.clock.ahead += sweep_module.GRACE_SECONDS
+    await watch.healths(*["not-answering"] * 4)
+    machine.clear_faults()
+    await watch.healths(None, None, None, None)
+
+
+async def test_a_missing_driver_is_waited_for(
+    make_watch: MakeWatch, machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    machine.set({"driver": "gone"})
+    watch = make_watch()
+    await watch.scans(4)
+    assert watch.picture.current is None
+    machine.set({"driver": ""})
+    await watch.healths(None, None, None, None)
+    complaints = [record.message for record in caplog.records if "no driver" in record.message]
+    assert len(complaints) == 1, "said once, not at each attempt"
+    assert "/dev/xpuctrl" in complaints[0]
+
+
+async def test_a_missing_library_is_waited_for(
+    make_watch: MakeWatch, machine: Machine, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = place / "libxpuml.so.1"
+    watch = make_watch(target=target_of(machine, late))
+    await watch.scans(3)
+    [complaint] = [record.message for record in caplog.records if "no usable libxpuml" in record.message]
+    assert str(late) in complaint
+    late.symlink_to(target_of(machine).libraries[0])
+    await watch.healths(None, None, None, None)
+
+
+async def test_fail_on_init_error_gives_up_at_the_first_scan_only(
+    make_watch: MakeWatch, machine: Machine
+) -> None:
+    watch = make_watch(fail_on_init_error=True)
+    await watch.healths(None, None, None, None)
+    machine.add_fault("xpumlInit", "code:9")
+    watch.sweep.rescan()
+    await watch.scans(2)
+
+    late = make_watch(fail_on_init_error=True)
+    with pytest.raises(InitError, match="no driver"):
+        async with asyncio.timeout(SECONDS):
+            await late.task
+
+
+async def test_too_old_a_library_is_warned_of_and_works(
+    make_watch: MakeWatch, machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.set({"library-version": "4.0.9.1 commit: 0"})
+    watch = make_watch()
+    await watch.healths(None, None, None, None)
+    assert any("4.0.11" in record.message and record.levelname == "WARNING" for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("version", "old"),
+    [
+        ("4.0.10.1 commit: 0", True),
+        ("3.9.99", True),
+        ("4.0.11", False),
+        ("4.0.12.1 commit: 0", False),
+        ("5.0.0", False),
+        ("4.0", False),
+        ("unknown (xpumlSystemGetXPUMLVersion: Unknown Error (999))", False),
+        ("", False),
+    ],
+)
+def test_which_versions_are_too_old(version: str, *, old: bool) -> None:
+    assert is_too_old(version) is old
+
+
+# --- the host changes -----------------------------------------------------------------------------
+
+SPLIT = {f"0000:3b:01.{vf}-of2": None for vf in (0, 1)} | dict.fromkeys(IDS[1:])
+
+
+async def test_vfs_made_by_somebody_else_are_noticed_in_time(
+    watch: Watch, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_module, "HOST_SECONDS", 0.1)
+    machine.set_card(0, {"vfs": "2"})
+    await watch.shows(SPLIT)
+    machine.set_card(0, {"vfs": "3"})
+    await shown(watch.picture, lambda inventory: "0000:3b:01.2-of3" in inventory.entries)
+    machine.set_card(0, {"vfs": "0"})
+    await watch.healths(None, None, None, None)
+
+
+async def test_vfs_made_by_somebody_else_are_noticed_at_a_rescan(watch: Watch, machine: Machine) -> None:
+    machine.set_card(0, {"vfs": "2"})
+    await watch.sweeps(3)
+    assert watch.health() == dict.fromkeys(IDS)
+    watch.sweep.rescan()
+    await watch.shows(SPLIT)
+
+
+async def test_an_unchanged_host_is_not_scanned_again(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening the library opens every device for an instant, which disturbs whoever wants to split one."""
+    monkeypatch.setattr(sweep_module, "HOST_SECONDS", 0.0)
+    await watch.sweeps(10)
+    assert watch.driver.hosts >= 9
+    assert len(watch.driver.scans) == 1
+
+
+async def test_a_card_that_vanished_stays_unhealthy_until_a_rescan_is_asked_for(
+    watch: Watch, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_module, "HOST_SECONDS", 0.1)
+    machine.remove_card(1)
+    await watch.healths(None, "lost", None, None)
+    await watch.sweeps(3)
+    watch.sweep.rescan()
+    await watch.shows({id: None for id in IDS if id != IDS[1]})
+
+
+async def test_a_card_that_comes_back_is_healthy_under_its_own_id(
+    watch: Watch, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_module, "HOST_SECONDS", 0.1)
+    machine.remove_card(0)
+    await watch.healths("lost", None, None, None)
+    machine.set_card(4, {"model": "R200", "pci": IDS[0]})
+    await watch.healths(None, None, None, None)
+
+
+async def test_a_host_that_changes_while_a_device_is_left_out_does_not_convict_another(
+    watch: Watch, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Indexes move: after the first card is gone, the second one has its index."""
+    monkeypatch.setattr(sweep_module, "HOST_SECONDS", 0.1)
+    machine.add_fault(STATE, "hang", card=1)
+    await watch.healths(None, "not-answering", None, None)
+    machine.remove_card(0)
+    await watch.healths("lost", "not-answering", None, None)
+    assert_only(watch, IDS[:2])
+    machine.clear_faults()
+    await watch.healths("lost", None, None, None)
+
+
+async def test_a_device_that_cannot_be_named_is_told_once_and_harms_no_other(
+    watch: Watch, machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rather no device than the wrong node: here two nodes have one address in sysfs."""
+    assert machine.sysfs_root
+    link = machine.sysfs_root / "class/xpu/xpu2/device"
+    link.unlink()
+    link.symlink_to(f"../../../bus/pci/devices/{IDS[0]}")
+    for _ in range(2):
+        watch.sweep.rescan()
+        await watch.scans(1)
+    await watch.sweeps(1)
+    assert watch.health()[IDS[1]] is None
+    assert watch.health()[IDS[3]] is None
+    assert watch.picture.current
+    paths = {id: entry.device.path for id, entry in watch.picture.current.entries.items()}
+    assert paths.items() <= {id: f"/dev/xpu{number}" for number, id in enumerate(IDS)}.items()
+    assert "/dev/xpu2" not in paths.values()
+    problems = [record.message for record in caplog.records if "not offered" in record.message]
+    assert problems
+    assert len(problems) == len(set(problems))
+    machine.settle()

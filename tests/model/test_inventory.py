@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reducer: facts in, what is offered out."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import reduce
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.builders import CONTROL, LOST_CALL, Truth, device, found, machines
+from xpu_plugin.model.devices import Device, Found, Kind, identify
+from xpu_plugin.model.health import HEALTHY, LOST, NOT_ANSWERING, Health
+from xpu_plugin.model.inventory import (
+    Entry,
+    Facts,
+    Inventory,
+    Policy,
+    after_scan,
+    after_verdicts,
+    entries,
+    held_otherwise,
+    is_old,
+)
+
+
+A, B, C = (f"0000:{bus}:00.0" for bus in ("3b", "3c", "5e"))
+POLICY = Policy(resource="baidu.com/xpu")
+SICK = Health("state-error", "state 207")
+
+
+def after(*scans: Found, facts: Facts | None = None) -> Facts:
+    return reduce(after_scan, scans, facts or Facts())
+
+
+def health(facts: Facts, policy: Policy = POLICY) -> dict[str, Health]:
+    return {id: entry.health for id, entry in entries(facts, policy).items()}
+
+
+def card(id: str = A, **fields: object) -> Device:
+    return device(id, **{"number": (A, B, C).index(id), **fields})
+
+
+def pf(of: str = A, vfs: int = 3) -> Device:
+    return replace(card(of), kind=Kind.PF, split=f"of{vfs}")
+
+
+def vfs(count: int = 3, of: str = A) -> list[Device]:
+    return [device(f"{of[:-4]}01.{n}-of{count}", number=10 + n) for n in range(count)]
+
+
+# --- scans --------------------------------------------------------------------------------------------
+
+
+def test_a_scan_offers_what_it_found_with_what_it_heard_of_its_health() -> None:
+    facts = after(found(card(A), card(B, state=207), card(C, state=None, failure=LOST_CALL)))
+    reasons = {id: health.reason for id, health in health(facts).items()}
+    assert reasons == {A: None, B: "state-error", C: "call-failed"}
+    assert facts.control == CONTROL
+
+
+def test_nothing_is_known_before_a_scan() -> None:
+    assert entries(Facts(), POLICY) == {}
+
+
+def test_a_later_scan_replaces_verdicts_of_a_sweep() -> None:
+    facts = after_verdicts(after(found(card(A))), {A: SICK})
+    assert health(facts) == {A: SICK}
+    assert health(after_scan(facts, found(card(A)))) == {A: HEALTHY}
+
+
+def test_a_sweep_leaves_the_verdicts_of_devices_it_does_not_speak_of() -> None:
+    facts = after_verdicts(after(found(card(A), card(B))), {A: SICK})
+    assert health(after_verdicts(facts, {B: NOT_ANSWERING})) == {A: SICK, B: NOT_ANSWERING}
+    assert health(after_verdicts(facts, {A: HEALTHY})) == {A: HEALTHY, B: HEALTHY}
+
+
+def test_a_verdict_on_a_device_that_is_not_there_offers_nothing() -> None:
+    assert health(after_verdicts(after(found(card(A))), {B: HEALTHY})) == {A: HEALTHY}
+
+
+def test_the_control_node_is_that_of_the_last_scan() -> None:
+    assert after(found(card(A)), found(card(A), control=None)).control is None
+
+
+# --- lost devices -------------------------------------------------------------------------------------
+
+
+def test_a_lost_card_stays_listed_as_unhealthy() -> None:
+    facts = after(found(card(A), card(B)), found(card(A)))
+    assert health(facts) == {A: HEALTHY, B: LOST}
+    assert health(after_scan(facts, found(card(A)))) == {A: HEALTHY, B: LOST}
+
+
+def test_a_verdict_does_not_heal_a_lost_card() -> None:
+    facts = after(found(card(A), card(B)), found(card(A)))
+    assert health(after_verdicts(facts, {B: HEALTHY})) == {A: HEALTHY, B: LOST}
+
+
+def test_a_lost_card_that_comes_back_is_healthy_also_at_another_node() -> None:
+    facts = after(found(card(A), card(B)), found(card(A)), found(card(A), card(B, number=7)))
+    assert health(facts) == {A: HEALTHY, B: HEALTHY}
+    assert entries(facts, POLICY)[B].device.path == "/dev/xpu7"
+    assert facts.lost == {}
+
+
+def test_all_cards_may_be_lost() -> None:
+    assert health(after(found(card(A), card(B)), found())) == {A: LOST, B: LOST}
+
+
+def test_a_lost_card_is_forgotten_when_asked_to() -> None:
+    facts = after(found(card(A), card(B)), found(card(A)))
+    assert health(after_scan(facts, found(card(A)), forget=True)) == {A: HEALTHY}
+
+
+def test_forgetting_keeps_what_is_there() -> None:
+    assert health(after_scan(after(found(card(A))), found(card(A)), forget=True)) == {A: HEALTHY}
+
+
+def test_a_card_that_was_split_is_not_lost_but_gone() -> None:
+    """Its VFs are offered in its place."""
+    facts = after(found(card(A), card(B)), found(pf(), *vfs(), card(B)))
+    assert set(health(facts).values()) == {HEALTHY}
+    assert set(health(facts)) == {B, *(vf.id for vf in vfs())}
+
+
+@pytest.mark.parametrize("again", [[pf(vfs=2), *vfs(2)], [card(A)]])
+def test_vfs_of_an_earlier_split_are_gone(again: list[Device]) -> None:
+    facts = after(found(pf(), *vfs()), found(*again))
+    assert set(health(facts)) == {device.id for device in again if device.kind is not Kind.PF}
+
+
+def test_one_lost_vf_stays_listed_while_its_card_is_split_as_before() -> None:
+    kept, lost = vfs()[:2], vfs()[2]
+    assert health(after(found(pf(), *vfs()), found(pf(), *kept)))[lost.id] == LOST
+
+
+def test_a_split_card_lost_as_a_whole_stays_listed_by_its_vfs() -> None:
+    facts = after(found(pf(), *vfs(), card(B)), found(card(B)))
+    assert health(facts) == {B: HEALTHY, **dict.fromkeys((vf.id for vf in vfs()), LOST)}
+
+
+def test_a_card_lost_before_its_split_is_forgotten_when_it_comes_back_split() -> None:
+    facts = after(found(card(A)), found(), found(pf(), *vfs()))
+    assert set(health(facts)) == {vf.id for vf in vfs()}
+
+
+def test_a_lost_half_stays_listed_beside_the_other() -> None:
+    halves = [device(f"{A}-half{half}", number=half) for half in (0, 1)]
+    assert health(after(found(*halves), found(halves[1]))) == {halves[0].id: LOST, halves[1].id: HEALTHY}
+
+
+# --- policy -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "offered"),
+    [
+        ((), (), {A, B, C}),
+        ((A,), (), {A}),
+        ((A, "R300"), (), {A, B}),
+        ((), (A,), {B, C}),
+        ((), ("r300",), {A, C}),
+        ((A, B), (B,), {A}),
+        (("02K00Y",), (), {C}),
+        (("nobody",), (), set()),
+    ],
+)
+def test_deny_beats_allow_and_no_allow_allows_all(
+    allow: tuple[str, ...], deny: tuple[str, ...], offered: set[str]
+) -> None:
+    facts = after(found(card(A), card(B, model="R300"), card(C, serial="02k00y")))
+    assert set(entries(facts, Policy(resource="baidu.com/xpu", allow=allow, deny=deny))) == offered
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("allow", [(), (A,)])
+def test_a_pf_with_vfs_is_never_offered_even_if_it_is_allowed_by_name(
+    lost: bool, allow: tuple[str, ...]
+) -> None:
+    facts = after(found(pf(), *vfs()), *([found()] if lost else []))
+    assert A not in entries(facts, Policy(resource="baidu.com/xpu", allow=allow))
+
+
+def test_a_denied_device_is_not_offered_when_it_is_lost_either() -> None:
+    facts = after(found(card(A), card(B)), found(card(A)))
+    assert set(entries(facts, Policy(resource="baidu.com/xpu", deny=(B,)))) == {A}
+
+
+def test_a_card_names_all_its_vfs_in_allow() -> None:
+    facts = after(found(pf(), *vfs(), card(B)))
+    assert set(entries(facts, Policy(resource="baidu.com/xpu", allow=(A,)))) == {vf.id for vf in vfs()}
+
+
+def test_names_that_match_no_device_are_told() -> None:
+    policy = Policy(resource="baidu.com/xpu", allow=(A, "R300"), deny=("slip",))
+    assert policy.unmatched([card(A)]) == ["R300", "slip"]
+
+
+def test_resources_are_one_for_all_or_one_a_profile() -> None:
+    facts = after(found(card(A), card(B, model="R300")))
+    assert {entry.resource for entry in entries(facts, POLICY).values()} == {"baidu.com/xpu"}
+    each = entries(facts, replace(POLICY, per_profile=True))
+    assert {id: entry.resource for id, entry in each.items()} == {A: "baidu.com/R200", B: "baidu.com/R300"}
+    inventory = Inventory(generation=1, control=CONTROL, entries=each)
+    assert inventory.resources == {"baidu.com/R200", "baidu.com/R300"}
+    assert [entry.id for entry in inventory.of("baidu.com/R300")] == [B]
+    assert inventory.of("baidu.com/xpu") == []
+
+
+# --- held otherwise -----------------------------------------------------------------------------------
+
+
+def held(facts: Facts, **ids: str) -> Facts:
+    return replace(facts, held={id.removeprefix("n"): resource for id, resource in ids.items()})
+
+
+def test_a_device_held_under_an_old_id_is_listed_under_it_instead_of_its_own() -> None:
+    """ "1" is N of the node, not an index: here the device of /dev/xpu1 has another index."""
+    facts = held(after(found(card(A), card(B, index=5))), n1="baidu.com/xpu")
+    assert set(entries(facts, POLICY)) == {A, "1"}
+    assert entries(facts, POLICY)["1"].device.id == B
+
+
+def test_a_sick_device_is_sick_under_its_old_id_too() -> None:
+    facts = after_verdicts(held(after(found(card(B))), n1="baidu.com/xpu"), {B: SICK})
+    assert health(facts) == {"1": SICK}
+
+
+def test_an_old_id_that_is_nobodys_node_lists_nothing() -> None:
+    assert set(entries(held(after(found(card(A))), n9="baidu.com/xpu"), POLICY)) == {A}
+
+
+def test_a_lost_device_does_not_take_the_old_id_of_whoever_has_its_node_now() -> None:
+    """B, once /dev/xpu1, is gone, and C was given that number."""
+    facts = held(after(found(card(A), card(B)), found(card(A), card(C, number=1))), n1="baidu.com/xpu")
+    offered = entries(facts, POLICY)
+    assert {id: entry.device.id for id, entry in offered.items()} == {A: A, "1": C, B: B}
+    assert offered[B].health == LOST
+
+
+def test_an_old_id_is_offered_under_the_name_it_is_held_as() -> None:
+    facts = held(after(found(card(A))), n0="baidu.com/xpu")
+    offered = entries(facts, Policy(resource="example.com/card", per_profile=True))
+    assert {id: entry.resource for id, entry in offered.items()} == {"0": "baidu.com/xpu"}
+
+
+def test_a_device_held_under_another_resource_is_offered_there() -> None:
+    facts = replace(after(found(card(A), card(B))), held={A: "baidu.com/xpu"})
+    offered = entries(facts, replace(POLICY, per_profile=True))
+    assert {id: entry.resource for id, entry in offered.items()} == {A: "baidu.com/xpu", B: "baidu.com/R200"}
+
+
+def test_a_pf_or_a_denied_device_is_not_offered_under_an_old_id_either() -> None:
+    facts = held(after(found(pf(), *vfs(), card(B))), n0="baidu.com/xpu", n1="baidu.com/xpu")
+    assert set(entries(facts, replace(POLICY, deny=(B,)))) == {vf.id for vf in vfs()}
+
+
+@pytest.mark.parametrize(
+    ("id", "old"),
+    [
+        ("0", True),
+        ("17", True),
+        ("01", False),
+        ("", False),
+        ("-1", False),
+        (A, False),
+        ("²", False),
+        ("٢", False),
+    ],
+)
+def test_old_ids_are_plain_decimal_numbers(id: str, old: bool) -> None:
+    assert is_old(id) is old
+
+
+def test_of_all_that_is_held_only_what_would_be_offered_otherwise_matters() -> None:
+    policy = replace(POLICY, per_profile=True)
+    pairs = [
+        ("0", "baidu.com/xpu"),  # by the former plugin
+        (A, "baidu.com/xpu"),  # by us, before --resource-per-profile
+        (B, "baidu.com/R200"),  # as it is offered now
+        ("3", "nvidia.com/gpu"),  # somebody else's
+        (C, "baidu.com/xpu"),  # not on this node
+    ]
+    devices = {A: card(A), B: card(B)}
+    assert held_otherwise(pairs, devices, policy) == {"0": "baidu.com/xpu", A: "baidu.com/xpu"}
+
+
+# --- any history --------------------------------------------------------------------------------------
+
+Change = Callable[[Facts], Facts]
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Change]:
+    """Scans of one machine with nodes missing, of another one in its place, sweeps, holders."""
+    truths: list[Truth] = draw(st.lists(machines(most=3), min_size=1, max_size=2))
+    ids = sorted({seat.id for truth in truths for seat in truth.seats})
+    numbers = sorted({seat.number for truth in truths for seat in truth.seats})
+    changes: list[Change] = []
+
+    def scanned(found: Found, forget: bool) -> Change:
+        return lambda facts: after_scan(facts, found, forget=forget)
+
+    def judged(verdicts: Mapping[str, Health]) -> Change:
+        return lambda facts: after_verdicts(facts, verdicts)
+
+    def held(numbers: set[int]) -> Change:
+        return lambda facts: replace(facts, held={str(number): "baidu.com/xpu" for number in numbers})
+
+    for _ in range(draw(st.integers(1, 6))):
+        what = draw(st.sampled_from(["scan", "scan", "sweep", "hold"]))
+        if what == "scan":
+            truth = draw(st.sampled_from(truths))
+            gone = draw(st.sets(st.sampled_from(sorted(truth.by_number))))
+            changes.append(scanned(identify(truth.scan(unreadable=gone)), draw(st.booleans())))
+        elif what == "sweep":
+            changes.append(
+                judged(draw(st.dictionaries(st.sampled_from(ids), st.sampled_from([HEALTHY, SICK]))))
+            )
+        else:
+            changes.append(held(draw(st.sets(st.sampled_from(numbers)))))
+    return changes
+
+
+def offered_after(history: list[Change]) -> tuple[Facts, dict[str, Entry]]:
+    facts = reduce(lambda facts, change: change(facts), history, Facts())
+    return facts, entries(facts, POLICY)
+
+
+@given(history=histories())
+def test_after_any_history_ids_and_devices_are_unique_and_present_ones_have_a_node_of_their_own(
+    history: list[Change],
+) -> None:
+    facts, offered = offered_after(history)
+    assert all(id == entry.id for id, entry in offered.items())
+    assert len({entry.device.id for entry in offered.values()}) == len(offered)
+    here = [entry.device.path for entry in offered.values() if entry.device.id in facts.devices]
+    assert len(set(here)) == len(here)
+
+
+@given(history=histories())
+def test_after_any_history_nothing_is_offered_that_must_not_be(history: list[Change]) -> None:
+    facts, offered = offered_after(history)
+    for entry in offered.values():
+        assert entry.device.kind is not Kind.PF
+        assert entry.health.healthy <= (entry.device.id in facts.devices)
+    denied = Policy(resource="baidu.com/xpu", deny=tuple(facts.devices))
+    assert not entries(facts, denied).keys() & facts.devices.keys()
+
+
+@given(history=histories())
+def test_equal_facts_give_equal_entries_in_equal_order(history: list[Change]) -> None:
+    facts, offered = offered_after(history)
+    shuffled = replace(
+        facts,
+        devices=dict(reversed(list(facts.devices.items()))),
+        lost=dict(reversed(list(facts.lost.items()))),
+        verdicts=dict(reversed(list(facts.verdicts.items()))),
+    )
+    assert list(entries(shuffled, POLICY).items()) == list(offered.items())
+
+
+@given(history=histories())
+def test_what_was_offered_stays_offered_when_a_scan_finds_nothing(history: list[Change]) -> None:
+    """A container may still hold it; the kubelet must not forget that it is taken."""
+    facts, offered = offered_after(history)
+    empty = after_scan(facts, found())
+    assert {entry.device.id for entry in entries(empty, POLICY).values()} == {
+        entry.device.id for entry in offered.values()
+    }
+    assert all(entry.health == LOST for entry in entries(empty, POLICY).values())

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line as a user or a manifest meets it: exit statuses and what is said on standard error."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xpu_plugin.cli import COMMANDS, main
+
+
+SECONDS = 30
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("XPU_")}
+
+
+def run(
+    *arguments: str, environment: dict[str, str] | None = None, stdout: int = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "xpu_plugin", *arguments],
+        env={**CLEAN, **(environment or {})},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ.keys() - CLEAN.keys():
+        monkeypatch.delenv(name)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on standard error of a command that ends with status 2."""
+    assert main(list(arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("xpu-device-plugin")
+    return line
+
+
+# --- usage is 2 everywhere ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--bogus"], "--bogus"),
+        (["lists"], "lists"),
+        (["--sriov-num-vfs=64"], "--sriov-num-vfs: '64'"),
+        (["--health-interval=0"], "--health-interval: '0'"),
+        (["--xpuml-library=simulator"], "--simulator-file"),
+        (["list", "--bogus"], "--bogus"),
+        (["list", "--state-dir=/x"], "--state-dir"),
+        (["list", "--call-timeout=never"], "--call-timeout: 'never'"),
+        (["list", "extra"], "extra"),
+        (["simulate"], "init"),
+        (["simulate", "bogus"], "bogus"),
+        (["simulate", "init"], "--simulator-file"),
+        (["simulate", "init", "--simulator-file=/x", "--cards=many"], "many"),
+        (["demo", "--bogus"], "--bogus"),
+        (["demo", "extra"], "extra"),
+    ],
+)
+def test_bad_usage_is_status_2_and_one_line(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert named in refusal(capsys, *arguments)
+
+
+@pytest.mark.parametrize("command", [[], ["list"]])
+def test_a_bad_variable_is_status_2_and_named(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XPU_PLUGIN_CALL_TIMEOUT", "soon")
+    assert "XPU_PLUGIN_CALL_TIMEOUT: 'soon'" in refusal(capsys, *command)
+
+
+def test_a_usage_error_tells_where_to_read_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--help" in refusal(capsys, "--bogus")
+
+
+@pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS)])
+def test_help_is_status_0_on_standard_output(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([*command, "--help"])
+    assert exit_.value.code in (None, 0)
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.startswith(" ".join(["usage: xpu-device-plugin", *command]))
+
+
+# --- as processes -------------------------------------------------------------------------------------
+
+
+def test_help_as_a_process() -> None:
+    done = run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for command in COMMANDS:
+        assert command in done.stdout
+
+
+def test_a_bad_value_as_a_process() -> None:
+    done = run("--sriov-num-vfs=many")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line == (
+        "xpu-device-plugin: --sriov-num-vfs: 'many' is not accepted; "
+        "accepted: a whole number from 0 to 63, or keep"
+    )
+
+
+def test_a_bad_variable_as_a_process() -> None:
+    done = run(environment={"XPU_PLUGIN_LOG_LEVEL": "loud"})
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert "XPU_PLUGIN_LOG_LEVEL: 'loud'" in line
+
+
+def test_an_argument_that_is_no_text_is_refused_in_one_line() -> None:
+    done = subprocess.run(
+        [os.fsencode(sys.executable), b"-P", b"-m", b"xpu_plugin", b"--log-level=\xff"],
+        env=CLEAN,
+        capture_output=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_installed_command_is_the_module() -> None:
+    command = Path(sys.executable).with_name("xpu-device-plugin")
+    done = subprocess.run([command, "--bogus"], env=CLEAN, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, run("--bogus").stderr)
+
+
+def test_usage_is_told_without_loading_grpc() -> None:
+    """It takes a moment and needs what may be what is broken."""
+    code = "import sys; from xpu_plugin.cli import main; main(['--bogus']); sys.exit('grpc' in sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], env=CLEAN, capture_output=True, check=False)
+    assert done.returncode == 0
+
+
+def test_fail_on_init_error_is_status_1_with_the_reason(tmp_path: Path) -> None:
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    done = run(
+        "--fail-on-init-error",
+        f"--xpuml-library={tmp_path}/none.so",
+        f"--device-plugin-dir={plugins}",
+        f"--pod-resources-socket={tmp_path}/pods.sock",
+        f"--state-dir={tmp_path}/state",
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert f"{tmp_path}/none.so: no such file" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(plugins.iterdir()) == []
+
+
+def test_warnings_of_old_options_and_the_configuration_are_logged_once(tmp_path: Path) -> None:
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    done = run(
+        "-rename-dev",
+        "--fail-on-init-error",
+        f"--xpuml-library={tmp_path}/none.so",
+        f"--device-plugin-dir={plugins}",
+        f"--state-dir={tmp_path}/state",
+    )
+    assert done.stderr.count("rename-dev") == 1
+    assert done.stderr.count("health-interval=1") == 1
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_had_enough_is_no_error_worth_a_word(unbuffered: str) -> None:
+    """As in `xpu-device-plugin --help | true`, however the interpreter buffers."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = run("--help", environment={"PYTHONUNBUFFERED": unbuffered}, stdout=writer)
+    finally:
+        os.close(writer)
+    assert done.stderr == ""

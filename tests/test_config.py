@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options: flag > environment > default, validated, with one line for each refusal."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from xpu_plugin.config import LIST_OPTIONS, OPTIONS, Config, Option, UsageError, read_config
+
+
+DEFAULTS = {
+    "resource-name": "baidu.com/xpu",
+    "resource-per-profile": False,
+    "device-plugin-dir": Path("/var/lib/kubelet/device-plugins"),
+    "pod-resources-socket": Path("/var/lib/kubelet/pod-resources/kubelet.sock"),
+    "state-dir": Path("/var/lib/xpu-device-plugin"),
+    "dev-root": Path("/dev"),
+    "sysfs-root": Path("/sys"),
+    "xpuml-library": None,
+    "simulator-file": None,
+    "health-interval": 1.0,
+    "call-timeout": 5.0,
+    "sriov-num-vfs": 0,
+    "allow": (),
+    "deny": (),
+    "fail-on-init-error": False,
+    "log-level": "info",
+    "log-format": "text",
+}
+# Two values of each option, as text and as they are understood.
+VALUES: dict[str, list[tuple[str, object]]] = {
+    "resource-name": [("example.com/card", "example.com/card"), ("a.b/C_d.9", "a.b/C_d.9")],
+    "resource-per-profile": [("true", True), ("off", False)],
+    "device-plugin-dir": [("/a", Path("/a")), ("/b/c", Path("/b/c"))],
+    "pod-resources-socket": [("/a.sock", Path("/a.sock")), ("/b.sock", Path("/b.sock"))],
+    "state-dir": [("/a", Path("/a")), ("/b", Path("/b"))],
+    "dev-root": [("/a", Path("/a")), ("/b", Path("/b"))],
+    "sysfs-root": [("/a", Path("/a")), ("/b", Path("/b"))],
+    "xpuml-library": [("/a.so", "/a.so"), ("/b.so", "/b.so")],
+    "simulator-file": [("/a", Path("/a")), ("/b", Path("/b"))],
+    "health-interval": [("0.05", 0.05), ("3600", 3600.0)],
+    "call-timeout": [(".05", 0.05), ("600", 600.0)],
+    "sriov-num-vfs": [("3", 3), ("keep", None)],
+    "allow": [("R200", ("R200",)), ("a, b", ("a", "b"))],
+    "deny": [("R200", ("R200",)), ("a,b", ("a", "b"))],
+    "fail-on-init-error": [("yes", True), ("FALSE", False)],
+    "log-level": [("debug", "debug"), ("error", "error")],
+    "log-format": [("json", "json"), ("text", "text")],
+}
+BY_NAME = {option.name: option for option in OPTIONS}
+
+
+def read(*arguments: str, **environment: str) -> Config:
+    config, _, warnings = read_config(arguments, environment)
+    assert warnings == []
+    return config
+
+
+def read_warned(*arguments: str, **environment: str) -> tuple[Config, list[str]]:
+    config, _, warnings = read_config(arguments, environment)
+    return config, warnings
+
+
+def needed(name: str) -> list[str]:
+    """What has to be said beside an option."""
+    if name == "dev-root":
+        return ["--xpuml-library=simulator", "--simulator-file=/machine"]
+    return []
+
+
+def value(config: Config, name: str) -> object:
+    result: object = getattr(config, BY_NAME[name].attribute)
+    return result
+
+
+def refused(*arguments: str, **environment: str) -> str:
+    with pytest.raises(UsageError) as refusal:
+        read_config(arguments, environment)
+    text = str(refusal.value)
+    assert text.splitlines() == [text]
+    return text
+
+
+# --- sources ------------------------------------------------------------------------------------------
+
+
+def test_the_options_and_their_defaults_are_the_documented_ones() -> None:
+    config = read()
+    assert {name: value(config, name) for name in BY_NAME} == DEFAULTS
+    assert config == Config()
+    assert {field.name for field in fields(Config)} == {option.attribute for option in OPTIONS}
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_every_option_is_read_from_its_flag_then_its_variable_then_its_default(option: Option) -> None:
+    (first, wanted), (second, other) = VALUES[option.name]
+    more, flag = needed(option.name), f"--{option.name}"
+    variable = "XPU_PLUGIN_" + option.name.upper().replace("-", "_")
+    assert value(read(*more, f"{flag}={first}"), option.name) == wanted
+    assert value(read(*more, flag, first), option.name) == wanted
+    assert value(read(*more, **{variable: first}), option.name) == wanted
+    assert value(read(*more, f"{flag}={second}", **{variable: first}), option.name) == other
+    assert value(read(*more, **{variable: ""}), option.name) == DEFAULTS[option.name]
+
+
+def test_the_last_of_several_flags_counts() -> None:
+    assert read("--log-level=debug", "--log-level=error").log_level == "error"
+
+
+@pytest.mark.parametrize("name", ["resource-per-profile", "fail-on-init-error"])
+def test_a_switch_alone_is_on_and_beats_its_variable(name: str) -> None:
+    assert value(read(f"--{name}"), name) is True
+    assert value(read(f"--{name}", **{BY_NAME[name].variable: "false"}), name) is True
+    assert value(read(f"--{name}=false", **{BY_NAME[name].variable: "true"}), name) is False
+
+
+@pytest.mark.parametrize("name", ["allow", "deny"])
+def test_a_list_given_several_times_is_one_list(name: str) -> None:
+    assert value(read(f"--{name}=a", f"--{name}", "b, c"), name) == ("a", "b", "c")
+    assert value(read(f"--{name}=a", **{BY_NAME[name].variable: "b"}), name) == ("a",)
+
+
+def test_list_takes_only_the_options_that_concern_it_from_flags_and_environment() -> None:
+    config, _, _ = read_config(["--deny=x"], {"XPU_PLUGIN_STATE_DIR": "no path"}, options=LIST_OPTIONS)
+    assert config == Config(deny=("x",))
+    with pytest.raises(UsageError, match="--state-dir"):
+        read_config(["--state-dir=/x"], {}, options=LIST_OPTIONS)
+
+
+def test_help_shows_every_option_with_its_variable_and_default(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as exit_:
+        read_config(["--help"], {})
+    assert exit_.value.code in (None, 0)
+    shown = " ".join(capsys.readouterr().out.split())
+    for option in OPTIONS:
+        default = f"default {option.default}; " if option.default is not None else ""
+        assert f"({default}{option.variable})" in shown
+        assert f"--{option.name} " in shown
+
+
+# --- refusals -----------------------------------------------------------------------------------------
+
+PATHS = ["device-plugin-dir", "pod-resources-socket", "state-dir", "dev-root", "sysfs-root", "simulator-file"]
+BAD: list[tuple[str, str, str]] = [
+    *((name, bad, "an absolute path") for name in PATHS for bad in ("relative", "./x", "~/x")),
+    *(
+        ("health-interval", bad, "seconds from 0.05 to 3600")
+        for bad in ("0", "-1", "1s", "nan", "inf", "3601")
+    ),
+    *(
+        ("call-timeout", bad, "seconds from 0.05 to 600")
+        for bad in ("0.04", "1e2", "0x1", "601", "1_0", "\u0661")
+    ),
+    *(
+        ("sriov-num-vfs", bad, "a whole number from 0 to 63, or keep")
+        for bad in ("64", "-1", "1.0", "Keep", "all", "100", "3 ", "\u00b2")
+    ),
+    *(
+        ("resource-name", bad, "such as baidu.com/xpu")
+        for bad in ("xpu", "/xpu", "a.b/", "A.b/xpu", "a.b/-x", "a.b/x/y", "a..b/x", "a.b/" + "x" * 64)
+    ),
+    ("resource-name", "kubernetes.io/xpu", "other than kubernetes.io"),
+    ("resource-name", "requests.kubernetes.io/xpu", "other than kubernetes.io"),
+    ("xpuml-library", "libxpuml.so", "an absolute path, or 'simulator'"),
+    *(("resource-per-profile", bad, "true or false") for bad in ("maybe", "2")),
+    *(("fail-on-init-error", bad, "true or false") for bad in ("maybe", "2")),
+    *((name, bad, "comma separated") for name in ("allow", "deny") for bad in (",", "a,,b", " ", "a,")),
+    ("log-level", "INFO", "debug or info or warning or error"),
+    ("log-level", "verbose", "debug or info or warning or error"),
+    ("log-format", "xml", "text or json"),
+]
+
+
+@pytest.mark.parametrize(("name", "bad", "accepted"), BAD)
+def test_a_refusal_names_option_or_variable_and_value_and_what_is_accepted(
+    name: str, bad: str, accepted: str
+) -> None:
+    for text, source in (
+        (refused(f"--{name}={bad}"), f"--{name}: "),
+        (refused(**{BY_NAME[name].variable: bad}), f"{BY_NAME[name].variable}: "),
+    ):
+        assert text.startswith(source)
+        assert repr(bad) in text
+        assert accepted in text
+
+
+@given(name=st.sampled_from(sorted(BY_NAME)), text=st.text(st.characters(exclude_characters="\0")))
+@example("resource-name", "baidu.com/xpu\n")
+@example("log-level", "info\ninfo")
+@example("sriov-num-vfs", "3\n")
+@example("health-interval", "9" * 400)
+def test_any_value_is_understood_or_refused_in_one_line(name: str, text: str) -> None:
+    refusals = []
+    for arguments, environment in (([f"--{name}={text}"], {}), ([], {BY_NAME[name].variable: text})):
+        try:
+            read_config([*arguments, *needed(name)], environment)
+        except UsageError as refusal:
+            refusals.append(str(refusal))
+    for line in refusals:
+        assert line.splitlines() == [line]
+        assert f"--{name}" in line or BY_NAME[name].variable in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--bogus"], "--bogus"),
+        (["--bogus=3"], "--bogus"),
+        (["extra"], "extra"),
+        (["--log-level"], "--log-level"),
+        (["--log-lev=info"], "--log-lev"),
+        (["one\ntwo"], "one"),
+        (["--bo\ngus"], "--bo"),
+    ],
+)
+def test_what_is_no_option_is_refused_in_one_line(arguments: list[str], named: str) -> None:
+    assert named in refused(*arguments)
+
+
+def test_the_simulator_needs_its_file() -> None:
+    text = refused("--xpuml-library=simulator")
+    assert "--xpuml-library" in text
+    assert "--simulator-file" in text
+    assert read("--xpuml-library=simulator", "--simulator-file=/machine").simulated
+
+
+def test_the_library_itself_looks_in_dev_so_another_place_is_for_the_simulator_only() -> None:
+    text = refused("--dev-root=/tmp/dev")
+    assert text.startswith("--dev-root: '/tmp/dev'")
+    assert "simulator" in text
+    assert read("--dev-root=/dev/").dev_root == Path("/dev")
+
+
+@pytest.mark.parametrize("more", [[], ["--resource-per-profile"]])
+def test_a_directory_too_deep_for_a_socket_is_refused_before_anything_runs(more: list[str]) -> None:
+    """The path of a socket has room for 107 bytes, not characters."""
+    for deep in ("/" + "d" * 100, "/" + "目" * 40):
+        text = refused(f"--device-plugin-dir={deep}", *more)
+        assert text.startswith("--device-plugin-dir: ")
+        assert "107" in text
+    longest = "/" + "d" * (107 - len("/xpu-device-plugin.sock") - 1)
+    assert read(f"--device-plugin-dir={longest}").device_plugin_dir == Path(longest)
+    refused(f"--device-plugin-dir={longest}d")
+
+
+# --- the former plugin's manifests --------------------------------------------------------------------
+
+
+def test_sriov_num_vfs_99_means_keep_with_one_warning() -> None:
+    for config, warnings in (
+        read_warned("--sriov-num-vfs=99"),
+        read_warned("--sriov-num-vfs", "99"),
+        read_warned(XPU_PLUGIN_SRIOV_NUM_VFS="99"),
+    ):
+        assert config.sriov_num_vfs is None
+        assert len(warnings) == 1
+        assert "keep" in warnings[0]
+
+
+def test_keep_and_numbers_need_no_warning() -> None:
+    assert read("--sriov-num-vfs=keep").sriov_num_vfs is None
+    assert read("--sriov-num-vfs=63").sriov_num_vfs == 63
+
+
+@pytest.mark.parametrize("arguments", [["-sriov-num-vfs=3"], ["-sriov-num-vfs", "3"]])
+def test_a_single_dash_is_accepted_with_one_warning(arguments: list[str]) -> None:
+    config, warnings = read_warned(*arguments)
+    assert config.sriov_num_vfs == 3
+    assert warnings == ["-sriov-num-vfs is understood as --sriov-num-vfs; write --sriov-num-vfs"]
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_every_option_is_accepted_with_a_single_dash(option: Option) -> None:
+    text, wanted = VALUES[option.name][0]
+    config, warnings = read_warned(*needed(option.name), f"-{option.name}={text}")
+    assert value(config, option.name) == wanted
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("dashes", ["-", "--"])
+@pytest.mark.parametrize(("given", "meant"), [("", True), ("=true", True), ("=false", False)])
+def test_use_detail_res_name_means_resource_per_profile(dashes: str, given: str, meant: bool) -> None:
+    config, warnings = read_warned(f"{dashes}use-detail-resName{given}")
+    assert config.resource_per_profile is meant
+    assert len(warnings) == 1
+    assert "--resource-per-profile" in warnings[0]
+
+
+@pytest.mark.parametrize("dashes", ["-", "--"])
+@pytest.mark.parametrize("name", ["pass-device-specs", "rename-dev", "use-fake-dev"])
+@pytest.mark.parametrize("given", ["", "=true", "=false"])
+def test_options_without_meaning_are_ignored_with_one_warning(dashes: str, name: str, given: str) -> None:
+    config, warnings = read_warned(f"{dashes}{name}{given}")
+    assert config == Config()
+    assert len(warnings) == 1
+    assert name in warnings[0]
+
+
+def test_the_former_plugins_arguments_all_at_once() -> None:
+    config, warnings = read_warned(
+        "-pass-device-specs=true", "--rename-dev", "-use-detail-resName", "-sriov-num-vfs=99"
+    )
+    assert config == Config(resource_per_profile=True, sriov_num_vfs=None)
+    assert len(warnings) == 5  # two for the last: its dash and its value
+
+
+def test_a_value_that_looks_like_a_former_option_is_a_value() -> None:
+    assert read("--allow=-rename-dev").allow == ("-rename-dev",)
+
+
+# --- what is logged -----------------------------------------------------------------------------------
+
+
+def test_the_effective_configuration_is_one_line_with_every_option() -> None:
+    text = read("--sriov-num-vfs=keep", "--allow=a,b", "--health-interval=0.50").text()
+    assert "\n" not in text
+    shown = dict(word.split("=", 1) for word in text.split(" "))
+    assert list(shown) == [field.name.replace("_", "-") for field in fields(Config)]
+    assert shown["sriov-num-vfs"] == "keep"
+    assert shown["allow"] == "a,b"
+    assert shown["deny"] == shown["xpuml-library"] == "-"
+    assert shown["health-interval"] == "0.5"
+    assert shown["fail-on-init-error"] == "false"

@@ -1,0 +1,459 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon as a process of its own, over the simulator and against a kubelet's sockets: signals, restarts
+and what has to survive them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.standins import (
+    RESOURCE,
+    SECONDS,
+    make_machine,
+    processes_that_know,
+    until,
+)
+from xpu_plugin.simulation.kubelet import Kubelet, StartError
+from xpu_plugin.simulation.machine import Machine
+
+
+IDS = [f"0000:{bus}:00.0" for bus in ("3b", "3c", "3d", "3e")]
+SOCKET = "xpu-device-plugin.sock"
+EXIT_SECONDS = 1.0
+"""From SIGTERM to the end, as promised."""
+
+PLAIN = ("-m", "xpu_plugin")
+# The real daemon, but for the ten seconds between two looks at who holds what.
+IMPATIENT = (
+    "-c",
+    """
+import sys
+from xpu_plugin import cli
+from xpu_plugin.loops import holders
+holders.LOOK_SECONDS = 0.1
+sys.exit(cli.main(sys.argv[1:]))
+""",
+)
+
+pytestmark = pytest.mark.usefixtures("leaves_no_process")
+
+
+class Daemon:
+    """One life of the plugin."""
+
+    def __init__(
+        self,
+        place: Path,
+        arguments: Sequence[str],
+        *,
+        program: Sequence[str] = PLAIN,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        began = time.monotonic_ns()
+        self.output_file, self.log_file = place / f"stdout-{began}", place / f"stderr-{began}"
+        with self.output_file.open("wb") as output, self.log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", *program, *arguments],
+                env={**os.environ, **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=log,
+                cwd=place,
+            )
+        self.pid = self.process.pid
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    @property
+    def output(self) -> str:
+        return self.output_file.read_text()
+
+    async def says(self, words: str, times: int = 1) -> None:
+        await until(lambda: self.log.count(words) >= times or self.process.poll() is not None, words)
+        assert self.log.count(words) >= times, self.log
+
+    async def ends(self) -> int:
+        await until(lambda: self.process.poll() is not None, "the end of the plugin")
+        assert self.process.returncode is not None
+        return self.process.returncode
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> float:
+        """Signal it and return the seconds until its end, which has to be a good one."""
+        begin = time.monotonic()
+        self.process.send_signal(number)
+        assert await self.ends() == 0, self.log
+        return time.monotonic() - begin
+
+    async def kill(self) -> None:
+        self.process.kill()
+        assert await self.ends() == -signal.SIGKILL
+
+
+class Node:
+    """A machine of four cards, the kubelet's directories, and plugins started there."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.machine: Machine = make_machine(place)
+        self.plugins = place / "plugins"
+        self.plugins.mkdir()
+        self.socket = self.plugins / SOCKET
+        self.daemons: list[Daemon] = []
+
+    def options(self) -> dict[str, str]:
+        options = {
+            "device-plugin-dir": self.plugins,
+            "pod-resources-socket": self.place / "pods/kubelet.sock",
+            "state-dir": self.place / "state",
+            "dev-root": self.machine.dev_root,
+            "sysfs-root": self.machine.sysfs_root,
+            "xpuml-library": "simulator",
+            "simulator-file": self.machine.path,
+            "health-interval": 0.05,
+            "call-timeout": 0.5,
+        }
+        return {name: str(value) for name, value in options.items()}
+
+    def start(self, *arguments: str, program: Sequence[str] = PLAIN) -> Daemon:
+        given = {argument.lstrip("-").partition("=")[0] for argument in arguments}
+        own = [f"--{name}={value}" for name, value in self.options().items() if name not in given]
+        self.daemons.append(Daemon(self.place, [*own, *arguments], program=program))
+        return self.daemons[-1]
+
+    def kubelet(self) -> Kubelet:
+        return Kubelet(self.plugins, pod_resources_dir=self.place / "pods")
+
+    def assert_tidy(self) -> None:
+        assert not self.socket.exists()
+        assert processes_that_know(self.place) == []
+
+
+@pytest.fixture
+async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
+    node = Node(place)
+    yield node
+    for daemon in node.daemons:
+        if daemon.process.poll() is None:
+            daemon.process.kill()
+            daemon.process.wait()
+    await until(lambda: processes_that_know(place) == [], "the end of all workers")
+    for daemon in node.daemons:
+        assert daemon.output == ""
+        assert "Traceback" not in daemon.log, daemon.log
+
+
+@pytest.fixture
+async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
+    async with node.kubelet() as kubelet:
+        yield kubelet
+
+
+async def shows(kubelet: Kubelet, ids: Sequence[str], resource: str = RESOURCE) -> None:
+    """Wait until exactly these devices are listed, by an open stream and all healthy."""
+    await kubelet.until(
+        lambda: (
+            kubelet.streams_open
+            and {device.id: device.healthy for device in kubelet.devices(resource).values()}
+            == dict.fromkeys(ids, True)
+        ),
+        timeout=SECONDS,
+        what=f"{ids} on {resource}",
+    )
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_it_in_under_a_second_with_nothing_left(
+    node: Node, kubelet: Kubelet, number: signal.Signals
+) -> None:
+    daemon = node.start()
+    await shows(kubelet, IDS)
+    assert node.socket.stat().st_mode & 0o777 == 0o600
+    assert await daemon.stop(number) < EXIT_SECONDS
+    await kubelet.until(lambda: kubelet.streams_open == 0, timeout=SECONDS)
+    assert kubelet.troubles == []
+    node.assert_tidy()
+
+
+async def test_the_end_before_the_first_scan(node: Node) -> None:
+    node.machine.set({"driver": "gone"})
+    daemon = node.start()
+    await daemon.says("no driver")
+    assert await daemon.stop() < EXIT_SECONDS
+    node.assert_tidy()
+
+
+async def test_the_end_without_a_library(node: Node) -> None:
+    daemon = node.start("--xpuml-library=/nonexistent.so", "--dev-root=/dev")
+    await daemon.says("no usable libxpuml: /nonexistent.so")
+    assert await daemon.stop() < EXIT_SECONDS
+    node.assert_tidy()
+
+
+async def test_the_end_without_a_kubelet(node: Node) -> None:
+    daemon = node.start()
+    await daemon.says("waiting for the kubelet's socket")
+    assert await daemon.stop() < EXIT_SECONDS
+    node.assert_tidy()
+
+
+@pytest.mark.parametrize("function", ["xpumlInit", "xpumlDeviceGetState"])
+async def test_the_end_while_the_library_hangs(node: Node, function: str) -> None:
+    node.machine.add_fault(function, "hang")
+    daemon = node.start("--call-timeout=600")
+    await daemon.says("starting")
+    await until(lambda: len(processes_that_know(node.place)) == 2, "a worker")
+    assert await daemon.stop() < EXIT_SECONDS
+    await until(lambda: processes_that_know(node.place) == [], "the end of the worker")
+    node.assert_tidy()
+
+
+async def test_the_end_of_a_plugin_that_serves_while_the_library_hangs(node: Node, kubelet: Kubelet) -> None:
+    daemon = node.start("--call-timeout=600")
+    await shows(kubelet, IDS)
+    node.machine.add_fault("xpumlDeviceGetState", "hang")
+    await daemon.says("registered")
+    grant = await kubelet.allocate(RESOURCE, 4)
+    assert len(grant.nodes) == 5
+    assert await daemon.stop() < EXIT_SECONDS
+    node.assert_tidy()
+
+
+async def test_a_signal_in_the_first_moment_ends_it(node: Node) -> None:
+    """While modules are still being imported; as a container's first process it would else be deaf."""
+    daemon = node.start()
+    await until(lambda: signal_handled(daemon.pid, signal.SIGTERM), "a handler for SIGTERM")
+    assert await daemon.stop() < EXIT_SECONDS
+    node.assert_tidy()
+
+
+def signal_handled(pid: int, number: signal.Signals) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    [mask] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+async def test_a_failing_first_scan_ends_it_with_status_1_where_that_is_wanted(node: Node) -> None:
+    node.machine.set({"driver": "gone"})
+    daemon = node.start("--fail-on-init-error")
+    assert await daemon.ends() == 1
+    assert "no driver" in daemon.log
+    node.assert_tidy()
+
+
+# --- the main job ---------------------------------------------------------------------------------
+
+
+async def test_a_device_that_breaks_leaves_the_list_and_comes_back(node: Node, kubelet: Kubelet) -> None:
+    node.start()
+    await shows(kubelet, IDS)
+    node.machine.set_card(1, {"state": "207"})
+    await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 3, timeout=SECONDS)
+    assert kubelet.capacity(RESOURCE) == 4
+    node.machine.set_card(1, {"state": ""})
+    await shows(kubelet, IDS)
+    assert kubelet.lists(RESOURCE) == 3
+
+
+async def test_a_driver_that_comes_late_is_served_when_it_is_there(node: Node, kubelet: Kubelet) -> None:
+    node.machine.set({"driver": "gone"})
+    daemon = node.start()
+    await daemon.says("no driver")
+    node.machine.set({"driver": ""})
+    await shows(kubelet, IDS)
+    await daemon.says("library_version='4.0.12.1 ")
+    assert daemon.log.count("no driver") == 1
+
+
+async def test_a_node_without_devices_registers_an_empty_list(node: Node, kubelet: Kubelet) -> None:
+    for card in range(4):
+        node.machine.remove_card(card)
+    node.start()
+    await kubelet.until(lambda: kubelet.lists(RESOURCE) == 1, timeout=SECONDS)
+    assert kubelet.capacity(RESOURCE) == 0
+
+
+async def test_resources_per_profile_have_an_endpoint_each(node: Node, kubelet: Kubelet) -> None:
+    node.machine.set_card(0, {"vfs": "2"})
+    daemon = node.start("--resource-per-profile")
+    await shows(kubelet, IDS[1:], "baidu.com/R200")
+    await shows(kubelet, ["0000:3b:01.0-of2", "0000:3b:01.1-of2"], "baidu.com/R200-VF-8G")
+    assert set(kubelet.resources()) == {"baidu.com/R200", "baidu.com/R200-VF-8G"}
+    assert await daemon.stop() < EXIT_SECONDS
+    assert list(node.plugins.glob("xpu-*")) == []
+
+
+async def test_sighup_forgets_lost_devices_at_once_and_does_nothing_else(
+    node: Node, kubelet: Kubelet
+) -> None:
+    daemon = node.start()
+    await shows(kubelet, IDS)
+    node.machine.remove_card(3)
+    node.machine.set_card(0, {"vfs": "3"})
+    daemon.process.send_signal(signal.SIGHUP)
+    vfs = [f"0000:3b:01.{vf}-of3" for vf in range(3)]
+    await shows(kubelet, [*vfs, *IDS[1:3]])
+    lists = kubelet.lists(RESOURCE)
+    daemon.process.send_signal(signal.SIGHUP)
+    node.machine.set_card(1, {"state": "207"})  # the next thing to be seen
+    await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 4, timeout=SECONDS)
+    assert kubelet.lists(RESOURCE) == lists + 1
+    assert len(kubelet.registrations) == 1
+    assert daemon.process.poll() is None
+
+
+# --- several lives --------------------------------------------------------------------------------
+
+
+async def test_a_second_plugin_waits_and_takes_over(node: Node, kubelet: Kubelet) -> None:
+    first = node.start()
+    await shows(kubelet, IDS)
+    second = node.start()
+    await second.says(f"waiting: another plugin works in {node.plugins}")
+    assert len(kubelet.registrations) == 1
+    assert await first.stop() < EXIT_SECONDS
+    await kubelet.until(lambda: len(kubelet.registrations) == 2, timeout=SECONDS)
+    await shows(kubelet, IDS)
+    assert second.log.count("another plugin") == 1
+    assert await second.stop() < EXIT_SECONDS
+    node.assert_tidy()
+
+
+async def test_ids_and_grants_survive_the_plugin_being_killed(node: Node, kubelet: Kubelet) -> None:
+    first = node.start()
+    await shows(kubelet, IDS)
+    grant = await kubelet.allocate(RESOURCE, 2)
+    await first.kill()
+    await until(lambda: processes_that_know(node.place) == [], "the end of the worker")
+    await kubelet.until(lambda: kubelet.streams_open == 0, timeout=SECONDS)
+    assert node.socket.exists(), "what a killed plugin leaves must not hinder the next one"
+
+    second = node.start()
+    await shows(kubelet, IDS)
+    await kubelet.restart_container(grant)
+    other = await kubelet.allocate(RESOURCE, 2)
+    assert set(other.ids) == set(IDS) - set(grant.ids)
+    assert await second.stop() < EXIT_SECONDS
+
+
+async def test_without_its_record_a_grant_of_a_former_life_is_refused_and_a_new_one_works(
+    node: Node, kubelet: Kubelet
+) -> None:
+    first = node.start()
+    await shows(kubelet, IDS)
+    grant = await kubelet.allocate(RESOURCE, 1)
+    await first.stop()
+    node.start(f"--state-dir={node.place / 'elsewhere'}")
+    await shows(kubelet, IDS)
+    with pytest.raises(StartError, match="delete the pod"):
+        await kubelet.restart_container(grant)
+    kubelet.free(grant)
+    await kubelet.allocate(RESOURCE, 4)
+
+
+async def test_a_container_may_not_restart_with_a_node_that_is_another_device_now(
+    node: Node, kubelet: Kubelet
+) -> None:
+    daemon = node.start()
+    await shows(kubelet, IDS)
+    grant = await kubelet.allocate(RESOURCE, 1)
+    assert (grant.ids, grant.nodes[0].host_path) == ((IDS[0],), "/dev/xpu0")
+    node.machine.remove_card(0)
+    node.machine.set_card(5, {"model": "R200", "pci": "0000:5e:00.0", "nodes": "0"})
+    daemon.process.send_signal(signal.SIGHUP)
+    await shows(kubelet, [*IDS[1:], "0000:5e:00.0"])
+    with pytest.raises(StartError, match="does not exist on this node"):
+        await kubelet.restart_container(grant)
+
+
+async def test_a_restarted_kubelet_is_registered_with_and_running_containers_keep_their_devices(
+    node: Node, kubelet: Kubelet
+) -> None:
+    node.start()
+    await shows(kubelet, IDS)
+    grant = await kubelet.allocate(RESOURCE, 1)
+    for life in (2, 3):
+        await kubelet.restart()
+        await shows(kubelet, IDS)
+        assert [registration.life for registration in kubelet.registrations] == [*range(1, life + 1)]
+    await kubelet.restart_container(grant)
+    rest = await kubelet.allocate(RESOURCE, 3)
+    assert set(rest.ids).isdisjoint(grant.ids)
+
+
+# --- containers of the former plugin --------------------------------------------------------------
+
+
+async def test_devices_held_under_old_ids_are_listed_so_from_the_first_list_until_they_are_free(
+    node: Node, kubelet: Kubelet
+) -> None:
+    held = kubelet.hold(["0", "1"], resource=RESOURCE)
+    daemon = node.start(program=IMPATIENT)
+    await shows(kubelet, ["0", "1", *IDS[2:]])
+    assert kubelet.lists(RESOURCE) == 1, "no list went out before"
+    await kubelet.restart_container(held)
+    grant = await kubelet.allocate(RESOURCE, 2)
+    assert set(grant.ids) == set(IDS[2:]), "the kubelet counts the old ones as taken"
+
+    await kubelet.restart()
+    await shows(kubelet, ["0", "1", *IDS[2:]])
+    await daemon.kill()
+    node.start(program=IMPATIENT)
+    await shows(kubelet, ["0", "1", *IDS[2:]])
+    await kubelet.restart_container(held)
+
+    kubelet.free(held)
+    kubelet.write_checkpoint()
+    await shows(kubelet, IDS)
+    await kubelet.restart_container(grant)
+    await kubelet.allocate(RESOURCE, 2)
+
+
+async def test_a_pod_may_be_granted_an_old_id_that_just_became_free(node: Node, kubelet: Kubelet) -> None:
+    """A pod of four comes while one of them is still listed under its old id."""
+    held = kubelet.hold(["3"], resource=RESOURCE)
+    node.start()
+    await shows(kubelet, [*IDS[:3], "3"])
+    kubelet.free(held)
+    grant = await kubelet.allocate(RESOURCE, 4)
+    assert set(grant.ids) == {*IDS[:3], "3"}
+    assert "/dev/xpu3" in {spec.host_path for spec in grant.nodes}
+
+
+async def test_arguments_of_the_former_plugins_manifests_do_not_stop_it(node: Node, kubelet: Kubelet) -> None:
+    daemon = node.start(
+        "-sriov-num-vfs=99",
+        "--rename-dev",
+        "--pass-device-specs=true",
+        "-use-fake-dev=false",
+        "--use-detail-resName=false",
+    )
+    await shows(kubelet, IDS)
+    for name in ("sriov-num-vfs", "rename-dev", "pass-device-specs", "use-fake-dev", "use-detail-resName"):
+        assert any(name in line and "WARNING" in line for line in daemon.log.splitlines())
+
+
+async def test_options_may_come_from_the_environment_and_are_told_once(node: Node, kubelet: Kubelet) -> None:
+    options = node.options()
+    daemon = Daemon(
+        node.place,
+        [],
+        environment={
+            f"XPU_PLUGIN_{name.upper().replace('-', '_')}": value for name, value in options.items()
+        },
+    )
+    node.daemons.append(daemon)
+    await shows(kubelet, IDS)
+    [starting] = [line for line in daemon.log.splitlines() if " starting " in line]
+    for name, value in options.items():
+        assert f"{name}={value}" in starting
