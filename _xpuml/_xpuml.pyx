@@ -389,6 +389,8 @@ cdef class Library:
 
     def set_sriov_vf_num(self, index, number):
         # Compared as Python integers: a value that does not fit must not come out as another one.
+        if not (isinstance(index, int) and isinstance(number, int)):
+            raise TypeError(f"index and number are integers, not {index!r} and {number!r}")
         if not 0 <= index < self._known():
             raise IndexError(f"device index {index} is not one of {self.counted}")
         if not 0 <= number <= 63:

@@ -121,7 +121,7 @@ async def _run(config: Config, picture: Picture, sweep: Sweep) -> None:
         await picture.beyond(NEVER)
         for name in picture.policy.unmatched(picture.facts.devices.values()):
             logger.warning("--allow or --deny names %s, which no device of this node is", name)
-        await holders.look()  # before the first list goes out
+        await holders.first_look()  # before the first list goes out
         group.create_task(holders.run(), name="holders")
         group.create_task(endpoints.run(), name="endpoints")
 

@@ -304,15 +304,20 @@ NONSENSE = {
     "no object": "frame:7",
     "null": "frame:null",
     "a text": 'frame:"error"',
-    "neither result nor error": "frame:{}",
-    "an error of no known kind": 'frame:{"error": {"kind": "weather"}}',
-    "an error that is none": 'frame:{"error": 5}',
-    "another call's result": 'frame:{"result": [[0, 201]]}',
-    "a result without its parts": 'frame:{"result": {"stable": true}}',
-    "parts of other kinds": 'frame:{"result": {"stable": true, "readings": [7], "usable": []}}',
-    "a list for a mapping": 'frame:{"result": {"stable": true, "readings": [], "usable": [], "host": '
+    "neither result nor error": 'frame:{"id": 3}',
+    "an error of no known kind": 'frame:{"id": 3, "error": {"kind": "weather"}}',
+    "an error that is none": 'frame:{"id": 3, "error": 5}',
+    "another call's result": 'frame:{"id": 3, "result": [[0, 201]]}',
+    "a result without its parts": 'frame:{"id": 3, "result": {"stable": true}}',
+    "parts of other kinds": 'frame:{"id": 3, "result": {"stable": true, "readings": [7], "usable": []}}',
+    "a list for a mapping": 'frame:{"id": 3, "result": {"stable": true, "readings": [], "usable": [], "host": '
     '{"nodes": [], "control": null, "addresses": [], "functions": {}}, "driver_version": "", '
     '"driver_release": null}}',
+    "an answer without a number": 'frame:{"result": {"stable": false}}',
+    "an answer to another request": 'frame:{"id": 2, "result": {"stable": false}}',
+    "indexes that do not count": 'frame:{"id": 3, "result": {"stable": true, "usable": [0], "readings": '
+    '[{"index": 1, "failures": []}], "host": {"nodes": [], "control": null, "addresses": {}, '
+    '"functions": {}}, "driver_version": "", "driver_release": null}}',
     "an endless length": "length",
     "a thing too deep": "deep",
 }
@@ -389,11 +394,13 @@ async def test_without_a_driver_the_library_says_9_until_there_is_one(
     assert len((await scanned(driver)).readings) == 4
 
 
-async def test_a_count_that_fails_is_the_librarys_error(driver: Driver, machine: Machine) -> None:
-    machine.add_fault("xpumlDeviceGetCount", "code:12345", times=1)
+@pytest.mark.parametrize("code", [12345, -5, 2])
+async def test_a_count_that_fails_is_the_librarys_error(driver: Driver, machine: Machine, code: int) -> None:
+    """Also with code 2, whose exception is a ValueError, too, and not to be taken for nonsense."""
+    machine.add_fault("xpumlDeviceGetCount", f"code:{code}", times=1)
     with pytest.raises(XpumlError) as failed:
         await driver.scan()
-    assert (failed.value.function, failed.value.code) == ("xpumlDeviceGetCount", 12345)
+    assert (failed.value.function, failed.value.code) == ("xpumlDeviceGetCount", code)
 
 
 async def test_a_version_that_cannot_be_told_is_no_reason_not_to_work(

@@ -27,6 +27,7 @@ from xpu_plugin.xpuml import Call, Failure, Reading, StateAnswer, XpumlError, er
 logger = logging.getLogger(__name__)
 
 MOST_STUCK = 3  # workers that were killed and are still there
+REAP_SECONDS = 0.1  # after a kill, to look whether the process is gone
 START_SECONDS = 30.0  # for a fresh interpreter on a loaded machine; the library's own calls are apart
 _WORD = 8  # bytes of the progress word
 # What decoding an answer may raise that is not what it should be.
@@ -165,6 +166,7 @@ class Driver:
         self._process: _Process | None = None
         self._dying: list[_Process] = []
         self._opened: dict[str, str] = {}
+        self._requests = 0
 
     # --- requests -------------------------------------------------------------------------------
 
@@ -244,10 +246,13 @@ class Driver:
         decode: Callable[[Any], T],
         **arguments: object,
     ) -> T:
-        request = json.dumps({"call": call, **arguments}).encode()
+        self._requests += 1
+        request = json.dumps({"id": self._requests, "call": call, **arguments}).encode()
         try:
             async with asyncio.timeout(seconds):
                 answer = json.loads(await process.exchange(request))
+            if answer["id"] != self._requests:
+                raise ValueError(f"an answer to request {answer['id']}, not to {self._requests}")
             if "error" in answer:
                 raise _error(answer["error"])
             return decode(answer["result"])
@@ -282,7 +287,7 @@ class Driver:
             self._process.kill()
             self._dying.append(self._process)
             self._process = None
-        self._stuck()
+            asyncio.get_running_loop().call_later(REAP_SECONDS, self._stuck)
 
     def _stuck(self) -> list[_Process]:
         self._dying = [process for process in self._dying if process.ended() is None]
@@ -299,8 +304,11 @@ def _error(fields: dict[str, Any]) -> Exception:
 
 
 def _scan(answer: dict[str, Any], opened: Mapping[str, str]) -> Scan:
+    readings = tuple(_reading(record) for record in answer["readings"])
+    if [reading.index for reading in readings] != list(range(len(readings))):
+        raise ValueError("indexes of a scan that do not count from 0")
     return Scan(
-        readings=tuple(_reading(record) for record in answer["readings"]),
+        readings=readings,
         usable=tuple(answer["usable"]),
         host=_host(answer["host"]),
         library=opened["library"],

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The wire between server and worker: frames of JSON on a stream socket.
 
-A frame is an unsigned 32-bit length, big endian, and so many bytes of JSON: {"call": name, arguments...}
-one way, {"result": ...} or {"error": {"kind": ..., "text": ...}} the other. One answer to each request.
+A frame is an unsigned 32-bit length, big endian, and so many bytes of JSON: {"id": n, "call": name,
+arguments...} one way, {"id": n, "result": ...} or {"id": n, "error": {"kind": ..., "text": ...}} the other.
+One answer to each request; the number tells an answer from a frame that the library wrote.
 """
 
 import struct

@@ -38,6 +38,7 @@ class Worker:
         self._library: xpuml.Xpuml | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A request without its number -> an answer without it."""
         name = request.pop("call")
         call: Callable[..., Any] = getattr(self, f"call_{name}")
         try:
@@ -145,7 +146,8 @@ def serve(connection: socket.socket, worker: Worker) -> None:
             (length,) = HEADER.unpack(header)
             if length > LONGEST_REQUEST:
                 raise ValueError(f"a request of {length} bytes")
-            answer = json.dumps(worker.answer(json.loads(stream.read(length)))).encode()
+            request = json.loads(stream.read(length))
+            answer = json.dumps({"id": request.pop("id"), **worker.answer(request)}).encode()
             connection.sendall(HEADER.pack(len(answer)) + answer)
 
 

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 10.0  # between looks, while something is held or nobody could tell
 SETTLE_SECONDS = 30.0  # a grant counts as held so long although nobody lists it yet
+SOURCES = 2  # the pod resources API and the checkpoint
+FIRST_LOOKS = 30  # before the first list, while neither answers ...
+FIRST_SECONDS = 1.0  # ... between these
 LOOKS_TO_RELEASE = 2  # in a row, with both sources answering
 
 
@@ -57,9 +60,20 @@ class Holders:
             if self._picture.facts.held or not self._complete:
                 await self.look()
 
-    async def look(self) -> None:
-        """Ask both sources, and submit what is held otherwise. In doubt what was held stays held."""
-        named, self._complete = await self._named()
+    async def first_look(self) -> None:
+        """Look before the first list goes out; wait for a source that answers, but not for ever."""
+        for _ in range(FIRST_LOOKS):
+            if await self.look():
+                return
+            await asyncio.sleep(FIRST_SECONDS)
+
+    async def look(self) -> bool:
+        """Ask both sources, and submit what is held otherwise. In doubt what was held stays held.
+
+        Returns whether any source answered.
+        """
+        named, answers = await self._named()
+        self._complete = answers == SOURCES
         facts = self._picture.facts
         present = held_otherwise(named, facts.devices, self._picture.policy)
         now = self._clock()
@@ -68,8 +82,12 @@ class Holders:
         self._absent = {id: self._absent.get(id, 0) + self._complete for id in gone}
         released = {id for id, looks in self._absent.items() if looks >= LOOKS_TO_RELEASE}
         wanted = {id: resource for id, resource in {**facts.held, **present}.items() if id not in released}
-        if wanted == facts.held:
-            return
+        if wanted != facts.held:
+            self._submit(wanted)
+        return answers > 0
+
+    def _submit(self, wanted: dict[str, str]) -> None:
+        facts = self._picture.facts
         for id in sorted(wanted.keys() - facts.held.keys()):
             logger.info(
                 "held from before id=%s resource=%s: offered so while the kubelet counts it as held",
@@ -80,8 +98,8 @@ class Holders:
             logger.info("not held any more id=%s: its device is offered as configured again", id)
         self._picture.submit(lambda facts: replace(facts, held=wanted))
 
-    async def _named(self) -> tuple[set[tuple[str, str]], bool]:
-        """The (id, resource) pairs that a source names as held, and whether both sources answered."""
+    async def _named(self) -> tuple[set[tuple[str, str]], int]:
+        """The (id, resource) pairs that a source names as held, and how many sources answered."""
         holdings: list[Holding] = []
         complaints = []
         try:
@@ -96,4 +114,5 @@ class Holders:
         if complaint != self._complaint and complaint:
             logger.warning("cannot tell who holds devices: %s", complaint)
         self._complaint = complaint
-        return {(id, holding.resource) for holding in holdings for id in holding.ids}, not complaints
+        named = {(id, holding.resource) for holding in holdings for id in holding.ids}
+        return named, SOURCES - len(complaints)
