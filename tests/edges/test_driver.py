@@ -310,8 +310,8 @@ NONSENSE = {
     "another call's result": 'frame:{"id": 3, "result": [[0, 201]]}',
     "a result without its parts": 'frame:{"id": 3, "result": {"stable": true}}',
     "parts of other kinds": 'frame:{"id": 3, "result": {"stable": true, "readings": [7], "usable": []}}',
-    "a list for a mapping": 'frame:{"id": 3, "result": {"stable": true, "readings": [], "usable": [], "host": '
-    '{"nodes": [], "control": null, "addresses": [], "functions": {}}, "driver_version": "", '
+    "a list for a mapping": 'frame:{"id": 3, "result": {"stable": true, "readings": [], "usable": [], '
+    '"host": {"nodes": [], "control": null, "addresses": [], "functions": {}}, "driver_version": "", '
     '"driver_release": null}}',
     "an answer without a number": 'frame:{"result": {"stable": false}}',
     "an answer to another request": 'frame:{"id": 2, "result": {"stable": false}}',
