@@ -4,6 +4,7 @@ error."""
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -540,3 +541,19 @@ def test_a_worker_dies_with_its_parent_even_in_a_call_that_hangs(machine: Machin
         assert not has_ended(worker)
         parent.kill()
         wait_until(lambda: has_ended(worker))
+
+
+async def test_a_worker_that_cannot_be_started_is_an_error_like_any_other(driver: Driver) -> None:
+    """Out of descriptors: said as such, nothing is left open, and the next request works."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        with pytest.raises(WorkerDiedError, match="no worker can be started: Too many open files"):
+            await driver.scan()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert os.dup(0) == free
+    os.close(free)
+    await scanned(driver)

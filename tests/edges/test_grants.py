@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The record of grants: whole or not at all, and never worth more than availability."""
 
+import asyncio
 import json
 import os
 import stat
@@ -24,7 +25,7 @@ def start(record: GrantRecord, *ids: str, known: frozenset[str] = ALL) -> dict[s
     """Grant the ids and start their container."""
     paths = {id: f"/dev/xpu{n}" for n, id in enumerate((A, B, C)) if id in ids}
     record.granted(paths)
-    record.started(paths, known)
+    asyncio.run(record.started(paths, known))
     return paths
 
 
@@ -41,7 +42,7 @@ def test_a_grant_is_known_at_once_and_written_when_its_container_starts(tmp_path
     record.granted({A: "/dev/xpu4"})
     assert record.paths == {A: "/dev/xpu4"}
     assert list(tmp_path.iterdir()) == []
-    record.started({A: "/dev/xpu4"}, ALL)
+    asyncio.run(record.started({A: "/dev/xpu4"}, ALL))
     assert written(tmp_path / "state") == {A: "/dev/xpu4"}
 
 
@@ -49,7 +50,7 @@ def test_later_grants_replace_earlier_ones_of_the_same_device(tmp_path: Path) ->
     record = GrantRecord(tmp_path)
     start(record, A, B)
     record.granted({A: "/dev/xpu9"})
-    record.started({A: "/dev/xpu9"}, ALL)
+    asyncio.run(record.started({A: "/dev/xpu9"}, ALL))
     assert record.paths == written(tmp_path) == {A: "/dev/xpu9", B: "/dev/xpu1"}
 
 

@@ -476,3 +476,15 @@ def test_an_identity_is_that_of_a_socket(place: Path) -> None:
     assert Identity.of(place / "nothing") is None
     (place / "file").touch()
     assert Identity.of(place / "file") is None
+
+
+async def test_a_socket_that_cannot_be_bound_is_said_once_and_tried_again(
+    kubelet: Kubelet, plugin: Plugin, caplog: pytest.LogCaptureFixture
+) -> None:
+    plugin.socket.mkdir()
+    async with plugin.run():
+        await until(lambda: "cannot bind" in caplog.text, "a complaint")
+        plugin.socket.rmdir()
+        await registered(kubelet, 1)
+        await listed(kubelet)
+    assert caplog.text.count("cannot bind") == 1

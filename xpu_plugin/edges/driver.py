@@ -7,6 +7,7 @@ cannot die. The progress word then tells which call of which device it was.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import mmap
@@ -81,31 +82,23 @@ class _Process:
     """One worker process with its socket and its progress word."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        ours, theirs = socket.socketpair()
-        progress_fd = os.memfd_create("xpu-progress")
-        try:
+        with contextlib.ExitStack() as on_failure, contextlib.ExitStack() as always:
+            ours, theirs = socket.socketpair()
+            on_failure.callback(ours.close)
+            always.callback(theirs.close)
+            progress_fd = os.memfd_create("xpu-progress")
+            always.callback(os.close, progress_fd)
             os.ftruncate(progress_fd, _WORD)
             self._progress = mmap.mmap(progress_fd, _WORD)
+            inherited = (theirs.fileno(), progress_fd)
             self._child = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "xpu_plugin.edges.worker",
-                    str(theirs.fileno()),
-                    str(progress_fd),
-                ],
-                pass_fds=(theirs.fileno(), progress_fd),
+                [sys.executable, "-P", "-m", "xpu_plugin.edges.worker", *map(str, inherited)],
+                pass_fds=inherited,
                 stdin=subprocess.DEVNULL,  # descriptor 0 must be taken: the library takes 0 for "not open"
                 stdout=subprocess.DEVNULL,  # the library prints
                 env={**os.environ, **environment},
             )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-            os.close(progress_fd)
+            on_failure.pop_all()
         ours.setblocking(False)
         self.pid = self._child.pid
         self._socket: socket.socket | None = ours
@@ -231,7 +224,10 @@ class Driver:
         if len(stuck := self._stuck()) >= MOST_STUCK:
             pids = ", ".join(str(process.pid) for process in stuck)
             raise TooManyStuckError(f"workers {pids} were killed and do not end: the driver holds them")
-        process = self._process = _Process(self._target.environment)
+        try:
+            process = self._process = _Process(self._target.environment)
+        except OSError as error:  # out of memory, descriptors or processes
+            raise WorkerDiedError(f"no worker can be started: {error.strerror}") from None
         await self._ask(process, START_SECONDS, "ready", bool)
         self._opened = await self._ask(
             process, self._call_timeout, "open", dict, paths=list(self._target.libraries)

@@ -6,6 +6,7 @@ This record is how PreStartContainer knows what that answer said. Losing it mean
 are refused until their pod is created anew; it never means that one gets a wrong device.
 """
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -29,21 +30,27 @@ class GrantRecord:
         self._written: dict[str, str] = _read(self._file)
         self.paths: dict[str, str] = dict(self._written)
         self._complained = False
+        self._writing = asyncio.Lock()
 
     def granted(self, paths: Mapping[str, str]) -> None:
         """Allocate answered; the container has not started yet."""
         self.paths.update(paths)
 
-    def started(self, paths: Mapping[str, str], known: Container[str]) -> None:
+    async def started(self, paths: Mapping[str, str], known: Container[str]) -> None:
         """A container starts with these: write them down, if they are not yet, and forget ids not `known`.
 
         A directory that cannot be written is complained of once and costs no more than the record.
         """
-        wanted = {id: path for id, path in {**self._written, **paths}.items() if id in known}
-        if all(self._written.get(id) == path for id, path in paths.items()):
-            return
+        async with self._writing:
+            if all(self._written.get(id) == path for id, path in paths.items()):
+                return
+            wanted = {id: path for id, path in {**self._written, **paths}.items() if id in known}
+            await self._write(wanted)
+
+    async def _write(self, wanted: dict[str, str]) -> None:
+        text = json.dumps({"grants": wanted}, indent=1, sort_keys=True)
         try:
-            _replace(self._file, json.dumps({"grants": wanted}, indent=1, sort_keys=True))
+            await asyncio.to_thread(_replace, self._file, text)  # a disk may take its time
         except OSError as error:
             if not self._complained:
                 logger.warning(

@@ -207,7 +207,10 @@ class Endpoint:
         if not self._lock.held():
             await self._lock.acquire()
         if self._server is None or Identity.of(self._path) != self._bound:
-            await self._serve()
+            try:
+                await self._serve()
+            except (OSError, RuntimeError) as error:  # the latter is what gRPC raises
+                return f"cannot bind {self._path}: {error}"
         request = api.RegisterRequest(
             version=VERSION,
             endpoint=self._name,

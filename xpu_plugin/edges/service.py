@@ -136,7 +136,7 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
             )
         except Refusal as refusal:
             await self._refuse(context, "container start", refusal)
-        self._record.started(paths, inventory.entries)
+        await self._record.started(paths, inventory.entries)
         return api.PreStartContainerResponse()
 
     # --- within ---------------------------------------------------------------------------------
