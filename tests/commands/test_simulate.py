@@ -71,9 +71,9 @@ def test_the_environment_says_where(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ("init --cards x", "argument --cards: 'x'; accepted: a whole number 0..8192"),
-        ("init --major 512", "argument --major: '512'; accepted: a whole number 1..511"),
-        ("init --model R201", "argument --model: invalid choice: 'R201' (choose from "),
+        ("init --cards x", "--cards: 'x'; accepted: a whole number 0..8192"),
+        ("init --major 512", "--major: '512'; accepted: a whole number 1..511"),
+        ("init --model R201", "--model: invalid choice: 'R201' (choose from "),
         ("init --sysfs-root /sys", "sysfs-root '/sys'; accepted: a directory that is not below /sys"),
         ("init --car 3", "unrecognized arguments: --car 3"),
         ("set card 0 state=x", "state of card: 'x'; accepted: numbers, by commas, 0..9999"),
@@ -85,7 +85,7 @@ def test_the_environment_says_where(
         ("set fault function=xpumlInit", "fault needs action="),
         ("set remove card 9", "there is no card 9"),
         ("set", "the following arguments are required: WHAT"),
-        ("paint", "argument {init,set,show,remove}: invalid choice: 'paint'"),
+        ("paint", "{init,set,show,remove}: invalid choice: 'paint'"),
     ],
 )
 def test_bad_input_is_status_2_and_one_line(

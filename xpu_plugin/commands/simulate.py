@@ -5,8 +5,9 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
 
+from xpu_plugin import config
+from xpu_plugin.config import Parser, UsageError
 from xpu_plugin.simulation.machine import HostError, Machine, MachineError, cards
 
 
@@ -16,7 +17,7 @@ MODELS = (
 MAX_CARDS = 8192
 FREE_MAJOR = 240
 MAX_MAJOR = 511
-PROGRAM = "xpu-device-plugin simulate"
+PROGRAM = f"{config.PROGRAM} simulate"
 WHAT_TO_SET = """\
 what to change, one of
   KEY=VALUE...               settings of the machine, such as quirks=off
@@ -25,15 +26,6 @@ what to change, one of
   process KEY=VALUE...       a process on a card, such as pid=4711 card=0 memory=512
   remove card K              pull a card out
   clear faults | processes   all of them"""
-
-
-class _UsageError(Exception):
-    pass
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise _UsageError(message)
 
 
 def _number(low: int, high: int) -> Callable[[str], int]:
@@ -45,8 +37,8 @@ def _number(low: int, high: int) -> Callable[[str], int]:
     return number
 
 
-def _parser() -> _Parser:
-    parser = _Parser(prog=PROGRAM, allow_abbrev=False, description=__doc__.partition(": ")[2])
+def _parser() -> Parser:
+    parser = Parser(prog=PROGRAM, description=__doc__.partition(": ")[2])
     commands = parser.add_subparsers(dest="command", required=True, metavar="{init,set,show,remove}")
     texts = {
         "init": "write a new machine, with device nodes and all",
@@ -57,7 +49,6 @@ def _parser() -> _Parser:
     for command, text in texts.items():
         sub = commands.add_parser(
             command,
-            allow_abbrev=False,
             help=text,
             description=text,
             formatter_class=argparse.RawTextHelpFormatter,
@@ -106,7 +97,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 def _pairs(words: list[str]) -> dict[str, str]:
     for word in words:
         if not word.partition("=")[1]:
-            raise _UsageError(f"'{word}'; accepted: KEY=VALUE")
+            raise UsageError(f"'{word}'; accepted: KEY=VALUE")
     return {key: value for key, _, value in (word.partition("=") for word in words)}
 
 
@@ -126,7 +117,7 @@ def _set(machine: Machine, words: list[str]) -> None:
         case [first, *_] if "=" in first:
             machine.set(_pairs(words))
         case _:
-            raise _UsageError(
+            raise UsageError(
                 f"'{' '.join(words)}'; accepted: KEY=VALUE..., card K KEY=VALUE..., fault KEY=VALUE..., "
                 "process KEY=VALUE..., remove card K, clear faults, clear processes"
             )
@@ -152,7 +143,7 @@ def main(arguments: list[str]) -> int:
     """Run the sub-command. 0; 2 for bad input; 1 when this host cannot have such a machine."""
     try:
         _run(arguments)
-    except (_UsageError, argparse.ArgumentTypeError, MachineError) as error:
+    except (UsageError, argparse.ArgumentTypeError, MachineError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1 if isinstance(error, HostError) else 2
     return 0
