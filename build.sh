@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# Build the container image with docker, podman or buildah, whichever is there.
+# Build the container image with docker, podman or buildah: the first that is installed and works.
 #
 #   ./build.sh [IMAGE]            default kunlunxpu/xpu-device-plugin:v1.0.0
 #
@@ -10,10 +10,12 @@ set -eu
 cd "$(dirname "$0")"
 image=${1:-kunlunxpu/xpu-device-plugin:v1.0.0}
 for tool in docker podman buildah; do
-    if command -v "$tool" >/dev/null 2>&1; then
+    # `info` fails also where docker's client is, but no engine.
+    if "$tool" info >/dev/null 2>&1; then
+        echo "building $image with $tool"
         # shellcheck disable=SC2086 - several arguments are wanted
         exec "$tool" build ${BUILD_ARGS:-} -t "$image" -f docker/Dockerfile .
     fi
 done
-echo "build.sh: needs docker, podman or buildah; none of them is installed" >&2
+echo "build.sh: needs docker, podman or buildah; none of them is installed and working" >&2
 exit 1
