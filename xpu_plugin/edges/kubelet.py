@@ -153,6 +153,7 @@ class Endpoint:
         registered: Identity | None = None  # the kubelet life we are known to
         seen: Identity | None = None  # the one that was there when last looked at
         opened_at: float | None = None  # since when a stream is open
+        asked: tuple[Identity | None, float] = (None, 0.0)  # whom we asked last, and when
         try_at = idle_since = time.monotonic()
         again = self._delays(*AGAIN_SECONDS)
         refused = self._delays(*_REFUSED_SECONDS)
@@ -170,6 +171,8 @@ class Endpoint:
                 opened_at, idle_since, try_at = None, now, now + next(again)
 
             kubelet = Identity.of(self._kubelet)
+            if opened_at is not None and asked[0] == kubelet and opened_at >= asked[1]:
+                registered = kubelet  # it dialled back, whatever became of its answer
             if kubelet != seen:
                 seen, idle_since, try_at = kubelet, now, now
                 refused = self._delays(*_REFUSED_SECONDS)
@@ -178,6 +181,7 @@ class Endpoint:
                     complaint = f"waiting for the kubelet's socket {self._kubelet}"
                     logger.info("%s", complaint)
             elif now >= try_at and (kubelet != registered or not streaming):
+                asked = (kubelet, now)
                 trouble = await self._register()
                 now = time.monotonic()
                 if trouble is None:
@@ -229,14 +233,16 @@ class Endpoint:
     async def _serve(self) -> None:
         """Bind anew. The old server goes first: when it stops it unlinks its path, whoever bound it."""
         await self._stop()
-        self._service.reopen()
         self._path.unlink(missing_ok=True)
         server = grpc.aio.server()
         api_grpc.add_DevicePluginServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
         server.add_insecure_port(f"unix://{self._path}")
         self._path.chmod(0o600)
+        bound = Identity.of(self._path)
+        if bound is None:
+            raise FileNotFoundError("it was deleted at once")
         await server.start()
-        self._server, self._bound = server, Identity.of(self._path)
+        self._server, self._bound = server, bound
 
     async def _stop(self) -> None:
         if self._server is None:

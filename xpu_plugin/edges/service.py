@@ -50,7 +50,7 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
         on_grant: Callable[[Collection[str]], None],
     ) -> None:
         self.resource = resource
-        self.streams = 0
+        self._streams: set[object] = set()
         self.streams_changed = asyncio.Event()
         self._current = current
         self._beyond = beyond
@@ -59,13 +59,15 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
         self._on_grant = on_grant
         self._closing = asyncio.Event()
 
-    def close(self) -> None:
-        """End all streams cleanly; the kubelet sees an end, not an error."""
-        self._closing.set()
+    @property
+    def streams(self) -> int:
+        """How many streams are open; those that were closed from here do not count, ended or not."""
+        return len(self._streams)
 
-    def reopen(self) -> None:
-        """Take streams again, on a socket bound anew."""
-        self._closing = asyncio.Event()
+    def close(self) -> None:
+        """End all streams cleanly; the kubelet sees an end, not an error. Take new ones, on a new socket."""
+        self._closing.set()
+        self._closing, self._streams = asyncio.Event(), set()
 
     # --- the service ----------------------------------------------------------------------------
 
@@ -78,9 +80,11 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
         self, request: api.Empty, context: Context
     ) -> AsyncIterator[api.ListAndWatchResponse]:
         """The list at once, then again whenever it is another one; a slow reader skips what came between."""
-        self._count_stream(1)
+        stream, streams, closing = object(), self._streams, self._closing
+        streams.add(stream)
+        self.streams_changed.set()
         try:
-            sent, generation, closing = None, 0, self._closing
+            sent, generation = None, 0
             while (inventory := await self._next(generation, closing)) is not None:
                 generation = inventory.generation
                 answer = listing(inventory.of(self.resource))
@@ -88,7 +92,8 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
                     yield answer
                     sent = answer
         finally:
-            self._count_stream(-1)
+            streams.discard(stream)
+            self.streams_changed.set()
 
     async def Allocate(  # noqa: N802
         self, request: api.AllocateRequest, context: Context
@@ -161,10 +166,6 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
         finally:
             picture.cancel()
             closed.cancel()
-
-    def _count_stream(self, change: int) -> None:
-        self.streams += change
-        self.streams_changed.set()
 
     async def _refuse(self, context: Context, what: str, refusal: Refusal) -> NoReturn:
         logger.warning("%s refused resource=%s: %s", what, self.resource, refusal)

@@ -337,6 +337,8 @@ def identify(scan: Scan, before: Found | None = None) -> Found:
         located[address].append((reading, node))
 
     cards = _Cards(scan.host.functions, {address: own[0][0] for address, own in located.items()}, devices)
+    # A card that is silent since it was split: its VFs tell.
+    devices = [device for device in devices if device.kind is Kind.PF or device.address not in cards.with_vfs]
     devices += [
         cards.device(address, reading, node, shared=len(own) > 1)
         for address, own in located.items()
@@ -355,6 +357,12 @@ def identify(scan: Scan, before: Found | None = None) -> Found:
     )
 
 
+def _still(device: Device, functions: Mapping[str, Function]) -> bool:
+    """Whether a card is split as it was when the device was found, as far as sysfs tells."""
+    number = functions.get(device.card, Function()).num_vfs
+    return number is None or (device.split == f"of{number}" if number else not device.split.startswith("of"))
+
+
 def _without_node(index: int, numbers: Mapping[int, int]) -> str:
     if index in numbers:
         return f"device index {index}: no node /dev/xpu{numbers[index]}"
@@ -370,7 +378,7 @@ def _known(reading: Reading, node: Node, scan: Scan, before: Mapping[Node, Devic
     if device is None or reading.arch is not None:
         return None
     address = reading.pci or scan.host.addresses.get(node.number)
-    if address not in (None, device.address):
+    if address not in (None, device.address) or not _still(device, scan.host.functions):
         return None
     failure = _last_failure(reading) if reading.state is None else None
     return replace(device, index=reading.index, state=reading.state, failure=failure)
@@ -396,6 +404,7 @@ class _Cards:
         self._split = {address for address in readings if self._is_pf(address)}
         self._split |= {device.address for device in known if device.kind is Kind.PF}
         self._parents = {address: card for address in readings if (card := self._parent(address))}
+        self.with_vfs = frozenset(self._parents.values())
         self._vfs = Counter(self._parents.values())
         self._vfs.update(device.card for device in known if device.kind is Kind.VF)
 

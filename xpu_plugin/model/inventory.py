@@ -58,7 +58,7 @@ def held_otherwise(
         ours |= {resource_name(device, base=base, per_profile=True) for base in tuple(ours)}
     return {
         id: resource
-        for id, resource in held
+        for id, resource in sorted(held)
         if resource in ours
         and (is_old(id) or (id in devices and policy.resource_of(devices[id]) != resource))
     }
@@ -144,14 +144,20 @@ class Inventory:
 
 def entries(facts: Facts, policy: Policy) -> dict[str, Entry]:
     """What is offered. Equal facts and policy give equal entries; ids are unique."""
-    present = {device.node.number for device in facts.devices.values()}
+    known = {**facts.lost, **facts.devices}
+    # Who has N now, else the first of the lost devices that had it one after the other.
+    at = {
+        device.node.number: own
+        for devices in (facts.lost, facts.devices)
+        for own, device in sorted(devices.items(), reverse=True)
+    }
     offered = {}
-    for own, device in sorted({**facts.lost, **facts.devices}.items()):
+    for own, device in sorted(known.items()):
         if not policy.offers(device):
             continue
         lost = own not in facts.devices
         old = str(device.node.number)
-        id = old if old in facts.held and not (lost and device.node.number in present) else own
+        id = old if old in facts.held and at[device.node.number] == own else own
         offered[id] = Entry(
             id=id,
             resource=facts.held.get(id, policy.resource_of(device)),

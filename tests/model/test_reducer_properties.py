@@ -1,0 +1,557 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reducer and its readers under any history of a node: cards that come, go, are split and move, sweeps,
+containers that hold devices under old names. Checked after every step, and at every reader."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import permutations
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import TypeVar, cast
+
+import pytest
+from hypothesis import Phase, given, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.builders import (
+    CARD_KINDS,
+    CONTROL,
+    CardKind,
+    Seat,
+    Truth,
+    device,
+    found,
+    node,
+    reading,
+    scan,
+    seats_of,
+)
+from xpu_plugin.edges.grants import GrantRecord
+from xpu_plugin.edges.service import Context, DevicePluginService, listing
+from xpu_plugin.loops.picture import NEVER, Picture
+from xpu_plugin.model.devices import Device, Found, Function, Kind, identify, matches
+from xpu_plugin.model.health import HEALTHY, LIBRARY_GONE, NOT_ANSWERING, Health
+from xpu_plugin.model.inventory import (
+    FORMER_RESOURCE,
+    Facts,
+    Inventory,
+    Policy,
+    after_scan,
+    after_verdicts,
+    entries,
+    held_otherwise,
+    is_old,
+)
+from xpu_plugin.proto import deviceplugin_pb2 as api
+
+
+BUSES = (0x3B, 0x3C, 0x5E, 0xAF)
+KINDS = st.sampled_from(CARD_KINDS)
+VERDICTS = st.sampled_from([HEALTHY, Health("state-error", "state 207"), NOT_ANSWERING, LIBRARY_GONE])
+BASES = ("baidu.com/xpu", "example.com/card")
+FOREIGN = "nvidia.com/gpu"
+T = TypeVar("T")
+ROUNDS = 25  # of the event loop, until every reader that may go on waits again
+
+
+@pytest.fixture(autouse=True)
+def silent() -> Iterator[None]:
+    """Thousands of histories tell thousands of events."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+# --- readers ------------------------------------------------------------------------------------------
+
+
+def turned(values: Mapping[str, T]) -> dict[str, T]:
+    """The same in another order."""
+    return dict(reversed(list(values.items())))
+
+
+class Follower:
+    """Reads pictures by `beyond`, each time with the generation it saw last; only when let."""
+
+    def __init__(self, picture: Picture) -> None:
+        self.seen: list[Inventory] = []
+        self.gate = asyncio.Event()
+        self.task = asyncio.ensure_future(self._run(picture))
+
+    async def _run(self, picture: Picture) -> None:
+        generation = NEVER
+        while True:
+            await self.gate.wait()
+            inventory = await picture.beyond(generation)
+            assert not self.seen or inventory.generation > self.seen[-1].generation
+            generation = inventory.generation
+            self.seen.append(inventory)
+
+
+class Stream:
+    """The kubelet's end of a ListAndWatch stream without a socket; reads only when let, as gRPC asks for the
+    next list only when the last one has been taken."""
+
+    def __init__(self, service: DevicePluginService) -> None:
+        self.service = service
+        self.sent: list[api.ListAndWatchResponse] = []
+        self.gate = asyncio.Event()
+        self.task = asyncio.ensure_future(self._run())
+
+    async def _run(self) -> None:
+        lists = cast(
+            "AsyncGenerator[api.ListAndWatchResponse]",
+            self.service.ListAndWatch(api.Empty(), cast("Context", SimpleNamespace())),
+        )
+        async with aclosing(lists):
+            async for answer in lists:
+                assert not self.sent or answer != self.sent[-1], "sent without a change"
+                self.sent.append(answer)
+                await self.gate.wait()
+
+
+# --- the machine --------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Card:
+    """A card in a slot, and N of its nodes in the order of its seats."""
+
+    kind: CardKind
+    vfs: int
+    numbers: tuple[int, ...] = ()
+
+
+class Node(RuleBasedStateMachine):
+    """A node's true hardware, and the plugin's picture of it by scans, sweeps and looks at holders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.slots: dict[int, Card] = {}
+        self.seen = Found(devices={})
+        self.published: list[Inventory] = []
+        self.followers: list[Follower] = []
+        self.streams: list[Stream] = []
+
+    @initialize(
+        base=st.sampled_from(BASES),
+        per_profile=st.booleans(),
+        deny=st.sets(st.sampled_from(BUSES), max_size=1),
+        cards=st.dictionaries(st.sampled_from(BUSES), KINDS, min_size=1),
+    )
+    def start(self, base: str, per_profile: bool, deny: set[int], cards: dict[int, CardKind]) -> None:
+        self.policy = Policy(
+            resource=base, per_profile=per_profile, deny=tuple(f"0000:{bus:02X}:00.0" for bus in deny)
+        )
+        self.picture = Picture(self.policy)
+        for bus, kind in cards.items():
+            self.slots[bus] = Card(kind, 0)
+            self._number(bus)
+        self.in_loop(self._open_first)
+
+    def _open_first(self) -> None:
+        self.followers = [Follower(self.picture), Follower(self.picture)]
+        self.followers[0].gate.set()
+        self.streams = [Stream(self._service(self.policy.resource)), Stream(self._service(FORMER_RESOURCE))]
+        self.streams[0].gate.set()
+
+    def _service(self, resource: str) -> DevicePluginService:
+        return DevicePluginService(
+            resource,
+            current=lambda: self.picture.current,
+            beyond=self.picture.beyond,
+            node=lambda _: None,
+            record=GrantRecord(Path("/nonexistent")),
+            on_grant=lambda _: None,
+        )
+
+    def in_loop(self, action: Callable[[], object] = lambda: None) -> None:
+        """Do it on the event loop, and let whoever may go on go on until they wait."""
+
+        async def run() -> None:
+            action()
+            for _ in range(ROUNDS):
+                await asyncio.sleep(0)
+
+        self.loop.run_until_complete(run())
+
+    # --- the hardware ---
+
+    def seats(self) -> list[Seat]:
+        """The truth; minors follow the slots, so that halves keep theirs."""
+        seats: list[Seat] = []
+        for place, (bus, card) in enumerate(sorted(self.slots.items())):
+            own = seats_of(card.kind, bus, card.vfs, 16 * place)
+            seats += [replace(seat, number=number) for seat, number in zip(own, card.numbers, strict=True)]
+        return seats
+
+    def _number(self, bus: int) -> None:
+        """Give a card's nodes the lowest free N, as the driver does."""
+        card = self.slots[bus]
+        taken = {number for other, own in self.slots.items() if other != bus for number in own.numbers}
+        free = [number for number in range(64) if number not in taken]
+        card.numbers = tuple(free[: len(seats_of(card.kind, bus, card.vfs, 0))])
+
+    @rule(bus=st.sampled_from(BUSES), kind=KINDS)
+    def plug(self, bus: int, kind: CardKind) -> None:
+        if bus not in self.slots:
+            self.slots[bus] = Card(kind, 0)
+            self._number(bus)
+
+    @precondition(lambda self: self.slots)
+    @rule(data=st.data())
+    def pull(self, data: st.DataObject) -> None:
+        del self.slots[data.draw(st.sampled_from(sorted(self.slots)), "pulled")]
+
+    @precondition(lambda self: any(card.kind.sriov for card in self.slots.values()))
+    @rule(data=st.data(), vfs=st.integers(0, 3))
+    def split(self, data: st.DataObject, vfs: int) -> None:
+        able = sorted(bus for bus, card in self.slots.items() if card.kind.sriov)
+        bus = data.draw(st.sampled_from(able), "split")
+        self.slots[bus].vfs = vfs
+        self._number(bus)
+
+    @precondition(lambda self: self.slots)
+    @rule(random=st.randoms(use_true_random=False), spread=st.integers(0, 3))
+    def move(self, random: Random, spread: int) -> None:
+        """The driver was loaded anew: every N is another one."""
+        count = sum(len(card.numbers) for card in self.slots.values())
+        numbers = random.sample(range(count + spread), count)
+        for card in self.slots.values():
+            card.numbers, numbers = tuple(numbers[: len(card.numbers)]), numbers[len(card.numbers) :]
+
+    # --- what the plugin does ---
+
+    def submit(self, change: Callable[[Facts], Facts]) -> None:
+        before, facts = self.picture.current, self.picture.facts
+        self.in_loop(partial(self.picture.submit, change))
+        after = self.picture.current
+        assert after is not None
+        assert after.entries == entries(self.picture.facts, self.policy)
+        if before is None:
+            assert after.generation == NEVER + 1
+        else:
+            same = (before.entries, before.control) == (after.entries, after.control)
+            assert after.generation == before.generation + (not same)
+            assert (after is before) is same
+        if self.picture.facts == facts and before is not None:
+            assert after is before, "equal facts are an equal picture"
+        if after is not before:
+            self.published.append(after)
+
+    @rule(data=st.data(), forget=st.booleans(), blind=st.booleans(), control=st.sampled_from([CONTROL, None]))
+    def scan(self, data: st.DataObject, forget: bool, blind: bool, control: int | None) -> None:
+        """A scan; with some nodes that cannot be opened, if `blind`."""
+        truth = Truth(tuple(self.seats()))
+        hidden = (
+            data.draw(st.sets(st.sampled_from(sorted(truth.by_number))), "hidden")
+            if blind and truth.seats
+            else set()
+        )
+        sight = truth.scan(unreadable=hidden)
+        sight = replace(
+            sight,
+            readings=tuple(replace(own, arch=2) for own in sight.readings),
+            host=replace(sight.host, control=control),
+        )
+        self.seen = identify(sight, self.seen)
+        note(f"found {sorted(self.seen.devices)}")
+        expected = {seat.id for seat in truth.seats if seat.number not in hidden}
+        assert set(self.seen.devices) == expected, self.seen.problems
+        known = {**self.picture.facts.lost, **self.picture.facts.devices}
+        self.submit(lambda facts: after_scan(facts, self.seen, forget=forget))
+        now = {own.card: own.split for own in self.seen.devices.values()}
+        vanished = {id for id, own in known.items() if now.get(own.card, own.split) == own.split} - expected
+        assert set(self.picture.facts.lost) == (set() if forget else vanished)
+
+    @precondition(lambda self: self.picture.facts.devices)
+    @rule(data=st.data())
+    def sweep(self, data: st.DataObject) -> None:
+        ids = st.sampled_from(sorted(self.picture.facts.devices))
+        verdicts = data.draw(st.dictionaries(ids, VERDICTS), "verdicts")
+        self.submit(partial(after_verdicts, verdicts=verdicts))
+
+    @precondition(lambda self: self.picture.current)
+    @rule(data=st.data(), keep=st.booleans())
+    def look(self, data: st.DataObject, keep: bool) -> None:
+        """Somebody holds devices: by old id or by own id, under our names, former ones and others'."""
+        devices = self.picture.facts.devices
+        names = {*BASES, FOREIGN}
+        names |= {self.policy.resource.split("/")[0] + "/" + device.model for device in devices.values()}
+        ids = {str(number) for number in range(8)} | set(devices) | set(self.picture.facts.held)
+        holding = data.draw(
+            st.dictionaries(st.sampled_from(sorted(ids)), st.sampled_from(sorted(names)), max_size=6), "held"
+        )
+        present = held_otherwise(holding.items(), devices, self.policy)
+        assert FOREIGN not in present.values()
+        self.submit(lambda facts: replace(facts, held={**(facts.held if keep else {}), **present}))
+
+    # --- readers come, go, sleep and wake ---
+
+    @precondition(lambda self: len(self.streams) < 6)
+    @rule(data=st.data(), slow=st.booleans())
+    def open_stream(self, data: st.DataObject, slow: bool) -> None:
+        current = self.picture.current
+        resources = {self.policy.resource, FORMER_RESOURCE} | (current.resources if current else set())
+        resource = data.draw(st.sampled_from(sorted(resources)), "resource")
+
+        def open() -> None:
+            self.streams.append(Stream(self._service(resource)))
+            if not slow:
+                self.streams[-1].gate.set()
+
+        self.in_loop(open)
+
+    @precondition(lambda self: len(self.streams) > 2)
+    @rule(data=st.data())
+    def cut_stream(self, data: st.DataObject) -> None:
+        stream = data.draw(st.sampled_from(self.streams[2:]), "cut")
+        self.streams.remove(stream)
+        stream.task.cancel()
+        self.in_loop()
+        assert stream.service.streams == 0
+
+    @precondition(lambda self: self.streams)
+    @rule(data=st.data())
+    def turn(self, data: st.DataObject) -> None:
+        """A reader falls asleep, or wakes."""
+        readers: list[Follower | Stream] = [*self.followers, *self.streams]
+        gate = readers[data.draw(st.integers(0, len(readers) - 1), "reader")].gate
+        self.in_loop(gate.clear if gate.is_set() else gate.set)
+
+    # --- what always holds ---
+
+    @invariant()
+    def ids_are_unique_and_a_device_is_offered_once(self) -> None:
+        if (current := self.picture.current) is None:
+            return
+        assert all(id == entry.id for id, entry in current.entries.items())
+        devices = [entry.device.id for entry in current.entries.values()]
+        assert len(set(devices)) == len(devices)
+        here = [entry.device for entry in current.entries.values() if entry.device.id in self.seen.devices]
+        assert len({device.path for device in here}) == len(here)
+        assert sum(len(current.of(resource)) for resource in current.resources) == len(current.entries)
+
+    @invariant()
+    def a_card_is_offered_in_one_way_only(self) -> None:
+        """Whole, by its halves, or by the VFs of one split, and never so and beside it as it was before."""
+        if (current := self.picture.current) is None:
+            return
+        splits: dict[str, set[str]] = {}
+        for entry in current.entries.values():
+            splits.setdefault(entry.device.card, set()).add(entry.device.split)
+        assert all(len(own) == 1 for own in splits.values()), splits
+
+    @invariant()
+    def nothing_is_offered_that_must_not_be(self) -> None:
+        if (current := self.picture.current) is None:
+            return
+        for entry in current.entries.values():
+            assert entry.device.kind is not Kind.PF
+            assert not matches(entry.device, self.policy.deny)
+            assert entry.health.healthy <= (entry.device.id in self.seen.devices), "what vanished is healthy"
+            assert entry.resource != FOREIGN
+
+    @invariant()
+    def present_devices_are_all_offered_and_as_they_are_held(self) -> None:
+        if (current := self.picture.current) is None:
+            return
+        held = self.picture.facts.held
+        shown = {entry.device.id: entry for entry in current.entries.values()}
+        for own, present in self.seen.devices.items():
+            if not self.policy.offers(present):
+                assert own not in shown
+                continue
+            old = str(present.node.number)
+            if old in held:
+                assert (shown[own].id, shown[own].resource) == (old, held[old])
+            elif own in held:
+                assert (shown[own].id, shown[own].resource) == (own, held[own])
+            else:
+                assert (shown[own].id, shown[own].resource) == (own, self.policy.resource_of(present))
+
+    @invariant()
+    def equal_facts_give_equal_entries(self) -> None:
+        facts = self.picture.facts
+        other = replace(
+            facts,
+            devices=turned(facts.devices),
+            lost=turned(facts.lost),
+            verdicts=turned(facts.verdicts),
+            held=turned(facts.held),
+        )
+        assert list(entries(other, self.policy).items()) == list(entries(facts, self.policy).items())
+
+    @invariant()
+    def what_was_published_stays_as_it_was(self) -> None:
+        """Generations count one by one, and neighbours differ."""
+        assert [own.generation for own in self.published] == [*range(1, len(self.published) + 1)]
+
+    @invariant()
+    def readers_that_may_read_have_read_the_last(self) -> None:
+        """Those that sleep have read something that was true once, and never anything twice."""
+        current = self.picture.current
+        for follower in self.followers:
+            assert not follower.task.done(), follower.task
+            assert all(own is self.published[own.generation - 1] for own in follower.seen)
+            if follower.gate.is_set() and current:
+                assert follower.seen[-1] is current
+        for stream in self.streams:
+            assert not stream.task.done(), stream.task
+            if current is None:
+                assert stream.sent == []
+            else:
+                assert stream.sent
+            if stream.gate.is_set() and current:
+                assert stream.sent[-1] == listing(current.of(stream.service.resource))
+
+    def teardown(self) -> None:
+        """All readers awake have the last picture; closed, every stream ends and no task stays."""
+
+        def wake() -> None:
+            readers: list[Follower | Stream] = [*self.followers, *self.streams]
+            for reader in readers:
+                reader.gate.set()
+
+        def close() -> None:
+            for stream in self.streams:
+                stream.service.close()
+            for follower in self.followers:
+                follower.task.cancel()
+
+        try:
+            self.in_loop(wake)
+            self.readers_that_may_read_have_read_the_last()
+            self.in_loop(close)
+            assert all(stream.task.done() and not stream.task.exception() for stream in self.streams)
+            assert not asyncio.all_tasks(self.loop)
+        finally:
+            for task in asyncio.all_tasks(self.loop):
+                task.cancel()
+            self.in_loop()
+            self.loop.close()
+
+
+class Memory(Node):
+    """The same, and nothing that was offered may leave the list for another reason than it is allowed to."""
+
+    @invariant()
+    def all_that_is_known_is_listed(self) -> None:
+        """A vanished device stays listed until it is forgotten or its card is split anew."""
+        if (current := self.picture.current) is None:
+            return
+        facts = self.picture.facts
+        known = {**facts.lost, **facts.devices}
+        wanted = {id for id, device in known.items() if self.policy.offers(device)}
+        assert {entry.device.id for entry in current.entries.values()} == wanted
+
+
+def run(machine: type[Node], examples: int) -> None:
+    """What fails is told as it was found: making it small takes minutes here, and the steps are few."""
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=30,
+            phases=(Phase.explicit, Phase.reuse, Phase.generate),
+            report_multiple_bugs=False,
+        ),
+    )
+
+
+def test_any_history_leaves_a_true_picture_and_every_reader_with_it() -> None:
+    """Ids are unique, each device is offered at most once and only as it may be, generations count changes,
+    and whoever reads ends with the last picture."""
+    run(Node, 150)
+
+
+def test_in_any_history_nothing_leaves_the_list_unless_it_was_forgotten_or_split_anew() -> None:
+    """The kubelet must not forget that a vanished device is taken."""
+    run(Memory, 100)
+
+
+# --- single laws --------------------------------------------------------------------------------------
+
+A, B, C = (f"0000:{bus}:00.0" for bus in ("3b", "3c", "5e"))
+POLICY = Policy(resource="baidu.com/xpu")
+
+
+def test_two_vanished_devices_that_had_one_node_after_each_other_both_stay_listed() -> None:
+    """A container holds "2". A was /dev/xpu2 and vanished, B was given that number and vanished, too."""
+    facts = replace(Facts(), held={"2": FORMER_RESOURCE})
+    for devices in ([device(A, number=2)], [device(B, number=2)], []):
+        facts = after_scan(facts, found(*devices))
+    offered = entries(facts, POLICY)
+    assert {entry.device.id for entry in offered.values()} == {A, B}
+
+
+def test_a_card_that_is_mute_just_after_it_was_split_is_not_offered_beside_its_vfs() -> None:
+    """The library fails for the PF in the scan that finds its VFs; sysfs says that it has some. What an
+    earlier scan knew of it, a whole card, is no longer true."""
+    vf = "0000:3b:01.0"
+    whole = identify(scan([reading(0, A)], nodes=[node(0)], addresses={0: A}))
+    assert set(whole.devices) == {A}
+    mute = reading(0, None, model=None, arch=None, memory_bytes=None, mode=None, state=None)
+    sight = scan(
+        [mute, reading(1, vf, model=201, mode=0)],
+        nodes=[node(0), node(1)],
+        addresses={0: A, 1: vf},
+        functions={A: Function(device=0x3684, num_vfs=1), vf: Function(device=0x3685, physfn=A)},
+    )
+    facts = after_scan(after_scan(Facts(), whole), identify(sight, whole))
+    assert set(entries(facts, POLICY)) == {f"{vf}-of1"}
+
+
+@given(
+    holding=st.sets(
+        st.tuples(st.sampled_from(["0", "1", A, B]), st.sampled_from([*BASES, "baidu.com/R200", FOREIGN])),
+        max_size=4,
+    ),
+    per_profile=st.booleans(),
+)
+def test_what_is_held_otherwise_does_not_depend_on_the_order_of_being_told(
+    holding: set[tuple[str, str]], per_profile: bool
+) -> None:
+    """Nor on what was held before being told in another order: sources answer in any order."""
+    policy = replace(POLICY, per_profile=per_profile)
+    devices = {A: device(A), B: device(B, number=1)}
+    answers = [held_otherwise(order, devices, policy) for order in permutations(sorted(holding))]
+    assert all(answer == answers[0] for answer in answers)
+
+
+@given(
+    numbers=st.permutations(range(3)),
+    held=st.dictionaries(st.sampled_from(["0", "1", "2"]), st.just(FORMER_RESOURCE)),
+)
+def test_an_old_id_is_whoever_has_that_node_now(numbers: list[int], held: Mapping[str, str]) -> None:
+    """Old ids are N of the node: after a renumbering they name other devices."""
+    cards: list[Device] = [device(id, number=number) for id, number in zip((A, B, C), numbers, strict=True)]
+    facts = replace(after_scan(Facts(), found(*cards)), held=held)
+    offered = entries(facts, POLICY)
+    assert {id for id in offered if is_old(id)} == set(held)
+    assert all(offered[id].device.path == f"/dev/xpu{id}" for id in held)
+
+
+@pytest.mark.parametrize("forget", [False, True])
+def test_a_submit_of_the_same_scan_again_is_no_news(forget: bool) -> None:
+    picture = Picture(POLICY)
+    sight = found(device(A), device(B, number=1))
+    picture.submit(lambda facts: after_scan(facts, sight))
+    first = picture.current
+    for _ in range(3):
+        picture.submit(lambda facts: after_scan(facts, sight, forget=forget))
+    assert picture.current is first
