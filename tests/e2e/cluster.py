@@ -20,6 +20,8 @@ KUBECTL_SECONDS = 30
 STATUS_SECONDS = 45
 """For news to reach the API server: several of the kubelet's node status periods (10 s by default)."""
 POD_SECONDS = 60
+RESTART_SECONDS = 45
+"""For a container to start again. The first time it does so at once; this is for a kubelet that is busy."""
 
 # PID 1 ignores signals it has no trap for; this one leaves on SIGTERM, so a test can make it end.
 WAIT_FOR_EVER = "trap 'exit 0' TERM; while :; do sleep 3600 & wait; done"
@@ -110,13 +112,22 @@ class Cluster:
         }
         return Amount(*(int(match[1]) if match else 0 for match in found.values()))
 
-    def wait_for_allocatable(self, count: int, *, seconds: float = STATUS_SECONDS) -> Amount:
+    def wait_for_allocatable(self, count: int) -> Amount:
         """Wait until the node's status offers so many devices."""
         return wait_until(
             f"node {self.node} shows {count} {RESOURCE} in Allocatable",
             self.amount,
             lambda amount: amount.allocatable == count,
-            seconds=seconds,
+            seconds=STATUS_SECONDS,
+        )
+
+    def wait_for_amount(self, amount: Amount) -> None:
+        """Wait until the node's status says so."""
+        wait_until(
+            f"node {self.node} shows {amount}",
+            self.amount,
+            lambda seen: seen == amount,
+            seconds=STATUS_SECONDS,
         )
 
     def create_pod(self, name: str, *, devices: int) -> "Pod":
@@ -186,8 +197,23 @@ class Pod:
         with contextlib.suppress(KubectlError):  # the shell that says it may end with its container
             self.execute("kill -TERM 1")
 
+    def restart_container(self) -> None:
+        """Let the container exit and wait until the kubelet has started it again."""
+        before = self.state().container
+        self.end_container()
+        wait_until(
+            f"the container of pod {self.name} runs again",
+            self.state,
+            lambda state: state.running and state.container != before,
+            seconds=RESTART_SECONDS,
+        )
+
     def describe(self) -> str:
         return self._cluster.kubectl("describe", "pod", self.name)
+
+    def events(self) -> str:
+        """What `kubectl describe pod` says of events."""
+        return self.describe().partition("\nEvents:\n")[2]
 
     def delete(self) -> None:
         """Remove the pod and wait until it is gone."""

@@ -3,13 +3,15 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from .cluster import Cluster
+from .cluster import RESOURCE, Cluster
 from .hooks import Hooks
 from .machine import CARDS, Machine, device_nodes, real_nodes, remove_nodes
 from .plugin import SOCKET_NAME, Plugin
@@ -62,32 +64,59 @@ def machine(hooks: Hooks, cluster: Cluster, tmp_path: Path) -> Iterator[Machine]
 
 
 @pytest.fixture
-def plugin(hooks: Hooks, cluster: Cluster, machine: Machine, tmp_path: Path) -> Iterator[Plugin]:
-    """The plugin, serving: the node shows all four devices."""
-    daemon = Plugin(
-        (
-            *hooks.plugin,
-            *machine.options,
-            f"--device-plugin-dir={hooks.device_plugin_directory}",
-            f"--pod-resources-socket={hooks.pod_resources_socket}",
-            f"--state-dir={tmp_path / 'state'}",
-        ),
-        directory=hooks.device_plugin_directory,
-        log=tmp_path / "plugin.log",
+def daemon(hooks: Hooks, cluster: Cluster, machine: Machine, tmp_path: Path) -> Iterator[Plugin]:
+    """The plugin, not started yet."""
+    command = (
+        *hooks.plugin,
+        *machine.options,
+        f"--device-plugin-dir={hooks.device_plugin_directory}",
+        f"--pod-resources-socket={hooks.pod_resources_socket}",
+        f"--state-dir={tmp_path / 'state'}",
     )
+    daemon = Plugin(command, directory=hooks.device_plugin_directory, log=tmp_path / "plugin.log")
+    with closing(daemon, cluster):
+        yield daemon
+
+
+@pytest.fixture
+def plugin(cluster: Cluster, daemon: Plugin) -> Plugin:
+    """The plugin, serving: the node shows all four devices."""
+    serve(daemon, cluster)
+    return daemon
+
+
+@pytest.fixture
+def former(hooks: Hooks, cluster: Cluster, machine: Machine, tmp_path: Path) -> Iterator[Plugin]:
+    """The former plugin, serving the same four devices under ids of its own."""
+    directory = hooks.device_plugin_directory
+    script = Path(__file__).with_name("former.py")
+    command = (sys.executable, "-P", str(script), str(directory / SOCKET_NAME), RESOURCE)
+    former = Plugin(command, directory=directory, log=tmp_path / "former.log")
+    with closing(former, cluster):
+        serve(former, cluster)
+        yield former
+
+
+def serve(plugin: Plugin, cluster: Cluster) -> None:
+    """Start a plugin and wait until the node shows all four devices."""
     # Otherwise the number of an earlier plugin would be taken for this one's.
     cluster.wait_for_allocatable(0)
+    plugin.start()
+    cluster.wait_for_allocatable(CARDS)
+
+
+@contextmanager
+def closing(plugin: Plugin, cluster: Cluster) -> Iterator[None]:
+    """Let nothing of a plugin stay behind, no pod either."""
     try:
-        daemon.start()
-        cluster.wait_for_allocatable(CARDS)
-        yield daemon
+        yield
         cluster.delete_pods()
     finally:
         try:
-            daemon.close()
+            plugin.close()
         finally:
-            print(daemon.log)  # pytest shows it with a failure
-    assert not daemon.socket.exists()
+            print(plugin.log)  # pytest shows it with a failure
+    assert not plugin.socket.exists()
 
 
 def leftovers(hooks: Hooks, cluster: Cluster) -> list[str]:

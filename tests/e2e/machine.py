@@ -77,6 +77,10 @@ class Machine:
         words = [f"{name}={value}" for name, value in settings.items()]
         self._call("set", f"--simulator-file={self.file}", "card", str(card), *words)
 
+    def remove_card(self, card: int) -> None:
+        """Pull a card out; its node goes too."""
+        self._call("set", f"--simulator-file={self.file}", "remove", "card", str(card))
+
     def exchange_nodes(self, one: int, other: int) -> None:
         """Let two cards swap their nodes, as a new probe order after a reboot may do."""
         self.set_card(one, nodes=SPARE_NUMBER)

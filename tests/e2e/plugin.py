@@ -4,6 +4,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -22,6 +23,7 @@ MARK = "XPU_E2E_MARK"
 
 STREAM_SECONDS = 30
 EXIT_SECONDS = 10
+LOG_SECONDS = 30
 
 
 class Plugin:
@@ -64,6 +66,11 @@ class Plugin:
         """Ask it to leave; its exit status and how many seconds that took."""
         start = time.monotonic()
         return self._end(signal.SIGTERM), time.monotonic() - start
+
+    def forget_the_lost(self) -> None:
+        """Have it scan again and strike off its list what is not there any more."""
+        assert self._process is not None, "the plugin does not run"
+        self._process.send_signal(signal.SIGHUP)
 
     def close(self) -> None:
         """Leave no process behind; fail if one had to be ended by force."""
@@ -108,6 +115,15 @@ class Plugin:
             seconds=STREAM_SECONDS,
         )
 
+    def wait_for_log(self, pattern: str) -> None:
+        """Wait until a line of the log matches."""
+        wait_until(
+            f"the plugin's log matches {pattern}",
+            lambda: self.log,
+            lambda log: re.search(pattern, log),
+            seconds=LOG_SECONDS,
+        )
+
     def wait_for_no_process(self) -> None:
         """Wait until no process of the plugin is left."""
         wait_until(
@@ -121,6 +137,10 @@ class Plugin:
         """The healthy ids of our resource that the kubelet has noted in its checkpoint."""
         checkpoint = json.loads((self._directory / CHECKPOINT_NAME).read_text())
         return frozenset(checkpoint["Data"]["RegisteredDevices"].get(RESOURCE) or [])
+
+    def refusals_to_start(self) -> list[str]:
+        """The sentences by which it has refused to let containers start."""
+        return re.findall(rf" container start refused resource={re.escape(RESOURCE)}: (.+)", self.log)
 
     def _streams_while_running(self) -> frozenset[str]:
         assert self._process is not None, "the plugin does not run"

@@ -25,8 +25,8 @@ KUBELET_SECONDS = 60
 PATIENCE_SECONDS = 3
 """How long something is watched that is not to happen."""
 EXIT_SECONDS = 1
-RESTART_SECONDS = 45
-"""The first restart comes at once; this is for a kubelet that is busy."""
+REFUSAL_SECONDS = 45
+"""A kubelet tries again to start a container every 10 to 20 s."""
 
 
 def granted(machine: Machine, pod: Pod, devices: int) -> frozenset[str]:
@@ -46,11 +46,6 @@ def assert_nothing_shared(*grants: frozenset[str]) -> None:
 def identities(pods: Sequence[Pod]) -> dict[str, tuple[str, str, str, int]]:
     """Equal as long as no container was touched."""
     return {pod.name: pod.state().identity for pod in pods}
-
-
-def events(description: str) -> list[str]:
-    """The lines about events in what `kubectl describe` prints."""
-    return description.partition("\nEvents:\n")[2].splitlines()
 
 
 def test_the_node_offers_every_card(cluster: Cluster, machine: Machine, plugin: Plugin) -> None:
@@ -190,22 +185,46 @@ def test_a_container_restarts_only_with_the_device_it_was_granted(
 ) -> None:
     steady, moved = (cluster.run_pod(name, devices=1) for name in ("steady", "moved"))
     of_steady, of_moved = granted(machine, steady, 1), granted(machine, moved, 1)
-    restart_container(steady)
+    steady.restart_container()
     assert granted(machine, steady, 1) == of_steady
 
     # Now the kubelet's cached answer would give `moved` the device that `steady` holds.
     (device,) = of_moved
     home = machine.ids()[device]
     machine.exchange_nodes(*(machine.card_of(held) for ids in (of_steady, of_moved) for held in ids))
-    assert machine.ids()[device] != home
+    now = machine.ids()[device]
+    assert now != home
+    plugin.wait_for_log(rf"device moved .*{device} .*/dev/{now}\b")
     moved.end_container()
-    wait_until(
-        f"pod {moved.name} is told that {device} is no longer /dev/{home}",
-        moved.describe,
-        lambda text: any(device in line and f"/dev/{home}" in line for line in events(text)),
-        seconds=RESTART_SECONDS,
-    )
-    assert not moved.state().running
+    assert {device, f"/dev/{home}", f"/dev/{now}"} <= set(refusal_to_start(plugin, moved).split())
+
+    moved.delete()
+    assert granted(machine, cluster.run_pod("anew", devices=1), 1).isdisjoint(of_steady)
+
+
+def test_a_container_does_not_restart_without_its_device(
+    cluster: Cluster, machine: Machine, plugin: Plugin
+) -> None:
+    pod = cluster.run_pod("bereft", devices=1)
+    (device,) = granted(machine, pod, 1)
+    home = machine.ids()[device]
+
+    # A card that vanished stays on the list; then it is struck off.
+    machine.remove_card(machine.card_of(device))
+    assert cluster.wait_for_allocatable(CARDS - 1) == Amount(CARDS, CARDS - 1)
+    pod.end_container()
+    gone = refusal_to_start(plugin, pod)
+    assert device in gone
+    assert f"/dev/{home}" in gone
+
+    plugin.forget_the_lost()
+    cluster.wait_for_amount(Amount(CARDS - 1, CARDS - 1))
+    unknown = refusal_to_start(plugin, pod, after=gone)
+    assert device in unknown
+
+    pod.delete()
+    anew = cluster.run_pod("anew", devices=CARDS - 1)
+    assert granted(machine, anew, CARDS - 1) == machine.ids().keys()
 
 
 def test_nothing_is_left_behind(hooks: Hooks, cluster: Cluster, machine: Machine, plugin: Plugin) -> None:
@@ -236,13 +255,20 @@ def restart_kubelet(hooks: Hooks) -> None:
     )
 
 
-def restart_container(pod: Pod) -> None:
-    """Let the container exit and wait until the kubelet has started it again."""
-    before = pod.state().container
-    pod.end_container()
-    wait_until(
-        f"the container of pod {pod.name} runs again",
-        pod.state,
-        lambda state: state.running and state.container != before,
-        seconds=RESTART_SECONDS,
+def refusal_to_start(plugin: Plugin, pod: Pod, *, after: str = "") -> str:
+    """The sentence by which the plugin refuses to let the pod's container start, other than `after`, once
+    `kubectl describe pod` shows it whole."""
+    sentence = wait_until(
+        f"the plugin refuses to let the container of {pod.name} start",
+        lambda: (plugin.refusals_to_start() or [after])[-1],
+        lambda sentence: sentence != after,
+        seconds=REFUSAL_SECONDS,
     )
+    wait_until(
+        f"`kubectl describe` shows for pod {pod.name}: {sentence}",
+        pod.events,
+        lambda events: sentence in events,
+        seconds=REFUSAL_SECONDS,
+    )
+    assert not pod.state().running
+    return sentence
