@@ -1,0 +1,619 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The endpoint against kubelets with bad manners: registered exactly as often as it has to be, the right
+devices in the end, and nothing left over."""
+
+import asyncio
+import gc
+import itertools
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.builders import found
+from tests.edges.test_kubelet import CARDS, IDS, Plugin
+from tests.standins import RESOURCE, SECONDS, children, descriptors, until
+from xpu_plugin.edges import kubelet as kubelet_module
+from xpu_plugin.edges import service as service_module
+from xpu_plugin.edges.kubelet import Identity
+from xpu_plugin.edges.service import listing
+from xpu_plugin.model.health import HEALTHY, Health
+from xpu_plugin.model.inventory import Entry, after_scan, after_verdicts
+from xpu_plugin.proto import deviceplugin_pb2 as api
+from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
+from xpu_plugin.simulation.kubelet import Endpoint as KubeletsEnd
+from xpu_plugin.simulation.kubelet import Kubelet, Registration
+
+
+SICK = Health("state-error", "state 207")
+DIAL_BACK_SECONDS = 0.3
+# grpc may keep a few descriptors of its own for a while; what leaks does so each time.
+SLACK = 8
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patience for tests."""
+    monkeypatch.setattr(kubelet_module, "DIAL_BACK_SECONDS", DIAL_BACK_SECONDS)
+    monkeypatch.setattr(kubelet_module, "AGAIN_SECONDS", (0.02, 0.1))
+    monkeypatch.setattr(kubelet_module, "STREAM_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(kubelet_module, "LOCK_SECONDS", 0.02)
+
+
+@pytest.fixture
+async def nothing_left(place: Path, leaves_no_process: None) -> AsyncIterator[None]:
+    """No task, descriptor, thread or process more than before. gRPC makes what it keeps in a first life."""
+    async with Kubelet(place / "warm") as kubelet, Plugin(place / "warm").run():
+        await listed(kubelet)
+
+    def tasks() -> set[asyncio.Task[Any]]:
+        return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+
+    await until(lambda: not tasks(), f"no task but {tasks()}", seconds=5)
+    gc.collect()
+    files, threads, processes = descriptors(), threading.enumerate(), children()
+    yield
+    await until(lambda: not tasks(), f"no task but {tasks()}", seconds=5)
+
+    def more() -> list[str]:
+        gc.collect()
+        return descriptors()
+
+    await until(lambda: len(more()) <= len(files) + SLACK, f"only {files}, now {more()}", seconds=5)
+    assert len(threading.enumerate()) <= len(threads) + 1  # the executor's, which writes records
+    assert children() <= processes
+
+
+@pytest.fixture
+def plugin(place: Path) -> Plugin:
+    return Plugin(place / "plugins")
+
+
+class Looks:
+    """Counts how often an endpoint looks at the kubelet's socket: the time that matters here."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.number = 0
+        original = Identity.of
+
+        def of(path: Path) -> Identity | None:
+            self.number += path.name == "kubelet.sock"
+            return original(path)
+
+        monkeypatch.setattr(Identity, "of", of)
+
+    async def more(self, number: int) -> None:
+        goal = self.number + number
+        await until(lambda: self.number >= goal, f"{number} more looks at the kubelet")
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    return Looks(monkeypatch)
+
+
+async def listed(kubelet: Kubelet) -> None:
+    """Wait until the kubelet has both cards, healthy, by an open stream."""
+    await kubelet.until(
+        lambda: (
+            kubelet.streams_open
+            and {device.id: device.healthy for device in kubelet.devices(RESOURCE).values()}
+            == dict.fromkeys(IDS, True)
+        ),
+        timeout=SECONDS,
+        what="both cards",
+    )
+
+
+async def registered(kubelet: Kubelet, times: int) -> None:
+    await kubelet.until(lambda: len(kubelet.registrations) >= times, timeout=SECONDS)
+
+
+async def settle() -> None:
+    """Let everybody on this loop go on until they wait."""
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+def judge(plugin: Plugin, health: Health, id: str = IDS[0]) -> None:
+    plugin.picture.submit(partial(after_verdicts, verdicts={id: health}))
+
+
+def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "cannot register" in record.getMessage()]
+
+
+# --- readers --------------------------------------------------------------------------------------
+
+NARROW = (
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 16384),
+)
+
+
+class Narrow(Kubelet):
+    """Takes in 16 KiB at most of what it has not read."""
+
+    async def dial(self, registration: Registration) -> KubeletsEnd:
+        channel = grpc.aio.insecure_channel(f"unix:{self.directory / registration.endpoint}", options=NARROW)
+        await channel.channel_ready()
+        return KubeletsEnd(registration, channel)
+
+
+class Slow(Narrow):
+    """Reads a list only while the gate is open."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.gate = asyncio.Event()
+
+    async def receive(self, endpoint: KubeletsEnd) -> AsyncGenerator[api.ListAndWatchResponse, None]:
+        async with aclosing(super().receive(endpoint)) as lists:
+            async for response in lists:
+                await self.gate.wait()
+                yield response
+
+
+class Unread(Narrow):
+    """Opens the stream and does not read it, until it is told to and has opened another."""
+
+    reads = False
+
+    async def receive(self, endpoint: KubeletsEnd) -> AsyncGenerator[api.ListAndWatchResponse, None]:
+        if self.reads:
+            async with aclosing(super().receive(endpoint)) as lists:
+                async for response in lists:
+                    yield response
+            return
+        call: Any = endpoint.stub.ListAndWatch(api.Empty())
+        try:
+            await call.wait_for_connection()
+            endpoint.open = True
+            self._changed()
+            await asyncio.Event().wait()
+        finally:
+            call.cancel()
+            await call.code()
+
+
+MANY = [replace(CARDS[0], id=f"{domain:04x}:3b:00.0") for domain in range(2000)]
+"""A list of these is some 50 KB."""
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The length of each list that a service has made for a stream."""
+    lengths: list[int] = []
+
+    def count(entries: list[Entry]) -> api.ListAndWatchResponse:
+        lengths.append(len(entries))
+        return listing(entries)
+
+    monkeypatch.setattr(service_module, "listing", count)
+    return lengths
+
+
+async def test_a_slow_reader_is_registered_once_skips_and_ends_with_the_truth(
+    place: Path, plugin: Plugin, made: list[int]
+) -> None:
+    """Lists that it had no time for are never sent, and what it reads last is the picture."""
+    changes = 40
+    plugin.picture.submit(lambda facts: after_scan(facts, found(*MANY), forget=True))
+    async with Slow(place / "plugins") as kubelet, plugin.run():
+        await kubelet.until(lambda: kubelet.streams_open, timeout=SECONDS)
+        for change in range(changes):
+            judge(plugin, (SICK, HEALTHY)[change % 2], MANY[change].id)
+            await settle()
+        plugin.picture.submit(lambda facts: after_scan(facts, found(*CARDS), forget=True))
+        kubelet.gate.set()
+        await listed(kubelet)
+        assert kubelet.lists(RESOURCE) == len(made) < changes / 2
+        assert len(kubelet.registrations) == 1
+
+
+async def test_a_kubelet_that_never_reads_is_registered_once_and_served_otherwise(
+    place: Path, plugin: Plugin, looks: Looks, made: list[int]
+) -> None:
+    """An unread stream is an open one: no reason to register again, and in nobody's way."""
+    plugin.picture.submit(lambda facts: after_scan(facts, found(*MANY), forget=True))
+    async with Unread(place / "plugins") as kubelet, plugin.run():
+        await kubelet.until(lambda: kubelet.streams_open, timeout=SECONDS)
+        for change in range(20):
+            judge(plugin, (SICK, HEALTHY)[change % 2], MANY[0].id)
+            await settle()
+        assert len(made) < 10, "what nobody reads is not made"
+        await looks.more(int(3 * DIAL_BACK_SECONDS / 0.02))
+        [end] = kubelet._endpoints.values()
+        options = await end.stub.GetDevicePluginOptions(api.Empty(), timeout=SECONDS)
+        assert options.pre_start_required
+        assert len(kubelet.registrations) == 1
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 5
+
+
+async def test_stopping_while_a_stream_waits_to_be_read_takes_less_than_a_second(
+    place: Path, plugin: Plugin, made: list[int]
+) -> None:
+    plugin.picture.submit(lambda facts: after_scan(facts, found(*MANY), forget=True))
+    async with Unread(place / "plugins"):
+        async with plugin.run():
+            await until(lambda: made, "a list that is being sent")
+            await settle()
+            begin = time.monotonic()
+        assert time.monotonic() - begin < 1
+        assert not plugin.socket.exists()
+        assert plugin.service.streams == 0
+
+
+async def test_an_unread_stream_that_is_cut_is_noticed_at_once(
+    place: Path, plugin: Plugin, made: list[int]
+) -> None:
+    """Its end is not lost in the middle of a list; no garbage collection is needed to notice."""
+    plugin.picture.submit(lambda facts: after_scan(facts, found(*MANY), forget=True))
+    gc.disable()
+    try:
+        async with Unread(place / "plugins") as kubelet, plugin.run():
+            for times in range(1, 6):
+                await registered(kubelet, times)
+                await until(lambda times=times: len(made) >= times and kubelet.streams_open)  # type: ignore[misc]
+                await settle()
+                kubelet.reads = times == 5
+                if kubelet.reads:
+                    plugin.picture.submit(lambda facts: after_scan(facts, found(*CARDS), forget=True))
+                kubelet.cut(RESOURCE)
+            await listed(kubelet)
+            assert plugin.service.streams == 1
+            assert len(kubelet.registrations) == 6
+    finally:
+        gc.enable()
+
+
+class Cutting(Kubelet):
+    """Ends the stream after a list, so many times."""
+
+    cuts = 0
+
+    async def receive(self, endpoint: KubeletsEnd) -> AsyncGenerator[api.ListAndWatchResponse, None]:
+        async with aclosing(super().receive(endpoint)) as lists:
+            async for response in lists:
+                yield response
+                if self.cuts:
+                    self.cuts -= 1
+                    return
+
+
+async def test_streams_that_are_cut_again_and_again_are_replaced_ever_more_slowly(
+    place: Path, plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each registration in one life costs the kubelet; one stream that lasted makes it quick again."""
+    monkeypatch.setattr(kubelet_module, "AGAIN_SECONDS", (0.04, 0.32))
+    monkeypatch.setattr(kubelet_module, "DIAL_BACK_SECONDS", 2.0)
+    async with Cutting(place / "plugins") as kubelet, plugin.run():
+        kubelet.cuts = 6
+        await kubelet.until(lambda: kubelet.cuts == 0, timeout=SECONDS)
+        await listed(kubelet)
+        times = [registration.time for registration in kubelet.registrations]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        least = [0.75 * min(0.04 * 2**turn, 0.32) for turn in range(6)]
+        assert len(gaps) == 6
+        assert all(gap > wait for gap, wait in zip(gaps, least, strict=True)), gaps
+
+        monkeypatch.setattr(kubelet_module, "DIAL_BACK_SECONDS", 0.0)  # this stream has lasted
+        monkeypatch.setattr(kubelet_module, "AGAIN_SECONDS", (0.001, 600.0))
+        kubelet.cut(RESOURCE)
+        await registered(kubelet, 8)
+        monkeypatch.setattr(kubelet_module, "DIAL_BACK_SECONDS", 2.0)
+        await listed(kubelet)
+
+
+class Greedy(Kubelet):
+    """Opens a second stream beside the first."""
+
+    async def receive(self, endpoint: KubeletsEnd) -> AsyncGenerator[api.ListAndWatchResponse, None]:
+        self.second: Any = endpoint.stub.ListAndWatch(api.Empty())
+        async with aclosing(super().receive(endpoint)) as lists:
+            async for response in lists:
+                yield response
+
+    async def end_second(self) -> None:
+        self.second.cancel()
+        await self.second.code()
+
+
+async def test_registered_again_only_when_all_streams_ended(
+    place: Path, plugin: Plugin, looks: Looks
+) -> None:
+    async with Greedy(place / "plugins") as kubelet, plugin.run():
+        await listed(kubelet)
+        await until(lambda: plugin.service.streams == 2)
+        await kubelet.end_second()
+        await until(lambda: plugin.service.streams == 1)
+        await looks.more(40)
+        assert len(kubelet.registrations) == 1
+        kubelet.cut(RESOURCE)
+        await registered(kubelet, 2)
+        await listed(kubelet)
+        await kubelet.end_second()
+        assert len(kubelet.registrations) == 2
+
+
+# --- lives ----------------------------------------------------------------------------------------
+
+
+def bind(path: Path) -> tuple[socket.socket, os.stat_result]:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    return listener, path.stat()
+
+
+async def test_lives_that_cannot_be_told_apart_are_still_noticed_by_their_streams(
+    place: Path, plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same device, inode and change time: the stream that ended is reason enough."""
+    original = Identity.of
+
+    def of(path: Path) -> Identity | None:
+        identity = original(path)
+        return Identity(1, 2, 3) if identity and path.name == "kubelet.sock" else identity
+
+    monkeypatch.setattr(Identity, "of", of)
+    async with Kubelet(place / "plugins") as kubelet, plugin.run():
+        for life in range(1, 6):
+            await listed(kubelet)
+            assert [registration.life for registration in kubelet.registrations] == [*range(1, life + 1)]
+            await kubelet.restart()
+        await listed(kubelet)
+
+
+async def test_all_sockets_deleted_while_the_kubelet_lives_on(
+    place: Path, plugin: Plugin, looks: Looks
+) -> None:
+    """Nothing can be done until its socket is back; then it is a new identity, and ours is bound anew."""
+    async with Kubelet(place / "plugins") as kubelet:
+        (place / "spare").hardlink_to(kubelet.socket)
+        async with plugin.run():
+            await listed(kubelet)
+            for path in (kubelet.socket, plugin.socket):
+                path.unlink()
+            await looks.more(40)
+            assert len(kubelet.registrations) == 1
+            kubelet.socket.hardlink_to(place / "spare")
+            await registered(kubelet, 2)
+            await listed(kubelet)
+            await looks.more(40)
+            assert len(kubelet.registrations) == 2
+            assert plugin.socket.is_socket()
+
+
+@pytest.mark.parametrize("removed", [shutil.rmtree, lambda path: path.rename(path.with_name("former"))])
+async def test_the_directory_recreated_many_times_under_a_living_kubelet(
+    place: Path, plugin: Plugin, removed: Callable[[Path], object]
+) -> None:
+    """Registered once with each life, locked in the new directory, the old one's lock let go."""
+    async with Kubelet(place / "plugins") as kubelet, plugin.run():
+        for life in range(1, 8):
+            await listed(kubelet)
+            assert [registration.life for registration in kubelet.registrations] == [*range(1, life + 1)]
+            assert plugin.lock.held()
+            shutil.rmtree(place / "former", ignore_errors=True)
+            removed(kubelet.directory)
+            assert not plugin.lock.held()
+            await kubelet.restart()
+        await listed(kubelet)
+        assert plugin.socket.is_socket()
+
+
+# --- registrations --------------------------------------------------------------------------------
+
+
+class Refusing(Kubelet):
+    """Refuses registrations, and notes when."""
+
+    refuses = True
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.asked: list[float] = []
+
+    def refusal(self, request: api.RegisterRequest) -> str | None:
+        self.asked.append(time.monotonic())
+        return "never" if self.refuses else super().refusal(request)
+
+
+async def test_a_kubelet_that_refuses_for_ever_is_asked_ever_more_seldom_and_told_of_once(
+    place: Path, plugin: Plugin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kubelet_module, "_REFUSED_SECONDS", (0.01, 0.16))
+    async with Refusing(place / "plugins") as kubelet, plugin.run():
+        await kubelet.until(lambda: len(kubelet.asked) > 4, timeout=SECONDS)
+        before = len(descriptors())
+        await kubelet.until(lambda: len(kubelet.asked) > 11, timeout=SECONDS)
+        assert len(descriptors()) < before + SLACK
+        assert kubelet.registrations == []
+    gaps = [later - earlier for earlier, later in itertools.pairwise(kubelet.asked)]
+    least = [0.75 * min(0.01 * 2**turn, 0.16) for turn in range(len(gaps))]
+    assert all(gap > wait for gap, wait in zip(gaps, least, strict=True)), gaps
+    [complaint] = complaints(caplog)
+    assert "never" in complaint
+
+
+async def test_a_new_life_is_not_made_to_wait_for_what_the_former_one_refused(
+    place: Path, plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubelet_module, "_REFUSED_SECONDS", (600.0, 600.0))
+    async with Refusing(place / "plugins") as kubelet, plugin.run():
+        await kubelet.until(lambda: kubelet.asked, timeout=SECONDS)
+        kubelet.refuses = False
+        await kubelet.restart()
+        await listed(kubelet)
+        assert len(kubelet.asked) == 2
+        assert len(kubelet.registrations) == 1
+
+
+class Hesitant(Kubelet):
+    """Answers Register only when the gate is open; `eager`: dials back before it answers."""
+
+    eager = False
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.gate = asyncio.Event()
+        self.asked = 0
+
+    async def _serve(self, server: grpc.aio.Server, path: Path) -> None:
+        if path == self.socket:
+            server = grpc.aio.server()
+            api_grpc.add_RegistrationServicer_to_server(_HesitantRegistry(self), server)  # type: ignore[no-untyped-call]
+        await super()._serve(server, path)
+
+
+class _HesitantRegistry(api_grpc.RegistrationServicer):
+    def __init__(self, kubelet: Hesitant) -> None:
+        self._kubelet = kubelet
+
+    async def Register(self, request: api.RegisterRequest, context: Any) -> api.Empty:  # noqa: N802
+        self._kubelet.asked += 1
+        self._kubelet._changed()
+        if self._kubelet.eager:
+            self._kubelet._register(request)()
+        await self._kubelet.gate.wait()
+        if not self._kubelet.eager:
+            follow = self._kubelet._register(request)
+            context.add_done_callback(lambda _: follow())
+        return api.Empty()
+
+
+async def test_a_register_that_hangs_does_not_outlive_the_kubelet(
+    place: Path, plugin: Plugin, looks: Looks
+) -> None:
+    """With its full deadline of seconds: the next life is there before that."""
+    async with AsyncExitStack() as former:
+        hesitant = await former.enter_async_context(Hesitant(place / "plugins"))
+        async with plugin.run():
+            await hesitant.until(lambda: hesitant.asked, timeout=SECONDS)
+            await former.aclose()
+            async with Kubelet(place / "plugins") as kubelet:
+                await listed(kubelet)
+                assert len(kubelet.registrations) == 1
+
+
+async def test_a_register_answered_too_late_by_a_kubelet_that_has_its_stream_is_not_repeated(
+    place: Path, plugin: Plugin, monkeypatch: pytest.MonkeyPatch, looks: Looks
+) -> None:
+    """The stream says that the registration arrived; another one would replace it, and so on for ever."""
+    monkeypatch.setattr(kubelet_module, "REGISTER_SECONDS", 0.2)
+    async with Hesitant(place / "plugins") as kubelet:
+        kubelet.eager = True
+        async with plugin.run():
+            await listed(kubelet)
+            await looks.more(60)
+            await listed(kubelet)
+            assert len(kubelet.registrations) == 1
+
+
+async def test_a_kubelet_that_never_dials_back_costs_nothing_that_stays(
+    place: Path, plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Deaf(Kubelet):
+        deaf = True
+
+        async def dial(self, registration: Registration) -> KubeletsEnd:
+            if self.deaf:
+                raise TimeoutError
+            return await super().dial(registration)
+
+    monkeypatch.setattr(kubelet_module, "DIAL_BACK_SECONDS", 0.02)
+    async with Deaf(place / "plugins") as kubelet, plugin.run():
+        await registered(kubelet, 5)
+        before = len(descriptors())
+        await registered(kubelet, 40)
+        assert len(descriptors()) < before + SLACK
+        assert plugin.service.streams == 0
+        monkeypatch.setattr(kubelet_module, "DIAL_BACK_SECONDS", 5.0)
+        kubelet.deaf = False
+        await listed(kubelet)
+
+
+@pytest.mark.parametrize("answers", [False, True])
+async def test_a_socket_that_is_not_a_kubelets_is_left_for_one_that_is(
+    place: Path, plugin: Plugin, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    """It takes connections and is silent, or ends them at once."""
+    monkeypatch.setattr(kubelet_module, "REGISTER_SECONDS", 0.1)
+    directory = place / "plugins"
+    directory.mkdir()
+    connections: list[socket.socket] = []
+    listener, _ = bind(directory / "kubelet.sock")
+    listener.listen()
+    listener.setblocking(False)
+
+    def accept() -> None:
+        with suppress(BlockingIOError):
+            while True:
+                connections.append(listener.accept()[0])
+                if answers:
+                    connections[-1].close()
+
+    loop = asyncio.get_running_loop()
+    loop.add_reader(listener.fileno(), accept)
+    async with plugin.run():
+        await until(lambda: len(connections) >= 4, "four attempts")
+        async with Kubelet(directory) as kubelet:
+            await listed(kubelet)
+            assert len(kubelet.registrations) == 1
+            loop.remove_reader(listener.fileno())
+            for connection in (listener, *connections):
+                connection.close()
+
+
+# --- several at once ------------------------------------------------------------------------------
+
+
+async def test_two_kubelets_whose_sockets_are_swapped_by_rename_are_each_registered_with(
+    place: Path, plugin: Plugin, looks: Looks
+) -> None:
+    """Each swap is another identity, registered with once; both have the devices, and either may end."""
+    directory = place / "plugins"
+
+    def put(name: str) -> None:
+        (directory / "draft").hardlink_to(place / name)
+        (directory / "draft").rename(directory / "kubelet.sock")
+
+    async with AsyncExitStack() as lives:
+        first = await lives.enter_async_context(Kubelet(directory))
+        (place / "first").hardlink_to(first.socket)
+        async with Kubelet(directory) as second:
+            (place / "second").hardlink_to(second.socket)
+            async with plugin.run():
+                await listed(second)
+                for turn in range(1, 6):
+                    put("first")
+                    await registered(first, turn)
+                    await listed(first)
+                    put("second")
+                    await registered(second, turn + 1)
+                    await listed(second)
+                await looks.more(40)
+                assert (len(first.registrations), len(second.registrations)) == (5, 6)
+                judge(plugin, SICK)
+                await first.until(lambda: first.allocatable(RESOURCE) == 1, timeout=SECONDS)
+                await second.until(lambda: second.allocatable(RESOURCE) == 1, timeout=SECONDS)
+                judge(plugin, HEALTHY)
+                await lives.aclose()
+                directory.joinpath("kubelet.sock").unlink(missing_ok=True)
+                put("second")
+                await registered(second, 7)
+                await listed(second)
