@@ -2,22 +2,49 @@
 #
 # make run    the main job on the embedded simulator: no XPU, no Kubernetes, no root (ARGS=--once ends by itself)
 # make test   the tests          make lint   formatters, linters, types, layers
-# make e2e    the suite on a real kubelet (tests/e2e/README.md); make wheel   dist/*.whl
+# make e2e    the suite on a real kubelet (tests/e2e/README.md); make format   formats Python and C
+# make coverage   the tests, and which lines of Python and of the binding they run (needs Python 3.11 and gcc)
+# make sanitize   the tests of what is written in C, with ASan and UBSan in binding and simulator (needs gcc)
+# make wheel   dist/*.whl; make audit   is it the stable ABI?; make wheeltest   does it work, installed elsewhere?
 # Each does its own set-up in .venv and needs Python 3.11 or newer with headers and venv, and a C compiler.
 
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := xpu_plugin tests
+C_SOURCES := $(wildcard _xpuml/simulator/*.[ch] tests/*/*.[ch])
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard cmake/*.cmake proto/*.proto _xpuml/*.pyx _xpuml/*.pxd \
 	_xpuml/simulator/*)
 
-.PHONY: run test lint format e2e wheel clean
+# Both are inherited by every process that a test starts.
+MEASURE = COVERAGE_FILE=$(CURDIR)/build/coverage/data COVERAGE_CORE=ctrace build/trace/bin/python -m coverage
+# A finding ends its process with 99 and is written to a file, so that no test can take it for a crash it
+# expects. Faults stay with the kernel: tests want to see SIGSEGV and SIGFPE. Compilers run without all that.
+FINDING = $(CURDIR)/build/sanitize/finding
+SANITIZED = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:handle_segv=0:handle_sigfpe=0:exitcode=99:log_path=$(FINDING) \
+	UBSAN_OPTIONS=print_stacktrace=1:exitcode=99:log_path=$(FINDING) PYTHONMALLOC=malloc \
+	CC="env -u LD_PRELOAD $(CC)" CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all"
+
+.PHONY: run test coverage sanitize e2e lint format wheel audit wheeltest clean
 
 run: .stamps/installed
 	$(BIN)/xpu-device-plugin demo $(ARGS)
 
 test: .stamps/dev
 	$(BIN)/python -m pytest tests --ignore=tests/e2e $(ARGS)
+
+coverage: .stamps/trace
+	rm -rf build/coverage && mkdir -p build/coverage
+	$(MEASURE) run --source=$(CURDIR)/xpu_plugin,$(CURDIR)/_xpuml -m pytest tests --ignore=tests/e2e $(ARGS)
+	$(MEASURE) combine --quiet
+	$(MEASURE) report
+	$(MEASURE) report --format=total --fail-under=95 --include='xpu_plugin/*'
+	$(MEASURE) report --format=total --fail-under=95 --include='_xpuml/*'
+
+sanitize: .stamps/sanitize
+	rm -f $(FINDING).*
+	$(SANITIZED) build/sanitize/bin/python -m pytest tests/native tests/edges/test_driver.py \
+		tests/edges/test_worker.py $(ARGS); status=$$?; ! cat $(FINDING).* 2>/dev/null && exit $$status
 
 e2e: .stamps/dev
 	$(BIN)/python -m pytest tests/e2e $(ARGS)
@@ -30,14 +57,25 @@ lint: .stamps/dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint _xpuml
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
 
 format: .stamps/dev
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/clang-format -i $(C_SOURCES)
 
 wheel:
-	$(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	rm -f dist/*.whl
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+audit: wheel .stamps/dev
+	$(BIN)/abi3audit --strict dist/*.whl
+
+wheeltest: wheel
+	venv=$$(mktemp -d) && trap 'rm -rf "$$venv"' EXIT && $(PYTHON) -m venv "$$venv" && \
+		"$$venv/bin/pip" install --quiet --disable-pip-version-check dist/*.whl && \
+		cd "$$venv" && bin/xpu-device-plugin demo --once
 
 # --- set-up: built again only when what is compiled or generated changes ---------------------------------
 
@@ -52,6 +90,17 @@ wheel:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ .stamps/installed
+
+# Other builds of the binding, each in a venv that borrows the tools of .venv: its packages, but not its .pth
+# files, as they would bring its build along.
+.stamps/trace: BUILD := -C wheel.py-api= -C cmake.define.XPU_TRACE=ON
+.stamps/sanitize: BUILD := -C cmake.define.XPU_SANITIZE='address;undefined'
+.stamps/trace .stamps/sanitize: .stamps/%: .stamps/dev
+	$(BIN)/python -m venv --clear --without-pip build/$*
+	site=$$(echo build/$*/lib/python3*/site-packages) && cp .venv/lib/python3*/site-packages/*coverage.pth $$site && \
+		echo $(CURDIR)/.venv/lib/python3*/site-packages > $$site/tools.pth
+	$(BIN)/pip --python build/$*/bin/python install --quiet --no-deps --editable . $(BUILD)
+	@touch $@
 
 clean:
 	rm -rf .venv .stamps build dist xpu_plugin/proto
