@@ -3,9 +3,12 @@
 # make run    the main job on the embedded simulator: no XPU, no Kubernetes, no root (ARGS=--once ends by itself)
 # make test   the tests          make lint   formatters, linters, types, layers
 # make e2e    the suite on a real kubelet (tests/e2e/README.md); make format   formats Python and C
+# make explore   changes of VFs by random search in virtual time: a million steps, or ARGS="--steps N --seed S"
 # make coverage   the tests, and which lines of Python and of the binding they run (needs Python 3.11 and gcc)
 # make sanitize   the tests of what is written in C, with ASan and UBSan in binding and simulator (needs gcc)
+# make helm   builds Helm into build/bin, for the tests of the chart (needs Go; minutes, once)
 # make wheel   dist/*.whl; make audit   is it the stable ABI?; make wheeltest   does it work, installed elsewhere?
+# make image   the container image, by build.sh; make imagetest   what is put into it (docker/README.md)
 # Each does its own set-up in .venv and needs Python 3.11 or newer with headers and venv, and a C compiler.
 
 PYTHON ?= python3
@@ -25,17 +28,21 @@ SANITIZED = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-fi
 	UBSAN_OPTIONS=print_stacktrace=1:exitcode=99:log_path=$(FINDING) PYTHONMALLOC=malloc \
 	CC="env -u LD_PRELOAD $(CC)" CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all"
 
-.PHONY: run test coverage sanitize e2e lint format wheel audit wheeltest clean
+.PHONY: run test explore coverage sanitize e2e image imagetest lint format helm wheel audit wheeltest clean
 
 run: .stamps/installed
 	$(BIN)/xpu-device-plugin demo $(ARGS)
 
 test: .stamps/dev
-	$(BIN)/python -m pytest tests --ignore=tests/e2e $(ARGS)
+	$(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/image $(ARGS)
+
+explore: .stamps/dev
+	$(BIN)/python -m tests.model.exploring $(ARGS)
 
 coverage: .stamps/trace
 	rm -rf build/coverage && mkdir -p build/coverage
-	$(MEASURE) run --source=$(CURDIR)/xpu_plugin,$(CURDIR)/_xpuml -m pytest tests --ignore=tests/e2e $(ARGS)
+	$(MEASURE) run --source=$(CURDIR)/xpu_plugin,$(CURDIR)/_xpuml \
+		-m pytest tests --ignore=tests/e2e --ignore=tests/image $(ARGS)
 	$(MEASURE) combine --quiet
 	$(MEASURE) report
 	$(MEASURE) report --format=total --fail-under=95 --include='xpu_plugin/*'
@@ -48,6 +55,12 @@ sanitize: .stamps/sanitize
 
 e2e: .stamps/dev
 	$(BIN)/python -m pytest tests/e2e $(ARGS)
+
+image:
+	./build.sh $(ARGS)
+
+imagetest: .stamps/dev
+	$(BIN)/python -m pytest tests/image $(ARGS)
 
 lint: .stamps/dev
 	$(BIN)/ruff format --check $(SOURCES)
@@ -63,6 +76,11 @@ format: .stamps/dev
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/clang-format -i $(C_SOURCES)
+
+helm: build/bin/helm
+
+build/bin/helm:
+	GOBIN=$(CURDIR)/$(@D) go install helm.sh/helm/v3/cmd/helm@v3.20.2
 
 wheel:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

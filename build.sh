@@ -9,12 +9,13 @@
 set -eu
 cd "$(dirname "$0")"
 image=${1:-kunlunxpu/xpu-device-plugin:v1.0.0}
+revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 for tool in docker podman buildah; do
     # `info` fails also where docker's client is, but no engine.
     if "$tool" info >/dev/null 2>&1; then
         echo "building $image with $tool"
         # shellcheck disable=SC2086 - several arguments are wanted
-        exec "$tool" build ${BUILD_ARGS:-} -t "$image" -f docker/Dockerfile .
+        exec "$tool" build --build-arg REVISION="$revision" ${BUILD_ARGS:-} -t "$image" -f docker/Dockerfile .
     fi
 done
 echo "build.sh: needs docker, podman or buildah; none of them is installed and working" >&2

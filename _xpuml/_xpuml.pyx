@@ -201,6 +201,11 @@ cdef class Library:
             code = 999
         return code
 
+    cdef inline int _pci_info(self, uint32_t index, xpumlDevice_t device, xpumlPciInfo_t *pci) noexcept:
+        memset(pci, 0, sizeof(pci[0]))
+        self._enter(PCI_INFO, index)
+        return self.api.pci_info(device, pci)
+
     # --- the library as a whole ----------------------------------------------------------------
 
     def error_string(self, int code):
@@ -244,10 +249,8 @@ cdef class Library:
             return record
 
         cdef xpumlPciInfo_t pci
-        memset(&pci, 0, sizeof(pci))
-        self._enter(PCI_INFO, index)
-        if not self._failed(self.api.pci_info(device, &pci), PCI_INFO, failures):
-            record["pci"] = f"{pci.domain:04x}:{pci.bus:02x}:{pci.device:02x}.{pci.function:x}"
+        if not self._failed(self._pci_info(index, device, &pci), PCI_INFO, failures):
+            record["pci"] = _address(&pci)
 
         cdef xpumlDeviceAttributes_t attributes
         cdef char serial[SERIAL_SIZE + 1]
@@ -369,6 +372,9 @@ cdef class Library:
         cdef xpumlDevice_t device = NULL
         if skip or self._failed(self._handle(index, &device), HANDLE, failures):
             return record
+        cdef xpumlPciInfo_t pci
+        if not self._failed(self._pci_info(index, device, &pci), PCI_INFO, failures):
+            record["pci"] = _address(&pci)
         cdef xpumlProcessInfo_t found[ROOM]
         cdef unsigned int room = ROOM
         cdef unsigned int entry
@@ -387,10 +393,12 @@ cdef class Library:
 
     # --- the one call that changes hardware -----------------------------------------------------
 
-    def set_sriov_vf_num(self, index, number):
+    def set_sriov_vf_num(self, index, number, pci):
         # Compared as Python integers: a value that does not fit must not come out as another one.
-        if not (isinstance(index, int) and isinstance(number, int)):
-            raise TypeError(f"index and number are integers, not {index!r} and {number!r}")
+        if not (isinstance(index, int) and isinstance(number, int) and isinstance(pci, str)):
+            raise TypeError(
+                f"index and number are integers, pci is a text, not {index!r}, {number!r} and {pci!r}"
+            )
         if not 0 <= index < self._known():
             raise IndexError(f"device index {index} is not one of {self.counted}")
         if not 0 <= number <= 63:
@@ -398,8 +406,27 @@ cdef class Library:
         cdef xpumlDevice_t device = NULL
         cdef uint32_t position = index
         self._check(self._handle(position, &device), HANDLE)
+
+        # Both here and not by the caller: nothing comes between the question and the change.
+        cdef xpumlPciInfo_t there
+        self._check(self._pci_info(position, device, &there), PCI_INFO)
+        found = _address(&there)
+        if found != pci:
+            raise xpuml.WrongDeviceError(f"device index {index} is {found}, not {pci}")
+        cdef xpumlDeviceAttributes_t attributes
+        memset(&attributes, 0, sizeof(attributes))
+        self._enter(ATTRIBUTES, position)
+        self._check(self.api.attributes(device, &attributes), ATTRIBUTES)
+        if <uint32_t>number > attributes.maxVFCount:
+            raise ValueError(f"{pci} can have {attributes.maxVFCount} VFs at most, not {number}")
+
         self._enter(SET_SRIOV, position)
         self._check(self.api.set_sriov(device, number), SET_SRIOV)
+
+
+cdef str _address(const xpumlPciInfo_t *pci):
+    """As sysfs writes it."""
+    return f"{pci.domain:04x}:{pci.bus:02x}:{pci.device:02x}.{pci.function:x}"
 
 
 cdef str _printable(bytes text):

@@ -21,7 +21,15 @@ def reading(index: int, pci: str | None = None, **fields: Any) -> Reading:
     """A whole R200 that runs, but for what is given."""
     return replace(
         Reading(
-            index=index, pci=pci, model=2, arch=2, memory_bytes=16384 * MIB, mode=1, state=201, serial=""
+            index=index,
+            pci=pci,
+            model=2,
+            arch=2,
+            max_vfs=3,
+            memory_bytes=16384 * MIB,
+            mode=1,
+            state=201,
+            serial="",
         ),
         **fields,
     )
@@ -65,6 +73,7 @@ def device(id: str = "0000:3b:00.0", **fields: Any) -> Device:
         node=node(0),
         index=0,
         numa=None,
+        max_vfs={Kind.WHOLE: 3}.get(kind, 0),
         memory_bytes=16384 * MIB,
         serial="",
         arch=2,
@@ -130,7 +139,14 @@ _PROFILE = {16384: ("16G", "8G", "5G"), 32768: ("32G", "16G", "10G")}
 def seats_of(kind: CardKind, bus: int, vfs: int, minor: int) -> list[Seat]:
     """The devices of one card at `bus`, the first with that minor; `vfs` 0 for a card that is not split."""
     card = f"0000:{bus:02x}:00.0"
-    function = Function(vendor=0x1D22, device=kind.device, subsystem=kind.subsystem, numa=bus & 1, num_vfs=0)
+    function = Function(
+        vendor=0x1D22,
+        device=kind.device,
+        subsystem=kind.subsystem,
+        numa=bus & 1,
+        num_vfs=0,
+        total_vfs=3 if kind.sriov else None,
+    )
     whole = Seat(
         id=card,
         card=card,
@@ -168,7 +184,7 @@ def seats_of(kind: CardKind, bus: int, vfs: int, minor: int) -> list[Seat]:
             raw_model=kind.sriov + vfs if known else UNKNOWN,
             mode=VxpuMode.NON_SRIOV,
             memory=_VF_MEMORY[kind.memory][vfs - 1] * MIB,
-            function=replace(function, device=0x3685, num_vfs=None, physfn=card),
+            function=replace(function, device=0x3685, num_vfs=None, total_vfs=None, physfn=card),
         )
         for n in range(vfs)
     ]

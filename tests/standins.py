@@ -9,7 +9,10 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pytest
+
 from xpu_plugin.edges.driver import Target
+from xpu_plugin.edges.kubelet import KUBELET_SOCKET, Identity
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.model.inventory import Inventory
 from xpu_plugin.simulation.library import shipped
@@ -102,6 +105,24 @@ def health(inventory: Inventory | None) -> dict[str, str | None]:
     return {id: entry.health.reason for id, entry in inventory.entries.items()}
 
 
+class Looks:
+    """Counts how often an endpoint looks at the kubelet's socket: the time that matters to it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.number = 0
+        original = Identity.of
+
+        def of(path: Path) -> Identity | None:
+            self.number += path.name == KUBELET_SOCKET
+            return original(path)
+
+        monkeypatch.setattr(Identity, "of", of)
+
+    async def more(self, number: int) -> None:
+        goal = self.number + number
+        await until(lambda: self.number >= goal, f"{number} more looks at the kubelet")
+
+
 # --- processes ------------------------------------------------------------------------------------
 
 
@@ -158,3 +179,9 @@ def descriptors(pid: int | str = "self") -> list[str]:
 def descriptor(pid: int, number: int) -> str:
     """What one of a process's descriptors refers to."""
     return str(Path(f"/proc/{pid}/fd/{number}").readlink())
+
+
+def unix_sockets(path: Path) -> int:
+    """How many sockets there are at a path: who listens, and each connection taken there and not closed."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return sum(line.endswith(str(path)) for line in lines)  # the name may begin with more slashes

@@ -29,6 +29,17 @@ DEFAULTS = {
     "fail-on-init-error": False,
     "log-level": "info",
     "log-format": "text",
+    "vf-policy": "when-idle",
+    "vf-timeout": 60.0,
+    "vf-without-pod-resources": False,
+    "grant-settle": 10.0,
+    "label-timeout": 5.0,
+    "wish-pending": 60.0,
+    "metrics-address": None,
+    "kubeconfig": None,
+    "node-name": None,
+    "pod-name": None,
+    "pod-namespace": "kube-system",
 }
 # Two values of each option, as text and as they are understood.
 VALUES: dict[str, list[tuple[str, object]]] = {
@@ -46,6 +57,17 @@ VALUES: dict[str, list[tuple[str, object]]] = {
     "sriov-num-vfs": [("3", 3), ("keep", None)],
     "allow": [("R200", ("R200",)), ("a, b", ("a", "b"))],
     "deny": [("R200", ("R200",)), ("a,b", ("a", "b"))],
+    "vf-policy": [("never", "never"), ("when-idle", "when-idle")],
+    "vf-timeout": [("1", 1.0), ("3600", 3600.0)],
+    "vf-without-pod-resources": [("yes", True), ("off", False)],
+    "grant-settle": [("0.1", 0.1), ("600", 600.0)],
+    "label-timeout": [("0", 0.0), ("600", 600.0)],
+    "wish-pending": [("0", 0.0), ("3600", 3600.0)],
+    "kubeconfig": [("/a", Path("/a")), ("/b", Path("/b"))],
+    "node-name": [("node-1", "node-1"), ("a.b", "a.b")],
+    "pod-name": [("plugin-x7", "plugin-x7"), ("p", "p")],
+    "pod-namespace": [("xpu", "xpu"), ("default", "default")],
+    "metrics-address": [(":9476", ("", 9476)), ("[::1]:0", ("::1", 0))],
     "fail-on-init-error": [("yes", True), ("FALSE", False)],
     "log-level": [("debug", "debug"), ("error", "error")],
     "log-format": [("json", "json"), ("text", "text")],
@@ -140,7 +162,7 @@ def test_help_shows_every_option_with_its_variable_and_default(
     shown = " ".join(capsys.readouterr().out.split())
     for option in OPTIONS:
         default = f"default {option.default}; " if option.default is not None else ""
-        assert f"({default}{option.variable})" in shown
+        assert f"({default}{option.variables})" in shown
         assert f"--{option.name} " in shown
 
 

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon as a process of its own, over the simulator and against a kubelet's sockets: signals, restarts
-and what has to survive them."""
+"""The daemon as a process of its own, over the simulator and against a kubelet's sockets: its job, restarts
+and what has to survive them. How it ends is in test_shutdown.py."""
 
+import asyncio
+import http.client
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -132,12 +136,13 @@ class Node:
         return Kubelet(self.plugins, pod_resources_dir=self.place / "pods")
 
     def assert_tidy(self) -> None:
-        assert not self.socket.exists()
+        assert list(self.plugins.glob("xpu-*")) == []
         assert processes_that_know(self.place) == []
 
 
-@pytest.fixture
-async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
+@asynccontextmanager
+async def a_node(place: Path) -> AsyncIterator[Node]:
+    """What the fixtures `node` are; in the end nothing runs there, and no plugin has shown a traceback."""
     node = Node(place)
     yield node
     for daemon in node.daemons:
@@ -148,6 +153,12 @@ async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
     for daemon in node.daemons:
         assert daemon.output == ""
         assert "Traceback" not in daemon.log, daemon.log
+
+
+@pytest.fixture
+async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
+    async with a_node(place) as node:
+        yield node
 
 
 @pytest.fixture
@@ -169,88 +180,6 @@ async def shows(kubelet: Kubelet, ids: Sequence[str], resource: str = RESOURCE) 
     )
 
 
-# --- the end --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_ends_it_in_under_a_second_with_nothing_left(
-    node: Node, kubelet: Kubelet, number: signal.Signals
-) -> None:
-    daemon = node.start()
-    await shows(kubelet, IDS)
-    assert node.socket.stat().st_mode & 0o777 == 0o600
-    assert await daemon.stop(number) < EXIT_SECONDS
-    await kubelet.until(lambda: kubelet.streams_open == 0, timeout=SECONDS)
-    assert kubelet.troubles == []
-    node.assert_tidy()
-
-
-async def test_the_end_before_the_first_scan(node: Node) -> None:
-    node.machine.set({"driver": "gone"})
-    daemon = node.start()
-    await daemon.says("no driver")
-    assert await daemon.stop() < EXIT_SECONDS
-    node.assert_tidy()
-
-
-async def test_the_end_without_a_library(node: Node) -> None:
-    daemon = node.start("--xpuml-library=/nonexistent.so", "--dev-root=/dev")
-    await daemon.says("no usable libxpuml: /nonexistent.so")
-    assert await daemon.stop() < EXIT_SECONDS
-    node.assert_tidy()
-
-
-async def test_the_end_without_a_kubelet(node: Node) -> None:
-    daemon = node.start()
-    await daemon.says("waiting for the kubelet's socket")
-    assert await daemon.stop() < EXIT_SECONDS
-    node.assert_tidy()
-
-
-@pytest.mark.parametrize("function", ["xpumlInit", "xpumlDeviceGetState"])
-async def test_the_end_while_the_library_hangs(node: Node, function: str) -> None:
-    node.machine.add_fault(function, "hang")
-    daemon = node.start("--call-timeout=600")
-    await daemon.says("starting")
-    await until(lambda: len(processes_that_know(node.place)) == 2, "a worker")
-    assert await daemon.stop() < EXIT_SECONDS
-    await until(lambda: processes_that_know(node.place) == [], "the end of the worker")
-    node.assert_tidy()
-
-
-async def test_the_end_of_a_plugin_that_serves_while_the_library_hangs(node: Node, kubelet: Kubelet) -> None:
-    daemon = node.start("--call-timeout=600")
-    await shows(kubelet, IDS)
-    node.machine.add_fault("xpumlDeviceGetState", "hang")
-    await daemon.says("registered")
-    grant = await kubelet.allocate(RESOURCE, 4)
-    assert len(grant.nodes) == 5
-    assert await daemon.stop() < EXIT_SECONDS
-    node.assert_tidy()
-
-
-async def test_a_signal_in_the_first_moment_ends_it(node: Node) -> None:
-    """While modules are still being imported; as a container's first process it would else be deaf."""
-    daemon = node.start()
-    await until(lambda: signal_handled(daemon.pid, signal.SIGTERM), "a handler for SIGTERM")
-    assert await daemon.stop() < EXIT_SECONDS
-    node.assert_tidy()
-
-
-def signal_handled(pid: int, number: signal.Signals) -> bool:
-    status = Path(f"/proc/{pid}/status").read_text()
-    [mask] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
-    return bool(int(mask, 16) >> (number - 1) & 1)
-
-
-async def test_a_failing_first_scan_ends_it_with_status_1_where_that_is_wanted(node: Node) -> None:
-    node.machine.set({"driver": "gone"})
-    daemon = node.start("--fail-on-init-error")
-    assert await daemon.ends() == 1
-    assert "no driver" in daemon.log
-    node.assert_tidy()
-
-
 # --- the main job ---------------------------------------------------------------------------------
 
 
@@ -263,6 +192,14 @@ async def test_a_device_that_breaks_leaves_the_list_and_comes_back(node: Node, k
     node.machine.set_card(1, {"state": ""})
     await shows(kubelet, IDS)
     assert kubelet.lists(RESOURCE) == 3
+
+
+async def test_a_failing_first_scan_ends_it_with_status_1_where_that_is_wanted(node: Node) -> None:
+    node.machine.set({"driver": "gone"})
+    daemon = node.start("--fail-on-init-error")
+    assert await daemon.ends() == 1
+    assert "no driver" in daemon.log
+    node.assert_tidy()
 
 
 async def test_a_driver_that_comes_late_is_served_when_it_is_there(node: Node, kubelet: Kubelet) -> None:
@@ -457,3 +394,48 @@ async def test_options_may_come_from_the_environment_and_are_told_once(node: Nod
     [starting] = [line for line in daemon.log.splitlines() if " starting " in line]
     for name, value in options.items():
         assert f"{name}={value}" in starting
+
+
+# --- probes ---------------------------------------------------------------------------------------
+
+
+def probed(port: int, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+async def test_it_is_ready_also_while_it_waits_and_says_what_for(node: Node, kubelet: Kubelet) -> None:
+    port = free_port()
+    node.machine.set({"driver": "gone"})
+    daemon = node.start(f"--metrics-address=127.0.0.1:{port}")
+    await daemon.says("no driver")
+    assert await asyncio.to_thread(probed, port, "/healthz") == (200, "ok\n")
+    status, text = await asyncio.to_thread(probed, port, "/readyz")
+    assert status == 200
+    assert text.startswith("library: no driver: ")
+    assert text.endswith("kubelet: open streams: 0\n")
+    node.machine.set({"driver": "loaded"})
+    await shows(kubelet, IDS)
+    assert await asyncio.to_thread(probed, port, "/readyz") == (
+        200,
+        "library: ok\nkubelet: open streams: 1\n",
+    )
+    assert await daemon.stop() < EXIT_SECONDS
+
+
+async def test_an_address_that_is_taken_ends_it_with_one_line(node: Node) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        daemon = node.start(f"--metrics-address=127.0.0.1:{server.getsockname()[1]}")
+        assert await daemon.ends() == 1
+    assert "--metrics-address: cannot listen at 127.0.0.1:" in daemon.log

@@ -150,12 +150,14 @@ def test_the_architecture_speaks_of_no_module_that_is_not_there() -> None:
 # --- docs/messages.md ---------------------------------------------------------------------------
 
 TEXT_OF = {
+    "AddressError": 0,
     "argparse.ArgumentTypeError": 0,
     "dict.fromkeys": 1,
     "failures.append": 0,
     "HostError": 0,
     "LibraryError": 0,
     "logger.error": 0,
+    "logger.log": 1,
     "logger.warning": 0,
     "MachineError": 0,
     "problems.append": 0,
@@ -163,11 +165,13 @@ TEXT_OF = {
     "self._complain": 0,
     "TooManyStuckError": 0,
     "UnknownHoldersError": 0,
+    "UnknownWishError": 0,
     "UsageError": 0,
     "warnings.append": 0,
     "WorkerDiedError": 0,
     "WorkerHungError": 0,
     "xpuml.LibraryNotFoundError": 0,
+    "xpuml.WrongDeviceError": 0,
 }
 """Calls that are given a message, and which argument of theirs it is. `print` to stderr is one more."""
 
@@ -184,6 +188,7 @@ WITHOUT_A_TEXT_OF_THEIR_OWN = {
     "StartError": "said by the stand-in for the kubelet, in a kubelet's words",
     "StepError": "the demo shows what it expected and what it saw",
     "WorkerError": "raised by its subclasses only",
+    "WrongDeviceError": "raised as xpuml.WrongDeviceError",
     "XpumlError": "the library's words: function, text and code",
     "_RefusedError": "said by the stand-in for the kubelet, in a kubelet's words",
 }

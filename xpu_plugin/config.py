@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from xpu_plugin import log
+from xpu_plugin.model import vf
 
 
 PROGRAM = "xpu-device-plugin"
 SIMULATOR = "simulator"
-KEEP = "keep"
-MOST_VFS = 63
 LEGACY_KEEP = "99"
+VF_POLICIES = ("when-idle", "never")
 LONGEST_SOCKET_PATH = 107  # bytes of sun_path
 LONGEST_PROFILE = 24  # what a profile's name adds to the name of a socket
 LIBRARIES = (
@@ -96,13 +96,27 @@ def _resource(text: str) -> str:
     return _refuse(text, "a domain and a name, such as baidu.com/xpu")
 
 
+def _object_name(text: str) -> str:
+    """As Kubernetes has it for nodes, pods and namespaces."""
+    if re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", text):
+        return text
+    return _refuse(text, "lower-case letters, digits, - and ., up to 253 of them")
+
+
+def _address(text: str) -> tuple[str, int]:
+    """A host, which may be empty or an IPv6 address in brackets, and a port."""
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[-0-9A-Za-z.]*):([0-9]{1,5})", text)
+    if match is None or int(match[2]) >= 1 << 16:
+        _refuse(text, "[HOST]:PORT, such as :9476, 127.0.0.1:9476 or [::1]:9476")
+    return match[1].strip("[]"), int(match[2])
+
+
 def _vfs(text: str) -> int | None:
     """A number of VFs, or None for `keep`."""
-    if text in (KEEP, LEGACY_KEEP):
-        return None
-    if re.fullmatch(r"[0-9]{1,3}", text) and int(text) <= MOST_VFS:
-        return int(text)
-    return _refuse(text, f"a whole number from 0 to {MOST_VFS}, or {KEEP}")
+    try:
+        return vf.parse(vf.KEEP if text == LEGACY_KEEP else text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -115,13 +129,17 @@ def _names(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option. `default` is text, parsed like any other; a default of None means "not given"."""
+    """One option. `default` is text, parsed like any other; a default of None means "not given".
+
+    also: environment variables after our own, as manifests name them by custom
+    """
 
     name: str
     parse: Callable[[str], Any]
     default: str | None
     help: str
     metavar: str = "VALUE"
+    also: tuple[str, ...] = ()
 
     @property
     def attribute(self) -> str:
@@ -130,6 +148,11 @@ class Option:
     @property
     def variable(self) -> str:
         return f"XPU_PLUGIN_{self.attribute.upper()}"
+
+    @property
+    def variables(self) -> str:
+        """All environment variables, as words."""
+        return ", then ".join((self.variable, *self.also))
 
 
 _PLACES = (
@@ -154,8 +177,7 @@ _PLACES = (
     Option("allow", _names, None, "offer only these: ids, models or serial numbers", "A,B"),
     Option("deny", _names, None, "never offer these: ids, models or serial numbers", "A,B"),
 )
-OPTIONS = (
-    *_PLACES,
+_VFS = (
     Option(
         "device-plugin-dir",
         _absolute,
@@ -172,21 +194,81 @@ OPTIONS = (
     ),
     Option("state-dir", _absolute, "/var/lib/xpu-device-plugin", "where grants are recorded", "DIR"),
     Option(
-        "health-interval", _seconds(0.05, 3600), "1", "seconds between two looks at all states", "SECONDS"
-    ),
-    Option(
         "sriov-num-vfs",
         _vfs,
         "0",
-        f"VFs that each card is to be split into, 0 to {MOST_VFS}, or {KEEP}; "
-        "checked here, and not acted upon by this release",
+        f"VFs that each card is to be split into, 0 to {vf.MOST_VFS}, or {vf.KEEP}; the node label "
+        f"{vf.LABEL} goes before it",
         "N",
+    ),
+    Option(
+        "vf-policy",
+        _one_of(*VF_POLICIES),
+        "when-idle",
+        "change a card when nobody uses it, or never and only tell",
+        "POLICY",
+    ),
+    Option("vf-timeout", _seconds(1, 3600), "60", "seconds for a change of VFs to show", "SECONDS"),
+    Option(
+        "vf-without-pod-resources",
+        _switch,
+        "false",
+        "consent to change cards by the other proofs where the kubelet has no pod resources API",
+    ),
+    Option(
+        "grant-settle",
+        _seconds(0.1, 600),
+        "10",
+        "seconds between withdrawing a card and changing it, and for the kubelet's list to show a grant",
+        "SECONDS",
+    ),
+    Option(
+        "label-timeout",
+        _seconds(0, 600),
+        "5",
+        "seconds until --sriov-num-vfs counts when the API server refuses to show the label",
+        "SECONDS",
+    ),
+    Option(
+        "wish-pending",
+        _seconds(0, 3600),
+        "60",
+        "seconds at most that idle cards are kept from new pods until the label is known",
+        "SECONDS",
+    ),
+    Option(
+        "kubeconfig", _absolute, None, "how to reach the API server; in a pod, its service account", "FILE"
+    ),
+    Option("node-name", _object_name, None, "this node's name in the cluster", "NAME", also=("NODE_NAME",)),
+    Option("pod-name", _object_name, None, "the name of our own pod", "NAME", also=("POD_NAME",)),
+    Option(
+        "pod-namespace",
+        _object_name,
+        "kube-system",
+        "the namespace of our own pod",
+        "NAME",
+        also=("POD_NAMESPACE",),
+    ),
+)
+OPTIONS = (
+    *_PLACES,
+    *_VFS,
+    Option(
+        "health-interval", _seconds(0.05, 3600), "1", "seconds between two looks at all states", "SECONDS"
+    ),
+    Option(
+        "metrics-address",
+        _address,
+        None,
+        "where to serve /healthz and /readyz by HTTP; nowhere if not given",
+        "[HOST]:PORT",
     ),
     Option("fail-on-init-error", _switch, "false", "exit with status 1 when the first scan fails"),
     Option("log-level", _one_of(*log.LEVELS), "info", f"one of {', '.join(log.LEVELS)}", "LEVEL"),
     Option("log-format", _one_of(*log.FORMATS), "text", f"one of {', '.join(log.FORMATS)}", "FORMAT"),
 )
 LIST_OPTIONS = _PLACES
+PLAN_OPTIONS = (*_PLACES, *_VFS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +289,17 @@ class Config:
     state_dir: Path = Path("/var/lib/xpu-device-plugin")
     health_interval: float = 1.0
     sriov_num_vfs: int | None = 0
+    vf_policy: str = VF_POLICIES[0]
+    vf_timeout: float = 60.0
+    vf_without_pod_resources: bool = False
+    grant_settle: float = 10.0
+    label_timeout: float = 5.0
+    wish_pending: float = 60.0
+    kubeconfig: Path | None = None
+    node_name: str | None = None
+    pod_name: str | None = None
+    pod_namespace: str = "kube-system"
+    metrics_address: tuple[str, int] | None = None
     fail_on_init_error: bool = False
     log_level: str = "info"
     log_format: str = "text"
@@ -228,6 +321,11 @@ class Config:
             )
 
     @property
+    def own_pod(self) -> str | None:
+        """`namespace/name` as the kubelet lists it, None outside of a pod."""
+        return f"{self.pod_namespace}/{self.pod_name}" if self.pod_name else None
+
+    @property
     def simulated(self) -> bool:
         return self.xpuml_library == SIMULATOR
 
@@ -241,7 +339,10 @@ class Config:
 
 def _shown(name: str, value: object) -> str:
     if name == "sriov_num_vfs" and value is None:
-        return KEEP
+        return vf.KEEP
+    if name == "metrics_address" and isinstance(value, tuple):
+        host, port = value
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     match value:
         case None | ():
             return "-"
@@ -284,8 +385,9 @@ def read_config(
     for option in options:
         given = vars(namespace).get(option.attribute)
         where = f"--{option.name}"
-        if given is None and environment.get(option.variable):
-            given, where = environment[option.variable], option.variable
+        for variable in (option.variable, *option.also):
+            if given is None and environment.get(variable):
+                given, where = environment[variable], variable
         text = option.default if given is None else given
         if text is None:
             continue
@@ -294,7 +396,7 @@ def read_config(
         except argparse.ArgumentTypeError as error:
             raise UsageError(f"{where}: {error}") from None
         if option.attribute == "sriov_num_vfs" and text == LEGACY_KEEP:
-            warnings.append(f"{where}={LEGACY_KEEP} is understood as {KEEP}; write {KEEP}")
+            warnings.append(f"{where}={LEGACY_KEEP} is understood as {vf.KEEP}; write {vf.KEEP}")
     return Config(**values), namespace, warnings
 
 
@@ -302,8 +404,8 @@ def daemon_parser() -> Parser:
     return Parser(
         prog=PROGRAM,
         description="Kubernetes device plugin for Kunlunxin XPUs.",
-        epilog="Sub-commands, each with its own --help: list, simulate, demo. An option that is not given is "
-        "read from its environment variable. Durations are in seconds.",
+        epilog="Sub-commands, each with its own --help: list, plan, simulate, demo. An option that is not "
+        "given is read from its environment variable. Durations are in seconds.",
     )
 
 
@@ -317,7 +419,7 @@ def add_options(parser: argparse.ArgumentParser, options: Sequence[Option]) -> N
             f"--{option.name}",
             dest=option.attribute,
             metavar="true|false" if switch else option.metavar,
-            help=f"{option.help} ({default}{option.variable})".replace("%", "%%"),
+            help=f"{option.help} ({default}{option.variables})".replace("%", "%%"),
             **switch,
             **repeated,
         )

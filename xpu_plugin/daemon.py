@@ -5,24 +5,39 @@ import asyncio
 import contextlib
 import logging
 import os
+import platform
 import signal
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING
 
-from xpu_plugin.config import LIBRARIES, SIMULATOR, Config
+from xpu_plugin.config import LIBRARIES, SIMULATOR, VF_POLICIES, Config
+from xpu_plugin.edges.api import NodeApi, has_credentials
 from xpu_plugin.edges.driver import Driver, Target
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.host import device_number
 from xpu_plugin.edges.kubelet import Endpoint, InstanceLock, socket_name
 from xpu_plugin.edges.service import DevicePluginService
-from xpu_plugin.loops.backoff import delays
+from xpu_plugin.loops.apply import Apply
+from xpu_plugin.loops.backoff import delays, wait_for
 from xpu_plugin.loops.endpoints import Endpoints
 from xpu_plugin.loops.holders import Holders
+from xpu_plugin.loops.idleness import Idleness
+from xpu_plugin.loops.node import Node
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.loops.sweep import InitError, Sweep
+from xpu_plugin.model.change import Limits
+from xpu_plugin.model.holders import Terms
 from xpu_plugin.model.inventory import Policy
+from xpu_plugin.model.vf import LABEL, UNKNOWN, by_argument
 from xpu_plugin.simulation import library
 
 
+if TYPE_CHECKING:
+    from xpu_plugin.edges.http import HttpServer
+
 logger = logging.getLogger(__name__)
+
+LISTED_SECONDS = 10.0  # at most until the API server is turned to: that takes the interpreter for a while
 
 
 def target(config: Config) -> Target:
@@ -52,12 +67,23 @@ def policy(config: Config) -> Policy:
     )
 
 
+class AddressError(Exception):
+    """The HTTP server's address cannot be had."""
+
+
 async def serve(config: Config) -> int:
     """Be the plugin until SIGTERM or SIGINT; returns the exit status."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+
+    def end(*_: object) -> None:
+        # The loop's own handlers end with the loop; a second signal in the last moments would count.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        loop.call_soon_threadsafe(stop.set)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        signal.signal(number, end)
     os.umask(0o077)  # before any socket or file is made
 
     driver = Driver(target(config), call_timeout=config.call_timeout)
@@ -69,7 +95,7 @@ async def serve(config: Config) -> int:
         fail_on_init_error=config.fail_on_init_error,
     )
     loop.add_signal_handler(signal.SIGHUP, sweep.rescan)
-    parts = asyncio.ensure_future(_run(config, picture, sweep))
+    parts = asyncio.ensure_future(_run(config, driver, picture, sweep))
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if stop.is_set():
@@ -80,7 +106,7 @@ async def serve(config: Config) -> int:
     try:
         with contextlib.suppress(asyncio.CancelledError):
             await parts
-    except* InitError as errors:
+    except* (InitError, AddressError) as errors:
         logger.error("%s", errors.exceptions[0])  # noqa: TRY400 - the sentence is for the administrator
         status = 1
     finally:
@@ -88,14 +114,44 @@ async def serve(config: Config) -> int:
     return status
 
 
-async def _run(config: Config, picture: Picture, sweep: Sweep) -> None:
+async def _run(config: Config, driver: Driver, picture: Picture, sweep: Sweep) -> None:
     holders = Holders(
         picture,
         device_plugin_dir=config.device_plugin_dir,
         pod_resources_socket=config.pod_resources_socket,
     )
+    services: list[DevicePluginService] = []
     lock = InstanceLock(config.device_plugin_dir)
     record = GrantRecord(config.state_dir)
+    node = node_of(config)
+    listed = asyncio.Event()
+    idleness = Idleness(
+        driver,
+        picture,
+        terms(config),
+        device_plugin_dir=config.device_plugin_dir,
+        pod_resources_socket=config.pod_resources_socket,
+        record=record,
+    )
+    apply = Apply(
+        driver,
+        picture,
+        sweep,
+        idleness,
+        limits=Limits(
+            settle=config.grant_settle,
+            timeout=config.vf_timeout,
+            pending=config.wish_pending,
+            apply=config.vf_policy == VF_POLICIES[0],
+        ),
+        wish=UNKNOWN if node else by_argument(config.sriov_num_vfs),
+        alone=lock.acquire,
+        tell=node.tell if node else lambda *_: None,
+    )
+
+    def granted(ids: Collection[str]) -> None:
+        holders.granted(ids)
+        apply.granted(ids)
 
     async def endpoint(resource: str) -> None:
         service = DevicePluginService(
@@ -104,8 +160,10 @@ async def _run(config: Config, picture: Picture, sweep: Sweep) -> None:
             beyond=picture.beyond,
             node=lambda name: device_number(config.dev_root / name, simulated=config.simulated),
             record=record,
-            on_grant=holders.granted,
+            on_grant=granted,
+            on_list=listed.set,
         )
+        services.append(service)
         await Endpoint(
             service,
             directory=config.device_plugin_dir,
@@ -116,14 +174,70 @@ async def _run(config: Config, picture: Picture, sweep: Sweep) -> None:
 
     always = frozenset() if config.resource_per_profile else frozenset({config.resource_name})
     endpoints = Endpoints(picture, endpoint, always=always)
-    async with asyncio.TaskGroup() as group:
+
+    def ready() -> str:
+        """What it is waiting for. That is no reason not to be ready: an update would stall at the first node
+        without a driver."""
+        streams = sum(service.streams for service in services)
+        return f"library: {sweep.trouble or 'ok'}\nkubelet: open streams: {streams}"
+
+    async with contextlib.AsyncExitStack() as stack:
+        if config.metrics_address is not None:
+            pages = {"/healthz": lambda: "ok", "/readyz": ready}
+            stack.callback(http_server(config.metrics_address, pages).close)
+        group = await stack.enter_async_context(asyncio.TaskGroup())
         group.create_task(sweep.run(), name="sweep")
         await picture.beyond(NEVER)
         for name in picture.policy.unmatched(picture.facts.devices.values()):
             logger.warning("--allow or --deny names %s, which no device of this node is", name)
         await holders.first_look()  # before the first list goes out
+        apply.begin(holders.seen)  # as well
         group.create_task(holders.run(), name="holders")
         group.create_task(endpoints.run(), name="endpoints")
+        group.create_task(idleness.run(), name="grants")
+        group.create_task(apply.run(), name="apply")
+        if node is not None:
+            await wait_for(listed, LISTED_SECONDS)
+            group.create_task(node.run(apply.wished), name="node")
+
+
+def http_server(address: tuple[str, int], pages: Mapping[str, Callable[[], str]]) -> "HttpServer":
+    """Raises AddressError."""
+    from xpu_plugin.edges.http import HttpServer  # noqa: PLC0415 - 2 MB that not everybody needs
+
+    try:
+        return HttpServer(address, pages)
+    except OSError as error:
+        host, port = address
+        raise AddressError(f"--metrics-address: cannot listen at {host}:{port}: {error.strerror}") from None
+
+
+def node_of(config: Config) -> Node | None:
+    """The node in the API server, None where we have no way to it."""
+    if not (config.kubeconfig or config.node_name) or not has_credentials(config.kubeconfig):
+        return None
+    name = config.node_name or platform.node().lower()
+    return Node(
+        argument=config.sriov_num_vfs,
+        connect=lambda on_label, on_denied: NodeApi(
+            node=name,
+            label=LABEL,
+            kubeconfig=config.kubeconfig,
+            on_label=on_label,
+            on_denied=on_denied,
+            delays=delays,
+            patience=config.label_timeout,
+        ),
+    )
+
+
+def terms(config: Config) -> Terms:
+    """What proves that a card is idle."""
+    return Terms(
+        own_pod=config.own_pod,
+        settle=config.grant_settle,
+        without_pod_resources=config.vf_without_pod_resources,
+    )
 
 
 def run(config: Config) -> int:

@@ -139,6 +139,10 @@ class LibraryUnusableError(Exception):
     """A file was opened but is not a usable libxpuml; the text names the path and the missing symbol."""
 
 
+class WrongDeviceError(Exception):
+    """An index is not the device that the caller takes it for; nothing was done to either."""
+
+
 _ERRORS: dict[int, type[XpumlError]] = {
     ReturnCode.DRIVER_NOT_LOADED: DriverNotLoadedError,
     ReturnCode.INVALID_ARGUMENT: InvalidArgumentError,
@@ -247,8 +251,19 @@ class Xpuml(Protocol):
         (MHz), power (the driver's number; whether watts or milliwatts differs between releases)."""
 
     def processes(self, skip: Collection[int] = ()) -> list[dict[str, object]]:
-        """For each index: the processes that compute on it, 99 at most. `pid` counts in the process's
-        own pid namespace; `root_ns_pid` names it on the host, None from older libraries."""
+        """For each index: its address `pci`, and the processes that compute on it, 99 at most. `pid` counts
+        in the process's own pid namespace; `root_ns_pid` names it on the host, None from older libraries.
+        Each is missing where its call failed (see `failures`)."""
 
-    def set_sriov_vf_num(self, index: int, number: int) -> None:
-        """Split the card at `index` into `number` VFs; raises XpumlError when the driver refuses."""
+    def set_sriov_vf_num(self, index: int, number: int, pci: str) -> None:
+        """Split the card at `index` into `number` VFs, or take them away with 0.
+
+        pci: the address that the caller believes the index to be, as in sysfs
+
+        What is wrong is refused before the driver hears of it, as libxpuml 4.0.12.1 and its driver take
+        present VFs away before they look at the number: TypeError, IndexError, WrongDeviceError for another
+        address, ValueError for more than the device's maximum (which is 3 also on some boards that then
+        refuse, and 0 on a VF). Raises XpumlError when a call fails, as when the driver refuses because
+        somebody has the card or a VF of it open; the reason never gets through, and the VFs may be gone.
+        With the number that there is already nothing changes.
+        """

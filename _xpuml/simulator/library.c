@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Follows the machine file and lists the device nodes, in the vendor's manner or in a clean one.
+#define _GNU_SOURCE // dladdr
 #include "library.h"
 #include "fault.h"
 #include "nodes.h"
 
 #include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -44,14 +47,31 @@ static const char *from_environment(const char *name) {
     return value != NULL && *value != '\0' ? strdup(value) : NULL;
 }
 
+// The file `machine` beside this library, NULL when there is none: so that the simulator can stand
+// where the vendor's library would, and nobody has to be told.
+static const char *beside(void) {
+    Dl_info here;
+    char path[4096];
+    if (dladdr((const void *)&library, &here) == 0 || here.dli_fname == NULL)
+        return NULL;
+    const char *slash = strrchr(here.dli_fname, '/');
+    int length = slash == NULL ? 0 : (int)(slash - here.dli_fname) + 1;
+    snprintf(path, sizeof path, "%.*smachine", length, here.dli_fname);
+    return access(path, R_OK) == 0 ? strdup(path) : NULL;
+}
+
 bool library_load(struct error *error) {
     if (library.site.path == NULL) {
         library.site.path = from_environment("XPU_SIMULATOR_FILE");
+        if (library.site.path == NULL)
+            library.site.path = beside();
         library.site.dev_root = from_environment("XPU_SIMULATOR_DEV_ROOT");
         library.site.sysfs_root = from_environment("XPU_SIMULATOR_SYSFS_ROOT");
     }
     if (library.site.path == NULL)
-        return fail(error, "XPU_SIMULATOR_FILE is not set");
+        return fail(
+            error,
+            "XPU_SIMULATOR_FILE is not set, and there is no file `machine` beside the library");
     return follow(error);
 }
 

@@ -75,13 +75,46 @@ static bool action_read(const struct key *key, const char *text, void *field) {
     return false;
 }
 
+// The first is what the XPU driver does by itself; the last is none.
+static const char *const vf_driver_names[] = {XPU_DRIVER, "vfio-pci", "none", NULL};
+
+static bool drivers_read(const struct key *key, const char *text, void *field) {
+    struct numbers *drivers = field;
+    char copy[128];
+    char *rest = copy, *item;
+    (void)key;
+    if (snprintf(copy, sizeof copy, "%s", text) >= (int)sizeof copy)
+        return false;
+    for (drivers->count = 0; (item = strsep(&rest, ",")) != NULL; drivers->count++) {
+        int *place = &drivers->items[drivers->count];
+        if (drivers->count == MAX_VFS)
+            return false;
+        for (*place = 0; vf_driver_names[*place] != NULL; ++*place)
+            if (strcmp(vf_driver_names[*place], item) == 0)
+                break;
+        if (vf_driver_names[*place] == NULL)
+            return false;
+    }
+    return true;
+}
+
+static void drivers_print(const struct key *key, const void *field, char *text, size_t size) {
+    const struct numbers *drivers = field;
+    (void)key;
+    for (int i = 0, length = 0; i < drivers->count; i++)
+        length += snprintf(text + length, size - (size_t)length, "%s%s", i ? "," : "",
+                           vf_driver_names[drivers->items[i]]);
+}
+
 static const struct kind pci_kind = {pci_read, pci_print};
 static const struct kind model_kind = {model_read, model_print};
+static const struct kind drivers_kind = {drivers_read, drivers_print};
 static const struct kind action_kind = {action_read, NULL};
 
 // --- the grammar ---------------------------------------------------------------------------------
 
 static const char *const off_on[] = {"off", "on", NULL};
+static const char *const call_halfway[] = {"call", "halfway", NULL};
 static const char *const loaded_gone[] = {"loaded", "gone", NULL};
 static const char *const calls[] = {
     [CALL_INIT] = "xpumlInit",
@@ -148,6 +181,7 @@ static const struct key card_keys[] = {
     {"vf-nodes", CARD(vf_nodes), NUMBERS(0, MAX_NODES - 1)},
     {"vf-minors", CARD(vf_minors), NUMBERS(0, MAX_MINOR)},
     {"vf-states", CARD(vf_states), NUMBERS(0, 9999)},
+    {"vf-drivers", CARD(vf_drivers), OWN(&drivers_kind, "for each VF kunlun, vfio-pci or none")},
     {"lost", CARD(lost), WORD(yes_no, 0)},
     {"busy", CARD(busy), WORD(yes_no, 0)},
     {"unreadable", CARD(unreadable), WORD(yes_no, 0)},
@@ -172,12 +206,14 @@ static const struct key fault_keys[] = {
     {"action", offsetof(struct fault, action),
      OWN(&action_kind,
          "code:N, delay:MS, hang, crash, fpe, abort, garbage-strings, truncated-strings")},
+    {"at", offsetof(struct fault, halfway), WORD(call_halfway, 0)},
     {"times", offsetof(struct fault, times), NUMBER(1, 1000000, UNSET)},
     END,
 };
 
 static const struct key process_keys[] = {
     {"pid", offsetof(struct process, pid), NUMBER(1, 4194304, UNSET)},
+    {"host-pid", offsetof(struct process, host_pid), NUMBER(1, 4194304, UNSET)},
     TARGET(struct process),
     {"memory", offsetof(struct process, memory), NUMBER(0, 1048576, 0)},
     END,
@@ -247,6 +283,10 @@ static bool read_fault(struct machine *machine, char *rest, unsigned line, struc
         return false;
     if (fault->call == UNSET || fault->action.kind == ACTION_NONE)
         return fail(error, "fault needs %s=", fault->call == UNSET ? "function" : "action");
+    if (fault->halfway && fault->call != CALL_SET_SRIOV_VF_NUM)
+        return fail(error, "at=halfway of fault needs function=%s", calls[CALL_SET_SRIOV_VF_NUM]);
+    if (fault->halfway)
+        fault->call = CALL_SET_SRIOV_HALFWAY;
     return true;
 }
 
@@ -374,11 +414,19 @@ static void give_minors(struct card *card, struct numbers *minors, int count, in
     }
 }
 
+// The XPU driver makes a node for a function that it is bound to.
+static bool has_node(const struct card *card, int part, bool vf) {
+    const char *driver = vf ? vf_driver(card, part) : XPU_DRIVER;
+    return driver != NULL && strcmp(driver, XPU_DRIVER) == 0;
+}
+
 static bool add_units(struct machine *machine, const struct card *card, bool vf) {
     const struct numbers *states = vf ? &card->vf_states : &card->states;
     const struct numbers *nodes = vf ? &card->vf_nodes : &card->nodes;
     const struct numbers *minors = vf ? &card->vf_minors : &card->minors;
     for (int part = 0; part < nodes->count; part++) {
+        if (!has_node(card, part, vf))
+            continue;
         struct unit *unit = append(&machine->units, &machine->unit_count, sizeof *machine->units);
         if (unit == NULL)
             return false;
@@ -440,6 +488,10 @@ static bool number_cards(struct machine *machine, struct numbering *numbering,
             card->changed |= card->vfs > 0 || card->nodes.count > 0 || card->minors.count > 0;
             card_split(card, 0);
             card->nodes.count = card->minors.count = 0;
+        }
+        if (card->vf_drivers.count > 0 && card->vf_drivers.count != card->vfs) {
+            card->vf_drivers.count = 0; // bound when the VFs were other ones
+            card->changed = true;
         }
         if (!check_card(card, numbering, error))
             return fail_at(card->line, error);
@@ -597,7 +649,8 @@ int machine_lock(const char *path, struct error *error) {
 void card_split(struct card *card, int vfs) {
     card->changed |= card->vfs != vfs;
     card->vfs = vfs;
-    card->vf_nodes.count = card->vf_minors.count = card->vf_states.count = 0;
+    card->vf_nodes.count = card->vf_minors.count = 0;
+    card->vf_states.count = card->vf_drivers.count = 0;
 }
 
 int card_memory(const struct card *card) {
@@ -618,6 +671,11 @@ bool card_in_use(const struct machine *machine, const struct card *card) {
 
 unsigned vf_pci(const struct card *card, int vf) {
     return ((card->pci & ~7u) + SLOT) | (unsigned)vf;
+}
+
+const char *vf_driver(const struct card *card, int vf) {
+    const char *name = vf_driver_names[card->vf_drivers.count > 0 ? card->vf_drivers.items[vf] : 0];
+    return strcmp(name, "none") == 0 ? NULL : name;
 }
 
 unsigned unit_pci(const struct unit *unit) {

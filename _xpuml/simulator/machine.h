@@ -17,6 +17,8 @@ enum {
     CONTROL_MINOR = 128,
 };
 
+#define XPU_DRIVER "kunlun"
+
 enum call {
     CALL_INIT,
     CALL_SHUTDOWN,
@@ -42,6 +44,7 @@ enum call {
     CALL_ID,
     CALL_MINOR_NUMBER,
     CALL_NAME,
+    CALL_SET_SRIOV_HALFWAY, // no call of its own: the middle of a change of VFs
 };
 
 struct settings {
@@ -60,6 +63,7 @@ struct card {
     int utilization, temperature, power, clock;
     char serial[17];
     struct numbers nodes, minors, states, vf_nodes, vf_minors, vf_states;
+    struct numbers vf_drivers; // places in vf_driver_names
 };
 
 // Whom a fault or a process concerns: a card's half or VF, a whole card, or (faults only)
@@ -88,7 +92,7 @@ struct action {
 struct fault {
     unsigned line;
     struct target target;
-    int call;
+    int call, halfway;
     struct action action;
     int times; // UNSET: every time
     int used;
@@ -98,10 +102,10 @@ struct fault {
 struct process {
     unsigned line;
     struct target target;
-    int pid, memory;
+    int pid, host_pid, memory;
 };
 
-// What has a node of its own: a card, a half of one, a PF, a VF.
+// What has a node of its own: a card, a half of one, a PF, a VF that is bound to the XPU driver.
 struct unit {
     const struct card *card;
     int part; // number of the half or VF
@@ -147,6 +151,9 @@ int card_memory(const struct card *card); // MiB
 
 unsigned unit_pci(const struct unit *unit);
 uint64_t unit_memory(const struct unit *unit); // bytes
+
+// The kernel driver that a VF is bound to, NULL for none.
+const char *vf_driver(const struct card *card, int vf);
 
 // A target without a unit, as in calls that concern no device, matches only if it names none.
 bool target_matches(const struct target *target, const struct unit *unit);

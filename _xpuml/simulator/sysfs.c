@@ -23,7 +23,8 @@ enum { PATH = 256 };
 // Everything a PCI function's directory may hold, for taking it away.
 static const char *const attributes[] = {
     "vendor",       "device", "subsystem_vendor", "subsystem_device", "numa_node", "sriov_totalvfs",
-    "sriov_numvfs", "physfn", "virtfn0",          "virtfn1",          "virtfn2",   NULL,
+    "sriov_numvfs", "physfn", "virtfn0",          "virtfn1",          "virtfn2",   "driver",
+    NULL,
 };
 
 static void print(char *path, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -97,7 +98,26 @@ static const char *directory_of(unsigned pci, char *path) {
     return path;
 }
 
-static bool put_function(int root, const struct card *card, unsigned pci, bool vf) {
+static void drop_attribute(int root, const char *directory, const char *name) {
+    char path[PATH];
+    print(path, "%s/%s", directory, name);
+    unlinkat(root, path, 0);
+}
+
+// The link of a function that a driver is bound to.
+static bool bind_driver(int root, const char *directory, const char *name) {
+    char driver[PATH], target[PATH];
+    if (name == NULL) {
+        drop_attribute(root, directory, "driver");
+        return true;
+    }
+    print(driver, "bus/pci/drivers/%s", name);
+    print(target, "../../../%s", driver);
+    return make_directories(root, driver) && point(root, directory, "driver", target);
+}
+
+static bool put_function(int root, const struct card *card, unsigned pci, bool vf,
+                         const char *driver) {
     char directory[PATH], target[PATH];
     const struct model *model = card->model;
     directory_of(pci, directory);
@@ -108,24 +128,19 @@ static bool put_function(int root, const struct card *card, unsigned pci, bool v
            put(root, directory, "subsystem_vendor", "0x%04x\n", model->subsystem_vendor) &&
            put(root, directory, "subsystem_device", "0x%04x\n", model->subsystem_device) &&
            put(root, directory, "numa_node", "%d\n", card->numa) &&
+           bind_driver(root, directory, driver) &&
            point(root, "bus/pci/devices", pci_address(pci).text, target);
 }
 
-static void drop_attribute(int root, const char *directory, const char *name) {
-    char path[PATH];
-    print(path, "%s/%s", directory, name);
-    unlinkat(root, path, 0);
-}
-
 // VFs first: who sees `sriov_numvfs` finds them there.
-static bool put_card(int root, const struct card *card) {
+static bool put_card(int root, const struct card *card, const char *driver) {
     char directory[PATH], pf[PATH], name[16], target[PATH];
     print(pf, "../%s", pci_address(card->pci).text);
     for (int vf = 0; vf < card->vfs; vf++)
-        if (!put_function(root, card, vf_pci(card, vf), true) ||
+        if (!put_function(root, card, vf_pci(card, vf), true, vf_driver(card, vf)) ||
             !point(root, directory_of(vf_pci(card, vf), directory), "physfn", pf))
             return false;
-    if (!put_function(root, card, card->pci, false))
+    if (!put_function(root, card, card->pci, false, driver))
         return false;
     directory_of(card->pci, directory);
     for (int vf = 0; vf < MAX_VFS; vf++) {
@@ -201,7 +216,7 @@ static bool put_all(int root, const struct machine *machine) {
     if (!make_directories(root, "class/xpu") || !make_directories(root, "bus/pci/devices"))
         return false;
     for (unsigned i = 0; i < machine->card_count; i++)
-        if (!put_card(root, &machine->cards[i]))
+        if (!put_card(root, &machine->cards[i], machine->settings.gone ? NULL : XPU_DRIVER))
             return false;
     for (unsigned i = 0; i < machine->unit_count; i++)
         if (!put_unit(root, machine, &machine->units[i]))

@@ -423,6 +423,8 @@ int xpumlDeviceGetComputeRunningProcesses(xpumlDevice_t device, unsigned *count,
         record->pid = (uint32_t)process->pid;
         record->usedGlobalMemory = (uint64_t)process->memory << 20;
         record->usedL3Memory = 0;
+        if (process->host_pid != UNSET)
+            record->root_ns_pid = (uint32_t)process->host_pid;
     }
     return XPUML_SUCCESS;
 }
@@ -480,6 +482,9 @@ int xpumlDeviceSetSriovVfNum(xpumlDevice_t device, int number) {
         return XPUML_UNKNOWN;
     if (card->vfs > 0 && split(id, 0) != XPUML_SUCCESS)
         return XPUML_UNKNOWN;
+    // Neither `card` nor `unit` is of this machine any more.
+    if (fault_strikes(library.machine, CALL_SET_SRIOV_HALFWAY, unit_of(device), &code))
+        return code;
     if (number == 0)
         return XPUML_SUCCESS;
     if (!possible)

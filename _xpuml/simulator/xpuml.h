@@ -74,7 +74,9 @@ typedef struct {
     uint32_t pid;
     uint64_t usedGlobalMemory;
     uint64_t usedL3Memory;
-    uint64_t reserved[13];
+    uint32_t root_ns_pid; // of later libraries; others leave it as it was
+    uint32_t reserved32;
+    uint64_t reserved[12];
 } xpumlProcessInfo_t;
 
 _Static_assert(sizeof(xpumlDeviceAttributes_t) == 128, "attributes");
@@ -90,6 +92,7 @@ _Static_assert(sizeof(xpumlUtilization_t) == 128, "utilization");
 _Static_assert(offsetof(xpumlUtilization_t, reserved) == 8, "utilization");
 _Static_assert(sizeof(xpumlProcessInfo_t) == 128, "process");
 _Static_assert(offsetof(xpumlProcessInfo_t, usedGlobalMemory) == 8, "process");
+_Static_assert(offsetof(xpumlProcessInfo_t, root_ns_pid) == 24, "process");
 
 XPUML_API int xpumlInit(void);
 XPUML_API int xpumlShutdown(void);

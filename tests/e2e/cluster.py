@@ -15,11 +15,17 @@ from .waiting import wait_until
 RESOURCE = "baidu.com/xpu"
 LABEL = "xpu-device-plugin-e2e"
 """Every pod of the suite carries it, so that a crashed run can be cleared away by the next."""
+WISH_LABEL = "baidu.com/sriov-num-vfs"
+STATE_LABEL = f"{WISH_LABEL}.state"
+DETAIL_ANNOTATION = f"{WISH_LABEL}.detail"
+EVENT_SOURCE = "xpu-device-plugin"
 
 KUBECTL_SECONDS = 30
 STATUS_SECONDS = 45
 """For news to reach the API server: several of the kubelet's node status periods (10 s by default)."""
 POD_SECONDS = 60
+REPORT_SECONDS = 60
+"""For four cards to be changed one after the other, each after it has settled, and for the node to say so."""
 RESTART_SECONDS = 45
 """For a container to start again. The first time it does so at once; this is for a kubelet that is busy."""
 
@@ -27,6 +33,7 @@ RESTART_SECONDS = 45
 WAIT_FOR_EVER = "trap 'exit 0' TERM; while :; do sleep 3600 & wait; done"
 
 Json = dict[str, Any]  # what the API server answers; only the fields read here are relied on
+States = Mapping[str, tuple[int | str, int, str]]
 
 
 class KubectlError(Exception):
@@ -39,6 +46,26 @@ class Amount:
 
     capacity: int
     allocatable: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the plugin has written on the node about virtual functions; empty where it has not."""
+
+    state: str
+    detail: Json
+
+    @property
+    def cards(self) -> dict[str, Json]:
+        """What it says of each card, by address."""
+        return {card["address"]: card for card in self.detail.get("cards", [])}
+
+    @property
+    def states(self) -> States:
+        """In short: of each card, by address, how many VFs are wished, how many it has, and its state."""
+        return {
+            address: (card["wished"], card["actual"], card["state"]) for address, card in self.cards.items()
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +112,84 @@ class Cluster:
 
     def __init__(self, *, kubectl: Sequence[str], node: str, namespace: str, image: str) -> None:
         self._kubectl = (*kubectl, "--namespace", namespace)
+        self.namespace = namespace
         self.image = image
         self.node = node or self._only_node()
 
-    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        """The standard output of a successful call."""
+    def kubectl(self, *arguments: str, stdin: str | None = None, accept: Sequence[int] = (0,)) -> str:
+        """The standard output of a call that ended with an acceptable status."""
         command = (*self._kubectl, *arguments)
         done = subprocess.run(
             command, input=stdin, capture_output=True, text=True, timeout=KUBECTL_SECONDS, check=False
         )
-        if done.returncode != 0:
+        if done.returncode not in accept:
             raise KubectlError(f"{' '.join(command)}: status {done.returncode}: {done.stderr.strip()}")
         return done.stdout
+
+    def answers(self) -> bool:
+        """Whether the API server is there and ready."""
+        try:
+            return self.kubectl("get", "--raw=/readyz", "--request-timeout=2s") == "ok"
+        except KubectlError:
+            return False
+
+    def metadata(self) -> Json:
+        """The node's."""
+        node: Json = json.loads(self.kubectl("get", "node", self.node, "--output=json"))
+        metadata: Json = node["metadata"]
+        return metadata
+
+    def wish(self, vfs: str | None) -> None:
+        """Put the label onto the node that says how many VFs each card is to have, or take it off."""
+        self._patch_metadata({"labels": {WISH_LABEL: vfs}})
+
+    def report(self) -> Report:
+        """What the plugin says on the node of its virtual functions."""
+        metadata = self.metadata()
+        detail = metadata.get("annotations", {}).get(DETAIL_ANNOTATION, "{}")
+        return Report(metadata.get("labels", {}).get(STATE_LABEL, ""), json.loads(detail))
+
+    def wait_for_report(self, state: str, states: States) -> Report:
+        """Wait until the node bears this state, and that of each card."""
+        return wait_until(
+            f"node {self.node} says {state}: {states}",
+            self.report,
+            lambda report: (report.state, report.states) == (state, states),
+            seconds=REPORT_SECONDS,
+        )
+
+    def events(self) -> list[tuple[str, str, str]]:
+        """Type, reason and message of the plugin's events, as `kubectl describe node` shows them."""
+        text = self.kubectl("describe", "node", self.node).partition("\nEvents:")[2]
+        line = rf"^  (Normal|Warning) +(\w+) .* {EVENT_SOURCE}(?:, \S+)? +(\S.*)$"
+        return re.findall(line, text, re.MULTILINE)
+
+    def wait_for_event(self, *event: str) -> None:
+        """Wait until `kubectl describe node` shows this event of the plugin."""
+        wait_until(
+            f"`kubectl describe` shows for node {self.node}: {' '.join(event)}",
+            self.events,
+            lambda events: event in events,
+            seconds=STATUS_SECONDS,
+        )
+
+    def marks(self) -> list[str]:
+        """The labels and annotations of ours that the node bears."""
+        metadata = self.metadata()
+        keys = [*metadata.get("labels", {}), *metadata.get("annotations", {})]
+        return sorted(key for key in keys if key.startswith(WISH_LABEL))
+
+    def forget_marks(self) -> None:
+        """Take our labels, annotations and events off the node."""
+        self._patch_metadata(
+            {"labels": {WISH_LABEL: None, STATE_LABEL: None}, "annotations": {DETAIL_ANNOTATION: None}}
+        )
+        about = f"--field-selector=involvedObject.kind=Node,source={EVENT_SOURCE}"
+        self.kubectl("delete", "events", "--namespace=default", about)
+
+    def _patch_metadata(self, metadata: Json) -> None:
+        patch = json.dumps({"metadata": metadata})
+        self.kubectl("patch", "node", self.node, "--type=merge", "--patch", patch)
 
     def amount(self) -> Amount:
         """What the node's status says of the resource."""

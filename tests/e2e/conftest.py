@@ -3,6 +3,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,12 @@ import pytest
 from .cluster import RESOURCE, Cluster
 from .hooks import Hooks
 from .machine import CARDS, Machine, device_nodes, real_nodes, remove_nodes
-from .plugin import SOCKET_NAME, Plugin
+from .plugin import SOCKET_NAME, Plugin, kubelet_life
+from .waiting import wait_until
+
+
+KUBELET_SECONDS = 60
+API_SERVER_SECONDS = 60
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +103,52 @@ def former(hooks: Hooks, cluster: Cluster, machine: Machine, tmp_path: Path) -> 
         yield former
 
 
+def require_restart(hooks: Hooks) -> None:
+    if not hooks.restart_kubelet:
+        leave_out(hooks, "XPU_E2E_RESTART_KUBELET is not set: this kubelet is not to be restarted")
+
+
+def restart_kubelet(hooks: Hooks) -> None:
+    """Restart it, and return when the new one listens for plugins."""
+    before = kubelet_life(hooks.device_plugin_directory)
+    subprocess.run(hooks.restart_kubelet, check=True, stdin=subprocess.DEVNULL, timeout=KUBELET_SECONDS)
+    wait_until(
+        "a new kubelet listens for plugins",
+        lambda: kubelet_life(hooks.device_plugin_directory),
+        lambda life: life not in {before, None},
+        seconds=KUBELET_SECONDS,
+    )
+
+
+def require_stop(hooks: Hooks) -> None:
+    if not (hooks.stop_api_server and hooks.start_api_server):
+        leave_out(
+            hooks,
+            "XPU_E2E_STOP_API_SERVER and XPU_E2E_START_API_SERVER are not both set: this API server is not "
+            "to be stopped",
+        )
+
+
+@contextmanager
+def without_api_server(hooks: Hooks, cluster: Cluster) -> Iterator[None]:
+    """Stop it, and have it back and ready in the end, whatever happens meanwhile."""
+    try:
+        switch_api_server(hooks.stop_api_server, cluster, ready=False)
+        yield
+    finally:
+        switch_api_server(hooks.start_api_server, cluster, ready=True)
+
+
+def switch_api_server(command: tuple[str, ...], cluster: Cluster, *, ready: bool) -> None:
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=API_SERVER_SECONDS)
+    wait_until(
+        f"the API server is {'ready' if ready else 'away'}",
+        cluster.answers,
+        lambda answers: answers == ready,
+        seconds=API_SERVER_SECONDS,
+    )
+
+
 def serve(plugin: Plugin, cluster: Cluster) -> None:
     """Start a plugin and wait until the node shows all four devices."""
     # Otherwise the number of an earlier plugin would be taken for this one's.
@@ -122,4 +174,4 @@ def closing(plugin: Plugin, cluster: Cluster) -> Iterator[None]:
 def leftovers(hooks: Hooks, cluster: Cluster) -> list[str]:
     """What of the suite's is still there, apart from processes."""
     sockets = [str(path) for path in hooks.device_plugin_directory.iterdir() if path.name == SOCKET_NAME]
-    return [*cluster.pods(), *device_nodes(), *sockets]
+    return [*cluster.pods(), *cluster.marks(), *device_nodes(), *sockets]

@@ -27,6 +27,11 @@ class Hooks:
     image: str
     restart_kubelet: tuple[str, ...]
     """Empty: this kubelet is not to be restarted."""
+    stop_api_server: tuple[str, ...]
+    start_api_server: tuple[str, ...]
+    """Empty, one or the other: this API server is not to be stopped."""
+    plugin_image: str
+    """Empty: the image is not there, so what is shipped is not installed."""
     plugin: tuple[str, ...]
     device_plugin_directory: Path
     pod_resources_socket: Path
@@ -44,6 +49,9 @@ class Hooks:
             namespace=hook("NAMESPACE", "default"),
             image=hook("IMAGE", "busybox"),
             restart_kubelet=tuple(shlex.split(hook("RESTART_KUBELET"))),
+            stop_api_server=tuple(shlex.split(hook("STOP_API_SERVER"))),
+            start_api_server=tuple(shlex.split(hook("START_API_SERVER"))),
+            plugin_image=hook("PLUGIN_IMAGE"),
             plugin=tuple(shlex.split(hook("PLUGIN"))) or (sys.executable, "-P", "-m", "xpu_plugin"),
             device_plugin_directory=Path(hook("DEVICE_PLUGIN_DIR", str(DEVICE_PLUGIN_DIRECTORY))),
             pod_resources_socket=Path(hook("POD_RESOURCES_SOCKET", str(POD_RESOURCES_SOCKET))),

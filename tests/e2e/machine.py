@@ -88,11 +88,27 @@ class Machine:
         self.set_card(one, nodes=other)
 
     def ids(self) -> dict[str, str]:
-        """Device id -> node name, as the kernel would tell: a whole card's id is its PCI address."""
-        names = [name for name in device_nodes() if name != CONTROL]
-        return {
-            (self.sysfs / "class/xpu" / name / "device").resolve(strict=True).name: name for name in names
-        }
+        """Device id -> node name of all that is to be offered, as the kernel would tell: a whole card's id
+        is its PCI address, a VF's names also how many the card has. A card with VFs is not offered."""
+        ids = {}
+        for name in device_nodes().keys() - {CONTROL}:
+            function = (self.sysfs / "class/xpu" / name / "device").resolve(strict=True)
+            card = (function / "physfn").resolve() if (function / "physfn").exists() else None
+            if card is not None:
+                ids[f"{function.name}-of{vfs_of(card)}"] = name
+            elif not vfs_of(function):
+                ids[function.name] = name
+        return ids
+
+    def vfs(self) -> dict[str, int]:
+        """How many VFs each card has, by its PCI address."""
+        devices = (self.sysfs / "bus/pci/devices").iterdir()
+        return {path.name: vfs_of(path) for path in sorted(devices) if (path / "sriov_numvfs").exists()}
+
+    def address_of_card_of(self, device: str) -> str:
+        """The PCI address of the card that a device is, or is a VF of."""
+        function = self.sysfs / "bus/pci/devices" / device.partition("-")[0]
+        return ((function / "physfn") if (function / "physfn").exists() else function).resolve().name
 
     def id_of(self, node: str) -> str:
         return next(device for device, name in self.ids().items() if name == node)
@@ -124,6 +140,21 @@ def device_nodes() -> dict[str, tuple[int, int]]:
         if NODE_NAME.fullmatch(path.name) and stat.S_ISCHR(status.st_mode):
             nodes[path.name] = os.major(status.st_rdev), os.minor(status.st_rdev)
     return nodes
+
+
+def granted(machine: Machine, pod: Pod, devices: int) -> frozenset[str]:
+    """The ids of a running pod, after a check from the inside that it reaches exactly these."""
+    view = machine.view_from(pod)
+    assert len(view.ids) == devices, f"{pod.name}: {IDS_VARIABLE} names {sorted(view.ids)}"
+    nodes = machine.nodes_of(view.ids)
+    assert (view.visible, view.openable) == (nodes, nodes), f"{pod.name} was granted {sorted(view.ids)}"
+    return view.ids
+
+
+def vfs_of(function: Path) -> int:
+    """How many VFs sysfs shows of a PCI function; 0 for one that cannot have any."""
+    number = function / "sriov_numvfs"
+    return int(number.read_text()) if number.exists() else 0
 
 
 def majors_in_use() -> frozenset[int]:

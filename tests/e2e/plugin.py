@@ -27,7 +27,7 @@ LOG_SECONDS = 30
 
 
 class Plugin:
-    """One daemon at a time, always with the same options."""
+    """One daemon at a time, always with the same options but for those of a start of its own."""
 
     def __init__(self, command: Sequence[str], *, directory: Path, log: Path) -> None:
         self._command = tuple(command)
@@ -44,13 +44,13 @@ class Plugin:
     def log(self) -> str:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
-    def start(self) -> None:
-        """Start the daemon and wait until a kubelet has dialled it."""
+    def start(self, *options: str) -> None:
+        """Start the daemon, with further options, and wait until a kubelet has dialled it."""
         assert self._process is None, "the plugin runs already"
         clean = {name: value for name, value in os.environ.items() if not name.startswith("XPU_PLUGIN_")}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command,
+                (*self._command, *options),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -115,12 +115,12 @@ class Plugin:
             seconds=STREAM_SECONDS,
         )
 
-    def wait_for_log(self, pattern: str) -> None:
-        """Wait until a line of the log matches."""
+    def wait_for_log(self, pattern: str, *, times: int = 1) -> None:
+        """Wait until so many lines of the log, of all daemons, match."""
         wait_until(
-            f"the plugin's log matches {pattern}",
+            f"the plugin's log matches {pattern} ({times})",
             lambda: self.log,
-            lambda log: re.search(pattern, log),
+            lambda log: len(re.findall(pattern, log)) >= times,
             seconds=LOG_SECONDS,
         )
 
@@ -141,6 +141,11 @@ class Plugin:
     def refusals_to_start(self) -> list[str]:
         """The sentences by which it has refused to let containers start."""
         return re.findall(rf" container start refused resource={re.escape(RESOURCE)}: (.+)", self.log)
+
+    def asked_of_the_driver(self) -> list[tuple[str, int]]:
+        """Every call for a number of VFs so far, of all daemons: a card's address, and the number."""
+        asked = re.findall(r" asking the driver for (\d+) VFs of (\S+),", self.log)
+        return [(card, int(number)) for number, card in asked]
 
     def _streams_while_running(self) -> frozenset[str]:
         assert self._process is not None, "the plugin does not run"

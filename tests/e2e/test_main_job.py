@@ -4,16 +4,15 @@
 Every test has a fresh machine of four cards and a fresh plugin (see conftest.py).
 """
 
-import subprocess
 from collections.abc import Sequence
 
 import pytest
 
 from .cluster import RESOURCE, Amount, Cluster, Pod
-from .conftest import leave_out, leftovers
+from .conftest import leftovers, require_restart, restart_kubelet
 from .hooks import Hooks
-from .machine import CARDS, IDS_VARIABLE, Machine, View
-from .plugin import Plugin, kubelet_life
+from .machine import CARDS, Machine, View, granted
+from .plugin import Plugin
 from .waiting import wait_until, watch_that
 
 
@@ -21,21 +20,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 RUNNING, ERROR = 201, 207  # states as the driver numbers them
 
-KUBELET_SECONDS = 60
 PATIENCE_SECONDS = 3
 """How long something is watched that is not to happen."""
 EXIT_SECONDS = 1
 REFUSAL_SECONDS = 45
 """A kubelet tries again to start a container every 10 to 20 s."""
-
-
-def granted(machine: Machine, pod: Pod, devices: int) -> frozenset[str]:
-    """The ids of a running pod, after a check from the inside that it reaches exactly these."""
-    view = machine.view_from(pod)
-    assert len(view.ids) == devices, f"{pod.name}: {IDS_VARIABLE} names {sorted(view.ids)}"
-    nodes = machine.nodes_of(view.ids)
-    assert (view.visible, view.openable) == (nodes, nodes), f"{pod.name} was granted {sorted(view.ids)}"
-    return view.ids
 
 
 def assert_nothing_shared(*grants: frozenset[str]) -> None:
@@ -236,23 +225,6 @@ def test_nothing_is_left_behind(hooks: Hooks, cluster: Cluster, machine: Machine
     machine.close()
     plugin.wait_for_no_process()
     assert leftovers(hooks, cluster) == []
-
-
-def require_restart(hooks: Hooks) -> None:
-    if not hooks.restart_kubelet:
-        leave_out(hooks, "XPU_E2E_RESTART_KUBELET is not set: this kubelet is not to be restarted")
-
-
-def restart_kubelet(hooks: Hooks) -> None:
-    """Restart it, and return when the new one listens for plugins."""
-    before = kubelet_life(hooks.device_plugin_directory)
-    subprocess.run(hooks.restart_kubelet, check=True, stdin=subprocess.DEVNULL, timeout=KUBELET_SECONDS)
-    wait_until(
-        "a new kubelet listens for plugins",
-        lambda: kubelet_life(hooks.device_plugin_directory),
-        lambda life: life not in {before, None},
-        seconds=KUBELET_SECONDS,
-    )
 
 
 def refusal_to_start(plugin: Plugin, pod: Pod, *, after: str = "") -> str:

@@ -10,8 +10,8 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AsyncExitStack, aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,8 @@ import grpc
 import pytest
 
 from tests.builders import found
-from tests.edges.test_kubelet import CARDS, IDS, Plugin
-from tests.standins import RESOURCE, SECONDS, children, descriptors, until
+from tests.edges.test_kubelet import CARDS, IDS, SOCKET, Plugin
+from tests.standins import RESOURCE, SECONDS, Looks, children, descriptors, unix_sockets, until
 from xpu_plugin.edges import kubelet as kubelet_module
 from xpu_plugin.edges import service as service_module
 from xpu_plugin.edges.kubelet import Identity
@@ -58,9 +58,6 @@ async def nothing_left(place: Path, leaves_no_process: None) -> AsyncIterator[No
     async with Kubelet(place / "warm") as kubelet, Plugin(place / "warm").run():
         await listed(kubelet)
 
-    def tasks() -> set[asyncio.Task[Any]]:
-        return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
-
     await until(lambda: not tasks(), f"no task but {tasks()}", seconds=5)
     gc.collect()
     files, threads, processes = descriptors(), threading.enumerate(), children()
@@ -79,24 +76,6 @@ async def nothing_left(place: Path, leaves_no_process: None) -> AsyncIterator[No
 @pytest.fixture
 def plugin(place: Path) -> Plugin:
     return Plugin(place / "plugins")
-
-
-class Looks:
-    """Counts how often an endpoint looks at the kubelet's socket: the time that matters here."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.number = 0
-        original = Identity.of
-
-        def of(path: Path) -> Identity | None:
-            self.number += path.name == "kubelet.sock"
-            return original(path)
-
-        monkeypatch.setattr(Identity, "of", of)
-
-    async def more(self, number: int) -> None:
-        goal = self.number + number
-        await until(lambda: self.number >= goal, f"{number} more looks at the kubelet")
 
 
 @pytest.fixture
@@ -350,6 +329,77 @@ async def test_registered_again_only_when_all_streams_ended(
         assert len(kubelet.registrations) == 2
 
 
+def tasks() -> set[asyncio.Task[Any]]:
+    return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+
+
+class Levels:
+    """What there is of everything that could become more with each stream or life."""
+
+    def __init__(self, plugin: Plugin) -> None:
+        self._plugin = plugin
+        self._tasks, self._threads, self._descriptors = self._now()
+
+    def _now(self) -> tuple[int, int, int]:
+        gc.collect()
+        return len(tasks()), threading.active_count(), len(descriptors())
+
+    async def are_back(self) -> None:
+        """One stream by one connection, nobody else at our socket, and nothing more than at the beginning."""
+
+        def back() -> bool:
+            number, threads, files = self._now()
+            return (
+                self._plugin.service.streams == 1
+                and unix_sockets(self._plugin.socket) == 2
+                and number <= self._tasks
+                and threads <= self._threads + 1  # the executor's
+                and files <= self._descriptors + SLACK
+            )
+
+        await until(back, f"as few as before, {(self._tasks, self._threads, self._descriptors)},", seconds=5)
+
+
+async def test_hundreds_of_streams_opened_and_cut_on_one_connection(
+    place: Path, plugin: Plugin, looks: Looks
+) -> None:
+    """While the kubelet's own stays open they are no reason to register again."""
+    async with Kubelet(place / "plugins") as kubelet, plugin.run():
+        await listed(kubelet)
+        levels = Levels(plugin)
+        [end] = kubelet._endpoints.values()
+        for _ in range(10):
+            calls: list[Any] = [end.stub.ListAndWatch(api.Empty()) for _ in range(25)]
+            for call in calls:
+                assert len((await call.read()).devices) == len(IDS)
+            assert plugin.service.streams == 1 + len(calls)
+            for call in calls:
+                call.cancel()
+                await call.code()
+        del calls, call
+        await levels.are_back()
+        await looks.more(40)
+        assert len(kubelet.registrations) == 1
+        judge(plugin, SICK)
+        await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 1, timeout=SECONDS)
+
+
+async def test_hundreds_of_streams_cut_with_their_connections(
+    place: Path, plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is replaced by one registration, and nothing of the former ones is kept."""
+    monkeypatch.setattr(kubelet_module, "AGAIN_SECONDS", (0.0, 0.0))
+    async with Kubelet(place / "plugins") as kubelet, plugin.run():
+        await listed(kubelet)
+        levels = Levels(plugin)
+        for cuts in range(1, 201):
+            kubelet.cut(RESOURCE)
+            await registered(kubelet, cuts + 1)
+            await listed(kubelet)
+        await levels.are_back()
+        assert len(kubelet.registrations) == 201
+
+
 # --- lives ----------------------------------------------------------------------------------------
 
 
@@ -376,6 +426,65 @@ async def test_lives_that_cannot_be_told_apart_are_still_noticed_by_their_stream
             assert [registration.life for registration in kubelet.registrations] == [*range(1, life + 1)]
             await kubelet.restart()
         await listed(kubelet)
+
+
+async def test_fifty_lives_are_registered_with_once_each_and_cost_nothing_that_stays(
+    place: Path, plugin: Plugin
+) -> None:
+    async with Kubelet(place / "plugins") as kubelet, plugin.run():
+        await listed(kubelet)
+        levels = Levels(plugin)
+        for life in range(2, 52):
+            await kubelet.restart()
+            await listed(kubelet)
+            assert [registration.life for registration in kubelet.registrations] == [*range(1, life + 1)]
+        await levels.are_back()
+        assert len(kubelet.registrations) == 51
+
+
+class Hasty(Kubelet):
+    """Is back before anybody can look, and its socket has the inode of the former life, as a file system
+    may well give it again. The listener lives on, as only so that inode is certain to be had."""
+
+    async def restart(self, *, streams_end: bool = True) -> None:
+        servers, self._servers = self._servers, []
+        if streams_end:
+            await self.stop()
+        begin = time.monotonic()
+        self._life += 1
+        spare = self.directory.with_name("spare")
+        self.socket.rename(spare)
+        self._clear()
+        spare.rename(self.socket)
+        self.away = time.monotonic() - begin
+        self._servers = servers
+        self._changed()
+
+
+@pytest.mark.parametrize("streams_end", [True, False])
+async def test_lives_a_moment_apart_with_the_same_inode_are_told_apart_by_the_change_time(
+    place: Path, plugin: Plugin, looks: Looks, monkeypatch: pytest.MonkeyPatch, streams_end: bool
+) -> None:
+    """Registered with once each, and at once: a stream that ended would let it take minutes here."""
+    monkeypatch.setattr(kubelet_module, "AGAIN_SECONDS", (600.0, 600.0))
+    monkeypatch.setattr(kubelet_module, "DIAL_BACK_SECONDS", 600.0)
+    away = []
+    async with Hasty(place / "plugins") as kubelet, plugin.run():
+        for life in range(2, 12):
+            await listed(kubelet)
+            await looks.more(3)
+            former = kubelet.socket.stat()
+            await kubelet.restart(streams_end=streams_end)
+            present = kubelet.socket.stat()
+            assert os.path.samestat(former, present)
+            assert former.st_ctime_ns != present.st_ctime_ns
+            away.append(kubelet.away)
+            await registered(kubelet, life)
+            assert [registration.life for registration in kubelet.registrations] == [*range(1, life + 1)]
+        await listed(kubelet)
+        await looks.more(10)
+        assert len(kubelet.registrations) == 11
+        assert min(away) < 0.001
 
 
 async def test_all_sockets_deleted_while_the_kubelet_lives_on(
@@ -414,6 +523,94 @@ async def test_the_directory_recreated_many_times_under_a_living_kubelet(
             await kubelet.restart()
         await listed(kubelet)
         assert plugin.socket.is_socket()
+
+
+@pytest.fixture
+async def meanwhile(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+    """What happens in the directory right after our socket was bound, once each and the last one first."""
+    happens: list[Callable[[], object]] = []
+    servers: Any = type(grpc.aio.server())
+    bind_to = servers.add_insecure_port
+
+    def add_insecure_port(server: grpc.aio.Server, address: str) -> int:
+        port: int = bind_to(server, address)
+        if happens and address.endswith(SOCKET):
+            happens.pop()()
+        return port
+
+    monkeypatch.setattr(servers, "add_insecure_port", add_insecure_port)
+    return happens
+
+
+@pytest.mark.parametrize("recreated", [False, True])
+async def test_the_directory_cleared_or_recreated_while_our_socket_is_bound(
+    place: Path,
+    plugin: Plugin,
+    meanwhile: list[Callable[[], object]],
+    recreated: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Tried again until the socket stays; only then is anybody told of it, and no listener is left behind."""
+    directory, former = place / "plugins", place / "former"
+
+    def clear() -> None:
+        plugin.socket.unlink()
+
+    def recreate() -> None:
+        directory.rename(former)
+        directory.mkdir()
+        (former / "kubelet.sock").rename(directory / "kubelet.sock")
+        shutil.rmtree(former)
+
+    async with Kubelet(directory) as kubelet:
+        meanwhile += [recreate if recreated else clear] * 5
+        async with plugin.run():
+            await listed(kubelet)
+            assert meanwhile == []
+            assert len(kubelet.registrations) == 1
+            assert plugin.lock.held()
+            assert plugin.socket.stat().st_mode & 0o777 == 0o600
+            await until(lambda: unix_sockets(plugin.socket) == 2, "nobody else at our socket", seconds=5)
+            assert plugin.socket.is_socket()
+            assert caplog.text.count("cannot bind") == 1
+    assert not plugin.socket.exists()
+
+
+async def test_a_kubelet_that_restarts_while_our_socket_is_bound(
+    place: Path, plugin: Plugin, meanwhile: list[Callable[[], object]], looks: Looks
+) -> None:
+    """It clears the directory after our socket was made and before it is told of it: the first registration
+    is in vain, the second is that of its new life."""
+    async with Kubelet(place / "plugins") as kubelet:
+
+        def restart() -> None:
+            kubelet.socket.rename(place / "spare")
+            kubelet._clear()
+            (place / "spare").rename(kubelet.socket)
+
+        meanwhile.append(lambda: asyncio.get_running_loop().call_soon(restart))
+        async with plugin.run():
+            await listed(kubelet)
+            await looks.more(40)
+            assert meanwhile == []
+            assert len(kubelet.registrations) == 2
+            assert plugin.service.streams == 1
+            assert plugin.socket.is_socket()
+
+
+async def test_stopping_while_our_socket_is_bound_leaves_none(
+    place: Path, plugin: Plugin, meanwhile: list[Callable[[], object]]
+) -> None:
+    async with Kubelet(place / "plugins") as kubelet:
+        task = asyncio.create_task(plugin.endpoint.run())
+        meanwhile.append(task.cancel)
+        await asyncio.wait({task})
+        plugin.lock.release()
+        assert task.cancelled()
+        assert meanwhile == []
+        assert kubelet.registrations == []
+        assert not plugin.socket.exists()
+        await until(lambda: unix_sockets(plugin.socket) == 0, "nobody at our socket", seconds=5)
 
 
 # --- registrations --------------------------------------------------------------------------------
@@ -461,6 +658,102 @@ async def test_a_new_life_is_not_made_to_wait_for_what_the_former_one_refused(
         await listed(kubelet)
         assert len(kubelet.asked) == 2
         assert len(kubelet.registrations) == 1
+
+
+class Leaking(Kubelet):
+    """Keeps the stream of whoever had the resource before."""
+
+    def displace(self, former: KubeletsEnd) -> None:
+        pass
+
+
+@asynccontextmanager
+async def a_rival(plugin: Plugin) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Somebody else's plugin for our resource, which knows nothing of our lock; yields how it registers."""
+    server = grpc.aio.server()
+    other = Plugin(plugin.socket.parent)
+    api_grpc.add_DevicePluginServicer_to_server(other.service, server)  # type: ignore[no-untyped-call]
+    server.add_insecure_port(f"unix:{plugin.socket.with_name('rival.sock')}")
+    await server.start()
+    request = api.RegisterRequest(version="v1beta1", endpoint="rival.sock", resource_name=RESOURCE)
+
+    async def register() -> None:
+        async with grpc.aio.insecure_channel(f"unix:{plugin.socket.with_name('kubelet.sock')}") as channel:
+            await api_grpc.RegistrationStub(channel).Register(request)  # type: ignore[no-untyped-call]
+
+    try:
+        yield register
+    finally:
+        other.service.close()
+        await server.stop(None)
+
+
+def registrations_of(plugin: Plugin, kubelet: Kubelet) -> list[float]:
+    """When it registered."""
+    return [
+        registration.time
+        for registration in kubelet.registrations
+        if registration.endpoint == plugin.socket.name
+    ]
+
+
+async def test_a_rival_that_takes_the_resource_once_loses_it_again(
+    place: Path, plugin: Plugin, looks: Looks
+) -> None:
+    async with Kubelet(place / "plugins") as kubelet, plugin.run():
+        await listed(kubelet)
+        async with a_rival(plugin) as register:
+            await register()
+            await registered(kubelet, 3)
+            await kubelet.until(lambda: kubelet.lists(RESOURCE) >= 3, timeout=SECONDS)
+            await listed(kubelet)
+            await looks.more(40)
+            endpoints = [registration.endpoint for registration in kubelet.registrations]
+            assert endpoints == [SOCKET, "rival.sock", SOCKET]
+            assert plugin.service.streams == 1
+            judge(plugin, SICK)
+            await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 1, timeout=SECONDS)
+
+
+async def test_a_rival_that_never_gives_up_is_answered_ever_more_slowly(
+    place: Path, plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two plugins that take the resource from each other would else keep the kubelet busy for ever."""
+    turns = 6
+    monkeypatch.setattr(kubelet_module, "AGAIN_SECONDS", (0.04, 0.32))
+    monkeypatch.setattr(kubelet_module, "DIAL_BACK_SECONDS", SECONDS)
+    async with Kubelet(place / "plugins") as kubelet, plugin.run():
+        await listed(kubelet)
+        levels = Levels(plugin)
+        async with a_rival(plugin) as register:
+            for turn in range(1, turns + 1):
+                await register()
+                await registered(kubelet, 2 * turn + 1)
+                await until(lambda: plugin.service.streams == 1, "our stream again")
+                assert len(registrations_of(plugin, kubelet)) == turn + 1
+        await listed(kubelet)
+        await levels.are_back()
+        times = registrations_of(plugin, kubelet)
+        assert len(kubelet.registrations) == len(times) + turns
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        least = [0.75 * min(0.04 * 2**turn, 0.32) for turn in range(turns)]
+        assert all(gap > wait for gap, wait in zip(gaps, least, strict=True)), gaps
+
+
+async def test_a_rival_is_left_alone_while_our_stream_is_open(
+    place: Path, plugin: Plugin, looks: Looks
+) -> None:
+    """A kubelet that leaks it gives no sign; registering again before it ends would be for ever, too."""
+    async with Leaking(place / "plugins") as kubelet, plugin.run():
+        await listed(kubelet)
+        async with a_rival(plugin) as register:
+            await register()
+            await kubelet.until(
+                lambda: kubelet.streams_open and kubelet.lists(RESOURCE) == 2, timeout=SECONDS
+            )
+            await looks.more(int(3 * DIAL_BACK_SECONDS / 0.02))
+            assert len(registrations_of(plugin, kubelet)) == 1
+            assert plugin.service.streams == 1
 
 
 class Hesitant(Kubelet):

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xpu_plugin.edges.podresources import CHECKPOINT, Holding, UnknownHoldersError, read_checkpoint
+from xpu_plugin.edges.podresources import CHECKPOINT, UnknownHoldersError, read_checkpoint
+from xpu_plugin.model.holders import Holding
 
 
 XPU = "baidu.com/xpu"

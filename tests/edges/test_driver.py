@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -36,13 +36,15 @@ from xpu_plugin.edges.driver import (
     WorkerError,
     WorkerHungError,
 )
-from xpu_plugin.model.devices import Scan
+from xpu_plugin.model.devices import Process, Scan, Usage
 from xpu_plugin.simulation.library import shipped
 from xpu_plugin.simulation.machine import Machine
-from xpu_plugin.xpuml import Call, DriverNotLoadedError, StateAnswer, XpumlError
+from xpu_plugin.xpuml import Call, DriverNotLoadedError, StateAnswer, WrongDeviceError, XpumlError
 
 
 STATE = "xpumlDeviceGetState"
+SPLIT = "xpumlDeviceSetSriovVfNum"
+CARD = "0000:3b:00.0"
 RUNNING = StateAnswer(0, 201)
 TIMEOUT = 0.4
 """What the library is given in tests where it hangs."""
@@ -138,9 +140,16 @@ async def test_each_scan_has_a_fresh_worker_and_the_former_one_ends(driver: Driv
 
 
 async def test_a_sweep_before_any_scan_is_refused(driver: Driver) -> None:
-    for ask in (driver.sweep, driver.host):
+    asks: list[Callable[[], Awaitable[object]]] = [
+        driver.sweep,
+        driver.host,
+        lambda: driver.usage([0], CARD),
+        lambda: driver.set_sriov_vf_num(0, 1, CARD, seconds=SECONDS),
+    ]
+    for ask in asks:
         with pytest.raises(WorkerDiedError, match="no worker that has scanned"):
             await ask()
+    assert driver.pid is None
 
 
 async def test_the_host_can_be_compared_with_that_of_the_scan(driver: Driver, machine: Machine) -> None:
@@ -185,6 +194,222 @@ async def test_a_long_lived_worker_leaks_no_descriptor(driver: Driver) -> None:
         await driver.sweep()
         await driver.host()
     assert descriptors(pid_of(driver)) == before
+
+
+# --- who uses a card --------------------------------------------------------------------------------
+
+
+async def test_usage_tells_processes_by_address_and_drivers(driver: Driver, machine: Machine) -> None:
+    machine.set_card(0, {"vfs": "2"})
+    machine.add_process(7, card=0, vf=0)
+    machine.add_line("process", "pid=7 host-pid=4711 card=0 vf=1")
+    machine.add_line("process", "pid=8 host-pid=4712 card=0 vf=1")
+    machine.add_process(9, card=1)
+    await scanned(driver)
+    worker = driver.pid
+    assert await driver.usage({5, 0, 4}, CARD) == Usage(
+        processes={
+            CARD: (),
+            "0000:3b:01.0": (Process(pid=7, host_pid=None),),
+            "0000:3b:01.1": (Process(pid=7, host_pid=4711), Process(pid=8, host_pid=4712)),
+        },
+        drivers={CARD: "kunlun", "0000:3b:01.0": "kunlun", "0000:3b:01.1": "kunlun"},
+    )
+    other = await driver.usage([1, 1], "0000:3c:00.0")
+    assert other.processes == {"0000:3c:00.0": (Process(pid=9, host_pid=None),)}
+    assert driver.pid == worker
+
+
+async def test_vfs_of_another_driver_or_of_none_show_in_usage_though_the_library_has_them_not(
+    driver: Driver, machine: Machine
+) -> None:
+    machine.set_card(0, {"vfs": "3", "vf-drivers": "vfio-pci,kunlun,none"})
+    scan = await scanned(driver)
+    assert [reading.pci for reading in scan.readings].count("0000:3b:01.1") == 1
+    assert len(scan.readings) == 5
+    usage = await driver.usage([0, 4], CARD)
+    assert usage.drivers == {
+        CARD: "kunlun",
+        "0000:3b:01.0": "vfio-pci",
+        "0000:3b:01.1": "kunlun",
+        "0000:3b:01.2": None,
+    }
+    assert usage.processes == {CARD: (), "0000:3b:01.1": ()}
+
+
+async def test_processes_that_the_library_cannot_tell_are_unknown_and_not_none(
+    driver: Driver, machine: Machine
+) -> None:
+    machine.set_card(0, {"vfs": "1"})
+    machine.add_fault("xpumlDeviceGetComputeRunningProcesses", "code:999", card=0, vf=0)
+    await scanned(driver)
+    assert (await driver.usage([0, 4], CARD)).processes == {CARD: (), "0000:3b:01.0": None}
+
+
+@pytest.mark.parametrize("function", ["xpumlDeviceGetPciInfo", "xpumlDeviceGetHandleByIndex"])
+async def test_a_device_without_address_is_left_out_of_usage(
+    driver: Driver, machine: Machine, function: str
+) -> None:
+    await scanned(driver)
+    machine.add_fault(function, "code:999", card=1)
+    assert (await driver.usage([0, 1], CARD)).processes == {CARD: ()}
+
+
+@pytest.mark.parametrize("unknown", [0, 1])
+async def test_usage_of_a_k200_is_that_of_both_halves(
+    make_driver: MakeDriver, place: Path, unknown: int
+) -> None:
+    machine = make_machine(place / "k200", {"model": "K200", "pci": CARD})
+    machine.add_process(7, card=0, half=0)
+    machine.add_process(8, card=0, half=1)
+    driver = make_driver(target_of(machine))
+    await scanned(driver)
+    told = (await driver.usage([0, 1], CARD)).processes
+    assert told == {CARD: (Process(pid=7, host_pid=None), Process(pid=8, host_pid=None))}
+    machine.add_fault("xpumlDeviceGetComputeRunningProcesses", "code:999", card=0, half=unknown)
+    assert (await driver.usage([0, 1], CARD)).processes == {CARD: None}
+
+
+async def test_usage_of_a_card_that_is_not_in_sysfs_has_no_drivers(driver: Driver) -> None:
+    await scanned(driver)
+    assert (await driver.usage([0], "0000:7f:00.0")).drivers == {}
+
+
+async def test_usage_where_sysfs_cannot_be_read_is_an_error(driver: Driver, machine: Machine) -> None:
+    await scanned(driver)
+    assert machine.sysfs_root
+    (machine.sysfs_root / "bus/pci/devices" / CARD / "driver").unlink()
+    (machine.sysfs_root / "bus/pci/devices" / CARD / "driver").mkdir()
+    with pytest.raises(LibraryError, match="driver"):
+        await driver.usage([0], CARD)
+
+
+async def test_usage_has_the_deadline_of_calls(hasty: Driver, machine: Machine) -> None:
+    await scanned(hasty)
+    machine.add_fault("xpumlDeviceGetComputeRunningProcesses", "hang", card=0)
+    with pytest.raises(WorkerHungError) as hung:
+        await hasty.usage([0], CARD)
+    assert hung.value.call == Call("xpumlDeviceGetComputeRunningProcesses", 0)
+
+
+async def test_usage_of_an_index_of_another_scan_is_refused(driver: Driver) -> None:
+    await scanned(driver)
+    with pytest.raises(WrongDeviceError, match="device index 4 is not one of 4"):
+        await driver.usage([0, 4], CARD)
+
+
+# --- VFs ----------------------------------------------------------------------------------------------
+
+
+async def test_a_card_is_split_by_the_worker_of_the_scan(driver: Driver, machine: Machine) -> None:
+    await scanned(driver)
+    worker = driver.pid
+    await driver.set_sriov_vf_num(0, 2, CARD, seconds=SECONDS)
+    assert (await driver.host()).functions[CARD].num_vfs == 2
+    await driver.set_sriov_vf_num(0, 0, CARD, seconds=SECONDS)
+    await driver.set_sriov_vf_num(0, 3, CARD, seconds=SECONDS)
+    assert driver.pid == worker
+    scan = await scanned(driver)
+    assert scan.host.functions[CARD].num_vfs == 3
+    assert [reading.model for reading in scan.readings] == [200, 2, 2, 2, 203, 203, 203]
+
+
+async def split_card(driver: Driver, machine: Machine) -> None:
+    """Scan with card 0 in two."""
+    machine.set_card(0, {"vfs": "2"})
+    assert len((await scanned(driver)).readings) == 6
+
+
+async def whole_and_two_vfs(driver: Driver) -> bool:
+    """Whether the next scan finds card 0 in two and all others whole."""
+    scan = await scanned(driver)
+    numbers = {address: function.num_vfs for address, function in scan.host.functions.items()}
+    return len(scan.readings) == 6 and sum(filter(None, numbers.values())) == numbers[CARD] == 2
+
+
+@pytest.mark.parametrize(
+    ("index", "text"),
+    [
+        (1, "device index 1 is 0000:3c:00.0, not 0000:3b:00.0"),
+        (4, "device index 4 is 0000:3b:01.0, not 0000:3b:00.0"),
+        (6, "device index 6 is not one of 6"),
+    ],
+)
+async def test_a_wrong_index_or_address_is_refused_and_no_vf_changes(
+    driver: Driver, machine: Machine, index: int, text: str
+) -> None:
+    await split_card(driver, machine)
+    for number in (0, 3):
+        with pytest.raises(WrongDeviceError) as wrong:
+            await driver.set_sriov_vf_num(index, number, CARD, seconds=SECONDS)
+        assert str(wrong.value) == text
+        assert await whole_and_two_vfs(driver)
+
+
+@pytest.mark.parametrize("number", [4, 63, 64, -1])
+async def test_above_the_maximum_is_refused_and_existing_vfs_stay(
+    driver: Driver, machine: Machine, number: int
+) -> None:
+    await split_card(driver, machine)
+    with pytest.raises(ValueError, match=rf"{number} VFs|3 VFs at most, not {number}"):
+        await driver.set_sriov_vf_num(0, number, CARD, seconds=SECONDS)
+    assert await whole_and_two_vfs(driver)
+
+
+@pytest.mark.parametrize("vf", [0, 1])
+async def test_a_card_in_use_is_the_librarys_refusal_and_its_vfs_stay(
+    driver: Driver, machine: Machine, vf: int
+) -> None:
+    machine.add_process(7, card=0, vf=vf)
+    await split_card(driver, machine)
+    for number in (0, 3):
+        with pytest.raises(XpumlError) as refused:
+            await driver.set_sriov_vf_num(0, number, CARD, seconds=SECONDS)
+        assert (refused.value.function, refused.value.code) == (SPLIT, 999)
+        assert await whole_and_two_vfs(driver)
+
+
+async def test_a_split_has_a_deadline_of_its_own_that_may_be_longer(hasty: Driver, machine: Machine) -> None:
+    await split_card(hasty, machine)
+    machine.set({"vf-delay": str(int(3 * TIMEOUT * 1000))})
+    await hasty.set_sriov_vf_num(0, 3, CARD, seconds=SECONDS)
+    assert (await hasty.host()).functions[CARD].num_vfs == 3
+
+
+async def test_a_split_has_a_deadline_of_its_own_that_may_be_shorter(
+    driver: Driver, machine: Machine
+) -> None:
+    await split_card(driver, machine)
+    machine.add_fault(SPLIT, "hang", card=0)
+    with pytest.raises(WorkerHungError, match=f"no answer within 0.3 s in {SPLIT} of device index 0") as hung:
+        await driver.set_sriov_vf_num(0, 3, CARD, seconds=0.3)
+    assert hung.value.call == Call(SPLIT, 0)
+    machine.clear_faults()
+    assert await whole_and_two_vfs(driver)
+
+
+@pytest.mark.parametrize("action", ["crash", "hang"])
+async def test_a_split_that_ends_halfway_leaves_the_card_whole_and_the_next_scan_tells(
+    driver: Driver, machine: Machine, action: str
+) -> None:
+    await split_card(driver, machine)
+    machine.add_line("fault", f"function={SPLIT} card=0 at=halfway action={action}")
+    split = asyncio.create_task(driver.set_sriov_vf_num(0, 3, CARD, seconds=SECONDS))
+    if action == "hang":
+        assert machine.dev_root
+        nodes = machine.dev_root
+        await until(lambda: len(list(nodes.glob("xpu[0-9]"))) == 4, "the VFs go")
+        assert not split.done()
+        os.kill(pid_of(driver), signal.SIGKILL)
+    with pytest.raises(WorkerDiedError) as died:
+        await split
+    assert died.value.call == Call(SPLIT, 0)
+    scan = await scanned(driver)
+    assert scan.host.functions[CARD].num_vfs == 0
+    assert [reading.model for reading in scan.readings] == [2] * 4
+    machine.clear_faults()
+    await driver.set_sriov_vf_num(0, 3, CARD, seconds=SECONDS)
+    assert len((await scanned(driver)).readings) == 7
 
 
 # --- the library hangs or dies --------------------------------------------------------------------

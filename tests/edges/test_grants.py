@@ -183,3 +183,116 @@ def test_a_failed_write_leaves_the_old_file_whole_and_no_litter(
     assert written(tmp_path) == {A: "/dev/xpu0"}
     assert [file.name for file in tmp_path.iterdir()] == ["grants.json"]
     assert "No space left on device" in caplog.text
+
+
+# --- what the kubelet has listed ------------------------------------------------------------------------
+
+
+def listed(directory: Path) -> set[str]:
+    """What a plugin that starts now would know to have been listed."""
+    return GrantRecord(directory).listed
+
+
+def see(record: GrantRecord, *ids: str) -> None:
+    asyncio.run(record.saw(ids))
+
+
+def test_what_the_kubelet_has_listed_is_written_and_read_again(tmp_path: Path) -> None:
+    record = GrantRecord(tmp_path)
+    start(record, A, B)
+    assert listed(tmp_path) == set()
+    see(record, A)
+    assert record.listed == listed(tmp_path) == {A}
+    see(record, B)
+    assert listed(tmp_path) == {A, B}
+    assert written(tmp_path) == {A: "/dev/xpu0", B: "/dev/xpu1"}
+
+
+def test_a_file_without_that_word_is_of_a_release_that_granted_to_listed_containers_only(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "grants.json").write_text(json.dumps({"grants": {A: "/dev/xpu0", B: "/dev/xpu1"}}))
+    assert listed(tmp_path) == {A, B}
+
+
+def test_a_file_that_says_that_nothing_was_listed_is_believed(tmp_path: Path) -> None:
+    (tmp_path / "grants.json").write_text(json.dumps({"grants": {A: "/dev/xpu0"}, "listed": []}))
+    assert listed(tmp_path) == set()
+
+
+@pytest.mark.parametrize("bad", ["7", "null", "true"])
+def test_a_file_in_which_that_word_is_garbage_counts_as_empty(
+    bad: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "grants.json").write_text(f'{{"grants": {{"{A}": "/dev/xpu0"}}, "listed": {bad}}}')
+    record = GrantRecord(tmp_path)
+    assert (record.paths, record.listed) == ({}, set())
+    assert len(caplog.records) == 1
+
+
+def test_a_device_that_is_granted_anew_has_not_been_listed(tmp_path: Path) -> None:
+    record = GrantRecord(tmp_path)
+    start(record, A, B)
+    see(record, A, B)
+    record.granted({A: "/dev/xpu0"})
+    assert record.listed == {B}
+    asyncio.run(record.started({A: "/dev/xpu0"}, ALL))
+    assert listed(tmp_path) == {B}, "also when its path is the same as before"
+    see(record, A)
+    assert listed(tmp_path) == {A, B}
+
+
+def test_listed_before_its_container_starts_is_written_with_the_start(tmp_path: Path) -> None:
+    record = GrantRecord(tmp_path)
+    record.granted({A: "/dev/xpu0"})
+    see(record, A)
+    assert list(tmp_path.iterdir()) == []
+    asyncio.run(record.started({A: "/dev/xpu0"}, ALL))
+    assert listed(tmp_path) == {A}
+
+
+def test_what_is_forgotten_is_not_listed_either(tmp_path: Path) -> None:
+    record = GrantRecord(tmp_path)
+    start(record, A, B)
+    see(record, A, B)
+    start(record, C, known=frozenset({B, C}))
+    assert listed(tmp_path) == {B}
+
+
+def test_nothing_is_written_when_the_kubelet_lists_what_it_did(tmp_path: Path) -> None:
+    record = GrantRecord(tmp_path)
+    start(record, A)
+    see(record, A)
+    (file,) = tmp_path.iterdir()
+    before = file.stat()
+    for ids in ((A,), (), (B,)):
+        see(record, *ids)
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_what_was_listed_is_known_also_where_it_cannot_be_written(
+    read_only: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = GrantRecord(read_only)
+    caplog.clear()
+    start(record, A)
+    see(record, A)
+    assert record.listed == {A}
+    assert len(caplog.records) <= 1
+    read_only.parent.unlink()
+    asyncio.run(record.started({A: "/dev/xpu0"}, ALL))
+    assert listed(read_only) == {A}
+
+
+def test_what_was_listed_and_could_not_be_written_is_tried_again_at_the_next_list(tmp_path: Path) -> None:
+    directory = tmp_path / "state"
+    record = GrantRecord(directory)
+    start(record, A)
+    aside = directory.rename(tmp_path / "aside")
+    directory.touch()
+    see(record, A)
+    directory.unlink()
+    aside.rename(directory)
+    assert listed(directory) == set()
+    see(record, A)
+    assert listed(directory) == {A}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xpu_plugin.edges.host import device_number, list_nodes, read_function, read_host
+from xpu_plugin.edges.host import device_number, list_nodes, read_drivers, read_function, read_host
 from xpu_plugin.model.devices import Function, Node
 
 
@@ -206,6 +206,55 @@ def test_without_class_entries_vfs_are_found_with_their_card(tree: Tree) -> None
     (virtual / "physfn").symlink_to(card)
     host = read_host(tree.dev, tree.sys, simulated=True)
     assert (host.functions[VF].physfn, host.functions[A].num_vfs) == (A, 1)
+
+
+# --- drivers --------------------------------------------------------------------------------------------
+
+
+def bind(tree: Tree, function: Path, name: str) -> None:
+    driver = tree.sys / "bus/pci/drivers" / name
+    driver.mkdir(parents=True, exist_ok=True)
+    (function / "driver").symlink_to(driver)
+
+
+@pytest.fixture
+def split(tree: Tree) -> Path:
+    """A card with two VFs; the first is handed to a virtual machine, the second bound to no driver."""
+    card = tree.function(A, vendor="0x1d22")
+    bind(tree, card, "kunlun")
+    for number, address in enumerate((VF, "0000:3b:01.1")):
+        virtual = tree.function(address, vendor="0x1d22")
+        (card / f"virtfn{number}").symlink_to(f"../{address}")
+        if number == 0:
+            bind(tree, virtual, "vfio-pci")
+    return card
+
+
+@pytest.mark.usefixtures("split")
+def test_the_drivers_of_a_card_and_its_vfs(tree: Tree) -> None:
+    bind(tree, tree.function(B), "kunlun")
+    assert read_drivers(tree.sys, A) == {A: "kunlun", VF: "vfio-pci", "0000:3b:01.1": None}
+    assert read_drivers(tree.sys, VF) == {VF: "vfio-pci"}
+
+
+def test_a_card_without_driver_is_not_a_card_that_is_not_there(tree: Tree, split: Path) -> None:
+    (split / "driver").unlink()
+    assert read_drivers(tree.sys, A)[A] is None
+    assert read_drivers(tree.sys, B) == {}
+    assert read_drivers(tree.sys / "none", A) == {}
+
+
+def test_a_vf_that_went_meanwhile_is_not_said_to_have_no_driver(tree: Tree, split: Path) -> None:
+    (split / "virtfn2").symlink_to("../0000:3b:01.2")
+    with pytest.raises(FileNotFoundError, match=r"0000:3b:01\.2"):
+        read_drivers(tree.sys, A)
+
+
+def test_a_driver_that_cannot_be_told_is_an_error(tree: Tree, split: Path) -> None:
+    (split / "driver").unlink()
+    (split / "driver").write_text("kunlun")
+    with pytest.raises(OSError, match="driver"):
+        read_drivers(tree.sys, A)
 
 
 # --- what a change is ---------------------------------------------------------------------------------

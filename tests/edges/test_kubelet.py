@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders import CONTROL, device, found
-from tests.standins import RESOURCE, SECONDS, until
+from tests.standins import RESOURCE, SECONDS, Looks, until
 from xpu_plugin.edges import kubelet as kubelet_module
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.kubelet import Endpoint, Identity, InstanceLock, socket_name
@@ -89,27 +89,9 @@ def plugin(place: Path) -> Plugin:
     return Plugin(place / "plugins")
 
 
-class Rounds:
-    """Counts how often the endpoint looks at the kubelet's socket."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.number = 0
-        original = Identity.of
-
-        def of(path: Path) -> Identity | None:
-            self.number += path.name == "kubelet.sock"
-            return original(path)
-
-        monkeypatch.setattr(Identity, "of", of)
-
-    async def more(self, number: int) -> None:
-        goal = self.number + number
-        await until(lambda: self.number >= goal, f"{number} more looks at the kubelet")
-
-
 @pytest.fixture
-def rounds(monkeypatch: pytest.MonkeyPatch) -> Rounds:
-    return Rounds(monkeypatch)
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    return Looks(monkeypatch)
 
 
 async def listed(kubelet: Kubelet, resource: str = RESOURCE) -> None:
@@ -127,11 +109,11 @@ async def registered(kubelet: Kubelet, times: int) -> None:
 
 
 async def test_a_running_kubelet_is_registered_with_once(
-    kubelet: Kubelet, plugin: Plugin, rounds: Rounds
+    kubelet: Kubelet, plugin: Plugin, looks: Looks
 ) -> None:
     async with plugin.run():
         await listed(kubelet)
-        await rounds.more(40)  # more than twice the time in which a stream has to open
+        await looks.more(40)  # more than twice the time in which a stream has to open
     [registration] = kubelet.registrations
     assert (registration.resource, registration.endpoint, registration.version) == (
         RESOURCE,
@@ -151,12 +133,12 @@ async def test_the_socket_is_for_its_owner_only(kubelet: Kubelet, plugin: Plugin
 
 
 async def test_a_kubelet_that_comes_later_is_waited_for(
-    place: Path, plugin: Plugin, rounds: Rounds, caplog: pytest.LogCaptureFixture
+    place: Path, plugin: Plugin, looks: Looks, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     (place / "plugins").mkdir()
     async with plugin.run():
-        await rounds.more(10)
+        await looks.more(10)
         async with Kubelet(place / "plugins") as kubelet:
             await listed(kubelet)
     waiting = [record for record in caplog.records if "waiting for the kubelet's socket" in record.message]
@@ -183,12 +165,12 @@ async def test_a_socket_left_by_a_killed_plugin_is_no_obstacle(kubelet: Kubelet,
 
 
 async def test_each_life_of_the_kubelet_is_registered_with_once(
-    kubelet: Kubelet, plugin: Plugin, rounds: Rounds
+    kubelet: Kubelet, plugin: Plugin, looks: Looks
 ) -> None:
     async with plugin.run():
         for life in range(1, 6):
             await listed(kubelet)
-            await rounds.more(3)
+            await looks.more(3)
             assert [registration.life for registration in kubelet.registrations] == [*range(1, life + 1)]
             await kubelet.restart()
         await listed(kubelet)
@@ -213,14 +195,14 @@ async def test_registered_within_100_ms_of_the_kubelet_coming_back(kubelet: Kube
 
 
 async def test_a_kubelet_that_is_away_for_long_is_still_looked_for(
-    kubelet: Kubelet, plugin: Plugin, rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+    kubelet: Kubelet, plugin: Plugin, looks: Looks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kubelet_module, "FAST_FOR_SECONDS", 0.05)
     async with plugin.run():
         await listed(kubelet)
         await kubelet.stop(remove_sockets=True)
         await until(lambda: plugin.service.streams == 0)
-        await rounds.more(10)
+        await looks.more(10)
         await kubelet.start()
         await listed(kubelet)
 
@@ -288,7 +270,7 @@ class DeafKubelet(Kubelet):
 
 
 async def test_registered_again_when_no_stream_opens_in_time_and_no_sooner(
-    place: Path, plugin: Plugin, rounds: Rounds
+    place: Path, plugin: Plugin, looks: Looks
 ) -> None:
     async with DeafKubelet(place / "plugins") as kubelet, plugin.run():
         await registered(kubelet, 3)
@@ -298,7 +280,7 @@ async def test_registered_again_when_no_stream_opens_in_time_and_no_sooner(
         gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
         # From one answer to the next call: a registration's time is when the kubelet had read it.
         assert min(gaps) > kubelet_module.DIAL_BACK_SECONDS * 0.9
-        await rounds.more(40)
+        await looks.more(40)
         assert len(kubelet.registrations) == len(times)
 
 
@@ -328,12 +310,12 @@ async def test_a_refused_registration_is_tried_again_and_told_once(
 
 
 async def test_a_socket_nobody_listens_on_is_tried_again(
-    place: Path, plugin: Plugin, rounds: Rounds, kubelet: Kubelet
+    place: Path, plugin: Plugin, looks: Looks, kubelet: Kubelet
 ) -> None:
     await kubelet.stop()
     assert kubelet.socket.is_socket()
     async with plugin.run():
-        await rounds.more(5)
+        await looks.more(5)
         await kubelet.start()
         await listed(kubelet)
 

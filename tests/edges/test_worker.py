@@ -228,7 +228,7 @@ def test_readings_and_processes_come_one_a_device(opened: Conversation, machine:
 
 def test_a_card_is_split_when_asked(opened: Conversation) -> None:
     opened.scan()
-    assert opened.ask("set_sriov_vf_num", index=1, number=2) == {"result": None}
+    assert opened.ask("set_sriov_vf_num", index=1, number=2, pci="0000:3c:00.0") == {"result": None}
     facts = opened.ask("host", **opened.places())["result"]
     assert facts["functions"]["0000:3c:00.0"]["num_vfs"] == 2
     assert len(facts["nodes"]) == 4
@@ -237,8 +237,84 @@ def test_a_card_is_split_when_asked(opened: Conversation) -> None:
 def test_a_split_that_the_library_refuses_is_its_error(opened: Conversation, machine: Machine) -> None:
     opened.scan()
     machine.set_card(1, {"busy": "yes"})
-    error = opened.ask("set_sriov_vf_num", index=1, number=2)["error"]
+    error = opened.ask("set_sriov_vf_num", index=1, number=2, pci="0000:3c:00.0")["error"]
     assert (error["kind"], error["function"]) == ("xpuml", "xpumlDeviceSetSriovVfNum")
+
+
+@pytest.mark.parametrize(
+    ("index", "number", "error"),
+    [
+        (0, 2, {"kind": "device", "text": "device index 0 is 0000:3b:00.0, not 0000:3c:00.0"}),
+        (2, 2, {"kind": "device", "text": "device index 2 is not one of 2"}),
+        (-1, 2, {"kind": "device", "text": "device index -1 is not one of 2"}),
+        (1, 4, {"kind": "value", "text": "0000:3c:00.0 can have 3 VFs at most, not 4"}),
+        (1, 64, {"kind": "value", "text": "64 VFs: accepted are 0 to 63"}),
+    ],
+)
+def test_a_split_that_is_not_meant_so_is_refused_and_nothing_is_changed(
+    opened: Conversation, machine: Machine, index: int, number: int, error: dict[str, str]
+) -> None:
+    opened.scan()
+    before = machine.text()
+    answer = opened.ask("set_sriov_vf_num", index=index, number=number, pci="0000:3c:00.0")
+    assert answer == {"error": error}
+    assert machine.text() == before
+    assert opened.ask("ready") == {"result": True}
+
+
+def usage(worker: Conversation, *indexes: int, card: str = "0000:3c:00.0") -> dict[str, Any]:
+    """The answer to that request."""
+    root = str(worker.target.sysfs_root)
+    return worker.ask("usage", indexes=list(indexes), card=card, sysfs_root=root)
+
+
+def test_usage_tells_processes_of_the_named_devices_and_drivers_of_all_functions(
+    opened: Conversation, machine: Machine
+) -> None:
+    machine.set_card(1, {"vfs": "2", "vf-drivers": "kunlun,vfio-pci"})
+    machine.add_process(7, card=0)
+    machine.add_line("process", "pid=8 host-pid=4711 card=1 vf=0 memory=1")
+    opened.scan()
+    answer = usage(opened, 2, 1)["result"]
+    assert [(record["index"], record["pci"]) for record in answer["devices"]] == [
+        (1, "0000:3c:00.0"),
+        (2, "0000:3c:01.0"),
+    ]
+    assert [record["processes"] for record in answer["devices"]] == [
+        [],
+        [{"pid": 8, "root_ns_pid": 4711, "memory_bytes": 1 << 20}],
+    ]
+    assert answer["drivers"] == {
+        "0000:3c:00.0": "kunlun",
+        "0000:3c:01.0": "kunlun",
+        "0000:3c:01.1": "vfio-pci",
+    }
+
+
+def test_usage_touches_no_other_device(opened: Conversation, machine: Machine) -> None:
+    opened.scan()
+    machine.add_fault("xpumlDeviceGetHandleByIndex", "crash", card=0)
+    assert [record["index"] for record in usage(opened, 1)["result"]["devices"]] == [1]
+
+
+@pytest.mark.parametrize("index", [2, 127, -1])
+def test_usage_of_an_index_that_is_none_is_an_error_and_no_crash(opened: Conversation, index: int) -> None:
+    opened.scan()
+    error = {"kind": "device", "text": f"device index {index} is not one of 2"}
+    assert usage(opened, 1, index) == {"error": error}
+    assert opened.ask("ready") == {"result": True}
+
+
+def test_usage_of_a_card_that_is_not_in_sysfs_tells_no_driver_at_all(opened: Conversation) -> None:
+    opened.scan()
+    assert usage(opened, 1, card="0000:5e:00.0")["result"]["drivers"] == {}
+
+
+def test_usage_before_a_scan_or_without_a_library_is_an_error(converse: Converse) -> None:
+    worker = converse()
+    assert usage(worker, 0) == NO_LIBRARY
+    worker.open()
+    assert usage(worker, 0)["error"] == {"kind": "device", "text": "device index 0 is not one of 0"}
 
 
 def test_it_outlives_the_terminals_ctrl_c(opened: Conversation) -> None:

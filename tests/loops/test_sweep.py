@@ -518,3 +518,68 @@ async def test_a_device_that_cannot_be_named_is_told_once_and_harms_no_other(
     assert problems
     assert len(problems) == len(set(problems))
     machine.settle()
+
+
+# --- a scan on request ------------------------------------------------------------------------------
+
+
+async def test_rescanned_returns_when_a_scan_has_been_taken_in(watch: Watch, machine: Machine) -> None:
+    before = watch.sweep.scans
+    machine.set_card(0, {"vfs": "2"})
+    async with asyncio.timeout(SECONDS):
+        await watch.sweep.rescanned()
+    assert watch.sweep.scans > before
+    assert "0000:3b:01.1-of2" in watch.health()
+
+
+async def test_a_scan_under_way_is_not_what_rescanned_waits_for(watch: Watch, machine: Machine) -> None:
+    asked: list[asyncio.Task[None]] = []
+
+    def when_scanned(_: Scan | None) -> None:
+        """The driver has answered and nobody has taken it in: from here on another one is wanted."""
+        if not asked:
+            asked.append(asyncio.ensure_future(watch.sweep.rescanned()))
+            machine.set_card(0, {"vfs": "2"})
+
+    # Asked between the answer and its being taken in, so the answer is of before.
+    original = watch.driver.scan
+
+    async def scan(skip: Collection[int] = ()) -> Scan | None:
+        answer = await original(skip)
+        when_scanned(answer)
+        await asyncio.sleep(0)
+        return answer
+
+    watch.driver.scan = scan  # type: ignore[method-assign] # a hook, not another driver
+    watch.sweep.rescan()
+    await watch.until(lambda: asked, "a scan")
+    async with asyncio.timeout(SECONDS):
+        await asked[0]
+    assert "0000:3b:01.1-of2" in watch.health()
+    assert len(watch.driver.scans) >= 3
+
+
+async def test_a_rescan_asked_for_during_a_scan_is_not_lost(watch: Watch, machine: Machine) -> None:
+    calls: list[Scan | None] = []
+
+    def again(answer: Scan | None) -> None:
+        calls.append(answer)
+        if len(calls) == 1:
+            machine.set_card(3, {"lost": "yes"})
+            machine.remove_card(3)
+            watch.sweep.rescan()
+
+    watch.driver.after_scan = again
+    watch.sweep.rescan()
+    await watch.shows(dict.fromkeys(IDS[:3]))
+    assert len(calls) >= 2
+
+
+async def test_rescanned_waits_while_the_library_cannot_be_asked(watch: Watch, machine: Machine) -> None:
+    machine.set({"driver": "gone"})
+    waiting = asyncio.ensure_future(watch.sweep.rescanned())
+    await watch.scans(3)
+    assert not waiting.done()
+    machine.set({"driver": "loaded"})
+    async with asyncio.timeout(SECONDS):
+        await waiting

@@ -19,7 +19,7 @@ from xpu_plugin.model.allocation import (
     lookup,
     prefer,
 )
-from xpu_plugin.model.health import HEALTHY, LOST, Health
+from xpu_plugin.model.health import CHANGING, HEALTHY, LOST, WISH_PENDING, WITHDRAWN, Health
 from xpu_plugin.model.inventory import Entry, Inventory
 
 
@@ -108,6 +108,26 @@ def test_a_lost_device_is_refused() -> None:
     cause, text = refused(inventory(entry(A, health=LOST)), [A])
     assert cause is Cause.NOT_READY
     assert "lost" in text
+
+
+@pytest.mark.parametrize("why", [WISH_PENDING, WITHDRAWN])
+def test_a_device_kept_back_from_new_pods_is_granted_to_one_that_is_on_its_way(why: Health) -> None:
+    """The kubelet asks for what it chose before it heard."""
+    picture = inventory(entry(A, number=4, health=why))
+    (answer,) = grant(picture, XPU, [[A]], nodes_of(picture))
+    assert answer.paths == ("/dev/xpu4", "/dev/xpuctrl")
+
+
+def test_a_device_kept_back_still_needs_its_node() -> None:
+    _, text = refused(inventory(entry(A, number=4, health=WITHDRAWN)), [A], xpu4=None)
+    assert "/dev/xpu4 is gone" in text
+
+
+def test_a_device_of_a_card_that_is_being_changed_is_refused() -> None:
+    cause, text = refused(inventory(entry(A, health=CHANGING), entry(B, number=1)), [B], [A])
+    assert cause is Cause.NOT_READY
+    assert A in text
+    assert "number of VFs is being changed" in text
 
 
 def test_a_device_whose_node_vanished_is_refused() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.builders import CONTROL, LOST_CALL, Truth, device, found, machines
 from xpu_plugin.model.devices import Device, Found, Kind, identify
-from xpu_plugin.model.health import HEALTHY, LOST, NOT_ANSWERING, Health
+from xpu_plugin.model.health import CHANGING, HEALTHY, LOST, NOT_ANSWERING, WISH_PENDING, WITHDRAWN, Health
 from xpu_plugin.model.inventory import (
     Entry,
     Facts,
@@ -82,6 +82,48 @@ def test_a_verdict_on_a_device_that_is_not_there_offers_nothing() -> None:
 
 def test_the_control_node_is_that_of_the_last_scan() -> None:
     assert after(found(card(A)), found(card(A), control=None)).control is None
+
+
+# --- kept back ----------------------------------------------------------------------------------------
+
+
+def kept_back(facts: Facts, why: Health = WITHDRAWN, *cards: str) -> Facts:
+    return replace(facts, kept_back=dict.fromkeys(cards or (A,), why))
+
+
+@pytest.mark.parametrize("why", [WISH_PENDING, WITHDRAWN, CHANGING])
+def test_a_card_that_is_kept_back_is_unhealthy_for_that_reason_and_no_other_card_is(why: Health) -> None:
+    assert health(kept_back(after(found(card(A), card(B))), why)) == {A: why, B: HEALTHY}
+
+
+def test_all_devices_of_a_card_are_kept_back() -> None:
+    split = kept_back(after(found(pf(), *vfs(), card(B))))
+    assert health(split) == {**{own.id: WITHDRAWN for own in vfs()}, B: HEALTHY}
+    halves = [device(f"{A}-half0"), device(f"{A}-half1", number=1)]
+    assert health(kept_back(after(found(*halves)))) == {own.id: WITHDRAWN for own in halves}
+
+
+def test_what_is_sick_or_lost_is_called_so_although_it_is_kept_back() -> None:
+    one, two, three = vfs()
+    facts = after_verdicts(after(found(pf(), one, two, three), found(pf(), one, two)), {one.id: SICK})
+    assert health(kept_back(facts)) == {one.id: SICK, two.id: WITHDRAWN, three.id: LOST}
+
+
+def test_keeping_back_a_card_that_nobody_knows_changes_nothing() -> None:
+    facts = after(found(card(A)))
+    assert entries(kept_back(facts, WITHDRAWN, C), POLICY) == entries(facts, POLICY)
+
+
+def test_a_card_is_kept_back_under_old_ids_too() -> None:
+    facts = replace(kept_back(after(found(card(A)))), held={"0": POLICY.resource})
+    assert health(facts) == {"0": WITHDRAWN}
+
+
+def test_a_card_stays_kept_back_over_scans_and_verdicts_until_it_is_given_back() -> None:
+    facts = kept_back(after(found(card(A))), CHANGING)
+    facts = after_verdicts(after_scan(facts, found(pf(), *vfs())), {own.id: HEALTHY for own in vfs()})
+    assert set(health(facts).values()) == {CHANGING}
+    assert set(health(replace(facts, kept_back={})).values()) == {HEALTHY}
 
 
 # --- lost devices -------------------------------------------------------------------------------------

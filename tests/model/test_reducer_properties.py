@@ -43,7 +43,15 @@ from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.service import Context, DevicePluginService, listing
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.model.devices import Device, Found, Function, Kind, identify, matches
-from xpu_plugin.model.health import HEALTHY, LIBRARY_GONE, NOT_ANSWERING, Health
+from xpu_plugin.model.health import (
+    CHANGING,
+    HEALTHY,
+    LIBRARY_GONE,
+    NOT_ANSWERING,
+    WISH_PENDING,
+    WITHDRAWN,
+    Health,
+)
 from xpu_plugin.model.inventory import (
     FORMER_RESOURCE,
     Facts,
@@ -59,6 +67,8 @@ from xpu_plugin.proto import deviceplugin_pb2 as api
 
 
 BUSES = (0x3B, 0x3C, 0x5E, 0xAF)
+CARDS_OF_BUSES = [f"0000:{bus:02x}:00.0" for bus in BUSES]
+KEPT_BACK = [WISH_PENDING, WITHDRAWN, CHANGING]
 KINDS = st.sampled_from(CARD_KINDS)
 VERDICTS = st.sampled_from([HEALTHY, Health("state-error", "state 207"), NOT_ANSWERING, LIBRARY_GONE])
 BASES = ("baidu.com/xpu", "example.com/card")
@@ -303,6 +313,11 @@ class Node(RuleBasedStateMachine):
     # --- readers come, go, sleep and wake ---
 
     @precondition(lambda self: len(self.streams) < 6)
+    @rule(kept=st.dictionaries(st.sampled_from(CARDS_OF_BUSES), st.sampled_from(KEPT_BACK), max_size=3))
+    def keep_back(self, kept: dict[str, Health]) -> None:
+        """Cards are withdrawn, changed, given back; also some that are not there."""
+        self.submit(lambda facts: replace(facts, kept_back=kept))
+
     @rule(data=st.data(), slow=st.booleans())
     def open_stream(self, data: st.DataObject, slow: bool) -> None:
         current = self.picture.current
@@ -385,6 +400,18 @@ class Node(RuleBasedStateMachine):
                 assert (shown[own].id, shown[own].resource) == (own, self.policy.resource_of(present))
 
     @invariant()
+    def what_is_kept_back_is_unhealthy_and_the_sick_are_called_sick(self) -> None:
+        if (current := self.picture.current) is None:
+            return
+        facts = self.picture.facts
+        for entry in current.entries.values():
+            verdict = facts.verdicts.get(entry.device.id) if entry.device.id in facts.devices else None
+            if verdict is not None and verdict.healthy:
+                assert entry.health == facts.kept_back.get(entry.device.card, verdict)
+            else:
+                assert not entry.health.well
+
+    @invariant()
     def equal_facts_give_equal_entries(self) -> None:
         facts = self.picture.facts
         other = replace(
@@ -393,6 +420,7 @@ class Node(RuleBasedStateMachine):
             lost=turned(facts.lost),
             verdicts=turned(facts.verdicts),
             held=turned(facts.held),
+            kept_back=turned(facts.kept_back),
         )
         assert list(entries(other, self.policy).items()) == list(entries(facts, self.policy).items())
 

@@ -28,8 +28,10 @@ from .conftest import MakeMachine
 
 GIB = 1 << 30
 STATE = "xpumlDeviceGetState"
+SPLIT = "xpumlDeviceSetSriovVfNum"
 FILLED = 0x41414141
 """What strict.c leaves in a number."""
+STRICT_ADDRESS = "41414141:41414141:41414141.41414141"
 
 # Opens the library named by the first argument, evaluates the others, writes outcomes as JSON lines.
 CHILD = """
@@ -257,7 +259,7 @@ def test_devices_are_counted_once_in_a_process(strict: Binding) -> None:
 
 
 def test_no_device_is_asked_before_they_are_counted(strict: Binding) -> None:
-    calls = [*(f"{batch}()" for batch in BATCHES), "set_sriov_vf_num(0, 1)"]
+    calls = [*(f"{batch}()" for batch in BATCHES), "set_sriov_vf_num(0, 1, '')"]
     *outcomes, trace = strict.all(*[f"library.{call}" for call in calls], TRACE)
     assert [raised.kind for raised in outcomes] == ["RuntimeError"] * 5
     assert trace == ["xpumlInit"]
@@ -279,7 +281,7 @@ def test_a_count_beyond_reason_is_an_error(strict_library: Path, tmp_path: Path)
 
 def test_an_index_that_is_none_never_reaches_the_library(strict: Binding) -> None:
     wrong = ["3", "127", "128", "-1", "2**31", "2**32", "2**32 + 1", "2**64", "10**40", "'1'", "None"]
-    calls = [f"library.set_sriov_vf_num({index}, 2)" for index in wrong]
+    calls = [f"library.set_sriov_vf_num({index}, 2, {STRICT_ADDRESS!r})" for index in wrong]
     _, *outcomes, trace = strict.all(COUNT, *calls, TRACE)
     assert [raised.kind for raised in outcomes] == ["IndexError"] * 9 + ["TypeError"] * 2
     assert trace == ["xpumlInit", "xpumlDeviceGetCount"]
@@ -288,9 +290,11 @@ def test_an_index_that_is_none_never_reaches_the_library(strict: Binding) -> Non
 def test_a_number_of_vfs_beyond_reason_never_reaches_the_library(strict: Binding) -> None:
     """On a card that is split the driver takes the VFs away before it looks at the number."""
     wrong = ["-1", "64", "2**32", "2**32 + 1", "2**64"]
-    calls = [f"library.set_sriov_vf_num(0, {number})" for number in wrong]
+    calls = [f"library.set_sriov_vf_num(0, {number}, {STRICT_ADDRESS!r})" for number in wrong]
+    calls += [f"library.set_sriov_vf_num(0, {wrong!r}, '')" for wrong in ("1", None, 1.0)]
+    calls += [f"library.set_sriov_vf_num(0, 1, {wrong!r})" for wrong in (b"0000:3b:00.0", None)]
     _, *outcomes, trace = strict.all(COUNT, *calls, TRACE)
-    assert [raised.kind for raised in outcomes] == ["ValueError"] * 5
+    assert [raised.kind for raised in outcomes] == ["ValueError"] * 5 + ["TypeError"] * 5
     assert trace == ["xpumlInit", "xpumlDeviceGetCount"]
 
 
@@ -388,16 +392,40 @@ def test_readings(machine: Machine, binding: Binding) -> None:
 def test_processes(machine: Machine, binding: Binding) -> None:
     machine.add_process(4711, card=1, memory=512)
     machine.add_process(4712, card=1)
-    processes = [record["processes"] for record in binding("library.processes()")]
-    assert processes == [
+    machine.add_line("process", "pid=7 host-pid=4713 card=3")
+    records = binding("library.processes()")
+    assert [record["processes"] for record in records] == [
         [],
         [
             {"pid": 4711, "root_ns_pid": None, "memory_bytes": GIB // 2},
             {"pid": 4712, "root_ns_pid": None, "memory_bytes": 0},
         ],
         [],
-        [],
+        [{"pid": 7, "root_ns_pid": 4713, "memory_bytes": 0}],
     ]
+    assert [record["pci"] for record in records] == [f"0000:{bus}:00.0" for bus in ("3b", "3c", "3d", "3e")]
+
+
+def test_processes_tell_the_address_as_it_is_now(machine: Machine, binding: Binding) -> None:
+    """An index says little: its node may have become another device's."""
+    changed = machine.path.with_name("changed")
+    changed.write_text(machine.text().replace("3c:00.0", "5c:00.0"))
+    change = f"os.replace({str(changed)!r}, {str(machine.path)!r})"
+    before, _, after = binding.all(COUNT, "library.processes()", change, "library.processes()")[1:]
+    assert [before[1]["pci"], after[1]["pci"]] == ["0000:3c:00.0", "0000:5c:00.0"]
+
+
+@pytest.mark.parametrize(
+    ("function", "missing"),
+    [("xpumlDeviceGetPciInfo", "pci"), ("xpumlDeviceGetComputeRunningProcesses", "processes")],
+)
+def test_address_and_processes_fail_each_by_itself(
+    machine: Machine, binding: Binding, function: str, missing: str
+) -> None:
+    machine.add_fault(function, "code:999", card=1)
+    record = binding("library.processes()")[1]
+    assert {"pci", "processes"} - record.keys() == {missing}
+    assert failures(record) == [(function, 999, "Unknown Error")]
 
 
 def test_99_processes_are_asked_for_and_told(machine: Machine, binding: Binding) -> None:
@@ -410,10 +438,69 @@ def test_99_processes_are_asked_for_and_told(machine: Machine, binding: Binding)
 
 
 def test_a_card_is_split(machine: Machine, binding: Binding) -> None:
-    assert binding("library.set_sriov_vf_num(2, 3)") is None
+    assert binding("library.set_sriov_vf_num(2, 3, '0000:3d:00.0')") is None
     assert [card for card in range(4) if "vfs=3" in machine.text().splitlines()[2 + card]] == [2]
-    raised = binding("library.set_sriov_vf_num(4, 1)")
-    assert (raised.code, raised.function, raised.text) == (999, "xpumlDeviceSetSriovVfNum", "Unknown Error")
+    machine.add_process(4711, card=2, vf=1)
+    raised = binding("library.set_sriov_vf_num(2, 1, '0000:3d:00.0')")
+    assert (raised.code, raised.function, raised.text) == (999, SPLIT, "Unknown Error")
+    assert "vfs=3" in machine.text()
+
+
+@pytest.mark.parametrize("index", [0, 1, 4])
+def test_another_device_than_the_caller_believes_is_never_split(
+    machine: Machine, binding: Binding, index: int
+) -> None:
+    machine.set_card(2, {"vfs": "1"})
+    before = machine.text()
+    raised = binding(f"library.set_sriov_vf_num({index}, 2, '0000:3d:00.0')")
+    assert raised.kinds[:2] == ("WrongDeviceError", "Exception")
+    there = {0: "0000:3b:00.0", 1: "0000:3c:00.0", 4: "0000:3d:01.0"}[index]
+    assert raised.text == f"device index {index} is {there}, not 0000:3d:00.0"
+    assert machine.text() == before
+
+
+@pytest.mark.parametrize(
+    ("index", "pci", "most"), [(2, "0000:3d:00.0", 3), (4, "0000:3d:01.0", 0)], ids=["card", "VF"]
+)
+def test_above_the_maximum_is_refused_and_the_vfs_stay(
+    machine: Machine, binding: Binding, index: int, pci: str, most: int
+) -> None:
+    machine.set_card(2, {"vfs": "2"})
+    before = machine.text()
+    raised = binding(f"library.set_sriov_vf_num({index}, {most + 1}, {pci!r})")
+    assert raised.kinds[0] == "ValueError"
+    assert raised.text == f"{pci} can have {most} VFs at most, not {most + 1}"
+    assert machine.text() == before
+
+
+@pytest.mark.parametrize(
+    "function", ["xpumlDeviceGetHandleByIndex", "xpumlDeviceGetPciInfo", "xpumlDeviceGetAttributes"]
+)
+def test_a_card_that_does_not_say_what_it_is_is_not_split(
+    machine: Machine, binding: Binding, function: str
+) -> None:
+    machine.add_fault(function, "code:999", card=2)
+    before = machine.text()
+    raised = binding("library.set_sriov_vf_num(2, 1, '0000:3d:00.0')")
+    assert (raised.code, raised.function) == (999, function)
+    assert machine.text() == before
+
+
+def test_address_and_maximum_are_asked_right_before_the_change(strict: Binding) -> None:
+    _, none, wrong, trace = strict.all(
+        COUNT,
+        f"library.set_sriov_vf_num(1, 2, {STRICT_ADDRESS!r})",
+        "library.set_sriov_vf_num(2, 2, '0000:3b:00.0')",
+        TRACE,
+    )
+    assert none is None
+    assert wrong.kind == "WrongDeviceError"
+    asked = ["xpumlDeviceGetHandleByIndex", "xpumlDeviceGetPciInfo", "xpumlDeviceGetAttributes", SPLIT]
+    assert trace[2:] == [
+        *(f"{function} 1" for function in asked),
+        "number 2",
+        *(f"{function} 2" for function in asked[:2]),
+    ]
 
 
 # --- failures -------------------------------------------------------------------------------------
@@ -442,7 +529,7 @@ def test_any_return_code_is_carried_with_function_and_text(
         "library.scan()",
         "library.sweep()",
         "library.readings()",
-        "library.set_sriov_vf_num(0, 1)",
+        "library.set_sriov_vf_num(0, 1, '0000:3b:00.0')",
         "library.driver_version()",
     )[1:]
     assert failures(scan[0]) == [(STATE, code, text)]
@@ -633,6 +720,7 @@ def running(process: Process) -> Iterator[Process]:
         ("xpumlDeviceGetPciInfo", "scan", 0),
         ("xpumlDeviceGetClockInfo", "readings", 1),
         ("xpumlDeviceGetComputeRunningProcesses", "processes", 2),
+        ("xpumlDeviceGetPciInfo", "processes", 1),
     ],
 )
 def test_while_a_call_hangs_the_word_says_which_and_of_which_device(
@@ -642,6 +730,18 @@ def test_while_a_call_hangs_the_word_says_which_and_of_which_device(
     with running(binding.start(OPEN, COUNT, f"library.{call}()")) as process:
         wait_until(lambda: process.in_flight() == Call(function, index), f"{function} of {index}")
         assert process.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    "function", ["xpumlDeviceGetHandleByIndex", "xpumlDeviceGetPciInfo", "xpumlDeviceGetAttributes", SPLIT]
+)
+def test_the_word_follows_a_split_through_its_calls(
+    machine: Machine, binding: Binding, function: str
+) -> None:
+    machine.add_fault(function, "hang", card=2)
+    split = "library.set_sriov_vf_num(2, 1, '0000:3d:00.0')"
+    with running(binding.start(OPEN, COUNT, split)) as process:
+        wait_until(lambda: process.in_flight() == Call(function, 2), f"{function} of 2")
 
 
 @pytest.mark.parametrize("function", ["xpumlInit", "xpumlDeviceGetCount", "xpumlErrorString"])

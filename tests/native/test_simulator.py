@@ -2,6 +2,7 @@
 """The simulated library behaves as the vendor's: answers, splits, habits and faults."""
 
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -10,6 +11,7 @@ from struct import unpack_from
 
 import pytest
 
+from tests.standins import wait_until
 from xpu_plugin.simulation.machine import Machine
 from xpu_plugin.xpuml import OPTIONAL_FUNCTIONS, REQUIRED_FUNCTIONS
 
@@ -18,6 +20,7 @@ from .guest import NULL, DiedError, Guest, Output
 
 
 MIB = 1 << 20
+SPLIT = "xpumlDeviceSetSriovVfNum"
 CONTROL_FUNCTIONS = ("xpumlSimulatorCheck", "xpumlSimulatorSettle")
 WITH_HANDLE = [
     name
@@ -233,6 +236,17 @@ def test_processes(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     assert ask(1, 100)[0] == 2
 
 
+def test_a_process_may_have_its_pid_on_the_host(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
+    machine = make_machine(card(vfs="1"))
+    machine.add_line("process", "pid=7 host-pid=4711 card=0 vf=0")
+    machine.add_line("process", "pid=8 card=0 vf=0")
+    guest = make_guest(machine)
+    guest.start("xpumlDeviceGetComputeRunningProcesses", guest.handle(1), Output(4, 99), Output(99 * 128, 0))
+    code, (count, records) = guest.finish()
+    assert (code, *unpack_from("<I", count)) == (0, 2)
+    assert [unpack_from("<I20xI", records, n * 128) for n in range(3)] == [(7, 4711), (8, 0), (0, 0)]
+
+
 def test_a_lost_card_keeps_its_node_and_answers_999(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine()
     guest = make_guest(machine)
@@ -428,6 +442,72 @@ def test_a_process_on_a_vf_keeps_the_split(make_machine: MakeMachine, make_guest
     assert guest.split(0, 2) == 0
     machine.clear_processes()
     assert guest.split(0, 0) == 0
+
+
+def test_a_process_on_the_card_keeps_it_whole(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
+    machine = make_machine(card())
+    machine.add_process(1, card=0)
+    guest = make_guest(machine)
+    assert guest.split(0, 2) == 999
+    assert guest.count() == (0, 1)
+    machine.clear_processes()
+    assert guest.split(0, 2) == 0
+
+
+@pytest.mark.parametrize(("before", "wanted"), [("2", 3), ("2", 0), ("0", 2)])
+def test_a_split_may_end_halfway(
+    make_machine: MakeMachine, make_guest: MakeGuest, before: str, wanted: int
+) -> None:
+    machine = make_machine(card(vfs=before), card(bus=0x3C, vfs="1"))
+    machine.add_line("fault", f"function={SPLIT} card=0 at=halfway action=crash")
+    guest = make_guest(machine)
+    assert guest.count() == (0, 3 + int(before))
+    assert dies(guest, SPLIT, guest.handle(0), wanted) == signal.SIGSEGV
+    assert nodes(machine)[:2] == ["xpu0", "xpu1"]
+    assert addresses(make_guest(machine)) == ["0000:3b:00.0", "0000:3c:00.0", "0000:3c:01.0"]
+    machine.clear_faults()
+    assert make_guest(machine).split(0, wanted) == 0
+    assert make_guest(machine).count() == (0, 3 + wanted)
+
+
+def test_a_split_may_hang_or_fail_halfway(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
+    machine = make_machine(card(vfs="2"))
+    machine.add_line("fault", f"function={SPLIT} at=halfway action=code:999 times=1")
+    machine.add_line("fault", f"function={SPLIT} at=halfway action=hang")
+    guest = make_guest(machine)
+    assert guest.split(0, 2) == 0, "nothing is changed, so there is no halfway"
+    assert guest.split(0, 3) == 999
+    assert guest.count() == (0, 1)
+    machine.set_card(0, {"vfs": "2"})
+    assert guest.count() == (0, 3)
+    guest.start(SPLIT, guest.handle(0), 3)
+    wait_until(lambda: nodes(machine) == ["xpu0"], "the VFs go")
+    assert guest.process.poll() is None
+    guest.process.kill()
+    with pytest.raises(DiedError):
+        guest.finish()
+
+
+def test_a_fault_halfway_strikes_nowhere_else(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
+    machine = make_machine(card(vfs="2"), card(bus=0x3C))
+    machine.add_line("fault", f"function={SPLIT} card=1 at=halfway action=crash")
+    machine.add_line("fault", f"function={SPLIT} card=0 at=call action=code:15")
+    guest = make_guest(machine)
+    assert guest.split(0, 0) == 15
+    assert guest.count() == (0, 4)
+
+
+def test_a_vf_of_another_driver_has_no_node(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
+    machine = make_machine(card(vfs="3"))
+    guest = make_guest(machine)
+    assert guest.count() == (0, 4)
+    machine.set_card(0, {"vf-drivers": "vfio-pci,kunlun,none"})
+    assert nodes(machine) == ["xpu0", "xpu2"]
+    assert addresses(guest) == ["0000:3b:00.0", "0000:3b:01.1"]
+    assert guest.attributes(1)[10] == 5456, "still a third"
+    assert guest.split(0, 1) == 0
+    assert addresses(make_guest(machine)) == ["0000:3b:00.0", "0000:3b:01.0"]
+    assert "vf-drivers" not in machine.text()
 
 
 def test_a_vf_cannot_be_split(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
@@ -724,3 +804,20 @@ def test_later_functions(make_machine: MakeMachine, make_guest: MakeGuest, later
     assert texts("xpumlDeviceGetSerial")[2:] == ["02K0ABC000000001"] * 4
     code, record = guest.call("xpumlDeviceGetAttributes", guest.handle(3), Output())
     assert (code, record[56:72]) == (0, b"02K0ABC000000001")
+
+
+def test_without_being_told_it_takes_the_machine_beside_itself(
+    make_machine: MakeMachine, simulator: Path, tmp_path: Path
+) -> None:
+    machine = make_machine(number=3)
+    place = tmp_path / "lib64"
+    place.mkdir()
+    library = Path(shutil.copy(simulator, place))
+    lonely = Guest(library, {})
+    assert lonely.init() == 9
+    lonely.close()
+    shutil.copy(machine.path, place / "machine")
+    guest = Guest(library, {})
+    assert guest.init() == 0
+    assert guest.count() == (0, 3)
+    guest.close()

@@ -3,8 +3,11 @@
 
 import fcntl
 import os
+import re
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -80,6 +83,7 @@ def test_the_sysfs_tree(machine: Machine) -> None:
         f"{address}/numa_node": "1\n",
         f"{address}/sriov_totalvfs": "3\n",
         f"{address}/sriov_numvfs": "0\n",
+        f"{address}/driver": "../../../bus/pci/drivers/kunlun",
         "bus/pci/devices/0000:3c:00.0": f"../../../{address}",
         "class/xpu/xpu1/dev": "240:2\n",
         "class/xpu/xpu1/device": f"../../../{address}",
@@ -87,6 +91,34 @@ def test_the_sysfs_tree(machine: Machine) -> None:
     assert machine.sysfs_root
     assert (machine.sysfs_root / "class/xpu/xpu1/device/numa_node").read_text() == "1\n"
     assert (machine.sysfs_root / "bus/pci/devices/0000:3c:00.0/vendor").exists()
+    assert (machine.sysfs_root / "bus/pci/devices/0000:3c:00.0/driver").is_dir()
+
+
+def test_each_function_is_bound_to_the_driver_that_the_file_says(machine: Machine) -> None:
+    assert machine.sysfs_root
+    bus = machine.sysfs_root / "bus/pci"
+
+    def drivers() -> dict[str, str | None]:
+        return {
+            path.name: (path / "driver").resolve(strict=True).name if (path / "driver").is_symlink() else None
+            for path in (bus / "devices").glob("0000:3c:*")
+        }
+
+    machine.set_card(1, {"vfs": "3", "vf-drivers": "kunlun,vfio-pci,none"})
+    assert drivers() == {
+        "0000:3c:00.0": "kunlun",
+        "0000:3c:01.0": "kunlun",
+        "0000:3c:01.1": "vfio-pci",
+        "0000:3c:01.2": None,
+    }
+    assert nodes(machine) == {"xpu0", "xpu1", "xpu2", "xpuctrl"}
+    machine.set_card(1, {"vf-drivers": ""})
+    assert set(drivers().values()) == {"kunlun"}
+    assert nodes(machine) == {"xpu0", "xpu1", "xpu2", "xpu3", "xpu4", "xpuctrl"}
+    machine.set_card(1, {"vfs": "0"})
+    assert drivers() == {"0000:3c:00.0": "kunlun"}
+    machine.set({"driver": "gone"})
+    assert drivers() == {"0000:3c:00.0": None}
 
 
 def test_both_halves_of_a_k200_show_the_same_card_without_sriov(machine: Machine) -> None:
@@ -173,6 +205,20 @@ def test_vfs_made_anew_forget_their_numbers(machine: Machine) -> None:
     assert "vfs=3 vf-nodes=2,3,4 vf-minors=4,6,8 vf-states=201,207,201" in line_of(machine, 0)
     machine.set_card(0, {"vfs": "1"})
     assert line_of(machine, 0).endswith("vfs=1 vf-nodes=2 vf-minors=4")
+
+
+def test_vfs_made_anew_forget_their_drivers(machine: Machine) -> None:
+    machine.set_card(0, {"vfs": "2", "vf-drivers": "vfio-pci,none"})
+    assert line_of(machine, 0).endswith("vf-minors=4,6 vf-drivers=vfio-pci,none")
+    machine.set_card(0, {"state": "207"})
+    assert line_of(machine, 0).count("vf-drivers=vfio-pci,none") == 1
+    for vfs in ("3", "0"):
+        machine.set_card(0, {"vfs": "2", "vf-drivers": "vfio-pci,none"})
+        machine.set_card(0, {"vfs": vfs})
+        assert "vf-drivers" not in line_of(machine, 0)
+    machine.set_card(0, {"vfs": "2", "vf-drivers": "none,none"})
+    machine.set({"driver": "gone"})
+    assert "vf-drivers" not in line_of(machine, 0)
 
 
 def test_cards_come_and_go_and_the_others_keep_their_numbers(machine: Machine) -> None:
@@ -272,7 +318,13 @@ def test_a_change_waits_for_the_lock(machine: Machine) -> None:
         ("set quirks=yes", "line 1: quirks of set: 'yes'; accepted: off, on"),
         ("set speed=1", "line 1: unknown key 'speed' of set; accepted: quirks, major, "),
         ("set", "line 1: '' of set; accepted: KEY=VALUE"),
+        ("card 0 vf-drivers=vfio", "vf-drivers of card: 'vfio'; accepted: for each VF kunlun, vfio-pci or "),
+        ("card 0 vf-drivers=none,none,none,none", "vf-drivers of card: 'none,none,none,none'; accepted: "),
         ("fault action=hang", "line 1: fault needs function="),
+        (
+            "fault function=xpumlInit action=hang at=halfway",
+            "line 1: at=halfway of fault needs function=xpumlDeviceSetSriovVfNum",
+        ),
         ("fault function=xpumlInit", "line 1: fault needs action="),
         ("fault function=xpumlStart", "function of fault: 'xpumlStart'; accepted: xpumlInit, "),
         (
@@ -400,64 +452,61 @@ def test_other_pci_devices_in_the_tree_stay(machine: Machine) -> None:
 # --- without privilege ----------------------------------------------------------------------------
 
 
+def as_nobody(directory: Path, work: str) -> subprocess.CompletedProcess[str]:
+    """Do `work` with the `machine` of a directory in a fresh process without privileges.
+
+    It gives them up once everything is imported, as it could not read a checkout in somebody's home.
+    """
+    program = f"""\
+import os, sys
+from pathlib import Path
+from xpu_plugin.simulation.machine import Machine, cards
+
+directory = Path(sys.argv[1])
+os.setgroups([])
+os.setgid({NOBODY})
+os.setuid({NOBODY})
+library = directory / "libxpuml.so.1"
+machine = Machine(directory / "machine", dev_root=directory / "dev", library=library)
+{work}
+"""
+    command = [sys.executable, "-c", program, str(directory)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+
+
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
-    """A directory that any user can reach and write."""
+    """A directory that any user can reach and write, with a library of theirs to open."""
     directory = Path(tempfile.mkdtemp(prefix="xpu-simulator-"))
     directory.chmod(0o777)
+    library = directory / "libxpuml.so.1"
+    shutil.copy(shipped(), library)
+    library.chmod(0o755)
     yield directory
     shutil.rmtree(directory)
 
 
-def as_nobody(work: Callable[[], object]) -> int:
-    """The exit status of a child without privileges that does the work."""
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
-            work()
-        except BaseException:  # noqa: BLE001  # nothing may leave this child
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="elsewhere every test runs without privilege")
 def test_who_cannot_make_nodes_gets_links_to_harmless_devices(open_directory: Path) -> None:
-    library = open_directory / "libxpuml.so.1"
-    shutil.copy(shipped(), library)
-    library.chmod(0o755)
-    machine = Machine(open_directory / "machine", dev_root=open_directory / "dev", library=library)
-    k200 = {"model": "K200", "pci": "0000:01:00.0"}
-
-    def make_and_split() -> None:
-        machine.init([*cards(1), k200])
-        machine.set_card(0, {"vfs": "1"})
-
-    assert as_nobody(make_and_split) == 0
-    assert machine.dev_root
-    targets = {path.name: str(path.readlink()) for path in machine.dev_root.iterdir()}
+    make = 'machine.init([*cards(1), {"model": "K200", "pci": "0000:01:00.0"}])'
+    made = as_nobody(open_directory, make + '\nmachine.set_card(0, {"vfs": "1"})')
+    assert made.returncode == 0, made.stderr
+    dev_root = open_directory / "dev"
+    targets = {path.name: str(path.readlink()) for path in dev_root.iterdir()}
     even, odd = HARMLESS
     assert targets == {"xpu0": even, "xpu1": even, "xpu2": odd, "xpu3": even, "xpuctrl": even}
-    assert os.minor((machine.dev_root / "xpu1").stat().st_rdev) & 1 == 0
-    assert os.minor((machine.dev_root / "xpu2").stat().st_rdev) & 1 == 1
-    assert as_nobody(machine.remove) == 0
-    assert nodes(machine) == set()
+    assert os.minor((dev_root / "xpu1").stat().st_rdev) & 1 == 0
+    assert os.minor((dev_root / "xpu2").stat().st_rdev) & 1 == 1
+    removed = as_nobody(open_directory, "machine.remove()")
+    assert removed.returncode == 0, removed.stderr
+    assert list(dev_root.iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a directory of another user")
 def test_a_directory_of_others_is_an_error_of_the_host(open_directory: Path) -> None:
-    library = open_directory / "libxpuml.so.1"
-    shutil.copy(shipped(), library)
-    library.chmod(0o755)
     (open_directory / "dev").mkdir(mode=0o755)
-    machine = Machine(open_directory / "machine", dev_root=open_directory / "dev", library=library)
-
-    def expect_refusal() -> None:
-        with pytest.raises(HostError, match=r"cannot make .*/dev/xpu0: Permission denied"):
-            machine.init(cards(1))
-        assert not machine.path.exists()
-
-    assert as_nobody(expect_refusal) == 0
+    refused = as_nobody(open_directory, "machine.init(cards(1))")
+    assert refused.returncode == 1
+    last = refused.stderr.splitlines()[-1]
+    assert re.search(r"HostError: .*cannot make .*/dev/xpu0: Permission denied", last)
+    assert not (open_directory / "machine").exists()

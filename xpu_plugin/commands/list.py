@@ -5,17 +5,16 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Sequence
 
-from xpu_plugin.config import LIST_OPTIONS, PROGRAM, Parser, read_config
+from xpu_plugin.commands.output import print_table, scanned
+from xpu_plugin.config import LIST_OPTIONS, PROGRAM, Config, Parser, read_config
 from xpu_plugin.daemon import policy, target
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
-from xpu_plugin.model.devices import Device, Found, Scan, identify
+from xpu_plugin.model.devices import Device, Found
 from xpu_plugin.model.inventory import Policy, first_verdict
 from xpu_plugin.xpuml import XpumlError
 
 
-SCANS = 3  # attempts, when device nodes come and go meanwhile
 _COLUMNS = ("id", "kind", "model", "path", "numa", "memory", "health", "reason", "resource")
 _GIB = 1 << 30
 
@@ -34,7 +33,7 @@ def main(arguments: list[str]) -> int:
         print(f"{PROGRAM}: {warning}", file=sys.stderr)
     rules = policy(config)
     try:
-        found = asyncio.run(_scan(Driver(target(config), call_timeout=config.call_timeout)))
+        found = asyncio.run(_found(config))
     except (WorkerError, LibraryError, XpumlError) as error:
         print(f"{PROGRAM}: cannot list devices: {error}", file=sys.stderr)
         return 1
@@ -44,17 +43,14 @@ def main(arguments: list[str]) -> int:
     if namespace.json:
         print(json.dumps({"devices": [_record(device, rules) for device in devices]}, indent=2))
     else:
-        _print_table([_row(device, rules) for device in devices])
+        print_table(_COLUMNS, [_row(device, rules) for device in devices], "no devices")
     return 0
 
 
-async def _scan(driver: Driver) -> Found:
+async def _found(config: Config) -> Found:
+    driver = Driver(target(config), call_timeout=config.call_timeout)
     try:
-        for _ in range(SCANS):
-            scan: Scan | None = await driver.scan()
-            if scan is not None:
-                return identify(scan)
-        raise LibraryError("device nodes come and go; try again")
+        return await scanned(driver)
     finally:
         await driver.close()
 
@@ -90,13 +86,3 @@ def _row(device: Device, rules: Policy) -> tuple[str, ...]:
         health.reason or "-",
         rules.resource_of(device) if rules.offers(device) else "-",
     )
-
-
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    if not rows:
-        print("no devices")
-        return
-    table = [tuple(name.upper() for name in _COLUMNS), *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(_COLUMNS))]
-    for row in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from xpu_plugin.edges.wire import HEADER, LONGEST_ANSWER
-from xpu_plugin.model.devices import Function, Host, Node, Scan
-from xpu_plugin.xpuml import Call, Failure, Reading, StateAnswer, XpumlError, error
+from xpu_plugin.model.devices import Function, Host, Node, Process, Scan, Usage
+from xpu_plugin.xpuml import Call, Failure, Reading, StateAnswer, WrongDeviceError, error
 
 
 logger = logging.getLogger(__name__)
@@ -183,16 +183,54 @@ class Driver:
         Raises WorkerError, also when that worker is gone: its indexes mean nothing to another.
         """
         async with self._lock:
-            if self._process is None:
-                raise WorkerDiedError("there is no worker that has scanned")
-            return await self._request("sweep", _states, skip=sorted(skip))
+            return await self._ask(self._scanned(), self._call_timeout, "sweep", _states, skip=sorted(skip))
 
     async def host(self) -> Host:
         """The host's facts as they are now, to compare with those of the last scan. Raises WorkerError."""
         async with self._lock:
-            if self._process is None:
-                raise WorkerDiedError("there is no worker that has scanned")
-            return await self._request("host", _host, **self._places())
+            return await self._ask(self._scanned(), self._call_timeout, "host", _host, **self._places())
+
+    async def usage(self, indexes: Collection[int], card: str) -> Usage:
+        """Who uses a card, as far as library and sysfs tell.
+
+        indexes: of the last scan, those of the card and its VFs; no other device is touched
+        card: its PCI address
+
+        Asks the worker of the last scan; raises WorkerError, also when that is gone, WrongDeviceError for an
+        index that it does not have, XpumlError, and LibraryError when sysfs cannot be read.
+        """
+        async with self._lock:
+            return await self._ask(
+                self._scanned(),
+                self._call_timeout,
+                "usage",
+                _usage,
+                indexes=sorted(set(indexes)),
+                card=card,
+                sysfs_root=str(self._target.sysfs_root),
+            )
+
+    async def set_sriov_vf_num(self, index: int, number: int, pci: str, *, seconds: float) -> None:
+        """Split the card at an index of the last scan into `number` VFs; 0 takes them away.
+
+        pci: the card's address; seconds: the deadline of this request, whatever others have
+
+        Nothing was changed after WrongDeviceError (the index is another device, or none), ValueError (more
+        VFs than the device can have, or no number of VFs) and "there is no worker that has scanned". After
+        XpumlError (the driver refuses: somebody uses the card, the board cannot) and any other WorkerError
+        the VFs may be there, gone, or others: only a scan tells. It is due after success, too, as the
+        worker's indexes of VFs hold no longer; that of the card does.
+        """
+        async with self._lock:
+            await self._ask(
+                self._scanned(),
+                seconds,
+                "set_sriov_vf_num",
+                _nothing,
+                index=index,
+                number=number,
+                pci=pci,
+            )
 
     async def close(self) -> None:
         """Kill the worker; give it a moment to go, for a tidy exit."""
@@ -202,6 +240,11 @@ class Driver:
                 return
             await asyncio.sleep(0.01)
         logger.warning("worker %s is stuck in the driver and stays behind", self._dying[0].pid)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a worker that was killed is still there: the driver holds it."""
+        return bool(self._stuck())
 
     @property
     def pid(self) -> int | None:
@@ -219,6 +262,12 @@ class Driver:
     async def _request(self, call: str, decode: Callable[[Any], T], **arguments: object) -> T:
         process = self._process or await self._start()
         return await self._ask(process, self._call_timeout, call, decode, **arguments)
+
+    def _scanned(self) -> _Process:
+        """The worker of the last scan: its indexes mean nothing to another."""
+        if self._process is None:
+            raise WorkerDiedError("there is no worker that has scanned")
+        return self._process
 
     async def _start(self) -> _Process:
         if len(stuck := self._stuck()) >= MOST_STUCK:
@@ -249,9 +298,9 @@ class Driver:
                 answer = json.loads(await process.exchange(request))
             if answer["id"] != self._requests:
                 raise ValueError(f"an answer to request {answer['id']}, not to {self._requests}")
-            if "error" in answer:
-                raise _error(answer["error"])
-            return decode(answer["result"])
+            if "error" not in answer:
+                return decode(answer["result"])
+            failure = _error(answer["error"])
         except TimeoutError:
             in_flight = process.in_flight()
             self._discard()
@@ -259,15 +308,14 @@ class Driver:
         except (EOFError, OSError):
             how = await self._bury(process)
             raise WorkerDiedError(f"the worker ended ({how})", process.in_flight()) from None
-        except (XpumlError, LibraryError):
-            self._discard()  # a library that failed as a whole is opened anew
-            raise
         except _NONSENSE as nonsense:
             self._discard()
             raise WorkerDiedError(f"the worker talked nonsense: {nonsense}", process.in_flight()) from None
         except asyncio.CancelledError:
             self._discard()  # its answer would be taken for the next one's
             raise
+        self._discard()  # a library that failed as a whole is opened anew
+        raise failure
 
     async def _bury(self, process: _Process) -> str:
         """How a worker whose socket closed ended; it is as good as dead already."""
@@ -296,6 +344,10 @@ def _error(fields: dict[str, Any]) -> Exception:
             return error(code, function, text)
         case {"kind": "library" | "system", "text": str(text)}:
             return LibraryError(text)
+        case {"kind": "device", "text": str(text)}:
+            return WrongDeviceError(text)
+        case {"kind": "value", "text": str(text)}:
+            return ValueError(text)
     raise ValueError(f"an error of no known kind: {fields}")
 
 
@@ -321,6 +373,30 @@ def _host(facts: dict[str, Any]) -> Host:
         addresses={int(number): address for number, address in facts["addresses"].items()},
         functions={address: Function(**fields) for address, fields in facts["functions"].items()},
     )
+
+
+def _usage(answer: dict[str, Any]) -> Usage:
+    processes: dict[str, tuple[Process, ...] | None] = {}
+    for record in answer["devices"]:
+        if (pci := record.get("pci")) is None:
+            continue
+        # Two devices have one address on a K200; of which one is unknown, nothing is known.
+        here, others = _processes(record), processes.get(pci, ())
+        processes[pci] = None if here is None or others is None else others + here
+    return Usage(processes=processes, drivers=dict(answer["drivers"]))
+
+
+def _processes(record: dict[str, Any]) -> tuple[Process, ...] | None:
+    if "processes" not in record:
+        return None
+    return tuple(
+        Process(pid=process["pid"], host_pid=process["root_ns_pid"]) for process in record["processes"]
+    )
+
+
+def _nothing(answer: None) -> None:
+    if answer is not None:
+        raise ValueError(f"{answer!r} where there is nothing to say")
 
 
 def _states(answer: list[list[int] | None]) -> list[StateAnswer | None]:

@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -22,19 +23,30 @@ _FILE = "grants.json"
 _LARGEST = 1 << 20  # bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """Of the file. listed: ids that the kubelet's list of pods has shown since they were granted"""
+
+    paths: Mapping[str, str]
+    listed: frozenset[str]
+
+
 class GrantRecord:
-    """id -> path, in memory and, from a container's first start on, in `directory`/grants.json."""
+    """id -> path, in memory and, from a container's first start on, in `directory`/grants.json; and which of
+    the ids the kubelet has listed since."""
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / _FILE
-        self._written: dict[str, str] = _read(self._file)
-        self.paths: dict[str, str] = dict(self._written)
+        self._written = _read(self._file)
+        self.paths: dict[str, str] = dict(self._written.paths)
+        self.listed: set[str] = set(self._written.listed)
         self._complained = False
         self._writing = asyncio.Lock()
 
     def granted(self, paths: Mapping[str, str]) -> None:
         """Allocate answered; the container has not started yet."""
         self.paths.update(paths)
+        self.listed.difference_update(paths)
 
     async def started(self, paths: Mapping[str, str], known: Container[str]) -> None:
         """A container starts with these: write them down, if they are not yet, and forget ids not `known`.
@@ -42,13 +54,25 @@ class GrantRecord:
         A directory that cannot be written is complained of once and costs no more than the record.
         """
         async with self._writing:
-            if all(self._written.get(id) == path for id, path in paths.items()):
+            written = self._written
+            if all(written.paths.get(id) == path for id, path in paths.items()) and (
+                self.listed.issuperset(written.listed.intersection(paths))
+            ):
                 return
-            wanted = {id: path for id, path in {**self._written, **paths}.items() if id in known}
+            wanted = {id: path for id, path in {**written.paths, **paths}.items() if id in known}
             await self._write(wanted)
 
-    async def _write(self, wanted: dict[str, str]) -> None:
-        text = json.dumps({"grants": wanted}, indent=1, sort_keys=True)
+    async def saw(self, ids: Collection[str]) -> None:
+        """The kubelet's list of pods shows these."""
+        async with self._writing:
+            self.listed.update(ids)
+            if not self._written.listed.issuperset(self._written.paths.keys() & self.listed):
+                await self._write(self._written.paths)
+
+    async def _write(self, paths: Mapping[str, str]) -> None:
+        wanted = _Contents(paths, frozenset(paths.keys() & self.listed))
+        document = {"grants": dict(paths), "listed": sorted(wanted.listed)}
+        text = json.dumps(document, indent=1, sort_keys=True)
         try:
             await asyncio.to_thread(_replace, self._file, text)  # a disk may take its time
         except OSError as error:
@@ -65,16 +89,18 @@ class GrantRecord:
         self._written = wanted
 
 
-def _read(file: Path) -> dict[str, str]:
+def _read(file: Path) -> _Contents:
     try:
         with file.open("rb") as stream:
-            grants = json.loads(stream.read(_LARGEST))["grants"]
-        return {str(id): str(path) for id, path in grants.items()}
+            document = json.loads(stream.read(_LARGEST))
+        grants = {str(id): str(path) for id, path in document["grants"].items()}
+        # Without the word, the file is of a release that did not ask.
+        return _Contents(grants, frozenset(map(str, document.get("listed", grants))))
     except FileNotFoundError:
-        return {}
+        return _Contents({}, frozenset())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         logger.warning("the record of grants %s cannot be read and counts as empty: %s", file, error)
-        return {}
+        return _Contents({}, frozenset())
 
 
 def _replace(file: Path, text: str) -> None:

@@ -104,8 +104,33 @@ def read_function(sysfs_root: Path, address: str) -> Function:
         subsystem=_number(directory / "subsystem_device"),
         numa=None if numa is None or numa < 0 else numa,
         num_vfs=_number(directory / "sriov_numvfs"),
+        total_vfs=_number(directory / "sriov_totalvfs"),
         physfn=parent,
     )
+
+
+def read_drivers(sysfs_root: Path, card: str) -> dict[str, str | None]:
+    """The kernel driver that each function of a card is bound to, None for one that is bound to none.
+
+    card: its PCI address. Told are the card and every VF that sysfs links to it (`virtfnK`), whatever the
+    library knows of it: a VF that was given to a virtual machine has another driver and no node. Empty when
+    the card is not in sysfs. Raises OSError when sysfs cannot be read, or functions went meanwhile.
+    """
+    functions = sysfs_root / "bus/pci/devices"
+    try:
+        links = [entry for entry in (functions / card).iterdir() if entry.name.startswith("virtfn")]
+    except FileNotFoundError:
+        return {}
+    addresses = (card, *(link.readlink().name for link in links))
+    return {address: _driver(functions / address) for address in addresses}
+
+
+def _driver(function: Path) -> str | None:
+    try:
+        return (function / "driver").readlink().name
+    except FileNotFoundError:
+        function.stat()  # "no driver" is said only of what is there
+        return None
 
 
 def _number(path: Path) -> int | None:

@@ -214,6 +214,7 @@ class Endpoint:
             try:
                 await self._serve()
             except (OSError, RuntimeError) as error:  # the latter is what gRPC raises
+                await self._stop()
                 return f"cannot bind {self._path}: {error}"
         request = api.RegisterRequest(
             version=VERSION,
@@ -237,20 +238,28 @@ class Endpoint:
         server = grpc.aio.server()
         api_grpc.add_DevicePluginServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
         server.add_insecure_port(f"unix://{self._path}")
-        self._path.chmod(0o600)
-        bound = Identity.of(self._path)
-        if bound is None:
-            raise FileNotFoundError("it was deleted at once")
-        await server.start()
-        self._server, self._bound = server, bound
+        self._server = server
+        try:
+            self._path.chmod(0o600)
+            self._bound = Identity.of(self._path)
+            if self._bound is None:
+                raise FileNotFoundError("it was deleted at once")
+        finally:
+            # Whatever happened: gRPC cannot stop a server that never ran, or is not quite started.
+            starting = asyncio.ensure_future(server.start())
+            try:
+                await asyncio.shield(starting)
+            finally:
+                await starting
 
     async def _stop(self) -> None:
         if self._server is None:
             return
         self._service.close()
         server, self._server = self._server, None
+        bound, self._bound = self._bound, None
         await server.stop(STOP_SECONDS)
-        if Identity.of(self._path) == self._bound:
+        if bound is not None and Identity.of(self._path) == bound:
             self._path.unlink(missing_ok=True)
 
 

@@ -10,12 +10,12 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from xpu_plugin.model.holders import Holding, Listing
 from xpu_plugin.proto import podresources_v1_pb2 as v1
 from xpu_plugin.proto import podresources_v1_pb2_grpc as v1_grpc
 from xpu_plugin.proto import podresources_v1alpha1_pb2 as v1alpha1
@@ -37,27 +37,17 @@ _VERSIONS: tuple[tuple[Any, Any], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holding:
-    """Devices of one resource that one container holds; `container` is `namespace/pod/container` or, from
-    the checkpoint, `pod UID/container`."""
-
-    container: str
-    resource: str
-    ids: tuple[str, ...]
-
-
 class UnknownHoldersError(Exception):
     """A source that exists could not be read: it must not be taken for "nobody"."""
 
 
-async def list_pods(socket: Path) -> list[Holding]:
-    """What the pod resources API lists, v1 or else v1alpha1. Empty when the kubelet has no such socket.
+async def list_pods(socket: Path) -> Listing | None:
+    """What the pod resources API lists, v1 or else v1alpha1. None when the kubelet has no such socket.
 
-    Raises UnknownHoldersError when the socket is there and does not answer.
+    Raises UnknownHoldersError when it is there and does not answer.
     """
     if not os.path.exists(socket):  # noqa: ASYNC240, PTH110 - a look, no wait
-        return []
+        return None
     async with grpc.aio.insecure_channel(f"unix://{socket}", options=_OPTIONS) as channel:
         for stub, request in _VERSIONS:
             try:
@@ -66,17 +56,24 @@ async def list_pods(socket: Path) -> list[Holding]:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                     continue
                 raise UnknownHoldersError(f"{socket}: {error.code().name}: {error.details()}") from None
-            return [
-                Holding(
-                    container=f"{pod.namespace}/{pod.name}/{container.name}",
-                    resource=devices.resource_name,
-                    ids=tuple(devices.device_ids),
-                )
-                for pod in answer.pod_resources
-                for container in pod.containers
-                for devices in container.devices
-            ]
+            return _listing(answer)
     raise UnknownHoldersError(f"{socket}: neither v1 nor v1alpha1 of the pod resources API")
+
+
+def _listing(answer: v1.ListPodResourcesResponse) -> Listing:
+    return Listing(
+        pods=frozenset(f"{pod.namespace}/{pod.name}" for pod in answer.pod_resources),
+        holdings=tuple(
+            Holding(
+                container=f"{pod.namespace}/{pod.name}/{container.name}",
+                resource=devices.resource_name,
+                ids=tuple(devices.device_ids),
+            )
+            for pod in answer.pod_resources
+            for container in pod.containers
+            for devices in container.devices
+        ),
+    )
 
 
 def read_checkpoint(device_plugin_dir: Path) -> list[Holding]:

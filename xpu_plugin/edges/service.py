@@ -37,6 +37,7 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
 
     current: the picture as it is; beyond: the newest picture that is not of a generation
     node: st_rdev of a device node by name; on_grant: told the ids of each grant
+    on_list: told that a list has gone out
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
         node: NodeNumber,
         record: GrantRecord,
         on_grant: Callable[[Collection[str]], None],
+        on_list: Callable[[], None] = lambda: None,
     ) -> None:
         self.resource = resource
         self._streams: set[object] = set()
@@ -57,6 +59,7 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
         self._node = node
         self._record = record
         self._on_grant = on_grant
+        self._on_list = on_list
         self._closing = asyncio.Event()
 
     @property
@@ -91,6 +94,7 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
                 if answer != sent:
                     yield answer
                     sent = answer
+                    self._on_list()
         finally:
             streams.discard(stream)
             self.streams_changed.set()

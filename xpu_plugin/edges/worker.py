@@ -6,6 +6,7 @@ may crash, hang, print and damage its environment; all of that ends with this pr
 and mends nothing: whoever started it watches it and replaces it.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -36,6 +37,7 @@ class Worker:
     def __init__(self, progress_fd: int) -> None:
         self._progress_fd = progress_fd
         self._library: xpuml.Xpuml | None = None
+        self._count = 0
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """A request without its number -> an answer without it."""
@@ -47,6 +49,12 @@ class Worker:
             return _error("xpuml", error, code=error.code, function=error.function, library_text=error.text)
         except (xpuml.LibraryNotFoundError, xpuml.LibraryUnusableError) as error:
             return _error("library", error)
+        except xpuml.WrongDeviceError as error:
+            return _error("device", error)
+        except ValueError as error:
+            if call != self.call_set_sriov_vf_num:  # there it is the number, elsewhere a mistake of ours
+                raise
+            return _error("value", error)
         except OSError as error:
             return _error("system", error)
 
@@ -77,7 +85,7 @@ class Worker:
         """
         library = self._opened()
         before = host.list_nodes(Path(dev_root), simulated=simulated)
-        count = library.count()
+        count = self._count = library.count()
         readings = library.scan(skip)
         nodes = host.list_nodes(Path(dev_root), simulated=simulated)
         usable = [node.number for node in nodes]
@@ -106,8 +114,25 @@ class Worker:
     def call_processes(self, skip: list[int]) -> list[dict[str, object]]:
         return self._opened().processes(skip)
 
-    def call_set_sriov_vf_num(self, index: int, number: int) -> None:
-        self._opened().set_sriov_vf_num(index, number)
+    def call_usage(self, indexes: list[int], card: str, sysfs_root: str) -> dict[str, Any]:
+        """Who computes on the devices of a card, no other of which is touched, and what its functions are
+        bound to."""
+        library = self._opened()
+        self._check(indexes)
+        skip = set(range(self._count)).difference(indexes)
+        devices = [record for record in library.processes(skip) if record["index"] not in skip]
+        return {"devices": devices, "drivers": host.read_drivers(Path(sysfs_root), card)}
+
+    def call_set_sriov_vf_num(self, index: int, number: int, pci: str) -> None:
+        library = self._opened()
+        self._check([index])
+        library.set_sriov_vf_num(index, number, pci)
+
+    def _check(self, indexes: Iterable[int]) -> None:
+        """Refuse indexes of another scan than this worker's."""
+        for index in indexes:
+            if not 0 <= index < self._count:
+                raise xpuml.WrongDeviceError(f"device index {index} is not one of {self._count}")
 
     def _opened(self) -> xpuml.Xpuml:
         if self._library is None:
@@ -140,8 +165,9 @@ def _opens(dev_root: str, number: int, *, simulated: bool) -> bool:
 
 
 def serve(connection: socket.socket, worker: Worker) -> None:
-    """Answer until the other end closes."""
-    with connection, connection.makefile("rb") as stream:
+    """Answer until the other end closes, or is gone."""
+    gone = contextlib.suppress(BrokenPipeError, ConnectionResetError)
+    with gone, connection, connection.makefile("rb") as stream:
         while len(header := stream.read(HEADER.size)) == HEADER.size:
             (length,) = HEADER.unpack(header)
             if length > LONGEST_REQUEST:

@@ -13,8 +13,9 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
-from xpu_plugin.edges.podresources import Holding, UnknownHoldersError, list_pods, read_checkpoint
+from xpu_plugin.edges.podresources import UnknownHoldersError, list_pods, read_checkpoint
 from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model.holders import Holding
 from xpu_plugin.model.inventory import held_otherwise
 
 
@@ -47,6 +48,7 @@ class Holders:
         self._absent: dict[str, int] = {}
         self._complete = False
         self._complaint: str | None = None
+        self.seen: tuple[Holding, ...] = ()  # at the last look, by both sources
 
     def granted(self, ids: Collection[str]) -> None:
         """An Allocate was answered with these ids."""
@@ -103,7 +105,8 @@ class Holders:
         holdings: list[Holding] = []
         complaints = []
         try:
-            holdings += await list_pods(self._socket)
+            listing = await list_pods(self._socket)
+            holdings += listing.holdings if listing else ()
         except UnknownHoldersError as error:
             complaints.append(str(error))
         try:
@@ -114,5 +117,6 @@ class Holders:
         if complaint != self._complaint and complaint:
             logger.warning("cannot tell who holds devices: %s", complaint)
         self._complaint = complaint
+        self.seen = tuple(holdings)
         named = {(id, holding.resource) for holding in holdings for id in holding.ids}
         return named, SOURCES - len(complaints)

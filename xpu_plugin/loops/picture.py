@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
+from xpu_plugin.model.health import CHANGING
 from xpu_plugin.model.inventory import Entry, Facts, Inventory, Policy, entries
 
 
@@ -50,7 +51,11 @@ def _log_changes(old: Mapping[str, Entry], new: Mapping[str, Entry]) -> None:
     then = {entry.device.id: entry for entry in old.values()}
     now = {entry.device.id: entry for entry in new.values()}
     for id in sorted(then.keys() - now.keys()):
-        logger.warning("device no longer offered id=%s", id)
+        logger.log(
+            logging.INFO if then[id].health == CHANGING else logging.WARNING,
+            "device no longer offered id=%s",
+            id,
+        )
     for id, entry in now.items():
         before, device, health = then.get(id), entry.device, entry.health
         if before is None:
@@ -68,7 +73,12 @@ def _log_changes(old: Mapping[str, Entry], new: Mapping[str, Entry]) -> None:
             logger.info("device %s is offered as id=%s resource=%s now", id, entry.id, entry.resource)
         if before.device.path != device.path:
             logger.warning("device moved id=%s from=%s to=%s", id, before.device.path, device.path)
-        if before.health != health and health.healthy:
+        if before.health != health and health.well and before.health.well:
+            if health.healthy:
+                logger.info("device open to new pods again id=%s", id)
+            else:
+                logger.info("device closed to new pods id=%s reason=%s (%s)", id, health.reason, health.text)
+        elif before.health != health and health.healthy:
             logger.info("device healthy again id=%s", id)
         elif before.health != health:
             logger.warning(

@@ -64,6 +64,10 @@ class Sweep:
         self._wake = asyncio.Event()
         self._forget = False
         self._due = True  # a scan is wanted
+        self._begun = 0  # scans
+        self._taken_in = 0  # the number of the last scan that was
+        self._new = asyncio.Event()
+        self.scans = 0  # that were taken in
         self._host: Host | None = None  # as the last scan saw it
         self._host_at = 0.0  # when it was compared last
         self._scanned_at = 0.0
@@ -73,7 +77,7 @@ class Sweep:
         self._strikes: tuple[int | None, int] = (None, 0)
         self._convicts: dict[int, _Convict] = {}
         self._retries = delays(*RETRY_SECONDS)
-        self._trouble: str | None = None
+        self.trouble: str | None = None  # with the library, in a sentence
         self._versions: tuple[str | None, ...] | None = None
         self._problems: tuple[str, ...] = ()
 
@@ -81,6 +85,14 @@ class Sweep:
         """Scan at once and forget lost devices."""
         self._forget = self._due = True
         self._wake.set()
+
+    async def rescanned(self) -> None:
+        """Scan at once; returns when a scan that began after this call has been taken in."""
+        begun = self._begun
+        self._due = True
+        self._wake.set()
+        while self._taken_in <= begun:
+            await self._new.wait()
 
     async def run(self) -> None:
         """Never returns; raises InitError only."""
@@ -112,6 +124,25 @@ class Sweep:
     # --- scan -----------------------------------------------------------------------------------
 
     async def _scan(self) -> float:
+        self._begun += 1
+        begun, forget = self._begun, self._forget
+        again: float | None = 0.0
+        self._due = self._forget = False  # whoever asks from now on wants another one
+        try:
+            again = await self._take_in(forget=forget)
+        finally:
+            if again is not None:
+                self._due, self._forget = True, forget or self._forget
+        if again is not None:
+            return again
+        self.scans += 1
+        self._taken_in = begun
+        self._new.set()
+        self._new = asyncio.Event()
+        return self._interval
+
+    async def _take_in(self, *, forget: bool) -> float | None:
+        """Scan; for a scan that proves nothing, the seconds until the next one."""
         skip = self._skip()
         scan = await self._driver.scan(skip)
         if scan is None:
@@ -128,11 +159,10 @@ class Sweep:
         self._report(scan, found)
         self._host, self._found = scan.host, found
         self._host_at = self._scanned_at = self._clock()
-        forget, self._forget, self._due = self._forget, False, False
         self._convicts = {index: convict for index, convict in self._convicts.items() if index in skip}
         hung = {id: NOT_ANSWERING for id, device in found.devices.items() if device.index in skip}
         self._picture.submit(lambda facts: after_verdicts(after_scan(facts, found, forget=forget), hung))
-        return self._interval
+        return None
 
     def _skip(self) -> frozenset[int]:
         """Convicted devices whose time to be asked again has not come."""
@@ -201,9 +231,9 @@ class Sweep:
         """Say what is wrong, once; when the whole library does not answer for long, nothing is healthy."""
         if self._fail_on_init_error and self._picture.current is None:
             raise InitError(text) from error
-        if text != self._trouble:
+        if text != self.trouble:
             logger.warning("%s", text)
-            self._trouble = text
+            self.trouble = text
         if whole and self._clock() - self._good_at > GRACE_SECONDS and self._found.devices:
             self._picture.submit(
                 partial(after_verdicts, verdicts=dict.fromkeys(self._found.devices, LIBRARY_GONE))
@@ -215,9 +245,9 @@ class Sweep:
         if self._due:
             return  # nothing has been scanned yet
         self._retries = delays(*RETRY_SECONDS)
-        if self._trouble is not None:
+        if self.trouble is not None:
             logger.info("the library answers again")
-            self._trouble = None
+            self.trouble = None
 
     # --- words ----------------------------------------------------------------------------------
 

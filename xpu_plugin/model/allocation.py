@@ -47,7 +47,8 @@ def grant(
 ) -> list[Grant]:
     """One Grant for each container's ids, or Refusal for all of them.
 
-    Granted is only what is in the picture, healthy, and has the very node that the picture shows.
+    Granted is only what is in the picture, healthy or merely kept back from new pods, and has the very node
+    that the picture shows.
     """
     asked = Counter(id for ids in requests for id in ids)
     if double := sorted(id for id, times in asked.items() if times > 1):
@@ -55,7 +56,7 @@ def grant(
     if not all(requests):
         raise Refusal(Cause.INVALID, "a container's request names no device")
     for id in asked:
-        _check_healthy(lookup(inventory, resource, id))
+        _check_grantable(lookup(inventory, resource, id))
         check_node(inventory.entries[id], node)
     if inventory.control is None or node(CONTROL_NODE) != inventory.control:
         raise Refusal(Cause.NOT_READY, f"{CONTROL_PATH} is missing or was replaced; is the driver loaded?")
@@ -80,8 +81,8 @@ def lookup(inventory: Inventory, resource: str, id: str) -> Entry:
     return entry
 
 
-def _check_healthy(entry: Entry) -> None:
-    if not entry.health.healthy:
+def _check_grantable(entry: Entry) -> None:
+    if not entry.health.grantable:
         raise Refusal(
             Cause.NOT_READY, f"device {entry.id} is unhealthy: {entry.health.reason}, {entry.health.text}"
         )

@@ -42,6 +42,7 @@ class Function:
     subsystem: int | None = None
     numa: int | None = None
     num_vfs: int | None = None
+    total_vfs: int | None = None
     physfn: str | None = None
 
 
@@ -76,6 +77,36 @@ class Scan:
     driver_release: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """A process that computes on a device, as the driver recorded it.
+
+    pid: in the process's own pid namespace, so that it names nobody on the host: two containers may have it
+    host_pid: on the host; None from libxpuml 4.0.12.1, which does not tell it
+    """
+
+    pid: int
+    host_pid: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Who uses a card, as far as library and sysfs tell. It proves idleness only of what it names.
+
+    processes: by PCI address of the function, what computes there (99 at most, which is as many as the
+        library tells); both halves of a K200 together. None where the library could not tell. A device
+        whose address the library did not tell is left out: what is missing here is not proven idle. Nor
+        is a device that a process merely holds open, which computes nothing and yet keeps a card from
+        being split.
+    drivers: by PCI address of the card and of each VF in sysfs, the kernel driver that it is bound to, None
+        for none. Empty when the card is not in sysfs. A VF of a foreign driver (`vfio-pci`: a virtual
+        machine has it) is none of the library's devices, so that `processes` does not tell of it.
+    """
+
+    processes: Mapping[str, tuple[Process, ...] | None]
+    drivers: Mapping[str, str | None]
+
+
 class Kind(StrEnum):
     """What the kubelet could be offered, and the PF that it is not while it has VFs."""
 
@@ -93,6 +124,7 @@ class Device:
     card: address of the card, that is of its PF
     split: how the card is divided: `whole`, `half`, or `of<number of VFs>` for VFs and their PF
     number: N of /dev/xpuN; index: the library's rank in the scan that found it
+    max_vfs: VFs that its driver would allow, 0 for one that cannot be split, None where that is not known
     memory_bytes: 0 where unknown; state: raw, None when the call failed (then `failure` says how)
     """
 
@@ -104,6 +136,7 @@ class Device:
     node: Node
     index: int
     numa: int | None
+    max_vfs: int | None
     memory_bytes: int
     serial: str
     arch: int | None
@@ -305,7 +338,7 @@ def _by_address(scan: Scan, nodes: Mapping[int, Node]) -> dict[int, int]:
 # --- identity -----------------------------------------------------------------------------------
 
 
-def _parent_by_rule(address: str) -> str:
+def parent_by_rule(address: str) -> str:
     """A VF's card where sysfs does not tell: VFs sit at the card's bus and slot + 1, functions 0 to 2."""
     domain, bus, rest = address.split(":")
     return f"{domain}:{bus}:{max(int(rest[:2], 16) - 1, 0):02x}.0"
@@ -392,6 +425,16 @@ def _last_failure(reading: Reading) -> Failure | None:
     return reading.failures[-1] if reading.failures else None
 
 
+def _most_vfs(kind: Kind, reading: Reading, function: Function) -> int | None:
+    """A VF answers NON_SRIOV as K-series do. Boards that refuse every split answer 3 all the same; where
+    sysfs knows the function, it has `sriov_totalvfs` only if that has the PCI capability."""
+    if kind in (Kind.VF, Kind.HALF) or reading.mode == VxpuMode.NON_SRIOV:
+        return 0
+    if function.vendor is not None and not function.total_vfs:
+        return 0
+    return reading.max_vfs if reading.mode is not None else None
+
+
 class _Cards:
     """Which functions of a scan belong to which card."""
 
@@ -426,7 +469,7 @@ class _Cards:
         reading, function = self._readings[address], self._function(address)
         if function.physfn is not None:
             return function.physfn
-        rule = _parent_by_rule(address)
+        rule = parent_by_rule(address)
         base = _sriov_base(reading.model)
         is_vf = (
             function.device == _PCI_VF
@@ -470,6 +513,7 @@ class _Cards:
             node=node,
             index=reading.index,
             numa=function.numa if function.numa is not None else self._function(card).numa,
+            max_vfs=_most_vfs(kind, reading, function),
             memory_bytes=memory,
             serial=reading.serial or "",
             arch=reading.arch,

@@ -22,6 +22,16 @@ class Health:
     def healthy(self) -> bool:
         return self.reason is None
 
+    @property
+    def well(self) -> bool:
+        """Healthy, or merely kept back from new pods."""
+        return self.healthy or self in (WISH_PENDING, WITHDRAWN, CHANGING)
+
+    @property
+    def grantable(self) -> bool:
+        """Healthy, or kept back in a way that lets through what the kubelet asked for before it knew."""
+        return self.well and self != CHANGING
+
     def __str__(self) -> str:
         """The kubelet's word for it."""
         return "Healthy" if self.healthy else "Unhealthy"
@@ -31,6 +41,11 @@ HEALTHY = Health()
 LOST = Health("lost", "not found by the last scan")
 NOT_ANSWERING = Health("not-answering", "the library hung or crashed when it was asked about this device")
 LIBRARY_GONE = Health("not-answering", "the library cannot be opened any more")
+
+# Not sick, but kept back while their card's number of VFs is in question.
+WISH_PENDING = Health("wish-pending", "whether its card's number of VFs is to be changed is not known yet")
+WITHDRAWN = Health("withdrawn", "kept back from new pods, as its card's number of VFs is to be changed")
+CHANGING = Health("changing", "its card's number of VFs is being changed")
 
 _KL2_STATES = {
     State.UNUSED: "unused",

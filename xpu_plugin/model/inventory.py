@@ -46,6 +46,13 @@ def is_old(id: str) -> bool:
     return id.isdecimal() and str(int(id)) == id
 
 
+def our_resources(devices: Iterable[Device], policy: Policy) -> frozenset[str]:
+    """The names that these devices are, were or may have been offered under."""
+    bases = (policy.resource, FORMER_RESOURCE)
+    profiles = {resource_name(device, base=base, per_profile=True) for device in devices for base in bases}
+    return frozenset(profiles.union(bases))
+
+
 def held_otherwise(
     held: Iterable[tuple[str, str]], devices: Mapping[str, Device], policy: Policy
 ) -> dict[str, str]:
@@ -53,9 +60,7 @@ def held_otherwise(
 
     Only under names that are ours: others' plugins may well use numbers or PCI addresses as ids.
     """
-    ours = {policy.resource, FORMER_RESOURCE}
-    for device in devices.values():
-        ours |= {resource_name(device, base=base, per_profile=True) for base in tuple(ours)}
+    ours = our_resources(devices.values(), policy)
     return {
         id: resource
         for id, resource in sorted(held)
@@ -73,12 +78,14 @@ class Facts:
     verdicts: the last word on each device's health
     held: id -> resource, where a container holds a device otherwise than it would be offered: under an
         old id ("2" stands for whatever is /dev/xpu2), or under a name from before a change of options
+    kept_back: card -> why new pods are to be kept off it although it is not sick
     """
 
     devices: Mapping[str, Device] = field(default_factory=dict)
     lost: Mapping[str, Device] = field(default_factory=dict)
     verdicts: Mapping[str, Health] = field(default_factory=dict)
     held: Mapping[str, str] = field(default_factory=dict)
+    kept_back: Mapping[str, Health] = field(default_factory=dict)
     control: int | None = None
 
 
@@ -162,6 +169,12 @@ def entries(facts: Facts, policy: Policy) -> dict[str, Entry]:
             id=id,
             resource=facts.held.get(id, policy.resource_of(device)),
             device=device,
-            health=LOST if lost else facts.verdicts[own],
+            health=LOST if lost else _health(facts, device),
         )
     return offered
+
+
+def _health(facts: Facts, device: Device) -> Health:
+    """What is sick is called so, kept back or not."""
+    verdict = facts.verdicts[device.id]
+    return facts.kept_back.get(device.card, verdict) if verdict.healthy else verdict

@@ -529,6 +529,7 @@ class Kubelet:
             self._trouble(f"{resource}: the stream broke: {_reason(error)}")
         finally:
             endpoint.open, endpoint.stopped = False, True
+            endpoint.task = None  # a task knows its end, and that this frame: the channel would live on
             if self._endpoints.get(resource) is endpoint:
                 self._devices[resource] = {
                     device.id: Device(id=device.id, health=UNHEALTHY, numa=device.numa)

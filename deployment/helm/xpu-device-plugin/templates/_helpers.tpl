@@ -1,0 +1,46 @@
+{{- /* SPDX-License-Identifier: Apache-2.0 */ -}}
+
+{{- define "xpu-device-plugin.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" }}
+{{- end }}
+
+{{- /* The release's name, which needs not say twice what it is. Room is left for -daemonset. */ -}}
+{{- define "xpu-device-plugin.fullname" -}}
+{{- $name := include "xpu-device-plugin.name" . }}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
+{{- else if contains $name .Release.Name }}
+{{- .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "xpu-device-plugin.labels" -}}
+app.kubernetes.io/name: {{ include "xpu-device-plugin.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "xpu-device-plugin.selector" -}}
+name: {{ include "xpu-device-plugin.fullname" . }}-ds
+{{- end }}
+
+{{- define "xpu-device-plugin.args" -}}
+- {{ printf "--sriov-num-vfs=%v" .Values.sriovNumVfs | quote }}
+- {{ printf "--metrics-address=:%v" .Values.metrics.port | quote }}
+{{- if ne .Values.resourceName "baidu.com/xpu" }}
+- {{ printf "--resource-name=%s" .Values.resourceName | quote }}
+{{- end }}
+{{- if .Values.resourcePerProfile }}
+- "--resource-per-profile"
+{{- end }}
+{{- range $name, $value := .Values.options }}
+{{- if kindIs "slice" $value }}
+{{- $value = join "," $value }}
+{{- end }}
+- {{ printf "--%s=%v" $name $value | quote }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`xpu-device-plugin plan` over the simulated library and a model of the kubelet."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.standins import RESOURCE, make_machine
+from xpu_plugin.cli import main
+from xpu_plugin.simulation.kubelet import Kubelet
+from xpu_plugin.simulation.machine import Machine
+
+
+A, B = "0000:3b:00.0", "0000:3c:00.0"
+CARDS = ({"model": "R200", "pci": A}, {"model": "R200", "pci": B})
+
+Plan = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("XPU_", "KUBERNETES_", "NODE_", "POD_"))]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def machine(place: Path) -> Machine:
+    return make_machine(place, *CARDS)
+
+
+@pytest.fixture
+async def kubelet(place: Path) -> AsyncIterator[Kubelet]:
+    (place / "plugins").mkdir()
+    async with Kubelet(place / "plugins", pod_resources_dir=place / "pods") as kubelet:
+        kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
+        yield kubelet
+
+
+def options(machine: Machine, place: Path) -> list[str]:
+    return [
+        "--xpuml-library=simulator",
+        f"--simulator-file={machine.path}",
+        f"--dev-root={machine.dev_root}",
+        f"--sysfs-root={machine.sysfs_root}",
+        f"--device-plugin-dir={place / 'plugins'}",
+        f"--pod-resources-socket={place / 'pods/kubelet.sock'}",
+        f"--state-dir={place / 'state'}",
+        "--pod-name=plugin",
+    ]
+
+
+async def planned(
+    capsys: pytest.CaptureFixture[str], machine: Machine, place: Path, *more: str
+) -> tuple[int, dict[str, Any]]:
+    status = await asyncio.to_thread(main, ["plan", *options(machine, place), "--json", *more])
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return status, json.loads(captured.out)
+
+
+def numbers(machine: Machine) -> list[str]:
+    assert machine.sysfs_root
+    return [
+        (machine.sysfs_root / f"bus/pci/devices/{card}/sriov_numvfs").read_text().strip() for card in (A, B)
+    ]
+
+
+async def test_nothing_to_do(
+    capsys: pytest.CaptureFixture[str], machine: Machine, place: Path, kubelet: Kubelet
+) -> None:
+    status, document = await planned(capsys, machine, place)
+    assert (status, document["state"]) == (0, "success")
+    assert document["wish"] == {"number": 0, "origin": "argument --sriov-num-vfs", "problem": ""}
+    status, document = await planned(capsys, machine, place, "--sriov-num-vfs=keep")
+    assert (status, document["wish"]["number"]) == (0, "keep")
+
+
+async def test_what_would_change_is_told_and_not_done(
+    capsys: pytest.CaptureFixture[str], machine: Machine, place: Path, kubelet: Kubelet
+) -> None:
+    machine.set_card(1, {"vfs": "2"})
+    status, document = await planned(capsys, machine, place, "--sriov-num-vfs=2")
+    assert (status, document["state"]) == (3, "pending")
+    assert [(card["address"], card["actual"], card["action"]) for card in document["cards"]] == [
+        (A, 0, "apply"),
+        (B, 2, "keep"),
+    ]
+    assert numbers(machine) == ["0", "2"]
+
+
+async def test_a_held_card_goes_before_one_that_would_change(
+    capsys: pytest.CaptureFixture[str], machine: Machine, place: Path, kubelet: Kubelet
+) -> None:
+    kubelet.hold([A], resource=RESOURCE, pod="train")
+    status, document = await planned(capsys, machine, place, "--sriov-num-vfs=2")
+    assert (status, document["state"]) == (4, "blocked")
+    assert document["cards"][0]["holders"] == ["default/train/main"]
+    assert document["cards"][1]["action"] == "apply"
+
+
+async def test_more_than_a_card_can_have(
+    capsys: pytest.CaptureFixture[str], machine: Machine, place: Path, kubelet: Kubelet
+) -> None:
+    status, document = await planned(capsys, machine, place, "--sriov-num-vfs=9")
+    assert (status, document["state"]) == (4, "failed")
+    assert "3 VFs at most" in document["cards"][0]["reason"]
+
+
+async def test_as_a_table(
+    capsys: pytest.CaptureFixture[str], machine: Machine, place: Path, kubelet: Kubelet
+) -> None:
+    status = await asyncio.to_thread(main, ["plan", *options(machine, place), "--sriov-num-vfs=2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert status == 3
+    assert lines[0] == "wished: 2, by argument --sriov-num-vfs"
+    assert lines[1].split() == ["CARD", "WISHED", "ACTUAL", "ACTION", "REASON"]
+    assert lines[2].split() == [A, "2", "0", "apply", "-"]
+
+
+def test_a_library_that_cannot_tell(
+    capsys: pytest.CaptureFixture[str], machine: Machine, place: Path
+) -> None:
+    machine.set({"driver": "gone"})
+    assert main(["plan", *options(machine, place)]) == 1
+    assert capsys.readouterr().err.startswith("xpu-device-plugin: cannot plan: xpumlInit: ")
+
+
+def test_an_api_server_that_does_not_answer(
+    capsys: pytest.CaptureFixture[str], machine: Machine, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xpu_plugin.commands.plan.WISH_SECONDS", 0.1)
+    kubeconfig = place / "kubeconfig"
+    kubeconfig.write_text("nothing")
+    more = (f"--kubeconfig={kubeconfig}", "--node-name=here", "--label-timeout=0")
+    assert main(["plan", *options(machine, place), *more]) == 1
+    assert "give --sriov-num-vfs to plan without" in capsys.readouterr().err
+    assert main(["plan", *options(machine, place), *more, "--sriov-num-vfs=0"]) == 0
+
+
+def test_bad_usage_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--sriov-num-vfs=-1"]) == 2
+    assert "0 to 63" in capsys.readouterr().err

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an administrator touches: manifests, overlays, chart, templates, and the commands of both READMEs."""

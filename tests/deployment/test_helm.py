@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""deployment/helm/: by default it renders the manifest, and each value does what it says."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from .manifests import (
+    CLUSTER_ROLE,
+    CLUSTER_ROLE_BINDING,
+    DEPLOYMENT,
+    MANIFEST,
+    ROOT,
+    Object,
+    Plugin,
+    check_plugin,
+    objects_in,
+    objects_of,
+    of_kind,
+    the,
+    title,
+)
+
+
+CHART = DEPLOYMENT / "helm/xpu-device-plugin"
+NAME = "xpu-device-plugin"
+HELM_S_OWN = {
+    "app.kubernetes.io/instance",
+    "app.kubernetes.io/managed-by",
+    "app.kubernetes.io/version",
+    "helm.sh/chart",
+}
+"""Labels that charts put on their objects, by custom."""
+
+
+class Helm:
+    def __init__(self, program: str, home: Path) -> None:
+        self._program = program
+        self._home = home
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {
+            f"HELM_{name}_HOME": str(self._home) for name in ("CACHE", "CONFIG", "DATA")
+        }
+        return subprocess.run(
+            [self._program, *arguments], capture_output=True, text=True, check=False, env=environment
+        )
+
+    def template(
+        self,
+        values: Object | None = None,
+        release: str = NAME,
+        namespace: str = "kube-system",
+        chart: Path = CHART,
+    ) -> subprocess.CompletedProcess[str]:
+        file = self._home / "values.yaml"
+        file.write_text(yaml.safe_dump(values or {}))
+        return self.run("template", release, str(chart), f"--namespace={namespace}", f"--values={file}")
+
+    def render(
+        self, values: Object | None = None, release: str = NAME, namespace: str = "kube-system"
+    ) -> list[Object]:
+        done = self.template(values, release, namespace)
+        assert done.returncode == 0, done.stderr
+        objects = objects_in(done.stdout)
+        check_plugin(objects)
+        return objects
+
+    def plugin(self, values: Object) -> Plugin:
+        return Plugin(the(self.render(values), "DaemonSet"))
+
+
+@pytest.fixture
+def helm(tmp_path: Path) -> Helm:
+    built = ROOT / "build/bin/helm"
+    program = str(built) if built.exists() else shutil.which("helm")
+    if program is None:
+        pytest.skip("no helm in PATH; with Go, `make helm` builds one into build/bin")
+    return Helm(program, tmp_path)
+
+
+def plain(objects: list[Object]) -> list[Object]:
+    """Without what Helm wants to know of its objects."""
+    for each in objects:
+        labels = each["metadata"]["labels"]
+        assert labels.keys() >= HELM_S_OWN
+        each["metadata"]["labels"] = {name: labels[name] for name in labels.keys() - HELM_S_OWN}
+    return sorted(objects, key=title)
+
+
+def test_lint_has_nothing_to_say(helm: Helm) -> None:
+    done = helm.run("lint", "--strict", str(CHART))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_default_is_the_manifest(helm: Helm) -> None:
+    assert plain(helm.render()) == sorted(objects_of(MANIFEST), key=title)
+
+
+def test_rbac_adds_the_two_files(helm: Helm) -> None:
+    rendered = plain(helm.render({"rbac": {"create": True}}))
+    assert rendered == sorted(objects_of(MANIFEST, CLUSTER_ROLE, CLUSTER_ROLE_BINDING), key=title)
+
+
+def test_releases_do_not_meet(helm: Helm) -> None:
+    values = {"rbac": {"create": True}, "metrics": {"serviceMonitor": {"enabled": True}}}
+    one = helm.render(values, release="one")
+    other = helm.render(values, release="other", namespace="default")
+    assert {title(each) for each in one} & {title(each) for each in other} == set()
+    selectors = [the(objects, "DaemonSet")["spec"]["selector"]["matchLabels"] for objects in (one, other)]
+    assert selectors == [{"name": f"{name}-{NAME}-ds"} for name in ("one", "other")]
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "expected"),
+    [
+        ({"sriovNumVfs": 3}, "sriov_num_vfs", 3),
+        ({"sriovNumVfs": "keep"}, "sriov_num_vfs", None),
+        ({"resourceName": "example.com/card"}, "resource_name", "example.com/card"),
+        ({"resourcePerProfile": True}, "resource_per_profile", True),
+        ({"metrics": {"port": 9999}}, "metrics_address", ("", 9999)),
+        ({"options": {"health-interval": 0.5}}, "health_interval", 0.5),
+        ({"options": {"grant-settle": 600}}, "grant_settle", 600),
+        ({"options": {"vf-without-pod-resources": True}}, "vf_without_pod_resources", True),
+        ({"options": {"fail-on-init-error": False}}, "fail_on_init_error", False),
+        ({"options": {"deny": ["0000:3b:00.0", "K200"]}}, "deny", ("0000:3b:00.0", "K200")),
+        ({"extraEnv": [{"name": "XPU_PLUGIN_LOG_LEVEL", "value": "debug"}]}, "log_level", "debug"),
+    ],
+    ids=str,
+)
+def test_a_value_reaches_the_plugin(helm: Helm, values: Object, field: str, expected: object) -> None:
+    assert getattr(helm.plugin(values).config, field) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "path", "expected"),
+    [
+        ({"priorityClassName": ""}, "priorityClassName", None),
+        ({"nodeSelector": {"pool": "xpu"}}, "nodeSelector", {"pool": "xpu"}),
+        ({"affinity": None}, "affinity", None),
+        ({"tolerations": [{"operator": "Exists"}]}, "tolerations", [{"operator": "Exists"}]),
+        ({"imagePullSecrets": [{"name": "mine"}]}, "imagePullSecrets", [{"name": "mine"}]),
+    ],
+    ids=str,
+)
+def test_a_value_reaches_the_pod(helm: Helm, values: Object, path: str, expected: Any) -> None:
+    done = helm.template(values)
+    assert done.returncode == 0, done.stderr
+    assert Plugin(the(objects_in(done.stdout), "DaemonSet")).spec.get(path) == expected
+
+
+def test_image_resources_and_metadata(helm: Helm) -> None:
+    plugin = helm.plugin(
+        {
+            "image": {"repository": "example.com/mine", "tag": "v2", "pullPolicy": "Always"},
+            "resources": {"limits": {"memory": "1Gi", "cpu": 1}},
+            "maxUnavailable": "10%",
+            "podLabels": {"mine": "yes"},
+            "podAnnotations": {"mine.example.com/x": "1"},
+        }
+    )
+    assert plugin.container["image"] == "example.com/mine:v2"
+    assert plugin.container["imagePullPolicy"] == "Always"
+    assert plugin.container["resources"] == {
+        "requests": {"cpu": "20m", "memory": "80Mi"},
+        "limits": {"memory": "1Gi", "cpu": 1},
+    }
+    assert plugin.daemon_set["spec"]["updateStrategy"]["rollingUpdate"] == {"maxUnavailable": "10%"}
+    metadata = plugin.daemon_set["spec"]["template"]["metadata"]
+    assert metadata["labels"]["mine"] == "yes"
+    assert metadata["annotations"] == {"mine.example.com/x": "1"}
+
+
+def test_a_kubelet_elsewhere(helm: Helm) -> None:
+    done = helm.template({"kubeletDir": "/data/kubelet", "xreDir": "/opt/xre"})
+    mounts = Plugin(the(objects_in(done.stdout), "DaemonSet")).mounts()
+    assert mounts["/var/lib/kubelet/device-plugins"] == "/data/kubelet/device-plugins"
+    assert mounts["/var/lib/kubelet/pod-resources"] == "/data/kubelet/pod-resources (read-only)"
+    assert mounts["/usr/local/xpu"] == "/opt/xre (read-only)"
+
+
+@pytest.mark.parametrize("kind", ["serviceMonitor", "podMonitor"])
+def test_a_monitor(helm: Helm, kind: str) -> None:
+    values = {"metrics": {kind: {"enabled": True, "interval": "5s", "labels": {"release": "mine"}}}}
+    objects = helm.render(values)
+    monitor = the(objects, kind[0].upper() + kind[1:])
+    assert monitor["metadata"]["labels"]["release"] == "mine"
+    (endpoint,) = monitor["spec"].get("endpoints") or monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint == {"port": "metrics", "path": "/metrics", "interval": "5s"}
+    assert len(of_kind(objects, "Service")) == (kind == "serviceMonitor")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"sriovNumVfs": 64},
+        {"sriovNumVfs": "two"},
+        {"sriovNumVFs": 1},
+        {"resourceName": "xpu"},
+        {"options": {"sriov-num-vfs": 1}},
+        {"options": {"--deny": "K200"}},
+        {"image": {"pullPolicy": "Sometimes"}},
+        {"metrics": {"port": 0}},
+        {"metrics": {"serviceMonitor": {"enabled": "yes"}}},
+        {"maxUnavailable": 0},
+        {"kubeletDir": "var/lib/kubelet"},
+        {"nodeSelector": {"pool": 1}},
+    ],
+    ids=str,
+)
+def test_the_schema_refuses(helm: Helm, values: Object) -> None:
+    done = helm.template(values)
+    assert done.returncode != 0
+    assert "don't meet the specifications of the schema" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, "rbac.create=true"),
+        ({"rbac": {"create": True}}, "is safest with sriovNumVfs=keep"),
+        ({"rbac": {"create": True}, "sriovNumVfs": "keep"}, "-L baidu.com/sriov-num-vfs.state"),
+        ({"resourceName": "example.com/card"}, "show example.com/card"),
+    ],
+    ids=str,
+)
+def test_the_notes_say(helm: Helm, tmp_path: Path, values: Object, said: str) -> None:
+    """Rendered as a part of an object: only for an installation, into a cluster, Helm renders them itself."""
+    chart = tmp_path / NAME
+    shutil.copytree(CHART, chart)
+    (chart / "templates/NOTES.txt").rename(chart / "NOTES.txt")
+    (chart / "templates/notes.yaml").write_text(
+        'kind: Notes\nnotes: |\n{{ tpl (.Files.Get "NOTES.txt") . | indent 2 }}\n'
+    )
+    (rendered,) = of_kind(objects_in(helm.template(values, chart=chart).stdout), "Notes")
+    notes = rendered["notes"]
+    assert f"daemonset {the(objects_of(MANIFEST), 'DaemonSet')['metadata']['name']} -n kube-system" in notes
+    assert said in notes

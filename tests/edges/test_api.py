@@ -1,0 +1,991 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The API server's edge against real sockets: what it says once, what it keeps up, and what it survives."""
+
+import itertools
+import json
+import logging
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from tests.edges.apiserver import LIST, PATCH, POST, WATCH, ApiServer, Reply, certificate
+from tests.standins import SECONDS, wait_until
+from xpu_plugin.edges import api as api_module
+from xpu_plugin.edges.api import Delays, NodeApi, has_credentials
+from xpu_plugin.loops.backoff import delays
+
+
+NODE = "node-1.example"
+LABEL = "baidu.com/sriov-num-vfs"
+SECRET = "nobody-logs-this"  # noqa: S105 - of a server of ours
+NEXT = "nor-this"
+
+SOMEBODY_ELSES = json.dumps(
+    {
+        "metadata": {"resourceVersion": "1"},
+        "items": [{"metadata": {"name": "another", "labels": {LABEL: "9"}}}],
+    }
+).encode()
+
+needs_openssl = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes the certificates")
+
+
+class Heard:
+    """What a callback was called with."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.all: list[Any] = []
+
+    def __call__(self, value: object) -> None:
+        self.all.append(value)
+        self._queue.put(value)
+
+    def next(self) -> Any:
+        return self._queue.get(timeout=SECONDS)
+
+
+class Plugin:
+    """A NodeApi and what it calls back."""
+
+    def __init__(self, kubeconfig: Path | None, delays: Delays = delays, patience: float = 0.0) -> None:
+        self.labels = Heard()
+        self.denials = Heard()
+        self.api = NodeApi(
+            node=NODE,
+            label=LABEL,
+            kubeconfig=kubeconfig,
+            on_label=self.labels,
+            on_denied=self.denials,
+            delays=delays,
+            patience=patience,
+        )
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name in ("api_watch", "api_write")]
+
+
+def write_kubeconfig(file: Path, url: str, token: str = SECRET, **cluster: str) -> Path:
+    file.write_text(
+        json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "own",
+                "contexts": [{"name": "own", "context": {"cluster": "own", "user": "own"}}],
+                "clusters": [{"name": "own", "cluster": {"server": url, **cluster}}],
+                "users": [{"name": "own", "user": {"token": token}}],
+            }
+        )
+    )
+    return file
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_module, "AGAIN_SECONDS", (0.02, 0.1))
+    monkeypatch.setattr(api_module, "SHORT_WATCH_SECONDS", 0.02)
+    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+class Start(Protocol):
+    def __call__(self, file: Path | None = ..., /, delays: Delays = ..., patience: float = ...) -> Plugin: ...
+
+
+@pytest.fixture
+def kubeconfig(tmp_path: Path) -> Path:
+    return tmp_path / "kubeconfig"
+
+
+@pytest.fixture
+def started(kubeconfig: Path) -> Iterator[Start]:
+    """Starts plugins, and stops them. Comes before the servers, so that it ends after them."""
+    plugins = []
+
+    def start(file: Path | None = kubeconfig, delays: Delays = delays, patience: float = 0.0) -> Plugin:
+        plugins.append(Plugin(file, delays, patience))
+        plugins[-1].api.start()
+        return plugins[-1]
+
+    yield start
+    for plugin in plugins:
+        plugin.api.stop()
+    wait_until(lambda: not threads(), "no thread left")
+
+
+@pytest.fixture
+def server(started: Start, kubeconfig: Path) -> Iterator[ApiServer]:
+    """One that the kubeconfig leads to."""
+    with ApiServer(NODE) as server:
+        write_kubeconfig(kubeconfig, server.url)
+        yield server
+
+
+def lines(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    """What was logged by the module, at that level."""
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == api_module.__name__ and record.levelno == level
+    ]
+
+
+def said(caplog: pytest.LogCaptureFixture, level: int, part: str) -> int:
+    return sum(part in line for line in lines(caplog, level))
+
+
+# --- the label ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["4", None])
+def test_the_first_answer_is_handed_over(server: ApiServer, started: Start, value: str | None) -> None:
+    if value:
+        server.labels[LABEL] = value
+    plugin = started()
+    assert plugin.labels.next() == value
+
+
+def test_only_changes_of_the_label_are_handed_over(server: ApiServer, started: Start) -> None:
+    plugin = started()
+    assert plugin.labels.next() is None
+    server.stream()
+    server.change({"another": "1"}, {"and": "an annotation"})
+    server.change({LABEL: "4"})
+    assert plugin.labels.next() == "4"
+    server.change({"another": None})
+    server.change({LABEL: "4"})
+    server.change({LABEL: "2"})
+    assert plugin.labels.next() == "2"
+    server.change({LABEL: None})
+    assert plugin.labels.next() is None
+    assert plugin.labels.all == [None, "4", "2", None]
+
+
+def test_one_node_and_its_metadata_are_asked_for(server: ApiServer, started: Start) -> None:
+    started()
+    [listing], [watch] = server.wait(LIST), server.wait(WATCH)
+    assert listing.path == watch.path == "/api/v1/nodes"
+    assert listing.query == {"fieldSelector": f"metadata.name={NODE}"}
+    assert listing.headers["accept"] == (
+        "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+    )
+    assert watch.headers["accept"] == (
+        "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
+    )
+    assert 240 <= int(watch.query.pop("timeoutSeconds")) <= 480
+    assert watch.query == {
+        "fieldSelector": f"metadata.name={NODE}",
+        "watch": "true",
+        "allowWatchBookmarks": "true",
+        "resourceVersion": "1000",
+    }
+    assert listing.token == watch.token == SECRET
+    assert watch.headers["user-agent"] == "xpu-device-plugin"
+
+
+def test_a_watch_that_ends_is_taken_up_where_it_was(server: ApiServer, started: Start) -> None:
+    """At the version of the last event, or the last bookmark."""
+    plugin = started()
+    assert plugin.labels.next() is None
+    stream = server.stream()
+    server.change({LABEL: "1"})
+    stream.end()
+    stream = server.stream(2)
+    stream.send(server.bookmark(2000))
+    stream.end()
+    server.stream(3)
+    assert [watch.query["resourceVersion"] for watch in server.of(WATCH)] == ["1000", "1001", "2000"]
+    assert len(server.of(LIST)) == 1
+    assert plugin.labels.all == [None, "1"]
+
+
+def test_lines_may_come_in_pieces_or_many_at_once(server: ApiServer, started: Start) -> None:
+    plugin = started()
+    assert plugin.labels.next() is None
+    stream = server.stream()
+    events = []
+    for value in "123":
+        server.labels[LABEL] = value
+        events.append(json.dumps(server.modified()).encode() + b"\n")
+    first, second, third = events
+    stream.raw(first[:20])
+    stream.raw(first[20:-1])
+    stream.raw(first[-1:] + second + third[:5])
+    stream.raw(third[5:])
+    assert [plugin.labels.next() for _ in "123"] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("gone", ["status", "event"])
+def test_a_version_that_is_too_old_leads_to_a_list(
+    server: ApiServer,
+    started: Start,
+    caplog: pytest.LogCaptureFixture,
+    gone: str,
+) -> None:
+    plugin = started()
+    assert plugin.labels.next() is None
+    stream = server.stream()
+    server.labels[LABEL] = "3"  # and the watch does not hear of it
+    server.version = 5000
+    if gone == "status":
+        server.script(WATCH, Reply.refusal(410, "too old resource version"))
+        stream.end()
+    else:
+        stream.send({"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired"}})
+    assert plugin.labels.next() == "3"
+    server.stream(2)
+    assert len(server.of(LIST)) == 2
+    assert server.of(WATCH)[-1].query["resourceVersion"] == "5000"
+    assert lines(caplog, logging.WARNING) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"no JSON\n",
+        b"[1]\n",
+        b'{"type": "MODIFIED", "object": 7}\n',
+        b'{"type": "WHAT", "object": {"metadata": {"resourceVersion": "1"}}}\n',
+        b'{"type": "ADDED", "object": {"metadata": {"name": "another", "resourceVersion": "1"}}}\n',
+        b'{"type": "ERROR", "object": {"code": 500, "message": "etcd"}}\n',
+        b"[" * 100_000 + b"\n",
+        b"x" * 300_000,
+    ],
+)
+def test_nonsense_in_the_stream_is_complained_of_and_survived(
+    server: ApiServer,
+    started: Start,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    line: bytes,
+) -> None:
+    monkeypatch.setattr(api_module, "LONGEST_LINE", 200_000)
+    caplog.set_level(logging.INFO)
+    plugin = started()
+    assert plugin.labels.next() is None
+    for number in (1, 2, 3):
+        server.stream(number).raw(line)
+    server.stream(4)
+    server.change({LABEL: "1"})
+    assert plugin.labels.next() == "1"
+    wait_until(lambda: said(caplog, logging.INFO, "answers again"), "it is well again")
+    assert said(caplog, logging.WARNING, "no answer from the API server: watch nodes: ") == 1
+    assert said(caplog, logging.INFO, "answers again") == 1
+
+
+def test_a_deleted_node_is_no_answer_and_a_new_one_is(
+    server: ApiServer, started: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.labels[LABEL] = "4"
+    plugin = started()
+    assert plugin.labels.next() == "4"
+    stream = server.stream()
+    server.exists = False
+    stream.send({"type": "DELETED", "object": {"metadata": server.metadata()}})
+    server.wait(LIST, 5)
+    assert said(caplog, logging.WARNING, f"the API server knows no node {NODE}") == 1
+    assert plugin.labels.all == ["4"]
+    server.labels.clear()
+    server.exists = True
+    assert plugin.labels.next() is None
+
+
+# --- outages --------------------------------------------------------------------------------------
+
+
+def test_a_node_that_is_not_there_is_said_once_and_waited_for(
+    server: ApiServer, started: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.exists = False
+    plugin = started()
+    server.wait(LIST, 4)
+    assert plugin.labels.all == []
+    assert said(caplog, logging.WARNING, f"the API server knows no node {NODE}") == 1
+    server.exists = True
+    assert plugin.labels.next() is None
+
+
+def test_an_outage_is_said_once_and_changes_nothing(
+    server: ApiServer,
+    started: Start,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    server.labels[LABEL] = "4"
+    plugin = started()
+    assert plugin.labels.next() == "4"
+    server.stream()
+    server.close()
+    wait_until(lambda: said(caplog, logging.WARNING, "no answer"), "the outage is noticed")
+    with ApiServer(NODE, port=server.port) as other:
+        other.labels[LABEL] = "4"
+        other.script(LIST, *[Reply.refusal(500), Reply.refusal(503)] * 2)
+        other.stream()
+        other.change({LABEL: "5"})
+        assert plugin.labels.next() == "5"
+        [warning] = lines(caplog, logging.WARNING)
+    assert plugin.labels.all == ["4", "5"]
+    assert plugin.denials.all == []
+    assert said(caplog, logging.INFO, "answers again") == 1
+    assert "Connection refused" in warning
+    assert "everything stays as it is" in warning
+
+
+def test_a_server_that_comes_late_is_found(
+    server: ApiServer, started: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.close()
+    plugin = started()
+    wait_until(lambda: said(caplog, logging.WARNING, "no answer"), "the outage is noticed")
+    with ApiServer(NODE, port=server.port) as other:
+        assert plugin.labels.next() is None
+        other.stream()
+
+
+def test_a_half_open_connection_ends_by_its_silence(
+    server: ApiServer,
+    started: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(api_module, "WATCH_SECONDS", (0, 0))
+    monkeypatch.setattr(api_module, "WATCH_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(api_module, "ANSWER_SECONDS", 1000.0)
+    plugin = started()
+    assert plugin.labels.next() is None
+    server.stream()
+    server.labels[LABEL] = "1"  # nobody is told
+    stream = server.stream(2)
+    assert server.of(WATCH)[-1].query["resourceVersion"] == "1000"
+    stream.send(server.modified())
+    assert plugin.labels.next() == "1"
+    assert lines(caplog, logging.WARNING) == []
+
+
+def test_the_kernel_watches_over_an_idle_watch(server: ApiServer, started: Start) -> None:
+    """Linux shows the timer that a connection waits for: 2 is that of keep-alive."""
+    started()
+    server.stream()
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    timers = [
+        fields[5].partition(":")[0]
+        for fields in sockets
+        if fields[2] == f"0100007F:{server.port:04X}" and fields[3] == "01"
+    ]
+    assert timers == ["02"]
+
+
+def test_a_server_that_says_nothing_is_given_up_and_asked_again(
+    server: ApiServer, started: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_module, "ANSWER_SECONDS", 0.2)
+    server.script(LIST, Reply(held=threading.Event()))
+    plugin = started()
+    assert plugin.labels.next() is None
+
+
+def test_a_stream_that_breaks_is_not_worth_a_word(
+    server: ApiServer, started: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    plugin = started()
+    assert plugin.labels.next() is None
+    for number in (1, 2, 3):
+        stream = server.stream(number)
+        stream.send(server.bookmark(1000))
+        stream.raw(b'{"type": "MODIF')
+        stream.cut()
+    server.stream(4)
+    server.change({LABEL: "1"})
+    assert plugin.labels.next() == "1"
+    assert lines(caplog, logging.WARNING) == []
+
+
+def test_streams_that_end_at_once_are_slowed_down_and_replaced_by_lists(
+    server: ApiServer,
+    started: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(api_module, "SHORT_WATCH_SECONDS", 5.0)
+    server.script(WATCH, *[Reply(body=b"")] * 4)
+    plugin = started()
+    assert plugin.labels.next() is None
+    server.wait(WATCH, 2)
+    server.labels[LABEL] = "1"
+    assert plugin.labels.next() == "1"
+    server.stream()
+    times = [request.arrived for request in server.of(WATCH)]
+    waits = [after - before for before, after in itertools.pairwise(times)]
+    assert min(waits) > 0.015
+    assert waits[2] > 0.06, "they grow"
+    assert said(caplog, logging.WARNING, "the stream ends as soon as it is open") == 1
+
+
+def test_errors_are_met_with_growing_waits(server: ApiServer, started: Start) -> None:
+    server.script(LIST, *[Reply.refusal(500)] * 4)
+    plugin = started()
+    assert plugin.labels.next() is None
+    times = [request.arrived for request in server.of(LIST)]
+    waits = [after - before for before, after in itertools.pairwise(times)]
+    for wait, least in zip(waits, (0.015, 0.03, 0.06, 0.075), strict=True):
+        assert wait >= least
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_may_ask_for_patience_within_bounds(
+    server: ApiServer,
+    started: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+) -> None:
+    monkeypatch.setattr(api_module, "RETRY_AFTER_MOST_SECONDS", 0.5)
+    server.script(LIST, Reply.refusal(status, Retry_After="3600"))
+    plugin = started()
+    assert plugin.labels.next() is None
+    first, second = server.of(LIST)
+    assert 0.5 <= second.arrived - first.arrived < SECONDS
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"no JSON",
+        b"[]",
+        b'{"items": 7, "metadata": {}}',
+        b'{"items": []}',
+        b"x" * 300_000,
+        SOMEBODY_ELSES,
+    ],
+)
+def test_nonsense_for_a_list_is_no_answer(
+    server: ApiServer,
+    started: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    body: bytes,
+) -> None:
+    monkeypatch.setattr(api_module, "LONGEST_LINE", 200_000)
+    server.labels[LABEL] = "4"
+    server.script(LIST, *[Reply(body=body)] * 2)
+    plugin = started()
+    assert plugin.labels.next() == "4"
+    assert len(server.of(LIST)) == 3
+    assert plugin.labels.all == ["4"]
+
+
+# --- refusals and credentials ---------------------------------------------------------------------
+
+
+def test_an_api_server_that_has_just_started_refuses_for_a_while_and_is_not_believed(
+    server: ApiServer, started: Start
+) -> None:
+    server.script(LIST, *[Reply.refusal(403)] * 3)
+    plugin = started(patience=3600.0)
+    assert plugin.labels.next() is None
+    assert plugin.denials.all == []
+
+
+def test_a_refusal_that_lasts_is_told(server: ApiServer, started: Start) -> None:
+    server.script(LIST, *[Reply.refusal(403)] * 1000)
+    began = time.monotonic()
+    plugin = started(patience=0.3)
+    assert "list nodes" in str(plugin.denials.next())
+    assert time.monotonic() - began >= 0.3
+
+
+def test_a_refusal_counts_from_the_end_of_an_outage(server: ApiServer, started: Start) -> None:
+    """Refused, away, and refused again at once: the second was as short as the first."""
+    away = [Reply.refusal(503)] * 12  # for longer than the patience
+    server.script(LIST, Reply.refusal(403), *away, Reply.refusal(403))
+    plugin = started(patience=0.3)
+    assert plugin.labels.next() is None
+    assert plugin.denials.all == []
+
+
+@pytest.mark.parametrize(("kind", "verb"), [(LIST, "list nodes"), (WATCH, "watch nodes")])
+def test_a_missing_right_is_named_once_until_it_is_there(
+    server: ApiServer,
+    started: Start,
+    kind: str,
+    verb: str,
+) -> None:
+    server.script(kind, *[Reply.refusal(403, "nodes is forbidden")] * 3)
+    plugin = started()
+    text = plugin.denials.next()
+    assert f"does not let us {verb} (HTTP 403)" in text
+    assert "deployment/xpu-operator_rbac.authorization.k8s.io_v1_clusterrole.yaml" in text
+    assert "deployment/xpu-operator_rbac.authorization.k8s.io_v1_clusterrolebinding.yaml" in text
+    stream = server.stream()
+    assert plugin.labels.all == [None]
+    assert len(plugin.denials.all) == 1
+    server.script(kind, *[Reply.refusal(403)] * 2)
+    if kind == LIST:
+        stream.send({"type": "ERROR", "object": {"code": 410}})
+    else:
+        stream.end()
+    server.stream(2)
+    assert len(plugin.denials.all) == 2, "it was answered in between"
+
+
+def test_a_token_that_was_exchanged_is_read_again(
+    server: ApiServer, kubeconfig: Path, started: Start
+) -> None:
+    server.tokens = {SECRET}
+    plugin = started()
+    assert plugin.labels.next() is None
+    stream = server.stream()
+    write_kubeconfig(kubeconfig, server.url, token=NEXT)
+    server.tokens = {NEXT}
+    stream.end()
+    server.stream(2)
+    assert [request.token for request in server.of(WATCH)] == [SECRET, SECRET, NEXT]
+    plugin.api.event(kind="Normal", reason="Tested", message="")
+    server.wait(POST)
+    assert plugin.denials.all == []
+
+
+def test_a_token_that_is_not_accepted_is_said_once(
+    server: ApiServer, kubeconfig: Path, started: Start
+) -> None:
+    server.tokens = {NEXT}
+    plugin = started()
+    assert "HTTP 401" in plugin.denials.next()
+    server.wait(LIST, 5)
+    assert len(plugin.denials.all) == 1
+    write_kubeconfig(kubeconfig, server.url, token=NEXT)
+    assert plugin.labels.next() is None
+
+
+@needs_openssl
+def test_within_a_cluster_the_service_account_is_used(
+    started: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = tmp_path / "token"
+    token.write_text(SECRET)
+    ca, tls = certificate(tmp_path)
+    monkeypatch.setattr(api_module, "TOKEN_FILE", token)
+    monkeypatch.setattr(api_module, "CA_FILE", ca)
+    with ApiServer(NODE, tls=tls) as server:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
+        assert has_credentials(None)
+        server.tokens = {SECRET}
+        server.labels[LABEL] = "4"
+        plugin = started(None)
+        assert plugin.labels.next() == "4"
+        stream = server.stream()
+        token.write_text(NEXT)
+        server.tokens = {NEXT}
+        stream.end()
+        server.stream(2)
+        assert server.of(WATCH)[-1].token == NEXT
+        assert plugin.denials.all == []
+
+
+@needs_openssl
+def test_a_server_that_the_authority_does_not_know_is_not_talked_to(
+    started: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, tls = certificate(tmp_path)
+    (tmp_path / "other").mkdir()
+    other, _ = certificate(tmp_path / "other")
+    with ApiServer(NODE, tls=tls) as server:
+        plugin = started(
+            write_kubeconfig(tmp_path / "config", server.url, **{"certificate-authority": str(other)})
+        )
+        wait_until(lambda: said(caplog, logging.WARNING, "CERTIFICATE_VERIFY_FAILED"), "it is refused")
+        assert server.requests == []
+        assert plugin.labels.all == []
+
+
+@pytest.mark.parametrize("content", [None, "", "users: [", "{}"])
+def test_credentials_that_cannot_be_read_are_waited_for(
+    server: ApiServer,
+    kubeconfig: Path,
+    started: Start,
+    caplog: pytest.LogCaptureFixture,
+    content: str | None,
+) -> None:
+    good = kubeconfig.read_text()
+    kubeconfig.unlink()
+    if content is not None:
+        kubeconfig.write_text(content)
+    plugin = started()
+    wait_until(lambda: said(caplog, logging.WARNING, "no answer"), "it is said")
+    kubeconfig.write_text(good)
+    assert plugin.labels.next() is None
+
+
+def test_whether_there_are_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = tmp_path / "token"
+    monkeypatch.setattr(api_module, "TOKEN_FILE", token)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.delenv("KUBERNETES_SERVICE_PORT", raising=False)
+    assert has_credentials(tmp_path / "kubeconfig")
+    assert not has_credentials(None)
+    token.write_text(SECRET)
+    assert not has_credentials(None)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    assert has_credentials(None)
+    token.unlink()
+    assert not has_credentials(None)
+
+
+@pytest.mark.parametrize("token", [SECRET, f"{SECRET}\n", f"{SECRET}\nX: y"])
+def test_no_token_is_logged_even_if_it_is_none(
+    server: ApiServer, tmp_path: Path, started: Start, caplog: pytest.LogCaptureFixture, token: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    server.tokens = set()
+    plugin = started(write_kubeconfig(tmp_path / "kubeconfig", server.url, token=token))
+    plugin.api.publish(labels={LABEL: "1"}, annotations={})
+    plugin.api.event(kind="Normal", reason="Tested", message="")
+    if token == SECRET:
+        server.wait(LIST, 3)
+        server.wait(POST, 2)
+    else:
+        wait_until(lambda: said(caplog, logging.DEBUG, "create events"), "it was tried")
+        wait_until(lambda: said(caplog, logging.WARNING, "no answer"), "it was said")
+    assert SECRET not in caplog.text
+    assert SECRET not in str([record.__dict__ for record in caplog.records])
+
+
+# --- what is published ----------------------------------------------------------------------------
+
+
+def test_what_differs_is_patched_and_nothing_else(server: ApiServer, started: Start) -> None:
+    server.labels.update({"state": "old", "same": "1", "another": "x"})
+    server.annotations.update({"detail": "old"})
+    plugin = started()
+    assert plugin.labels.next() is None
+    plugin.api.publish(
+        labels={"state": "new", "same": "1", "never": None}, annotations={"detail": None, "more": "text"}
+    )
+    [patch] = server.wait(PATCH)
+    assert patch.path == f"/api/v1/nodes/{NODE}"
+    assert patch.headers["content-type"] == "application/merge-patch+json"
+    assert patch.body == {
+        "metadata": {"labels": {"state": "new"}, "annotations": {"detail": None, "more": "text"}}
+    }
+    # Requests are written down before they are answered.
+    wait_until(lambda: server.annotations == {"more": "text"}, "it is applied")
+    assert server.labels == {"state": "new", "same": "1", "another": "x"}
+
+
+def test_what_is_so_already_is_not_patched(server: ApiServer, started: Start) -> None:
+    server.labels["state"] = "one"
+    plugin = started()
+    assert plugin.labels.next() is None
+    plugin.api.publish(labels={"state": "one"}, annotations={})
+    plugin.api.publish(labels={"state": "two"}, annotations={})
+    server.wait(PATCH)
+    plugin.api.publish(labels={"state": "two"}, annotations={})
+    plugin.api.publish(labels={"state": "three"}, annotations={})
+    patches = server.wait(PATCH, 2)
+    assert [patch.body["metadata"] for patch in patches] == [
+        {"labels": {"state": "two"}},
+        {"labels": {"state": "three"}},
+    ]
+
+
+def test_what_somebody_takes_away_is_mended(server: ApiServer, started: Start) -> None:
+    plugin = started()
+    assert plugin.labels.next() is None
+    server.stream()
+    plugin.api.publish(labels={"state": "success"}, annotations={"detail": "text"})
+    server.wait(PATCH)
+    server.change({"state": None})
+    assert server.wait(PATCH, 2)[-1].body == {"metadata": {"labels": {"state": "success"}}}
+    server.change({"another": "1"}, {"detail": "nonsense"})
+    assert server.wait(PATCH, 3)[-1].body == {"metadata": {"annotations": {"detail": "text"}}}
+    plugin.api.publish(labels={}, annotations={})
+    server.change({"state": None})
+    plugin.api.publish(labels={"last": "1"}, annotations={})
+    assert server.wait(PATCH, 4)[-1].body == {"metadata": {"labels": {"last": "1"}}}
+
+
+def test_a_quarrel_is_slowed_down(server: ApiServer, started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = started()
+    assert plugin.labels.next() is None
+    server.stream()
+    plugin.api.publish(labels={"state": "success"}, annotations={})
+    for number in range(1, 6):
+        server.wait(PATCH, number)
+        wait_until(lambda: "state" in server.labels, "it was patched")
+        server.change({"state": None})
+    times = [request.arrived for request in server.wait(PATCH, 6)]
+    waits = [after - before for before, after in itertools.pairwise(times)]
+    for wait, least in zip(waits, (0.015, 0.03, 0.06, 0.075, 0.075), strict=True):
+        assert wait >= least
+
+
+class Impatience:
+    """A back-off that, on the thread of that name, all but gives up after the first wait."""
+
+    def __init__(self, *, of: str) -> None:
+        self._of = of
+
+    def __call__(self, first: float, most: float) -> Iterator[float]:
+        yield first
+        while True:
+            yield 1000.0 if threading.current_thread().name == self._of else first
+
+
+def test_something_new_does_not_wait_for_a_quarrel_to_end(server: ApiServer, started: Start) -> None:
+    plugin = started(delays=Impatience(of="api_write"))
+    assert plugin.labels.next() is None
+    server.stream()
+    plugin.api.publish(labels={"state": "pending"}, annotations={})
+    server.wait(PATCH)
+    wait_until(lambda: "state" in server.labels, "it was patched")
+    server.change({"state": None})
+    server.wait(PATCH, 2)
+    wait_until(lambda: "state" in server.labels, "it was patched")
+    server.change({"state": None})
+    plugin.api.publish(labels={"state": "success"}, annotations={})
+    assert server.wait(PATCH, 3)[-1].body == {"metadata": {"labels": {"state": "success"}}}
+
+
+def test_a_quarrel_of_long_ago_is_forgotten(server: ApiServer, started: Start) -> None:
+    plugin = started(delays=lambda first, most: iter([0.0, 0.02, 1000.0]))
+    assert plugin.labels.next() is None
+    server.stream()
+    plugin.api.publish(labels={"state": "success"}, annotations={})
+    for number in range(1, 5):
+        server.wait(PATCH, number)
+        wait_until(lambda: "state" in server.labels, "it was patched")
+        over = time.monotonic() + 0.15
+        wait_until(lambda: time.monotonic() > over, "more than the longest wait")  # noqa: B023 - at once
+        server.change({"state": None})
+    server.wait(PATCH, 5)
+
+
+def test_a_patch_is_tried_until_it_is_taken(
+    server: ApiServer, started: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    server.script(PATCH, *[Reply.refusal(500, "etcd")] * 2, Reply.refusal(409), Reply.refusal(429))
+    plugin = started()
+    plugin.api.publish(labels={"state": "success"}, annotations={})
+    server.wait(PATCH, 5)
+    wait_until(lambda: said(caplog, logging.INFO, "lets us patch nodes again"), "it was taken")
+    assert server.labels == {"state": "success"}
+    assert said(caplog, logging.WARNING, "cannot write to the API server: patch nodes: HTTP 500 etcd") == 1
+    assert len(lines(caplog, logging.WARNING)) == 1
+
+
+def test_patience_that_is_asked_for_is_kept_for_something_new_too(
+    server: ApiServer, started: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_module, "RETRY_AFTER_MOST_SECONDS", 0.5)
+    server.script(PATCH, Reply.refusal(429, Retry_After="3600"))
+    plugin = started()
+    plugin.api.publish(labels={"state": "pending"}, annotations={})
+    [first] = server.wait(PATCH)
+    plugin.api.publish(labels={"state": "success"}, annotations={})
+    second = server.wait(PATCH, 2)[-1]
+    assert second.body == {"metadata": {"labels": {"state": "success"}}}
+    assert second.arrived - first.arrived >= 0.5
+
+
+def test_the_last_wish_counts_after_an_outage(
+    server: ApiServer,
+    started: Start,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And as soon as there is an answer, however long the waits have become."""
+    caplog.set_level(logging.DEBUG)
+    plugin = started(delays=Impatience(of="api_write"))
+    assert plugin.labels.next() is None
+    server.stream()
+    server.close()
+    wait_until(lambda: said(caplog, logging.WARNING, "no answer"), "the outage is noticed")
+    plugin.api.publish(labels={"state": "pending"}, annotations={})
+    plugin.api.publish(labels={"state": "success"}, annotations={})
+    wait_until(lambda: said(caplog, logging.DEBUG, "patch nodes") >= 2, "it waits long")
+    with ApiServer(NODE, port=server.port) as other:
+        [patch] = other.wait(PATCH)
+        assert patch.body == {"metadata": {"labels": {"state": "success"}}}
+
+
+@pytest.mark.parametrize(("kind", "verb"), [(PATCH, "patch nodes"), (POST, "create events")])
+def test_a_missing_right_to_write_is_logged_once(
+    server: ApiServer,
+    started: Start,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    verb: str,
+) -> None:
+    server.script(kind, *[Reply.refusal(403)] * 3)
+    plugin = started()
+    plugin.api.publish(labels={"state": "success"}, annotations={})
+    plugin.api.event(kind="Normal", reason="Tested", message="")
+    server.wait(kind, 4)
+    assert said(caplog, logging.WARNING, f"does not let us {verb} (HTTP 403)") == 1
+    assert plugin.denials.all == []
+
+
+def test_writing_does_not_wait_for_the_watch(server: ApiServer, started: Start) -> None:
+    server.script(LIST, Reply(held=threading.Event()))
+    plugin = started()
+    server.wait(LIST)
+    plugin.api.publish(labels={"state": "success"}, annotations={})
+    server.wait(PATCH)
+    assert len(server.of(LIST)) == 1
+
+
+# --- events ---------------------------------------------------------------------------------------
+
+
+def test_an_event_is_one_that_describe_node_shows(server: ApiServer, started: Start) -> None:
+    plugin = started()
+    plugin.api.event(kind="Warning", reason="Blocked", message="x" + "ü" * 1000)
+    plugin.api.event(kind="Normal", reason="Done", message="short")
+    first, second = server.wait(POST, 2)
+    assert first.path == "/api/v1/namespaces/default/events"
+    event = first.body
+    assert event.pop("firstTimestamp") == event.pop("lastTimestamp")
+    name = event["metadata"].pop("name")
+    assert name.startswith(f"{NODE}.")
+    assert name != second.body["metadata"]["name"]
+    assert event == {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"namespace": "default"},
+        "involvedObject": {"kind": "Node", "name": NODE, "uid": NODE},
+        "source": {"component": "xpu-device-plugin", "host": NODE},
+        "type": "Warning",
+        "reason": "Blocked",
+        "message": "x" + "ü" * 511,
+        "count": 1,
+    }
+    stamp = second.body["lastTimestamp"]
+    age = time.time() - time.mktime(time.strptime(stamp + "+0000", "%Y-%m-%dT%H:%M:%SZ%z")) + time.timezone
+    assert abs(age) < 60
+
+
+def test_an_event_is_tried_until_it_is_taken_or_hopeless(
+    server: ApiServer, started: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    # The first is taken in the end, and only the answer was lost; the second is never taken.
+    server.script(POST, *map(Reply.refusal, (500, 429, 409)), Reply.refusal(422, "bad"))
+    plugin = started()
+    for number in "1234":
+        plugin.api.event(kind="Normal", reason="Tested", message=number)
+    server.wait(POST, 6)
+    assert [request.body["message"] for request in server.of(POST)] == ["1", "1", "1", "2", "3", "4"]
+    wait_until(lambda: len(server.events) == 2, "the last is taken")
+    assert lines(caplog, logging.WARNING) == [
+        "cannot write to the API server: create events: HTTP 500 as scripted",
+        "an event about this node is dropped: create events: HTTP 422 bad",
+    ]
+    assert "the API server lets us create events again" in lines(caplog, logging.INFO)
+
+
+def test_of_too_many_events_the_oldest_are_dropped_and_counted(
+    server: ApiServer,
+    kubeconfig: Path,
+    started: Start,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(api_module, "EVENTS_MOST", 3)
+    plugin = Plugin(kubeconfig)
+    for number in range(5):
+        plugin.api.event(kind="Normal", reason="Tested", message=str(number))
+    plugin.api.start()
+    try:
+        posts = server.wait(POST, 3)
+        assert [post.body["message"] for post in posts] == ["2", "3", "4"]
+        wait_until(lambda: said(caplog, logging.WARNING, "2 events about this node"), "it is said")
+    finally:
+        plugin.api.stop()
+
+
+def test_an_event_that_is_dropped_while_it_is_sent_takes_no_other_along(
+    server: ApiServer, started: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_module, "EVENTS_MOST", 1)
+    held = threading.Event()
+    server.script(POST, Reply(held=held))
+    plugin = started()
+    plugin.api.event(kind="Normal", reason="Tested", message="first")
+    server.wait(POST)
+    plugin.api.event(kind="Normal", reason="Tested", message="second")
+    held.set()
+    assert server.wait(POST, 2)[-1].body["message"] == "second"
+
+
+# --- threads and imports --------------------------------------------------------------------------
+
+
+def test_stopping_waits_for_nobody(server: ApiServer, started: Start) -> None:
+    plugin = started()
+    assert plugin.labels.next() is None
+    stream = server.stream()
+    assert len(threads()) == 2
+    assert all(thread.daemon for thread in threads())
+    begun = time.monotonic()
+    plugin.api.stop()
+    assert time.monotonic() - begun < 1
+    wait_until(lambda: [thread.name for thread in threads()] == ["api_watch"], "the writer ends")
+    server.change({LABEL: "1"})
+    stream.end()
+    wait_until(lambda: not threads(), "the watch ends")
+    assert plugin.labels.all == [None], "nobody is called back after the stop"
+
+
+def test_an_answer_after_the_stop_is_nobody_s(server: ApiServer, started: Start) -> None:
+    held = threading.Event()
+    server.script(LIST, Reply(body=server.listed().body, held=held))
+    plugin = started()
+    server.wait(LIST)
+    plugin.api.stop()
+    held.set()
+    wait_until(lambda: not threads(), "the watch ends")
+    assert plugin.labels.all == []
+
+
+def test_a_process_ends_though_a_read_is_blocked(server: ApiServer, kubeconfig: Path) -> None:
+    code = f"""
+import sys, threading
+from pathlib import Path
+from xpu_plugin.edges.api import NodeApi
+assert not any(name.partition(".")[0] in ("kubernetes", "urllib3") for name in sys.modules)
+from xpu_plugin.loops.backoff import delays
+answered = threading.Event()
+api = NodeApi(node={NODE!r}, label="x", kubeconfig=Path({str(kubeconfig)!r}), delays=delays,
+              on_label=lambda _: answered.set(), on_denied=print)
+api.publish(labels={{"a": "b"}}, annotations={{}})
+api.event(kind="Normal", reason="Tested", message="")
+api.start()
+assert answered.wait({SECONDS})
+input()
+heavy = ("kubernetes.client.models.", "kubernetes.client.api.", "aiohttp")
+print(*[name for name in sys.modules if name.startswith(heavy)])
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            server.stream()
+            server.wait(PATCH)
+            server.wait(POST)
+            output, _ = process.communicate("\n", timeout=SECONDS)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert output.split() == [], "neither the client's models nor its APIs, which are most of its weight"

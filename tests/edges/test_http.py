@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The probes' HTTP server: pages come from the event loop, and when that is stuck the answer says so."""
+
+import asyncio
+import http.client
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+
+import pytest
+
+from tests.standins import SECONDS, until
+from xpu_plugin.edges import http as http_module
+from xpu_plugin.edges.http import HttpServer
+
+
+Start = Callable[..., HttpServer]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    before = set(threading.enumerate())
+    servers: list[HttpServer] = []
+
+    def make(pages: Mapping[str, Callable[[], str]], host: str = "127.0.0.1") -> HttpServer:
+        servers.append(HttpServer((host, 0), pages))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.close()
+    await until(
+        lambda: not {t for t in set(threading.enumerate()) - before if t.name.startswith(("http", "Thread"))},
+        "the end of all threads",
+    )
+
+
+def ask(port: int, path: str, *, host: str = "127.0.0.1", method: str = "GET") -> tuple[int, str]:
+    connection = http.client.HTTPConnection(host, port, timeout=SECONDS)
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+async def test_a_page_is_made_on_the_event_loop(start: Start) -> None:
+    made_by: list[int] = []
+
+    def page() -> str:
+        made_by.append(threading.get_ident())
+        return "fine\nand well"
+
+    server = start({"/readyz": page})
+    assert await asyncio.to_thread(ask, server.port, "/readyz?verbose=1") == (200, "fine\nand well\n")
+    assert made_by == [threading.get_ident()]
+
+
+async def test_what_is_not_there_is_not_found_and_says_what_is(start: Start) -> None:
+    server = start({"/healthz": lambda: "ok", "/readyz": lambda: "ok"})
+    status, text = await asyncio.to_thread(ask, server.port, "/")
+    assert (status, text) == (404, "there are /healthz and /readyz\n")
+    status, _ = await asyncio.to_thread(ask, server.port, "/healthz", method="POST")
+    assert status == 501
+
+
+async def test_a_stuck_event_loop_is_told(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_module, "ANSWER_SECONDS", 0.05)
+    server = start({"/healthz": lambda: "ok"})
+    answers: list[tuple[int, str]] = []
+    asking = threading.Thread(target=lambda: answers.append(ask(server.port, "/healthz")))
+    asking.start()
+    deadline = time.monotonic() + SECONDS
+    while not answers and time.monotonic() < deadline:
+        time.sleep(0.01)  # noqa: ASYNC251 - this is the stuck event loop
+    asking.join()
+    assert answers == [(503, "the event loop does not answer\n")]
+    assert await asyncio.to_thread(ask, server.port, "/healthz") == (200, "ok\n")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_an_empty_host_is_both_families(start: Start, host: str) -> None:
+    if host == "::1" and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    server = start({"/healthz": lambda: "ok"}, "")
+    assert await asyncio.to_thread(ask, server.port, "/healthz", host=host) == (200, "ok\n")
+
+
+async def test_a_client_that_says_nothing_or_breaks_off_harms_nobody(
+    start: Start, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = start({"/healthz": lambda: "ok"})
+    silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(5)]
+    with socket.create_connection(("127.0.0.1", server.port)) as rude:
+        rude.sendall(b"GET /healthz HTTP/1.1\r\n")
+    assert await asyncio.to_thread(ask, server.port, "/healthz") == (200, "ok\n")
+    for one in silent:
+        one.close()
+    assert capfd.readouterr() == ("", "")
+
+
+async def test_an_address_that_is_taken_is_refused(start: Start) -> None:
+    server = start({})
+    with pytest.raises(OSError, match="in use"):
+        HttpServer(("127.0.0.1", server.port), {})

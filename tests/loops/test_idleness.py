@@ -1,0 +1,471 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who uses a card, asked of a simulated machine through a real worker and of a kubelet's real sockets and
+files."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.standins import RESOURCE, SECONDS, make_machine, target_of, until
+from xpu_plugin.edges.driver import Driver
+from xpu_plugin.edges.grants import GrantRecord
+from xpu_plugin.loops.idleness import SHOW_SECONDS, Idleness
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model.devices import identify
+from xpu_plugin.model.holders import Holding, Terms
+from xpu_plugin.model.inventory import Policy, after_scan
+from xpu_plugin.model.vf import Card, Proof, cards
+from xpu_plugin.proto import podresources_v1_pb2
+from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet
+from xpu_plugin.simulation.machine import Machine
+
+
+A, B = "0000:3b:00.0", "0000:3c:00.0"
+FIRST, SECOND = "0000:3c:01.0-of2", "0000:3c:01.1-of2"
+SETTLE = 0.05
+
+pytestmark = pytest.mark.usefixtures("leaves_no_process", "leaves_no_task")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class HookedKubelet(Kubelet):
+    """A kubelet that has something happen each time it is asked who holds what."""
+
+    questions = 0
+    happens: Callable[[], object] | None = None
+
+    def pod_resources(self) -> podresources_v1_pb2.ListPodResourcesResponse:
+        self.questions += 1
+        answer = super().pod_resources()
+        if self.happens:
+            self.happens()
+        return answer
+
+
+@pytest.fixture
+async def kubelet(place: Path) -> AsyncIterator[HookedKubelet]:
+    async with HookedKubelet(place / "plugins", pod_resources_dir=place / "pods") as kubelet:
+        kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
+        yield kubelet
+
+
+@pytest.fixture
+def machine(place: Path) -> Machine:
+    """A whole card at /dev/xpu0 and one with two VFs."""
+    machine = make_machine(place, number=2)
+    machine.set_card(1, {"vfs": "2"})
+    return machine
+
+
+@pytest.fixture
+async def driver(machine: Machine, leaves_no_process: None) -> AsyncIterator[Driver]:
+    driver = Driver(target_of(machine), call_timeout=SECONDS)
+    yield driver
+    await driver.close()
+
+
+@pytest.fixture
+async def picture(driver: Driver) -> Picture:
+    return await scanned(driver)
+
+
+async def scanned(driver: Driver) -> Picture:
+    """The picture after a first scan."""
+    scan = await driver.scan()
+    assert scan
+    found = identify(scan)
+    picture = Picture(Policy(resource=RESOURCE))
+    picture.submit(lambda facts: after_scan(facts, found))
+    return picture
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def record(place: Path) -> GrantRecord:
+    return GrantRecord(place / "state")
+
+
+Make = Callable[..., Idleness]
+
+
+@pytest.fixture
+def make(kubelet: Kubelet, driver: Driver, picture: Picture, clock: Clock, record: GrantRecord) -> Make:
+    """An Idleness, inside of the pod `kube-system/plugin` if nothing else is said."""
+
+    def make(
+        *,
+        own_pod: str | None = "kube-system/plugin",
+        consent: bool = False,
+        socket: Path | None = None,
+        driver: Driver = driver,
+        picture: Picture = picture,
+        record: GrantRecord = record,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> Idleness:
+        assert kubelet.pod_resources_socket
+        return Idleness(
+            driver,
+            picture,
+            Terms(own_pod=own_pod, settle=SETTLE, without_pod_resources=consent),
+            device_plugin_dir=kubelet.directory,
+            pod_resources_socket=socket or kubelet.pod_resources_socket,
+            record=record,
+            clock=clock,
+            wall_clock=wall_clock,
+        )
+
+    return make
+
+
+@pytest.fixture
+def idleness(make: Make) -> Idleness:
+    return make()
+
+
+def known(picture: Picture) -> dict[str, Card]:
+    return cards(picture.facts, picture.policy)
+
+
+async def look(idleness: Idleness, picture: Picture) -> dict[str, Proof]:
+    """At both cards."""
+    return await idleness.look(known(picture).values())
+
+
+# --- a look ---------------------------------------------------------------------------------------
+
+
+async def test_cards_that_nobody_uses_are_idle_at_the_time_of_the_look(
+    idleness: Idleness, picture: Picture, clock: Clock, kubelet: HookedKubelet
+) -> None:
+    kubelet.happens = lambda: setattr(clock, "now", 1007.0)
+    assert await look(idleness, picture) == dict.fromkeys((A, B), Proof(at=1000.0, done=1007.0))
+
+
+async def test_a_container_holds_the_card_of_its_vf_until_it_ends(
+    idleness: Idleness, picture: Picture, kubelet: Kubelet
+) -> None:
+    grant = kubelet.hold([SECOND], resource=RESOURCE, pod="train")
+    proofs = await look(idleness, picture)
+    assert proofs[B].holders == ("default/train/main",)
+    assert proofs[A].idle
+    kubelet.free(grant)
+    assert (await look(idleness, picture))[B].idle
+
+
+async def test_a_process_holds_the_card_it_computes_on(
+    idleness: Idleness, picture: Picture, machine: Machine
+) -> None:
+    machine.add_process(7, card=1, vf=1)
+    proofs = await look(idleness, picture)
+    path = picture.facts.devices[SECOND].path
+    assert proofs[B].holders == (f"a process at {path}",)
+    assert proofs[A].idle
+
+
+async def test_a_vf_that_is_bound_to_another_driver_is_held(make: Make, machine: Machine) -> None:
+    machine.set_card(1, {"vfs": "2", "vf-drivers": "kunlun,vfio-pci"})
+    driver = Driver(target_of(machine), call_timeout=SECONDS)
+    picture = await scanned(driver)
+    proofs = await look(make(driver=driver, picture=picture), picture)
+    assert proofs[B].holders == ("whoever has bound 0000:3c:01.1 to vfio-pci",)
+    assert proofs[A].idle
+    await driver.close()
+
+
+async def test_only_the_cards_in_question_are_asked_about(
+    idleness: Idleness, picture: Picture, machine: Machine
+) -> None:
+    machine.add_process(7, card=1)
+    assert (await idleness.look([known(picture)[A]])).keys() == {A}
+
+
+async def test_a_card_that_was_split_since_the_scan_is_not_proven_idle(
+    idleness: Idleness, picture: Picture, machine: Machine
+) -> None:
+    machine.set_card(1, {"vfs": "0"})
+    assert not (await look(idleness, picture))[B].idle
+
+
+# --- doubt ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ["hang", "crash"])
+async def test_a_worker_that_ends_when_it_is_asked_for_processes_leaves_doubt_and_no_exception(
+    make: Make, machine: Machine, action: str
+) -> None:
+    driver = Driver(target_of(machine), call_timeout=1.0)
+    picture = await scanned(driver)
+    machine.add_fault("xpumlDeviceGetComputeRunningProcesses", action, card=0)
+    proofs = await look(make(driver=driver, picture=picture), picture)
+    assert proofs[A].holders == ()
+    assert proofs[A].doubt
+    await driver.close()
+
+
+async def test_without_a_worker_there_is_doubt(make: Make, machine: Machine, picture: Picture) -> None:
+    driver = Driver(target_of(machine), call_timeout=SECONDS)
+    proofs = await look(make(driver=driver), picture)
+    assert proofs[A].doubt
+    assert proofs[B].doubt
+
+
+async def test_a_holder_is_named_although_the_driver_does_not_answer(
+    make: Make, machine: Machine, picture: Picture, kubelet: Kubelet
+) -> None:
+    driver = Driver(target_of(machine), call_timeout=SECONDS)
+    kubelet.hold([FIRST], resource=RESOURCE, pod="train")
+    assert (await look(make(driver=driver), picture))[B].holders == ("default/train/main",)
+
+
+async def test_pod_resources_that_do_not_answer_are_doubt(
+    idleness: Idleness, picture: Picture, kubelet: Kubelet
+) -> None:
+    socket = kubelet.pod_resources_socket
+    assert socket
+    socket.unlink()
+    socket.touch()
+    proofs = await look(idleness, picture)
+    assert str(socket) in proofs[A].doubt
+    assert str(socket) in proofs[B].doubt
+
+
+async def test_a_kubelet_that_does_not_list_our_own_pod_is_doubt(
+    idleness: Idleness, picture: Picture, kubelet: Kubelet
+) -> None:
+    kubelet.api_server_away = True
+    await kubelet.restart()
+    proofs = await look(idleness, picture)
+    assert "does not name this plugin's own pod kube-system/plugin" in proofs[A].doubt
+    kubelet.api_server_away = False
+    assert (await look(idleness, picture))[A].idle
+
+
+async def test_without_pod_resources_it_takes_consent_and_a_checkpoint(
+    make: Make, picture: Picture, kubelet: Kubelet, place: Path
+) -> None:
+    missing = place / "no-such-socket"
+    proofs = await look(make(socket=missing), picture)
+    assert "--vf-without-pod-resources" in proofs[A].doubt
+    kubelet.hold([FIRST], resource=RESOURCE, pod="train")
+    proofs = await look(make(socket=missing, consent=True), picture)
+    assert proofs[A].idle
+    assert proofs[B].holders
+    (kubelet.directory / CHECKPOINT).write_text("{")
+    proofs = await look(make(socket=missing, consent=True), picture)
+    assert proofs[A].doubt == "the kubelet's checkpoint cannot be read"
+
+
+def in_a_minute() -> float:
+    return time.time() + 61.0
+
+
+async def test_outside_of_a_pod_the_kubelets_age_decides(make: Make, picture: Picture) -> None:
+    young = await look(make(own_pod=None), picture)
+    assert young[A].doubt == "the kubelet has been running for less than 60 s"
+    old = await look(make(own_pod=None, wall_clock=in_a_minute), picture)
+    assert old[A].idle
+
+
+async def test_outside_of_a_pod_no_kubelet_socket_is_doubt(
+    make: Make, picture: Picture, kubelet: Kubelet
+) -> None:
+    kubelet.socket.unlink()
+    proofs = await look(make(own_pod=None, wall_clock=in_a_minute), picture)
+    assert proofs[A].doubt == "the kubelet is not there, or was restarted just now"
+
+
+async def test_outside_of_a_pod_a_kubelet_that_is_another_one_after_its_answer_is_doubt(
+    make: Make, picture: Picture, kubelet: HookedKubelet
+) -> None:
+    kubelet.happens = lambda: kubelet.socket.chmod(0o600)
+    proofs = await look(make(own_pod=None, wall_clock=in_a_minute), picture)
+    assert proofs[A].doubt == "the kubelet is not there, or was restarted just now"
+
+
+# --- what was given away --------------------------------------------------------------------------
+
+
+async def test_what_is_granted_is_taken_until_a_look_finds_that_it_has_ended(
+    idleness: Idleness, picture: Picture, kubelet: Kubelet, clock: Clock
+) -> None:
+    assert idleness.taken() == frozenset()
+    idleness.granted([FIRST])
+    assert idleness.taken() == {B}
+    grant = kubelet.hold([FIRST], resource=RESOURCE, pod="train")
+    clock.now += 1.0
+    assert (await look(idleness, picture))[B].holders == ("default/train/main",)
+    assert idleness.taken() == {B}
+    kubelet.free(grant)
+    assert (await look(idleness, picture))[B].idle
+    assert idleness.taken() == frozenset()
+
+
+async def test_a_grant_that_is_never_listed_goes_on_while_the_checkpoint_names_it(
+    idleness: Idleness, picture: Picture, kubelet: Kubelet, clock: Clock
+) -> None:
+    idleness.granted([FIRST])
+    grant = kubelet.hold([FIRST], resource=RESOURCE, init_container=True)
+    clock.now += 1.0
+    assert FIRST in (await look(idleness, picture))[B].text
+    kubelet.free(grant)
+    assert idleness.taken() == {B}
+    (kubelet.directory / CHECKPOINT).write_text("{")
+    assert not (await look(idleness, picture))[B].idle
+    kubelet.write_checkpoint()
+    assert (await look(idleness, picture))[B].idle
+    assert idleness.taken() == frozenset()
+
+
+async def test_a_grant_during_a_look_stays_and_is_a_holder(
+    idleness: Idleness, picture: Picture, kubelet: HookedKubelet, clock: Clock
+) -> None:
+    def granted() -> None:
+        clock.now += 1.0
+        idleness.granted([A])
+
+    kubelet.happens = granted
+    assert A in (await look(idleness, picture))[A].text
+    assert idleness.taken() == {A}
+
+
+async def test_a_device_granted_anew_during_a_look_does_not_end_with_its_earlier_grant(
+    idleness: Idleness, picture: Picture, kubelet: HookedKubelet, clock: Clock
+) -> None:
+    idleness.granted([A])
+    grant = kubelet.hold([A], resource=RESOURCE)
+    clock.now += 1.0
+    await look(idleness, picture)
+    kubelet.free(grant)
+    kubelet.happens = lambda: idleness.granted([A])
+    assert not (await look(idleness, picture))[A].idle
+    assert idleness.taken() == {A}
+
+
+async def test_what_nobody_knows_takes_no_card(idleness: Idleness) -> None:
+    idleness.granted(["0000:99:00.0", "99"])
+    assert idleness.taken() == frozenset()
+
+
+async def test_what_a_former_process_granted_is_a_holder_but_not_taken_just_now(
+    make: Make, picture: Picture, clock: Clock, record: GrantRecord
+) -> None:
+    record.granted({FIRST: "/dev/xpu3"})
+    idleness = make()
+    assert idleness.taken() == frozenset()
+    assert FIRST in (await look(idleness, picture))[B].text
+    clock.now += 1.0
+    assert (await look(idleness, picture))[B].idle
+
+
+async def test_what_a_former_process_saw_listed_ends_with_the_list_at_once(
+    make: Make, picture: Picture, record: GrantRecord, kubelet: Kubelet, clock: Clock
+) -> None:
+    """Although the checkpoint names it still."""
+    record.granted({FIRST: "/dev/xpu3", A: "/dev/xpu0"})
+    await record.saw([FIRST])
+    for id in (FIRST, A):
+        kubelet.hold([id], resource="none", init_container=True)
+    idleness = make()
+    clock.now += 1.0
+    proofs = await look(idleness, picture)
+    assert proofs[B].idle
+    assert A in proofs[A].text
+
+
+async def test_cards_of_containers_are_known_by_what_they_hold(idleness: Idleness) -> None:
+    holdings = [
+        Holding(container="a/b/c", resource=RESOURCE, ids=("0",)),
+        Holding(container="a/b/d", resource="example.com/gpu", ids=("1",)),
+        Holding(container="a/b/e", resource="example.com/gpu", ids=(SECOND,)),
+    ]
+    assert idleness.cards_of(holdings[:2]) == {A}
+    assert idleness.cards_of(holdings) == {A, B}
+
+
+# --- the loop -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def loop(idleness: Idleness, leaves_no_task: None) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(idleness.run())
+    yield task
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.usefixtures("loop")
+async def test_the_loop_writes_down_what_the_kubelet_has_listed(
+    idleness: Idleness, kubelet: HookedKubelet, clock: Clock, record: GrantRecord, place: Path
+) -> None:
+    for id in (A, FIRST):
+        record.granted({id: "/dev/xpu0"})
+        await record.started({id: "/dev/xpu0"}, {A, FIRST})
+    idleness.granted([A, FIRST])
+    clock.now += 1.0
+    kubelet.hold([A], resource=RESOURCE)
+    await until(lambda: GrantRecord(place / "state").listed == {A}, "the record")
+    kubelet.hold([FIRST], resource=RESOURCE)
+    await until(lambda: GrantRecord(place / "state").listed == {A, FIRST}, "the record")
+
+
+async def test_the_loop_asks_only_until_all_has_been_listed(
+    idleness: Idleness, kubelet: HookedKubelet, clock: Clock, loop: asyncio.Task[None]
+) -> None:
+    await asyncio.sleep(3 * SETTLE)  # that nobody is asked gives no notice
+    assert kubelet.questions == 0
+    idleness.granted([A])
+    kubelet.hold([A], resource=RESOURCE)
+    clock.now += 1.0
+    await until(lambda: kubelet.questions, "a question")
+    asked = kubelet.questions
+    await asyncio.sleep(5 * SETTLE)
+    assert kubelet.questions <= asked + 1
+    assert not loop.done()
+
+
+async def test_the_loop_gives_up_on_what_is_never_listed(
+    idleness: Idleness, kubelet: HookedKubelet, clock: Clock, loop: asyncio.Task[None]
+) -> None:
+    idleness.granted([A])
+    clock.now += 1.0
+    await until(lambda: kubelet.questions >= 3, "more questions")
+    clock.now += SHOW_SECONDS
+    await asyncio.sleep(3 * SETTLE)
+    asked = kubelet.questions
+    await asyncio.sleep(5 * SETTLE)
+    assert kubelet.questions == asked
+    idleness.granted([A])
+    clock.now += 1.0
+    await until(lambda: kubelet.questions > asked, "questions for another grant")
+    assert not loop.done()
+
+
+async def test_the_loop_survives_a_kubelet_that_does_not_answer(
+    idleness: Idleness, kubelet: HookedKubelet, clock: Clock, record: GrantRecord, loop: asyncio.Task[None]
+) -> None:
+    socket = kubelet.pod_resources_socket
+    assert socket
+    aside = socket.with_name("aside.sock")
+    socket.rename(aside)
+    socket.touch()
+    idleness.granted([A])
+    kubelet.hold([A], resource=RESOURCE)
+    clock.now += 1.0
+    await asyncio.sleep(3 * SETTLE)
+    assert not loop.done()
+    aside.rename(socket)
+    await until(lambda: A in record.listed, "that it is listed")

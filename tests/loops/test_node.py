@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's label as the wish, and what is written on the node, against a stand-in for the API server's edge
+that records what it is told and calls back when the test says so."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+import pytest
+
+from tests.standins import SECONDS, until
+from xpu_plugin.edges.api import NodeApi
+from xpu_plugin.loops.node import Node
+from xpu_plugin.model.change import News, Reason
+from xpu_plugin.model.vf import (
+    DETAIL_ANNOTATION,
+    LABEL,
+    STATE_LABEL,
+    Action,
+    Report,
+    Step,
+    Wish,
+    by_argument,
+)
+
+
+A = "0000:3b:00.0"
+
+pytestmark = pytest.mark.usefixtures("leaves_no_task")
+
+
+@dataclass
+class Api:
+    """What the node was told to publish, and whether it runs."""
+
+    on_label: Callable[[str | None], None]
+    on_denied: Callable[[str], None]
+    started: int = 0
+    stopped: int = 0
+    published: list[tuple[Mapping[str, str | None], Mapping[str, str | None]]] = field(default_factory=list)
+    events: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def start(self) -> None:
+        self.started += 1
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+    def publish(self, *, labels: Mapping[str, str | None], annotations: Mapping[str, str | None]) -> None:
+        self.published.append((labels, annotations))
+
+    def event(self, *, kind: str, reason: str, message: str) -> None:
+        self.events.append((kind, reason, message))
+
+
+class Tried:
+    """A node, the stand-in it talks to, and the wishes it has told."""
+
+    def __init__(self, *, argument: int | None) -> None:
+        self.apis: list[Api] = []
+        self.wishes: list[Wish] = []
+        self.threads: set[int] = set()
+        self.node = Node(argument=argument, connect=self._connect)
+        (self.api,) = self.apis
+
+    def _connect(self, on_label: Callable[[str | None], None], on_denied: Callable[[str], None]) -> NodeApi:
+        self.apis.append(Api(on_label, on_denied))
+        return cast(NodeApi, self.apis[-1])
+
+    def wished(self, wish: Wish) -> None:
+        self.wishes.append(wish)
+        self.threads.add(threading.get_ident())
+
+    async def after(self, number: int) -> Wish:
+        """The wish that was told as the `number`th."""
+        await until(lambda: len(self.wishes) >= number, f"{number} wishes")
+        assert len(self.wishes) == number
+        return self.wishes[-1]
+
+    async def label(self, label: str | None) -> Wish:
+        """The wish that this label makes, told by a thread of the API server's edge."""
+        before = len(self.wishes)
+        await asyncio.to_thread(self.api.on_label, label)
+        return await self.after(before + 1)
+
+
+@contextlib.asynccontextmanager
+async def running(argument: int | None = 0) -> AsyncIterator[Tried]:
+    tried = Tried(argument=argument)
+    task = asyncio.create_task(tried.node.run(tried.wished))
+    await until(lambda: tried.api.started, "the start of the API server's edge")
+    yield tried
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def settled() -> None:
+    """What was called on the loop from a thread before this has been called."""
+    done = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    await asyncio.to_thread(loop.call_soon_threadsafe, done.set)
+    async with asyncio.timeout(SECONDS):
+        await done.wait()
+
+
+def step(actual: int = 0, action: Action = Action.APPLY, reason: str = "") -> Step:
+    return Step(card=A, wished=2, actual=actual, action=action, reason=reason)
+
+
+PENDING, DONE = Report(steps=(step(),)), Report(steps=(step(2, Action.KEEP),))
+
+
+# --- the wish -------------------------------------------------------------------------------------
+
+
+async def test_no_wish_is_told_before_the_api_server_has_answered() -> None:
+    async with running(argument=2) as tried:
+        await settled()
+        assert tried.wishes == []
+        assert tried.api.stopped == 0
+    assert (tried.api.started, tried.api.stopped) == (1, 1)
+
+
+async def test_the_label_is_the_wish() -> None:
+    async with running(argument=2) as tried:
+        wish = await tried.label("3")
+    assert (wish.number, wish.origin, wish.problem) == (3, f"label {LABEL}", "")
+
+
+async def test_without_the_label_the_argument_is_the_wish() -> None:
+    async with running(argument=2) as tried:
+        assert await tried.label(None) == by_argument(2)
+    async with running(argument=None) as tried:
+        assert await tried.label(None) == by_argument(None)
+
+
+async def test_each_change_of_the_label_is_another_wish() -> None:
+    async with running(argument=1) as tried:
+        numbers = [(await tried.label(label)).number for label in ("3", "keep", None, "0")]
+    assert numbers == [3, None, 1, 0]
+
+
+async def test_a_bad_label_leaves_the_wish_and_the_problem_is_told() -> None:
+    async with running(argument=1) as tried:
+        before = await tried.label("3")
+        wish = await tried.label("many")
+        assert (wish.number, wish.origin) == (before.number, before.origin)
+        assert "'many' is not accepted" in wish.problem
+        assert (await tried.label("2")).problem == ""
+
+
+async def test_a_bad_label_at_first_keeps_everything(caplog: pytest.LogCaptureFixture) -> None:
+    async with running(argument=2) as tried:
+        wish = await tried.label("many")
+    assert wish.number is None
+    assert wish.origin is not None
+    assert wish.problem
+
+
+async def test_what_a_thread_says_is_told_on_the_loop() -> None:
+    async with running() as tried:
+        await tried.label("3")
+        await asyncio.to_thread(tried.api.on_denied, "403")
+        await settled()
+    assert tried.threads == {threading.get_ident()}
+
+
+async def test_a_thread_that_is_late_finds_nobody_and_does_not_fail() -> None:
+    """The edge's threads may end after the loop."""
+    loop = asyncio.new_event_loop()
+
+    async def begin() -> Tried:
+        return Tried(argument=2)
+
+    def all_of_a_life() -> Tried:
+        try:
+            return loop.run_until_complete(begin())
+        finally:
+            loop.close()
+
+    tried = await asyncio.to_thread(all_of_a_life)
+    tried.api.on_label("3")
+    tried.api.on_denied("403")
+    assert tried.wishes == []
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+async def test_a_refusal_makes_the_argument_count(caplog: pytest.LogCaptureFixture) -> None:
+    async with running(argument=2) as tried:
+        tried.api.on_denied("nodes is forbidden")
+        assert await tried.after(1) == by_argument(2)
+        tried.api.on_denied("nodes is still forbidden")
+        await settled()
+        assert len(tried.wishes) == 1
+    assert all(record.levelno == logging.WARNING for record in caplog.records)
+    assert caplog.text.count("the argument --sriov-num-vfs counts") == 1
+    assert caplog.text.count("nodes is forbidden") == 1
+
+
+async def test_a_refusal_after_an_answer_changes_nothing() -> None:
+    async with running(argument=2) as tried:
+        await tried.label("3")
+        tried.api.on_denied("403")
+        await settled()
+        assert [wish.number for wish in tried.wishes] == [3]
+
+
+async def test_the_label_counts_as_soon_as_it_can_be_read_after_all() -> None:
+    async with running(argument=2) as tried:
+        tried.api.on_denied("403")
+        assert await tried.after(1) == by_argument(2)
+        assert (await tried.label("3")).number == 3
+        tried.api.on_denied("403")
+        await settled()
+        assert len(tried.wishes) == 2
+
+
+async def test_cancelled_it_ends_the_edge() -> None:
+    async with running(argument=2) as tried:
+        await settled()
+    assert tried.api.stopped == 1
+
+
+# --- what is written ------------------------------------------------------------------------------
+
+
+async def test_nothing_is_published_before_there_is_a_wish_and_then_the_same_report_is() -> None:
+    async with running(argument=2) as tried:
+        tried.node.tell(PENDING, [])
+        assert tried.api.published == []
+        await tried.label(None)
+        tried.node.tell(PENDING, [])
+    assert tried.api.published == [({STATE_LABEL: "pending"}, {DETAIL_ANNOTATION: PENDING.detail()})]
+
+
+async def test_a_wish_by_argument_after_a_refusal_is_published_too() -> None:
+    async with running(argument=2) as tried:
+        tried.api.on_denied("403")
+        await tried.after(1)
+        tried.node.tell(DONE, [])
+    assert tried.api.published[0][0] == {STATE_LABEL: "success"}
+
+
+async def test_only_what_has_changed_is_published() -> None:
+    async with running() as tried:
+        await tried.label("2")
+        for report in (PENDING, PENDING, DONE, DONE, PENDING):
+            tried.node.tell(report, [])
+        states = [labels[STATE_LABEL] for labels, _ in tried.api.published]
+        assert states == ["pending", "success", "pending"]
+        tried.node.tell(Report(steps=(step(reason="waits its turn"),)), [])
+        assert len(tried.api.published) == 4
+        detail = tried.api.published[-1][1][DETAIL_ANNOTATION]
+        assert detail
+        assert json.loads(detail)["cards"][0]["reason"] == "waits its turn"
+
+
+async def test_a_bad_label_is_published_as_a_failure_with_its_problem() -> None:
+    async with running() as tried:
+        wish = await tried.label("many")
+        tried.node.tell(Report(steps=(step(action=Action.KEEP),), problem=wish.problem), [])
+    labels, annotations = tried.api.published[0]
+    assert labels == {STATE_LABEL: "failed"}
+    assert "'many' is not accepted" in str(annotations[DETAIL_ANNOTATION])
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        (Reason.APPLIED, "Normal"),
+        (Reason.BLOCKED, "Warning"),
+        (Reason.FAILED, "Warning"),
+        (Reason.DRIFT, "Warning"),
+    ],
+)
+async def test_news_are_events_good_ones_normal_and_others_warnings(reason: Reason, kind: str) -> None:
+    async with running() as tried:
+        await tried.label("2")
+        tried.node.tell(PENDING, [News(reason=reason, card=A, text=f"{A}: what happened")])
+    assert tried.api.events == [(kind, reason.value, f"{A}: what happened")]
+
+
+async def test_news_are_events_also_when_the_report_is_the_same_and_in_their_order() -> None:
+    async with running() as tried:
+        await tried.label("2")
+        tried.node.tell(PENDING, [])
+        news = [News(reason=Reason.DRIFT, card=A, text=text) for text in ("one", "two")]
+        tried.node.tell(PENDING, news)
+    assert [text for _, _, text in tried.api.events] == ["one", "two"]
+    assert len(tried.api.published) == 1

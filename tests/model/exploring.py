@@ -1,0 +1,535 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node in virtual time, for random search: cards, pods, a kubelet, an API server, and a plugin that may be
+killed at every step. What decides is the real thing; only the world and the carrying out are made here.
+
+    python -m tests.model.exploring [--steps N] [--seed S]
+
+explores N steps (a million by default), prints how many of what kind there were, and ends with status 1 and
+the way that led there when an invariant is broken:
+
+* no Set call while anyone holds the card or any of its VFs, or uses a process on it;
+* no device of a card in change is newly granted;
+* at rest, each card is as wished or there is a reason for it, and no card is kept back.
+"""
+
+import argparse
+import random
+import sys
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+from tests.builders import device, found
+from xpu_plugin.model.change import (
+    Decision,
+    Limits,
+    Memory,
+    Prove,
+    Scan,
+    SetVfs,
+    View,
+    Wait,
+    answered,
+    decide,
+)
+from xpu_plugin.model.devices import Kind, Process, Usage
+from xpu_plugin.model.health import Health
+from xpu_plugin.model.holders import (
+    FORMER,
+    Answers,
+    Grant,
+    Holding,
+    Ledger,
+    Listing,
+    Terms,
+    card_of,
+    examine,
+    shown,
+)
+from xpu_plugin.model.inventory import Entry, Facts, Policy, after_scan, entries
+from xpu_plugin.model.vf import UNKNOWN, Action, Card, by_argument, by_label, cards, plan
+
+
+CARDS = ("0000:3b:00.0", "0000:5e:00.0", "0000:86:00.0")
+MOST = (3, 3, 0)  # VFs that each card can have
+POLICY = Policy(resource="baidu.com/xpu")
+LIMITS = Limits(settle=10.0, timeout=60.0, pending=60.0)
+OWN_POD = "kube-system/plugin"
+LIST_SECONDS = 3.0
+REST_SECONDS = 3 * 3600.0  # longer than any back-off
+
+
+class BrokenInvariantError(Exception):
+    """What must never be has been."""
+
+
+@dataclass
+class Pod:
+    """A pod with one device, admitted at `born`. init: its container is an init container, which the kubelet
+    never lists"""
+
+    name: str
+    id: str
+    card: str
+    born: float = 0.0
+    init: bool = False
+    computes: bool = False
+
+
+@dataclass
+class World:
+    """The truth."""
+
+    now: float = 1000.0
+    vfs: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CARDS, 0))
+    busy: set[str] = field(default_factory=set)  # cards at which a process of the host computes
+    pods: list[Pod] = field(default_factory=list)
+    shown: dict[str, Entry] = field(default_factory=dict)  # the list as the scheduler knows it
+    checkpoint: dict[str, str] = field(default_factory=dict)  # id -> container
+    life: int = 1
+    born: float = 0.0
+    synced: bool = True  # whether the kubelet has heard from the API server in this life
+    api: bool = True
+    label: str | None = None
+    argument: int = 0
+    refuses: bool = False
+    crashes: bool = False
+    recorded: dict[str, bool] = field(default_factory=dict)  # id -> whether it was seen listed
+
+    def lists(self, pod: Pod) -> bool:
+        """Whether the kubelet lists a pod's device: soon after it was granted."""
+        return self.synced and not pod.init and self.now - pod.born > LIST_SECONDS
+
+
+@cache
+def facts_of(vfs: tuple[int, ...]) -> Facts:
+    """What a scan finds."""
+    devices, index = [], 0
+    for number, (card, count, most) in enumerate(zip(CARDS, vfs, MOST, strict=True)):
+        kind, split = (Kind.PF, f"of{count}") if count else (Kind.WHOLE, "whole")
+        devices.append(device(card, number=number, index=index, max_vfs=most, kind=kind, split=split))
+        index += 1
+        for n in range(count):
+            id = f"{card[:-4]}01.{n}-of{count}"
+            devices.append(device(id, number=10 * (number + 1) + n, index=index, card=card))
+            index += 1
+    return after_scan(Facts(), found(*devices))
+
+
+@cache
+def cards_of(vfs: tuple[int, ...]) -> dict[str, Card]:
+    return cards(facts_of(vfs), POLICY)
+
+
+class Plugin:
+    """What of the plugin decides, with its memory. `own_pod` None: it runs outside of a pod."""
+
+    def __init__(self, world: World, *, label_mode: bool, own_pod: str | None) -> None:
+        self.world = world
+        self.terms = Terms(own_pod=own_pod, settle=LIMITS.settle)
+        self.label_mode = label_mode
+        self.wish = UNKNOWN if label_mode else by_argument(world.argument)
+        self.memory = Memory(started=world.now)
+        self.ledger: Ledger = {
+            id: Grant(at=world.now, inherited=True, shown=FORMER if seen else None)
+            for id, seen in world.recorded.items()
+        }
+        self.proofs: dict[str, object] = {}
+        self.scanned = tuple(world.vfs.values())
+        self.kept_back: dict[str, Health] = {}
+        self.scans = 1
+        self.decision: Decision | None = None
+
+    @property
+    def facts(self) -> Facts:
+        return facts_of(self.scanned)
+
+    def entries(self) -> dict[str, Entry]:
+        return entries(replace(self.facts, kept_back=self.kept_back), POLICY)
+
+    def hear(self) -> None:
+        """The API server, if it can be reached."""
+        if self.label_mode and self.world.api:
+            self.wish = by_label(self.wish, self.world.label, self.world.argument)
+
+    def allocate(self, id: str) -> bool:
+        entry = self.entries().get(id)
+        if entry is None or not entry.health.grantable:
+            return False
+        self.ledger = {**self.ledger, id: Grant(at=self.world.now)}
+        self.world.recorded[id] = False
+        return True
+
+    def see_listed(self) -> None:
+        """What becomes of grants is written down."""
+        world = self.world
+        listed = {pod.id for pod in world.pods if world.lists(pod)}
+        self.ledger = shown(self.ledger, listed, began=world.now, life=world.life)
+        for id, grant in self.ledger.items():
+            if grant.shown == world.life and id in world.recorded:
+                world.recorded[id] = True
+
+    def view(self) -> View:
+        taken = {card_of(id, self.facts) for id, grant in self.ledger.items() if not grant.inherited}
+        return View(
+            now=self.world.now,
+            wish=self.wish,
+            cards=cards_of(self.scanned),
+            proofs=self.proofs,  # type: ignore[arg-type] # filled from examine only
+            taken=frozenset(card for card in taken if card),
+            scans=self.scans,
+        )
+
+    def decide(self) -> Decision:
+        decision = decide(self.memory, self.view(), LIMITS)
+        self.memory, self.kept_back = decision.memory, dict(decision.kept_back)
+        self.decision = decision
+        return decision
+
+    def scan(self) -> None:
+        self.scanned = tuple(self.world.vfs.values())
+        self.scans += 1
+
+    def look(self, addresses: tuple[str, ...], began: float) -> None:
+        world, known = self.world, cards_of(self.scanned)
+        listing = Listing(
+            pods=frozenset({OWN_POD} if world.synced else ()),
+            holdings=tuple(
+                Holding(container=f"default/{pod.name}/main", resource=POLICY.resource, ids=(pod.id,))
+                for pod in world.pods
+                if world.lists(pod)
+            ),
+        )
+        answers = Answers(
+            began=began,
+            done=world.now,
+            listing=listing,
+            checkpoint=tuple(
+                Holding(container=container, resource=POLICY.resource, ids=(id,))
+                for id, container in world.checkpoint.items()
+            ),
+            life=world.life,
+            age=world.now - world.born,
+            usages={address: self._usage(known[address]) for address in addresses},
+        )
+        self.ledger, proofs = examine(
+            self.ledger,
+            [known[address] for address in addresses],
+            answers,
+            self.terms,
+            facts=self.facts,
+            policy=POLICY,
+        )
+        self.proofs = {**self.proofs, **proofs}
+
+    def _usage(self, card: Card) -> Usage | str:
+        world = self.world
+        if world.vfs[card.address] != card.vfs:
+            return "device index 0 is another one"
+        busy = {pod.id for pod in world.pods if pod.computes}
+        busy |= {card.address} if card.address in world.busy else set()
+        return Usage(
+            processes={
+                own.address: (Process(pid=1, host_pid=None),) if own.id in busy else ()
+                for own in card.devices
+            },
+            drivers={own.address: "kunlun" for own in card.devices},
+        )
+
+
+class Explorer:
+    """One walk through the states, chosen by a random number generator."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)  # noqa: S311 - to be repeated, not secret
+        self.world = World(argument=self.random.choice((0, 0, 2, 3)))
+        self.own_pod = OWN_POD if self.random.random() < 0.8 else None
+        self.label_mode = self.random.random() < 0.7
+        # Granted by the former plugin, of which there is no record.
+        self.world.pods = [
+            Pod(f"former{n}", str(n), card) for n, card in enumerate(CARDS) if self.random.random() < 0.3
+        ]
+        self.world.checkpoint = {pod.id: f"uid-{pod.name}/main" for pod in self.world.pods}
+        self.plugin = self._start()
+        self.counts: Counter[str] = Counter()
+        self.way: list[str] = []
+        self.names = 0
+
+    def _start(self) -> Plugin:
+        plugin = Plugin(self.world, label_mode=self.label_mode, own_pod=self.own_pod)
+        plugin.decide()
+        return plugin
+
+    def note(self, what: str) -> None:
+        self.counts[what.split(" ", maxsplit=1)[0]] += 1
+        self.way.append(f"{self.world.now:.1f} {what}")
+
+    # --- the world's moves ----------------------------------------------------------------------
+
+    def disturb(self) -> None:
+        """Something happens, or nothing."""
+        moves = (
+            (6, self.pod_starts),
+            (5, self.pod_ends),
+            (3, self.pod_turns),
+            (3, self.plugin.see_listed),
+            (2, self.list_goes_out),
+            (2, self.label_changes),
+            (1, self.host_process),
+            (1, self.kubelet_restarts),
+            (1, self.api_turns),
+            (1, self.foreign_split),
+            (1, self.plugin_dies),
+            (2, self.driver_turns),
+            (12, lambda: None),
+        )
+        weights, calls = zip(*moves, strict=True)
+        self.random.choices(calls, weights)[0]()
+
+    def list_goes_out(self) -> None:
+        """The scheduler learns of the list with the next node status."""
+        self.world.shown = self.plugin.entries()
+        self.note("list")
+
+    def pod_starts(self) -> None:
+        world = self.world
+        held = {pod.id for pod in world.pods} | {pod.card for pod in world.pods if pod.id.isdecimal()}
+        free = [id for id, entry in world.shown.items() if entry.health.healthy and id not in held]
+        if not free:
+            return
+        id = self.random.choice(free)
+        card = card_of(id, self.plugin.facts)
+        change = self.plugin.memory.change
+        granted = self.plugin.allocate(id)
+        self.note(f"{'granted' if granted else 'refused'} {id}")
+        if not granted:
+            return
+        if change is not None and change.sent and card == change.card:
+            raise BrokenInvariantError(f"{id} was granted while its card is being changed")
+        self.names += 1
+        pod = Pod(f"pod{self.names}", id, str(card), born=world.now, init=self.random.random() < 0.2)
+        world.pods.append(pod)
+        # A kubelet that admits forgets the dead.
+        world.checkpoint = {own.id: f"uid-{own.name}/main" for own in world.pods}
+
+    def pod_ends(self) -> None:
+        if self.world.pods:
+            number = self.random.randrange(len(self.world.pods))
+            if self.world.pods[number].id.isdecimal() and self.random.random() < 0.9:
+                return  # those live long
+            pod = self.world.pods.pop(number)
+            self.note(f"ends {pod.name}")
+
+    def pod_turns(self) -> None:
+        """Its process starts or stops to compute."""
+        if self.world.pods:
+            pod = self.random.choice(self.world.pods)
+            pod.computes = not pod.computes
+            self.note(f"computes {pod.name} {pod.computes}")
+
+    def label_changes(self) -> None:
+        self.world.label = self.random.choice((None, "0", "1", "2", "3", "4", "keep", "abc", ""))
+        self.note(f"label {self.world.label}")
+        self.plugin.hear()
+
+    def host_process(self) -> None:
+        card = self.random.choice(CARDS)
+        if card in self.world.busy:
+            self.world.busy.remove(card)
+        elif not any(pod.card == card for pod in self.world.pods):
+            self.world.busy.add(card)
+        self.note(f"process {card}")
+
+    def kubelet_restarts(self) -> None:
+        world = self.world
+        world.life += 1
+        world.born = world.now
+        world.synced = world.api
+        self.note(f"kubelet synced={world.synced}")
+
+    def api_turns(self) -> None:
+        self.world.api = not self.world.api
+        if self.world.api:
+            self.world.synced = True
+            self.plugin.hear()
+        self.note(f"api {self.world.api}")
+
+    def foreign_split(self) -> None:
+        """Any container with the control node can do that, if nobody has the card open."""
+        card = CARDS[self.random.randrange(2)]
+        if self.driver_allows(card) and not any(pod.card == card for pod in self.world.pods):
+            self.world.vfs[card] = self.random.randrange(4)
+            self.note(f"foreign {card} {self.world.vfs[card]}")
+            if self.random.random() < 0.7:
+                self.plugin.scan()
+
+    def plugin_dies(self) -> None:
+        self.note("killed")
+        if self.random.random() < 0.1:  # with its record lost, only the kubelet's list knows
+            self.world.pods = [pod for pod in self.world.pods if self.world.lists(pod)]
+            self.world.recorded = {}
+        self.plugin = self._start()
+        if self.world.api:
+            self.plugin.hear()
+
+    def driver_turns(self) -> None:
+        self.world.refuses = self.random.random() < 0.3
+        self.world.crashes = self.random.random() < 0.3
+        self.note(f"driver refuses={self.world.refuses} crashes={self.world.crashes}")
+
+    # --- the plugin's moves ---------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Carry out what was decided last, with something happening before, within and after."""
+        self.disturb()
+        decision = self.plugin.decide()
+        plugin = self.plugin
+        self.note(type(decision.action).__name__)
+        match decision.action:
+            case Wait(seconds):
+                most = 30.0 if seconds is None else seconds
+                self.world.now += most if self.random.random() < 0.6 else self.random.uniform(0.0, most)
+            case Prove(addresses):
+                began = self.world.now
+                self.world.now += self.random.choice((0.0, 0.1, 3.0))
+                plugin.look(addresses, began)
+            case Scan(seconds):
+                if self.random.random() < 0.9:
+                    self.world.now += 0.2
+                    plugin.scan()
+                else:
+                    self.world.now += seconds
+            case SetVfs(card, number):
+                self.set_vfs(card, number)
+        self.random_scan()
+
+    def random_scan(self) -> None:
+        if self.random.random() < 0.1:
+            self.plugin.scan()
+
+    def driver_allows(self, card: str) -> bool:
+        return card not in self.world.busy and not any(
+            pod.card == card and pod.computes for pod in self.world.pods
+        )
+
+    def set_vfs(self, card: Card, number: int) -> None:
+        world, plugin, address = self.world, self.plugin, card.address
+        self.note(f"SetVfs {address} {world.vfs[address]} -> {number}")
+        holders = [pod.name for pod in world.pods if pod.card == address]
+        if holders and number != world.vfs[address]:
+            raise BrokenInvariantError(f"Set of {address} while {', '.join(holders)} hold it")
+        if number > MOST[CARDS.index(address)]:
+            raise BrokenInvariantError(f"Set of {address} to {number}, above its maximum")
+        if card.vfs and number:
+            raise BrokenInvariantError(f"Set of {address} from {card.vfs} to {number} directly")
+        failure = ""
+        if world.refuses or not self.driver_allows(address):
+            failure = "refused"
+        elif world.crashes and self.random.random() < 0.5:
+            failure = "crashed"
+            world.vfs[address] = self.random.choice((0, number, world.vfs[address]))
+        else:
+            world.vfs[address] = number
+        # While the driver is at it, pods come.
+        for _ in range(2):
+            self.world.now += self.random.uniform(0.0, 2.0)
+            self.pod_starts()
+        if self.random.random() < 0.05:
+            self.plugin_dies()
+            return
+        plugin.memory = answered(plugin.memory, plugin.view(), LIMITS, failure=failure)
+
+    # --- rest -----------------------------------------------------------------------------------
+
+    def come_to_rest(self) -> None:
+        """With nothing happening any more but time, everything has to end as wished or with a reason."""
+        world = self.world
+        world.refuses = world.crashes = False
+        world.api = world.synced = True
+        self.plugin.hear()
+        end = world.now + REST_SECONDS
+        for _ in range(20_000):
+            plugin, action = self.plugin, self.plugin.decide().action
+            self.counts[type(action).__name__] += 1
+            if world.now > end and isinstance(action, Wait):
+                break
+            match action:
+                case Wait(seconds):
+                    world.now += 600.0 if seconds is None else max(seconds, 0.01)
+                    plugin.scan()
+                case Prove(addresses):
+                    plugin.look(addresses, world.now)
+                case Scan():
+                    plugin.scan()
+                case SetVfs(card, number):
+                    self.set_vfs(card, number)
+        else:
+            raise BrokenInvariantError("it does not come to rest")
+        self.check_rest()
+
+    def check_rest(self) -> None:
+        plugin, decision = self.plugin, self.plugin.decide()
+        if plugin.kept_back:
+            raise BrokenInvariantError(f"at rest, kept back: {plugin.kept_back}")
+        for step in decision.report.steps:
+            if step.action is not Action.KEEP and not step.reason:
+                raise BrokenInvariantError(f"at rest without a reason: {step}")
+            if step.action is Action.APPLY:
+                raise BrokenInvariantError(f"at rest and not done: {step}")
+            if step.action is Action.BLOCKED and not self._really_blocked(step.card):
+                raise BrokenInvariantError(f"at rest, blocked by nobody: {step}")
+        wanted = {step.card: step.action for step in plan(plugin.wish, cards_of(plugin.scanned), {})}
+        for address, action in wanted.items():
+            told = next(step.action for step in decision.report.steps if step.card == address)
+            if action is Action.KEEP and told is not Action.KEEP:
+                raise BrokenInvariantError(f"{address} is as wished and said to be {told}")
+
+    def _really_blocked(self, card: str) -> bool:
+        """A pod's device, or one that only the kubelet's checkpoint still names."""
+        world = self.world
+        facts = self.plugin.facts
+        return (
+            card in world.busy
+            or any(pod.card == card for pod in world.pods)
+            or any(card_of(id, facts) == card for id in world.checkpoint)
+        )
+
+
+def explore(steps: int, seed: int, *, walk: int = 400) -> Counter[str]:
+    """So many steps in walks of `walk`; raises BrokenInvariantError with the way there."""
+    counts: Counter[str] = Counter()
+    while counts.total() < steps:
+        explorer = Explorer(seed)
+        try:
+            for _ in range(walk):
+                explorer.step()
+            explorer.come_to_rest()
+        except BrokenInvariantError as error:
+            way = "\n".join(explorer.way[-60:])
+            raise BrokenInvariantError(f"seed {seed}: {error}\n{way}") from None
+        counts += explorer.counts
+        counts["walks"] += 1
+        seed += 1
+    return counts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    try:
+        counts = explore(options.steps, options.seed)
+    except BrokenInvariantError as error:
+        print(error)
+        return 1
+    for what, times in sorted(counts.items()):
+        print(f"{times:>9,} {what}")
+    print(f"{counts.total():>9,} steps explored, no invariant broken")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A slice of the random search of `make explore`; and that the search does find what is broken."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from tests.model import exploring
+from xpu_plugin.model.holders import Answers, Ledger, Terms, examine
+from xpu_plugin.model.vf import Card, Proof
+
+
+STEPS = 30_000
+
+
+def test_no_walk_breaks_an_invariant() -> None:
+    counts = exploring.explore(STEPS, seed=0)
+    print(f"{counts.total():,} steps: {dict(counts)}")
+    moves = ("SetVfs", "granted", "refused", "killed", "kubelet", "api", "foreign", "label", "computes")
+    assert all(counts[move] > 20 for move in moves), counts
+
+
+@pytest.mark.parametrize("flaw", ["trusts everybody", "forgets grants"])
+def test_the_search_finds_a_plugin_that_is_less_careful(flaw: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(
+        ledger: Ledger, asked: list[Card], answers: Answers, terms: Terms, **known: object
+    ) -> tuple[Ledger, Mapping[str, Proof]]:
+        if flaw == "forgets grants":
+            ledger = {}
+        ledger, proofs = examine(ledger, asked, answers, terms, **known)  # type: ignore[arg-type]
+        if flaw == "trusts everybody":
+            proofs = {
+                card: proof if proof.holders else Proof(at=proof.at, done=proof.done)
+                for card, proof in proofs.items()
+            }
+        return ledger, proofs
+
+    monkeypatch.setattr(exploring, "examine", careless)
+    with pytest.raises(exploring.BrokenInvariantError, match="hold it"):
+        exploring.explore(20 * STEPS, seed=0)
+
+
+def test_the_search_finds_a_plugin_that_grants_a_card_in_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exploring.Plugin, "allocate", lambda plugin, own: own in plugin.entries())
+    with pytest.raises(exploring.BrokenInvariantError, match="granted while its card is being changed"):
+        exploring.explore(20 * STEPS, seed=0)

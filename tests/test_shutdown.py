@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The end of the daemon in each phase of its life: soon, with status 0, and no process or socket left."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.edges.test_bad_manners import Hesitant, Unread
+from tests.standins import RESOURCE, SECONDS, has_ended, processes_that_know, until
+from tests.test_daemon import EXIT_SECONDS, IDS, Daemon, Node, a_node, shows
+from xpu_plugin.simulation.kubelet import Endpoint as KubeletsEnd
+from xpu_plugin.simulation.kubelet import Kubelet, Registration
+from xpu_plugin.xpuml import Call
+
+
+PATIENT = "--call-timeout=600"  # nothing that hangs is given up before the signal
+
+pytestmark = pytest.mark.usefixtures("leaves_no_process")
+
+
+@pytest.fixture
+async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
+    async with a_node(place) as node:
+        yield node
+
+
+@pytest.fixture
+async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
+    async with node.kubelet() as kubelet:
+        yield kubelet
+
+
+def workers(node: Node, daemon: Daemon) -> list[int]:
+    return [pid for pid in processes_that_know(node.place) if pid != daemon.pid]
+
+
+def in_flight(pid: int) -> str | None:
+    """The native call in which a worker is, by its progress word."""
+    try:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            if "memfd:xpu-progress" in str(link.readlink()):
+                word = int.from_bytes(link.read_bytes(), sys.byteorder)
+                call = Call.from_word(word)
+                return call.function if call else None
+    except OSError:
+        pass  # it ended meanwhile
+    return None
+
+
+async def hangs(node: Node, daemon: Daemon, function: str) -> int:
+    """Wait until a worker is in a call of the function; its process id."""
+
+    def those() -> list[int]:
+        return [pid for pid in workers(node, daemon) if in_flight(pid) == function]
+
+    await until(those, f"a worker in {function}")
+    return those()[0]
+
+
+async def ends_well(node: Node, daemon: Daemon, number: signal.Signals = signal.SIGTERM) -> None:
+    """Signal it; then it is gone in time, and so are its workers and its sockets."""
+    assert await daemon.stop(number) < EXIT_SECONDS
+    await until(lambda: processes_that_know(node.place) == [], "the end of all workers")
+    node.assert_tidy()
+    assert "stopping" in daemon.log
+
+
+# --- while it serves ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_it_in_under_a_second_with_nothing_left(
+    node: Node, kubelet: Kubelet, number: signal.Signals
+) -> None:
+    daemon = node.start()
+    await shows(kubelet, IDS)
+    assert node.socket.stat().st_mode & 0o777 == 0o600
+    await ends_well(node, daemon, number)
+    await kubelet.until(lambda: kubelet.streams_open == 0, timeout=SECONDS)
+    assert kubelet.troubles == []
+
+
+async def test_of_many_signals_the_first_counts(node: Node, kubelet: Kubelet) -> None:
+    """Impatient people and their scripts send more; all the way to the end."""
+    daemon = node.start()
+    await shows(kubelet, IDS)
+    while daemon.process.poll() is None:
+        daemon.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.001)
+    assert await daemon.ends() == 0
+    assert daemon.log.count("stopping") == 1
+    node.assert_tidy()
+
+
+async def test_a_second_signal_while_it_stops_changes_nothing(node: Node, kubelet: Kubelet) -> None:
+    daemon = node.start()
+    await shows(kubelet, IDS)
+    daemon.process.send_signal(signal.SIGTERM)
+    await ends_well(node, daemon)
+    assert daemon.log.count("stopping") == 1
+
+
+# A stream of which a reader takes in no more than these bytes, and no list has so few.
+CLOSED = (
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 5),
+)
+
+
+class Shut(Unread):
+    async def dial(self, registration: Registration) -> KubeletsEnd:
+        channel = grpc.aio.insecure_channel(f"unix:{self.directory / registration.endpoint}", options=CLOSED)
+        await channel.channel_ready()
+        return KubeletsEnd(registration, channel)
+
+
+async def test_the_end_while_a_stream_waits_to_be_read(node: Node) -> None:
+    async with Shut(node.plugins) as kubelet:
+        daemon = node.start()
+        await kubelet.until(lambda: kubelet.streams_open, timeout=SECONDS)
+        await ends_well(node, daemon)
+
+
+# --- while the library does what it should not ----------------------------------------------------
+
+
+@pytest.mark.parametrize("function", ["xpumlInit", "xpumlDeviceGetCount", "xpumlDeviceGetState"])
+async def test_the_end_while_the_first_scan_hangs(node: Node, kubelet: Kubelet, function: str) -> None:
+    node.machine.add_fault(function, "hang")
+    daemon = node.start(PATIENT)
+    await hangs(node, daemon, function)
+    await ends_well(node, daemon)
+    assert kubelet.registrations == []
+
+
+async def test_the_end_of_a_plugin_that_serves_while_the_library_hangs(node: Node, kubelet: Kubelet) -> None:
+    daemon = node.start(PATIENT)
+    await shows(kubelet, IDS)
+    node.machine.add_fault("xpumlDeviceGetState", "hang")
+    await hangs(node, daemon, "xpumlDeviceGetState")
+    grant = await kubelet.allocate(RESOURCE, 4)
+    assert len(grant.nodes) == 5
+    await ends_well(node, daemon)
+
+
+@pytest.mark.parametrize("function", ["xpumlInit", "xpumlDeviceGetCount", "xpumlDeviceGetMemoryInfo"])
+async def test_the_end_during_a_rescan(node: Node, kubelet: Kubelet, function: str) -> None:
+    daemon = node.start(PATIENT)
+    await shows(kubelet, IDS)
+    node.machine.add_fault(function, "hang")
+    daemon.process.send_signal(signal.SIGHUP)
+    await hangs(node, daemon, function)
+    await ends_well(node, daemon)
+    assert len(kubelet.registrations) == 1
+
+
+async def test_both_signals_at_once_end_it(node: Node, kubelet: Kubelet) -> None:
+    """A scan that was asked for in the same moment does not keep it."""
+    daemon = node.start()
+    await shows(kubelet, IDS)
+    daemon.process.send_signal(signal.SIGHUP)
+    await ends_well(node, daemon)
+
+
+async def test_the_end_when_the_worker_has_just_been_killed_by_somebody(node: Node, kubelet: Kubelet) -> None:
+    daemon = node.start()
+    await shows(kubelet, IDS)
+    [worker] = workers(node, daemon)
+    os.kill(worker, signal.SIGKILL)
+    await ends_well(node, daemon)
+
+
+async def test_the_end_when_the_worker_has_just_been_killed_by_the_plugin(
+    node: Node, kubelet: Kubelet
+) -> None:
+    daemon = node.start("--call-timeout=0.2")
+    await shows(kubelet, IDS)
+    node.machine.add_fault("xpumlDeviceGetState", "hang")
+    worker = await hangs(node, daemon, "xpumlDeviceGetState")
+    await until(lambda: has_ended(worker), "the end of the worker")
+    await ends_well(node, daemon)
+
+
+async def test_the_end_while_workers_die_one_after_the_other(node: Node, kubelet: Kubelet) -> None:
+    daemon = node.start()
+    await shows(kubelet, IDS)
+    node.machine.add_fault("xpumlInit", "crash")
+    daemon.process.send_signal(signal.SIGHUP)
+    await daemon.says("in xpumlInit")
+    await ends_well(node, daemon)
+
+
+# --- before it serves -----------------------------------------------------------------------------
+
+
+async def test_a_signal_in_the_first_moment_ends_it(node: Node) -> None:
+    """While modules are still being imported; as a container's first process it would else be deaf."""
+    daemon = node.start()
+    await until(lambda: signal_handled(daemon.pid, signal.SIGTERM), "a handler for SIGTERM")
+    assert await daemon.stop() < EXIT_SECONDS
+    node.assert_tidy()
+
+
+def signal_handled(pid: int, number: signal.Signals) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    [mask] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+async def test_the_end_while_the_first_worker_starts(node: Node, kubelet: Kubelet) -> None:
+    daemon = node.start()
+    await until(lambda: workers(node, daemon), "a worker")
+    await ends_well(node, daemon)
+    assert kubelet.registrations == []
+
+
+async def test_the_end_before_the_first_scan(node: Node, kubelet: Kubelet) -> None:
+    node.machine.set({"driver": "gone"})
+    daemon = node.start()
+    await daemon.says("no driver")
+    await ends_well(node, daemon)
+    assert kubelet.registrations == []
+
+
+async def test_the_end_without_a_library(node: Node) -> None:
+    daemon = node.start("--xpuml-library=/nonexistent.so", "--dev-root=/dev")
+    await daemon.says("no usable libxpuml: /nonexistent.so")
+    await ends_well(node, daemon)
+
+
+# --- while the kubelet does what it should not ----------------------------------------------------
+
+
+async def test_the_end_without_a_kubelet(node: Node) -> None:
+    daemon = node.start()
+    await daemon.says("waiting for the kubelet's socket")
+    await ends_well(node, daemon)
+
+
+async def test_the_end_without_the_kubelets_directory(node: Node) -> None:
+    node.plugins.rmdir()
+    daemon = node.start()
+    await daemon.says("waiting for the kubelet's")
+    await ends_well(node, daemon)
+    assert not node.plugins.exists(), "the kubelet makes it, nobody else"
+
+
+async def test_the_end_after_the_kubelet_is_gone(node: Node, kubelet: Kubelet) -> None:
+    daemon = node.start()
+    await shows(kubelet, IDS)
+    await kubelet.stop(remove_sockets=True)
+    await daemon.says("the kubelet ended its stream")
+    assert node.socket.exists()
+    await ends_well(node, daemon)
+
+
+async def test_the_end_while_a_register_hangs(node: Node) -> None:
+    async with Hesitant(node.plugins) as kubelet:
+        daemon = node.start()
+        await kubelet.until(lambda: kubelet.asked, timeout=SECONDS)
+        await ends_well(node, daemon)
+        assert kubelet.registrations == []
+
+
+async def test_the_end_while_nobody_tells_who_holds_devices(node: Node, kubelet: Kubelet) -> None:
+    """Before the first list goes out."""
+    (node.place / "silent").mkdir()
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(node.place / "silent/kubelet.sock"))
+        silent.listen()
+        daemon = node.start(f"--pod-resources-socket={node.place / 'silent/kubelet.sock'}")
+        connection, _ = await asyncio.to_thread(silent.accept)
+        with connection:
+            await ends_well(node, daemon)
+    assert kubelet.registrations == []
+
+
+async def test_the_end_of_one_that_waits_for_another_leaves_that_one_alone(
+    node: Node, kubelet: Kubelet
+) -> None:
+    first = node.start()
+    await shows(kubelet, IDS)
+    second = node.start()
+    await second.says("another plugin works in")
+    assert await second.stop() < EXIT_SECONDS
+    assert node.socket.is_socket()
+    assert kubelet.streams_open == 1
+    await ends_well(node, first)
+    assert len(kubelet.registrations) == 1

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole plugin changes the VFs of cards, by its argument, over the simulator and a model of the kubelet:
+when it does, when it does not, and what the administrator is told."""
+
+import json
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.standins import RESOURCE, SECONDS, processes_that_know, until
+from tests.test_daemon import Daemon, Node, shows
+from xpu_plugin.proto.deviceplugin_pb2 import AllocateRequest, ContainerAllocateRequest
+from xpu_plugin.proto.deviceplugin_pb2_grpc import DevicePluginStub
+from xpu_plugin.simulation.kubelet import Grant, Kubelet
+
+
+CARDS = [f"0000:{bus}:00.0" for bus in ("3b", "3c", "3d", "3e")]
+ASKED = "asking the driver for"
+SETTLE = 0.3
+# The real daemon, but for some pauses.
+IMPATIENT = (
+    "-c",
+    """
+import sys
+from xpu_plugin import cli
+from xpu_plugin.loops import holders
+from xpu_plugin.model import change
+holders.LOOK_SECONDS = 0.1
+change.LOOK_SECONDS = 0.1
+change.CHECK_SECONDS = 0.05
+change.RETRY_SECONDS = (0.3, 1.0)
+change.DRIFT_SECONDS = (0.3, 1.0)
+sys.exit(cli.main(sys.argv[1:]))
+""",
+)
+OPTIONS = (f"--grant-settle={SETTLE}", "--vf-timeout=5", "--call-timeout=5", "--pod-name=plugin")
+
+pytestmark = pytest.mark.usefixtures("leaves_no_process")
+
+
+def vfs(card: str, number: int) -> list[str]:
+    return [f"{card[:-4]}01.{n}-of{number}" for n in range(number)]
+
+
+def split(*numbers: int) -> list[str]:
+    """The ids of all four cards with so many VFs each."""
+    return sorted(
+        id for card, number in zip(CARDS, numbers, strict=True) for id in (vfs(card, number) or [card])
+    )
+
+
+def registered_again(kubelet: Kubelet, before: int) -> Callable[[], bool]:
+    return lambda: len(kubelet.registrations) > before
+
+
+def asked(daemon: Daemon) -> Callable[[], bool]:
+    """Whether a change was begun, or all is as wished."""
+    return lambda: ASKED in daemon.log or daemon.log.count("-of3") >= 12
+
+
+class VfNode(Node):
+    """A node whose kubelet knows the plugin's own pod."""
+
+    def begin(self, *arguments: str) -> Daemon:
+        return self.start(*OPTIONS, *arguments, program=IMPATIENT)
+
+    def numbers(self) -> list[int]:
+        """What the hardware has."""
+        assert self.machine.sysfs_root
+        files = [self.machine.sysfs_root / f"bus/pci/devices/{card}/sriov_numvfs" for card in CARDS]
+        return [int(file.read_text()) for file in files]
+
+
+@pytest.fixture
+async def node(place: Path, leaves_no_process: None) -> AsyncIterator[VfNode]:
+    node = VfNode(place)
+    yield node
+    for daemon in node.daemons:
+        if daemon.process.poll() is None:
+            daemon.process.kill()
+            daemon.process.wait()
+    await until(lambda: processes_that_know(place) == [], "the end of all workers")
+    for daemon in node.daemons:
+        assert "Traceback" not in daemon.log, daemon.log
+
+
+@pytest.fixture
+async def kubelet(node: VfNode) -> AsyncIterator[Kubelet]:
+    async with node.kubelet() as kubelet:
+        own_pod(kubelet)
+        yield kubelet
+
+
+def own_pod(kubelet: Kubelet) -> Grant:
+    return kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
+
+
+async def allocate(node: VfNode, id: str) -> list[str]:
+    """What a kubelet asks that has admitted a pod before it heard of anything."""
+    async with grpc.aio.insecure_channel(f"unix://{node.socket}") as channel:
+        stub: Any = DevicePluginStub(channel)  # type: ignore[no-untyped-call] # generated
+        request = AllocateRequest(container_requests=[ContainerAllocateRequest(devices_ids=[id])])
+        answer = await stub.Allocate(request)
+    return [device.host_path for device in answer.container_responses[0].devices]
+
+
+# --- the change -----------------------------------------------------------------------------------
+
+
+async def test_idle_cards_are_split_one_by_one_and_never_all_at_once(node: VfNode, kubelet: Kubelet) -> None:
+    daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0")
+    await shows(kubelet, split(2, 2, 2, 2))
+    assert node.numbers() == [2, 2, 2, 2]
+    assert daemon.log.count(ASKED) == 4
+    assert daemon.log.count("VFApplied: ") == 4
+    assert daemon.log.count("reason=withdrawn") == 4
+
+
+@pytest.mark.parametrize(("before", "wish"), [(2, 3), (3, 1), (3, 0)])
+async def test_another_number_goes_by_way_of_none(
+    node: VfNode, kubelet: Kubelet, before: int, wish: int
+) -> None:
+    for card in range(4):
+        node.machine.set_card(card, {"vfs": str(before)})
+    daemon = node.begin(f"--sriov-num-vfs={wish}")
+    await shows(kubelet, split(*[wish] * 4))
+    assert node.numbers() == [wish] * 4
+    assert daemon.log.count(f"{ASKED} 0 VFs") == 4
+    assert daemon.log.count(f"{ASKED} {wish} VFs") == 4
+
+
+async def test_cards_as_wished_are_never_touched(node: VfNode, kubelet: Kubelet) -> None:
+    first = node.begin("--sriov-num-vfs=2")
+    await shows(kubelet, split(2, 2, 2, 2))
+    await first.stop()
+    for life in range(6):
+        daemon = node.begin("--sriov-num-vfs=2")
+        await shows(kubelet, split(2, 2, 2, 2))
+        registered = len(kubelet.registrations)
+        await kubelet.restart()
+        await kubelet.until(registered_again(kubelet, registered), timeout=SECONDS)
+        await shows(kubelet, split(2, 2, 2, 2))
+        daemon.process.send_signal(signal.SIGHUP)
+        await (daemon.kill() if life % 2 else daemon.stop())
+        assert ASKED not in daemon.log
+
+
+async def test_keep_leaves_everything_as_it_is(node: VfNode, kubelet: Kubelet) -> None:
+    node.machine.set_card(1, {"vfs": "3"})
+    daemon = node.begin("--sriov-num-vfs=keep")
+    await shows(kubelet, split(0, 3, 0, 0))
+    await daemon.stop()
+    assert ASKED not in daemon.log
+
+
+async def test_policy_never_only_tells(node: VfNode, kubelet: Kubelet) -> None:
+    daemon = node.begin("--sriov-num-vfs=2", "--vf-policy=never")
+    await daemon.says("VFBlocked: ", times=4)
+    assert "--vf-policy is never" in daemon.log
+    await shows(kubelet, CARDS)
+    await daemon.stop()
+    assert ASKED not in daemon.log
+
+
+async def test_more_than_a_card_can_have_fails_and_leaves_its_vfs(node: VfNode, kubelet: Kubelet) -> None:
+    node.machine.set_card(0, {"vfs": "2"})
+    daemon = node.begin("--sriov-num-vfs=4")
+    await daemon.says("VFFailed: 0000:3b:00.0: this card can have 3 VFs at most")
+    await shows(kubelet, split(2, 0, 0, 0))
+    await daemon.stop()
+    assert ASKED not in daemon.log
+
+
+# --- who uses a card ------------------------------------------------------------------------------
+
+
+async def test_a_held_card_is_blocked_by_name_and_follows_when_it_is_free(
+    node: VfNode, kubelet: Kubelet
+) -> None:
+    before = node.begin("--sriov-num-vfs=0")
+    await shows(kubelet, CARDS)
+    grant = await kubelet.allocate(RESOURCE, 1, pod="train")
+    held = CARDS.index(grant.ids[0])
+    await before.stop()
+    daemon = node.begin("--sriov-num-vfs=2")
+    wanted = [2, 2, 2, 2]
+    wanted[held] = 0
+    await shows(kubelet, split(*wanted))
+    assert f"VFBlocked: {grant.ids[0]}: held by default/train/main" in daemon.log
+    assert daemon.log.count("VFBlocked: ") == daemon.log.count("held by default/train/main") == 1
+    kubelet.free(grant)
+    await shows(kubelet, split(2, 2, 2, 2))
+
+
+async def test_an_init_container_is_listed_by_nobody_and_blocks_all_the_same(
+    node: VfNode, kubelet: Kubelet
+) -> None:
+    before = node.begin("--sriov-num-vfs=0")
+    await shows(kubelet, CARDS)
+    grant = await kubelet.allocate(RESOURCE, 4, pod="prepare", init_container=True)
+    await before.kill()
+    daemon = node.begin("--sriov-num-vfs=2", f"--grant-settle={SETTLE}")
+    await daemon.says("VFBlocked: ", times=4)
+    assert "is not known to have ended" in daemon.log
+    assert ASKED not in daemon.log
+    kubelet.free(grant)
+    kubelet.write_checkpoint()
+    await shows(kubelet, split(2, 2, 2, 2))
+
+
+async def test_a_container_with_an_old_id_blocks_its_card(node: VfNode, kubelet: Kubelet) -> None:
+    grant = kubelet.hold(["2"], resource=RESOURCE, pod="old")
+    daemon = node.begin("--sriov-num-vfs=1")
+    await daemon.says(f"VFBlocked: {CARDS[2]}: held by default/old/main")
+    await until(lambda: node.numbers() == [1, 1, 0, 1], "three cards")
+    kubelet.free(grant)
+    kubelet.write_checkpoint()
+    await until(lambda: node.numbers() == [1, 1, 1, 1], "the fourth card")
+
+
+async def test_a_process_at_a_card_or_one_of_its_vfs_blocks_it(node: VfNode, kubelet: Kubelet) -> None:
+    node.machine.set_card(1, {"vfs": "2"})
+    node.machine.add_process(7, card=0)
+    node.machine.add_process(8, card=1, vf=1)
+    daemon = node.begin("--sriov-num-vfs=3")
+    await daemon.says("VFBlocked: ", times=2)
+    assert f"{CARDS[0]}: held by a process at /dev/xpu0" in daemon.log
+    await until(lambda: node.numbers() == [0, 2, 3, 3], "two cards")
+    node.machine.clear_processes()
+    await until(lambda: node.numbers() == [3, 3, 3, 3], "the other two")
+
+
+async def test_a_vf_that_was_given_to_a_virtual_machine_is_not_taken_away(
+    node: VfNode, kubelet: Kubelet
+) -> None:
+    node.machine.set_card(0, {"vfs": "2", "vf-drivers": "kunlun,vfio-pci"})
+    daemon = node.begin("--sriov-num-vfs=0")
+    await daemon.says(f"VFBlocked: {CARDS[0]}: held by whoever has bound 0000:3b:01.1 to vfio-pci")
+    await daemon.stop()
+    assert node.numbers() == [2, 0, 0, 0]
+    assert ASKED not in daemon.log
+
+
+async def test_a_kubelet_that_knows_no_pods_is_not_believed(node: VfNode, kubelet: Kubelet) -> None:
+    first = node.begin("--sriov-num-vfs=0")
+    await shows(kubelet, CARDS)
+    await kubelet.allocate(RESOURCE, 2, pod="idle")
+    await first.stop()
+    kubelet.api_server_away = True
+    await kubelet.restart()
+    daemon = node.begin("--sriov-num-vfs=2")
+    await daemon.says("VFBlocked: ", times=4)
+    assert "does not name this plugin's own pod kube-system/plugin" in daemon.log
+    await daemon.says("device open to new pods again", times=2)
+    assert ASKED not in daemon.log
+    kubelet.api_server_away = False
+    await until(lambda: sorted(node.numbers()) == [0, 0, 2, 2], "the two that are free")
+
+
+async def test_a_kubelet_that_has_just_started_is_not_believed_outside_of_a_pod(
+    node: VfNode, kubelet: Kubelet
+) -> None:
+    daemon = node.start(f"--grant-settle={SETTLE}", "--sriov-num-vfs=2", program=IMPATIENT)
+    await daemon.says("VFBlocked: ", times=4)
+    assert "the kubelet has been running for less than 60 s" in daemon.log
+    assert ASKED not in daemon.log
+
+
+async def test_without_pod_resources_it_takes_consent(node: VfNode) -> None:
+    async with Kubelet(node.plugins) as kubelet:
+        daemon = node.begin("--sriov-num-vfs=2")
+        await daemon.says("VFBlocked: ", times=4)
+        assert "consent by --vf-without-pod-resources" in daemon.log
+        await daemon.stop()
+        assert ASKED not in daemon.log
+        held = kubelet.hold([CARDS[3]], resource=RESOURCE)
+        daemon = node.begin("--sriov-num-vfs=2", "--vf-without-pod-resources")
+        await until(lambda: node.numbers() == [2, 2, 2, 0], "three cards")
+        assert held.pod
+        await daemon.says("VFBlocked: ")
+
+
+# --- in the middle --------------------------------------------------------------------------------
+
+
+async def test_a_grant_on_its_way_is_given_and_cancels_the_change(node: VfNode, kubelet: Kubelet) -> None:
+    daemon = node.begin("--sriov-num-vfs=2", "--grant-settle=2", "--wish-pending=0")
+    await daemon.says(f"device closed to new pods id={CARDS[0]} reason=withdrawn")
+    # The scheduler has not heard yet.
+    assert "/dev/xpu0" in await allocate(node, CARDS[0])
+    kubelet.hold([CARDS[0]], resource=RESOURCE)
+    await daemon.says(f"VFBlocked: {CARDS[0]}: ")
+    await until(lambda: node.numbers() == [0, 2, 2, 2], "the others")
+
+
+async def test_a_refusal_leaves_the_card_in_use_and_is_tried_again(node: VfNode, kubelet: Kubelet) -> None:
+    node.machine.set_card(0, {"busy": "yes"})
+    daemon = node.begin("--sriov-num-vfs=2")
+    await daemon.says(f"VFFailed: {CARDS[0]}: the driver refuses 2 VFs: ")
+    await shows(kubelet, split(0, 2, 2, 2))
+    node.machine.set_card(0, {"busy": "no"})
+    await shows(kubelet, split(2, 2, 2, 2))
+    assert daemon.log.count("VFFailed: ") == 1
+
+
+@pytest.mark.parametrize("action", ["crash", "hang"])
+async def test_a_library_that_fails_halfway_leaves_nothing_withdrawn_and_is_asked_again(
+    node: VfNode, kubelet: Kubelet, action: str
+) -> None:
+    node.machine.set_card(0, {"vfs": "3"})
+    node.machine.add_line("fault", f"function=xpumlDeviceSetSriovVfNum card=0 at=halfway action={action}")
+    daemon = node.begin("--sriov-num-vfs=1", "--vf-timeout=1")
+    await daemon.says(f"VFFailed: {CARDS[0]}: ")
+    await shows(kubelet, split(0, 1, 1, 1))
+    node.machine.clear_faults()
+    await shows(kubelet, split(1, 1, 1, 1))
+
+
+async def test_killed_anywhere_it_goes_on_where_it_was(node: VfNode, kubelet: Kubelet) -> None:
+    node.machine.set({"vf-delay": "300"})
+    for card in range(4):
+        node.machine.set_card(card, {"vfs": "2"})
+    for _ in range(8):
+        daemon = node.begin("--sriov-num-vfs=3", "--grant-settle=0.1")
+        await until(asked(daemon), "a change, or that there is none to make")
+        await daemon.kill()
+        # A kernel ends what it has begun; the simulator's dies with its worker, and is told to look again.
+        await until(lambda: processes_that_know(node.place) == [], "the end of the worker")
+        node.machine.set({"vf-delay": "300"})
+    node.machine.set({"vf-delay": "0"})
+    node.begin("--sriov-num-vfs=3", "--grant-settle=0.1")
+    await shows(kubelet, split(3, 3, 3, 3))
+    assert node.numbers() == [3, 3, 3, 3]
+
+
+async def test_what_somebody_else_splits_is_put_back_and_reported(node: VfNode, kubelet: Kubelet) -> None:
+    daemon = node.begin("--sriov-num-vfs=2")
+    await shows(kubelet, split(2, 2, 2, 2))
+    node.machine.set_card(1, {"vfs": "0"})
+    daemon.process.send_signal(signal.SIGHUP)
+    await daemon.says(f"VFDrift: somebody else has split {CARDS[1]}: 2 VFs before, 0 now")
+    await shows(kubelet, split(2, 2, 2, 2))
+    assert daemon.log.count("VFDrift") == 1
+
+
+async def test_two_plugins_do_not_both_change_cards(node: VfNode, kubelet: Kubelet) -> None:
+    first = node.begin("--sriov-num-vfs=2")
+    await shows(kubelet, split(2, 2, 2, 2))
+    second = node.begin("--sriov-num-vfs=3")
+    await second.says("another plugin works in")
+    assert ASKED not in second.log
+    await first.stop()
+    await shows(kubelet, split(3, 3, 3, 3))
+
+
+async def test_the_record_tells_what_the_kubelet_has_listed(node: VfNode, kubelet: Kubelet) -> None:
+    node.begin("--sriov-num-vfs=0")
+    await shows(kubelet, CARDS)
+    grant = await kubelet.allocate(RESOURCE, 1)
+    record = node.place / "state/grants.json"
+    await until(lambda: json.loads(record.read_text())["listed"] == [grant.ids[0]], "the record")

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`xpu-device-plugin plan`: what would be done about the VFs of this node's cards."""
+
+import asyncio
+import json
+import os
+import sys
+
+from xpu_plugin.commands.output import print_table, scanned
+from xpu_plugin.config import PLAN_OPTIONS, PROGRAM, Config, Parser, read_config
+from xpu_plugin.daemon import node_of, policy, target, terms
+from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
+from xpu_plugin.edges.grants import GrantRecord
+from xpu_plugin.loops.idleness import Idleness
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model.inventory import after_scan
+from xpu_plugin.model.vf import (
+    KEEP,
+    Action,
+    Report,
+    State,
+    Wish,
+    by_argument,
+    cards,
+    described,
+    plan,
+    wanted,
+)
+from xpu_plugin.xpuml import XpumlError
+
+
+WISH_SECONDS = 10.0  # for the API server to show the label
+_COLUMNS = ("card", "wished", "actual", "action", "reason")
+_STATUS = {State.SUCCESS: 0, State.PENDING: 3, State.BLOCKED: 4, State.FAILED: 4}
+
+
+class UnknownWishError(Exception):
+    """The API server did not answer in time."""
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 nothing to do, 3 changes, 4 some card is blocked or fails, 1 nobody knows."""
+    parser = Parser(
+        prog=f"{PROGRAM} plan",
+        description="Tell what would be done about the VFs of this node's cards, and do nothing. The wish is "
+        "--sriov-num-vfs if given here, else the node's label where it can be read, else the default. Asks "
+        "the library by a process of its own; that opens each device for an instant.",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, additive only")
+    config, namespace, warnings = read_config(arguments, os.environ, options=PLAN_OPTIONS, parser=parser)
+    for warning in warnings:
+        print(f"{PROGRAM}: {warning}", file=sys.stderr)
+    try:
+        wish, report = asyncio.run(_plan(config, given=namespace.sriov_num_vfs is not None))
+    except (UnknownWishError, WorkerError, LibraryError, XpumlError) as error:
+        print(f"{PROGRAM}: cannot plan: {error}", file=sys.stderr)
+        return 1
+    number = KEEP if wish.number is None else wish.number
+    if namespace.json:
+        document = {
+            "wish": {"number": number, "origin": wish.origin, "problem": wish.problem},
+            "state": str(report.state),
+            "cards": [
+                {**card, "action": str(step.action)}
+                for card, step in zip(described(report.steps), report.steps, strict=True)
+            ],
+        }
+        print(json.dumps(document, indent=2))
+    else:
+        print(f"wished: {number}, by {wish.origin}" + (f"; {wish.problem}" if wish.problem else ""))
+        rows = [
+            (step.card, str(number), str(step.actual), str(step.action), step.reason or "-")
+            for step in report.steps
+        ]
+        print_table(_COLUMNS, rows, "no cards")
+    return _STATUS[report.state]
+
+
+async def _plan(config: Config, *, given: bool) -> tuple[Wish, Report]:
+    wish = by_argument(config.sriov_num_vfs) if given else await _wish(config)
+    driver, picture = Driver(target(config), call_timeout=config.call_timeout), Picture(policy(config))
+    try:
+        found = await scanned(driver)
+        picture.submit(lambda facts: after_scan(facts, found))
+        idleness = Idleness(
+            driver,
+            picture,
+            terms(config),
+            device_plugin_dir=config.device_plugin_dir,
+            pod_resources_socket=config.pod_resources_socket,
+            record=GrantRecord(config.state_dir),
+            settled=True,
+        )
+        observed = cards(picture.facts, picture.policy)
+        asked = [card for card in observed.values() if wanted(wish, card).action is Action.APPLY]
+        steps = plan(wish, observed, await idleness.look(asked))
+    finally:
+        await driver.close()
+    return wish, Report(steps=steps, problem=wish.problem)
+
+
+async def _wish(config: Config) -> Wish:
+    """What the running plugin would be told: the label, or the argument where that counts."""
+    node = node_of(config)
+    if node is None:
+        return by_argument(config.sriov_num_vfs)
+    told: asyncio.Future[Wish] = asyncio.get_running_loop().create_future()
+    asking = asyncio.ensure_future(node.run(lambda wish: None if told.done() else told.set_result(wish)))
+    try:
+        async with asyncio.timeout(WISH_SECONDS + config.label_timeout):
+            return await told
+    except TimeoutError:
+        raise UnknownWishError(
+            "the API server does not show the node's label; give --sriov-num-vfs to plan without"
+        ) from None
+    finally:
+        asking.cancel()

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small HTTP server for probes, in threads of its own, so that it can tell when the event loop is stuck."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+ANSWER_SECONDS = 2.0  # for the event loop to make an answer
+IDLE_SECONDS = 5.0  # for a client to say what it wants
+
+Page = Callable[[], str]
+"""Makes a page's text, on the event loop."""
+
+
+class HttpServer:
+    """Serves `pages` by path as plain text: 200, or 503 while the event loop does not answer.
+
+    address: host and port; an empty host is all addresses, of IPv6 and IPv4 where there are both, and port 0
+    is any that is free (see `port`). Raises OSError when it cannot be had.
+    """
+
+    def __init__(self, address: tuple[str, int], pages: Mapping[str, Page]) -> None:
+        self._pages = pages
+        self._loop = asyncio.get_running_loop()
+        self._server = _bind(address, self._handler())
+        self.port: int = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop listening; whoever is being answered is let go of."""
+        # shutdown() waits for serve_forever, which may be in the middle of a request's start.
+        threading.Thread(target=self._server.shutdown, name="http end", daemon=True).start()
+        self._server.server_close()
+
+    def _text(self, page: Page) -> str:
+        """The page, made on the event loop. Raises TimeoutError."""
+
+        async def made() -> str:
+            return page()
+
+        return asyncio.run_coroutine_threadsafe(made(), self._loop).result(ANSWER_SECONDS)
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        pages, text_of = self._pages, self._text
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = IDLE_SECONDS
+            server_version = "xpu-device-plugin"
+            sys_version = ""
+
+            def do_GET(self) -> None:
+                page = pages.get(self.path.partition("?")[0])
+                if page is None:
+                    self._answer(HTTPStatus.NOT_FOUND, f"there are {' and '.join(sorted(pages))}")
+                    return
+                try:
+                    self._answer(HTTPStatus.OK, text_of(page))
+                except (TimeoutError, RuntimeError):  # the latter when the loop has ended
+                    self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "the event loop does not answer")
+
+            def _answer(self, status: HTTPStatus, text: str) -> None:
+                body = f"{text}\n".encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "text/plain; charset=utf-8")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Polls are silent."""
+
+        return Handler
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 16
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that breaks off is nobody's business."""
+
+
+def _bind(address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
+    host, port = address
+    family = socket.AF_INET6 if ":" in host or (not host and socket.has_dualstack_ipv6()) else socket.AF_INET
+
+    class Server(_Server):
+        address_family = family
+
+        def server_bind(self) -> None:
+            if family == socket.AF_INET6 and not host:
+                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            super().server_bind()
+
+    return Server((host, port), handler)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changes the number of VFs of cards, one card at a time: carries out what `model.change` decides."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import replace
+
+from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
+from xpu_plugin.loops.backoff import wait_for
+from xpu_plugin.loops.idleness import Idleness
+from xpu_plugin.loops.picture import NEVER, Picture
+from xpu_plugin.loops.sweep import Sweep
+from xpu_plugin.model.change import (
+    Decision,
+    Limits,
+    Memory,
+    News,
+    Prove,
+    Reason,
+    Scan,
+    SetVfs,
+    View,
+    Wait,
+    answered,
+    decide,
+)
+from xpu_plugin.model.health import Health
+from xpu_plugin.model.holders import Holding
+from xpu_plugin.model.vf import KEEP, UNKNOWN, Proof, Report, Wish, cards
+from xpu_plugin.xpuml import WrongDeviceError, XpumlError
+
+
+logger = logging.getLogger(__name__)
+
+
+class Apply:
+    """Brings the cards to the wish, as far as their users allow.
+
+    alone: waits until no other plugin may work on this node; tell: what the administrator should see
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        picture: Picture,
+        sweep: Sweep,
+        idleness: Idleness,
+        *,
+        limits: Limits,
+        wish: Wish = UNKNOWN,
+        alone: Callable[[], Awaitable[None]],
+        tell: Callable[[Report, Collection[News]], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._driver = driver
+        self._picture = picture
+        self._sweep = sweep
+        self._idleness = idleness
+        self._limits = limits
+        self._alone = alone
+        self._tell = tell
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._memory = Memory(started=clock())
+        self._proofs: Mapping[str, Proof] = {}
+        self._held: frozenset[str] = frozenset()
+        self.wish = wish
+
+    def begin(self, held: Collection[Holding]) -> None:
+        """Before the first list: keep new pods off cards that may have to be changed. held: by containers."""
+        self._held = self._idleness.cards_of(held)
+        self._keep_back(decide(self._memory, self._view(), self._limits).kept_back)
+
+    def wished(self, wish: Wish) -> None:
+        """Another wish counts from now on."""
+        if (wish.number, wish.origin) != (self.wish.number, self.wish.origin):
+            logger.info("VFs wished: %s, by %s", KEEP if wish.number is None else wish.number, wish.origin)
+        self.wish = wish
+        self._wake.set()
+
+    def granted(self, ids: Collection[str]) -> None:
+        """An Allocate was answered with these ids: whatever was planned for their cards is off."""
+        self._idleness.granted(ids)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Never returns."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow(), name="picture for apply")
+            while True:
+                await self._alone()
+                await self._act(self._decide())
+
+    async def _follow(self) -> None:
+        generation = NEVER
+        while True:
+            generation = (await self._picture.beyond(generation)).generation
+            self._wake.set()
+
+    def _view(self) -> View:
+        return View(
+            now=self._clock(),
+            wish=self.wish,
+            cards=cards(self._picture.facts, self._picture.policy),
+            proofs=self._proofs,
+            taken=self._idleness.taken(),
+            held=self._held,
+            scans=self._sweep.scans,
+        )
+
+    def _decide(self) -> Decision:
+        """Decide, publish and tell, all in one go: a grant comes before this or after it."""
+        self._wake.clear()
+        decision = decide(self._memory, self._view(), self._limits)
+        self._memory = decision.memory
+        self._keep_back(decision.kept_back)
+        for news in decision.news:
+            log = logger.info if news.reason is Reason.APPLIED else logger.warning
+            log("%s: %s", news.reason, news.text)
+        self._tell(decision.report, decision.news)
+        return decision
+
+    def _keep_back(self, kept_back: Mapping[str, Health]) -> None:
+        if kept_back != self._picture.facts.kept_back:
+            self._picture.submit(lambda facts: replace(facts, kept_back=kept_back))
+
+    async def _act(self, decision: Decision) -> None:
+        match decision.action:
+            case Wait(None):
+                await self._wake.wait()
+            case Wait(float() as seconds):
+                await wait_for(self._wake, seconds)
+            case Prove(addresses):
+                known = cards(self._picture.facts, self._picture.policy)
+                asked = [known[address] for address in addresses]
+                self._proofs = {**self._proofs, **await self._idleness.look(asked)}
+            case Scan(seconds):
+                try:
+                    async with asyncio.timeout(seconds):
+                        await self._sweep.rescanned()
+                except TimeoutError:
+                    pass  # what comes of it is decided by the clock
+            case SetVfs() as order:
+                await self._set(order)
+
+    async def _set(self, order: SetVfs) -> None:
+        card, failure = order.card, ""
+        assert card.index is not None  # noqa: S101 - or nothing would have been decided
+        logger.info("asking the driver for %s VFs of %s, which has %s", order.number, card.address, card.vfs)
+        try:
+            await self._driver.set_sriov_vf_num(
+                card.index, order.number, card.address, seconds=self._limits.timeout
+            )
+        except XpumlError as error:
+            failure = (
+                f"the driver refuses {order.number} VFs: {error}; a process may have the card or one of its "
+                "VFs open, or this board cannot be split so"
+            )
+        except (WorkerError, LibraryError, WrongDeviceError, ValueError) as error:
+            failure = str(error)
+        self._memory = answered(self._memory, self._view(), self._limits, failure=failure)

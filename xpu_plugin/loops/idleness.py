@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asks everybody who may know who uses a card, and remembers what we gave away."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
+from xpu_plugin.edges.grants import GrantRecord
+from xpu_plugin.edges.kubelet import KUBELET_SOCKET, Identity
+from xpu_plugin.edges.podresources import UnknownHoldersError, list_pods, read_checkpoint
+from xpu_plugin.loops.backoff import delays
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model.devices import Usage
+from xpu_plugin.model.holders import (
+    FORMER,
+    Answers,
+    Grant,
+    Holding,
+    Ledger,
+    Listing,
+    Terms,
+    by_card,
+    card_of,
+    examine,
+    shown,
+)
+from xpu_plugin.model.vf import Card, Proof
+from xpu_plugin.xpuml import WrongDeviceError, XpumlError
+
+
+logger = logging.getLogger(__name__)
+
+MUTE_SECONDS = (60.0, 3600.0)  # for a card at which asking who uses it costs a worker: first, most
+SHOW_SECONDS = 60.0  # after a grant, for the kubelet's list to show it; an init container's it never does
+
+
+@dataclass(slots=True)
+class _Mute:
+    """A card that is not asked until a while has passed."""
+
+    delays: Iterator[float]
+    until: float = 0.0
+    why: str = ""
+
+
+class Idleness:
+    """Looks who uses cards. record: of grants, which may be held still; settled: as if it had been known for
+    long what the record says"""
+
+    def __init__(
+        self,
+        driver: Driver,
+        picture: Picture,
+        terms: Terms,
+        *,
+        device_plugin_dir: Path,
+        pod_resources_socket: Path,
+        record: GrantRecord,
+        settled: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._driver = driver
+        self._picture = picture
+        self._terms = terms
+        self._directory = device_plugin_dir
+        self._socket = pod_resources_socket
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._record = record
+        self._granted = asyncio.Event()
+        self._mute: dict[str, _Mute] = {}
+        started = clock() - (terms.settle if settled else 0.0)
+        self._ledger: Ledger = {
+            id: Grant(at=started, inherited=True, shown=FORMER if id in record.listed else None)
+            for id in record.paths
+        }
+
+    def granted(self, ids: Collection[str]) -> None:
+        """An Allocate was answered with these ids."""
+        self._ledger = {**self._ledger, **dict.fromkeys(ids, Grant(at=self._clock()))}
+        self._granted.set()
+
+    async def run(self) -> None:
+        """Write down which grants the kubelet lists, so that a later process knows one that has ended from
+        one that is never listed. Never returns."""
+        while True:
+            await self._granted.wait()
+            await asyncio.sleep(self._terms.settle)
+            since = self._clock() - SHOW_SECONDS
+            if not any(grant.at > since and grant.shown is None for grant in self._ledger.values()):
+                self._granted.clear()
+                continue
+            began, life = self._clock(), self._life()
+            listing = await self._list()
+            if isinstance(listing, Listing):
+                ids = {id for holding in listing.holdings for id in holding.ids}
+                self._ledger = shown(self._ledger, ids, began=began, life=life)
+                await self._record.saw([id for id, grant in self._ledger.items() if grant.shown == life])
+
+    def taken(self) -> frozenset[str]:
+        """Cards of which something was granted by us, and that is not known to have ended."""
+        facts = self._picture.facts
+        cards = {card_of(id, facts) for id, grant in self._ledger.items() if not grant.inherited}
+        return frozenset(card for card in cards if card is not None)
+
+    def cards_of(self, holdings: Iterable[Holding]) -> frozenset[str]:
+        """The cards that these containers hold something of."""
+        return frozenset(by_card(holdings, self._picture.facts, self._picture.policy)[0])
+
+    async def look(self, cards: Collection[Card]) -> dict[str, Proof]:
+        """Ask everybody about these cards."""
+        began = self._clock()
+        usages: dict[str, Usage | str] = {}
+        for card in cards:
+            usages[card.address] = await self._usage(card)
+        life = self._life()
+        listing = await self._list()
+        answers = Answers(
+            began=began,
+            done=self._clock(),
+            listing=listing,
+            checkpoint=self._checkpoint(),
+            life=life if life == self._life() else None,
+            age=self._wall_clock() - life.changed_ns / 1e9 if life else 0.0,
+            usages=usages,
+        )
+        self._ledger, proofs = examine(
+            self._ledger,
+            cards,
+            answers,
+            self._terms,
+            facts=self._picture.facts,
+            policy=self._picture.policy,
+        )
+        return proofs
+
+    async def _usage(self, card: Card) -> Usage | str:
+        """What driver and sysfs say, or why they do not.
+
+        A card at which that costs a worker is left alone for a while, or the others would never be asked; and
+        so are all while a worker is stuck.
+        """
+        mute = self._mute.get(card.address)
+        if mute is not None and self._clock() < mute.until:
+            return mute.why
+        if self._driver.stuck:
+            return "a worker that was killed does not end: the driver holds it"
+        try:
+            usage = await self._driver.usage([device.index for device in card.devices], card.address)
+        except WorkerError as error:
+            if error.call is None:  # nobody's fault: there is none that has scanned, say
+                return str(error)
+            mute = mute or _Mute(delays(*MUTE_SECONDS))
+            mute.until, mute.why = self._clock() + next(mute.delays), str(error)
+            self._mute[card.address] = mute
+            logger.warning("asking who uses %s: %s; it is asked again later", card.address, error)
+            return mute.why
+        except (LibraryError, XpumlError, WrongDeviceError) as error:
+            return str(error)
+        self._mute.pop(card.address, None)
+        return usage
+
+    async def _list(self) -> Listing | str | None:
+        try:
+            return await list_pods(self._socket)
+        except UnknownHoldersError as error:
+            return str(error)
+
+    def _checkpoint(self) -> tuple[Holding, ...] | None:
+        try:
+            return tuple(read_checkpoint(self._directory))
+        except UnknownHoldersError:
+            return None
+
+    def _life(self) -> Identity | None:
+        return Identity.of(self._directory / KUBELET_SOCKET)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node in the API server: its label is the wish, and what became of it is written there.
+
+An API server that cannot be reached changes nothing: not before it has answered once, when the wish is
+`keep`, and not later.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+from functools import partial
+
+from xpu_plugin.edges.api import NodeApi
+from xpu_plugin.model.change import News, Reason
+from xpu_plugin.model.vf import (
+    DETAIL_ANNOTATION,
+    STATE_LABEL,
+    UNKNOWN,
+    Report,
+    Wish,
+    by_argument,
+    by_label,
+)
+
+
+logger = logging.getLogger(__name__)
+
+
+class Node:
+    """Turns the label into a wish, and reports into a label, an annotation and Events.
+
+    argument: the number of VFs that counts without a label, or when the API server refuses to show it from
+    the start on; connect: makes the API server's edge from two callbacks, for a label's value and for a
+    refusal, that may be called on any thread
+    """
+
+    def __init__(
+        self,
+        *,
+        argument: int | None,
+        connect: Callable[[Callable[[str | None], None], Callable[[str], None]], NodeApi],
+    ) -> None:
+        self._argument = argument
+        self._wished: Callable[[Wish], None] = _to_nobody
+        self._wish = UNKNOWN
+        self._last: tuple[str, str] | None = None
+        loop = asyncio.get_running_loop()
+        self._api = connect(
+            partial(_hop, loop, self._label),
+            partial(_hop, loop, self._denied),
+        )
+
+    async def run(self, wished: Callable[[Wish], None]) -> None:
+        """Tell `wished` of each wish. Never returns; cancelled, it does not wait for it."""
+        self._wished = wished
+        self._api.start()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self._api.stop()
+
+    def tell(self, report: Report, news: Collection[News]) -> None:
+        """Write down what became of the wish; nothing before there is one."""
+        if self._wish.origin is not None:
+            written = (str(report.state), report.detail())
+            if written != self._last:
+                self._last = written
+                self._api.publish(
+                    labels={STATE_LABEL: written[0]}, annotations={DETAIL_ANNOTATION: written[1]}
+                )
+        for one in news:
+            kind = "Normal" if one.reason is Reason.APPLIED else "Warning"
+            self._api.event(kind=kind, reason=str(one.reason), message=one.text)
+
+    def _label(self, label: str | None) -> None:
+        self._take(by_label(self._wish, label, self._argument))
+
+    def _denied(self, text: str) -> None:
+        """Without an answer ever, a refusal makes the argument count."""
+        logger.warning("%s", text)
+        if self._wish.origin is None:
+            logger.warning("the argument --sriov-num-vfs counts, as the node's label may not be read")
+            self._take(by_argument(self._argument))
+
+    def _take(self, wish: Wish) -> None:
+        self._wish = wish
+        self._wished(wish)
+
+
+def _hop(loop: asyncio.AbstractEventLoop, call: Callable[[str], None], value: str) -> None:
+    """From the API server's thread to the event loop, unless that has ended."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(call, value)
+
+
+def _to_nobody(wish: Wish) -> None:
+    """Nobody listens yet."""

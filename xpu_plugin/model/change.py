@@ -1,0 +1,435 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How cards come to have the VFs wished: one decision at a time, from what is known now.
+
+`decide` is called whenever something may have changed, and after each action that it asked for. It never
+trusts that an action had its effect: it looks at what the next scan says. So it may be begun anew at any
+moment with an empty Memory, and arrives at the same end.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from xpu_plugin.model.health import CHANGING, WISH_PENDING, WITHDRAWN, Health
+from xpu_plugin.model.vf import Action, Card, Proof, Report, Step, Wish, proven, wanted
+
+
+LOOK_SECONDS = 5.0  # between looks at who uses a card that is to be changed
+CHECK_SECONDS = 0.5  # between scans, until a change shows
+RETRY_SECONDS = (10.0, 600.0)  # after a change that failed: first, most
+DRIFT_SECONDS = (60.0, 3600.0)  # after a change that was not ours: first, most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the administrator sets, in seconds.
+
+    settle: between withdrawing a card and changing it; timeout: for a change to show in a scan
+    pending: from the start on, for the wish to become known; apply: whether anything may be changed
+    """
+
+    settle: float = 10.0
+    timeout: float = 60.0
+    pending: float = 60.0
+    apply: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What is known now.
+
+    proofs: the last look at each card
+    taken: cards of which we gave something away that is not known to have ended, at this very instant
+    held: cards that had a holder when we started
+    scans: how many scans have been taken in
+    """
+
+    now: float
+    wish: Wish
+    cards: Mapping[str, Card]
+    proofs: Mapping[str, Proof]
+    taken: frozenset[str] = frozenset()
+    held: frozenset[str] = frozenset()
+    scans: int = 0
+
+
+# --- what is remembered ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """The one change under way: its card is withdrawn first, then the driver is asked (`sent`) and its effect
+    looked for.
+
+    number: VFs asked for last; was: VFs before; until: the end of the settling, or of the looking
+    scans: those that say nothing new; scan_at: no sooner is another one wanted
+    failure: why the driver's answer was no success; shown: what the scans since then have shown instead
+    """
+
+    card: str
+    sent: bool = False
+    number: int
+    was: int
+    until: float
+    scans: int = 0
+    scan_at: float = 0.0
+    failure: str = ""
+    shown: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """A card that is left alone for a while. failed: because a change failed, else because of drift."""
+
+    until: float
+    seconds: float
+    reason: str
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """All of it may be lost at any time.
+
+    reserved: cards kept back since before the wish was known -> when they have settled
+    settled: card -> its VFs when it was last as wished
+    told: card -> the last bad news of it, until it is as wished; under no card, what is wrong with the wish
+    """
+
+    started: float = 0.0
+    number: int | None = None
+    change: Change | None = None
+    reserved: Mapping[str, float] = field(default_factory=dict)
+    pauses: Mapping[str, Pause] = field(default_factory=dict)
+    settled: Mapping[str, int] = field(default_factory=dict)
+    told: Mapping[str, object] = field(default_factory=dict)
+
+
+# --- what is decided ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do for so many seconds, None: until something changes."""
+
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prove:
+    """Look who uses these cards."""
+
+    cards: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """Scan anew; give up after so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SetVfs:
+    """Ask the driver, and tell `answered`. Nobody may be granted the card from here on."""
+
+    card: Card
+    number: int
+
+
+class Reason(StrEnum):
+    """Of a transition that somebody may want to hear of; the words are those of Events."""
+
+    APPLIED = "VFApplied"
+    BLOCKED = "VFBlocked"
+    FAILED = "VFFailed"
+    DRIFT = "VFDrift"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """A transition, told once. card: empty for what concerns the wish itself"""
+
+    reason: Reason
+    card: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What to remember, which cards new pods are kept off and why, what to do next, what to tell."""
+
+    memory: Memory
+    kept_back: Mapping[str, Health]
+    action: Wait | Prove | Scan | SetVfs
+    report: Report
+    news: tuple[News, ...] = ()
+
+
+def decide(memory: Memory, view: View, limits: Limits) -> Decision:
+    """The next action. Calling it again with the same view decides the same, but after SetVfs, when
+    `answered` is due, and after a Wait of no time."""
+    memory, drifts = _notice(memory, view)
+    changed = _go_on(memory, view) if memory.change else None
+    memory, action, news = changed or (memory, None, ())
+    if action is None:
+        memory, action = _begin(memory, view, limits)
+    steps = tuple(_told(memory, view, limits, card) for card in view.cards.values())
+    memory, turns = _turns(memory, steps, view.wish.problem)
+    kept_back = _kept_back(memory, view, limits)
+    if isinstance(action, Wait) and kept_back and _pending(memory, view, limits):
+        left = memory.started + limits.pending - view.now
+        action = Wait(left if action.seconds is None else min(action.seconds, left))
+    return Decision(
+        memory=memory,
+        kept_back=kept_back,
+        action=action,
+        report=Report(steps=steps, problem=view.wish.problem),
+        news=(*drifts, *news, *turns),
+    )
+
+
+def answered(memory: Memory, view: View, limits: Limits, *, failure: str = "") -> Memory:
+    """The driver has answered, or will not: `failure` says how. The truth is what the next scans say."""
+    assert memory.change is not None  # noqa: S101 - only a change asks the driver
+    until = view.now + limits.timeout
+    change = replace(memory.change, until=until, scans=view.scans, failure=failure)
+    return replace(memory, change=change)
+
+
+# --- beginning ------------------------------------------------------------------------------------
+
+
+def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | Prove]:
+    """Find a card to change; whoever is to be changed has to be looked at first."""
+    memory = replace(memory, change=None)
+    if not limits.apply:
+        return replace(memory, reserved={}), Wait(None)
+    waiting = [card for card in view.cards.values() if wanted(view.wish, card).action is Action.APPLY]
+    due = [card for card in waiting if not _paused(memory, view, card.address)]
+    stale = tuple(card.address for card in due if not _fresh(view, card.address))
+    if stale:
+        return memory, Prove(stale)
+    free = [card for card in due if _free(view, card.address)]
+    reserved = {}
+    if _pending(memory, view, limits):
+        # Kept back already: they may settle together.
+        settled = view.now + limits.settle
+        reserved = {
+            card.address: memory.reserved.get(card.address, settled)
+            for card in free
+            if not card.vfs or card.address in memory.reserved
+        }
+    if not free:
+        ends = [memory.pauses[card.address].until - view.now for card in waiting if card not in due]
+        if due:
+            ends.append(LOOK_SECONDS)
+        return replace(memory, reserved={}), Wait(max(min(ends), 0.0) if ends else None)
+    card = min(free, key=lambda card: (card.address not in reserved, card.address))
+    assert view.wish.number is not None  # noqa: S101 - `keep` changes nothing
+    change = Change(
+        card=card.address,
+        number=view.wish.number,
+        was=card.vfs,
+        until=reserved.pop(card.address, view.now + limits.settle),
+    )
+    memory = replace(memory, change=change, reserved=reserved)
+    return memory, Wait(max(change.until - view.now, 0.0))
+
+
+def _fresh(view: View, address: str) -> bool:
+    proof = view.proofs.get(address)
+    return proof is not None and view.now - proof.done < LOOK_SECONDS
+
+
+def _free(view: View, address: str) -> bool:
+    """Whether nobody used the card at the last look, and nobody was given it since."""
+    return address in view.proofs and view.proofs[address].idle and address not in view.taken
+
+
+def _paused(memory: Memory, view: View, address: str) -> bool:
+    pause = memory.pauses.get(address)
+    return pause is not None and view.now < pause.until
+
+
+# --- going on -------------------------------------------------------------------------------------
+
+_Next = tuple[Memory, Wait | Prove | Scan | SetVfs, tuple[News, ...]] | None
+
+
+def _go_on(memory: Memory, view: View) -> _Next:
+    """The next action of the change under way; None when there is none, whereupon it is over."""
+    change = memory.change
+    assert change is not None  # noqa: S101 - asked by decide
+    card = view.cards.get(change.card)
+    return _sent(memory, change, card, view) if change.sent else _withdrawn(memory, change, card, view)
+
+
+def _withdrawn(memory: Memory, change: Change, card: Card | None, view: View) -> _Next:
+    if card is None or wanted(view.wish, card).action is not Action.APPLY or change.card in view.taken:
+        return None
+    if view.now < change.until:
+        return memory, Wait(change.until - view.now), ()
+    if view.proofs[change.card].at < change.until:
+        return memory, Prove((change.card,)), ()
+    if not view.proofs[change.card].idle:
+        return None
+    return _send(memory, change, card, view)
+
+
+def _send(memory: Memory, change: Change, card: Card, view: View) -> _Next:
+    # The driver itself would go through 0 as well, and lose the VFs on the way if it then refuses.
+    assert view.wish.number is not None  # noqa: S101 - the step is to apply
+    number = 0 if card.vfs else view.wish.number
+    change = replace(change, sent=True, number=number, scan_at=0.0)
+    return replace(memory, change=change), SetVfs(card, number), ()
+
+
+def _sent(memory: Memory, change: Change, card: Card | None, view: View) -> _Next:
+    left = change.until - view.now
+    if view.scans == change.scans:
+        if left > 0:
+            wait = min(change.scan_at - view.now, left)
+            return memory, Wait(wait) if wait > 0 else Scan(left), ()
+        reason = change.failure or change.shown or "no scan has shown what came of it"
+        return _failed(memory, change, view, reason)
+    if card is not None and card.complete and card.index is not None:
+        if card.vfs == view.wish.number:
+            text = f"{card.address} has {card.vfs} VFs now, {change.was} before"
+            news = News(reason=Reason.APPLIED, card=card.address, text=text)
+            return _over(memory, change.card), Wait(0.0), (news,)
+        if card.vfs == change.number and not change.failure:
+            if wanted(view.wish, card).action is Action.APPLY:
+                return _send(memory, change, card, view)
+            return None  # the wish is another one meanwhile, and asks for nothing
+    if change.failure:
+        return _failed(memory, change, view, change.failure)
+    what = "nothing of the card" if card is None else f"{card.vfs} VFs" + " in part" * (not card.complete)
+    shown = f"asked for {change.number} VFs, the library shows {what}"
+    if left <= 0:
+        return _failed(memory, change, view, shown)
+    change = replace(change, scans=view.scans, scan_at=view.now + CHECK_SECONDS, shown=shown)
+    return replace(memory, change=change), Wait(min(CHECK_SECONDS, left)), ()
+
+
+def _over(memory: Memory, card: str) -> Memory:
+    pauses = {
+        address: pause for address, pause in memory.pauses.items() if address != card or not pause.failed
+    }
+    return replace(memory, change=None, pauses=pauses)
+
+
+def _failed(memory: Memory, change: Change, view: View, reason: str) -> _Next:
+    memory = _pause(memory, view, change.card, reason, RETRY_SECONDS, failed=True)
+    return replace(memory, change=None), Wait(0.0), ()
+
+
+def _pause(
+    memory: Memory, view: View, card: str, reason: str, seconds: tuple[float, float], *, failed: bool
+) -> Memory:
+    """Twice as long as the last time, if that was not long ago."""
+    first, most = seconds
+    last = memory.pauses.get(card)
+    again = last is not None and last.failed == failed and view.now < last.until + 2 * most
+    length = min(last.seconds * 2, most) if again and last else first
+    pause = Pause(until=view.now + length, seconds=length, reason=reason, failed=failed)
+    return replace(memory, pauses={**memory.pauses, card: pause})
+
+
+# --- noticing -------------------------------------------------------------------------------------
+
+
+def _notice(memory: Memory, view: View) -> tuple[Memory, tuple[News, ...]]:
+    """A new wish begins anew; a card that was as wished and is not any more was changed by somebody else."""
+    if view.wish.number != memory.number:
+        memory = replace(memory, number=view.wish.number, pauses={}, settled={})
+    news = []
+    settled = {address: number for address, number in memory.settled.items() if address in view.cards}
+    changing = memory.change.card if memory.change and memory.change.sent else None
+    for address, card in view.cards.items():
+        if view.wish.number is None or card.excluded or address == changing:
+            settled.pop(address, None)
+        elif card.vfs == view.wish.number:
+            settled[address] = card.vfs
+        elif (was := settled.pop(address, None)) is not None:
+            text = f"somebody else has split {address}: {was} VFs before, {card.vfs} now"
+            memory = _pause(memory, view, address, text, DRIFT_SECONDS, failed=False)
+            news.append(News(reason=Reason.DRIFT, card=address, text=text))
+    return replace(memory, settled=settled), tuple(news)
+
+
+# --- telling --------------------------------------------------------------------------------------
+
+
+def _pending(memory: Memory, view: View, limits: Limits) -> bool:
+    return view.now < memory.started + limits.pending
+
+
+def _kept_back(memory: Memory, view: View, limits: Limits) -> dict[str, Health]:
+    kept: dict[str, Health] = {}
+    if limits.apply and _pending(memory, view, limits):
+        unheld = view.cards.keys() - view.taken - view.held
+        kept = {address: WISH_PENDING for address in unheld if _undecided(view, view.cards[address])}
+        kept.update(dict.fromkeys(memory.reserved.keys() - view.taken, WITHDRAWN))
+    if (change := memory.change) is not None:
+        kept[change.card] = CHANGING if change.sent else WITHDRAWN
+    return kept
+
+
+def _undecided(view: View, card: Card) -> bool:
+    """Whether a whole card may have to be split: nobody has said yet, or nobody has looked yet. One that is
+    split stays offered, as a reboot leaves none such."""
+    asked = view.wish.origin is not None
+    looked = card.address in view.proofs or wanted(view.wish, card).action is not Action.APPLY
+    return bool(card.most) and not card.vfs and not card.excluded and not (asked and looked)
+
+
+def _told(memory: Memory, view: View, limits: Limits, card: Card) -> Step:
+    """A card's step with what is being done about it."""
+    step = wanted(view.wish, card)
+    change = memory.change
+    if change is not None and change.card == card.address:
+        what = "being changed" if change.sent else "withdrawn, settling"
+        return replace(step, wished=view.wish.number, action=Action.APPLY, reason=what)
+    pause = memory.pauses.get(card.address)
+    if step.action is Action.KEEP and not card.complete and pause is not None and pause.failed:
+        return replace(step, action=Action.FAILED, reason=pause.reason)
+    if step.action is not Action.APPLY:
+        return step
+    if not limits.apply:
+        return replace(step, action=Action.BLOCKED, reason="--vf-policy is never")
+    if pause is not None and _paused(memory, view, card.address):
+        reason = f"{pause.reason}; it is tried again later"
+        return replace(step, action=Action.FAILED if pause.failed else Action.APPLY, reason=reason)
+    proof = view.proofs.get(card.address)
+    if proof is None:
+        return replace(step, reason="about to be looked at")
+    if card.address in view.taken and proof.idle:
+        return replace(step, action=Action.BLOCKED, reason="granted to a container just now")
+    return replace(proven(step, proof), reason=proof.text if not proof.idle else "waits its turn")
+
+
+def _turns(memory: Memory, steps: Iterable[Step], problem: str) -> tuple[Memory, tuple[News, ...]]:
+    """What has turned bad. Said again only after it was well, or for another wish or another failure."""
+    told: dict[str, object] = {"": problem} if problem else {}
+    news = []
+    if problem and memory.told.get("") != problem:
+        news.append(News(reason=Reason.FAILED, card="", text=f"{problem}; the last valid wish stays"))
+    for step in steps:
+        before = memory.told.get(step.card)
+        if step.action is Action.BLOCKED:
+            # By a doubt, and then by a holder, is worth another word; not the other way round.
+            held = bool(step.holders) or before == (Reason.BLOCKED, step.wished, True)
+            now: object = (Reason.BLOCKED, step.wished, held)
+        elif step.action is Action.FAILED:
+            now = (Reason.FAILED, step.wished, step.reason)
+        elif step.action is Action.APPLY and before is not None:
+            told[step.card] = before
+            continue
+        else:
+            continue
+        told[step.card] = now
+        if now != before:
+            reason = Reason.BLOCKED if step.action is Action.BLOCKED else Reason.FAILED
+            news.append(News(reason=reason, card=step.card, text=f"{step.card}: {step.reason}"))
+    return replace(memory, told=told), tuple(news)

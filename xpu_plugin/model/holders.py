@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who uses a card: what each witness says -> the proof that nobody does, or who does.
+
+No witness is enough. The kubelet's list leaves out init containers and lags a grant; our own grants know
+nothing of what ended; the driver knows only processes that compute. A card is idle when all say so.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from xpu_plugin.model.devices import Device, Usage, parent_by_rule
+from xpu_plugin.model.inventory import Facts, Policy, is_old, our_resources
+from xpu_plugin.model.vf import Card, Proof
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """Devices of one resource that one container holds; `container` is `namespace/pod/container` or, from
+    the checkpoint, `pod UID/container`."""
+
+    container: str
+    resource: str
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """What the pod resources API lists. pods: `namespace/name` of each, also of those without devices"""
+
+    pods: frozenset[str]
+    holdings: tuple[Holding, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What the witnesses said about some cards, as they said it.
+
+    began, done: when they were asked, in seconds of the caller's clock
+    listing: the kubelet's, None where it has no such API, or why it did not answer
+    checkpoint: what it wrote down, None where that cannot be read
+    life: of that kubelet, None if there was none or another one before the answer; age: its seconds
+    usages: card -> what driver and sysfs say, or why they do not
+    """
+
+    began: float
+    done: float
+    listing: Listing | str | None
+    checkpoint: tuple[Holding, ...] | None
+    life: object
+    age: float
+    usages: Mapping[str, Usage | str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """On what terms witnesses are believed.
+
+    own_pod: `namespace/name`, None outside of a pod; settle: seconds for the kubelet's list to show a grant
+    without_pod_resources: the administrator's consent to go without that list where there is no such API
+    """
+
+    own_pod: str | None = None
+    settle: float = 10.0
+    without_pod_resources: bool = False
+
+
+# --- attribution ----------------------------------------------------------------------------------
+
+_ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+
+
+def card_of(id: str, facts: Facts) -> str | None:
+    """The card that a device id is of, also one whose device is not there any more; None if nobody knows.
+
+    An old id ("2") is the device at /dev/xpu2.
+    """
+    known = {**facts.lost, **facts.devices}
+    if id in known:
+        return known[id].card
+    if is_old(id):
+        return next((d.card for d in reversed(known.values()) if d.node.number == int(id)), None)
+    address = id.partition("-")[0]
+    if not _ADDRESS.fullmatch(address):
+        return None
+    by_address = {device.address: device.card for device in known.values()}
+    if "-of" in id and address not in by_address:
+        # A VF of a card that is split otherwise now sits where the rule says.
+        card = parent_by_rule(address)
+        return card if card in by_address.values() else None
+    return by_address.get(address)
+
+
+def by_card(
+    holdings: Iterable[Holding], facts: Facts, policy: Policy
+) -> tuple[dict[str, set[str]], set[str]]:
+    """Card -> containers that hold something of it; and those that hold an old id that nobody knows.
+
+    A PCI address counts under whatever resource name, as other plugins may give the same hardware away;
+    an old id under ours only.
+    """
+    ours = our_resources((*facts.lost.values(), *facts.devices.values()), policy)
+    held: dict[str, set[str]] = {}
+    strange = set()
+    for holding in holdings:
+        for id in holding.ids:
+            if is_old(id) and holding.resource not in ours:
+                continue
+            if (card := card_of(id, facts)) is not None:
+                held.setdefault(card, set()).add(holding.container)
+            elif is_old(id):
+                strange.add(f"{holding.container} (device {id})")
+    return held, strange
+
+
+# --- our own grants -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """A device that we gave away and that may be held still.
+
+    at: when, or when we started for one from the record; inherited: it is from the record
+    shown: the kubelet's life in which its list has shown it, None if it never has; FORMER when we were
+        another process
+    """
+
+    at: float
+    inherited: bool = False
+    shown: object = None
+
+
+FORMER = "former"
+
+
+Ledger = Mapping[str, Grant]
+"""Grants by device id."""
+
+
+def shown(ledger: Ledger, listed: Collection[str], *, began: float, life: object) -> dict[str, Grant]:
+    """The grants after a list of the kubelet, trusted or not, that was asked for at `began`."""
+    return {
+        id: replace(grant, shown=life) if id in listed and grant.at < began else grant
+        for id, grant in ledger.items()
+    }
+
+
+def after_list(
+    ledger: Ledger,
+    listed: Collection[str],
+    *,
+    began: float,
+    life: object,
+    own_pod_listed: bool,
+    unused: Collection[str],
+    checkpoint: Collection[str] | None,
+    settle: float,
+) -> dict[str, Grant]:
+    """What is left of the grants after a list of the kubelet that can be trusted, asked for at `began`.
+
+    A grant that it has shown ends when it does not any more: in the same life of the kubelet, or when it
+    names our own pod and so has heard from the API server. Any other (an init container's is never listed)
+    ends `settle` seconds after we know of it at the earliest, and only while its device is `unused` by any
+    process and not named by the kubelet's checkpoint (None: not readable), which forgets the dead late.
+    """
+
+    def goes_on(id: str, grant: Grant) -> bool:
+        if id in listed or grant.at >= began:
+            return True
+        if grant.shown is not None and (own_pod_listed or grant.shown == life):
+            return False
+        if began - grant.at < settle or id not in unused:
+            return True
+        return checkpoint is None or id in checkpoint
+
+    left = {id: grant for id, grant in ledger.items() if goes_on(id, grant)}
+    return shown(left, listed, began=began, life=life)
+
+
+# --- the proof ------------------------------------------------------------------------------------
+
+_UNREADABLE = "the kubelet's checkpoint cannot be read"
+KUBELET_SECONDS = 60.0  # a kubelet has to be running for so long, if it cannot name our own pod
+
+
+def examine(
+    ledger: Ledger,
+    asked: Collection[Card],
+    answers: Answers,
+    terms: Terms,
+    *,
+    facts: Facts,
+    policy: Policy,
+) -> tuple[Ledger, dict[str, Proof]]:
+    """What is left of the grants, and the proof for each card asked about."""
+    proofs = {}
+    doubt = distrust(answers, terms)
+    if doubt:
+        held: Mapping[str, Collection[str]] = {}
+        strange: Collection[str] = ()
+    else:
+        ledger = _strike_out(ledger, asked, answers, terms, facts)
+        held, strange = by_card(_holdings(answers, terms), facts, policy)
+    granted: dict[str | None, list[str]] = {}
+    for id in ledger:
+        granted.setdefault(card_of(id, facts), []).append(id)
+    for card in asked:
+        proof = _proof(card, answers.usages[card.address], held.get(card.address, ()), strange, doubt)
+        if not proof.holders and card.address in granted:
+            ids = ", ".join(granted[card.address])
+            proof = Proof(holders=(f"a container that was granted {ids} and is not known to have ended",))
+        proofs[card.address] = replace(proof, at=answers.began, done=answers.done)
+    return ledger, proofs
+
+
+def _holdings(answers: Answers, terms: Terms) -> Iterable[Holding]:
+    """Whoever is named. A list that is none, or that cannot be seen to be complete, is completed by the
+    checkpoint, late as that is in forgetting the dead."""
+    listing = answers.listing if isinstance(answers.listing, Listing) else None
+    if listing is not None and terms.own_pod is not None:
+        return listing.holdings
+    return (*(listing.holdings if listing else ()), *(answers.checkpoint or ()))
+
+
+def distrust(answers: Answers, terms: Terms) -> str:
+    """Why the kubelet's list is no proof; empty if it is one, or the administrator does without.
+
+    One that was restarted while its API server is away lists no pods at all, for as long as that lasts.
+    """
+    listing = answers.listing
+    if isinstance(listing, str):
+        return listing
+    if listing is None:
+        if not terms.without_pod_resources:
+            return (
+                "this kubelet has no pod resources API: Kubernetes 1.15 or newer has; or consent by "
+                "--vf-without-pod-resources"
+            )
+        return "" if answers.checkpoint is not None else _UNREADABLE
+    if terms.own_pod is not None:
+        if terms.own_pod in listing.pods:
+            return ""
+        return (
+            f"the kubelet's list of pods does not name this plugin's own pod {terms.own_pod}; it does once "
+            "the kubelet has heard from the API server"
+        )
+    if answers.life is None:
+        return "the kubelet is not there, or was restarted just now"
+    if answers.age < KUBELET_SECONDS:
+        return f"the kubelet has been running for less than {KUBELET_SECONDS:g} s"
+    return "" if answers.checkpoint is not None else _UNREADABLE
+
+
+def _proof(
+    card: Card, usage: Usage | str, held: Collection[str], strange: Collection[str], doubt: str
+) -> Proof:
+    if held:
+        return Proof(holders=tuple(sorted(held)))
+    if doubt:
+        return Proof(doubt=doubt)
+    if strange:
+        return Proof(doubt=f"nobody knows which device is held by {', '.join(sorted(strange))}")
+    return Proof(doubt=usage) if isinstance(usage, str) else by_usage(card, usage)
+
+
+def _strike_out(
+    ledger: Ledger, asked: Collection[Card], answers: Answers, terms: Terms, facts: Facts
+) -> Ledger:
+    """Forget grants that have ended."""
+    unused: set[str] = set()
+    for card in asked:
+        usage = answers.usages[card.address]
+        if isinstance(usage, str):
+            continue
+        here = unused_devices(card, usage)
+        unused |= here
+        if len(here) == len(card.devices):  # then also what is not there any more
+            unused |= {id for id in ledger if card_of(id, facts) == card.address}
+    listing = answers.listing if isinstance(answers.listing, Listing) else None
+    return after_list(
+        ledger,
+        _ids(listing.holdings) if listing else frozenset(),
+        began=answers.began,
+        life=answers.life,
+        own_pod_listed=listing is not None and terms.own_pod in listing.pods,
+        unused=unused,
+        checkpoint=None if answers.checkpoint is None else _ids(answers.checkpoint),
+        settle=terms.settle,
+    )
+
+
+def _ids(holdings: Iterable[Holding]) -> frozenset[str]:
+    return frozenset(id for holding in holdings for id in holding.ids)
+
+
+# --- the driver -----------------------------------------------------------------------------------
+
+
+def unused_devices(card: Card, usage: Usage) -> set[str]:
+    """The ids of a card's devices at which no process computes, as far as the driver could tell."""
+    return {device.id for device in card.devices if usage.processes.get(device.address) == ()}
+
+
+def by_usage(card: Card, usage: Usage) -> Proof:
+    """What driver and sysfs say of a card's functions."""
+    holders = []
+    for device in card.devices:
+        processes = usage.processes.get(device.address)
+        if processes is None:
+            return Proof(doubt=f"the driver does not tell who uses {device.id}")
+        holders += [_named(device, process.host_pid) for process in processes]
+    own = usage.drivers.get(card.address)
+    if own is None:
+        return Proof(doubt=f"sysfs does not tell the driver of {card.address}")
+    if len(usage.drivers) - 1 != card.vfs:
+        return Proof(doubt=f"sysfs shows {len(usage.drivers) - 1} VFs of {card.address}, not {card.vfs}")
+    holders += [
+        f"whoever has bound {address} to {driver or 'no driver'}"
+        for address, driver in sorted(usage.drivers.items())
+        if driver != own
+    ]
+    return Proof(holders=tuple(dict.fromkeys(holders)))
+
+
+def _named(device: Device, host_pid: int | None) -> str:
+    """A pid of a namespace of its own names nobody."""
+    who = "a process" if host_pid is None else f"process {host_pid}"
+    return f"{who} at {device.path}"
