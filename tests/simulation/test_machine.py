@@ -473,9 +473,7 @@ machine = Machine(directory / "machine", dev_root=directory / "dev", library=lib
 """
     command = [sys.executable, "-c", program, str(directory)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-    return subprocess.run(
-        command, check=False, capture_output=True, text=True, timeout=60, env=environment
-    )
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=environment)
 
 
 @pytest.fixture
