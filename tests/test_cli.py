@@ -60,6 +60,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["list", "--state-dir=/x"], "--state-dir"),
         (["list", "--call-timeout=never"], "--call-timeout: 'never'"),
         (["list", "extra"], "extra"),
+        (["clear"], "ID"),
+        (["clear", "0000:3b:00.0", "--status-socket=here"], "--status-socket: 'here'"),
         (["simulate"], "init"),
         (["simulate", "bogus"], "bogus"),
         (["simulate", "init"], "--simulator-file"),

@@ -22,6 +22,13 @@ DEFAULTS = {
     "xpuml-library": None,
     "simulator-file": None,
     "health-interval": 1.0,
+    "health-failures": 2,
+    "health-recovery": 10.0,
+    "health-flaps": 5,
+    "health-flap-window": 600.0,
+    "health-grace": 15.0,
+    "rescan-interval": 10.0,
+    "status-socket": None,
     "call-timeout": 5.0,
     "sriov-num-vfs": 0,
     "allow": (),
@@ -53,6 +60,13 @@ VALUES: dict[str, list[tuple[str, object]]] = {
     "xpuml-library": [("/a.so", "/a.so"), ("/b.so", "/b.so")],
     "simulator-file": [("/a", Path("/a")), ("/b", Path("/b"))],
     "health-interval": [("0.05", 0.05), ("3600", 3600.0)],
+    "health-failures": [("1", 1), ("1000", 1000)],
+    "health-recovery": [("0", 0.0), ("86400", 86400.0)],
+    "health-flaps": [("1", 1), ("1000", 1000)],
+    "health-flap-window": [("1", 1.0), ("604800", 604800.0)],
+    "health-grace": [("0", 0.0), ("3600", 3600.0)],
+    "rescan-interval": [("0.05", 0.05), ("3600", 3600.0)],
+    "status-socket": [("/a.sock", Path("/a.sock")), ("/b.sock", Path("/b.sock"))],
     "call-timeout": [(".05", 0.05), ("600", 600.0)],
     "sriov-num-vfs": [("3", 3), ("keep", None)],
     "allow": [("R200", ("R200",)), ("a, b", ("a", "b"))],
@@ -168,7 +182,15 @@ def test_help_shows_every_option_with_its_variable_and_default(
 
 # --- refusals -----------------------------------------------------------------------------------------
 
-PATHS = ["device-plugin-dir", "pod-resources-socket", "state-dir", "dev-root", "sysfs-root", "simulator-file"]
+PATHS = [
+    "device-plugin-dir",
+    "pod-resources-socket",
+    "state-dir",
+    "dev-root",
+    "sysfs-root",
+    "simulator-file",
+    "status-socket",
+]
 BAD: list[tuple[str, str, str]] = [
     *((name, bad, "an absolute path") for name in PATHS for bad in ("relative", "./x", "~/x")),
     *(
@@ -178,6 +200,11 @@ BAD: list[tuple[str, str, str]] = [
     *(
         ("call-timeout", bad, "seconds from 0.05 to 600")
         for bad in ("0.04", "1e2", "0x1", "601", "1_0", "\u0661")
+    ),
+    *(
+        (name, bad, "a whole number from 1 to 1000")
+        for name in ("health-failures", "health-flaps")
+        for bad in ("0", "1001", "-1", "1.0", "two", "9" * 400, "1 ", "\u0661")
     ),
     *(
         ("sriov-num-vfs", bad, "a whole number from 0 to 63, or keep")
@@ -269,6 +296,14 @@ def test_a_directory_too_deep_for_a_socket_is_refused_before_anything_runs(more:
     longest = "/" + "d" * (107 - len("/xpu-device-plugin.sock") - 1)
     assert read(f"--device-plugin-dir={longest}").device_plugin_dir == Path(longest)
     refused(f"--device-plugin-dir={longest}d")
+
+
+def test_a_status_socket_with_too_long_a_path_is_refused_before_anything_runs() -> None:
+    longest = "/" + "s" * 106
+    assert read(f"--status-socket={longest}").status_socket == Path(longest)
+    text = refused(f"--status-socket={longest}s")
+    assert text.startswith("--status-socket: ")
+    assert "107" in text
 
 
 # --- the former plugin's manifests --------------------------------------------------------------------

@@ -122,6 +122,7 @@ class Node:
             "xpuml-library": "simulator",
             "simulator-file": self.machine.path,
             "health-interval": 0.05,
+            "health-recovery": 0.1,
             "call-timeout": 0.5,
         }
         return {name: str(value) for name, value in options.items()}
@@ -247,6 +248,52 @@ async def test_sighup_forgets_lost_devices_at_once_and_does_nothing_else(
     assert kubelet.lists(RESOURCE) == lists + 1
     assert len(kubelet.registrations) == 1
     assert daemon.process.poll() is None
+
+
+async def test_a_device_that_flaps_stays_out_until_it_is_cleared(node: Node, kubelet: Kubelet) -> None:
+    socket = node.place / "run/status.sock"
+    options = ("--health-flaps=3", f"--status-socket={socket}")
+
+    async def clear(id: str) -> tuple[int, str]:
+        command = [sys.executable, "-P", *PLAIN, "clear", id, f"--status-socket={socket}"]
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        output, _ = await process.communicate()
+        assert process.returncode is not None
+        return process.returncode, output.decode()
+
+    daemon = node.start(*options)
+    await shows(kubelet, IDS)
+    for flap in (1, 2):
+        node.machine.set_card(1, {"state": "207"})
+        await daemon.says("reason=state-error", flap)
+        node.machine.set_card(1, {"state": ""})
+        await daemon.says(["device healthy again", "reason=quarantined"][flap - 1])
+    record = node.place / "state/quarantine.json"
+    await until(record.exists, "a record of it")
+    await daemon.kill()
+
+    daemon = node.start(*options)
+    await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 3, timeout=SECONDS)
+    await daemon.says(
+        f"device offered id={IDS[1]} model=R200 path=/dev/xpu1 resource={RESOURCE} health=Unhealthy"
+    )
+    assert await clear(IDS[0]) == (1, f"xpu-device-plugin: '{IDS[0]}' is not in quarantine\n")
+    assert await clear(IDS[1]) == (0, f"{IDS[1]}: quarantine lifted\n")
+    await shows(kubelet, IDS)
+    await daemon.stop()
+    assert not socket.exists()
+
+
+async def test_a_status_socket_that_cannot_be_had_costs_no_more_than_that(
+    node: Node, kubelet: Kubelet
+) -> None:
+    daemon = node.start(f"--status-socket={node.machine.path}")
+    await daemon.says("cannot listen at")
+    await shows(kubelet, IDS)
+    await daemon.stop()
+    assert node.machine.path.is_file()
 
 
 # --- several lives --------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,6 +56,16 @@ def _seconds(least: float, most: float) -> Callable[[str], float]:
         if not re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", text):
             _refuse(text, accepted)
         return float(text) if least <= float(text) <= most else _refuse(text, accepted)
+
+    return parse
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        accepted = f"a whole number from {least} to {most}"
+        if not re.fullmatch(r"[0-9]{1,9}", text):
+            _refuse(text, accepted)
+        return int(text) if least <= int(text) <= most else _refuse(text, accepted)
 
     return parse
 
@@ -155,6 +165,13 @@ class Option:
         return ", then ".join((self.variable, *self.also))
 
 
+STATUS_SOCKET = Option(
+    "status-socket",
+    _absolute,
+    None,
+    "where sub-commands talk to the running plugin, root only; nowhere if not given",
+    "SOCKET",
+)
 _PLACES = (
     Option("dev-root", _absolute, "/dev", "where this program looks for device nodes", "DIR"),
     Option("sysfs-root", _absolute, "/sys", "where this program looks for sysfs", "DIR"),
@@ -192,7 +209,13 @@ _VFS = (
         "the kubelet's pod resources API",
         "SOCKET",
     ),
-    Option("state-dir", _absolute, "/var/lib/xpu-device-plugin", "where grants are recorded", "DIR"),
+    Option(
+        "state-dir",
+        _absolute,
+        "/var/lib/xpu-device-plugin",
+        "where grants and quarantines are recorded",
+        "DIR",
+    ),
     Option(
         "sriov-num-vfs",
         _vfs,
@@ -257,6 +280,49 @@ OPTIONS = (
         "health-interval", _seconds(0.05, 3600), "1", "seconds between two looks at all states", "SECONDS"
     ),
     Option(
+        "health-failures",
+        _number(1, 1000),
+        "2",
+        "failed calls in a row until a device is unhealthy; an error state acts at once",
+        "N",
+    ),
+    Option(
+        "health-recovery",
+        _seconds(0, 86400),
+        "10",
+        "seconds of good answers until a device is healthy again",
+        "SECONDS",
+    ),
+    Option(
+        "health-flaps",
+        _number(1, 1000),
+        "5",
+        "changes of a device's health within --health-flap-window that are borne; one more quarantines it",
+        "N",
+    ),
+    Option(
+        "health-flap-window",
+        _seconds(1, 604800),
+        "600",
+        "see --health-flaps; and seconds without a change until a quarantine ends",
+        "SECONDS",
+    ),
+    Option(
+        "health-grace",
+        _seconds(0, 3600),
+        "15",
+        "seconds that a device's health stands while the library hangs, crashes or cannot be opened",
+        "SECONDS",
+    ),
+    Option(
+        "rescan-interval",
+        _seconds(0.05, 3600),
+        "10",
+        "seconds between two looks at device nodes and sysfs for a change",
+        "SECONDS",
+    ),
+    STATUS_SOCKET,
+    Option(
         "metrics-address",
         _address,
         None,
@@ -268,6 +334,14 @@ OPTIONS = (
     Option("log-format", _one_of(*log.FORMATS), "text", f"one of {', '.join(log.FORMATS)}", "FORMAT"),
 )
 LIST_OPTIONS = _PLACES
+# Where the manifests have it.
+CLEAR_OPTIONS = (
+    replace(
+        STATUS_SOCKET,
+        default="/run/xpu-device-plugin/status.sock",
+        help="where the running plugin listens, its own --status-socket",
+    ),
+)
 PLAN_OPTIONS = (*_PLACES, *_VFS)
 
 
@@ -287,7 +361,6 @@ class Config:
     device_plugin_dir: Path = Path("/var/lib/kubelet/device-plugins")
     pod_resources_socket: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
     state_dir: Path = Path("/var/lib/xpu-device-plugin")
-    health_interval: float = 1.0
     sriov_num_vfs: int | None = 0
     vf_policy: str = VF_POLICIES[0]
     vf_timeout: float = 60.0
@@ -299,6 +372,14 @@ class Config:
     node_name: str | None = None
     pod_name: str | None = None
     pod_namespace: str = "kube-system"
+    health_interval: float = 1.0
+    health_failures: int = 2
+    health_recovery: float = 10.0
+    health_flaps: int = 5
+    health_flap_window: float = 600.0
+    health_grace: float = 15.0
+    rescan_interval: float = 10.0
+    status_socket: Path | None = None
     metrics_address: tuple[str, int] | None = None
     fail_on_init_error: bool = False
     log_level: str = "info"
@@ -311,6 +392,11 @@ class Config:
             raise UsageError(
                 f"--dev-root: {str(self.dev_root)!r} is accepted with --xpuml-library {SIMULATOR} only, as "
                 "the library itself looks in /dev"
+            )
+        if self.status_socket and len(os.fsencode(self.status_socket)) > LONGEST_SOCKET_PATH:
+            raise UsageError(
+                f"--status-socket: {str(self.status_socket)!r} is too long for a socket's path; "
+                f"accepted: up to {LONGEST_SOCKET_PATH} bytes"
             )
         longest = len(os.fsencode(self.device_plugin_dir / "xpu-device-plugin.sock"))
         longest += LONGEST_PROFILE if self.resource_per_profile else 0
@@ -404,8 +490,8 @@ def daemon_parser() -> Parser:
     return Parser(
         prog=PROGRAM,
         description="Kubernetes device plugin for Kunlunxin XPUs.",
-        epilog="Sub-commands, each with its own --help: list, plan, simulate, demo. An option that is not "
-        "given is read from its environment variable. Durations are in seconds.",
+        epilog="Sub-commands, each with its own --help: list, plan, clear, simulate, demo. An option that is "
+        "not given is read from its environment variable. Durations are in seconds.",
     )
 
 

@@ -8,6 +8,7 @@ import os
 import platform
 import signal
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xpu_plugin.config import LIBRARIES, SIMULATOR, VF_POLICIES, Config
@@ -16,7 +17,9 @@ from xpu_plugin.edges.driver import Driver, Target
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.host import device_number
 from xpu_plugin.edges.kubelet import Endpoint, InstanceLock, socket_name
+from xpu_plugin.edges.quarantine import QuarantineRecord
 from xpu_plugin.edges.service import DevicePluginService
+from xpu_plugin.edges.status import Answer, StatusServer
 from xpu_plugin.loops.apply import Apply
 from xpu_plugin.loops.backoff import delays, wait_for
 from xpu_plugin.loops.endpoints import Endpoints
@@ -25,7 +28,9 @@ from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.node import Node
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.loops.sweep import InitError, Sweep
+from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.change import Limits
+from xpu_plugin.model.health import Rules
 from xpu_plugin.model.holders import Terms
 from xpu_plugin.model.inventory import Policy
 from xpu_plugin.model.vf import LABEL, UNKNOWN, by_argument
@@ -67,6 +72,16 @@ def policy(config: Config) -> Policy:
     )
 
 
+def rules(config: Config) -> Rules:
+    """When an answer becomes a verdict by this configuration."""
+    return Rules(
+        failures=config.health_failures,
+        recovery=config.health_recovery,
+        flaps=config.health_flaps,
+        window=config.health_flap_window,
+    )
+
+
 class AddressError(Exception):
     """The HTTP server's address cannot be had."""
 
@@ -88,10 +103,15 @@ async def serve(config: Config) -> int:
 
     driver = Driver(target(config), call_timeout=config.call_timeout)
     picture = Picture(policy(config))
+    probes = Driver(target(config), call_timeout=config.call_timeout)
     sweep = Sweep(
         driver,
+        probes,
         picture,
+        Verdicts(rules(config), QuarantineRecord(config.state_dir)),
         interval=config.health_interval,
+        rescan_interval=config.rescan_interval,
+        grace=config.health_grace,
         fail_on_init_error=config.fail_on_init_error,
     )
     loop.add_signal_handler(signal.SIGHUP, sweep.rescan)
@@ -111,6 +131,7 @@ async def serve(config: Config) -> int:
         status = 1
     finally:
         await driver.close()
+        await probes.close()
     return status
 
 
@@ -185,8 +206,12 @@ async def _run(config: Config, driver: Driver, picture: Picture, sweep: Sweep) -
         if config.metrics_address is not None:
             pages = {"/healthz": lambda: "ok", "/readyz": ready}
             stack.callback(http_server(config.metrics_address, pages).close)
+        if config.status_socket is not None:
+            stack.callback((await status_server(config.status_socket, {"clear": sweep.clear})).close)
         group = await stack.enter_async_context(asyncio.TaskGroup())
         group.create_task(sweep.run(), name="sweep")
+        group.create_task(sweep.probation.run(), name="probation")
+        group.create_task(sweep.verdicts.run(), name="quarantine")
         await picture.beyond(NEVER)
         for name in picture.policy.unmatched(picture.facts.devices.values()):
             logger.warning("--allow or --deny names %s, which no device of this node is", name)
@@ -210,6 +235,16 @@ def http_server(address: tuple[str, int], pages: Mapping[str, Callable[[], str]]
     except OSError as error:
         host, port = address
         raise AddressError(f"--metrics-address: cannot listen at {host}:{port}: {error.strerror}") from None
+
+
+async def status_server(path: Path, answers: Mapping[str, Answer]) -> StatusServer:
+    """Where it cannot be had, as when another plugin is there, the plugin goes on without."""
+    server = StatusServer(path, answers)
+    try:
+        await server.start()
+    except OSError as error:
+        logger.warning("--status-socket: cannot listen at %s: %s", path, error.strerror)
+    return server
 
 
 def node_of(config: Config) -> Node | None:

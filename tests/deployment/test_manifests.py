@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from xpu_plugin.config import OPTIONS, Config, UsageError
+from xpu_plugin.config import CLEAR_OPTIONS, OPTIONS, Config, UsageError, read_config
 from xpu_plugin.model import vf
 
 from .manifests import (
@@ -40,6 +40,8 @@ YAML = sorted(
     if "templates" not in path.relative_to(directory).parts
 )
 ALL = (MANIFEST, CLUSTER_ROLE, CLUSTER_ROLE_BINDING)
+RUNNING = read_config([], {}, options=CLEAR_OPTIONS)[0].status_socket
+"""Where `xpu-device-plugin clear` looks for the plugin, unless told otherwise."""
 
 _POD = "spec.template.spec"
 _TERMS = f"{_POD}.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution"
@@ -95,12 +97,18 @@ def test_names_are_those_that_the_documents_have() -> None:
     assert {each["metadata"]["name"] for each in objects_of(CLUSTER_ROLE)} == {"xpu-device-plugin"}
 
 
-def test_arguments_are_the_defaults_and_the_address_of_the_probes() -> None:
+def test_arguments_are_the_defaults_and_where_the_plugin_can_be_asked() -> None:
     plugin = Plugin(the(objects_of(MANIFEST), "DaemonSet"))
     assert plugin.config == Config(
-        node_name="a-name", pod_name="a-name", pod_namespace="a-name", metrics_address=("", 9476)
+        node_name="a-name",
+        pod_name="a-name",
+        pod_namespace="a-name",
+        metrics_address=("", 9476),
+        status_socket=RUNNING,
     )
     assert "--sriov-num-vfs=0" in plugin.container["args"]
+    assert RUNNING is not None
+    assert plugin.mounts()[str(RUNNING.parent)] == "emptyDir"
 
 
 def test_the_pod_sees_of_the_host_what_it_needs() -> None:

@@ -184,10 +184,15 @@ def test_a_class_entry_that_leads_to_no_pci_function_is_no_address(tree: Tree) -
     assert read_host(tree.dev, tree.sys, simulated=True).addresses == {}
 
 
-def test_class_entries_of_nodes_that_are_gone_are_not_read(tree: Tree) -> None:
+def test_class_entries_tell_of_devices_whose_nodes_are_gone(tree: Tree) -> None:
+    """A device without its node is something else than a card that is off the bus."""
     tree.belongs(5, tree.function(A, vendor="0x1d22"))
+    tree.belongs(7, tree.sys / "devices/pci0000:00/off the bus")
+    (tree.sys / "class/xpu/xpux").mkdir()
     tree.node("xpu0")
-    assert read_host(tree.dev, tree.sys, simulated=True).addresses == {}
+    host = read_host(tree.dev, tree.sys, simulated=True)
+    assert host.addresses == {5: A}
+    assert host.functions.keys() == {A}
 
 
 def test_without_class_entries_the_vendors_functions_are_found_on_the_bus(tree: Tree) -> None:

@@ -12,10 +12,14 @@ import pytest
 
 from tests.standins import RESOURCE, SECONDS, health, make_machine, shown, target_of, until
 from xpu_plugin.edges.driver import Driver, Target
+from xpu_plugin.edges.quarantine import QuarantineRecord
+from xpu_plugin.loops import probation
 from xpu_plugin.loops import sweep as sweep_module
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.sweep import InitError, Sweep, is_too_old
+from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.devices import Host, Scan
+from xpu_plugin.model.health import Rules
 from xpu_plugin.model.inventory import Inventory, Policy
 from xpu_plugin.simulation.machine import Machine
 from xpu_plugin.xpuml import StateAnswer
@@ -25,6 +29,8 @@ STATE = "xpumlDeviceGetState"
 IDS = ["0000:3b:00.0", "0000:3c:00.0", "0000:3d:00.0", "0000:3e:00.0"]
 INTERVAL = 0.03
 CALL_TIMEOUT = 0.4
+GRACE = 2.5  # seconds, longer than a hang and what follows it
+AT_ONCE = Rules(failures=1, recovery=0.0, flaps=1000)
 
 pytestmark = pytest.mark.usefixtures("leaves_no_process", "leaves_no_descriptor", "leaves_no_task")
 
@@ -41,9 +47,9 @@ class CountingDriver(Driver):
         self.hosts = 0
         self.after_scan: Callable[[Scan | None], None] = lambda _: None
 
-    async def scan(self, skip: Collection[int] = ()) -> Scan | None:
+    async def scan(self, skip: Collection[int] = (), *, only: int | None = None) -> Scan | None:
         try:
-            answer = await super().scan(skip)
+            answer = await super().scan(skip, only=only)
         except Exception as error:
             self.scans.append(type(error).__name__)
             raise
@@ -75,18 +81,28 @@ class Clock:
 class Watch:
     """A sweep that runs, what it reads and what it publishes."""
 
-    def __init__(self, target: Target, *, fail_on_init_error: bool = False) -> None:
+    def __init__(
+        self, target: Target, directory: Path, *, fail_on_init_error: bool = False, rules: Rules = AT_ONCE
+    ) -> None:
         self.driver = CountingDriver(target)
+        self.probes = CountingDriver(target)
         self.picture = Picture(Policy(resource=RESOURCE))
         self.clock = Clock()
+        self.verdicts = Verdicts(rules, QuarantineRecord(directory / "state"), clock=self.clock)
         self.sweep = Sweep(
             self.driver,
+            self.probes,
             self.picture,
+            self.verdicts,
             interval=INTERVAL,
+            rescan_interval=1000.0,
+            grace=GRACE,
             fail_on_init_error=fail_on_init_error,
             clock=self.clock,
         )
         self.task = asyncio.create_task(self.sweep.run())
+        self._probation = asyncio.create_task(self.sweep.probation.run())
+        self._record = asyncio.create_task(self.verdicts.run())
         self.inventories: list[Inventory] = []
         self._following = asyncio.create_task(self._follow())
 
@@ -97,11 +113,17 @@ class Watch:
             generation = self.inventories[-1].generation
 
     async def close(self) -> None:
-        for task in (self.task, self._following):
+        tasks = (self.task, self._probation, self._record, self._following)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(self.task, self._following, return_exceptions=True)
-        del self.task, self._following  # how they ended keeps a worker's descriptors
+        await asyncio.gather(*tasks, return_exceptions=True)
+        del self.task, self._probation, tasks  # how they ended keeps a worker's descriptors
         await self.driver.close()
+        await self.probes.close()
+
+    def compare_each(self, seconds: float) -> None:
+        """From now on, compare the host with the last scan as often as that."""
+        self.sweep._rescan_interval = seconds
 
     def health(self) -> dict[str, str | None]:
         return health(self.picture.current)
@@ -133,10 +155,9 @@ MakeWatch = Callable[..., Watch]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Back-off for tests. A convicted device has more time than a hang takes, as in real life."""
+    """Back-off for tests."""
     monkeypatch.setattr(sweep_module, "RETRY_SECONDS", (0.02, 0.05))
-    monkeypatch.setattr(sweep_module, "CONVICTED_SECONDS", (2 * CALL_TIMEOUT, 4 * CALL_TIMEOUT))
-    monkeypatch.setattr(sweep_module, "HOST_SECONDS", 1000.0)
+    monkeypatch.setattr(probation, "PAUSE_SECONDS", (0.1, 0.4))
 
 
 @pytest.fixture
@@ -146,13 +167,16 @@ def machine(place: Path) -> Machine:
 
 @pytest.fixture
 async def make_watch(
-    leaves_no_process: None, leaves_no_descriptor: None, leaves_no_task: None, machine: Machine
+    leaves_no_process: None, leaves_no_descriptor: None, leaves_no_task: None, machine: Machine, place: Path
 ) -> AsyncIterator[MakeWatch]:
     watches: list[Watch] = []
 
-    def make(*, fail_on_init_error: bool = False, target: Target | None = None) -> Watch:
-        watches.append(Watch(target or target_of(machine), fail_on_init_error=fail_on_init_error))
-        return watches[-1]
+    def make(
+        *, fail_on_init_error: bool = False, target: Target | None = None, rules: Rules = AT_ONCE
+    ) -> Watch:
+        made = Watch(target or target_of(machine), place, fail_on_init_error=fail_on_init_error, rules=rules)
+        watches.append(made)
+        return made
 
     yield make
     while watches:  # none is kept: a task's exception keeps its worker's descriptors
@@ -354,7 +378,7 @@ async def test_while_the_library_cannot_be_opened_verdicts_stand_for_a_grace_and
     assert watch.picture.current
     assert watch.picture.current.generation == 1
 
-    watch.clock.ahead += sweep_module.GRACE_SECONDS
+    watch.clock.ahead += GRACE
     await watch.healths(*["not-answering"] * 4)
     machine.clear_faults()
     await watch.healths(None, None, None, None)
@@ -433,10 +457,8 @@ def test_which_versions_are_too_old(version: str, *, old: bool) -> None:
 SPLIT = {f"0000:3b:01.{vf}-of2": None for vf in (0, 1)} | dict.fromkeys(IDS[1:])
 
 
-async def test_vfs_made_by_somebody_else_are_noticed_in_time(
-    watch: Watch, machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweep_module, "HOST_SECONDS", 0.1)
+async def test_vfs_made_by_somebody_else_are_noticed_in_time(watch: Watch, machine: Machine) -> None:
+    watch.compare_each(0.1)
     machine.set_card(0, {"vfs": "2"})
     await watch.shows(SPLIT)
     machine.set_card(0, {"vfs": "3"})
@@ -453,18 +475,18 @@ async def test_vfs_made_by_somebody_else_are_noticed_at_a_rescan(watch: Watch, m
     await watch.shows(SPLIT)
 
 
-async def test_an_unchanged_host_is_not_scanned_again(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unchanged_host_is_not_scanned_again(watch: Watch) -> None:
     """Opening the library opens every device for an instant, which disturbs whoever wants to split one."""
-    monkeypatch.setattr(sweep_module, "HOST_SECONDS", 0.0)
+    watch.compare_each(0.0)
     await watch.sweeps(10)
     assert watch.driver.hosts >= 9
     assert len(watch.driver.scans) == 1
 
 
 async def test_a_card_that_vanished_stays_unhealthy_until_a_rescan_is_asked_for(
-    watch: Watch, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    watch: Watch, machine: Machine
 ) -> None:
-    monkeypatch.setattr(sweep_module, "HOST_SECONDS", 0.1)
+    watch.compare_each(0.1)
     machine.remove_card(1)
     await watch.healths(None, "lost", None, None)
     await watch.sweeps(3)
@@ -472,10 +494,8 @@ async def test_a_card_that_vanished_stays_unhealthy_until_a_rescan_is_asked_for(
     await watch.shows({id: None for id in IDS if id != IDS[1]})
 
 
-async def test_a_card_that_comes_back_is_healthy_under_its_own_id(
-    watch: Watch, machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweep_module, "HOST_SECONDS", 0.1)
+async def test_a_card_that_comes_back_is_healthy_under_its_own_id(watch: Watch, machine: Machine) -> None:
+    watch.compare_each(0.1)
     machine.remove_card(0)
     await watch.healths("lost", None, None, None)
     machine.set_card(4, {"model": "R200", "pci": IDS[0]})
@@ -483,10 +503,10 @@ async def test_a_card_that_comes_back_is_healthy_under_its_own_id(
 
 
 async def test_a_host_that_changes_while_a_device_is_left_out_does_not_convict_another(
-    watch: Watch, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    watch: Watch, machine: Machine
 ) -> None:
     """Indexes move: after the first card is gone, the second one has its index."""
-    monkeypatch.setattr(sweep_module, "HOST_SECONDS", 0.1)
+    watch.compare_each(0.1)
     machine.add_fault(STATE, "hang", card=1)
     await watch.healths(None, "not-answering", None, None)
     machine.remove_card(0)
@@ -544,8 +564,8 @@ async def test_a_scan_under_way_is_not_what_rescanned_waits_for(watch: Watch, ma
     # Asked between the answer and its being taken in, so the answer is of before.
     original = watch.driver.scan
 
-    async def scan(skip: Collection[int] = ()) -> Scan | None:
-        answer = await original(skip)
+    async def scan(skip: Collection[int] = (), *, only: int | None = None) -> Scan | None:
+        answer = await original(skip, only=only)
         when_scanned(answer)
         await asyncio.sleep(0)
         return answer

@@ -1,16 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Healthy is a call that succeeded and said 201; everything else is not, and says why."""
+"""Healthy is a call that succeeded and said 201; everything else is not, and says why. Over time: what acts
+at once, what heals when, and who is quarantined."""
+
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xpu_plugin.model.health import HEALTHY, LIBRARY_GONE, LOST, NOT_ANSWERING, Health, judge
+from xpu_plugin.model.health import (
+    HEALTHY,
+    LIBRARY_GONE,
+    LOST,
+    NODE_MISSING,
+    NOT_ANSWERING,
+    RECOVERING,
+    Health,
+    Rules,
+    begin,
+    cleared,
+    heard,
+    judge,
+    missed,
+)
 from xpu_plugin.xpuml import Arch
 
 
 KL2_STATES = {0: "unused", 205: "in-reset", 207: "state-error", 208: "in-exception"}
-KL1_STATES = (202, 203, 204, 205, 100, 102, 103, 104)
+KL1_ERRORS = (202, 203, 204, 205, 100, 102)
+KL1_RESETS = (103, 104)
 
 
 @given(
@@ -37,10 +55,16 @@ def test_states_have_their_reason(state: int, reason: str, arch: int | None) -> 
     assert str(state) in health.text
 
 
-@pytest.mark.parametrize("state", KL1_STATES)
+@pytest.mark.parametrize("state", KL1_ERRORS)
 def test_an_error_of_a_kl1_card_is_not_called_what_the_number_means_on_kl2(state: int) -> None:
     """205 is "error" there, not "resetting"."""
     assert judge(0, state, Arch.KL1).reason == "state-error"
+
+
+@pytest.mark.parametrize("state", KL1_RESETS)
+def test_a_reset_of_a_kl1_card_is_called_so(state: int) -> None:
+    assert judge(0, state, Arch.KL1).reason == "in-reset"
+    assert judge(0, state, Arch.KL2).reason == "state-error"
 
 
 def test_a_state_that_no_header_knows_is_unhealthy() -> None:
@@ -61,3 +85,98 @@ def test_a_health_is_shown_in_the_kubelets_words() -> None:
     assert [str(health) for health in (LOST, NOT_ANSWERING, LIBRARY_GONE, Health("x", "y"))] == [
         "Unhealthy"
     ] * 4
+
+
+# --- over time ------------------------------------------------------------------------------------
+
+RULES = Rules(failures=2, recovery=10.0, flaps=5, window=600.0)
+FAILED = judge(999, None)
+SICK = judge(0, 207)
+RESET = judge(0, 205)
+
+
+def told(*answers: tuple[float, Health], rules: Rules = RULES) -> list[Health]:
+    """What is said after each of the answers; each with the seconds since the one before."""
+    now, history, said = 0.0, None, []
+    for seconds, answer in answers:
+        now += seconds
+        history = begin(answer, now) if history is None else heard(history, answer, now, rules)
+        said.append(history.health)
+    return said
+
+
+def test_the_first_answer_counts_at_once() -> None:
+    for answer in (HEALTHY, FAILED, SICK):
+        assert told((0, answer)) == [answer]
+
+
+def test_an_error_state_acts_at_once_and_a_failed_call_when_it_is_repeated() -> None:
+    assert told((0, HEALTHY), (1, SICK)) == [HEALTHY, SICK]
+    assert told((0, HEALTHY), (1, FAILED), (1, FAILED)) == [HEALTHY, HEALTHY, FAILED]
+    assert told((0, HEALTHY), (1, FAILED), (1, HEALTHY), (1, FAILED))[-1] == HEALTHY, "not in a row"
+    assert told((0, HEALTHY), (1, FAILED), (1, SICK), (1, FAILED))[1:] == [HEALTHY, SICK, FAILED]
+    one = replace(RULES, failures=1)
+    assert told((0, HEALTHY), (1, FAILED), rules=one)[-1] == FAILED
+
+
+@pytest.mark.parametrize("missing", [LOST, NODE_MISSING, NOT_ANSWERING, LIBRARY_GONE])
+def test_what_stands_for_an_answer_acts_at_once(missing: Health) -> None:
+    assert told((0, HEALTHY), (1, missing))[-1] == missing
+
+
+def test_healing_takes_nothing_but_good_answers_for_a_while() -> None:
+    assert told((0, SICK), (1, HEALTHY), (9.9, HEALTHY), (0.1, HEALTHY)) == [SICK, SICK, SICK, HEALTHY]
+    assert told((0, SICK), (1, HEALTHY), (9, FAILED), (1, HEALTHY), (9, HEALTHY))[-1] == FAILED
+    assert told((0, SICK), (1, HEALTHY), (9, FAILED), (1, HEALTHY), (10, HEALTHY))[-1] == HEALTHY
+    at_once = replace(RULES, recovery=0.0)
+    assert told((0, SICK), (1, HEALTHY), rules=at_once)[-1] == HEALTHY
+
+
+@pytest.mark.parametrize("missing", [LOST, NODE_MISSING, LIBRARY_GONE])
+def test_who_is_back_is_not_called_missing_any_more(missing: Health) -> None:
+    assert told((0, HEALTHY), (1, missing), (1, HEALTHY), (10, HEALTHY))[2:] == [RECOVERING, HEALTHY]
+
+
+def test_the_reason_is_that_of_the_last_bad_answer() -> None:
+    assert told((0, HEALTHY), (1, RESET), (1, SICK), (1, HEALTHY))[1:] == [RESET, SICK, SICK]
+
+
+def test_more_changes_than_are_borne_quarantine_a_device_until_it_is_quiet() -> None:
+    flap = [(1.0, SICK), (1.0, HEALTHY), (10.0, HEALTHY)]
+    said = told((0, HEALTHY), *flap * 3)
+    assert [health.reason for health in said[-4:]] == [None, "state-error", "state-error", "quarantined"]
+    assert "state-error" in said[-1].text
+
+    quiet = told((0, HEALTHY), *flap * 3, (589.9, HEALTHY), (0.1, HEALTHY))
+    assert [health.reason for health in quiet[-2:]] == ["quarantined", None]
+    again = told((0, HEALTHY), *flap * 3, (500, SICK), (1, HEALTHY), (599.9, HEALTHY), (0.1, HEALTHY))
+    assert [health.reason for health in again[-3:]] == ["quarantined", "quarantined", None]
+
+
+def test_a_quarantine_that_is_over_shows_an_illness_that_is_not() -> None:
+    flap = [(1.0, SICK), (1.0, HEALTHY), (10.0, HEALTHY)]
+    said = told((0, HEALTHY), *flap * 3, (1, RESET), (599.9, RESET), (0.1, RESET))
+    assert [health.reason for health in said[-3:]] == ["quarantined", "quarantined", "in-reset"]
+
+
+def test_changes_that_are_far_apart_are_borne_for_ever() -> None:
+    flap = [(150.0, SICK), (100.0, HEALTHY), (10.0, HEALTHY)]
+    assert {health.reason for health in told((0, HEALTHY), *flap * 50)} == {None, "state-error"}
+
+
+def test_a_device_that_could_not_be_asked_keeps_its_verdict_and_begins_its_recovery_anew() -> None:
+    well = begin(HEALTHY, 0.0)
+    assert missed(well) == well
+    sick = missed(heard(begin(SICK, 0.0), HEALTHY, 1.0, RULES))
+    assert sick.health == SICK
+    later = heard(sick, HEALTHY, 11.0, RULES)
+    assert later.health == SICK
+    assert heard(later, HEALTHY, 21.0, RULES).health == HEALTHY
+
+
+def test_a_quarantine_that_is_cleared_leaves_what_the_device_says() -> None:
+    history = begin(HEALTHY, 0.0, quarantine="call-failed")
+    assert history.health.reason == "quarantined"
+    assert "call-failed" in history.health.text
+    assert cleared(history).health == HEALTHY
+    assert cleared(begin(SICK, 0.0, quarantine="call-failed")).health == SICK

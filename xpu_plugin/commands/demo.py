@@ -49,6 +49,7 @@ OFFERED = 6
 """A device for each R200, two for the K200."""
 GRANTED = 2
 HEALTH_INTERVAL = 0.2
+HEALTH_RECOVERY = 1.0
 
 START_SECONDS = 20.0
 """Until the plugin has listed its devices: an interpreter, a worker, a scan."""
@@ -178,6 +179,7 @@ class Plugin:
             "--xpuml-library": SIMULATOR,
             "--simulator-file": layout.machine,
             "--health-interval": HEALTH_INTERVAL,
+            "--health-recovery": HEALTH_RECOVERY,
         }
         with layout.log.open("wb") as log:
             process = await asyncio.create_subprocess_exec(
@@ -320,7 +322,10 @@ async def heal(demo: Demo) -> None:
     seconds = await demo.until(
         lambda: not demo.sick(), seconds=CHANGE_SECONDS, what=f"all {OFFERED} devices {HEALTHY}"
     )
-    demo.screen.good(f"{id_} is {HEALTHY} again, {seconds:.2f} s after it was healed")
+    demo.screen.good(
+        f"{id_} is {HEALTHY} again, {seconds:.2f} s after it was healed (it has to answer well for "
+        f"{HEALTH_RECOVERY:g} s)"
+    )
 
 
 async def restart_kubelet(demo: Demo) -> None:

@@ -163,8 +163,10 @@ class Driver:
 
     # --- requests -------------------------------------------------------------------------------
 
-    async def scan(self, skip: Collection[int] = ()) -> Scan | None:
+    async def scan(self, skip: Collection[int] = (), *, only: int | None = None) -> Scan | None:
         """Scan with a fresh worker, as a library lists devices honestly only once.
+
+        skip: indexes not to touch; only: the one index to touch, where all others are to be left out
 
         None when device nodes came or went meanwhile. Raises WorkerError, LibraryError, XpumlError.
         """
@@ -174,6 +176,7 @@ class Driver:
                 "scan",
                 lambda answer: _scan(answer, self._opened) if answer["stable"] else None,
                 skip=sorted(skip),
+                only=only,
                 **self._places(),
             )
 
@@ -231,6 +234,10 @@ class Driver:
                 number=number,
                 pci=pci,
             )
+
+    def dismiss(self) -> None:
+        """Kill the worker; the next scan starts a fresh one."""
+        self._discard()
 
     async def close(self) -> None:
         """Kill the worker; give it a moment to go, for a tidy exit."""

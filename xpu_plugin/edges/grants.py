@@ -7,20 +7,18 @@ are refused until their pod is created anew; it never means that one gets a wron
 """
 
 import asyncio
-import contextlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from xpu_plugin.edges import files
 
 
 logger = logging.getLogger(__name__)
 
 _FILE = "grants.json"
-_LARGEST = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,7 @@ class GrantRecord:
         document = {"grants": dict(paths), "listed": sorted(wanted.listed)}
         text = json.dumps(document, indent=1, sort_keys=True)
         try:
-            await asyncio.to_thread(_replace, self._file, text)  # a disk may take its time
+            await asyncio.to_thread(files.replace, self._file, text)  # a disk may take its time
         except OSError as error:
             if not self._complained:
                 logger.warning(
@@ -91,8 +89,7 @@ class GrantRecord:
 
 def _read(file: Path) -> _Contents:
     try:
-        with file.open("rb") as stream:
-            document = json.loads(stream.read(_LARGEST))
+        document = json.loads(files.read(file))
         grants = {str(id): str(path) for id, path in document["grants"].items()}
         # Without the word, the file is of a release that did not ask.
         return _Contents(grants, frozenset(map(str, document.get("listed", grants))))
@@ -101,24 +98,3 @@ def _read(file: Path) -> _Contents:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         logger.warning("the record of grants %s cannot be read and counts as empty: %s", file, error)
         return _Contents({}, frozenset())
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write a file whole or not at all, and so that it is there after a power failure."""
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)  # noqa: PTH105
-        directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)  # noqa: PTH108
-        raise

@@ -50,28 +50,38 @@ def device_number(path: Path | str, *, simulated: bool) -> int | None:
 def read_host(dev_root: Path, sysfs_root: Path, *, simulated: bool) -> Host:
     """All facts at once. What sysfs does not tell is left out, never guessed."""
     nodes = list_nodes(dev_root, simulated=simulated)
-    addresses = {}
-    for node in nodes:
-        link = sysfs_root / f"class/xpu/xpu{node.number}/device"
-        try:
-            target = link.resolve(strict=True).name
-        except (OSError, RuntimeError):
-            continue
-        if _ADDRESS.fullmatch(target):
-            addresses[node.number] = target
+    addresses = {
+        number: address
+        for number in sorted({node.number for node in nodes} | _class_numbers(sysfs_root))
+        if (address := _class_address(sysfs_root, number))
+    }
+    # Also what no class entry leads to, as with drivers that make no class `xpu`.
+    unnamed = not nodes or any(node.number not in addresses for node in nodes)
     return Host(
         nodes=nodes,
         control=device_number(dev_root / CONTROL_NODE, simulated=simulated),
         addresses=addresses,
         functions=_functions(
-            sysfs_root,
-            # Also what no class entry leads to, as with drivers that make no class `xpu`.
-            {
-                *addresses.values(),
-                *(_vendor_functions(sysfs_root) if len(addresses) < len(nodes) or not nodes else ()),
-            },
+            sysfs_root, {*addresses.values(), *(_vendor_functions(sysfs_root) if unnamed else ())}
         ),
     )
+
+
+def _class_numbers(sysfs_root: Path) -> set[int]:
+    """The N of the driver's class entries, which are there also for devices whose node is not."""
+    try:
+        names = os.listdir(sysfs_root / "class/xpu")  # noqa: PTH208 - names only
+    except OSError:
+        return set()
+    return {int(match[1]) for name in names if (match := _NODE.fullmatch(name))}
+
+
+def _class_address(sysfs_root: Path, number: int) -> str | None:
+    try:
+        target = (sysfs_root / f"class/xpu/xpu{number}/device").resolve(strict=True).name
+    except (OSError, RuntimeError):
+        return None
+    return target if _ADDRESS.fullmatch(target) else None
 
 
 def _functions(sysfs_root: Path, addresses: Iterable[str]) -> dict[str, Function]:

@@ -77,16 +77,17 @@ class Worker:
         raise xpuml.LibraryNotFoundError("; ".join(failures))
 
     def call_scan(
-        self, dev_root: str, sysfs_root: str, skip: list[int], *, simulated: bool
+        self, dev_root: str, sysfs_root: str, skip: list[int], only: int | None = None, *, simulated: bool
     ) -> dict[str, Any]:
-        """Count, look at every device, and say which nodes the library's indexes are ranks of.
+        """Count, look at every device, or at one only, and say which nodes the indexes are ranks of.
 
         `stable` is false when nodes came or went meanwhile: such a scan proves nothing.
         """
         library = self._opened()
         before = host.list_nodes(Path(dev_root), simulated=simulated)
         count = self._count = library.count()
-        readings = library.scan(skip)
+        left_out = skip if only is None else set(range(count)) - {only}
+        readings = library.scan(left_out)
         nodes = host.list_nodes(Path(dev_root), simulated=simulated)
         usable = [node.number for node in nodes]
         if count != len(usable):

@@ -4,28 +4,32 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.loops.backoff import delays, wait_for
 from xpu_plugin.loops.picture import Picture
+from xpu_plugin.loops.probation import Probation
+from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.devices import Found, Host, Scan, identify
-from xpu_plugin.model.health import LIBRARY_GONE, NOT_ANSWERING, judge
-from xpu_plugin.model.inventory import after_scan, after_verdicts
+from xpu_plugin.model.health import (
+    LIBRARY_GONE,
+    LOST,
+    NODE_MISSING,
+    NOT_ANSWERING,
+    Health,
+    judge,
+)
+from xpu_plugin.model.inventory import Facts, after_scan, after_verdicts
 from xpu_plugin.xpuml import DriverNotLoadedError, StateAnswer, XpumlError
 
 
 logger = logging.getLogger(__name__)
 
-HOST_SECONDS = 10.0  # between comparisons of the host with what it was at the last scan
-GRACE_SECONDS = 15.0  # verdicts stand so long while the library cannot be opened or counted
 RETRY_SECONDS = (0.1, 10.0)  # back-off of failing scans: first, most
-CONVICTED_SECONDS = (10.0, 300.0)  # back-off of a device at which the library hangs or crashes
 DOUBT_SECONDS = 5.0  # after a scan, before another one for a device that did not answer it
 UNSTABLE_SECONDS = 0.1  # before scanning again when nodes came or went during a scan
-STRIKES = 2  # hangs or crashes in a row at one device that convict it
 OLDEST_LIBRARY = (4, 0, 11)
 
 
@@ -33,32 +37,36 @@ class InitError(Exception):
     """The first scan failed and the administrator wants to be told by the exit status."""
 
 
-@dataclass(slots=True)
-class _Convict:
-    """A device left out because asking it hangs or kills the library."""
-
-    retry_at: float
-    delays: Iterator[float] = field(default_factory=lambda: delays(*CONVICTED_SECONDS))
-
-
 class Sweep:
-    """One loop: scan when there is a reason to, else ask all states, each `interval` seconds.
+    """One loop: scan when there is a reason to, else ask all states, each `interval` seconds. `probation` and
+    `verdicts` are two more, to be run beside it.
 
+    probes: the worker that devices which hang or kill the library are asked by, apart from all others
+    rescan_interval: seconds between comparisons of the host with what it was at the last scan
+    grace: seconds that verdicts stand while the library cannot be asked, about one device or about all
     fail_on_init_error: raise InitError when the first scan fails, instead of trying on
     """
 
     def __init__(
         self,
         driver: Driver,
+        probes: Driver,
         picture: Picture,
+        verdicts: Verdicts,
         *,
         interval: float,
+        rescan_interval: float,
+        grace: float,
         fail_on_init_error: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._driver = driver
         self._picture = picture
+        self.verdicts = verdicts
+        self.probation = Probation(probes, self._released, clock=clock)
         self._interval = interval
+        self._rescan_interval = rescan_interval
+        self._grace = grace
         self._fail_on_init_error = fail_on_init_error
         self._clock = clock
         self._wake = asyncio.Event()
@@ -74,8 +82,6 @@ class Sweep:
         self._found = Found(devices={})
         self._empty_believed = False
         self._good_at = clock()  # when the library answered last
-        self._strikes: tuple[int | None, int] = (None, 0)
-        self._convicts: dict[int, _Convict] = {}
         self._retries = delays(*RETRY_SECONDS)
         self.trouble: str | None = None  # with the library, in a sentence
         self._versions: tuple[str | None, ...] | None = None
@@ -94,25 +100,30 @@ class Sweep:
         while self._taken_in <= begun:
             await self._new.wait()
 
+    def clear(self, id: str) -> bool:
+        """Lift the quarantine of a device; whether it was in one."""
+        verdicts = self.verdicts.clear(id)
+        if verdicts:
+            self._picture.submit(partial(after_verdicts, verdicts=verdicts))
+        return verdicts is not None
+
     async def run(self) -> None:
         """Never returns; raises InitError only."""
         while True:
             delay = await self._round()
+            self._condemn()
             if await wait_for(self._wake, delay):
                 self._wake.clear()
 
     async def _round(self) -> float:
         """One comparison of what is known with what is; returns the seconds until the next."""
         try:
-            if not self._due and any(
-                convict.retry_at <= self._clock() for convict in self._convicts.values()
-            ):
-                self._due = True
             delay = await (self._scan() if self._due else self._sweep())
         except WorkerError as error:
             self._due = True
-            self._strike(error)
             index = error.call.index if error.call else None
+            if index is not None:
+                self.probation.convict(index, self._good_at)
             delay = self._failed(error, f"{error}{self._named(index)}", whole=index is None)
         except (LibraryError, XpumlError) as error:
             self._due = True
@@ -120,6 +131,11 @@ class Sweep:
         else:
             self._recovered()
         return delay
+
+    def _released(self) -> None:
+        """A device that was left out has answered: it is looked at with all others."""
+        self._due = True
+        self._wake.set()
 
     # --- scan -----------------------------------------------------------------------------------
 
@@ -143,12 +159,12 @@ class Sweep:
 
     async def _take_in(self, *, forget: bool) -> float | None:
         """Scan; for a scan that proves nothing, the seconds until the next one."""
-        skip = self._skip()
+        skip = self.probation.skip
         scan = await self._driver.scan(skip)
         if scan is None:
             return UNSTABLE_SECONDS
         if self._host is not None and scan.host != self._host and skip:
-            self._convicts.clear()  # its indexes were those of another list of nodes
+            self.probation.clear()  # its indexes were those of another list of nodes
             self._host = None
             return 0.0
         if not scan.readings and (self._found.devices or scan.host.nodes) and not self._empty_believed:
@@ -159,39 +175,43 @@ class Sweep:
         self._report(scan, found)
         self._host, self._found = scan.host, found
         self._host_at = self._scanned_at = self._clock()
-        self._convicts = {index: convict for index, convict in self._convicts.items() if index in skip}
-        hung = {id: NOT_ANSWERING for id, device in found.devices.items() if device.index in skip}
-        self._picture.submit(lambda facts: after_verdicts(after_scan(facts, found, forget=forget), hung))
+        facts = after_scan(self._picture.facts, found, forget=forget)
+        verdicts = self._judge(facts, scan.host, skip)
+        self._picture.submit(lambda _: after_verdicts(facts, verdicts))
         return None
 
-    def _skip(self) -> frozenset[int]:
-        """Convicted devices whose time to be asked again has not come."""
-        now = self._clock()
-        return frozenset(index for index, convict in self._convicts.items() if convict.retry_at > now)
+    def _judge(self, facts: Facts, host: Host, skip: Collection[int]) -> Mapping[str, Health]:
+        """Verdicts by a scan: of what it found, what it left out, and what is missing."""
+        left_out = {id for id, device in facts.devices.items() if device.index in skip}
+        answers = {id: facts.verdicts[id] for id in facts.devices.keys() - left_out}
+        answers |= {
+            id: NODE_MISSING if device.address in host.functions else LOST
+            for id, device in facts.lost.items()
+        }
+        self.verdicts.keep(facts.devices.keys() | facts.lost.keys())
+        standing = self.verdicts.miss(left_out)
+        return standing | self.verdicts.hear(
+            answers | dict.fromkeys(left_out - standing.keys(), NOT_ANSWERING)
+        )
 
     # --- sweep ----------------------------------------------------------------------------------
 
     async def _sweep(self) -> float:
-        answers = await self._driver.sweep(frozenset(self._convicts))
+        answers = await self._driver.sweep(self.probation.skip)
         before = self._picture.facts.verdicts
-        verdicts = {
-            id: judge(answer.code, answer.state, device.arch)
-            for id, device in self._found.devices.items()
-            if (answer := _at(answers, device.index))
-        }
-        self._picture.submit(partial(after_verdicts, verdicts=verdicts))
         asked = [
-            (before[id], device, answer)
-            for id, device in self._found.devices.items()
+            (device, answer)
+            for device in self._found.devices.values()
             if (answer := _at(answers, device.index))
         ]
-        doubt = any(not answer.code and device.state is None for _, device, answer in asked)
+        self._hear({device.id: judge(answer.code, answer.state, device.arch) for device, answer in asked})
+        doubt = any(not answer.code and device.state is None for device, answer in asked)
         if doubt and self._clock() - self._scanned_at >= DOUBT_SECONDS:
             logger.info("a device that did not answer the last scan answers now: scanning again")
             self._due = True
             return 0.0
-        hint = any(answer.code and verdict.healthy for verdict, _, answer in asked)
-        if hint or self._clock() - self._host_at >= HOST_SECONDS:
+        hint = any(answer.code and before[device.id].healthy for device, answer in asked)
+        if hint or self._clock() - self._host_at >= self._rescan_interval:
             self._host_at = self._clock()
             if await self._driver.host() != self._host:
                 logger.info("device nodes or sysfs changed: scanning again")
@@ -199,26 +219,22 @@ class Sweep:
                 return 0.0
         return self._interval
 
+    def _hear(self, answers: Mapping[str, Health]) -> None:
+        """Take in answers; what they change goes into the picture."""
+        before = self._picture.facts.verdicts
+        verdicts = self.verdicts.hear(answers)
+        changed = {id: verdict for id, verdict in verdicts.items() if verdict != before[id]}
+        if changed:
+            self._picture.submit(partial(after_verdicts, verdicts=changed))
+
     # --- trouble --------------------------------------------------------------------------------
 
-    def _strike(self, error: WorkerError) -> None:
-        """Count hangs and crashes in a row at one device; convict it when there are enough."""
-        index = error.call.index if error.call else None
-        if index is None:
-            self._strikes = (None, 0)
-            return
-        last, times = self._strikes
-        times = times + 1 if last == index else 1
-        self._strikes = (index, times)
-        convict = self._convicts.get(index)
-        if convict is None and times < STRIKES:
-            return
-        convict = self._convicts.setdefault(index, _Convict(retry_at=0.0))
-        convict.retry_at = self._clock() + next(convict.delays)
-        self._strikes = (None, 0)
-        guilty = {id: NOT_ANSWERING for id, device in self._found.devices.items() if device.index == index}
-        if guilty:
-            self._picture.submit(partial(after_verdicts, verdicts=guilty))
+    def _condemn(self) -> None:
+        """What has been left out for longer than the grace is not called healthy any more."""
+        overdue = self.probation.overdue(self._grace)
+        if overdue:
+            guilty = [id for id, device in self._found.devices.items() if device.index in overdue]
+            self._hear(dict.fromkeys(guilty, NOT_ANSWERING))
 
     def _named(self, index: int | None) -> str:
         """The device at an index, in brackets, where that is known."""
@@ -229,21 +245,20 @@ class Sweep:
 
     def _failed(self, error: Exception, text: str, *, whole: bool) -> float:
         """Say what is wrong, once; when the whole library does not answer for long, nothing is healthy."""
-        if self._fail_on_init_error and self._picture.current is None:
+        if whole and self._fail_on_init_error and self._picture.current is None:
             raise InitError(text) from error
         if text != self.trouble:
             logger.warning("%s", text)
             self.trouble = text
-        if whole and self._clock() - self._good_at > GRACE_SECONDS and self._found.devices:
-            self._picture.submit(
-                partial(after_verdicts, verdicts=dict.fromkeys(self._found.devices, LIBRARY_GONE))
-            )
+        if whole and self._clock() - self._good_at >= self._grace:
+            self._hear(dict.fromkeys(self._found.devices, LIBRARY_GONE))
         return next(self._retries)
 
     def _recovered(self) -> None:
         self._good_at = self._clock()
         if self._due:
             return  # nothing has been scanned yet
+        self.probation.answered()
         self._retries = delays(*RETRY_SECONDS)
         if self.trouble is not None:
             logger.info("the library answers again")

@@ -51,7 +51,7 @@ class Host:
     """The host's side. A scan is due when it differs from that of the last scan.
 
     control: st_rdev of the control node, None where there is none
-    addresses: N -> PCI address; functions: PCI address -> Function
+    addresses: N -> PCI address, of nodes and of what has none; functions: PCI address -> Function
     """
 
     nodes: tuple[Node, ...] = ()
@@ -413,6 +413,8 @@ def _known(reading: Reading, node: Node, scan: Scan, before: Mapping[Node, Devic
     address = reading.pci or scan.host.addresses.get(node.number)
     if address not in (None, device.address) or not _still(device, scan.host.functions):
         return None
+    if reading.state is None and not reading.failures:  # left out: nothing new is known
+        return replace(device, index=reading.index)
     failure = _last_failure(reading) if reading.state is None else None
     return replace(device, index=reading.index, state=reading.state, failure=failure)
 

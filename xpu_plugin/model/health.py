@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One device's answer -> Healthy or Unhealthy, with a reason.
+"""A device's answers over time -> Healthy or Unhealthy, with a reason.
 
 The one rule that is right for every generation: healthy is a call that succeeded and said 201 (RUNNING).
 KL2 drivers say 205 while a card resets, 207 for an error and 208 in an exception; KL1 cards say other
-numbers, 205 for an error among them, so the numbers only choose the words.
+numbers, 205 for an error and 103 and 104 around a reset, so the numbers only choose the words.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xpu_plugin.xpuml import Arch, ReturnCode, State
 
@@ -38,18 +38,25 @@ class Health:
 
 
 HEALTHY = Health()
-LOST = Health("lost", "not found by the last scan")
+IN_RESET = "in-reset"
+CALL_FAILED = "call-failed"
+
+LOST = Health("lost", "not found by the last scan, nor on the PCI bus")
+NODE_MISSING = Health("node-missing", "its PCI function is there, and no /dev/xpuN of it that can be opened")
 NOT_ANSWERING = Health("not-answering", "the library hung or crashed when it was asked about this device")
 LIBRARY_GONE = Health("not-answering", "the library cannot be opened any more")
+RECOVERING = Health("recovering", "it is back, and has to answer well for a while before it is offered")
+OTHER_HALF = Health(IN_RESET, "the other half of its card is in reset")
 
 # Not sick, but kept back while their card's number of VFs is in question.
 WISH_PENDING = Health("wish-pending", "whether its card's number of VFs is to be changed is not known yet")
 WITHDRAWN = Health("withdrawn", "kept back from new pods, as its card's number of VFs is to be changed")
 CHANGING = Health("changing", "its card's number of VFs is being changed")
 
+_KL1_RESETS = (103, 104)  # before and after
 _KL2_STATES = {
     State.UNUSED: "unused",
-    State.IN_RESET: "in-reset",
+    State.IN_RESET: IN_RESET,
     State.ERROR: "state-error",
     State.IN_EXCEPTION: "in-exception",
 }
@@ -60,10 +67,109 @@ def judge(code: int, state: int | None, arch: int | None = None) -> Health:
     if code != ReturnCode.SUCCESS or state is None:
         known = code in ReturnCode.__members__.values()
         text = ReturnCode(code).name.lower().replace("_", " ") if known else "unknown code"
-        return Health("call-failed", f"the state query failed: {text} ({code})")
+        return Health(CALL_FAILED, f"the state query failed: {text} ({code})")
     if state == State.RUNNING:
         return HEALTHY
     if arch == Arch.KL1:
-        return Health("state-error", f"state {state} of a KL1 card, running is {State.RUNNING:d}")
+        reason = IN_RESET if state in _KL1_RESETS else "state-error"
+        return Health(reason, f"state {state} of a KL1 card, running is {State.RUNNING:d}")
     reason = _KL2_STATES.get(State(state), "state-error") if state in list(State) else "state-error"
     return Health(reason, f"state {state} ({reason}), running is {State.RUNNING:d}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """When what is heard becomes a verdict.
+
+    failures: failed calls in a row that make a healthy device unhealthy; an error state does so at once
+    recovery: seconds of nothing but good answers that make it healthy again
+    flaps, window: more changes of the verdict than that in so many seconds quarantine it, until it has
+        answered alike for that long
+    """
+
+    failures: int = 2
+    recovery: float = 10.0
+    flaps: int = 5
+    window: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """What has been heard of one device, as far as it still matters. Times are of one monotonic clock.
+
+    verdict: what stands, but for a quarantine; good_since: when its good answers began, None after a bad one
+    failures: failed calls in a row; changed_at: when good answers last became bad ones, or the reverse
+    turns: when the verdict became healthy or unhealthy
+    quarantine: the reason of its last illness, while it is kept from new pods whatever it answers; else None
+    """
+
+    verdict: Health
+    good_since: float | None
+    changed_at: float
+    failures: int = 0
+    turns: tuple[float, ...] = ()
+    quarantine: str | None = None
+
+    @property
+    def health(self) -> Health:
+        return self.verdict if self.quarantine is None else quarantined(self.quarantine)
+
+
+def begin(answer: Health, now: float, *, quarantine: str | None = None) -> History:
+    """The history of a device that was not known: its first answer counts at once."""
+    good_since = now if answer.healthy else None
+    return History(verdict=answer, good_since=good_since, changed_at=now, quarantine=quarantine)
+
+
+def heard(history: History, answer: Health, now: float, rules: Rules) -> History:
+    """Take in one more answer, or what stands for one: LOST, NODE_MISSING, NOT_ANSWERING, LIBRARY_GONE."""
+    good = answer.healthy
+    if good and history.verdict.healthy and history.good_since is not None and history.quarantine is None:
+        return history  # as nearly always
+    if good is not (history.good_since is not None):
+        history = replace(history, changed_at=now, good_since=now if good else None)
+    history = replace(history, failures=history.failures + 1 if answer.reason == CALL_FAILED else 0)
+    verdict = _verdict(history, answer, now, rules)
+    if verdict.healthy is history.verdict.healthy:
+        return _freed(replace(history, verdict=verdict), now, rules)
+    turns = (*(turn for turn in history.turns if now - turn < rules.window), now)
+    quarantine = history.quarantine
+    if quarantine is None and len(turns) > rules.flaps:
+        quarantine = verdict.reason or history.verdict.reason
+    return replace(history, verdict=verdict, turns=turns[-rules.flaps - 1 :], quarantine=quarantine)
+
+
+def quarantined(reason: str) -> Health:
+    """What a device in quarantine says of itself; `reason`: of its last illness."""
+    return Health(
+        "quarantined",
+        f"it became healthy and unhealthy too often, at last by {reason}; offered again after "
+        "--health-flap-window without a change, or by: xpu-device-plugin clear",
+    )
+
+
+def missed(history: History) -> History:
+    """It could not be asked, which is neither good nor bad: what stands stays, a recovery begins anew."""
+    return history if history.verdict.healthy else replace(history, good_since=None)
+
+
+def cleared(history: History) -> History:
+    """Lift the quarantine and forget what led to it."""
+    return replace(history, turns=(), quarantine=None)
+
+
+def _verdict(history: History, answer: Health, now: float, rules: Rules) -> Health:
+    last = history.verdict
+    if history.good_since is None:
+        excused = answer.reason == CALL_FAILED and last.healthy and history.failures < rules.failures
+        return last if excused else answer
+    if last.healthy or now - history.good_since >= rules.recovery:
+        return HEALTHY
+    return RECOVERING if last in (LOST, NODE_MISSING, LIBRARY_GONE) else last
+
+
+def _freed(history: History, now: float, rules: Rules) -> History:
+    """Quiet for the whole window ends a quarantine."""
+    if history.quarantine is None or now - history.changed_at < rules.window:
+        return history
+    return cleared(history)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one picture: facts -> Inventory. Readers see whole pictures only, each with its generation."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from xpu_plugin.model.devices import Device, Found, Kind, matches, resource_name
-from xpu_plugin.model.health import LOST, Health, judge
+from xpu_plugin.model.health import IN_RESET, LOST, OTHER_HALF, Health, judge
 from xpu_plugin.xpuml import ReturnCode
 
 
@@ -75,7 +75,7 @@ class Facts:
 
     devices: of the last scan, by id, PFs and denied ones too; control: its control node's st_rdev
     lost: found before and missing now, by id
-    verdicts: the last word on each device's health
+    verdicts: the last word on each device's health; a lost one without any is LOST
     held: id -> resource, where a container holds a device otherwise than it would be offered: under an
         old id ("2" stands for whatever is /dev/xpu2), or under a name from before a change of options
     kept_back: card -> why new pods are to be kept off it although it is not sick
@@ -158,6 +158,9 @@ def entries(facts: Facts, policy: Policy) -> dict[str, Entry]:
         for devices in (facts.lost, facts.devices)
         for own, device in sorted(devices.items(), reverse=True)
     }
+    resetting = {
+        device.card for own, device in facts.devices.items() if facts.verdicts[own].reason == IN_RESET
+    }
     offered = {}
     for own, device in sorted(known.items()):
         if not policy.offers(device):
@@ -169,12 +172,22 @@ def entries(facts: Facts, policy: Policy) -> dict[str, Entry]:
             id=id,
             resource=facts.held.get(id, policy.resource_of(device)),
             device=device,
-            health=LOST if lost else _health(facts, device),
+            health=_absence(facts, own) if lost else _health(facts, device, resetting),
         )
     return offered
 
 
-def _health(facts: Facts, device: Device) -> Health:
-    """What is sick is called so, kept back or not."""
+def _absence(facts: Facts, id: str) -> Health:
+    """A lost device is never healthy, whatever was heard of it."""
+    verdict = facts.verdicts.get(id, LOST)
+    return LOST if verdict.healthy else verdict
+
+
+def _health(facts: Facts, device: Device, resetting: Collection[str]) -> Health:
+    """What is sick is called so, kept back or not; a reset is one of the whole card, whichever half tells."""
     verdict = facts.verdicts[device.id]
-    return facts.kept_back.get(device.card, verdict) if verdict.healthy else verdict
+    if not verdict.healthy:
+        return verdict
+    if device.kind is Kind.HALF and device.card in resetting:
+        return OTHER_HALF
+    return facts.kept_back.get(device.card, verdict)

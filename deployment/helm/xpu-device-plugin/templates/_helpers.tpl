@@ -31,6 +31,7 @@ name: {{ include "xpu-device-plugin.fullname" . }}-ds
 {{- define "xpu-device-plugin.args" -}}
 - {{ printf "--sriov-num-vfs=%v" .Values.sriovNumVfs | quote }}
 - {{ printf "--metrics-address=:%v" .Values.metrics.port | quote }}
+- "--status-socket=/run/xpu-device-plugin/status.sock"
 {{- if ne .Values.resourceName "baidu.com/xpu" }}
 - {{ printf "--resource-name=%s" .Values.resourceName | quote }}
 {{- end }}

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`xpu-device-plugin clear ID`: lift the quarantine of a device."""
+
+import os
+import sys
+
+from xpu_plugin.config import CLEAR_OPTIONS, PROGRAM, Parser, read_config
+from xpu_plugin.edges.status import StatusError, ask
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 lifted, 1 there was no such quarantine, or no plugin to ask."""
+    parser = Parser(
+        prog=f"{PROGRAM} clear",
+        description="Lift the quarantine of a device, and forget the changes that led to it. The running "
+        "plugin does it; what it says then is the device's health by its answers.",
+    )
+    parser.add_argument("id", metavar="ID", help="the device's id, as in `xpu-device-plugin list`")
+    config, namespace, _ = read_config(arguments, os.environ, options=CLEAR_OPTIONS, parser=parser)
+    assert config.status_socket  # noqa: S101 - here it has a default
+    try:
+        cleared = ask(config.status_socket, "clear", id=namespace.id)
+    except StatusError as error:
+        print(f"{PROGRAM}: cannot ask the running plugin: {error}", file=sys.stderr)
+        return 1
+    if not cleared:
+        print(f"{PROGRAM}: {namespace.id!r} is not in quarantine", file=sys.stderr)
+        return 1
+    print(f"{namespace.id}: quarantine lifted")
+    return 0

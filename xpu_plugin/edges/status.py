@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both ends of the status socket: sub-commands ask the running plugin, a line of JSON each way."""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+LONGEST_LINE = 1 << 16  # bytes of a question; an answer may be longer
+ASK_SECONDS = 5.0  # for a question to come, and for its answer to be taken
+_BACKLOG = 8
+
+Answer = Callable[..., object]
+"""Answers a question by its arguments with what JSON can say; raises ValueError or TypeError for bad ones."""
+
+
+class StatusError(Exception):
+    """There is no running plugin to talk to, or it does not know what is asked."""
+
+
+class StatusServer:
+    """Answers questions by name at a socket that only its owner may use, until closed."""
+
+    def __init__(self, path: Path, answers: Mapping[str, Answer]) -> None:
+        self._path = path
+        self._answers = answers
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Raises OSError where the socket cannot be had; one that nobody listens at any more is replaced."""
+        listener = await asyncio.to_thread(_bound, self._path)
+        self._server = await asyncio.start_unix_server(
+            self._serve, sock=listener, limit=LONGEST_LINE, backlog=_BACKLOG
+        )
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            # A peer that breaks off, or says nothing, is nobody's business.
+            with contextlib.suppress(OSError, TimeoutError, ValueError):
+                async with asyncio.timeout(ASK_SECONDS):
+                    line = await reader.readline()
+                    writer.write(json.dumps(self._answer(line)).encode() + b"\n")
+                    await writer.drain()
+        finally:
+            writer.close()
+
+    def _answer(self, line: bytes) -> dict[str, object]:
+        try:
+            question = json.loads(line)
+            name = question.pop("ask")
+            answer = self._answers.get(name)
+            if answer is None:
+                return _refusal(f"this plugin does not know {name!r}")
+            return {"answer": answer(**question)}
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            return _refusal(f"not a question: {error}")
+
+
+def _refusal(text: str) -> dict[str, object]:
+    return {"error": text}
+
+
+def ask(path: Path, name: str, **arguments: object) -> Any:
+    """Ask the plugin behind a socket; `Any` is what JSON is made of. Raises StatusError."""
+    question = json.dumps({"ask": name, **arguments}).encode() + b"\n"
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(ASK_SECONDS)
+            connection.connect(os.fspath(path))
+            connection.sendall(question)
+            with connection.makefile("rb") as stream:
+                answer = json.loads(stream.readline())
+    except OSError as error:
+        raise StatusError(f"{path}: {error.strerror or error}") from None
+    except ValueError:  # also of a plugin that ended meanwhile, which says nothing
+        answer = None
+    match answer:
+        case {"answer": said}:
+            return said
+        case {"error": str(why)}:
+            raise StatusError(f"{path}: {why}")
+    raise StatusError(f"{path}: what answers is no running plugin")
+
+
+def _bound(path: Path) -> socket.socket:
+    """A socket at `path` that only its owner may use, in place of one that nobody listens at any more."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(ASK_SECONDS)
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                probe.connect(os.fspath(path))
+            except ConnectionRefusedError:
+                if stat.S_ISSOCK(path.stat().st_mode):  # a file that is no socket refuses as well
+                    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        # Before anybody can connect, which takes listening.
+        listener.bind(os.fspath(path))
+        path.chmod(0o600)
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices at which the library hung or crashed: left out by the sweep, asked alone by another worker."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
+from xpu_plugin.loops.backoff import delays, wait_for
+from xpu_plugin.xpuml import XpumlError
+
+
+PAUSE_SECONDS = (1.0, 300.0)  # between two attempts at a device: first, most
+
+
+@dataclass(slots=True)
+class _Convict:
+    """A device by its index. since: when the library answered last with it among those asked"""
+
+    index: int
+    since: float
+    retry_at: float = 0.0
+    pauses: Iterator[float] = field(default_factory=lambda: delays(*PAUSE_SECONDS))
+    released_at: float | None = None
+    pause: float = 0.0
+
+
+class Probation:
+    """Who is left out, and since when.
+
+    driver: one of our own, so that the sweep goes on meanwhile
+    released: called when one of them has answered
+    """
+
+    def __init__(
+        self, driver: Driver, released: Callable[[], None], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._driver = driver
+        self._released = released
+        self._clock = clock
+        self._convicts: dict[int, _Convict] = {}
+        self._changed = asyncio.Event()
+
+    def convict(self, index: int, since: float) -> None:
+        """Leave out the device at an index, at which the library hung or crashed.
+
+        One that does it again soon after its release goes on with its growing pauses.
+        """
+        convict = self._convicts.get(index)
+        if convict is None or convict.released_at is None:
+            convict = self._convicts.setdefault(index, _Convict(index=index, since=since))
+        else:
+            convict.since, convict.released_at = since, None
+        self._pause(convict)
+        self._changed.set()
+
+    @property
+    def skip(self) -> frozenset[int]:
+        """The indexes to be left out."""
+        return frozenset(index for index, convict in self._convicts.items() if convict.released_at is None)
+
+    def overdue(self, grace: float) -> frozenset[int]:
+        """The indexes of those that have not answered for `grace` seconds."""
+        now = self._clock()
+        return frozenset(index for index in self.skip if now - self._convicts[index].since >= grace)
+
+    def answered(self) -> None:
+        """All that are not left out have answered: who was released and behaved is forgotten."""
+        now = self._clock()
+        self._convicts = {
+            index: convict
+            for index, convict in self._convicts.items()
+            if convict.released_at is None or now - convict.released_at < convict.pause
+        }
+
+    def clear(self) -> None:
+        """The indexes are those of another list now."""
+        self._convicts = {}
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Never returns."""
+        while True:
+            held = [self._convicts[index] for index in self.skip]
+            if not held:
+                await self._changed.wait()
+                self._changed.clear()
+                continue
+            first = min(held, key=lambda convict: convict.retry_at)
+            if await wait_for(self._changed, first.retry_at - self._clock()):
+                self._changed.clear()
+                continue
+            await self._try(first)
+
+    async def _try(self, convict: _Convict) -> None:
+        """Ask this device, and no other."""
+        self._pause(convict)
+        try:
+            scan = await self._driver.scan(only=convict.index)
+        except (WorkerError, LibraryError, XpumlError):
+            return  # the sweep has said so, or will
+        finally:
+            self._driver.dismiss()  # it would keep the control node open
+        if scan is None or self._convicts.get(convict.index) is not convict:
+            return
+        convict.released_at = self._clock()
+        self._released()
+
+    def _pause(self, convict: _Convict) -> None:
+        convict.pause = next(convict.pauses)
+        convict.retry_at = self._clock() + convict.pause
