@@ -83,6 +83,18 @@ def test_an_event_is_one_line_whatever_a_message_contains(
     assert "lines" in line
 
 
+@pytest.mark.parametrize("form", log.FORMATS)
+def test_control_characters_of_a_message_do_not_reach_a_terminal(
+    form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever can ask for a device by a name gets that name logged."""
+    log.configure(level="info", form=form)
+    logger.info("device %s does not exist", "a\x1b[31m\0\x9b\N{LINE SEPARATOR}\udcff")
+    (line,) = lines(capsys)
+    assert line.isprintable()
+    assert r"\u001b" in line
+
+
 def test_a_json_event_with_an_exception_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure(level="info", form="json")
     logger.error("it failed", exc_info=RuntimeError("first\nsecond"))

@@ -16,13 +16,14 @@ class _UtcFormatter(logging.Formatter):
 
 
 class _TextFormatter(_UtcFormatter):
-    """A message that holds a line break, as a library's text may, stays one line."""
+    """A message that holds a line break or other control characters, as a library's text or an id from the
+    socket may, stays one line and says nothing to a terminal."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        return "\\n".join(super().formatMessage(record).splitlines())
+        return _printable(super().formatMessage(record))
 
 
 class _JsonFormatter(_UtcFormatter):
@@ -36,7 +37,14 @@ class _JsonFormatter(_UtcFormatter):
         }
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
-        return json.dumps(event, ensure_ascii=False)
+        return _printable(json.dumps(event, ensure_ascii=False))
+
+
+def _printable(line: str) -> str:
+    """The line with all else escaped, in a way that JSON knows too."""
+    if line.isprintable():
+        return line
+    return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in line)
 
 
 def configure(*, level: str, form: str) -> None:

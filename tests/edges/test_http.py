@@ -2,6 +2,7 @@
 """The probes' HTTP server: pages come from the event loop, and when that is stuck the answer says so."""
 
 import asyncio
+import contextlib
 import http.client
 import socket
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 from tests.standins import SECONDS, until
 from xpu_plugin.edges import http as http_module
-from xpu_plugin.edges.http import HttpServer
+from xpu_plugin.edges.http import MOST_CONNECTIONS, HttpServer
 
 
 Start = Callable[..., HttpServer]
@@ -98,6 +99,51 @@ async def test_a_client_that_says_nothing_or_breaks_off_harms_nobody(
     assert await asyncio.to_thread(ask, server.port, "/healthz") == (200, "ok\n")
     for one in silent:
         one.close()
+    assert capfd.readouterr() == ("", "")
+
+
+async def test_whoever_keeps_many_connections_open_gets_few_threads_and_keeps_nobody_out(
+    start: Start,
+) -> None:
+    """Also when each says a byte now and then, so that none is ever idle."""
+    server = start({"/healthz": lambda: "ok"})
+    before = threading.active_count()
+    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3 * MOST_CONNECTIONS)]
+    for one in slow:
+        with contextlib.suppress(OSError):  # those that had to go
+            one.sendall(b"G")
+    assert await asyncio.to_thread(ask, server.port, "/healthz") == (200, "ok\n")
+    await until(lambda: threading.active_count() <= before + MOST_CONNECTIONS + 1, "few threads")
+    for one in slow:
+        one.close()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\xff" * 70_000,
+        b"GET " + b"/" * 70_000,
+        b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 1000,
+        b"GET /\0 HTTP/9\r\n\r\n",
+    ],
+    ids=["noise", "an endless line", "a thousand headers", "a wrong version"],
+)
+async def test_what_is_no_request_is_refused_and_harms_nobody(
+    start: Start, capfd: pytest.CaptureFixture[str], request_: bytes
+) -> None:
+    server = start({"/healthz": lambda: "ok"})
+
+    def send() -> bytes:
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=SECONDS)
+        with connection, contextlib.suppress(OSError):  # it need not be heard to the end
+            connection.sendall(request_)
+            connection.shutdown(socket.SHUT_WR)
+            return connection.recv(1 << 16)
+        return b""
+
+    heard = await asyncio.to_thread(send)
+    assert b"ok" not in heard
+    assert await asyncio.to_thread(ask, server.port, "/healthz") == (200, "ok\n")
     assert capfd.readouterr() == ("", "")
 
 

@@ -17,7 +17,7 @@ import pytest
 from tests.builders import CONTROL, MAJOR, device, found
 from tests.standins import RESOURCE, SECONDS, until
 from xpu_plugin.edges.grants import GrantRecord
-from xpu_plugin.edges.service import DevicePluginService
+from xpu_plugin.edges.service import DevicePluginService, server_of
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.health import HEALTHY, Health
 from xpu_plugin.model.inventory import Policy, after_scan, after_verdicts
@@ -78,8 +78,7 @@ class Plugin:
 
 @asynccontextmanager
 async def served(plugin: Plugin) -> AsyncIterator[api_grpc.DevicePluginStub]:
-    server = grpc.aio.server()
-    api_grpc.add_DevicePluginServicer_to_server(plugin.service, server)  # type: ignore[no-untyped-call]
+    server = server_of(plugin.service)
     server.add_insecure_port(f"unix:{plugin.socket}")
     await server.start()
     try:

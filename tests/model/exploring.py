@@ -241,7 +241,7 @@ class Explorer:
     """One walk through the states, chosen by a random number generator."""
 
     def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)  # noqa: S311 - to be repeated, not secret
+        self.random = random.Random(seed)
         self.world = World(argument=self.random.choice((0, 0, 2, 3)))
         self.own_pod = OWN_POD if self.random.random() < 0.8 else None
         self.label_mode = self.random.random() < 0.7

@@ -2,15 +2,21 @@
 """A small HTTP server for probes, in threads of its own, so that it can tell when the event loop is stuck."""
 
 import asyncio
+import contextlib
 import socket
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 
 ANSWER_SECONDS = 2.0  # for the event loop to make an answer
 IDLE_SECONDS = 5.0  # for a client to say what it wants
+MOST_CONNECTIONS = 16  # at once, each with its thread; probes and scrapers are a few
+ACCEPT_AGAIN_SECONDS = 0.1  # after no descriptor was free for a connection
 
 Page = Callable[[], str]
 """Makes a page's text, on the event loop."""
@@ -77,8 +83,37 @@ class HttpServer:
 
 
 class _Server(ThreadingHTTPServer):
+    """When there are too many connections, the one that has been open longest has to go: so a probe is
+    answered whoever else keeps connections open and says nothing, or a byte now and then."""
+
     daemon_threads = True
     request_queue_size = 16
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._open: deque[Any] = deque()
+        self._lock = threading.Lock()
+        super().__init__(address, handler)
+
+    def get_request(self) -> tuple[Any, Any]:
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(ACCEPT_AGAIN_SECONDS)  # it would be asked for again at once
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._open.append(request)
+            oldest = self._open.popleft() if len(self._open) > MOST_CONNECTIONS else None
+        if oldest is not None:
+            with contextlib.suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)  # its thread sees the end, and closes it
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock, contextlib.suppress(ValueError):
+            self._open.remove(request)
+        super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that breaks off is nobody's business."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import grpc
 
-from xpu_plugin.edges.service import OPTIONS, DevicePluginService
+from xpu_plugin.edges.service import OPTIONS, DevicePluginService, server_of
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 
@@ -160,6 +160,10 @@ class Endpoint:
         complaint: str | None = None
         while True:
             self._service.streams_changed.clear()
+            if self._server is not None and (crash := await _crash(self._server)):
+                logger.warning("serving resource=%s anew: gRPC gave up (%s)", self._service.resource, crash)
+                await self._stop()
+                registered = None
             now = time.monotonic()
             streaming = self._service.streams > 0
             if streaming and opened_at is None:
@@ -235,8 +239,7 @@ class Endpoint:
         """Bind anew. The old server goes first: when it stops it unlinks its path, whoever bound it."""
         await self._stop()
         self._path.unlink(missing_ok=True)
-        server = grpc.aio.server()
-        api_grpc.add_DevicePluginServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
+        server = server_of(self._service)
         server.add_insecure_port(f"unix://{self._path}")
         self._server = server
         try:
@@ -261,6 +264,16 @@ class Endpoint:
         await server.stop(STOP_SECONDS)
         if bound is not None and Identity.of(self._path) == bound:
             self._path.unlink(missing_ok=True)
+
+
+async def _crash(server: grpc.aio.Server) -> Exception | None:
+    """Why a server takes no more calls although nobody stopped it. A call of a method whose name is no text
+    has that effect (grpcio 1.85), and whoever has a stream open, or waits for an answer, is not told."""
+    try:
+        await server.wait_for_termination(timeout=0)
+    except Exception as error:  # noqa: BLE001 - whatever it was
+        return error
+    return None
 
 
 def socket_name(resource: str, base: str) -> str:

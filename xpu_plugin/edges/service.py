@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The DevicePlugin gRPC service of one resource: translates between the kubelet and the picture.
 
-Nothing here waits for the library: every answer comes from the picture as it is.
+Nothing here waits for the library: every answer comes from the picture as it is. Only root can reach the
+socket; but a peer that is broken or worse gets no more than a refusal, and costs the kubelet nothing.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence, Sized
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.model import allocation
@@ -22,6 +24,13 @@ from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 logger = logging.getLogger(__name__)
 
 OPTIONS = api.DevicePluginOptions(pre_start_required=True, get_preferred_allocation_available=True)
+
+LONGEST_MESSAGE = 1 << 18  # bytes; ten thousand device ids fit; to look at it takes some 100 times as much
+MOST_CONTAINERS = 64  # in one request; a kubelet asks for one at a time
+MOST_STREAMS = 64  # calls at once on one connection; a kubelet has its stream and a few more
+HANDSHAKE_SECONDS = 5.0  # for a peer to say that it speaks HTTP/2
+IDLE_SECONDS = 60.0  # of a connection without a call; a kubelet's has its stream
+LONGEST_REFUSAL = 500  # characters; gRPC may drop an answer whose text has more than 8 KiB once encoded
 
 _STATUS = {
     Cause.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
@@ -102,8 +111,9 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
     async def Allocate(  # noqa: N802
         self, request: api.AllocateRequest, context: Context
     ) -> api.AllocateResponse:
-        requests = [list(container.devices_ids) for container in request.container_requests]
         try:
+            _check_containers(request.container_requests)
+            requests = [list(container.devices_ids) for container in request.container_requests]
             grants = allocation.grant(self._picture(), self.resource, requests, self._node)
         except Refusal as refusal:
             await self._refuse(context, "allocation", refusal)
@@ -122,6 +132,10 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
         self, request: api.PreferredAllocationRequest, context: Context
     ) -> api.PreferredAllocationResponse:
         """An empty preference leaves the choice to the kubelet; an error would fail the pod."""
+        try:
+            _check_containers(request.container_requests)
+        except Refusal as refusal:
+            await self._refuse(context, "preference", refusal)
         return api.PreferredAllocationResponse(
             container_responses=[
                 api.ContainerPreferredAllocationResponse(
@@ -172,8 +186,53 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
             closed.cancel()
 
     async def _refuse(self, context: Context, what: str, refusal: Refusal) -> NoReturn:
-        logger.warning("%s refused resource=%s: %s", what, self.resource, refusal)
-        await context.abort(_STATUS[refusal.cause], str(refusal))
+        text = str(refusal)
+        if len(text) > LONGEST_REFUSAL:
+            text = f"{text[:LONGEST_REFUSAL]}..."
+        logger.warning("%s refused resource=%s: %s", what, self.resource, text)
+        await context.abort(_STATUS[refusal.cause], text)
+
+
+class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Parses requests where an error can be answered: gRPC itself would log a traceback for each that is
+    malformed, and answer that something unexpected has happened."""
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """The handler of a method, None where there is no such method. `Any`: the stubs know aio half."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        if handler.unary_stream is not None:  # ListAndWatch, in whose request nothing could be wrong
+            return grpc.unary_stream_rpc_method_handler(
+                handler.unary_stream, lambda _: api.Empty(), handler.response_serializer
+            )
+        parse, answer = handler.request_deserializer, handler.unary_unary
+
+        async def parsed(raw: bytes, context: Context) -> Any:
+            try:
+                request = parse(raw)
+            except DecodeError:
+                method = handler_call_details.method
+                logger.warning("a request that is no message of the kubelet's: %s", method)
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "malformed request")
+            return await answer(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(parsed, None, handler.response_serializer)
+
+
+def server_of(service: DevicePluginService) -> grpc.aio.Server:
+    """A server for the service, which has to be given a port and started."""
+    server = grpc.aio.server(
+        interceptors=(_Door(),),
+        options=(
+            ("grpc.max_receive_message_length", LONGEST_MESSAGE),
+            ("grpc.max_concurrent_streams", MOST_STREAMS),
+            ("grpc.server_handshake_timeout_ms", int(1000 * HANDSHAKE_SECONDS)),
+            ("grpc.max_connection_idle_ms", int(1000 * IDLE_SECONDS)),
+        ),
+    )
+    api_grpc.add_DevicePluginServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    return server
 
 
 def listing(entries: Sequence[Entry]) -> api.ListAndWatchResponse:
@@ -190,6 +249,14 @@ def listing(entries: Sequence[Entry]) -> api.ListAndWatchResponse:
             for entry in entries
         ]
     )
+
+
+def _check_containers(containers: Sized) -> None:
+    """Refuse what would take the event loop for seconds; before any of it is looked at."""
+    if len(containers) > MOST_CONTAINERS:
+        raise Refusal(
+            Cause.INVALID, f"{len(containers)} containers in one request; accepted: {MOST_CONTAINERS} at most"
+        )
 
 
 def _answer(grant: allocation.Grant) -> api.ContainerAllocateResponse:
