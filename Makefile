@@ -4,6 +4,7 @@
 # make test   the tests          make lint   formatters, linters, types, layers
 # make e2e    the suite on a real kubelet (tests/e2e/README.md); make format   formats Python and C
 # make explore   changes of VFs by random search in virtual time: a million steps, or ARGS="--steps N --seed S"
+# make fuzz   what reads others' bytes, by coverage-guided fuzzing: a minute, or ARGS="--seconds N --seed S TARGET..."
 # make coverage   the tests, and which lines of Python and of the binding they run (needs Python 3.11 and gcc)
 # make sanitize   the tests of what is written in C, with ASan and UBSan in binding and simulator (needs gcc)
 # make helm   builds Helm into build/bin, for the tests of the chart (needs Go; minutes, once)
@@ -28,7 +29,7 @@ SANITIZED = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-fi
 	UBSAN_OPTIONS=print_stacktrace=1:exitcode=99:log_path=$(FINDING) PYTHONMALLOC=malloc \
 	CC="env -u LD_PRELOAD $(CC)" CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all"
 
-.PHONY: run test explore coverage sanitize e2e image imagetest lint format helm wheel audit wheeltest clean
+.PHONY: run test explore fuzz coverage sanitize e2e image imagetest lint format helm wheel audit wheeltest clean
 
 run: .stamps/installed
 	$(BIN)/xpu-device-plugin demo $(ARGS)
@@ -38,6 +39,9 @@ test: .stamps/dev
 
 explore: .stamps/dev
 	$(BIN)/python -m tests.model.exploring $(ARGS)
+
+fuzz: .stamps/fuzz
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 coverage: .stamps/trace
 	rm -rf build/coverage && mkdir -p build/coverage
@@ -108,6 +112,10 @@ wheeltest: wheel
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ .stamps/installed
+
+.stamps/fuzz: .stamps/dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@touch $@
 
 # Other builds of the binding, each in a venv that borrows the tools of .venv: its packages, but not its .pth
 # files, as they would bring its build along.

@@ -265,6 +265,8 @@ def test_any_value_is_understood_or_refused_in_one_line(name: str, text: str) ->
         (["--log-level"], "--log-level"),
         (["--log-lev=info"], "--log-lev"),
         (["one\ntwo"], "one"),
+        (["one\rtwo"], "one"),
+        (["one\x1b[2J"], "one"),
         (["--bo\ngus"], "--bo"),
     ],
 )

@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        line = message.removeprefix("argument ").replace("\n", "\\n")
+        line = log.printable(message.removeprefix("argument "))
         raise UsageError(f"{line}; see {self.prog} --help")
 
 

@@ -23,7 +23,7 @@ class _TextFormatter(_UtcFormatter):
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        return _printable(super().formatMessage(record))
+        return printable(super().formatMessage(record))
 
 
 class _JsonFormatter(_UtcFormatter):
@@ -37,10 +37,10 @@ class _JsonFormatter(_UtcFormatter):
         }
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
-        return _printable(json.dumps(event, ensure_ascii=False))
+        return printable(json.dumps(event, ensure_ascii=False))
 
 
-def _printable(line: str) -> str:
+def printable(line: str) -> str:
     """The line with all else escaped, in a way that JSON knows too."""
     if line.isprintable():
         return line

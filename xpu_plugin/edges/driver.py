@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from xpu_plugin.edges.answers import NONSENSE, host_of, nothing_of, scan_of, states_of, usage_of
 from xpu_plugin.edges.wire import HEADER, LONGEST_ANSWER
-from xpu_plugin.model.devices import Function, Host, Node, Process, Scan, Usage
-from xpu_plugin.xpuml import Call, Failure, Reading, StateAnswer, WrongDeviceError, error
+from xpu_plugin.model.devices import Host, Scan, Usage
+from xpu_plugin.xpuml import Call, StateAnswer, WrongDeviceError, error
 
 
 logger = logging.getLogger(__name__)
@@ -31,8 +32,7 @@ MOST_STUCK = 3  # workers that were killed and are still there
 REAP_SECONDS = 0.1  # after a kill, to look whether the process is gone
 START_SECONDS = 30.0  # for a fresh interpreter on a loaded machine; the library's own calls are apart
 _WORD = 8  # bytes of the progress word
-# What decoding an answer may raise that is not what it should be.
-_NONSENSE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+_LONGEST_NONSENSE = 200  # characters that are quoted
 
 T = TypeVar("T")
 
@@ -174,7 +174,7 @@ class Driver:
             self._discard()
             return await self._request(
                 "scan",
-                lambda answer: _scan(answer, self._opened) if answer["stable"] else None,
+                lambda answer: scan_of(answer, self._opened) if answer["stable"] else None,
                 skip=sorted(skip),
                 only=only,
                 **self._places(),
@@ -186,12 +186,12 @@ class Driver:
         Raises WorkerError, also when that worker is gone: its indexes mean nothing to another.
         """
         async with self._lock:
-            return await self._ask(self._scanned(), self._call_timeout, "sweep", _states, skip=sorted(skip))
+            return await self._ask(self._scanned(), self._call_timeout, "sweep", states_of, skip=sorted(skip))
 
     async def host(self) -> Host:
         """The host's facts as they are now, to compare with those of the last scan. Raises WorkerError."""
         async with self._lock:
-            return await self._ask(self._scanned(), self._call_timeout, "host", _host, **self._places())
+            return await self._ask(self._scanned(), self._call_timeout, "host", host_of, **self._places())
 
     async def usage(self, indexes: Collection[int], card: str) -> Usage:
         """Who uses a card, as far as library and sysfs tell.
@@ -207,7 +207,7 @@ class Driver:
                 self._scanned(),
                 self._call_timeout,
                 "usage",
-                _usage,
+                usage_of,
                 indexes=sorted(set(indexes)),
                 card=card,
                 sysfs_root=str(self._target.sysfs_root),
@@ -229,7 +229,7 @@ class Driver:
                 self._scanned(),
                 seconds,
                 "set_sriov_vf_num",
-                _nothing,
+                nothing_of,
                 index=index,
                 number=number,
                 pci=pci,
@@ -315,9 +315,10 @@ class Driver:
         except (EOFError, OSError):
             how = await self._bury(process)
             raise WorkerDiedError(f"the worker ended ({how})", process.in_flight()) from None
-        except _NONSENSE as nonsense:
+        except NONSENSE as nonsense:
             self._discard()
-            raise WorkerDiedError(f"the worker talked nonsense: {nonsense}", process.in_flight()) from None
+            text = str(nonsense)[:_LONGEST_NONSENSE]
+            raise WorkerDiedError(f"the worker talked nonsense: {text}", process.in_flight()) from None
         except asyncio.CancelledError:
             self._discard()  # its answer would be taken for the next one's
             raise
@@ -356,60 +357,3 @@ def _error(fields: dict[str, Any]) -> Exception:
         case {"kind": "value", "text": str(text)}:
             return ValueError(text)
     raise ValueError(f"an error of no known kind: {fields}")
-
-
-def _scan(answer: dict[str, Any], opened: Mapping[str, str]) -> Scan:
-    readings = tuple(_reading(record) for record in answer["readings"])
-    if [reading.index for reading in readings] != list(range(len(readings))):
-        raise ValueError("indexes of a scan that do not count from 0")
-    return Scan(
-        readings=readings,
-        usable=tuple(answer["usable"]),
-        host=_host(answer["host"]),
-        library=opened["library"],
-        library_version=opened["library_version"],
-        driver_version=answer["driver_version"],
-        driver_release=answer["driver_release"],
-    )
-
-
-def _host(facts: dict[str, Any]) -> Host:
-    return Host(
-        nodes=tuple(Node(**node) for node in facts["nodes"]),
-        control=facts["control"],
-        addresses={int(number): address for number, address in facts["addresses"].items()},
-        functions={address: Function(**fields) for address, fields in facts["functions"].items()},
-    )
-
-
-def _usage(answer: dict[str, Any]) -> Usage:
-    processes: dict[str, tuple[Process, ...] | None] = {}
-    for record in answer["devices"]:
-        if (pci := record.get("pci")) is None:
-            continue
-        # Two devices have one address on a K200; of which one is unknown, nothing is known.
-        here, others = _processes(record), processes.get(pci, ())
-        processes[pci] = None if here is None or others is None else others + here
-    return Usage(processes=processes, drivers=dict(answer["drivers"]))
-
-
-def _processes(record: dict[str, Any]) -> tuple[Process, ...] | None:
-    if "processes" not in record:
-        return None
-    return tuple(
-        Process(pid=process["pid"], host_pid=process["root_ns_pid"]) for process in record["processes"]
-    )
-
-
-def _nothing(answer: None) -> None:
-    if answer is not None:
-        raise ValueError(f"{answer!r} where there is nothing to say")
-
-
-def _states(answer: list[list[int] | None]) -> list[StateAnswer | None]:
-    return [None if state is None else StateAnswer(*state) for state in answer]
-
-
-def _reading(record: dict[str, Any]) -> Reading:
-    failures = tuple(Failure(**failure) for failure in record.pop("failures"))
-    return Reading(**record, failures=failures)
