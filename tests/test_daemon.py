@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -141,10 +142,13 @@ class Node:
         assert processes_that_know(self.place) == []
 
 
+AnyNode = TypeVar("AnyNode", bound=Node)
+
+
 @asynccontextmanager
-async def a_node(place: Path) -> AsyncIterator[Node]:
+async def a_node(place: Path, kind: type[AnyNode]) -> AsyncIterator[AnyNode]:
     """What the fixtures `node` are; in the end nothing runs there, and no plugin has shown a traceback."""
-    node = Node(place)
+    node = kind(place)
     yield node
     for daemon in node.daemons:
         if daemon.process.poll() is None:
@@ -158,7 +162,7 @@ async def a_node(place: Path) -> AsyncIterator[Node]:
 
 @pytest.fixture
 async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
-    async with a_node(place) as node:
+    async with a_node(place, Node) as node:
         yield node
 
 

@@ -142,7 +142,6 @@ async def _run(config: Config, driver: Driver, picture: Picture, sweep: Sweep) -
         pod_resources_socket=config.pod_resources_socket,
     )
     services: list[DevicePluginService] = []
-    lock = InstanceLock(config.device_plugin_dir)
     record = GrantRecord(config.state_dir)
     node = node_of(config)
     listed = asyncio.Event()
@@ -154,6 +153,13 @@ async def _run(config: Config, driver: Driver, picture: Picture, sweep: Sweep) -
         pod_resources_socket=config.pod_resources_socket,
         record=record,
     )
+
+    async def taken_over() -> None:
+        """Whoever was before us has granted on, while we waited."""
+        await record.reread()
+        idleness.inherit()
+
+    lock = InstanceLock(config.device_plugin_dir, taken_over)
     apply = Apply(
         driver,
         picture,

@@ -54,6 +54,17 @@ def test_later_grants_replace_earlier_ones_of_the_same_device(tmp_path: Path) ->
     assert record.paths == written(tmp_path) == {A: "/dev/xpu9", B: "/dev/xpu1"}
 
 
+def test_what_another_plugin_wrote_meanwhile_is_taken_in_and_kept(tmp_path: Path) -> None:
+    """As by the plugin that is being replaced, while its successor waits."""
+    waiting, working = GrantRecord(tmp_path), GrantRecord(tmp_path)
+    start(working, A, B)
+    waiting.granted({C: "/dev/xpu2"})
+    asyncio.run(waiting.reread())
+    assert waiting.paths == {A: "/dev/xpu0", B: "/dev/xpu1", C: "/dev/xpu2"}
+    asyncio.run(waiting.started({C: "/dev/xpu2"}, ALL))
+    assert written(tmp_path) == {A: "/dev/xpu0", B: "/dev/xpu1", C: "/dev/xpu2"}
+
+
 def test_a_second_life_adds_to_what_the_first_wrote(tmp_path: Path) -> None:
     start(GrantRecord(tmp_path), A)
     start(GrantRecord(tmp_path), B)

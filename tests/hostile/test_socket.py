@@ -73,7 +73,7 @@ pytestmark = pytest.mark.usefixtures("leaves_no_process")
 
 @pytest.fixture
 async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
-    async with a_node(place) as node:
+    async with a_node(place, Node) as node:
         yield node
 
 

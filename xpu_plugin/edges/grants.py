@@ -41,6 +41,14 @@ class GrantRecord:
         self._complained = False
         self._writing = asyncio.Lock()
 
+    async def reread(self) -> None:
+        """Take in what another plugin has written since; what was granted here and is not written stays."""
+        async with self._writing:
+            ours = {id: path for id, path in self.paths.items() if self._written.paths.get(id) != path}
+            self._written = await asyncio.to_thread(_read, self._file)
+            self.paths = {**self._written.paths, **ours}
+            self.listed = set(self._written.listed) - ours.keys()
+
     def granted(self, paths: Mapping[str, str]) -> None:
         """Allocate answered; the container has not started yet."""
         self.paths.update(paths)

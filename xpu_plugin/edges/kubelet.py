@@ -12,7 +12,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,18 +69,25 @@ class Identity:
 
 class InstanceLock:
     """At most one plugin works in a device plugin directory: a lock on the directory itself, which ends
-    with the process and leaves no file."""
+    with the process and leaves no file. acquired: awaited whenever it was, before any work is done"""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, acquired: Callable[[], Awaitable[None]] | None = None) -> None:
         self._directory = directory
+        self._acquired = acquired
+        self._acquiring = asyncio.Lock()
         self._descriptor: int | None = None
         self._complaint: str | None = None
 
     async def acquire(self) -> None:
         """Wait until the directory exists and no other plugin has it."""
-        while not self._try():  # noqa: ASYNC110 - nothing tells us when another process lets go
-            await asyncio.sleep(LOCK_SECONDS)
-        self._complaint = None
+        async with self._acquiring:
+            if self.held():
+                return
+            while not self._try():  # noqa: ASYNC110 - nothing tells us when another process lets go
+                await asyncio.sleep(LOCK_SECONDS)
+            self._complaint = None
+            if self._acquired is not None:
+                await self._acquired()
 
     def held(self) -> bool:
         """Whether what is locked is still the directory at that path."""
@@ -212,8 +219,7 @@ class Endpoint:
 
     async def _register(self) -> str | None:
         """Have our socket in place, then say so to the kubelet; returns what went wrong, if anything did."""
-        if not self._lock.held():
-            await self._lock.acquire()
+        await self._lock.acquire()
         if self._server is None or Identity.of(self._path) != self._bound:
             try:
                 await self._serve()

@@ -74,11 +74,18 @@ class Idleness:
         self._record = record
         self._granted = asyncio.Event()
         self._mute: dict[str, _Mute] = {}
-        started = clock() - (terms.settle if settled else 0.0)
-        self._ledger: Ledger = {
-            id: Grant(at=started, inherited=True, shown=FORMER if id in record.listed else None)
-            for id in record.paths
+        self._ledger: Ledger = {}
+        self.inherit(clock() - (terms.settle if settled else 0.0))
+
+    def inherit(self, at: float | None = None) -> None:
+        """What the record says is what former plugins have granted. at: since when that is known, or now"""
+        moment = self._clock() if at is None else at
+        own = {id: grant for id, grant in self._ledger.items() if not grant.inherited}
+        former = {
+            id: Grant(at=moment, inherited=True, shown=FORMER if id in self._record.listed else None)
+            for id in self._record.paths
         }
+        self._ledger = {**former, **own}
 
     def granted(self, ids: Collection[str]) -> None:
         """An Allocate was answered with these ids."""

@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults of library, driver, host and kubelet under the whole plugin: what the kubelet sees of each, what is
+logged, and that nothing is more than before when it is over."""
+
+import asyncio
+import os
+import resource
+import signal
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.endurance.watched import IMPATIENT, Scene, Watched, unharmed
+from tests.levels import MIB, Level, settles, tree
+from tests.standins import RESOURCE, SECONDS, compile_library, descriptors, unix_sockets, until
+from tests.test_daemon import IDS, Daemon, a_node, shows
+from tests.test_shutdown import in_flight
+from xpu_plugin.proto import deviceplugin_pb2 as api
+from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
+from xpu_plugin.simulation.kubelet import AdmissionError
+
+
+STATE = "xpumlDeviceGetState"
+ASKED_IN_A_SCAN = (
+    "xpumlDeviceGetHandleByIndex",
+    "xpumlDeviceGetPciInfo",
+    "xpumlDeviceGetAttributes",
+    "xpumlDeviceGetMemoryInfo",
+    "xpumlDeviceGetHostVxpuMode",
+    STATE,
+)
+SIGNALS = {"crash": signal.SIGSEGV, "fpe": signal.SIGFPE, "abort": signal.SIGABRT}
+LIVES = 500
+STREAMS = 1000
+
+pytestmark = pytest.mark.usefixtures("leaves_no_process")
+
+
+@pytest.fixture
+async def scene(place: Path, leaves_no_process: None) -> AsyncIterator[Scene]:
+    async with a_node(place, Scene) as scene:
+        yield scene
+
+
+@pytest.fixture
+async def kubelet(scene: Scene) -> AsyncIterator[Watched]:
+    async with scene.watched() as kubelet:
+        yield kubelet
+
+
+def worker_of(daemon: Daemon) -> list[int]:
+    return [pid for pid in tree(daemon.pid) if pid != daemon.pid]
+
+
+# --- the library ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", ASKED_IN_A_SCAN)
+async def test_a_call_that_hangs_or_crashes_for_one_device_costs_that_device_alone(
+    scene: Scene, kubelet: Watched, function: str
+) -> None:
+    """Each time that it is asked: what hangs never returns."""
+    daemon = scene.begin()
+    await shows(kubelet, IDS)
+    async with unharmed(kubelet, daemon, sick=[IDS[1]]):
+        for action in ("hang", *SIGNALS):
+            scene.machine.add_fault(function, action, card=1)
+            daemon.process.send_signal(signal.SIGHUP)
+            await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 3, timeout=SECONDS)
+            assert not kubelet.devices(RESOURCE)[IDS[1]].healthy
+            kubelet.free(await kubelet.allocate(RESOURCE, 3))
+            scene.machine.clear_faults()
+            await shows(kubelet, IDS)
+    assert f"no answer within 0.4 s in {function} of device index 1 ({IDS[1]}, /dev/xpu1)" in daemon.log
+    for number in SIGNALS.values():
+        assert f"(killed by signal {number:d}) in {function} of device index 1" in daemon.log
+    assert daemon.log.count("reason=not-answering") == 4
+
+
+@pytest.mark.parametrize("function", ["xpumlInit", "xpumlDeviceGetCount"])
+async def test_a_call_that_hangs_or_crashes_for_all_costs_no_more_than_the_grace(
+    scene: Scene, kubelet: Watched, function: str
+) -> None:
+    daemon = scene.begin()
+    await shows(kubelet, IDS)
+    async with unharmed(kubelet, daemon, sick=IDS):
+        for action in ("hang", "abort"):
+            scene.machine.add_fault(function, action)
+            daemon.process.send_signal(signal.SIGHUP)
+            await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 0, timeout=SECONDS)
+            with pytest.raises(AdmissionError):
+                await kubelet.allocate(RESOURCE, 1)
+            scene.machine.clear_faults()
+            await shows(kubelet, IDS)
+    assert daemon.log.count("the library answers again") == 2
+
+
+async def test_a_call_that_is_slow_but_in_time_is_nothing(scene: Scene, kubelet: Watched) -> None:
+    daemon = scene.begin("--call-timeout=5")
+    await shows(kubelet, IDS)
+    async with unharmed(kubelet, daemon):
+        scene.machine.add_fault(STATE, "delay:1000", card=1, times=1)
+        [worker] = worker_of(daemon)
+        await until(lambda: in_flight(worker) == STATE, "the slow call")
+        scene.machine.set_card(2, {"temperature": "41"})  # all calls notice the file
+        await until(lambda: in_flight(worker) != STATE, "its end")
+    assert "WARNING" not in daemon.log
+
+
+@pytest.mark.parametrize("count", ["0", "2", "9", "99", "16384"])
+async def test_a_wrong_count_names_no_device_that_there_is_not_and_is_forgotten(
+    scene: Scene, kubelet: Watched, count: str
+) -> None:
+    """Too few, and the others are lost until it is right again; too many, and the indexes beyond crash."""
+    daemon = scene.begin()
+    await shows(kubelet, IDS)
+    asked = daemon.log.count("library opened")
+    scene.machine.set({"wrong-count": count})
+    daemon.process.send_signal(signal.SIGHUP)
+    if int(count) < len(IDS):
+        await kubelet.until(lambda: kubelet.allocatable(RESOURCE) < len(IDS), timeout=SECONDS)
+    else:
+        await until(lambda: "GetHandleByIndex" in daemon.log or "not offered" in daemon.log, "word of it")
+    assert kubelet.known == set(IDS)
+    scene.machine.set({"wrong-count": ""})
+    daemon.process.send_signal(signal.SIGHUP)
+    await shows(kubelet, IDS)
+    assert daemon.log.count("library opened") == asked
+    granted = await kubelet.allocate(RESOURCE, 4)
+    assert [node.host_path for node in granted.nodes] == [*(f"/dev/xpu{n}" for n in range(4)), "/dev/xpuctrl"]
+
+
+async def test_texts_that_are_cut_or_no_texts_are_no_reason_not_to_work(
+    scene: Scene, kubelet: Watched
+) -> None:
+    daemon = scene.begin()
+    await shows(kubelet, IDS)
+    async with unharmed(kubelet, daemon):
+        for action in ("truncated-strings", "garbage-strings"):
+            for function in ("xpumlSystemGetDriverVersion", "xpumlSystemGetXPUMLVersion"):
+                scene.machine.add_fault(function, action)
+            lines = daemon.log.count("library opened")
+            daemon.process.send_signal(signal.SIGHUP)
+            await daemon.says("library opened", lines + 1)
+            scene.machine.clear_faults()
+    assert all(line.isprintable() for line in daemon.log.splitlines())
+
+
+async def test_a_library_that_writes_on_the_wire_is_never_believed(scene: Scene, kubelet: Watched) -> None:
+    """Each worker talks nonsense, for as long as it takes: nothing is offered, and nothing piles up."""
+    rogue = compile_library(Path(__file__).parents[1] / "edges/rogue.c", scene.place)
+    program = IMPATIENT[1].replace(
+        "sys.exit",
+        f"from xpu_plugin.simulation import library\nlibrary.shipped = lambda: {str(rogue)!r}\nsys.exit",
+    )
+    os.environ["ROGUE"] = 'frame:{"id": 3, "result": {"stable": true, "readings": 7}}'
+    try:
+        daemon = scene.begin(program=("-c", program))
+    finally:
+        del os.environ["ROGUE"]
+    await daemon.says("the worker talked nonsense")
+    most = Level(processes=2, threads=8, descriptors=32, memory=96 * MIB)
+    started: set[int] = set()
+
+    def many() -> bool:
+        started.update(worker_of(daemon))
+        return len(started) > 5
+
+    await until(many, "some more workers")
+    await settles(daemon.pid, most, memory=0)
+    assert kubelet.known == set()
+
+
+# --- the host -------------------------------------------------------------------------------------
+
+
+async def test_without_the_control_node_nothing_is_granted_and_all_is_offered(
+    scene: Scene, kubelet: Watched
+) -> None:
+    """As when a driver is being loaded anew; the library of a worker that is there has it open."""
+    daemon = scene.begin("--rescan-interval=600")
+    await shows(kubelet, IDS)
+    assert scene.machine.dev_root
+    node = scene.machine.dev_root / "xpuctrl"
+    async with unharmed(kubelet, daemon):
+        node.rename(scene.place / "xpuctrl")
+        with pytest.raises(AdmissionError, match="/dev/xpuctrl is missing or was replaced"):
+            await kubelet.allocate(RESOURCE, 1)
+        (scene.place / "xpuctrl").rename(node)
+
+
+async def test_a_driver_that_is_unloaded_and_loaded_again(scene: Scene, kubelet: Watched) -> None:
+    daemon = scene.begin()
+    await shows(kubelet, IDS)
+    async with unharmed(kubelet, daemon, sick=IDS):
+        scene.machine.set({"driver": "gone"})
+        await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 0, timeout=SECONDS)
+        await daemon.says("no driver: ")
+        scene.machine.set({"driver": ""})
+    assert daemon.log.count("no driver: ") == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
+async def test_a_node_that_may_not_be_opened(scene: Scene, kubelet: Watched) -> None:
+    assert scene.machine.dev_root
+    daemon = scene.begin()
+    await shows(kubelet, IDS)
+    async with unharmed(kubelet, daemon, sick=IDS):
+        scene.machine.dev_root.chmod(0)
+        daemon.process.send_signal(signal.SIGHUP)
+        await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 0, timeout=SECONDS)
+        scene.machine.dev_root.chmod(0o700)
+
+
+async def test_a_worker_that_no_descriptor_is_left_for(scene: Scene, kubelet: Watched) -> None:
+    daemon = scene.begin("--health-grace=600")
+    await shows(kubelet, IDS)
+    async with unharmed(kubelet, daemon):
+        [worker] = worker_of(daemon)
+        former = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+        number = len(descriptors(daemon.pid)) + 1
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (number, former[1]))
+        os.kill(worker, signal.SIGKILL)
+        await daemon.says("no worker can be started: Too many open files")
+        kubelet.free(await kubelet.allocate(RESOURCE, 2))
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, former)
+        await daemon.says("the library answers again")
+
+
+@pytest.mark.parametrize("limit", [4 * MIB, 16 * MIB], ids=["to be loaded", "to start"])
+async def test_a_worker_that_no_memory_is_left_for(scene: Scene, kubelet: Watched, limit: int) -> None:
+    program = IMPATIENT[1].replace(
+        "sys.exit",
+        f"""
+import os, subprocess
+start = subprocess.Popen
+def little(command, **options):
+    if os.path.exists({str(scene.place / "limit")!r}):
+        limit = open({str(scene.place / "limit")!r}).read()
+        command = ["sh", "-c", f'ulimit -v {{limit}}; exec "$@" 2>/dev/null', "sh", *command]
+    return start(command, **options)
+subprocess.Popen = little
+sys.exit""",
+    )
+    daemon = scene.begin("--health-grace=600", program=("-c", program))
+    await shows(kubelet, IDS)
+    async with unharmed(kubelet, daemon):
+        (scene.place / "limit").write_text(str(limit))
+        daemon.process.send_signal(signal.SIGHUP)
+        await daemon.says("the worker ended")
+        kubelet.free(await kubelet.allocate(RESOURCE, 2))
+        (scene.place / "limit").unlink()
+        await daemon.says("the library answers again")
+
+
+@pytest.fixture
+def state(scene: Scene) -> Any:
+    """A state directory of 16 KiB that can be made full, or read-only."""
+    directory = scene.place / "state"
+    directory.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", directory], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("a file system can be mounted by root only")
+    yield directory
+    subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+def remounted(directory: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", directory], check=True)
+
+
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+async def test_a_disk_that_takes_nothing_costs_no_more_than_the_record(
+    state: Path, scene: Scene, kubelet: Watched, trouble: str
+) -> None:
+    daemon = scene.begin()
+    await shows(kubelet, IDS)
+    if trouble == "full":
+        (state / "all").write_bytes(bytes(16384))
+    else:
+        remounted(state, "ro")
+    async with unharmed(kubelet, daemon):
+        await daemon.says("cannot write the record of grants")
+        grant = await kubelet.allocate(RESOURCE, 1)
+        await kubelet.restart_container(grant)
+        kubelet.free(grant)
+        if trouble == "full":
+            (state / "all").unlink()
+        else:
+            remounted(state, "rw")
+        kubelet.free(await kubelet.allocate(RESOURCE, 1))
+        assert IDS[0] in (state / "grants.json").read_text()
+    assert daemon.log.count("cannot write the record of grants") == 1
+    assert os.listdir(state) == ["grants.json"]  # noqa: PTH208 - which may block as well
+
+
+async def test_a_wall_clock_that_jumps_is_seen_in_the_log_only(
+    scene: Scene, kubelet: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A year ahead, and years back: nobody is called overdue, nothing waits for a time that has gone."""
+    clock = scene.place / "clock"
+    clock.write_text("0")
+    shim = compile_library(Path(__file__).with_name("clock.c"), scene.place)
+    with monkeypatch.context() as patch:
+        former = os.environ.get("LD_PRELOAD", "")
+        patch.setenv("LD_PRELOAD", f"{former} {shim}".strip())
+        patch.setenv("WALL_CLOCK", str(clock))
+        daemon = scene.begin()
+    await shows(kubelet, IDS)
+    for years in (1, -3, 0):
+        async with unharmed(kubelet, daemon, sick=[IDS[2]]):
+            clock.write_text(str(years * 365 * 86400))
+            scene.machine.set_card(2, {"state": "207"})
+            await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 3, timeout=SECONDS)
+            scene.machine.set_card(2, {"state": ""})
+    await kubelet.restart()
+    await shows(kubelet, IDS)
+    assert len({line[:4] for line in daemon.log.splitlines() if line[:2] == "20"}) == 3, "it did jump"
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+async def test_a_worker_that_is_stopped_is_replaced(scene: Scene, kubelet: Watched) -> None:
+    daemon = scene.begin("--health-grace=600")
+    await shows(kubelet, IDS)
+    async with unharmed(kubelet, daemon):
+        for times in range(1, 4):
+            [worker] = worker_of(daemon)
+            os.kill(worker, signal.SIGSTOP)
+            await daemon.says("the library answers again", times)
+            await until(lambda worker=worker: worker not in tree(daemon.pid), "its end")  # type: ignore[misc]
+    assert daemon.log.count("no answer within") == 3
+
+
+async def test_a_plugin_that_is_stopped_for_a_while_goes_on_as_if_nothing_had_been(
+    scene: Scene, kubelet: Watched
+) -> None:
+    daemon = scene.begin("--call-timeout=5", "--health-grace=600")
+    await shows(kubelet, IDS)
+    async with unharmed(kubelet, daemon):
+        for _ in range(3):
+            daemon.process.send_signal(signal.SIGSTOP)
+            asking = asyncio.create_task(kubelet.allocate(RESOURCE, 1))
+            await asyncio.sleep(0.7)  # it is nothing to be awaited
+            assert not asking.done()
+            daemon.process.send_signal(signal.SIGCONT)
+            kubelet.free(await asking)
+
+
+# --- the kubelet ----------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(240)
+async def test_hundreds_of_kubelet_restarts_are_one_registration_each(scene: Scene, kubelet: Watched) -> None:
+    daemon = scene.begin()
+    await shows(kubelet, IDS)
+    for _ in range(20):  # until all that is made once has been made
+        await kubelet.restart()
+        await shows(kubelet, IDS)
+    async with unharmed(kubelet, daemon, registrations=LIVES):
+        grant = await kubelet.allocate(RESOURCE, 1)
+        for _ in range(LIVES):
+            await kubelet.restart()
+            await shows(kubelet, IDS)
+        await kubelet.restart_container(grant)
+        kubelet.free(grant)
+    assert "WARNING" not in daemon.log
+    assert unix_sockets(scene.socket) == 2
+
+
+async def test_a_thousand_streams_opened_and_cut(scene: Scene, kubelet: Watched) -> None:
+    daemon = scene.begin()
+    await shows(kubelet, IDS)
+    async with unharmed(kubelet, daemon):
+        for _ in range(STREAMS // 50):
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            async with grpc.aio.insecure_channel(f"unix:{scene.socket}", options=options) as channel:
+                stub = api_grpc.DevicePluginStub(channel)  # type: ignore[no-untyped-call]
+                calls: list[Any] = [stub.ListAndWatch(api.Empty()) for _ in range(50)]
+                for call in calls:
+                    assert len((await call.read()).devices) == len(IDS)
+                for call in calls[:25]:
+                    call.cancel()
+                    await call.code()
+                del calls, call  # or they would keep their connection
+        await until(lambda: unix_sockets(scene.socket) == 2, "the kubelet's connection alone")
+
+
+async def test_plugins_that_take_turns_lose_nothing(scene: Scene, kubelet: Watched) -> None:
+    """Two at once, and one of them killed again and again: the other takes over, with the same grants."""
+    daemons = [scene.begin(), scene.begin()]
+    await shows(kubelet, IDS)
+    grant = await kubelet.allocate(RESOURCE, 2)
+    for turn in range(4):
+        [first] = [daemon for daemon in daemons if "registered" in daemon.log]
+        await (first.kill() if turn % 2 else first.stop())
+        daemons.remove(first)
+        daemons.append(scene.begin())
+        await shows(kubelet, IDS)
+        await kubelet.restart_container(grant)
+        other = await kubelet.allocate(RESOURCE, 2)
+        assert set(other.ids).isdisjoint(grant.ids)
+        kubelet.free(other)
+    assert len(kubelet.registrations) == 5

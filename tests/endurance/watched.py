@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real daemon over the simulator, and a kubelet that remembers everything it was ever told."""
+
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.levels import Level, settles
+from tests.standins import RESOURCE
+from tests.test_daemon import IDS, Daemon, Node, shows
+from xpu_plugin.simulation.kubelet import Kubelet
+
+
+# The real daemon, but for some pauses.
+IMPATIENT = (
+    "-c",
+    """
+import sys
+from xpu_plugin import cli
+from xpu_plugin.edges import kubelet
+from xpu_plugin.loops import holders, probation, sweep
+holders.LOOK_SECONDS = 0.1
+probation.PAUSE_SECONDS = (0.1, 0.3)
+sweep.DOUBT_SECONDS = 0.1
+sweep.RETRY_SECONDS = (0.05, 0.2)
+kubelet.AGAIN_SECONDS = (0.05, 0.3)
+sys.exit(cli.main(sys.argv[1:]))
+""",
+)
+OPTIONS = ("--health-grace=0.2", "--health-flaps=1000", "--rescan-interval=0.2", "--call-timeout=0.4")
+
+
+class Watched(Kubelet):
+    """Remembers which devices were ever listed, and which of them as unhealthy."""
+
+    def __init__(self, directory: Path, **options: Any) -> None:
+        super().__init__(directory, **options)
+        self.sick: set[str] = set()
+        self.known: set[str] = set()
+
+    def _take(self, resource: str, response: Any) -> None:
+        super()._take(resource, response)
+        self.known |= self.devices(resource).keys()
+        self.sick |= {device.id for device in self.devices(resource).values() if not device.healthy}
+
+
+class Scene(Node):
+    """A node with a kubelet that watches."""
+
+    def begin(self, *arguments: str, program: Collection[str] = IMPATIENT) -> Daemon:
+        given = {argument.partition("=")[0] for argument in arguments}
+        own = [option for option in OPTIONS if option.partition("=")[0] not in given]
+        return self.start(*own, *arguments, program=tuple(program))
+
+    def watched(self) -> Watched:
+        return Watched(self.plugins, pod_resources_dir=self.place / "pods")
+
+
+@asynccontextmanager
+async def unharmed(
+    kubelet: Watched, daemon: Daemon, *, sick: Collection[str] = (), registrations: int = 0
+) -> AsyncIterator[Level]:
+    """After whatever is done within, all devices are offered and can be had, none but `sick` was ever
+    unhealthy, there were so many more registrations, and nothing has become more."""
+    await shows(kubelet, IDS)
+    kubelet.free(await kubelet.allocate(RESOURCE, 4))
+    before, asked = Level.of(daemon.pid), len(kubelet.registrations)
+    kubelet.sick.clear()
+    yield before
+    await shows(kubelet, IDS)
+    kubelet.free(await kubelet.allocate(RESOURCE, 4))
+    assert kubelet.sick == set(sick)
+    assert kubelet.known == set(IDS)
+    assert len(kubelet.registrations) == asked + registrations
+    assert daemon.process.poll() is None
+    await settles(daemon.pid, before)
