@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+STUCK_PROBES = (
+    2  # workers that asked a device alone and cannot be killed: it is not asked again before they end
+)
 LISTED_SECONDS = 10.0  # at most until the API server is turned to: that takes the interpreter for a while
 
 
@@ -103,7 +106,7 @@ async def serve(config: Config) -> int:
 
     driver = Driver(target(config), call_timeout=config.call_timeout)
     picture = Picture(policy(config))
-    probes = Driver(target(config), call_timeout=config.call_timeout)
+    probes = Driver(target(config), call_timeout=config.call_timeout, most_stuck=STUCK_PROBES)
     sweep = Sweep(
         driver,
         probes,
@@ -213,7 +216,8 @@ async def _run(config: Config, driver: Driver, picture: Picture, sweep: Sweep) -
             pages = {"/healthz": lambda: "ok", "/readyz": ready}
             stack.callback(http_server(config.metrics_address, pages).close)
         if config.status_socket is not None:
-            stack.callback((await status_server(config.status_socket, {"clear": sweep.clear})).close)
+            answers: dict[str, Answer] = {"clear": sweep.clear, "library": sweep.library}
+            stack.callback((await status_server(config.status_socket, answers)).close)
         group = await stack.enter_async_context(asyncio.TaskGroup())
         group.create_task(sweep.run(), name="sweep")
         group.create_task(sweep.probation.run(), name="probation")

@@ -5,6 +5,7 @@ error."""
 import asyncio
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,6 @@ from tests.standins import (
 )
 from xpu_plugin.edges import driver as driver_module
 from xpu_plugin.edges.driver import (
-    MOST_STUCK,
     Driver,
     LibraryError,
     Target,
@@ -65,8 +65,8 @@ async def make_driver(
 ) -> AsyncIterator[MakeDriver]:
     drivers: list[Driver] = []
 
-    def make(target: Target, call_timeout: float = SECONDS) -> Driver:
-        drivers.append(Driver(target, call_timeout=call_timeout))
+    def make(target: Target, call_timeout: float = SECONDS, **more: int) -> Driver:
+        drivers.append(Driver(target, call_timeout=call_timeout, **more))
         return drivers[-1]
 
     yield make
@@ -143,6 +143,7 @@ async def test_a_sweep_before_any_scan_is_refused(driver: Driver) -> None:
     asks: list[Callable[[], Awaitable[object]]] = [
         driver.sweep,
         driver.host,
+        driver.replaced,
         lambda: driver.usage([0], CARD),
         lambda: driver.set_sriov_vf_num(0, 1, CARD, seconds=SECONDS),
     ]
@@ -150,6 +151,60 @@ async def test_a_sweep_before_any_scan_is_refused(driver: Driver) -> None:
         with pytest.raises(WorkerDiedError, match="no worker that has scanned"):
             await ask()
     assert driver.pid is None
+
+
+async def test_a_scan_of_one_device_touches_no_other(driver: Driver, machine: Machine) -> None:
+    for card in (0, 1, 3):
+        machine.add_fault("xpumlDeviceGetHandleByIndex", "crash", card=card)
+    scan = await driver.scan(only=2)
+    assert scan is not None
+    assert [reading.state for reading in scan.readings] == [None, None, 201, None]
+    scan = await driver.scan(only=4)
+    assert scan is not None
+    assert [reading.state for reading in scan.readings] == [None] * 4, "an index that is none"
+
+
+async def test_a_scan_can_have_a_deadline_of_its_own(driver: Driver, machine: Machine) -> None:
+    machine.add_fault(STATE, "hang", card=1)
+    with pytest.raises(WorkerHungError, match=r"within 0\.3 s") as hung:
+        await driver.scan(seconds=0.3)
+    assert hung.value.call == Call(STATE, 1)
+
+
+async def test_a_worker_that_ends_while_nobody_asks_it_is_told_of_once(driver: Driver) -> None:
+    ended: list[int | None] = []
+    driver.on_end = lambda: ended.append(driver.pid)
+    await scanned(driver)
+    await driver.sweep()
+    worker = pid_of(driver)
+    os.kill(worker, signal.SIGKILL)
+    await until(lambda: ended)
+    with pytest.raises(WorkerDiedError):
+        await driver.sweep()
+    await scanned(driver)
+    driver.dismiss()
+    await asyncio.sleep(0)
+    assert ended == [worker], "and not of one that we have ended ourselves"
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+async def test_a_library_whose_file_is_another_one_by_now(
+    make_driver: MakeDriver, machine: Machine, place: Path, by_name: bool
+) -> None:
+    """Also where only the loader knows which file it is."""
+    own, other = place / "libxpuml.so.1", place / "other"
+    for copy in (own, other):
+        shutil.copy(shipped(), copy)
+    library, environment = (own.name, {"LD_LIBRARY_PATH": str(place)}) if by_name else (str(own), {})
+    driver = make_driver(target_of(machine, library, environment=environment))
+    await scanned(driver)
+    assert await driver.replaced() is False
+    other.replace(own)
+    assert await driver.replaced() is True
+    await scanned(driver)
+    assert await driver.replaced() is False
+    own.unlink()
+    assert await driver.replaced() is True
 
 
 async def test_the_host_can_be_compared_with_that_of_the_scan(driver: Driver, machine: Machine) -> None:
@@ -701,11 +756,12 @@ async def test_close_leaves_no_process_not_even_a_hanging_one(driver: Driver, ma
     assert (await asyncio.gather(sweep, return_exceptions=True))[0] is not None
 
 
-async def test_workers_that_cannot_be_killed_are_not_waited_for_and_three_at_most(
-    hasty: Driver, machine: Machine, monkeypatch: pytest.MonkeyPatch
+async def test_workers_that_cannot_be_killed_are_not_waited_for_and_so_many_at_most(
+    make_driver: MakeDriver, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with processes in D state, which a signal does not end."""
     unkillable: list[int] = []
+    hasty = make_driver(target_of(machine), TIMEOUT, most_stuck=3)
 
     def kill(process: driver_module._Process) -> None:
         unkillable.append(process.pid)
@@ -715,7 +771,7 @@ async def test_workers_that_cannot_be_killed_are_not_waited_for_and_three_at_mos
     machine.add_fault(STATE, "hang", card=0)
     with monkeypatch.context() as patch:
         patch.setattr(driver_module._Process, "kill", kill)
-        for _ in range(MOST_STUCK):
+        for _ in range(3):
             with pytest.raises(WorkerHungError):
                 await hasty.scan()
         for _ in range(2):
@@ -723,7 +779,7 @@ async def test_workers_that_cannot_be_killed_are_not_waited_for_and_three_at_mos
                 await hasty.scan()
             for pid in unkillable:
                 assert str(pid) in str(refused.value)
-        assert len(unkillable) == MOST_STUCK
+        assert len(unkillable) == 3
 
         machine.clear_faults()
         os.kill(unkillable[0], signal.SIGKILL)

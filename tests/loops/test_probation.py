@@ -32,7 +32,9 @@ class Scripted(Driver):
         self.dismissed = 0
         self.meanwhile: Callable[[], None] = lambda: None
 
-    async def scan(self, skip: Collection[int] = (), *, only: int | None = None) -> Scan | None:
+    async def scan(
+        self, skip: Collection[int] = (), *, only: int | None = None, seconds: float | None = None
+    ) -> Scan | None:
         assert not skip
         assert only is not None
         self.asked.append(only)

@@ -4,6 +4,9 @@ does, and nothing is published without a change."""
 
 import asyncio
 import logging
+import os
+import shutil
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
@@ -43,13 +46,18 @@ class CountingDriver(Driver):
         self.scans: list[Scan | str | None] = []
         """Answers, and of errors their names: an error itself keeps its worker's descriptors."""
         self.workers: list[int | None] = []
+        self.patience: list[float | None] = []
+        """Seconds that each scan was given, None for as many as any request has."""
         self.sweeps = 0
         self.hosts = 0
         self.after_scan: Callable[[Scan | None], None] = lambda _: None
 
-    async def scan(self, skip: Collection[int] = (), *, only: int | None = None) -> Scan | None:
+    async def scan(
+        self, skip: Collection[int] = (), *, only: int | None = None, seconds: float | None = None
+    ) -> Scan | None:
+        self.patience.append(seconds)
         try:
-            answer = await super().scan(skip, only=only)
+            answer = await super().scan(skip, only=only, seconds=seconds)
         except Exception as error:
             self.scans.append(type(error).__name__)
             raise
@@ -120,6 +128,10 @@ class Watch:
         del self.task, self._probation, tasks  # how they ended keeps a worker's descriptors
         await self.driver.close()
         await self.probes.close()
+
+    def grace(self, seconds: float) -> None:
+        """From now on, be that patient."""
+        self.sweep._grace = seconds
 
     def compare_each(self, seconds: float) -> None:
         """From now on, compare the host with the last scan as often as that."""
@@ -297,20 +309,71 @@ async def test_two_devices_that_hang_are_both_convicted(watch: Watch, machine: M
     await watch.healths(None, None, None, None)
 
 
-async def test_a_single_hang_convicts_nobody(watch: Watch, machine: Machine) -> None:
-    """Every verdict stands while a fresh worker takes over."""
-    machine.add_fault(STATE, f"delay:{2 * CALL_TIMEOUT * 1000:.0f}", card=1, times=1)
-
-    def heal(_: Scan | None) -> None:
-        machine.clear_faults()
-
-    await watch.until(lambda: watch.driver.pid is None, "a hang")
+async def test_a_single_hang_is_over_before_anybody_hears_of_it(watch: Watch, machine: Machine) -> None:
+    """Every verdict stands while a fresh worker takes over, and while the device is left out."""
+    watch.grace(1000.0)
+    machine.add_fault(STATE, "hang", card=1)
+    await watch.until(lambda: watch.sweep.probation.skip == {1}, "a hang")
     machine.clear_faults()
-    watch.driver.after_scan = heal
+    await watch.until(lambda: not watch.sweep.probation.skip, "its release")
     await watch.scans(1)
     await watch.sweeps(2)
     assert watch.picture.current
     assert watch.picture.current.generation == 1
+
+
+async def test_what_hangs_is_left_out_at_once_and_the_others_go_on_being_watched(
+    watch: Watch, machine: Machine
+) -> None:
+    """Within the grace: nobody but the sweep knows of it yet."""
+    watch.grace(1000.0)
+    machine.add_fault(STATE, "hang", card=1)
+    await watch.until(lambda: watch.sweep.probation.skip == {1}, "a hang")
+    await watch.until(lambda: watch.driver.pid, "another worker")
+    machine.set_card(3, {"state": "207"})
+    await watch.healths(None, None, None, "state-error")
+    assert watch.probes.sweeps == 0
+
+
+async def test_several_that_hang_at_once_are_found_with_less_patience(
+    watch: Watch, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the last one is watched, and healthy, all the while."""
+    monkeypatch.setattr(sweep_module, "HASTY_SECONDS", CALL_TIMEOUT / 2)
+    monkeypatch.setattr(sweep_module, "HASTY_TIMES", 0.0)
+    watch.grace(1000.0)
+    scans = len(watch.driver.scans)
+    machine.add_fault(STATE, "hang", card=0)
+    machine.add_fault(STATE, "hang", card=1)
+    machine.add_fault(STATE, "hang", card=2)
+    await watch.until(lambda: watch.sweep.probation.skip == {0, 1, 2}, "all three convicted")
+    assert set(watch.driver.patience[scans : scans + 2]) == {CALL_TIMEOUT / 2}
+    await watch.sweeps(1)
+    machine.set_card(3, {"state": "207"})
+    await watch.healths(None, None, None, "state-error")
+    machine.set_card(3, {"state": ""})
+    await watch.healths(None, None, None, None)
+
+    machine.clear_faults()
+    await watch.until(lambda: not watch.sweep.probation.skip, "all three released")
+    watch.driver.patience.clear()
+    watch.sweep.rescan()
+    await watch.until(lambda: watch.driver.patience, "a scan")
+    assert watch.driver.patience == [None]
+    assert_only(watch, [IDS[3]])
+
+
+async def test_a_worker_that_ends_between_two_sweeps_is_replaced_at_once(
+    watch: Watch, machine: Machine
+) -> None:
+    watch.sweep._interval = 1000.0
+    await watch.sweeps(1)
+    assert watch.driver.pid
+    os.kill(watch.driver.pid, signal.SIGKILL)
+    await watch.scans(1)
+    machine.set_card(0, {"state": "207"})
+    os.kill(watch.driver.pid, signal.SIGKILL)
+    await watch.healths("state-error", None, None, None)
 
 
 async def test_a_worker_killed_from_outside_changes_nothing(watch: Watch) -> None:
@@ -475,6 +538,80 @@ async def test_vfs_made_by_somebody_else_are_noticed_at_a_rescan(watch: Watch, m
     await watch.shows(SPLIT)
 
 
+async def test_a_node_that_goes_and_leaves_its_card_on_the_bus_is_missing(
+    watch: Watch, machine: Machine
+) -> None:
+    watch.compare_each(0.1)
+    machine.set_card(1, {"unreadable": "yes"})
+    async with asyncio.timeout(SECONDS):
+        await watch.sweep.rescanned()
+    await watch.healths(None, "node-missing", None, None)
+    machine.set_card(1, {"unreadable": ""})
+    async with asyncio.timeout(SECONDS):
+        await watch.sweep.rescanned()
+    await watch.healths(None, None, None, None)
+
+
+async def test_a_card_that_is_off_the_bus_is_noticed_by_the_first_call_that_fails(
+    watch: Watch, machine: Machine
+) -> None:
+    """Nothing compares the host in time here: the failed call is the hint."""
+    machine.remove_card(2)
+    await watch.healths(None, None, "lost", None)
+
+
+async def test_a_driver_that_is_loaded_while_others_wait_for_it(
+    make_watch: MakeWatch, machine: Machine
+) -> None:
+    machine.remove_card(3)
+    watch = make_watch()
+    await shown(watch.picture, lambda inventory: health(inventory) == dict.fromkeys(IDS[:3]))
+    watch.compare_each(0.1)
+    machine.set_card(7, {"model": "K200", "pci": "0000:d8:00.0"})
+    halves = [f"0000:d8:00.0-half{half}" for half in (0, 1)]
+    await watch.shows(dict.fromkeys([*IDS[:3], *halves]))
+    assert len(watch.driver.scans) == 2, "opened once, for what is new"
+
+
+async def test_a_reset_of_one_half_is_one_of_both(place: Path, make_watch: MakeWatch) -> None:
+    directory = place / "halves"
+    directory.mkdir()
+    machine = make_machine(directory, {"model": "K200", "pci": IDS[0]})
+    watch = make_watch(target=target_of(machine))
+    halves = [f"{IDS[0]}-half{half}" for half in (0, 1)]
+    await watch.shows(dict.fromkeys(halves))
+    machine.set_card(0, {"state": "201,103"})
+    await watch.shows(dict.fromkeys(halves, "in-reset"))
+    machine.set_card(0, {"state": "205,201"})  # an error of one chip
+    await watch.shows(dict(zip(halves, ["state-error", None], strict=True)))
+    machine.set_card(0, {"state": "102,201"})  # an error of the card
+    await watch.shows(dict.fromkeys(halves, "state-error"))
+    machine.set_card(0, {"state": ""})
+    await watch.shows(dict.fromkeys(halves))
+
+
+async def test_a_library_that_is_replaced_is_told_of_once_and_taken_up_by_the_next_worker(
+    make_watch: MakeWatch, machine: Machine, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, other = place / "libxpuml.so.1", place / "other"
+    for copy in (own, other):
+        shutil.copy(target_of(machine).libraries[0], copy)
+    watch = make_watch(target=target_of(machine, own))
+    await watch.healths(None, None, None, None)
+    watch.compare_each(0.0)
+    await watch.sweeps(2)
+    assert not watch.sweep.library_older
+    other.replace(own)
+    await watch.until(lambda: watch.sweep.library_older, "noticed")
+    await watch.sweeps(3)
+    assert sum("replaced or removed" in message for message in caplog.messages) == 1
+    assert len(watch.driver.scans) == 1, "no reason to open all devices"
+    watch.sweep.rescan()
+    await watch.until(lambda: not watch.sweep.library_older, "taken up")
+    await watch.sweeps(3)
+    assert not watch.sweep.library_older
+
+
 async def test_an_unchanged_host_is_not_scanned_again(watch: Watch) -> None:
     """Opening the library opens every device for an instant, which disturbs whoever wants to split one."""
     watch.compare_each(0.0)
@@ -564,8 +701,10 @@ async def test_a_scan_under_way_is_not_what_rescanned_waits_for(watch: Watch, ma
     # Asked between the answer and its being taken in, so the answer is of before.
     original = watch.driver.scan
 
-    async def scan(skip: Collection[int] = (), *, only: int | None = None) -> Scan | None:
-        answer = await original(skip, only=only)
+    async def scan(
+        skip: Collection[int] = (), *, only: int | None = None, seconds: float | None = None
+    ) -> Scan | None:
+        answer = await original(skip, only=only, seconds=seconds)
         when_scanned(answer)
         await asyncio.sleep(0)
         return answer

@@ -81,6 +81,12 @@ def nothing_of(answer: None) -> None:
         raise ValueError(f"{answer!r} where there is nothing to say")
 
 
+def truth_of(answer: object) -> bool:
+    if not isinstance(answer, bool):
+        raise ValueError(f"{answer!r} is neither true nor false")
+    return answer
+
+
 # --- parts ----------------------------------------------------------------------------------------
 
 

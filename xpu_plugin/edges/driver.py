@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from xpu_plugin.edges.answers import NONSENSE, host_of, nothing_of, scan_of, states_of, usage_of
+from xpu_plugin.edges.answers import NONSENSE, host_of, nothing_of, scan_of, states_of, truth_of, usage_of
 from xpu_plugin.edges.wire import HEADER, LONGEST_ANSWER
 from xpu_plugin.model.devices import Host, Scan, Usage
 from xpu_plugin.xpuml import Call, StateAnswer, WrongDeviceError, error
@@ -28,7 +28,7 @@ from xpu_plugin.xpuml import Call, StateAnswer, WrongDeviceError, error
 
 logger = logging.getLogger(__name__)
 
-MOST_STUCK = 3  # workers that were killed and are still there
+MOST_STUCK = 8  # workers that were killed and are still there; 9 MB each
 REAP_SECONDS = 0.1  # after a kill, to look whether the process is gone
 START_SECONDS = 30.0  # for a fresh interpreter on a loaded machine; the library's own calls are apart
 _WORD = 8  # bytes of the progress word
@@ -108,11 +108,24 @@ class _Process:
         loop = asyncio.get_running_loop()
         if self._socket is None:
             raise EOFError
+        loop.remove_reader(self._socket)
         await loop.sock_sendall(self._socket, HEADER.pack(len(request)) + request)
         (length,) = HEADER.unpack(await self._read(HEADER.size))
         if length > LONGEST_ANSWER:
             raise ValueError(f"an answer of {length} bytes")
         return await self._read(length)
+
+    def watch(self, on_end: Callable[[], None]) -> None:
+        """Until the next request: call `on_end` once when the worker ends, or speaks unasked."""
+        loop, ours = asyncio.get_running_loop(), self._socket
+
+        def stirs() -> None:
+            if ours is not None:
+                loop.remove_reader(ours)
+            on_end()
+
+        if ours is not None:
+            loop.add_reader(ours, stirs)
 
     async def _read(self, length: int) -> bytes:
         assert self._socket is not None  # noqa: S101 - exchange saw to it
@@ -133,6 +146,7 @@ class _Process:
         """Kill it and let go of it; whether it ends is `ended`'s to tell."""
         self._child.kill()
         if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
             self._socket = None
 
@@ -150,11 +164,15 @@ class Driver:
     """Asks the worker, one request at a time; starts it when there is none.
 
     call_timeout: seconds for a request that makes one round of native calls
+    most_stuck: workers that were killed and are still there, at which no further one is started
+    on_end: called when the worker of the last scan ends while nobody asks it
     """
 
-    def __init__(self, target: Target, *, call_timeout: float) -> None:
+    def __init__(self, target: Target, *, call_timeout: float, most_stuck: int = MOST_STUCK) -> None:
         self._target = target
-        self._call_timeout = call_timeout
+        self.call_timeout = call_timeout
+        self._most_stuck = most_stuck
+        self.on_end: Callable[[], None] = lambda: None
         self._lock = asyncio.Lock()
         self._process: _Process | None = None
         self._dying: list[_Process] = []
@@ -163,16 +181,21 @@ class Driver:
 
     # --- requests -------------------------------------------------------------------------------
 
-    async def scan(self, skip: Collection[int] = (), *, only: int | None = None) -> Scan | None:
+    async def scan(
+        self, skip: Collection[int] = (), *, only: int | None = None, seconds: float | None = None
+    ) -> Scan | None:
         """Scan with a fresh worker, as a library lists devices honestly only once.
 
         skip: indexes not to touch; only: the one index to touch, where all others are to be left out
+        seconds: the deadline, if it is to be another one than that of all requests
 
         None when device nodes came or went meanwhile. Raises WorkerError, LibraryError, XpumlError.
         """
         async with self._lock:
             self._discard()
-            return await self._request(
+            return await self._ask(
+                await self._start(),
+                seconds or self.call_timeout,
                 "scan",
                 lambda answer: scan_of(answer, self._opened) if answer["stable"] else None,
                 skip=sorted(skip),
@@ -186,12 +209,18 @@ class Driver:
         Raises WorkerError, also when that worker is gone: its indexes mean nothing to another.
         """
         async with self._lock:
-            return await self._ask(self._scanned(), self._call_timeout, "sweep", states_of, skip=sorted(skip))
+            return await self._ask(self._scanned(), self.call_timeout, "sweep", states_of, skip=sorted(skip))
 
     async def host(self) -> Host:
         """The host's facts as they are now, to compare with those of the last scan. Raises WorkerError."""
         async with self._lock:
-            return await self._ask(self._scanned(), self._call_timeout, "host", host_of, **self._places())
+            return await self._ask(self._scanned(), self.call_timeout, "host", host_of, **self._places())
+
+    async def replaced(self) -> bool:
+        """Whether the file of the library that the worker has open is another one by now, or gone. False
+        where that cannot be told. Raises WorkerError."""
+        async with self._lock:
+            return await self._ask(self._scanned(), self.call_timeout, "replaced", truth_of)
 
     async def usage(self, indexes: Collection[int], card: str) -> Usage:
         """Who uses a card, as far as library and sysfs tell.
@@ -205,7 +234,7 @@ class Driver:
         async with self._lock:
             return await self._ask(
                 self._scanned(),
-                self._call_timeout,
+                self.call_timeout,
                 "usage",
                 usage_of,
                 indexes=sorted(set(indexes)),
@@ -266,10 +295,6 @@ class Driver:
 
     # --- the process ----------------------------------------------------------------------------
 
-    async def _request(self, call: str, decode: Callable[[Any], T], **arguments: object) -> T:
-        process = self._process or await self._start()
-        return await self._ask(process, self._call_timeout, call, decode, **arguments)
-
     def _scanned(self) -> _Process:
         """The worker of the last scan: its indexes mean nothing to another."""
         if self._process is None:
@@ -277,7 +302,7 @@ class Driver:
         return self._process
 
     async def _start(self) -> _Process:
-        if len(stuck := self._stuck()) >= MOST_STUCK:
+        if len(stuck := self._stuck()) >= self._most_stuck:
             pids = ", ".join(str(process.pid) for process in stuck)
             raise TooManyStuckError(f"workers {pids} were killed and do not end: the driver holds them")
         try:
@@ -286,7 +311,7 @@ class Driver:
             raise WorkerDiedError(f"no worker can be started: {error.strerror}") from None
         await self._ask(process, START_SECONDS, "ready", bool)
         self._opened = await self._ask(
-            process, self._call_timeout, "open", dict, paths=list(self._target.libraries)
+            process, self.call_timeout, "open", dict, paths=list(self._target.libraries)
         )
         return process
 
@@ -306,7 +331,9 @@ class Driver:
             if answer["id"] != self._requests:
                 raise ValueError(f"an answer to request {answer['id']}, not to {self._requests}")
             if "error" not in answer:
-                return decode(answer["result"])
+                result = decode(answer["result"])
+                process.watch(self.on_end)
+                return result
             failure = _error(answer["error"])
         except TimeoutError:
             in_flight = process.in_flight()

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Worker:
         self._progress_fd = progress_fd
         self._library: xpuml.Xpuml | None = None
         self._count = 0
+        self._file: _File | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """A request without its number -> an answer without it."""
@@ -68,11 +69,16 @@ class Worker:
             if "/" in path and not Path(path).exists():
                 failures.append(f"{path}: no such file")
                 continue
+            before, own = _File.at(path), _libraries()
             try:
                 self._library = Library(path, self._progress_fd)
             except (xpuml.LibraryNotFoundError, xpuml.LibraryUnusableError) as error:
                 failures.append(str(error))
                 continue
+            if "/" in path:
+                self._file = before
+            else:  # the loader knows where
+                self._file = next((_File.at(found) for found in sorted(_libraries() - own)), None)
             return {"library": path, "library_version": _version(self._library.library_version)}
         raise xpuml.LibraryNotFoundError("; ".join(failures))
 
@@ -105,6 +111,10 @@ class Worker:
     def call_host(self, dev_root: str, sysfs_root: str, *, simulated: bool) -> dict[str, Any]:
         """The host's facts; asked here, as a read from sysfs waits while a driver holds the device."""
         return asdict(host.read_host(Path(dev_root), Path(sysfs_root), simulated=simulated))
+
+    def call_replaced(self) -> bool:
+        """Whether the library's file is another one than when it was opened, or gone; False if unknown."""
+        return self._file is not None and _File.at(self._file.path) != self._file
 
     def call_sweep(self, skip: list[int]) -> list[tuple[int, int] | None]:
         return self._opened().sweep(skip)
@@ -139,6 +149,32 @@ class Worker:
         if self._library is None:
             raise xpuml.LibraryNotFoundError("no library has been opened")
         return self._library
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file that can be told from the one that takes its place."""
+
+    path: str
+    identity: tuple[int, ...]
+
+    @classmethod
+    def at(cls, path: str) -> "_File | None":
+        try:
+            status = os.stat(path)  # noqa: PTH116 - as short as that
+        except OSError:
+            return None
+        return cls(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+def _libraries() -> set[str]:
+    """Files of this process's memory that are called as the library is."""
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return set()
+    paths = {line.split(maxsplit=5)[-1] for line in lines if "/" in line}
+    return {path for path in paths if path.rpartition("/")[2].startswith("libxpuml.so")}
 
 
 def _error(kind: str, error: Exception, **fields: object) -> dict[str, Any]:

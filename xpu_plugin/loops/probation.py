@@ -2,6 +2,7 @@
 """Devices at which the library hung or crashed: left out by the sweep, asked alone by another worker."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.loops.backoff import delays, wait_for
 from xpu_plugin.xpuml import XpumlError
 
+
+logger = logging.getLogger(__name__)
 
 PAUSE_SECONDS = (1.0, 300.0)  # between two attempts at a device: first, most
 
@@ -42,23 +45,30 @@ class Probation:
         self._convicts: dict[int, _Convict] = {}
         self._changed = asyncio.Event()
 
-    def convict(self, index: int, since: float) -> None:
-        """Leave out the device at an index, at which the library hung or crashed.
+    def convict(self, index: int, since: float) -> bool:
+        """Leave out the device at an index, at which the library hung or crashed; whether it was not already.
+
+        since: when the library answered last with it among those asked
 
         One that does it again soon after its release goes on with its growing pauses.
         """
-        convict = self._convicts.get(index)
+        convict, new = self._convicts.get(index), index not in self.skip
         if convict is None or convict.released_at is None:
             convict = self._convicts.setdefault(index, _Convict(index=index, since=since))
         else:
             convict.since, convict.released_at = since, None
         self._pause(convict)
         self._changed.set()
+        return new
 
     @property
     def skip(self) -> frozenset[int]:
         """The indexes to be left out."""
         return frozenset(index for index, convict in self._convicts.items() if convict.released_at is None)
+
+    def since(self) -> list[float]:
+        """When each of those left out has answered last."""
+        return [self._convicts[index].since for index in self.skip]
 
     def overdue(self, grace: float) -> frozenset[int]:
         """The indexes of those that have not answered for `grace` seconds."""
@@ -104,6 +114,7 @@ class Probation:
             self._driver.dismiss()  # it would keep the control node open
         if scan is None or self._convicts.get(convict.index) is not convict:
             return
+        logger.info("the library answers at device index %s again", convict.index)
         convict.released_at = self._clock()
         self._released()
 

@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -12,15 +13,8 @@ from xpu_plugin.loops.backoff import delays, wait_for
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.probation import Probation
 from xpu_plugin.loops.verdicts import Verdicts
-from xpu_plugin.model.devices import Found, Host, Scan, identify
-from xpu_plugin.model.health import (
-    LIBRARY_GONE,
-    LOST,
-    NODE_MISSING,
-    NOT_ANSWERING,
-    Health,
-    judge,
-)
+from xpu_plugin.model.devices import Found, Host, Kind, Scan, identify
+from xpu_plugin.model.health import LIBRARY_GONE, LOST, NODE_MISSING, NOT_ANSWERING, Health, judge, shared
 from xpu_plugin.model.inventory import Facts, after_scan, after_verdicts
 from xpu_plugin.xpuml import DriverNotLoadedError, StateAnswer, XpumlError
 
@@ -28,6 +22,10 @@ from xpu_plugin.xpuml import DriverNotLoadedError, StateAnswer, XpumlError
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = (0.1, 10.0)  # back-off of failing scans: first, most
+HASTY_SECONDS = (
+    1.0  # at least, for the scan that follows a hang: at the next device, too, the library may hang
+)
+HASTY_TIMES = 4.0  # as long as the last good scan took, where that is more
 DOUBT_SECONDS = 5.0  # after a scan, before another one for a device that did not answer it
 UNSTABLE_SECONDS = 0.1  # before scanning again when nodes came or went during a scan
 OLDEST_LIBRARY = (4, 0, 11)
@@ -82,9 +80,13 @@ class Sweep:
         self._found = Found(devices={})
         self._empty_believed = False
         self._good_at = clock()  # when the library answered last
+        self._hasty = False
+        self._scan_seconds: float | None = None  # that the last good scan took
+        self.library_older = False  # than its file: it was replaced or removed since it was opened
+        driver.on_end = self._wake.set
         self._retries = delays(*RETRY_SECONDS)
         self.trouble: str | None = None  # with the library, in a sentence
-        self._versions: tuple[str | None, ...] | None = None
+        self._versions: tuple[str | None, ...] = (None,) * 4
         self._problems: tuple[str, ...] = ()
 
     def rescan(self) -> None:
@@ -100,6 +102,18 @@ class Sweep:
         while self._taken_in <= begun:
             await self._new.wait()
 
+    def library(self) -> dict[str, object]:
+        """What is known of the library that the running worker has open, or the last one had."""
+        path, version, driver, release = self._versions
+        return {
+            "path": path,
+            "version": version,
+            "driver_version": driver,
+            "driver_release": release,
+            "older_than_its_file": self.library_older,
+            "trouble": self.trouble,
+        }
+
     def clear(self, id: str) -> bool:
         """Lift the quarantine of a device; whether it was in one."""
         verdicts = self.verdicts.clear(id)
@@ -112,7 +126,7 @@ class Sweep:
         while True:
             delay = await self._round()
             self._condemn()
-            if await wait_for(self._wake, delay):
+            if await wait_for(self._wake, min(delay, self._grace_left())):
                 self._wake.clear()
 
     async def _round(self) -> float:
@@ -122,9 +136,10 @@ class Sweep:
         except WorkerError as error:
             self._due = True
             index = error.call.index if error.call else None
-            if index is not None:
-                self.probation.convict(index, self._good_at)
+            new = index is not None and self.probation.convict(index, self._good_at)
+            self._hasty = self._hasty or new
             delay = self._failed(error, f"{error}{self._named(index)}", whole=index is None)
+            delay = 0.0 if new else delay  # on without it
         except (LibraryError, XpumlError) as error:
             self._due = True
             delay = self._failed(error, _advice(error), whole=True)
@@ -159,13 +174,13 @@ class Sweep:
 
     async def _take_in(self, *, forget: bool) -> float | None:
         """Scan; for a scan that proves nothing, the seconds until the next one."""
-        skip = self.probation.skip
-        scan = await self._driver.scan(skip)
+        skip, begun = self.probation.skip, self._clock()
+        scan = await self._driver.scan(skip, seconds=self._patience())
         if scan is None:
             return UNSTABLE_SECONDS
         if self._host is not None and scan.host != self._host and skip:
             self.probation.clear()  # its indexes were those of another list of nodes
-            self._host = None
+            self._host, self._hasty = None, True
             return 0.0
         if not scan.readings and (self._found.devices or scan.host.nodes) and not self._empty_believed:
             self._empty_believed = True  # if a fresh worker says so again
@@ -175,6 +190,7 @@ class Sweep:
         self._report(scan, found)
         self._host, self._found = scan.host, found
         self._host_at = self._scanned_at = self._clock()
+        self._scan_seconds, self._hasty, self.library_older = self._clock() - begun, False, False
         facts = after_scan(self._picture.facts, found, forget=forget)
         verdicts = self._judge(facts, scan.host, skip)
         self._picture.submit(lambda _: after_verdicts(facts, verdicts))
@@ -183,7 +199,7 @@ class Sweep:
     def _judge(self, facts: Facts, host: Host, skip: Collection[int]) -> Mapping[str, Health]:
         """Verdicts by a scan: of what it found, what it left out, and what is missing."""
         left_out = {id for id, device in facts.devices.items() if device.index in skip}
-        answers = {id: facts.verdicts[id] for id in facts.devices.keys() - left_out}
+        answers = self._shared({id: facts.verdicts[id] for id in facts.devices.keys() - left_out})
         answers |= {
             id: NODE_MISSING if device.address in host.functions else LOST
             for id, device in facts.lost.items()
@@ -204,7 +220,11 @@ class Sweep:
             for device in self._found.devices.values()
             if (answer := _at(answers, device.index))
         ]
-        self._hear({device.id: judge(answer.code, answer.state, device.arch) for device, answer in asked})
+        self._hear(
+            self._shared(
+                {device.id: judge(answer.code, answer.state, device.arch) for device, answer in asked}
+            )
+        )
         doubt = any(not answer.code and device.state is None for device, answer in asked)
         if doubt and self._clock() - self._scanned_at >= DOUBT_SECONDS:
             logger.info("a device that did not answer the last scan answers now: scanning again")
@@ -217,7 +237,22 @@ class Sweep:
                 logger.info("device nodes or sysfs changed: scanning again")
                 self._due = True
                 return 0.0
+            await self._compare_library()
         return self._interval
+
+    async def _compare_library(self) -> None:
+        """No reason to scan: that is for the administrator to say, or for whatever comes next."""
+        older = await self._driver.replaced()
+        if older and not self.library_older:
+            logger.warning(
+                "the library's file was replaced or removed: the running worker still has the former one; "
+                "send SIGHUP to have the present one opened"
+            )
+        self.library_older = older
+
+    def _shared(self, answers: Mapping[str, Health]) -> dict[str, Health]:
+        devices = self._found.devices.values()
+        return shared(answers, {device.id: device.card for device in devices if device.kind is Kind.HALF})
 
     def _hear(self, answers: Mapping[str, Health]) -> None:
         """Take in answers; what they change goes into the picture."""
@@ -228,6 +263,23 @@ class Sweep:
             self._picture.submit(partial(after_verdicts, verdicts=changed))
 
     # --- trouble --------------------------------------------------------------------------------
+
+    def _patience(self) -> float | None:
+        """Seconds for a scan; None for as many as any request has.
+
+        Several devices at which the library hangs are found one after the other, and nobody watches the
+        rest meanwhile: so the scans that follow the first hang are given less. A device that is convicted
+        wrongly, as the machine is slow, is soon released.
+        """
+        if not self._hasty or self._scan_seconds is None:
+            return None
+        return min(self._driver.call_timeout, max(HASTY_SECONDS, HASTY_TIMES * self._scan_seconds))
+
+    def _grace_left(self) -> float:
+        """Seconds until the next grace ends; infinite where none is running."""
+        since = [*self.probation.since(), *([self._good_at] if self.trouble else [])]
+        now = self._clock()
+        return min((left for at in since if (left := at + self._grace - now) > 0), default=math.inf)
 
     def _condemn(self) -> None:
         """What has been left out for longer than the grace is not called healthy any more."""
@@ -247,12 +299,13 @@ class Sweep:
         """Say what is wrong, once; when the whole library does not answer for long, nothing is healthy."""
         if whole and self._fail_on_init_error and self._picture.current is None:
             raise InitError(text) from error
+        first = self.trouble is None
         if text != self.trouble:
             logger.warning("%s", text)
             self.trouble = text
         if whole and self._clock() - self._good_at >= self._grace:
             self._hear(dict.fromkeys(self._found.devices, LIBRARY_GONE))
-        return next(self._retries)
+        return 0.0 if first else next(self._retries)
 
     def _recovered(self) -> None:
         self._good_at = self._clock()

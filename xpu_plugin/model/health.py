@@ -6,6 +6,7 @@ KL2 drivers say 205 while a card resets, 207 for an error and 208 in an exceptio
 numbers, 205 for an error and 103 and 104 around a reset, so the numbers only choose the words.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from xpu_plugin.xpuml import Arch, ReturnCode, State
@@ -13,10 +14,14 @@ from xpu_plugin.xpuml import Arch, ReturnCode, State
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Healthy when `reason` is None; else a stable code for it, and a sentence."""
+    """Healthy when `reason` is None; else a stable code for it, and a sentence.
+
+    of_card: what is said is said of the whole card, also where there are two devices of it
+    """
 
     reason: str | None = None
     text: str = ""
+    of_card: bool = False
 
     @property
     def healthy(self) -> bool:
@@ -41,12 +46,11 @@ HEALTHY = Health()
 IN_RESET = "in-reset"
 CALL_FAILED = "call-failed"
 
-LOST = Health("lost", "not found by the last scan, nor on the PCI bus")
+LOST = Health("lost", "not found by the last scan, nor shown by sysfs")
 NODE_MISSING = Health("node-missing", "its PCI function is there, and no /dev/xpuN of it that can be opened")
 NOT_ANSWERING = Health("not-answering", "the library hung or crashed when it was asked about this device")
 LIBRARY_GONE = Health("not-answering", "the library cannot be opened any more")
 RECOVERING = Health("recovering", "it is back, and has to answer well for a while before it is offered")
-OTHER_HALF = Health(IN_RESET, "the other half of its card is in reset")
 
 # Not sick, but kept back while their card's number of VFs is in question.
 WISH_PENDING = Health("wish-pending", "whether its card's number of VFs is to be changed is not known yet")
@@ -54,6 +58,7 @@ WITHDRAWN = Health("withdrawn", "kept back from new pods, as its card's number o
 CHANGING = Health("changing", "its card's number of VFs is being changed")
 
 _KL1_RESETS = (103, 104)  # before and after
+_KL1_CARD = (100, 102, *_KL1_RESETS)  # states of the card; the others are those of one of its chips
 _KL2_STATES = {
     State.UNUSED: "unused",
     State.IN_RESET: IN_RESET,
@@ -72,9 +77,28 @@ def judge(code: int, state: int | None, arch: int | None = None) -> Health:
         return HEALTHY
     if arch == Arch.KL1:
         reason = IN_RESET if state in _KL1_RESETS else "state-error"
-        return Health(reason, f"state {state} of a KL1 card, running is {State.RUNNING:d}")
+        text = f"state {state} of a KL1 card, running is {State.RUNNING:d}"
+        return Health(reason, text, of_card=state in _KL1_CARD)
     reason = _KL2_STATES.get(State(state), "state-error") if state in list(State) else "state-error"
-    return Health(reason, f"state {state} ({reason}), running is {State.RUNNING:d}")
+    text = f"state {state} ({reason}), running is {State.RUNNING:d}"
+    return Health(reason, text, of_card=reason == IN_RESET)
+
+
+def shared(answers: Mapping[str, Health], halves: Mapping[str, str]) -> dict[str, Health]:
+    """Answers by device, with what one half of a card says of the whole card said of the other one, too,
+    unless that has an illness of its own to tell of.
+
+    halves: half -> card, also of halves without an answer
+    """
+    said = {halves[id]: answer for id, answer in answers.items() if id in halves and answer.of_card}
+    if not said:
+        return dict(answers)
+    silent = {
+        id: replace(said[card], text=f"its card's other half says: {said[card].text}")
+        for id, card in halves.items()
+        if card in said and answers.get(id, HEALTHY).reason in (None, CALL_FAILED)
+    }
+    return {**answers, **silent}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +124,7 @@ class History:
     verdict: what stands, but for a quarantine; good_since: when its good answers began, None after a bad one
     failures: failed calls in a row; changed_at: when good answers last became bad ones, or the reverse
     turns: when the verdict became healthy or unhealthy
+    blameless: its illness is that of the whole library, which is no change of its own
     quarantine: the reason of its last illness, while it is kept from new pods whatever it answers; else None
     """
 
@@ -108,6 +133,7 @@ class History:
     changed_at: float
     failures: int = 0
     turns: tuple[float, ...] = ()
+    blameless: bool = False
     quarantine: str | None = None
 
     @property
@@ -129,14 +155,18 @@ def heard(history: History, answer: Health, now: float, rules: Rules) -> History
     if good is not (history.good_since is not None):
         history = replace(history, changed_at=now, good_since=now if good else None)
     history = replace(history, failures=history.failures + 1 if answer.reason == CALL_FAILED else 0)
-    verdict = _verdict(history, answer, now, rules)
-    if verdict.healthy is history.verdict.healthy:
-        return _freed(replace(history, verdict=verdict), now, rules)
+    before, verdict = history, _verdict(history, answer, now, rules)
+    blameless = verdict == LIBRARY_GONE or (verdict == RECOVERING and history.blameless)
+    history = replace(history, verdict=verdict, blameless=blameless)
+    if verdict.healthy is before.verdict.healthy:
+        return _freed(history, now, rules)
+    if blameless or before.blameless:
+        return history
     turns = (*(turn for turn in history.turns if now - turn < rules.window), now)
     quarantine = history.quarantine
     if quarantine is None and len(turns) > rules.flaps:
-        quarantine = verdict.reason or history.verdict.reason
-    return replace(history, verdict=verdict, turns=turns[-rules.flaps - 1 :], quarantine=quarantine)
+        quarantine = verdict.reason or before.verdict.reason
+    return replace(history, turns=turns[-rules.flaps - 1 :], quarantine=quarantine)
 
 
 def quarantined(reason: str) -> Health:

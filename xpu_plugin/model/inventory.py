@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one picture: facts -> Inventory. Readers see whole pictures only, each with its generation."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from xpu_plugin.model.devices import Device, Found, Kind, matches, resource_name
-from xpu_plugin.model.health import IN_RESET, LOST, OTHER_HALF, Health, judge
+from xpu_plugin.model.health import LOST, Health, judge
 from xpu_plugin.xpuml import ReturnCode
 
 
@@ -158,9 +158,6 @@ def entries(facts: Facts, policy: Policy) -> dict[str, Entry]:
         for devices in (facts.lost, facts.devices)
         for own, device in sorted(devices.items(), reverse=True)
     }
-    resetting = {
-        device.card for own, device in facts.devices.items() if facts.verdicts[own].reason == IN_RESET
-    }
     offered = {}
     for own, device in sorted(known.items()):
         if not policy.offers(device):
@@ -172,7 +169,7 @@ def entries(facts: Facts, policy: Policy) -> dict[str, Entry]:
             id=id,
             resource=facts.held.get(id, policy.resource_of(device)),
             device=device,
-            health=_absence(facts, own) if lost else _health(facts, device, resetting),
+            health=_absence(facts, own) if lost else _health(facts, device),
         )
     return offered
 
@@ -183,11 +180,7 @@ def _absence(facts: Facts, id: str) -> Health:
     return LOST if verdict.healthy else verdict
 
 
-def _health(facts: Facts, device: Device, resetting: Collection[str]) -> Health:
-    """What is sick is called so, kept back or not; a reset is one of the whole card, whichever half tells."""
+def _health(facts: Facts, device: Device) -> Health:
+    """What is sick is called so, kept back or not."""
     verdict = facts.verdicts[device.id]
-    if not verdict.healthy:
-        return verdict
-    if device.kind is Kind.HALF and device.card in resetting:
-        return OTHER_HALF
-    return facts.kept_back.get(device.card, verdict)
+    return facts.kept_back.get(device.card, verdict) if verdict.healthy else verdict
