@@ -159,6 +159,11 @@ def test_a_quarantine_that_is_over_shows_an_illness_that_is_not() -> None:
     assert [health.reason for health in said[-3:]] == ["quarantined", "quarantined", "in-reset"]
 
 
+def test_all_changes_within_the_window_count() -> None:
+    flap = [(100.0, SICK), (90.0, HEALTHY), (10.0, HEALTHY)]  # six of them in 500 s
+    assert told((0, HEALTHY), *flap * 3)[-1].reason == "quarantined"
+
+
 def test_changes_that_are_far_apart_are_borne_for_ever() -> None:
     flap = [(150.0, SICK), (100.0, HEALTHY), (10.0, HEALTHY)]
     assert {health.reason for health in told((0, HEALTHY), *flap * 50)} == {None, "state-error"}

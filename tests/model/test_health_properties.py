@@ -40,6 +40,11 @@ RULES = st.builds(
 PAUSES = st.integers(0, 80).map(lambda eighths: eighths / 8)
 ANSWER = st.sampled_from(ANSWERS)
 COURSES = st.lists(st.tuples(PAUSES, ANSWER), min_size=1, max_size=60)
+FLAPPING = st.lists(
+    st.tuples(st.integers(0, 40).map(lambda eighths: eighths / 8), st.sampled_from([HEALTHY, SICK])),
+    min_size=20,
+    max_size=80,
+)
 COURSES_WITH_GAPS = st.lists(
     st.tuples(PAUSES, st.sampled_from([*ANSWERS, MISSED, CLEARED])), min_size=1, max_size=60
 )
@@ -122,7 +127,7 @@ def test_healing_takes_good_answers_and_nothing_else_for_the_whole_recovery(
             assert history.verdict.healthy or answer == CLEARED, "and no longer than that"
 
 
-@given(COURSES, RULES)
+@given(COURSES | FLAPPING, RULES)
 def test_no_window_has_more_changes_than_are_borne_and_the_one_that_quarantines(
     course: list[tuple[float, Health]], rules: Rules
 ) -> None:
@@ -141,7 +146,7 @@ def test_no_window_has_more_changes_than_are_borne_and_the_one_that_quarantines(
         event("quarantined")
 
 
-@given(COURSES, RULES)
+@given(COURSES | FLAPPING, RULES)
 def test_a_quarantine_ends_only_when_the_answers_have_not_changed_for_the_window(
     course: list[tuple[float, Health]], rules: Rules
 ) -> None:
