@@ -447,6 +447,56 @@ async def test_while_the_library_cannot_be_opened_verdicts_stand_for_a_grace_and
     await watch.healths(None, None, None, None)
 
 
+async def test_how_long_nobody_asked_does_not_count_as_silence(watch: Watch, machine: Machine) -> None:
+    """Rare looks are no reason to condemn at the first failure."""
+    watch.sweep._interval = 1000.0
+    await watch.sweeps(1)
+    watch.clock.ahead += 10 * GRACE
+    machine.add_fault("xpumlInit", "code:9")
+    watch.sweep.rescan()
+    await watch.scans(3)
+    machine.clear_faults()
+    await watch.scans(1)
+    assert watch.picture.current
+    assert watch.picture.current.generation == 1
+
+
+async def test_being_stopped_ourselves_does_not_count_as_silence(watch: Watch, machine: Machine) -> None:
+    """As by SIGSTOP, or with a laptop's lid."""
+    machine.add_fault("xpumlInit", "hang")
+    watch.sweep.rescan()
+    await watch.until(
+        lambda: watch.driver._process and watch.driver._process.in_flight(), "the library being asked"
+    )
+    watch.clock.ahead += 10 * GRACE
+    await watch.scans(1)
+    machine.clear_faults()
+    await watch.scans(1)
+    await watch.sweeps(2)
+    assert watch.picture.current
+    assert watch.picture.current.generation == 1
+
+
+async def test_a_recovery_is_not_taken_for_granted_while_the_library_is_away(
+    make_watch: MakeWatch, machine: Machine
+) -> None:
+    machine.set_card(0, {"state": "207"})
+    watch = make_watch(rules=Rules(recovery=100.0))
+    await watch.healths("state-error", None, None, None)
+    machine.set_card(0, {"state": ""})
+    await watch.sweeps(2)
+    watch.grace(1000.0)
+    machine.add_fault("xpumlInit", "code:9")
+    watch.sweep.rescan()
+    await watch.scans(2)
+    watch.clock.ahead += 100.0
+    machine.clear_faults()
+    await watch.sweeps(2)
+    assert watch.health() == {IDS[0]: "state-error"} | dict.fromkeys(IDS[1:])
+    watch.clock.ahead += 100.0
+    await watch.healths(None, None, None, None)
+
+
 async def test_a_missing_driver_is_waited_for(
     make_watch: MakeWatch, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:

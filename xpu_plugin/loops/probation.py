@@ -19,7 +19,7 @@ PAUSE_SECONDS = (1.0, 300.0)  # between two attempts at a device: first, most
 
 @dataclass(slots=True)
 class _Convict:
-    """A device by its index. since: when the library answered last with it among those asked"""
+    """A device by its index. since: when it was asked and did not answer"""
 
     index: int
     since: float
@@ -48,7 +48,7 @@ class Probation:
     def convict(self, index: int, since: float) -> bool:
         """Leave out the device at an index, at which the library hung or crashed; whether it was not already.
 
-        since: when the library answered last with it among those asked
+        since: when it was asked and did not answer
 
         One that does it again soon after its release goes on with its growing pauses.
         """
@@ -67,7 +67,7 @@ class Probation:
         return frozenset(index for index, convict in self._convicts.items() if convict.released_at is None)
 
     def since(self) -> list[float]:
-        """When each of those left out has answered last."""
+        """Since when each of those left out does not answer."""
         return [self._convicts[index].since for index in self.skip]
 
     def overdue(self, grace: float) -> frozenset[int]:

@@ -79,7 +79,7 @@ class Sweep:
         self._scanned_at = 0.0
         self._found = Found(devices={})
         self._empty_believed = False
-        self._good_at = clock()  # when the library answered last
+        self._bad_since: float | None = None  # when the library was asked and failed; None after an answer
         self._hasty = False
         self._scan_seconds: float | None = None  # that the last good scan took
         self.library_older = False  # than its file: it was replaced or removed since it was opened
@@ -131,18 +131,20 @@ class Sweep:
 
     async def _round(self) -> float:
         """One comparison of what is known with what is; returns the seconds until the next."""
+        begun = self._clock()
         try:
             delay = await (self._scan() if self._due else self._sweep())
         except WorkerError as error:
             self._due = True
             index = error.call.index if error.call else None
-            new = index is not None and self.probation.convict(index, self._good_at)
-            self._hasty = self._hasty or new
-            delay = self._failed(error, f"{error}{self._named(index)}", whole=index is None)
-            delay = 0.0 if new else delay  # on without it
+            delay = self._failed(error, f"{error}{self._named(index)}", begun, whole=index is None)
+            if index is not None and self._bad_since is not None:
+                new = self.probation.convict(index, self._bad_since)
+                self._hasty = self._hasty or new
+                delay = 0.0 if new else delay  # on without it
         except (LibraryError, XpumlError) as error:
             self._due = True
-            delay = self._failed(error, _advice(error), whole=True)
+            delay = self._failed(error, _advice(error), begun, whole=True)
         else:
             self._recovered()
         return delay
@@ -231,7 +233,8 @@ class Sweep:
             self._due = True
             return 0.0
         hint = any(answer.code and before[device.id].healthy for device, answer in asked)
-        if hint or self._clock() - self._host_at >= self._rescan_interval:
+        # The next round would be too late.
+        if hint or self._clock() + self._interval - self._host_at > self._rescan_interval:
             self._host_at = self._clock()
             if await self._driver.host() != self._host:
                 logger.info("device nodes or sysfs changed: scanning again")
@@ -277,7 +280,7 @@ class Sweep:
 
     def _grace_left(self) -> float:
         """Seconds until the next grace ends; infinite where none is running."""
-        since = [*self.probation.since(), *([self._good_at] if self.trouble else [])]
+        since = [*self.probation.since(), *([] if self._bad_since is None else [self._bad_since])]
         now = self._clock()
         return min((left for at in since if (left := at + self._grace - now) > 0), default=math.inf)
 
@@ -295,20 +298,28 @@ class Sweep:
         ]
         return f" ({names[0]})" if names else ""
 
-    def _failed(self, error: Exception, text: str, *, whole: bool) -> float:
-        """Say what is wrong, once; when the whole library does not answer for long, nothing is healthy."""
+    def _failed(self, error: Exception, text: str, begun: float, *, whole: bool) -> float:
+        """Say what is wrong, once; when the whole library does not answer for long, nothing is healthy.
+
+        begun: the round. How long it took is not all the library's doing: we may have been stopped.
+        """
+        now = self._clock()
+        if self._bad_since is None:
+            self._bad_since = max(begun, now - self._driver.call_timeout)
         if whole and self._fail_on_init_error and self._picture.current is None:
             raise InitError(text) from error
         first = self.trouble is None
         if text != self.trouble:
             logger.warning("%s", text)
             self.trouble = text
-        if whole and self._clock() - self._good_at >= self._grace:
-            self._hear(dict.fromkeys(self._found.devices, LIBRARY_GONE))
+        if whole:
+            self.verdicts.miss(self._found.devices)
+            if now - self._bad_since >= self._grace:
+                self._hear(dict.fromkeys(self._found.devices, LIBRARY_GONE))
         return 0.0 if first else next(self._retries)
 
     def _recovered(self) -> None:
-        self._good_at = self._clock()
+        self._bad_since = None
         if self._due:
             return  # nothing has been scanned yet
         self.probation.answered()
