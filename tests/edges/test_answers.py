@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.fuzz.targets import SCAN, STATES, USAGE
-from xpu_plugin.edges.answers import NONSENSE, host_of, nothing_of, scan_of, states_of, usage_of
+from xpu_plugin.edges.answers import NONSENSE, host_of, nothing_of, scan_of, states_of, truth_of, usage_of
 from xpu_plugin.xpuml import StateAnswer
 
 
@@ -21,6 +21,7 @@ def test_good_answers_are_records() -> None:
     assert states_of(STATES) == [StateAnswer(0, 201), None, StateAnswer(999, 0)]
     assert set(usage_of(copy.deepcopy(USAGE)).processes) == {"0000:3b:00.0"}
     nothing_of(None)
+    assert [truth_of(answer) for answer in (True, False)] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,12 @@ def test_a_scan_with_one_thing_wrong_is_nonsense(path: str, value: object) -> No
 def test_states_that_are_none_are_nonsense(states: Any) -> None:
     with pytest.raises(NONSENSE):
         states_of(states)
+
+
+@pytest.mark.parametrize("answer", [None, 0, "true", []])
+def test_neither_true_nor_false_is_nonsense(answer: object) -> None:
+    with pytest.raises(NONSENSE):
+        truth_of(answer)
 
 
 @pytest.mark.parametrize(

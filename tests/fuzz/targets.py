@@ -166,7 +166,7 @@ async def _driven(raw: bytes, asked: int) -> object:
     try:
         match asked:
             case 0:
-                return await driver._request("scan", lambda answer: scan_of(answer, driver._opened))
+                return await driver._ask(worker, 60.0, "scan", lambda answer: scan_of(answer, driver._opened))
             case 1:
                 return await driver.sweep()
             case 2:

@@ -82,7 +82,7 @@ def nothing_of(answer: None) -> None:
 
 
 def truth_of(answer: object) -> bool:
-    if not isinstance(answer, bool):
+    if answer is not True and answer is not False:
         raise ValueError(f"{answer!r} is neither true nor false")
     return answer
 
