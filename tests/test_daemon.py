@@ -396,6 +396,9 @@ async def test_devices_held_under_old_ids_are_listed_so_from_the_first_list_unti
     await kubelet.restart()
     await shows(kubelet, ["0", "1", *IDS[2:]])
     await daemon.kill()
+    await kubelet.until(
+        lambda: kubelet.streams_open == 0, timeout=SECONDS
+    )  # or what is shown is the last life's
     node.start(program=IMPATIENT)
     await shows(kubelet, ["0", "1", *IDS[2:]])
     await kubelet.restart_container(held)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A wall clock that can be set for one process: preloaded, it adds so many seconds to the real time as the file
-// named by WALL_CLOCK says. Other clocks are left alone.
+// A wall clock that can be set for one process: preloaded, it adds so many seconds to the real time
+// as the file named by WALL_CLOCK says. Other clocks are left alone.
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
