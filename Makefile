@@ -5,6 +5,7 @@
 # make e2e    the suite on a real kubelet (tests/e2e/README.md); make format   formats Python and C
 # make explore   changes of VFs by random search in virtual time: a million steps, or ARGS="--steps N --seed S"
 # make fuzz   what reads others' bytes, by coverage-guided fuzzing: a minute, or ARGS="--seconds N --seed S TARGET..."
+# make soak   the whole plugin in a storm: three minutes, or ARGS="--minutes N --seed S --restarts N"
 # make coverage   the tests, and which lines of Python and of the binding they run (needs Python 3.11 and gcc)
 # make sanitize   the tests of what is written in C, with ASan and UBSan in binding and simulator (needs gcc)
 # make helm   builds Helm into build/bin, for the tests of the chart (needs Go; minutes, once)
@@ -29,7 +30,7 @@ SANITIZED = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-fi
 	UBSAN_OPTIONS=print_stacktrace=1:exitcode=99:log_path=$(FINDING) PYTHONMALLOC=malloc \
 	CC="env -u LD_PRELOAD $(CC)" CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all"
 
-.PHONY: run test explore fuzz coverage sanitize e2e image imagetest lint format helm wheel audit wheeltest clean
+.PHONY: run test explore fuzz soak coverage sanitize e2e image imagetest lint format helm wheel audit wheeltest clean
 
 run: .stamps/installed
 	$(BIN)/xpu-device-plugin demo $(ARGS)
@@ -42,6 +43,9 @@ explore: .stamps/dev
 
 fuzz: .stamps/fuzz
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+soak: .stamps/dev
+	$(BIN)/python -m tests.endurance.soak $(ARGS)
 
 coverage: .stamps/trace
 	rm -rf build/coverage && mkdir -p build/coverage

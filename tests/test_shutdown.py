@@ -209,10 +209,21 @@ async def test_a_signal_in_the_first_moment_ends_it(node: Node) -> None:
     node.assert_tidy()
 
 
-def signal_handled(pid: int, number: signal.Signals) -> bool:
+def signal_handled(pid: int, number: signal.Signals, how: str = "SigCgt") -> bool:
     status = Path(f"/proc/{pid}/status").read_text()
-    [mask] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
+    [mask] = [line.split()[1] for line in status.splitlines() if line.startswith(how)]
     return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+async def test_a_rescan_asked_for_in_the_first_moment_ends_nothing(node: Node, kubelet: Kubelet) -> None:
+    daemon = node.start()
+    await until(
+        lambda: any(signal_handled(daemon.pid, signal.SIGHUP, how) for how in ("SigIgn", "SigCgt")),
+        "an answer to SIGHUP",
+    )
+    daemon.process.send_signal(signal.SIGHUP)
+    await shows(kubelet, IDS)
+    await ends_well(node, daemon)
 
 
 async def test_the_end_while_the_first_worker_starts(node: Node, kubelet: Kubelet) -> None:

@@ -45,6 +45,7 @@ def _daemon(arguments: list[str]) -> int:
     # not even notice a signal without a handler.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it asks for a scan; the first is to come yet
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # or it tells of each connection that ends
     from xpu_plugin import daemon, log  # noqa: PLC0415 - usage errors need no gRPC
 

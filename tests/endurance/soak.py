@@ -1,0 +1,474 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole plugin in a storm: `python -m tests.endurance.soak [--minutes N] [--seed S] [--restarts N]`
+
+Over the simulator, a kubelet and a stand-in for the API server, at random: faults of the library, sick cards,
+cards that are pulled out, drivers unloaded, workers killed and stopped, plugins killed, stopped, ended and
+doubled, kubelets restarted, streams cut, sockets deleted, pods admitted, restarted and ended, the node's
+label changed, cards split by somebody else. What the hardware is, is read from the simulated sysfs alone.
+
+At every step: no hardware is held by two containers, each has the node of the very device that its kubelet
+asked for, and no card that is held has been changed. Now and then the storm lies: then the list is exactly
+the hardware, all healthy, idle cards are split as the label says, every container may restart, and the plugin
+has no more memory, descriptors, threads or children than when it was young. --restarts appends so many
+restarts of the kubelet alone. Ends with status 1 at the first thing that is not so, with the seed and the
+steps that led there.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.edges.apiserver import ApiServer
+from tests.edges.test_api import write_kubeconfig
+from tests.endurance.watched import IMPATIENT, Scene, Watched
+from tests.levels import MIB, Level, tree
+from tests.standins import RESOURCE, descriptors, has_ended
+from tests.test_daemon import Daemon, shows
+from xpu_plugin.model.vf import LABEL
+from xpu_plugin.simulation.kubelet import AdmissionError, Grant, StartError
+from xpu_plugin.simulation.machine import cards
+from xpu_plugin.xpuml import REQUIRED_FUNCTIONS
+
+
+NODE = "node"
+CARDS = 4
+STEPS_BETWEEN_LOOKS = 60
+QUIET_SECONDS = 90.0  # for everything to come to rest on a busy machine
+PAUSE_SECONDS = 0.15  # between steps, at most
+GROWTH = 24 * MIB  # of a plugin between its second rest and any later one
+OWN_GROWTH = 64  # descriptors of this process
+PROGRAM = (
+    "-c",
+    IMPATIENT[1].replace(
+        "sys.exit",
+        """
+from xpu_plugin.model import change
+change.LOOK_SECONDS = 0.1
+change.CHECK_SECONDS = 0.05
+change.RETRY_SECONDS = (0.2, 0.5)
+change.DRIFT_SECONDS = (0.2, 0.5)
+sys.exit""",
+    ),
+)
+
+
+STEPS = {
+    "admit": 5, "end": 3, "restart_container": 1, "kubelet": 1, "cut": 1, "sockets": 1, "fault": 2, "mend": 1,
+    "count": 1, "sick": 2, "pull": 1, "plug": 1, "driver": 1, "hup": 1, "label": 1, "foreign": 1, "worker": 2,
+    "stop": 1, "second": 1,
+}  # fmt: skip
+"""What happens, and how often beside the others."""
+
+
+class LostError(Exception):
+    """Something is not as it must be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A container, and the hardware that it was given: PCI address by node."""
+
+    grant: Grant
+    hardware: dict[str, str]
+
+    @property
+    def cards(self) -> set[str]:
+        return {card_of(address) for address in self.hardware.values()}
+
+
+def card_of(address: str) -> str:
+    """VFs are one slot further than their card, whose function is 0."""
+    bus, _, rest = address.rpartition(":")
+    slot, _, _ = rest.partition(".")
+    return f"{bus}:00.0" if slot == "01" else address
+
+
+class Storm:
+    """One run; every method named `step_...` is something that may happen."""
+
+    def __init__(self, place: Path, server: ApiServer, seed: int) -> None:
+        self.scene = Scene(place)
+        self.server = server
+        self.chance = random.Random(seed)
+        self.kubelet: Watched = self.scene.watched()
+        self.kubeconfig = write_kubeconfig(place / "kubeconfig", server.url)
+        self.daemon: Daemon | None = None
+        self.second: Daemon | None = None
+        self.holders: list[Holder] = []
+        self.wish = 0
+        self.young: Level | None = None
+        self.rests = 0  # of this plugin's life
+        self.own = 0  # descriptors of ours when the first rest came
+        self.counts: Counter[str] = Counter()
+        self.way: deque[str] = deque(maxlen=80)
+        self.unplugged: set[int] = set()
+        self.looks = 0
+
+    # --- the truth ----------------------------------------------------------------------------------
+
+    @property
+    def sys(self) -> Path:
+        assert self.scene.machine.sysfs_root
+        return self.scene.machine.sysfs_root
+
+    def address(self, node: str) -> str:
+        """The PCI address behind /dev/xpuN now."""
+        return (self.sys / "class/xpu" / node.rpartition("/")[2] / "device").readlink().name
+
+    def number(self, card: str) -> int:
+        return int((self.sys / f"bus/pci/devices/{card}/sriov_numvfs").read_text())
+
+    def hardware(self) -> dict[str, str]:
+        """Address by id of all that there is to be offered."""
+        found: dict[str, str] = {}
+        for card in self.cards():
+            number = self.number(card)
+            bus = card[:-4]
+            found |= {f"{bus}01.{vf}-of{number}": f"{bus}01.{vf}" for vf in range(number)} or {card: card}
+        return found
+
+    def cards(self) -> list[str]:
+        return [keys["pci"] for index, keys in enumerate(cards(CARDS)) if index not in self.unplugged]
+
+    def held(self) -> set[str]:
+        return {card for holder in self.holders for card in holder.cards}
+
+    def free_card(self) -> int | None:
+        held = self.held()
+        free = [
+            index
+            for index, keys in enumerate(cards(CARDS))
+            if keys["pci"] not in held and index not in self.unplugged
+        ]
+        return self.chance.choice(free) if free else None
+
+    def check(self) -> None:
+        """What must be at every instant."""
+        seen: dict[str, Holder] = {}
+        wholes = {
+            card for holder in self.holders for card in holder.hardware.values() if card.endswith("00.0")
+        }
+        for holder in self.holders:
+            for node, address in holder.hardware.items():
+                if address in seen:
+                    raise LostError(f"{address} is held by {seen[address].grant} and {holder.grant}")
+                if address not in wholes and card_of(address) in wholes:
+                    raise LostError(f"{address} is held, and so is its whole card")
+                seen[address] = holder
+                with suppress(FileNotFoundError):  # while the driver is gone
+                    if self.address(node) != address:
+                        raise LostError(
+                            f"{node} of {holder.grant} is {self.address(node)} now, not {address}"
+                        )
+
+    # --- pods ---------------------------------------------------------------------------------------
+
+    async def step_admit(self) -> None:
+        try:
+            grant = await self.kubelet.allocate(
+                RESOURCE, self.chance.choice((1, 1, 1, 2)), init_container=self.chance.random() < 0.1
+            )
+        except StartError as error:
+            self.kubelet.free(error.grant)
+            self.counts["refused to start"] += 1
+            return
+        except AdmissionError:
+            self.counts["refused"] += 1
+            return
+        nodes = [node.host_path for node in grant.nodes if node.host_path != "/dev/xpuctrl"]
+        hardware = {node: self.address(node) for node in nodes}
+        if sorted(hardware.values()) != sorted(id.partition("-")[0] for id in grant.ids):
+            raise LostError(f"{grant} was given {hardware}")
+        self.holders.append(Holder(grant, hardware))
+        self.counts["admitted"] += 1
+
+    async def step_end(self) -> None:
+        if self.holders:
+            holder = self.holders.pop(self.chance.randrange(len(self.holders)))
+            self.kubelet.free(holder.grant)
+            self.kubelet.write_checkpoint()
+
+    async def step_restart_container(self) -> None:
+        if self.holders:
+            with suppress(StartError):
+                await self.kubelet.restart_container(self.chance.choice(self.holders).grant)
+
+    # --- the kubelet --------------------------------------------------------------------------------
+
+    async def step_kubelet(self) -> None:
+        await self.kubelet.restart()
+
+    async def step_cut(self) -> None:
+        self.kubelet.cut(RESOURCE)
+
+    async def step_sockets(self) -> None:
+        self.scene.socket.unlink(missing_ok=True)
+        self.kubelet.cut(RESOURCE)
+
+    # --- library, cards, driver -------------------------------------------------------------------------
+
+    async def step_fault(self) -> None:
+        function = self.chance.choice(
+            [name for name in REQUIRED_FUNCTIONS if name != "xpumlDeviceSetSriovVfNum"]
+        )
+        action = self.chance.choice(("hang", "crash", "fpe", "abort", "code:999", "code:-5", "delay:100"))
+        present = [index for index in range(CARDS) if index not in self.unplugged]
+        card = self.chance.choice(present) if function.startswith("xpumlDeviceGet") else None
+        if function == "xpumlDeviceGetCount":
+            card = None
+        times = self.chance.choice((1, 3, None))
+        self.scene.machine.add_fault(function, action, card=card, times=times)
+
+    async def step_mend(self) -> None:
+        self.scene.machine.clear_faults()
+        self.scene.machine.set({"wrong-count": ""})
+
+    async def step_count(self) -> None:
+        self.scene.machine.set({"wrong-count": self.chance.choice(("0", "1", "3", "7", "99"))})
+
+    async def step_sick(self) -> None:
+        card = self.chance.randrange(CARDS)
+        if card not in self.unplugged:
+            self.scene.machine.set_card(card, {"state": self.chance.choice(("207", "205", "208", "201", ""))})
+
+    async def step_pull(self) -> None:
+        card = self.free_card()
+        if card is not None and len(self.unplugged) < 2:
+            self.unplugged.add(card)
+            self.scene.machine.remove_card(card)
+
+    async def step_plug(self) -> None:
+        for card in sorted(self.unplugged):
+            self.scene.machine.set_card(card, cards(CARDS)[card])
+        self.unplugged.clear()
+
+    async def step_driver(self) -> None:
+        """Nobody can unload one that is used."""
+        if not self.holders:
+            self.scene.machine.set({"driver": "gone"})
+            await asyncio.sleep(self.chance.random())
+            self.scene.machine.set({"driver": ""})
+
+    async def step_hup(self) -> None:
+        self._signal(signal.SIGHUP)
+
+    # --- VFs ----------------------------------------------------------------------------------------
+
+    async def step_label(self) -> None:
+        self.wish = self.chance.randrange(4)
+        self.server.change({LABEL: str(self.wish)})
+
+    async def step_foreign(self) -> None:
+        """Somebody else splits a card that nobody uses."""
+        card = self.free_card()
+        if card is not None:
+            self.scene.machine.set_card(card, {"vfs": str(self.chance.randrange(4))})
+
+    # --- processes ----------------------------------------------------------------------------------
+
+    async def step_worker(self) -> None:
+        if self.daemon is not None:
+            for pid in tree(self.daemon.pid)[1:]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, self.chance.choice((signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV)))
+
+    async def step_stop(self) -> None:
+        self._signal(signal.SIGSTOP)
+        await asyncio.sleep(self.chance.random())
+        self._signal(signal.SIGCONT)
+
+    async def step_second(self) -> None:
+        """Another plugin waits for the first one's end, or is ended while it does."""
+        if self.second is None:
+            self.second = self.begin()
+        else:
+            self.second.process.send_signal(signal.SIGTERM)
+            await self._gone(self.second)
+            self.second = None
+
+    def _signal(self, number: signal.Signals) -> None:
+        begun = self.daemon is not None and "starting" in self.daemon.log
+        if self.daemon is not None and begun and self.daemon.process.poll() is None:
+            self.daemon.process.send_signal(number)
+
+    async def another(self) -> None:
+        """The plugin ends, in whatever way, and another takes over."""
+        assert self.daemon
+        number = self.chance.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
+        self.counts[f"plugin {number.name}"] += 1
+        self.daemon.process.send_signal(number)
+        await self._gone(self.daemon)
+        self.daemon, self.second = self.second or self.begin(), None
+        self.young, self.rests = None, 0
+
+    async def _gone(self, daemon: Daemon) -> None:
+        await daemon.ends()
+        if "Traceback" in daemon.log:
+            raise LostError(daemon.log[-4000:])
+        self.scene.daemons.remove(daemon)
+        daemon.log_file.unlink()
+        daemon.output_file.unlink()
+
+    def begin(self) -> Daemon:
+        return self.scene.begin(
+            f"--kubeconfig={self.kubeconfig}",
+            f"--node-name={NODE}",
+            "--pod-name=plugin",
+            "--grant-settle=0.3",
+            "--vf-timeout=2",
+            "--sriov-num-vfs=keep",
+            "--wish-pending=1",
+            program=PROGRAM,
+        )
+
+    # --- the run ------------------------------------------------------------------------------------
+
+    async def blow(self, until: float) -> None:
+        self.daemon = self.begin()
+        await self.rest()
+        while time.monotonic() < until:
+            for _ in range(STEPS_BETWEEN_LOOKS):
+                [name] = self.chance.choices(list(STEPS), list(STEPS.values()))
+                self.way.append(name)
+                self.counts[name] += 1
+                step: Callable[[], Coroutine[Any, Any, None]] = getattr(self, f"step_{name}")
+                await step()
+                self.check()
+                if self.daemon.process.poll() is not None:
+                    raise LostError(f"the plugin has ended: {self.daemon.log[-4000:]}")
+                await asyncio.sleep(PAUSE_SECONDS * self.chance.random())
+            await self.rest()
+            if self.chance.random() < 0.25:
+                await self.another()
+
+    async def restarts(self, number: int) -> None:
+        """Of the kubelet, and nothing else."""
+        for turn in range(1, number + 1):
+            await self.kubelet.restart()
+            await shows(self.kubelet, sorted(self.hardware()))
+            self.counts["kubelet alone"] += 1
+            self.check()
+            if turn % 1000 == 0 or turn == number:
+                await self.rest()
+
+    async def rest(self) -> None:
+        """Everything is mended; then everything has to come right."""
+        self.way.append("rest")
+        await self.step_mend()
+        await self.step_plug()
+        for card in range(CARDS):
+            self.scene.machine.set_card(card, {"state": ""})
+        self._signal(signal.SIGCONT)
+        self._signal(signal.SIGHUP)
+        assert self.daemon
+        deadline = time.monotonic() + QUIET_SECONDS
+        again = time.monotonic() + 5
+        while why := self._unrest():
+            if time.monotonic() > deadline:
+                raise LostError(f"no rest: {why}\n{self.kubelet.describe()}\n{self.daemon.log[-4000:]}")
+            if time.monotonic() > again:  # a worker that was stopped meanwhile, a card that was lost
+                self._signal(signal.SIGHUP)
+                again = time.monotonic() + 5
+            await asyncio.sleep(0.05)
+        self.check()
+        for holder in self.holders:
+            await self.kubelet.restart_container(holder.grant)
+        self._weigh()
+        self.looks += 1
+
+    def _unrest(self) -> str:
+        """What is not yet as it has to be, "" when all is."""
+        assert self.daemon
+        if self.daemon.process.poll() is not None:
+            raise LostError(
+                f"the plugin has ended: {self.daemon.process.returncode} {self.daemon.log[-4000:]}"
+            )
+        wanted = self.hardware()
+        listed = {device.id: device.healthy for device in self.kubelet.devices(RESOURCE).values()}
+        if not self.kubelet.streams_open:
+            return "no stream"
+        if listed != dict.fromkeys(wanted, True):
+            return f"the hardware is {sorted(wanted)}, listed is {listed}"
+        idle = set(self.cards()) - self.held()
+        if wrong := {card: self.number(card) for card in idle if self.number(card) != self.wish}:
+            return f"{self.wish} VFs are wished, and there are {wrong}"
+        if self.young and (level := Level.of(self.daemon.pid)).exceeds(self.young, memory=GROWTH):
+            return f"{level} is more than {self.young}"
+        return ""
+
+    def _weigh(self) -> None:
+        assert self.daemon
+        self.rests += 1
+        if self.rests == 2:  # all that is made once has been made
+            self.young = Level.of(self.daemon.pid)
+        own = len(descriptors())
+        self.own = self.own or own
+        if own > self.own + OWN_GROWTH:
+            raise LostError(f"this side has {own} descriptors, at first it had {self.own}")
+        log = self.daemon.log
+        if "Traceback" in log:
+            raise LostError(log[log.index("Traceback") - 2000 :][:6000])
+
+
+async def storm(place: Path, options: argparse.Namespace) -> int:
+    with ApiServer(NODE) as server:
+        server.labels[LABEL] = "0"
+        run = Storm(place, server, options.seed)
+        failed = 0
+        began = time.monotonic()
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(run.kubelet)
+            run.kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
+            stack.callback(ended, run.scene)
+            try:
+                await run.blow(began + 60 * options.minutes)
+                await run.restarts(options.restarts)
+            except (LostError, AssertionError, TimeoutError, StartError) as error:
+                failed = 1
+                print(f"FAILED after {', '.join(run.way)}\n{type(error).__name__}: {error}")
+            level = Level.of(run.daemon.pid) if run.daemon else None
+        seconds, registrations = time.monotonic() - began, len(run.kubelet.registrations)
+        print(f"seed {options.seed}, {seconds:.0f} s, {registrations} registrations")
+        for name, times in sorted(run.counts.items()):
+            print(f"{times:>7} {name}")
+        print(f"young: {run.young}\nat the end: {level}")
+        print(f"{run.looks} passed, {failed} failed")
+        return failed
+
+
+def ended(scene: Scene) -> None:
+    """No plugin and no worker outlives the run."""
+    pids = [pid for daemon in scene.daemons for pid in tree(daemon.pid)]
+    for daemon in scene.daemons:
+        daemon.process.kill()
+        daemon.process.wait()
+    deadline = time.monotonic() + 10
+    while not all(map(has_ended, pids)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--restarts", type=int, default=0, metavar="N")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="xpu-") as place:
+        return asyncio.run(storm(Path(place), options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
