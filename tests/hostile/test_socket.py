@@ -103,10 +103,10 @@ async def unharmed(kubelet: Kubelet, daemon: Daemon) -> AsyncIterator[None]:
 class Peer:
     """A connection on which anything may be said."""
 
-    def __init__(self, node: Node) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
+    def __init__(self, address: str | tuple[str, int]) -> None:
+        self.socket = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+        self.socket.connect(address)
         self.socket.setblocking(False)
-        self.socket.connect(str(node.socket))
         self.heard = b""
         self.closed = False
 
@@ -128,9 +128,9 @@ class Peer:
 
 
 @contextmanager
-def peers(node: Node, count: int) -> Iterator[list[Peer]]:
+def peers(node: Node, count: int, address: str | tuple[str, int] = "") -> Iterator[list[Peer]]:
     with ExitStack() as stack:
-        found = [Peer(node) for _ in range(count)]
+        found = [Peer(address or str(node.socket)) for _ in range(count)]
         for peer in found:
             stack.callback(peer.close)
         yield found
@@ -321,6 +321,36 @@ async def test_when_connections_take_all_descriptors_the_kubelet_is_served_and_a
     await shows(kubelet, IDS)
     assert len(kubelet.registrations) == 1
     await settles(daemon.pid, before)
+
+
+async def test_strangers_at_the_other_sockets_are_closed_soon_and_harm_nobody(
+    node: Node, kubelet: Kubelet
+) -> None:
+    """At the port of the probes, which others than root can reach, and at the status socket."""
+    status = node.place / "run/status.sock"
+    with socket.socket() as any_port:
+        any_port.bind(("127.0.0.1", 0))
+        port: tuple[str, int] = any_port.getsockname()
+    daemon = node.start(f"--status-socket={status}", f"--metrics-address=127.0.0.1:{port[1]}")
+    await shows(kubelet, IDS)
+    said = (
+        b"",
+        b"GET /hea",
+        b"\xff" * 70_000,
+        b'{"ask": [[[[',
+        b"[" * 60_000 + b"\n",
+        b"null\n",
+        b'{"ask": {}}\n',
+    )
+    async with unharmed(kubelet, daemon):
+        with peers(node, 70, str(status)) as ours, peers(node, 70, port) as public:
+            those = [*ours, *public]
+            listening = [asyncio.create_task(peer.listens()) for peer in those]
+            for number_, peer in enumerate(those):
+                await peer.says(said[number_ % len(said)])
+            await works(kubelet)
+            await until(lambda: all(peer.closed for peer in those), "the end of all of them")
+            await asyncio.wait(listening)
 
 
 # --- messages -------------------------------------------------------------------------------------
