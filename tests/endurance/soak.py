@@ -45,6 +45,8 @@ NODE = "node"
 CARDS = 4
 STEPS_BETWEEN_LOOKS = 60
 QUIET_SECONDS = 90.0  # for everything to come to rest on a busy machine
+ANOTHER = 0.15  # chance of another plugin after a rest
+HUP_SECONDS = 5.0  # between two signals to look again
 PAUSE_SECONDS = 0.15  # between steps, at most
 GROWTH = 24 * MIB  # of a plugin between its second rest and any later one
 OWN_GROWTH = 64  # descriptors of this process
@@ -64,9 +66,9 @@ sys.exit""",
 
 
 STEPS = {
-    "admit": 12, "end": 6, "restart_container": 2, "kubelet": 2, "cut": 2, "sockets": 1, "fault": 3, "mend": 4,
-    "count": 1, "sick": 2, "pull": 1, "plug": 2, "driver": 1, "hup": 1, "label": 1, "foreign": 1, "worker": 2,
-    "stop": 1, "second": 1,
+    "admit": 12, "end": 6, "restart_container": 2, "kubelet": 2, "cut": 2, "sockets": 1, "fault": 3,
+    "mend": 4, "count": 1, "sick": 2, "pull": 1, "plug": 2, "driver": 1, "hup": 1, "label": 1, "foreign": 1,
+    "worker": 2, "stop": 1, "second": 1,
 }  # fmt: skip
 """What happens, and how often beside the others."""
 
@@ -247,11 +249,14 @@ class Storm:
         if card is not None and len(self.unplugged) < 2:
             self.unplugged.add(card)
             self.scene.machine.remove_card(card)
+            await self._noticed()
 
     async def step_plug(self) -> None:
-        for card in sorted(self.unplugged):
-            self.scene.machine.set_card(card, cards(CARDS)[card])
-        self.unplugged.clear()
+        if self.unplugged:
+            for card in sorted(self.unplugged):
+                self.scene.machine.set_card(card, cards(CARDS)[card])
+            self.unplugged.clear()
+            await self._noticed()
 
     async def step_driver(self) -> None:
         """Nobody can unload one that is used."""
@@ -259,6 +264,7 @@ class Storm:
             self.scene.machine.set({"driver": "gone"})
             await asyncio.sleep(self.chance.random())
             self.scene.machine.set({"driver": ""})
+            await self._noticed()
 
     async def step_hup(self) -> None:
         self._signal(signal.SIGHUP)
@@ -274,6 +280,19 @@ class Storm:
         card = self.free_card()
         if card is not None:
             self.scene.machine.set_card(card, {"vfs": str(self.chance.randrange(4))})
+            await self._noticed()
+
+    async def _noticed(self) -> None:
+        """Hardware that somebody else has changed is not asked for before the plugin has seen it: until then
+        a node may be another device's, with the same numbers. No plugin can tell in that moment."""
+        await self.step_mend()
+        await self._until(self._unseen)
+
+    def _unseen(self) -> str:
+        listed, there = sorted(self.kubelet.devices(RESOURCE)), sorted(self.hardware())
+        return (
+            "" if self.kubelet.streams_open and listed == there else f"{there} is there, {listed} is listed"
+        )
 
     # --- processes ----------------------------------------------------------------------------------
 
@@ -357,7 +376,7 @@ class Storm:
                     raise LostError(f"the plugin has ended: {self.daemon.log[-4000:]}")
                 await asyncio.sleep(PAUSE_SECONDS * self.chance.random())
             await self.rest()
-            if self.chance.random() < 0.25:
+            if self.chance.random() < ANOTHER and time.monotonic() < until:
                 await self.another()
 
     async def restarts(self, number: int) -> None:
@@ -377,31 +396,32 @@ class Storm:
         await self.step_plug()
         for card in range(CARDS):
             self.scene.machine.set_card(card, {"state": ""})
-        self._signal(signal.SIGCONT)
-        self._signal(signal.SIGHUP)
-        assert self.daemon
-        deadline = time.monotonic() + QUIET_SECONDS
-        again = time.monotonic() + 5
-        while why := self._unrest():
-            if time.monotonic() > deadline:
-                raise LostError(f"no rest: {why}\n{self.kubelet.describe()}\n{self.daemon.log[-4000:]}")
-            if time.monotonic() > again:  # a worker that was stopped meanwhile, a card that was lost
-                self._signal(signal.SIGHUP)
-                again = time.monotonic() + 5
-            await asyncio.sleep(0.05)
+        await self._until(self._unrest)
         self.check()
         for holder in self.holders:
             await self.kubelet.restart_container(holder.grant)
         self._weigh()
         self.looks += 1
 
+    async def _until(self, wrong: Callable[[], str]) -> None:
+        """Wait until nothing is wrong; a worker may have been stopped meanwhile, a card lost."""
+        assert self.daemon
+        deadline, again = time.monotonic() + QUIET_SECONDS, 0.0
+        while why := wrong():
+            now = time.monotonic()
+            if now > deadline:
+                raise LostError(f"{why}\n{self.kubelet.describe()}\n{self.daemon.log[-4000:]}")
+            if now > again:
+                self._signal(signal.SIGCONT)
+                self._signal(signal.SIGHUP)
+                again = now + HUP_SECONDS
+            if self.daemon.process.poll() is not None:
+                raise LostError(f"the plugin has ended: {self.daemon.log[-4000:]}")
+            await asyncio.sleep(0.05)
+
     def _unrest(self) -> str:
         """What is not yet as it has to be, "" when all is."""
         assert self.daemon
-        if self.daemon.process.poll() is not None:
-            raise LostError(
-                f"the plugin has ended: {self.daemon.process.returncode} {self.daemon.log[-4000:]}"
-            )
         wanted = self.hardware()
         listed = {device.id: device.healthy for device in self.kubelet.devices(RESOURCE).values()}
         if not self.kubelet.streams_open:
