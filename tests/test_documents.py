@@ -11,6 +11,7 @@ import pytest
 
 from xpu_plugin import config
 from xpu_plugin.model import health
+from xpu_plugin.model.families import FAMILIES, OF_THE_PROCESS
 
 
 ROOT = Path(__file__).parents[1]
@@ -118,6 +119,25 @@ def test_both_readmes_are_built_alike() -> None:
         }
 
     assert shape(READMES[0]) == shape(READMES[1])
+
+
+# --- docs/metrics.md ----------------------------------------------------------------------------
+
+
+def test_the_page_of_metrics_is_the_table_of_the_sources() -> None:
+    """Names, types, labels and units are what dashboards and alerts are made of: a change shows here."""
+    (table,) = (table for table in tables(ROOT / "docs/metrics.md") if table[0][0] == "name")
+    assert table[0] == ["name", "type", "labels", "unit", "meaning"]
+    assert table[1:] == [
+        [
+            f"`{family.name}`",
+            family.type,
+            ", ".join(f"`{label}`" for label in family.labels),
+            family.unit,
+            family.meaning,
+        ]
+        for family in (*FAMILIES, *OF_THE_PROCESS)
+    ]
 
 
 # --- docs/architecture.md -----------------------------------------------------------------------

@@ -326,7 +326,7 @@ OPTIONS = (
         "metrics-address",
         _address,
         None,
-        "where to serve /healthz and /readyz by HTTP; nowhere if not given",
+        "where to serve /metrics, /healthz and /readyz by HTTP; nowhere if not given",
         "[HOST]:PORT",
     ),
     Option("fail-on-init-error", _switch, "false", "exit with status 1 when the first scan fails"),

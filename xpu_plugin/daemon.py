@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import signal
+import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,11 +23,14 @@ from xpu_plugin.edges.service import DevicePluginService
 from xpu_plugin.edges.status import Answer, StatusServer
 from xpu_plugin.loops.apply import Apply
 from xpu_plugin.loops.backoff import delays, wait_for
+from xpu_plugin.loops.census import Census
 from xpu_plugin.loops.endpoints import Endpoints
 from xpu_plugin.loops.holders import Holders
 from xpu_plugin.loops.idleness import Idleness
+from xpu_plugin.loops.metrics import CONTENT_TYPE, GATHER_SECONDS, Metrics, Parts
 from xpu_plugin.loops.node import Node
 from xpu_plugin.loops.picture import NEVER, Picture
+from xpu_plugin.loops.readings import Meters
 from xpu_plugin.loops.sweep import InitError, Sweep
 from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.change import Limits
@@ -144,7 +148,9 @@ async def _run(config: Config, driver: Driver, picture: Picture, sweep: Sweep) -
         device_plugin_dir=config.device_plugin_dir,
         pod_resources_socket=config.pod_resources_socket,
     )
+    started = time.monotonic()
     services: list[DevicePluginService] = []
+    sockets: list[Endpoint] = []
     record = GrantRecord(config.state_dir)
     node = node_of(config)
     listed = asyncio.Event()
@@ -194,13 +200,15 @@ async def _run(config: Config, driver: Driver, picture: Picture, sweep: Sweep) -
             on_list=listed.set,
         )
         services.append(service)
-        await Endpoint(
+        socket = Endpoint(
             service,
             directory=config.device_plugin_dir,
             socket=socket_name(resource, config.resource_name),
             lock=lock,
             delays=delays,
-        ).run()
+        )
+        sockets.append(socket)
+        await socket.run()
 
     always = frozenset() if config.resource_per_profile else frozenset({config.resource_name})
     endpoints = Endpoints(picture, endpoint, always=always)
@@ -211,14 +219,31 @@ async def _run(config: Config, driver: Driver, picture: Picture, sweep: Sweep) -
         streams = sum(service.streams for service in services)
         return f"library: {sweep.trouble or 'ok'}\nkubelet: open streams: {streams}"
 
+    meters = Meters(driver, picture, left_out=lambda: sweep.probation.skip)
+    metrics = Metrics(
+        Parts(
+            picture=picture,
+            sweep=sweep,
+            driver=driver,
+            idleness=idleness,
+            apply=apply,
+            services=services,
+            endpoints=sockets,
+            meters=meters,
+            census=Census(config.pod_resources_socket),
+            api=node.api if node else None,
+            ready=lambda: listed.is_set() or time.monotonic() - started > LISTED_SECONDS,
+        )
+    )
+
     async with contextlib.AsyncExitStack() as stack:
         if config.metrics_address is not None:
-            pages = {"/healthz": lambda: "ok", "/readyz": ready}
-            stack.callback(http_server(config.metrics_address, pages).close)
+            stack.callback(http_server(config.metrics_address, ready, metrics).close)
         if config.status_socket is not None:
             answers: dict[str, Answer] = {"clear": sweep.clear, "library": sweep.library}
             stack.callback((await status_server(config.status_socket, answers)).close)
         group = await stack.enter_async_context(asyncio.TaskGroup())
+        group.create_task(meters.run(), name="meters")
         group.create_task(sweep.run(), name="sweep")
         group.create_task(sweep.probation.run(), name="probation")
         group.create_task(sweep.verdicts.run(), name="quarantine")
@@ -236,10 +261,15 @@ async def _run(config: Config, driver: Driver, picture: Picture, sweep: Sweep) -
             group.create_task(node.run(apply.wished), name="node")
 
 
-def http_server(address: tuple[str, int], pages: Mapping[str, Callable[[], str]]) -> "HttpServer":
+def http_server(address: tuple[str, int], ready: Callable[[], str], metrics: Metrics) -> "HttpServer":
     """Raises AddressError."""
-    from xpu_plugin.edges.http import HttpServer  # noqa: PLC0415 - 2 MB that not everybody needs
+    from xpu_plugin.edges.http import HttpServer, Page, plain  # noqa: PLC0415 - 2 MB that not everybody needs
 
+    pages = {
+        "/healthz": plain(lambda: "ok"),
+        "/readyz": plain(ready),
+        "/metrics": Page(contents=metrics.contents, content_type=CONTENT_TYPE, seconds=GATHER_SECONDS),
+    }
     try:
         return HttpServer(address, pages)
     except OSError as error:

@@ -742,6 +742,32 @@ async def test_a_start_given_up_half_way_leaves_no_worker(driver: Driver) -> Non
 # --- the end --------------------------------------------------------------------------------------
 
 
+async def test_workers_that_were_replaced_are_counted_by_cause(hasty: Driver, machine: Machine) -> None:
+    for _ in range(3):
+        await scanned(hasty)
+    machine.add_fault(STATE, "hang", times=1)
+    with pytest.raises(WorkerHungError):
+        await hasty.sweep()
+    machine.clear_faults()
+    await scanned(hasty)
+    machine.add_fault(STATE, "crash", times=1)
+    with pytest.raises(WorkerDiedError):
+        await hasty.sweep()
+    machine.clear_faults()
+    machine.set({"driver": "gone"})
+    with pytest.raises(DriverNotLoadedError):
+        await hasty.scan()
+    machine.set({"driver": "loaded"})
+    await scanned(hasty)
+    await hasty.close()
+    assert {cause: number for cause, number in hasty.restarts.items() if number} == {
+        "rescan": 2,
+        "hung": 1,
+        "died": 1,
+        "failed": 1,
+    }
+
+
 async def test_close_leaves_no_process_not_even_a_hanging_one(driver: Driver, machine: Machine) -> None:
     await scanned(driver)
     worker = pid_of(driver)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The probes' HTTP server: pages come from the event loop, and when that is stuck the answer says so."""
+"""The HTTP server: what is on a page comes from the event loop, and when that is stuck the answer says so."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ import pytest
 
 from tests.standins import SECONDS, until
 from xpu_plugin.edges import http as http_module
-from xpu_plugin.edges.http import MOST_CONNECTIONS, HttpServer
+from xpu_plugin.edges.http import MOST_CONNECTIONS, HttpServer, Page, plain
 
 
 Start = Callable[..., HttpServer]
@@ -24,8 +24,9 @@ async def start() -> AsyncIterator[Start]:
     before = set(threading.enumerate())
     servers: list[HttpServer] = []
 
-    def make(pages: Mapping[str, Callable[[], str]], host: str = "127.0.0.1") -> HttpServer:
-        servers.append(HttpServer((host, 0), pages))
+    def make(pages: Mapping[str, Callable[[], str] | Page], host: str = "127.0.0.1") -> HttpServer:
+        made = {path: page if isinstance(page, Page) else plain(page) for path, page in pages.items()}
+        servers.append(HttpServer((host, 0), made))
         return servers[-1]
 
     yield make
@@ -38,11 +39,19 @@ async def start() -> AsyncIterator[Start]:
 
 
 def ask(port: int, path: str, *, host: str = "127.0.0.1", method: str = "GET") -> tuple[int, str]:
+    status, _, text = ask_whole(port, path, host=host, method=method)
+    return status, text
+
+
+def ask_whole(
+    port: int, path: str, *, host: str = "127.0.0.1", method: str = "GET"
+) -> tuple[int, str | None, str]:
+    """Status, kind, text."""
     connection = http.client.HTTPConnection(host, port, timeout=SECONDS)
     try:
         connection.request(method, path)
         answer = connection.getresponse()
-        return answer.status, answer.read().decode()
+        return answer.status, answer.getheader("Content-Type"), answer.read().decode()
     finally:
         connection.close()
 
@@ -57,6 +66,53 @@ async def test_a_page_is_made_on_the_event_loop(start: Start) -> None:
     server = start({"/readyz": page})
     assert await asyncio.to_thread(ask, server.port, "/readyz?verbose=1") == (200, "fine\nand well\n")
     assert made_by == [threading.get_ident()]
+
+
+async def test_a_page_of_a_kind_of_its_own_is_gathered_on_the_event_loop_and_written_on_another_thread(
+    start: Start,
+) -> None:
+    threads: list[int] = []
+
+    async def contents() -> Callable[[], str]:
+        await asyncio.sleep(0)
+        threads.append(threading.get_ident())
+
+        def text() -> str:
+            threads.append(threading.get_ident())
+            return "a 1\n"
+
+        return text
+
+    server = start({"/metrics": Page(contents=contents, content_type="text/plain; version=0.0.4")})
+    answer = await asyncio.to_thread(ask_whole, server.port, "/metrics")
+    assert answer == (200, "text/plain; version=0.0.4", "a 1\n")
+    assert threads[0] == threading.get_ident() != threads[1]
+
+
+async def test_a_page_with_nothing_to_show_yet_says_so(start: Start) -> None:
+    async def contents() -> None:
+        return None
+
+    server = start({"/metrics": Page(contents=contents)})
+    assert await asyncio.to_thread(ask, server.port, "/metrics") == (503, "nothing to show yet\n")
+
+
+async def test_a_page_that_takes_too_long_is_given_up_and_others_go_on(start: Start) -> None:
+    given_up = asyncio.Event()
+
+    async def contents() -> Callable[[], str]:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.set()
+        raise AssertionError
+
+    server = start({"/slow": Page(contents=contents, seconds=0.05), "/healthz": lambda: "ok"})
+    status, _ = await asyncio.to_thread(ask, server.port, "/slow")
+    assert status == 503
+    async with asyncio.timeout(SECONDS):
+        await given_up.wait()
+    assert await asyncio.to_thread(ask, server.port, "/healthz") == (200, "ok\n")
 
 
 async def test_what_is_not_there_is_not_found_and_says_what_is(start: Start) -> None:

@@ -351,6 +351,25 @@ async def test_without_the_control_node_of_the_scan_nothing_is_granted(
     assert "/dev/xpuctrl" in text
 
 
+async def test_what_was_asked_granted_and_refused_is_counted(
+    plugin: Plugin, stub: api_grpc.DevicePluginStub
+) -> None:
+    await allocate(stub, [A, B], [C])
+    await refused(allocate(stub, [A, A]))
+    await refused(start(stub, D))
+    service = plugin.service
+    assert {method: durations.number for method, durations in service.durations.items()} == {
+        "Allocate": 2,
+        "GetPreferredAllocation": 0,
+        "PreStartContainer": 1,
+    }
+    assert service.granted == 3
+    assert service.refusals == {
+        ("Allocate", "INVALID_ARGUMENT"): 1,
+        ("PreStartContainer", "FAILED_PRECONDITION"): 1,
+    }
+
+
 async def test_a_vanished_device_is_refused_although_it_is_listed(
     plugin: Plugin, stub: api_grpc.DevicePluginStub
 ) -> None:

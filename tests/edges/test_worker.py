@@ -214,11 +214,15 @@ def test_a_version_that_cannot_be_told_does_not_spoil_a_scan(opened: Conversatio
     assert states(scan) == [201, 201]
 
 
-def test_readings_and_processes_come_one_a_device(opened: Conversation, machine: Machine) -> None:
+def test_gauges_and_processes_come_one_a_device(opened: Conversation, machine: Machine) -> None:
     machine.add_process(4711, card=1, memory=512)
     opened.scan()
-    readings = opened.ask("readings", skip=[])["result"]
-    assert [reading["temperature_celsius"] for reading in readings] == [40, 40]
+    gauges = opened.ask("gauges", skip=[])["result"]
+    assert [(own["pci"], own["temperature_celsius"], own["processes"]) for own in gauges] == [
+        ("0000:3b:00.0", 40, 0),
+        ("0000:3c:00.0", 40, 1),
+    ]
+    assert [own["index"] for own in opened.ask("gauges", skip=[0])["result"]] == [1]
     processes = opened.ask("processes", skip=[0])["result"]
     assert "processes" not in processes[0]
     assert [(entry["pid"], entry["memory_bytes"]) for entry in processes[1]["processes"]] == [

@@ -11,7 +11,7 @@ import pytest
 from tests.builders import CONTROL, device, found
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.model.devices import Device
-from xpu_plugin.model.health import HEALTHY, NOT_ANSWERING, Health
+from xpu_plugin.model.health import HEALTHY, NOT_ANSWERING, WITHDRAWN, Health
 from xpu_plugin.model.inventory import Facts, Inventory, Policy, after_scan, after_verdicts
 
 
@@ -50,6 +50,19 @@ def test_the_first_facts_are_published_even_if_there_is_no_device() -> None:
     picture = Picture(Policy(resource="baidu.com/xpu"))
     picture.submit(scanned())
     assert now(picture) == Inventory(generation=NEVER + 1, control=CONTROL, entries={})
+
+
+def test_turns_are_counted_as_the_kubelet_sees_them_while_the_device_is_there(picture: Picture) -> None:
+    assert picture.turns == {A: (0, 0), B: (0, 0)}
+    picture.submit(judged(b=SICK))
+    picture.submit(judged(b=NOT_ANSWERING))  # another illness is no turn
+    picture.submit(judged(b=HEALTHY))
+    picture.submit(lambda facts: replace(facts, kept_back={A: WITHDRAWN}))
+    assert picture.turns == {A: (0, 1), B: (1, 1)}
+    picture.submit(lambda facts: after_scan(facts, found(device(A)), forget=True))
+    assert picture.turns == {A: (0, 1)}
+    picture.submit(scanned(device(A), device(B, number=1)))
+    assert picture.turns == {A: (0, 1), B: (0, 0)}
 
 
 def test_a_picture_shows_the_facts(picture: Picture) -> None:

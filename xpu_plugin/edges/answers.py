@@ -11,7 +11,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from xpu_plugin.model.devices import Function, Host, Node, Process, Scan, Usage
+from xpu_plugin.model.devices import Function, Gauges, Host, Node, Process, Scan, Usage
 from xpu_plugin.xpuml import Failure, Reading, StateAnswer
 
 
@@ -61,15 +61,23 @@ def host_of(facts: dict[str, Any]) -> Host:
 
 
 def usage_of(answer: dict[str, Any]) -> Usage:
+    drivers = {_address(address): _of_or_none(str, name) for address, name in answer["drivers"].items()}
+    return Usage(processes=processes_of(answer["devices"]), drivers=drivers)
+
+
+def processes_of(records: list[dict[str, Any]]) -> dict[str, tuple[Process, ...] | None]:
     processes: dict[str, tuple[Process, ...] | None] = {}
-    for record in answer["devices"]:
+    for record in records:
         if (pci := record.get("pci")) is None:
             continue
         # Two devices have one address on a K200; of which one is unknown, nothing is known.
         here, others = _processes(record), processes.get(_address(pci), ())
         processes[pci] = None if here is None or others is None else others + here
-    drivers = {_address(address): _of_or_none(str, name) for address, name in answer["drivers"].items()}
-    return Usage(processes=processes, drivers=drivers)
+    return processes
+
+
+def gauges_of(answer: list[dict[str, Any]]) -> list[Gauges]:
+    return [_record(Gauges, record) for record in answer]
 
 
 def states_of(answer: list[list[int] | None]) -> list[StateAnswer | None]:

@@ -14,7 +14,7 @@ import random
 import threading
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -112,6 +112,7 @@ class NodeApi:
         self._patience = patience
         self._refused_since: float | None = None
         self._streaming_since: float | None = None
+        self.watching = False  # whether a watch is open; read from anywhere
         self._barren = 0  # streams in a row that ended at once, without a line
 
         # Shared, under the lock of `_news`.
@@ -122,6 +123,7 @@ class NodeApi:
         self._back = False  # the API server, after an outage
         self._events: deque[dict[str, object]] = deque(maxlen=EVENTS_MOST)
         self._lost = 0
+        self._failures: Counter[tuple[str, int | None]] = Counter()
 
     def start(self) -> None:
         """Begin; returns at once. The import of the client holds the interpreter for a moment."""
@@ -135,6 +137,12 @@ class NodeApi:
         self._stopping.set()
         with self._news:
             self._news.notify_all()
+
+    @property
+    def failures(self) -> dict[tuple[str, int | None], int]:
+        """How many requests have failed, by what was asked and HTTP status, None where there was none."""
+        with self._news:
+            return dict(self._failures)
 
     def publish(self, *, labels: Mapping[str, str | None], annotations: Mapping[str, str | None]) -> None:
         """What these keys of the node are to be from now on, None for absent; returns at once.
@@ -184,8 +192,10 @@ class NodeApi:
                 version = self._follow(server, version)
             except _Failed as failure:
                 version, failed, least = None, True, failure.retry_after
+                self._failed(failure)
                 if not self._stopping.is_set():
                     self._say(failure)
+            self.watching = False
             healthy = self._streamed() >= SHORT_WATCH_SECONDS
             if healthy:
                 again = self._delays(*AGAIN_SECONDS)
@@ -230,6 +240,7 @@ class NodeApi:
             raise
         with answer:
             self._streaming_since = time.monotonic()
+            self.watching = True
             self._allowed(what)
             if self._complaint != _BROKEN:
                 self._answered()
@@ -264,6 +275,11 @@ class NodeApi:
     def _streamed(self) -> float:
         """For how many seconds this round's stream has been open."""
         return 0.0 if self._streaming_since is None else time.monotonic() - self._streaming_since
+
+    def _failed(self, failure: "_Failed") -> None:
+        with self._news:
+            # The text of each begins with what was asked for.
+            self._failures[failure.what or str(failure).partition(":")[0], failure.status] += 1
 
     def _saw(self, metadata: dict[str, Any]) -> None:
         labels, annotations = _part(metadata, "labels"), _part(metadata, "annotations")
@@ -368,6 +384,7 @@ class NodeApi:
             ) as answer:
                 metadata = _part(answer.whole(), "metadata")
         except _Failed as failure:
+            self._failed(failure)
             errand.failed(failure)
             return
         errand.succeeded()
@@ -388,6 +405,8 @@ class NodeApi:
             ) as answer:
                 answer.whole()
         except _Failed as failure:
+            if failure.status != _CONFLICT:
+                self._failed(failure)
             if failure.status in _HOPELESS:
                 logger.warning("an event about this node is dropped: %s", failure)
             elif failure.status != _CONFLICT:  # which it has with itself, if only the answer was lost

@@ -20,9 +20,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from xpu_plugin.edges.answers import NONSENSE, host_of, nothing_of, scan_of, states_of, truth_of, usage_of
+from xpu_plugin.edges.answers import (
+    NONSENSE,
+    gauges_of,
+    host_of,
+    nothing_of,
+    processes_of,
+    scan_of,
+    states_of,
+    truth_of,
+    usage_of,
+)
 from xpu_plugin.edges.wire import HEADER, LONGEST_ANSWER
-from xpu_plugin.model.devices import Host, Scan, Usage
+from xpu_plugin.model.devices import Gauges, Host, Process, Scan, Usage
 from xpu_plugin.xpuml import Call, StateAnswer, WrongDeviceError, error
 
 
@@ -33,6 +43,9 @@ REAP_SECONDS = 0.1  # after a kill, to look whether the process is gone
 START_SECONDS = 30.0  # for a fresh interpreter on a loaded machine; the library's own calls are apart
 _WORD = 8  # bytes of the progress word
 _LONGEST_NONSENSE = 200  # characters that are quoted
+CAUSES = ("rescan", "hung", "died", "nonsense", "failed", "cancelled")
+"""Why a worker is replaced: a scan wants a fresh one; it missed a deadline, ended, or talked nonsense; the
+library failed as a whole; whoever asked has gone."""
 
 T = TypeVar("T")
 
@@ -177,6 +190,7 @@ class Driver:
         self._process: _Process | None = None
         self._dying: list[_Process] = []
         self._opened: dict[str, str] = {}
+        self._restarts = dict.fromkeys(CAUSES, 0)
         self._requests = 0
 
     # --- requests -------------------------------------------------------------------------------
@@ -192,7 +206,7 @@ class Driver:
         None when device nodes came or went meanwhile. Raises WorkerError, LibraryError, XpumlError.
         """
         async with self._lock:
-            self._discard()
+            self._discard("rescan")
             return await self._ask(
                 await self._start(),
                 seconds or self.call_timeout,
@@ -242,6 +256,24 @@ class Driver:
                 sysfs_root=str(self._target.sysfs_root),
             )
 
+    async def gauges(self, skip: Collection[int] = ()) -> list[Gauges]:
+        """Ask the worker of the last scan for what each device measures; skipped ones are left out.
+
+        Raises WorkerError, also when that worker is gone.
+        """
+        async with self._lock:
+            return await self._ask(self._scanned(), self.call_timeout, "gauges", gauges_of, skip=sorted(skip))
+
+    async def processes(self, skip: Collection[int] = ()) -> Mapping[str, tuple[Process, ...] | None]:
+        """Ask the worker of the last scan who computes where: by PCI address, as in `Usage`.
+
+        Raises WorkerError, also when that worker is gone.
+        """
+        async with self._lock:
+            return await self._ask(
+                self._scanned(), self.call_timeout, "processes", processes_of, skip=sorted(skip)
+            )
+
     async def set_sriov_vf_num(self, index: int, number: int, pci: str, *, seconds: float) -> None:
         """Split the card at an index of the last scan into `number` VFs; 0 takes them away.
 
@@ -266,11 +298,11 @@ class Driver:
 
     def dismiss(self) -> None:
         """Kill the worker; the next scan starts a fresh one."""
-        self._discard()
+        self._discard(None)
 
     async def close(self) -> None:
         """Kill the worker; give it a moment to go, for a tidy exit."""
-        self._discard()
+        self._discard(None)
         for _ in range(20):
             if not self._stuck():
                 return
@@ -281,6 +313,11 @@ class Driver:
     def stuck(self) -> bool:
         """Whether a worker that was killed is still there: the driver holds it."""
         return bool(self._stuck())
+
+    @property
+    def restarts(self) -> Mapping[str, int]:
+        """How many workers have been replaced, by each of CAUSES."""
+        return dict(self._restarts)
 
     @property
     def pid(self) -> int | None:
@@ -337,19 +374,19 @@ class Driver:
             failure = _error(answer["error"])
         except TimeoutError:
             in_flight = process.in_flight()
-            self._discard()
+            self._discard("hung")
             raise WorkerHungError(f"no answer within {seconds:g} s", in_flight) from None
         except (EOFError, OSError):
             how = await self._bury(process)
             raise WorkerDiedError(f"the worker ended ({how})", process.in_flight()) from None
         except NONSENSE as nonsense:
-            self._discard()
+            self._discard("nonsense")
             text = str(nonsense)[:_LONGEST_NONSENSE]
             raise WorkerDiedError(f"the worker talked nonsense: {text}", process.in_flight()) from None
         except asyncio.CancelledError:
-            self._discard()  # its answer would be taken for the next one's
+            self._discard("cancelled")  # its answer would be taken for the next one's
             raise
-        self._discard()  # a library that failed as a whole is opened anew
+        self._discard("failed")  # a library that failed as a whole is opened anew
         raise failure
 
     async def _bury(self, process: _Process) -> str:
@@ -358,11 +395,13 @@ class Driver:
             if (how := process.ended()) is not None:
                 break
             await asyncio.sleep(0.005)
-        self._discard()
+        self._discard("died")
         return how or "its socket closed"
 
-    def _discard(self) -> None:
+    def _discard(self, cause: str | None) -> None:
         if self._process is not None:
+            if cause is not None:
+                self._restarts[cause] += 1
             self._process.kill()
             self._dying.append(self._process)
             self._process = None

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small HTTP server for probes, in threads of its own, so that it can tell when the event loop is stuck."""
+"""A small HTTP server for probes and metrics, in threads of its own, so that it can tell when the event loop
+is stuck."""
 
 import asyncio
 import contextlib
@@ -7,23 +8,46 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
-ANSWER_SECONDS = 2.0  # for the event loop to make an answer
+ANSWER_SECONDS = 2.0  # for the event loop to say what is on a page
 IDLE_SECONDS = 5.0  # for a client to say what it wants
 MOST_CONNECTIONS = 16  # at once, each with its thread; probes and scrapers are a few
 ACCEPT_AGAIN_SECONDS = 0.1  # after no descriptor was free for a connection
+PLAIN = "text/plain; charset=utf-8"
 
-Page = Callable[[], str]
-"""Makes a page's text, on the event loop."""
+Text = Callable[[], str]
+"""Makes a page's text of what is in it already; it may take its time and is called on a thread."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """One page. contents: is called on the event loop, and has `seconds` for it; it returns None while there
+    is nothing to show yet"""
+
+    contents: Callable[[], Awaitable[Text | None]]
+    content_type: str = PLAIN
+    seconds: float | None = None
+
+
+def plain(text: Text) -> Page:
+    """A page whose text is made on the event loop."""
+
+    async def contents() -> Text:
+        made = text()
+        return lambda: f"{made}\n"
+
+    return Page(contents=contents)
 
 
 class HttpServer:
-    """Serves `pages` by path as plain text: 200, or 503 while the event loop does not answer.
+    """Serves `pages` by path: 200, or 503 while the event loop does not answer.
 
     address: host and port; an empty host is all addresses, of IPv6 and IPv4 where there are both, and port 0
     is any that is free (see `port`). Raises OSError when it cannot be had.
@@ -42,16 +66,21 @@ class HttpServer:
         threading.Thread(target=self._server.shutdown, name="http end", daemon=True).start()
         self._server.server_close()
 
-    def _text(self, page: Page) -> str:
-        """The page, made on the event loop. Raises TimeoutError."""
+    def _contents(self, page: Page) -> Text | None:
+        """What the event loop says is on the page. Raises TimeoutError."""
 
-        async def made() -> str:
-            return page()
+        async def asked() -> Text | None:
+            return await page.contents()
 
-        return asyncio.run_coroutine_threadsafe(made(), self._loop).result(ANSWER_SECONDS)
+        future = asyncio.run_coroutine_threadsafe(asked(), self._loop)
+        try:
+            return future.result(page.seconds or ANSWER_SECONDS)
+        except TimeoutError:
+            future.cancel()
+            raise
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
-        pages, text_of = self._pages, self._text
+        pages, contents_of = self._pages, self._contents
 
         class Handler(BaseHTTPRequestHandler):
             timeout = IDLE_SECONDS
@@ -61,17 +90,22 @@ class HttpServer:
             def do_GET(self) -> None:
                 page = pages.get(self.path.partition("?")[0])
                 if page is None:
-                    self._answer(HTTPStatus.NOT_FOUND, f"there are {' and '.join(sorted(pages))}")
+                    self._answer(HTTPStatus.NOT_FOUND, f"there are {' and '.join(sorted(pages))}\n")
                     return
                 try:
-                    self._answer(HTTPStatus.OK, text_of(page))
-                except (TimeoutError, RuntimeError):  # the latter when the loop has ended
-                    self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "the event loop does not answer")
+                    text = contents_of(page)
+                except (TimeoutError, CancelledError, RuntimeError):  # the last two when the loop has ended
+                    self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "the event loop does not answer\n")
+                    return
+                if text is None:
+                    self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "nothing to show yet\n")
+                else:
+                    self._answer(HTTPStatus.OK, text(), page.content_type)
 
-            def _answer(self, status: HTTPStatus, text: str) -> None:
-                body = f"{text}\n".encode()
+            def _answer(self, status: HTTPStatus, text: str, kind: str = PLAIN) -> None:
+                body = text.encode()
                 self.send_response(status)
-                self.send_header("Content-Type", "text/plain; charset=utf-8")
+                self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)

@@ -148,6 +148,9 @@ class Endpoint:
         self._delays = delays
         self._server: grpc.aio.Server | None = None
         self._bound: Identity | None = None
+        self.resource = service.resource
+        self.registrations = 0
+        self.failures = 0  # of registrations
 
     async def run(self) -> None:
         """Serve and stay registered until cancelled; then end the streams and remove the socket."""
@@ -195,6 +198,8 @@ class Endpoint:
                 asked = (kubelet, now)
                 trouble = await self._register()
                 now = time.monotonic()
+                self.registrations += trouble is None
+                self.failures += trouble is not None
                 if trouble is None:
                     registered, idle_since, try_at = kubelet, now, now + DIAL_BACK_SECONDS
                 else:

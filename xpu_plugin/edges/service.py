@@ -7,8 +7,10 @@ socket; but a peer that is broken or worse gets no more than a refusal, and cost
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence, Sized
-from typing import Any, NoReturn
+from functools import wraps
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -17,6 +19,7 @@ from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.model import allocation
 from xpu_plugin.model.allocation import Cause, NodeNumber, Refusal
 from xpu_plugin.model.inventory import Entry, Inventory
+from xpu_plugin.model.timing import Durations, none_yet
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 
@@ -31,14 +34,35 @@ MOST_STREAMS = 64  # calls at once on one connection; a kubelet has its stream a
 HANDSHAKE_SECONDS = 5.0  # for a peer to say that it speaks HTTP/2
 IDLE_SECONDS = 60.0  # of a connection without a call; a kubelet's has its stream
 LONGEST_REFUSAL = 500  # characters; gRPC may drop an answer whose text has more than 8 KiB once encoded
-
+METHODS = ("Allocate", "GetPreferredAllocation", "PreStartContainer")
+_LENGTHS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _STATUS = {
     Cause.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
     Cause.UNKNOWN: grpc.StatusCode.NOT_FOUND,
     Cause.NOT_READY: grpc.StatusCode.FAILED_PRECONDITION,
 }
+CODES = tuple(status.name for status in _STATUS.values())
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+
+def _timed(
+    method: Callable[["DevicePluginService", Q, Context], Awaitable[A]],
+) -> Callable[["DevicePluginService", Q, Context], Awaitable[A]]:
+    """A method whose durations are counted, whatever comes of it."""
+
+    @wraps(method)
+    async def timed(self: "DevicePluginService", request: Q, context: Context) -> A:
+        began = time.monotonic()
+        try:
+            return await method(self, request, context)
+        finally:
+            name = method.__name__
+            self.durations[name] = self.durations[name].with_one(time.monotonic() - began)
+
+    return timed
 
 
 class DevicePluginService(api_grpc.DevicePluginServicer):
@@ -69,6 +93,10 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
         self._record = record
         self._on_grant = on_grant
         self._on_list = on_list
+        self.lists = 0  # that have gone out
+        self.granted = 0  # devices
+        self.durations: dict[str, Durations] = {method: none_yet(*_LENGTHS) for method in METHODS}
+        self.refusals: dict[tuple[str, str], int] = {}  # by method and gRPC code
         self._closing = asyncio.Event()
 
     @property
@@ -103,11 +131,13 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
                 if answer != sent:
                     yield answer
                     sent = answer
+                    self.lists += 1
                     self._on_list()
         finally:
             streams.discard(stream)
             self.streams_changed.set()
 
+    @_timed
     async def Allocate(  # noqa: N802
         self, request: api.AllocateRequest, context: Context
     ) -> api.AllocateResponse:
@@ -116,9 +146,10 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
             requests = [list(container.devices_ids) for container in request.container_requests]
             grants = allocation.grant(self._picture(), self.resource, requests, self._node)
         except Refusal as refusal:
-            await self._refuse(context, "allocation", refusal)
+            await self._refuse(context, "Allocate", "allocation", refusal)
         for grant in grants:
             self._record.granted({entry.id: entry.device.path for entry in grant.entries})
+            self.granted += len(grant.entries)
             self._on_grant([entry.id for entry in grant.entries])
             logger.info(
                 "granted resource=%s ids=%s paths=%s",
@@ -128,6 +159,7 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
             )
         return api.AllocateResponse(container_responses=[_answer(grant) for grant in grants])
 
+    @_timed
     async def GetPreferredAllocation(  # noqa: N802
         self, request: api.PreferredAllocationRequest, context: Context
     ) -> api.PreferredAllocationResponse:
@@ -135,7 +167,7 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
         try:
             _check_containers(request.container_requests)
         except Refusal as refusal:
-            await self._refuse(context, "preference", refusal)
+            await self._refuse(context, "GetPreferredAllocation", "preference", refusal)
         return api.PreferredAllocationResponse(
             container_responses=[
                 api.ContainerPreferredAllocationResponse(
@@ -149,6 +181,7 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
             ]
         )
 
+    @_timed
     async def PreStartContainer(  # noqa: N802
         self, request: api.PreStartContainerRequest, context: Context
     ) -> api.PreStartContainerResponse:
@@ -158,7 +191,7 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
                 inventory, self.resource, list(request.devices_ids), self._record.paths, self._node
             )
         except Refusal as refusal:
-            await self._refuse(context, "container start", refusal)
+            await self._refuse(context, "PreStartContainer", "container start", refusal)
         await self._record.started(paths, inventory.entries)
         return api.PreStartContainerResponse()
 
@@ -185,12 +218,13 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
             picture.cancel()
             closed.cancel()
 
-    async def _refuse(self, context: Context, what: str, refusal: Refusal) -> NoReturn:
-        text = str(refusal)
+    async def _refuse(self, context: Context, method: str, what: str, refusal: Refusal) -> NoReturn:
+        code, text = _STATUS[refusal.cause], str(refusal)
+        self.refusals[method, code.name] = self.refusals.get((method, code.name), 0) + 1
         if len(text) > LONGEST_REFUSAL:
             text = f"{text[:LONGEST_REFUSAL]}..."
         logger.warning("%s refused resource=%s: %s", what, self.resource, text)
-        await context.abort(_STATUS[refusal.cause], text)
+        await context.abort(code, text)
 
 
 class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only

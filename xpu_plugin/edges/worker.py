@@ -119,8 +119,20 @@ class Worker:
     def call_sweep(self, skip: list[int]) -> list[tuple[int, int] | None]:
         return self._opened().sweep(skip)
 
-    def call_readings(self, skip: list[int]) -> list[dict[str, object]]:
-        return self._opened().readings(skip)
+    def call_gauges(self, skip: list[int]) -> list[dict[str, object]]:
+        """What each device measures and how many processes compute there, as far as it tells."""
+        library = self._opened()
+        found: list[dict[str, object]] = []
+        readings, processes = library.readings(skip), library.processes(skip)
+        for reading, users in zip(readings, processes, strict=True):
+            if reading["index"] in skip:
+                continue
+            gauges = {name: value for name, value in reading.items() if name != "failures"}
+            gauges["pci"] = users.get("pci")
+            if isinstance(own := users.get("processes"), list):
+                gauges["processes"] = len(own)
+            found.append(gauges)
+        return found
 
     def call_processes(self, skip: list[int]) -> list[dict[str, object]]:
         return self._opened().processes(skip)

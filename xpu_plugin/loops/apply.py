@@ -4,6 +4,7 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 
@@ -66,6 +67,8 @@ class Apply:
         self._memory = Memory(started=clock())
         self._proofs: Mapping[str, Proof] = {}
         self._held: frozenset[str] = frozenset()
+        self.report = Report(steps=())  # the last one
+        self.drifts: Mapping[str, int] = {}  # how often somebody else has split each card
         self.wish = wish
 
     def begin(self, held: Collection[Holding]) -> None:
@@ -119,6 +122,11 @@ class Apply:
         for news in decision.news:
             log = logger.info if news.reason is Reason.APPLIED else logger.warning
             log("%s: %s", news.reason, news.text)
+        self.report = decision.report
+        drifted = Counter(news.card for news in decision.news if news.reason is Reason.DRIFT)
+        self.drifts = {
+            step.card: self.drifts.get(step.card, 0) + drifted[step.card] for step in decision.report.steps
+        }
         self._tell(decision.report, decision.news)
         return decision
 

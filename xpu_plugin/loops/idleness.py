@@ -109,6 +109,11 @@ class Idleness:
                 self._ledger = shown(self._ledger, ids, began=began, life=life)
                 await self._record.saw([id for id, grant in self._ledger.items() if grant.shown == life])
 
+    @property
+    def ledger(self) -> Ledger:
+        """What was granted and is not known to have ended."""
+        return self._ledger
+
     def taken(self) -> frozenset[str]:
         """Cards of which something was granted by us, and that is not known to have ended."""
         facts = self._picture.facts

@@ -45,7 +45,7 @@ class Node:
         self._wish = UNKNOWN
         self._last: tuple[str, str] | None = None
         loop = asyncio.get_running_loop()
-        self._api = connect(
+        self.api = connect(
             partial(_hop, loop, self._label),
             partial(_hop, loop, self._denied),
         )
@@ -53,11 +53,11 @@ class Node:
     async def run(self, wished: Callable[[Wish], None]) -> None:
         """Tell `wished` of each wish. Never returns; cancelled, it does not wait for it."""
         self._wished = wished
-        self._api.start()
+        self.api.start()
         try:
             await asyncio.Event().wait()
         finally:
-            self._api.stop()
+            self.api.stop()
 
     def tell(self, report: Report, news: Collection[News]) -> None:
         """Write down what became of the wish; nothing before there is one."""
@@ -65,12 +65,12 @@ class Node:
             written = (str(report.state), report.detail())
             if written != self._last:
                 self._last = written
-                self._api.publish(
+                self.api.publish(
                     labels={STATE_LABEL: written[0]}, annotations={DETAIL_ANNOTATION: written[1]}
                 )
         for one in news:
             kind = "Normal" if one.reason is Reason.APPLIED else "Warning"
-            self._api.event(kind=kind, reason=str(one.reason), message=one.text)
+            self.api.event(kind=kind, reason=str(one.reason), message=one.text)
 
     def _label(self, label: str | None) -> None:
         self._take(by_label(self._wish, label, self._argument))

@@ -25,6 +25,7 @@ class Picture:
         self.policy = policy
         self.facts = Facts()
         self.current: Inventory | None = None
+        self.turns: Mapping[str, tuple[int, int]] = {}  # of who is offered: to Healthy, to Unhealthy
         self._changed = asyncio.Event()
 
     def submit(self, change: Callable[[Facts], Facts]) -> None:
@@ -35,6 +36,7 @@ class Picture:
         if last is not None and (offered, control) == (last.entries, last.control):
             return
         _log_changes(last.entries if last else {}, offered)
+        self.turns = _turns(self.turns, last.entries if last else {}, offered)
         generation = NEVER + 1 if last is None else last.generation + 1
         self.current = Inventory(generation=generation, control=control, entries=offered)
         self._changed.set()
@@ -45,6 +47,20 @@ class Picture:
         while self.current is None or self.current.generation == generation:
             await self._changed.wait()
         return self.current
+
+
+def _turns(
+    turns: Mapping[str, tuple[int, int]], old: Mapping[str, Entry], new: Mapping[str, Entry]
+) -> dict[str, tuple[int, int]]:
+    """How often each device has become Healthy and Unhealthy for the kubelet; who leaves is forgotten."""
+    was = {entry.device.id: entry.health.healthy for entry in old.values()}
+    counted = {}
+    for entry in new.values():
+        id, healthy = entry.device.id, entry.health.healthy
+        well, ill = turns.get(id, (0, 0))
+        turned = was.get(id, healthy) != healthy
+        counted[id] = (well + (turned and healthy), ill + (turned and not healthy))
+    return counted
 
 
 def _log_changes(old: Mapping[str, Entry], new: Mapping[str, Entry]) -> None:

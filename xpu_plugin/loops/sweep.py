@@ -16,6 +16,7 @@ from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.devices import Found, Host, Kind, Scan, identify
 from xpu_plugin.model.health import LIBRARY_GONE, LOST, NODE_MISSING, NOT_ANSWERING, Health, judge, shared
 from xpu_plugin.model.inventory import Facts, after_scan, after_verdicts
+from xpu_plugin.model.timing import none_yet
 from xpu_plugin.xpuml import DriverNotLoadedError, StateAnswer, XpumlError
 
 
@@ -29,6 +30,7 @@ HASTY_TIMES = 4.0  # as long as the last good scan took, where that is more
 DOUBT_SECONDS = 5.0  # after a scan, before another one for a device that did not answer it
 UNSTABLE_SECONDS = 0.1  # before scanning again when nodes came or went during a scan
 OLDEST_LIBRARY = (4, 0, 11)
+_LENGTHS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class InitError(Exception):
@@ -88,6 +90,10 @@ class Sweep:
         self.trouble: str | None = None  # with the library, in a sentence
         self._versions: tuple[str | None, ...] = (None,) * 4
         self._problems: tuple[str, ...] = ()
+        self._answered_at = clock()
+        self.last: Scan | None = None  # that was taken in
+        self.durations = none_yet(*_LENGTHS)  # of sweeps that all went well
+        self.driver_gone: str | None = None  # why there is no driver, or no library, to ask
 
     def rescan(self) -> None:
         """Scan at once and forget lost devices."""
@@ -120,6 +126,11 @@ class Sweep:
         if verdicts:
             self._picture.submit(partial(after_verdicts, verdicts=verdicts))
         return verdicts is not None
+
+    @property
+    def age(self) -> float:
+        """Seconds since the library last answered, or since the start if it never has."""
+        return self._clock() - self._answered_at
 
     async def run(self) -> None:
         """Never returns; raises InitError only."""
@@ -215,7 +226,9 @@ class Sweep:
     # --- sweep ----------------------------------------------------------------------------------
 
     async def _sweep(self) -> float:
+        began = self._clock()
         answers = await self._driver.sweep(self.probation.skip)
+        self.durations = self.durations.with_one(self._clock() - began)
         before = self._picture.facts.verdicts
         asked = [
             (device, answer)
@@ -312,6 +325,8 @@ class Sweep:
         if text != self.trouble:
             logger.warning("%s", text)
             self.trouble = text
+        if isinstance(error, DriverNotLoadedError | LibraryError):
+            self.driver_gone = text
         if whole:
             self.verdicts.miss(self._found.devices)
             if now - self._bad_since >= self._grace:
@@ -319,9 +334,10 @@ class Sweep:
         return 0.0 if first else next(self._retries)
 
     def _recovered(self) -> None:
-        self._bad_since = None
+        self._bad_since, self._answered_at = None, self._clock()
         if self._due:
             return  # nothing has been scanned yet
+        self.driver_gone = None
         self.probation.answered()
         self._retries = delays(*RETRY_SECONDS)
         if self.trouble is not None:
@@ -331,6 +347,7 @@ class Sweep:
     # --- words ----------------------------------------------------------------------------------
 
     def _report(self, scan: Scan, found: Found) -> None:
+        self.last = scan
         versions = (scan.library, scan.library_version, scan.driver_version, scan.driver_release)
         if versions != self._versions:
             self._versions = versions

@@ -107,6 +107,26 @@ class Usage:
     drivers: Mapping[str, str | None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gauges:
+    """What a device measures; None where the library did not tell.
+
+    index, pci: the library's rank and PCI address, both of which say which device this is
+    utilization_percent: of the cores; power: the driver's number, watts or milliwatts by release
+    processes: how many compute there, 99 at most
+    """
+
+    index: int
+    pci: str | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    utilization_percent: int | None = None
+    temperature_celsius: int | None = None
+    power: int | None = None
+    clock_mhz: int | None = None
+    processes: int | None = None
+
+
 class Kind(StrEnum):
     """What the kubelet could be offered, and the PF that it is not while it has VFs."""
 

@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The metrics of the daemon as a process of its own, over the simulator and against a kubelet's sockets."""
+
+import asyncio
+import contextlib
+import http.client
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
+
+import pytest
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.standins import RESOURCE, SECONDS
+from tests.test_daemon import IDS, Daemon, Node, a_node, free_port, probed, shows
+from xpu_plugin.model.families import FAMILIES, OF_THE_PROCESS
+from xpu_plugin.simulation.kubelet import Kubelet
+from xpu_plugin.xpuml import State
+
+
+MIB = 1 << 20
+OK = 200
+
+pytestmark = pytest.mark.usefixtures("leaves_no_process")
+
+
+# The real daemon, but for the ten seconds that metrics wait for the first list to be sent; and SIGUSR1 has
+# its event loop hang in a call until SIGUSR2.
+IMPATIENT = (
+    "-c",
+    """
+import signal, sys
+from xpu_plugin import cli, daemon
+daemon.LISTED_SECONDS = 0.1
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+signal.signal(signal.SIGUSR1, lambda *_: signal.sigwait([signal.SIGUSR2]))
+sys.exit(cli.main(sys.argv[1:]))
+""",
+)
+
+
+class Page:
+    """What one scrape said."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.families: dict[str, Metric] = {}
+        for family in text_string_to_metric_families(text):
+            # The parser knows a counter by its name without the ending.
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            assert name not in self.families, f"{name} twice"
+            self.families[name] = family
+
+    def all(self, name: str, **labels: str) -> dict[tuple[str, ...], float]:
+        """Values by the labels that were not asked for, in the order of their names."""
+        found: dict[tuple[str, ...], float] = {}
+        for family in self.families.values():
+            for sample in family.samples:
+                if sample.name == name and labels.items() <= sample.labels.items():
+                    key = tuple(value for own, value in sorted(sample.labels.items()) if own not in labels)
+                    assert key not in found, f"{name}{sample.labels} twice"
+                    found[key] = sample.value
+        return found
+
+    def by_id(self, name: str, **labels: str) -> dict[str, float]:
+        return {
+            sample.labels["id"]: sample.value
+            for family in self.families.values()
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        }
+
+    def one(self, name: str, **labels: str) -> float:
+        (value,) = self.all(name, **labels).values()
+        return value
+
+
+def fetch(port: int, host: str = "127.0.0.1") -> tuple[int, str | None, str]:
+    connection = http.client.HTTPConnection(host, port, timeout=SECONDS)
+    try:
+        connection.request("GET", "/metrics")
+        answer = connection.getresponse()
+        return answer.status, answer.getheader("Content-Type"), answer.read().decode()
+    finally:
+        connection.close()
+
+
+class Scraped:
+    """A daemon with its page."""
+
+    def __init__(self, node: Node, *arguments: str, listens_at: str = "", host: str = "127.0.0.1") -> None:
+        self.port, self.host = free_port(), host
+        address = f"--metrics-address={listens_at}:{self.port}"
+        self.daemon: Daemon = node.start(address, *arguments, program=IMPATIENT)
+
+    async def page(self) -> Page:
+        """Of what is there once there is anything: the kubelet has its list a moment before."""
+        async with asyncio.timeout(SECONDS):
+            while True:
+                with contextlib.suppress(ConnectionRefusedError):  # before it listens
+                    status, _, text = await asyncio.to_thread(fetch, self.port, self.host)
+                    if status == OK:
+                        return Page(text)
+                    assert text == "nothing to show yet\n"
+                await asyncio.sleep(0.05)
+
+    async def until(self, predicate: Callable[[Page], object], what: str) -> Page:
+        """Scrape until something is so."""
+        async with asyncio.timeout(SECONDS):
+            while True:
+                page = await self.page()
+                if predicate(page):
+                    return page
+                await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
+    async with a_node(place, Node) as node:
+        yield node
+
+
+@pytest.fixture
+async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
+    async with node.kubelet() as kubelet:
+        yield kubelet
+
+
+# --- the names ------------------------------------------------------------------------------------
+
+SELDOM = {
+    "xpu_device_unhealthy",
+    "xpu_device_holder",
+    "xpu_plugin_api_watching",
+    "xpu_plugin_api_errors_total",
+}
+"""Families that have no series when nothing is the matter and nobody has anything."""
+
+
+async def test_the_page_is_the_documented_one(node: Node, kubelet: Kubelet) -> None:
+    scraped = Scraped(node)
+    await shows(kubelet, IDS)
+    page = await scraped.page()
+    _, kind, _ = await asyncio.to_thread(fetch, scraped.port)
+    assert kind == "text/plain; version=0.0.4; charset=utf-8"
+    documented = {family.name: family for family in (*FAMILIES, *OF_THE_PROCESS)}
+    assert page.families.keys() == documented.keys()
+    for name, family in page.families.items():
+        assert (family.type, family.documentation) == (documented[name].type, documented[name].meaning)
+        assert bool(family.samples) is (name not in SELDOM), name
+        for sample in family.samples:
+            assert set(sample.labels) - {"le"} == set(documented[name].labels), sample
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool, of Debian's package prometheus")
+async def test_promtool_has_nothing_to_say_about_it(node: Node, kubelet: Kubelet) -> None:
+    scraped = Scraped(node)
+    await shows(kubelet, IDS)
+    await kubelet.allocate(RESOURCE, 1)
+    page = await scraped.page()
+    checked = await asyncio.to_thread(
+        subprocess.run,
+        ["promtool", "check", "metrics"],
+        input=page.text.encode(),
+        capture_output=True,
+        check=False,
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+
+
+def test_names_follow_the_conventions() -> None:
+    for family in FAMILIES:
+        assert family.name.startswith("xpu_")
+        assert family.name.endswith("_total") is (family.type == "counter")
+        assert len(set(family.labels)) == len(family.labels)
+
+
+# --- the values -----------------------------------------------------------------------------------
+
+
+async def test_values_are_those_of_the_machine(node: Node, kubelet: Kubelet) -> None:
+    node.machine.set_card(0, {"utilization": "42", "temperature": "71", "power": "95", "clock": "900"})
+    node.machine.add_process(4711, card=0, memory=512)
+    scraped = Scraped(node)
+    await shows(kubelet, IDS)
+    page = await scraped.page()
+    own = {"id": IDS[0], "card": IDS[0], "model": "R200", "path": "/dev/xpu0"}
+    assert page.one("xpu_device_memory_used_bytes", **own) == 512 * MIB
+    assert page.one("xpu_device_memory_total_bytes", **own) == 16384 * MIB
+    assert page.one("xpu_device_utilization_ratio", **own) == pytest.approx(0.42)
+    assert page.one("xpu_device_temperature_celsius", **own) == 71
+    assert page.one("xpu_device_power_reported", **own) == 95
+    assert page.one("xpu_device_clock_hertz", **own) == 900e6
+    assert page.by_id("xpu_device_processes") == dict(zip(IDS, (1, 0, 0, 0), strict=True))
+    assert page.one("xpu_plugin_library_info", version=library_version(page)) == 1
+    assert page.one("xpu_plugin_library_up") == 1
+    assert page.one("xpu_plugin_library_outdated") == 0
+    assert page.all("xpu_devices") == {("Healthy", "whole", "R200", ""): 4}
+
+
+def library_version(page: Page) -> str:
+    (sample,) = page.families["xpu_plugin_library_info"].samples
+    assert sample.labels["version"].startswith("4.0.12.1 ")
+    return sample.labels["version"]
+
+
+async def test_health_reasons_and_transitions(node: Node, kubelet: Kubelet) -> None:
+    scraped = Scraped(node)
+    await shows(kubelet, IDS)
+    node.machine.set_card(1, {"state": str(State.ERROR.value)})
+    await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 3, timeout=SECONDS)
+    page = await scraped.page()
+    assert page.by_id("xpu_device_healthy") == dict(zip(IDS, (1, 0, 1, 1), strict=True))
+    assert page.by_id("xpu_device_unhealthy", reason="state-error") == {IDS[1]: 1}
+    assert page.one("xpu_device_transitions_total", id=IDS[1], health="Unhealthy") == 1
+    assert page.all("xpu_devices") == {
+        ("Healthy", "whole", "R200", ""): 3,
+        ("Unhealthy", "whole", "R200", "state-error"): 1,
+    }
+    node.machine.set_card(1, {"state": ""})
+    await shows(kubelet, IDS)
+    page = await scraped.page()
+    assert page.one("xpu_device_transitions_total", id=IDS[1], health="Healthy") == 1
+    assert page.by_id("xpu_device_unhealthy") == {}
+
+
+async def test_a_device_that_leaves_takes_its_series_along(node: Node, kubelet: Kubelet) -> None:
+    scraped = Scraped(node)
+    await shows(kubelet, IDS)
+    assert IDS[3] in (await scraped.page()).text
+    node.machine.remove_card(3)
+    scraped.daemon.process.send_signal(signal.SIGHUP)
+    await shows(kubelet, IDS[:3])
+    page = await scraped.until(
+        lambda page: len(page.by_id("xpu_device_processes")) == 3, "readings without the device"
+    )
+    assert IDS[3] not in page.text
+    assert "/dev/xpu3" not in page.text
+
+
+async def test_grants_holders_requests_and_refusals(node: Node, kubelet: Kubelet) -> None:
+    scraped = Scraped(node)
+    await shows(kubelet, IDS)
+    grant = await kubelet.allocate(RESOURCE, 2, pod="train", namespace="research")
+    page = await scraped.page()
+    held = dict.fromkeys(grant.ids, 1.0)
+    assert page.by_id("xpu_device_holder", pod="train", namespace="research", container="main") == held
+    assert {id for id, value in page.by_id("xpu_device_granted").items() if value} == set(grant.ids)
+    assert page.one("xpu_plugin_granted_devices_total", resource=RESOURCE) == 2
+    assert page.one("xpu_plugin_request_duration_seconds_count", method="Allocate") == 1
+    assert page.one("xpu_plugin_request_duration_seconds_bucket", method="Allocate", le="+Inf") == 1
+    assert page.one("xpu_plugin_pod_resources_up") == 1
+    assert page.one("xpu_plugin_registrations_total", resource=RESOURCE) == 1
+    assert page.one("xpu_plugin_streams", resource=RESOURCE) == 1
+
+    kubelet.free(grant)
+    node.machine.remove_card(0)
+    with pytest.raises(Exception, match=r"node /dev/xpu0 is gone|unhealthy"):
+        await kubelet.allocate(RESOURCE, 4)
+    page = await scraped.until(
+        lambda page: sum(page.all("xpu_plugin_request_errors_total", method="Allocate").values()), "a refusal"
+    )
+    await kubelet.restart()
+    page = await scraped.until(
+        lambda page: page.one("xpu_plugin_registrations_total", resource=RESOURCE) == 2, "a registration"
+    )
+
+
+async def test_the_state_of_virtual_functions(node: Node, kubelet: Kubelet) -> None:
+    node.machine.set_card(0, {"busy": "yes", "vfs": "2"})
+    node.machine.add_process(4711, card=0, vf=0)
+    kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
+    scraped = Scraped(node, "--sriov-num-vfs=3", "--vf-policy=never")
+    await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 5, timeout=SECONDS)
+    page = await scraped.page()
+    assert page.all("xpu_vf_wished") == dict.fromkeys([(id,) for id in IDS], 3)
+    assert page.all("xpu_vf_actual") == dict(zip([(id,) for id in IDS], (2, 0, 0, 0), strict=True))
+    assert page.all("xpu_vf_state", card=IDS[0]) == {
+        ("success",): 0, ("pending",): 0, ("blocked",): 1, ("failed",): 0, ("unsupported",): 0,
+    }  # fmt: skip
+    assert page.all("xpu_device_info", kind="vf", card=IDS[0])
+    assert page.by_id("xpu_device_memory_total_bytes")["0000:3b:01.0-of2"] == 8192 * MIB
+
+
+# --- when something is wrong ----------------------------------------------------------------------
+
+
+async def test_without_a_driver_the_page_says_so(node: Node, kubelet: Kubelet) -> None:
+    node.machine.set({"driver": "gone"})
+    scraped = Scraped(node)
+    await scraped.daemon.says("no driver")
+    page = await scraped.page()
+    assert page.one("xpu_plugin_library_up") == 0
+    assert page.all("xpu_devices") == {}
+    assert page.one("xpu_plugin_sweep_age_seconds") > 0
+    node.machine.set({"driver": "loaded"})
+    await shows(kubelet, IDS)
+    assert (await scraped.page()).one("xpu_plugin_library_up") == 1
+
+
+async def test_health_is_that_of_the_event_loop_alone(node: Node) -> None:
+    """Neither a kubelet nor a driver that is away is cured by a restart."""
+    node.machine.set({"driver": "gone"})
+    scraped = Scraped(node)
+    await scraped.page()
+    assert await asyncio.to_thread(probed, scraped.port, "/healthz") == (OK, "ok\n")
+    scraped.daemon.process.send_signal(signal.SIGUSR1)
+    wedged = (503, "the event loop does not answer\n")
+    await until_async(lambda: asyncio.to_thread(probed, scraped.port, "/healthz"), wedged)
+    assert await asyncio.to_thread(probed, scraped.port, "/metrics") == wedged
+    scraped.daemon.process.send_signal(signal.SIGUSR2)
+    await until_async(lambda: asyncio.to_thread(probed, scraped.port, "/healthz"), (OK, "ok\n"))
+
+
+async def until_async(ask: Callable[[], Awaitable[object]], answer: object) -> None:
+    async with asyncio.timeout(SECONDS):
+        while await ask() != answer:  # noqa: ASYNC110 - another process gives no notice
+            await asyncio.sleep(0.01)
+
+
+async def test_without_a_kubelet_the_page_says_so(node: Node) -> None:
+    scraped = Scraped(node)
+    await scraped.daemon.says("device offered", times=4)
+    page = await scraped.page()
+    assert page.one("xpu_plugin_streams", resource=RESOURCE) == 0
+    assert page.one("xpu_plugin_pod_resources_up") == 0
+    assert page.all("xpu_device_holder") == {}
+    assert page.one("xpu_devices", health="Healthy") == 4
+
+
+async def test_a_library_that_crashes_and_hangs_is_counted(node: Node, kubelet: Kubelet) -> None:
+    scraped = Scraped(node)
+    await shows(kubelet, IDS)
+    node.machine.add_fault("xpumlDeviceGetState", "crash", card=2, times=1)
+    await scraped.until(
+        lambda page: page.one("xpu_plugin_worker_restarts_total", cause="died") >= 1, "a crash"
+    )
+    node.machine.clear_faults()
+    node.machine.add_fault("xpumlDeviceGetState", "hang", card=1, times=1)
+    await scraped.until(
+        lambda page: page.one("xpu_plugin_worker_restarts_total", cause="hung") >= 1, "a hang"
+    )
+    node.machine.clear_faults()
+    await scraped.until(lambda page: page.one("xpu_plugin_sweep_duration_seconds_count") >= 1, "a sweep")
+
+
+async def test_readings_that_hang_never_make_a_device_unhealthy(node: Node, kubelet: Kubelet) -> None:
+    scraped = Scraped(node)
+    await shows(kubelet, IDS)
+    node.machine.add_fault("xpumlDeviceGetPowerUsage", "hang", card=1)
+    await scraped.page()
+    await scraped.daemon.says(f"reading what {IDS[1]} measures: ")
+    await scraped.until(lambda page: len(page.by_id("xpu_device_power_reported")) == 3, "the others")
+    assert kubelet.lists(RESOURCE) == 1
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("at", ["everywhere", "there"])
+async def test_both_families_are_served(node: Node, kubelet: Kubelet, host: str, at: str) -> None:
+    own = f"[{host}]" if ":" in host else host
+    scraped = Scraped(node, listens_at="" if at == "everywhere" else own, host=host)
+    assert (await scraped.page()).text
+
+
+async def test_many_scrapes_at_a_time_are_all_answered(node: Node, kubelet: Kubelet) -> None:
+    scraped = Scraped(node)
+    await shows(kubelet, IDS)
+    pages: Iterable[Page] = await asyncio.gather(*(scraped.page() for _ in range(10)))
+    assert all(len(page.by_id("xpu_device_processes")) == 4 for page in pages)

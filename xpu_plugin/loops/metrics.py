@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of metrics: what the parts know at the moment of a scrape, in Prometheus's words.
+
+The event loop gathers plain values, and the thread of the request makes text of them. Nothing is counted
+here: counters are the parts' own values. Series are made of what there is at that moment, so a device that
+has left has none.
+"""
+
+import asyncio
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from xpu_plugin.edges.api import NodeApi
+from xpu_plugin.edges.driver import Driver
+from xpu_plugin.edges.kubelet import Endpoint
+from xpu_plugin.edges.service import CODES, METHODS, DevicePluginService
+from xpu_plugin.loops.apply import Apply
+from xpu_plugin.loops.census import Census, Count
+from xpu_plugin.loops.idleness import Idleness
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.loops.readings import Meters, Readings
+from xpu_plugin.loops.sweep import Sweep
+from xpu_plugin.model.devices import Device
+from xpu_plugin.model.families import FAMILIES
+from xpu_plugin.model.holders import Listing
+from xpu_plugin.model.timing import Durations
+from xpu_plugin.model.vf import Action, State, described
+
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+GATHER_SECONDS = 8.0  # Prometheus gives up after 10 if not told otherwise
+
+
+Value = float | Durations
+Samples = dict[str, dict[tuple[str, ...], Value]]
+"""Family -> the values of its labels, in order -> value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Whom to ask. api: None where the API server is not asked; ready: whether anything may be shown yet, as
+    the first page takes the interpreter for a moment"""
+
+    picture: Picture
+    sweep: Sweep
+    driver: Driver
+    idleness: Idleness
+    apply: Apply
+    services: Sequence[DevicePluginService]
+    endpoints: Sequence[Endpoint]
+    meters: Meters
+    census: Census
+    api: NodeApi | None
+    ready: Callable[[], bool]
+
+
+class Metrics:
+    """What `/metrics` shows."""
+
+    def __init__(self, parts: Parts, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._parts = parts
+        self._clock = clock
+
+    async def contents(self) -> Callable[[], str] | None:
+        """All there is to say now, of which any thread can make the text; None before it may be."""
+        if not self._parts.ready():
+            return None
+        samples: Samples = {family.name: {} for family in FAMILIES}
+        readings, count = await asyncio.gather(self._parts.meters.read(), self._parts.census.take())
+        # From here on nothing is awaited, so that all is of one moment.
+        _devices(samples, self._parts)
+        if readings is not None:
+            samples["xpu_plugin_readings_age_seconds"][()] = self._clock() - readings.at
+            _readings(samples, self._parts, readings)
+        _holders(samples, self._parts, count)
+        _kubelet(samples, self._parts)
+        _library(samples, self._parts)
+        _virtual_functions(samples, self._parts)
+        if self._parts.api is not None:
+            _api(samples, self._parts.api)
+        return partial(text, samples)
+
+
+# --- what there is --------------------------------------------------------------------------------
+
+
+def _named(device: Device) -> tuple[str, ...]:
+    return (device.id, device.card, device.model, device.path)
+
+
+def _devices(samples: Samples, parts: Parts) -> None:
+    entries = parts.picture.current.entries.values() if parts.picture.current else ()
+    kinds: Counter[tuple[str, ...]] = Counter()
+    for entry in entries:
+        device, health = entry.device, entry.health
+        own, numa = _named(device), "" if device.numa is None else str(device.numa)
+        kinds[device.model, device.kind, str(health), health.reason or ""] += 1
+        samples["xpu_device_info"][*own, device.kind, entry.resource, numa] = 1
+        samples["xpu_device_healthy"][own] = health.healthy
+        if not health.healthy:
+            samples["xpu_device_unhealthy"][*own, health.reason or ""] = 1
+        well, ill = parts.picture.turns.get(device.id, (0, 0))
+        samples["xpu_device_transitions_total"][*own, "Healthy"] = well
+        samples["xpu_device_transitions_total"][*own, "Unhealthy"] = ill
+        granted = entry.id in parts.idleness.ledger or device.id in parts.idleness.ledger
+        samples["xpu_device_granted"][own] = granted
+    samples["xpu_devices"].update(kinds)
+
+
+def _readings(samples: Samples, parts: Parts, readings: Readings) -> None:
+    for id, device in parts.picture.facts.devices.items():
+        gauges = readings.gauges.get(id)
+        if gauges is None:
+            continue
+        for name, value, unit in (
+            ("memory_used_bytes", gauges.memory_used_bytes, 1),
+            ("memory_total_bytes", gauges.memory_total_bytes, 1),
+            ("utilization_ratio", gauges.utilization_percent, 0.01),
+            ("temperature_celsius", gauges.temperature_celsius, 1),
+            ("power_reported", gauges.power, 1),
+            ("clock_hertz", gauges.clock_mhz, 1e6),
+            ("processes", gauges.processes, 1),
+        ):
+            if value is not None:
+                samples[f"xpu_device_{name}"][_named(device)] = value * unit
+
+
+def _holders(samples: Samples, parts: Parts, count: Count) -> None:
+    entries = parts.picture.current.entries if parts.picture.current else {}
+    listed = isinstance(count.listing, Listing)
+    samples["xpu_plugin_pod_resources_up"][()] = listed
+    for holding in count.listing.holdings if isinstance(count.listing, Listing) else ():
+        who = holding.container.split("/", 2)
+        for id in holding.ids:
+            if id in entries and entries[id].resource == holding.resource:
+                samples["xpu_device_holder"][*_named(entries[id].device), *who] = 1
+
+
+def _kubelet(samples: Samples, parts: Parts) -> None:
+    for service in parts.services:
+        own = (service.resource,)
+        samples["xpu_plugin_granted_devices_total"][own] = service.granted
+        samples["xpu_plugin_streams"][own] = service.streams
+        samples["xpu_plugin_lists_sent_total"][own] = service.lists
+        for method, durations in service.durations.items():
+            samples["xpu_plugin_request_duration_seconds"][*own, method] = durations
+        refused = {(method, code): 0 for method in METHODS for code in CODES}
+        for (method, code), number in {**refused, **service.refusals}.items():
+            samples["xpu_plugin_request_errors_total"][*own, method, code] = number
+    for endpoint in parts.endpoints:
+        samples["xpu_plugin_registrations_total"][(endpoint.resource,)] = endpoint.registrations
+        samples["xpu_plugin_registration_failures_total"][(endpoint.resource,)] = endpoint.failures
+
+
+def _library(samples: Samples, parts: Parts) -> None:
+    sweep = parts.sweep
+    samples["xpu_plugin_library_up"][()] = sweep.trouble is None
+    if (scan := sweep.last) is not None:
+        samples["xpu_plugin_library_outdated"][()] = sweep.library_older
+        driver = scan.driver_release or scan.driver_version
+        samples["xpu_plugin_library_info"][scan.library, scan.library_version, driver] = 1
+    samples["xpu_plugin_sweep_duration_seconds"][()] = sweep.durations
+    samples["xpu_plugin_sweep_age_seconds"][()] = sweep.age
+    samples["xpu_plugin_scans_total"][()] = sweep.scans
+    samples["xpu_plugin_worker_stuck"][()] = parts.driver.stuck
+    for cause, number in parts.driver.restarts.items():
+        samples["xpu_plugin_worker_restarts_total"][(cause,)] = number
+
+
+def _virtual_functions(samples: Samples, parts: Parts) -> None:
+    for step, said in zip(parts.apply.report.steps, described(parts.apply.report.steps), strict=True):
+        if step.wished is not None:
+            samples["xpu_vf_wished"][(step.card,)] = step.wished
+        samples["xpu_vf_actual"][(step.card,)] = step.actual
+        for state in (*State, Action.UNSUPPORTED):
+            samples["xpu_vf_state"][step.card, state] = said["state"] == state
+        samples["xpu_vf_drifts_total"][(step.card,)] = parts.apply.drifts.get(step.card, 0)
+
+
+def _api(samples: Samples, api: NodeApi) -> None:
+    samples["xpu_plugin_api_watching"][()] = api.watching
+    for (what, status), number in api.failures.items():
+        code = "none" if status is None else str(status)
+        samples["xpu_plugin_api_errors_total"][what, code] = number
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def text(samples: Samples) -> str:
+    """The page. Not for the event loop: the first call imports Prometheus's client."""
+    from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest  # noqa: PLC0415
+
+    samples["xpu_plugin_build_info"][version(), platform.python_version()] = 1
+    registry = CollectorRegistry()
+    registry.register(_Collector(samples))
+    ProcessCollector(registry=registry)
+    return generate_latest(registry).decode()
+
+
+def version() -> str:
+    """Of this plugin; empty where it runs without having been installed."""
+    from importlib import metadata  # noqa: PLC0415 - not needed before
+
+    try:
+        return metadata.version("xpu-device-plugin")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+class _Collector:
+    """Hands the samples over, family by family."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+
+    def collect(self) -> "Iterator[Metric]":
+        from prometheus_client.core import (  # noqa: PLC0415 - as above
+            CounterMetricFamily,
+            GaugeMetricFamily,
+            HistogramMetricFamily,
+        )
+
+        for family in FAMILIES:
+            own = self._samples[family.name]
+            if family.type == "histogram":
+                histogram = HistogramMetricFamily(family.name, family.meaning, labels=family.labels)
+                for labels, value in own.items():
+                    assert isinstance(value, Durations)  # noqa: S101 - for the type checker
+                    buckets = [(f"{bound:g}", number) for bound, number in value.cumulated()]
+                    histogram.add_metric(labels, [*buckets, ("+Inf", value.number)], value.total)
+                yield histogram
+                continue
+            kind = CounterMetricFamily if family.type == "counter" else GaugeMetricFamily
+            metric = kind(family.name, family.meaning, labels=family.labels)
+            for labels, value in own.items():
+                assert not isinstance(value, Durations)  # noqa: S101 - as above
+                metric.add_metric(labels, value)
+            yield metric

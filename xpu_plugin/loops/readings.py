@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What devices measure, asked of the worker only when somebody wants to know, and not often."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
+from xpu_plugin.loops.backoff import delays, wait_for
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model.devices import Gauges
+from xpu_plugin.xpuml import XpumlError
+
+
+logger = logging.getLogger(__name__)
+
+FRESH_SECONDS = 5.0  # readings that are not older are given again
+STALE_SECONDS = 60.0  # older ones are not given any more
+WAIT_SECONDS = 2.0  # for new ones; after that the last ones are given
+MUTE_SECONDS = (60.0, 3600.0)  # for a device at which asking has cost a worker: first, most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readings:
+    """By device id. at: when they were asked for, in seconds of the caller's clock"""
+
+    at: float
+    gauges: Mapping[str, Gauges]
+
+
+@dataclass(slots=True)
+class _Mute:
+    """A device that is not asked until a while has passed."""
+
+    delays: Iterator[float]
+    until: float = 0.0
+
+
+class Meters:
+    """Reads all devices at once, by one request between two of the sweep's.
+
+    left_out: indexes that are not to be asked, at this very moment
+
+    A device at which that hangs or crashes costs the sweep a worker, once; it is left alone for a while.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        picture: Picture,
+        *,
+        left_out: Callable[[], Collection[int]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._driver = driver
+        self._picture = picture
+        self._left_out = left_out
+        self._clock = clock
+        self._wanted = asyncio.Event()
+        self._done = asyncio.Event()
+        self._last: Readings | None = None
+        self._mutes: dict[str, _Mute] = {}
+
+    async def read(self) -> Readings | None:
+        """The readings as they are, a few seconds old at most if the worker can be had soon; else the last
+        ones; None when those are too old. Many may ask at a time: they share one request."""
+        if self._last is None or self._clock() - self._last.at > FRESH_SECONDS:
+            done = self._done
+            self._wanted.set()
+            await wait_for(done, WAIT_SECONDS)
+        if self._last is None or self._clock() - self._last.at > STALE_SECONDS:
+            return None
+        return self._last
+
+    async def run(self) -> None:
+        """Never returns."""
+        while True:
+            await self._wanted.wait()
+            await self._ask()
+            self._wanted.clear()
+            self._done.set()
+            self._done = asyncio.Event()
+
+    async def _ask(self) -> None:
+        devices = self._picture.facts.devices
+        if not devices or self._driver.stuck:
+            return
+        began = self._clock()
+        mute = {devices[id].index for id, mute in self._mutes.items() if id in devices and began < mute.until}
+        try:
+            answers = await self._driver.gauges(mute.union(self._left_out()))
+        except WorkerError as error:
+            self._mute(error)
+            return
+        except (LibraryError, XpumlError):
+            return  # the sweep says so
+        # Index and address have to agree: the worker may be that of a scan which was not taken in.
+        known = {(device.index, device.address): id for id, device in self._picture.facts.devices.items()}
+        found = {(answer.index, answer.pci): answer for answer in answers}
+        self._last = Readings(at=began, gauges={known[key]: found[key] for key in found if key in known})
+        left = devices.keys() - self._last.gauges.keys()
+        self._mutes = {id: mute for id, mute in self._mutes.items() if id in left}
+
+    def _mute(self, error: WorkerError) -> None:
+        index = error.call.index if error.call else None
+        guilty = [id for id, device in self._picture.facts.devices.items() if device.index == index]
+        for id in guilty:
+            mute = self._mutes.setdefault(id, _Mute(delays(*MUTE_SECONDS)))
+            mute.until = self._clock() + next(mute.delays)
+            logger.warning("reading what %s measures: %s; it is read again later", id, error)

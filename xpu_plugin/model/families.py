@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The names of all metrics, with their labels, units and meaning: docs/metrics.md is this table."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Metrics of one name, as docs/metrics.md has them."""
+
+    name: str
+    type: str
+    labels: tuple[str, ...]
+    unit: str
+    meaning: str
+
+
+_DEVICE = ("id", "card", "model", "path")
+_RESOURCE = ("resource",)
+FAMILIES = (
+    # --- devices ----------------------------------------------------------------------------------
+    Family(
+        "xpu_devices",
+        "gauge",
+        ("model", "kind", "health", "reason"),
+        "",
+        "How many devices are offered, by model, kind (whole, half, vf), health, and reason of ill health.",
+    ),
+    Family(
+        "xpu_device_info",
+        "gauge",
+        (*_DEVICE, "kind", "resource", "numa"),
+        "",
+        "1 for each device that is offered: what it is, and as what.",
+    ),
+    Family(
+        "xpu_device_healthy",
+        "gauge",
+        _DEVICE,
+        "",
+        "1 for a device that the kubelet may give to new pods, 0 for one that is listed Unhealthy.",
+    ),
+    Family(
+        "xpu_device_unhealthy",
+        "gauge",
+        (*_DEVICE, "reason"),
+        "",
+        "1 for each device that is listed Unhealthy, with the reason.",
+    ),
+    Family(
+        "xpu_device_transitions_total",
+        "counter",
+        (*_DEVICE, "health"),
+        "",
+        "How often a device has become Healthy or Unhealthy.",
+    ),
+    Family("xpu_device_memory_used_bytes", "gauge", _DEVICE, "bytes", "Main memory in use."),
+    Family("xpu_device_memory_total_bytes", "gauge", _DEVICE, "bytes", "Main memory that there is."),
+    Family("xpu_device_utilization_ratio", "gauge", _DEVICE, "0 to 1", "How busy the cores are."),
+    Family("xpu_device_temperature_celsius", "gauge", _DEVICE, "degrees Celsius", "Temperature."),
+    Family(
+        "xpu_device_power_reported",
+        "gauge",
+        _DEVICE,
+        "W or mW",
+        "Power as the driver reports it: watts by some releases, milliwatts by others.",
+    ),
+    Family("xpu_device_clock_hertz", "gauge", _DEVICE, "hertz", "Clock of the cores."),
+    Family(
+        "xpu_device_processes", "gauge", _DEVICE, "", "Processes that compute there; 99 may also be more."
+    ),
+    Family(
+        "xpu_plugin_readings_age_seconds",
+        "gauge",
+        (),
+        "seconds",
+        "How old these measurements are; they are asked for when somebody scrapes, every 5 s at most.",
+    ),
+    # --- who has what -----------------------------------------------------------------------------
+    Family(
+        "xpu_device_granted",
+        "gauge",
+        _DEVICE,
+        "",
+        "1 for a device that was granted to a container which is not known to have ended. Whether it has is "
+        "asked only before a change of VFs.",
+    ),
+    Family(
+        "xpu_device_holder",
+        "gauge",
+        (*_DEVICE, "namespace", "pod", "container"),
+        "",
+        "1 for each container that the kubelet lists with a device. It never lists init containers.",
+    ),
+    Family(
+        "xpu_plugin_pod_resources_up",
+        "gauge",
+        (),
+        "",
+        "1 when the kubelet says who holds what, 0 when it does not, or cannot.",
+    ),
+    Family(
+        "xpu_plugin_granted_devices_total",
+        "counter",
+        _RESOURCE,
+        "",
+        "How many devices have been granted to containers.",
+    ),
+    # --- the kubelet ------------------------------------------------------------------------------
+    Family(
+        "xpu_plugin_registrations_total",
+        "counter",
+        _RESOURCE,
+        "",
+        "How often the plugin has registered; once in each life of the kubelet is right.",
+    ),
+    Family(
+        "xpu_plugin_registration_failures_total",
+        "counter",
+        _RESOURCE,
+        "",
+        "How often a registration has failed.",
+    ),
+    Family(
+        "xpu_plugin_streams",
+        "gauge",
+        _RESOURCE,
+        "",
+        "Streams of lists that the kubelet has open: 1 when all is well.",
+    ),
+    Family("xpu_plugin_lists_sent_total", "counter", _RESOURCE, "", "Lists of devices sent to the kubelet."),
+    Family(
+        "xpu_plugin_request_duration_seconds",
+        "histogram",
+        (*_RESOURCE, "method"),
+        "seconds",
+        "How long Allocate, GetPreferredAllocation and PreStartContainer took, refused ones too.",
+    ),
+    Family(
+        "xpu_plugin_request_errors_total",
+        "counter",
+        (*_RESOURCE, "method", "code"),
+        "",
+        "Requests that were refused, by gRPC code.",
+    ),
+    # --- the library ------------------------------------------------------------------------------
+    Family(
+        "xpu_plugin_library_up",
+        "gauge",
+        (),
+        "",
+        "1 while the library answers, 0 while something is wrong with it, or there is no driver.",
+    ),
+    Family(
+        "xpu_plugin_library_info",
+        "gauge",
+        ("path", "version", "driver_version"),
+        "",
+        "1: the library that was opened last, its version and the driver's.",
+    ),
+    Family(
+        "xpu_plugin_library_outdated",
+        "gauge",
+        (),
+        "",
+        "1 when the library's file is another one than the worker has opened, as after an update of XRE. "
+        "It is compared each --rescan-interval.",
+    ),
+    Family(
+        "xpu_plugin_sweep_duration_seconds",
+        "histogram",
+        (),
+        "seconds",
+        "How long it took to ask all devices for their state.",
+    ),
+    Family(
+        "xpu_plugin_sweep_age_seconds",
+        "gauge",
+        (),
+        "seconds",
+        "How long ago the library last answered; since the start if it never has.",
+    ),
+    Family("xpu_plugin_scans_total", "counter", (), "", "Scans of the whole node that were taken in."),
+    Family(
+        "xpu_plugin_worker_restarts_total",
+        "counter",
+        ("cause",),
+        "",
+        "Workers of the sweep that were replaced: for a scan (`rescan`, which is nothing unusual), because one missed a "
+        "deadline (`hung`), ended (`died`) or talked `nonsense`, because the library `failed` as a whole, or "
+        "because who asked was `cancelled`.",
+    ),
+    Family(
+        "xpu_plugin_worker_stuck", "gauge", (), "", "1 while a worker that was killed hangs in the driver."
+    ),
+    # --- virtual functions ------------------------------------------------------------------------
+    Family("xpu_vf_wished", "gauge", ("card",), "", "VFs that a card is to have; absent when it is to stay."),
+    Family("xpu_vf_actual", "gauge", ("card",), "", "VFs that a card has."),
+    Family(
+        "xpu_vf_state",
+        "gauge",
+        ("card", "state"),
+        "",
+        "1 for what a card is: success, pending, blocked, failed or unsupported; 0 for what it is not.",
+    ),
+    Family(
+        "xpu_vf_drifts_total", "counter", ("card",), "", "How often somebody else has changed a card's VFs."
+    ),
+    # --- the API server ---------------------------------------------------------------------------
+    Family(
+        "xpu_plugin_api_watching",
+        "gauge",
+        (),
+        "",
+        "1 while the node is watched, 0 while it is not; absent where the API server is not asked at all.",
+    ),
+    Family(
+        "xpu_plugin_api_errors_total",
+        "counter",
+        ("request", "code"),
+        "",
+        "Requests that failed, by HTTP status, `none` where there was no proper answer.",
+    ),
+    # --- the plugin itself ------------------------------------------------------------------------
+    Family("xpu_plugin_build_info", "gauge", ("version", "python"), "", "1: which plugin this is."),
+)
+OF_THE_PROCESS = (
+    Family("process_virtual_memory_bytes", "gauge", (), "bytes", "Virtual memory size in bytes."),
+    Family("process_resident_memory_bytes", "gauge", (), "bytes", "Resident memory size in bytes."),
+    Family(
+        "process_start_time_seconds",
+        "gauge",
+        (),
+        "seconds",
+        "Start time of the process since unix epoch in seconds.",
+    ),
+    Family(
+        "process_cpu_seconds_total",
+        "counter",
+        (),
+        "seconds",
+        "Total user and system CPU time spent in seconds.",
+    ),
+    Family("process_open_fds", "gauge", (), "", "Number of open file descriptors."),
+    Family("process_max_fds", "gauge", (), "", "Maximum number of open file descriptors."),
+)
+"""What Prometheus's client adds about the server's process, in its words; workers are not counted in."""
