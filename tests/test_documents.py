@@ -201,6 +201,7 @@ RETURNING = frozenset({"_advice", "_contradiction", "_register", "_without_node"
 """Functions that return messages."""
 
 WITHOUT_A_TEXT_OF_THEIR_OWN = {
+    "ApiError": "the words of what failed, or of _advice",
     "AdmissionError": "said by the stand-in for the kubelet, in a kubelet's words",
     "DriverNotLoadedError": "the library's words, by XpumlError",
     "InitError": "the words of what failed",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from xpu_plugin import log
-from xpu_plugin.model import vf
+from xpu_plugin.model import labels, vf
 
 
 PROGRAM = "xpu-device-plugin"
@@ -194,6 +194,12 @@ _PLACES = (
     Option("allow", _names, None, "offer only these: ids, models or serial numbers", "A,B"),
     Option("deny", _names, None, "never offer these: ids, models or serial numbers", "A,B"),
 )
+_ACCESS = (
+    Option(
+        "kubeconfig", _absolute, None, "how to reach the API server; in a pod, its service account", "FILE"
+    ),
+    Option("node-name", _object_name, None, "this node's name in the cluster", "NAME", also=("NODE_NAME",)),
+)
 _VFS = (
     Option(
         "device-plugin-dir",
@@ -259,10 +265,7 @@ _VFS = (
         "seconds at most that idle cards are kept from new pods until the label is known",
         "SECONDS",
     ),
-    Option(
-        "kubeconfig", _absolute, None, "how to reach the API server; in a pod, its service account", "FILE"
-    ),
-    Option("node-name", _object_name, None, "this node's name in the cluster", "NAME", also=("NODE_NAME",)),
+    *_ACCESS,
     Option("pod-name", _object_name, None, "the name of our own pod", "NAME", also=("POD_NAME",)),
     Option(
         "pod-namespace",
@@ -323,6 +326,12 @@ OPTIONS = (
     ),
     STATUS_SOCKET,
     Option(
+        "node-labels",
+        _switch,
+        "false",
+        f"label the node with {labels.PREFIX}model, count, memory-mib, driver-version and vf-capable",
+    ),
+    Option(
         "metrics-address",
         _address,
         None,
@@ -343,6 +352,7 @@ CLEAR_OPTIONS = (
     ),
 )
 PLAN_OPTIONS = (*_PLACES, *_VFS)
+CLEANUP_OPTIONS = _ACCESS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -380,6 +390,7 @@ class Config:
     health_grace: float = 15.0
     rescan_interval: float = 10.0
     status_socket: Path | None = None
+    node_labels: bool = False
     metrics_address: tuple[str, int] | None = None
     fail_on_init_error: bool = False
     log_level: str = "info"
@@ -490,8 +501,8 @@ def daemon_parser() -> Parser:
     return Parser(
         prog=PROGRAM,
         description="Kubernetes device plugin for Kunlunxin XPUs.",
-        epilog="Sub-commands, each with its own --help: list, plan, clear, simulate, demo. An option that is "
-        "not given is read from its environment variable. Durations are in seconds.",
+        epilog="Sub-commands, each with its own --help: list, plan, clear, simulate, cleanup, demo. An "
+        "option that is not given is read from its environment variable. Durations are in seconds.",
     )
 
 

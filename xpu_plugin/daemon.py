@@ -25,6 +25,7 @@ from xpu_plugin.loops.apply import Apply
 from xpu_plugin.loops.backoff import delays, wait_for
 from xpu_plugin.loops.census import Census
 from xpu_plugin.loops.endpoints import Endpoints
+from xpu_plugin.loops.faults import Faults
 from xpu_plugin.loops.holders import Holders
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.metrics import CONTENT_TYPE, GATHER_SECONDS, Metrics, Parts
@@ -219,6 +220,7 @@ async def _run(config: Config, driver: Driver, picture: Picture, sweep: Sweep) -
         streams = sum(service.streams for service in services)
         return f"library: {sweep.trouble or 'ok'}\nkubelet: open streams: {streams}"
 
+    census = Census(config.pod_resources_socket)
     meters = Meters(driver, picture, left_out=lambda: sweep.probation.skip)
     metrics = Metrics(
         Parts(
@@ -230,7 +232,7 @@ async def _run(config: Config, driver: Driver, picture: Picture, sweep: Sweep) -
             services=services,
             endpoints=sockets,
             meters=meters,
-            census=Census(config.pod_resources_socket),
+            census=census,
             api=node.api if node else None,
             ready=lambda: listed.is_set() or time.monotonic() - started > LISTED_SECONDS,
         )
@@ -257,6 +259,10 @@ async def _run(config: Config, driver: Driver, picture: Picture, sweep: Sweep) -
         group.create_task(idleness.run(), name="grants")
         group.create_task(apply.run(), name="apply")
         if node is not None:
+            faults = Faults(picture, census, driver_gone=lambda: sweep.driver_gone, tell=node.event)
+            group.create_task(faults.run(), name="faults")
+            if config.node_labels:
+                group.create_task(node.describe(picture, sweep.driver_version), name="node labels")
             await wait_for(listed, LISTED_SECONDS)
             group.create_task(node.run(apply.wished), name="node")
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 from tests.edges.apiserver import LIST, PATCH, POST, WATCH, ApiServer, Reply, certificate
 from tests.standins import SECONDS, wait_until
 from xpu_plugin.edges import api as api_module
-from xpu_plugin.edges.api import Delays, NodeApi, has_credentials
+from xpu_plugin.edges.api import ApiError, Delays, NodeApi, has_credentials, remove
 from xpu_plugin.loops.backoff import delays
 
 
@@ -844,6 +845,52 @@ def test_writing_does_not_wait_for_the_watch(server: ApiServer, started: Start) 
     plugin.api.publish(labels={"state": "success"}, annotations={})
     server.wait(PATCH)
     assert len(server.of(LIST)) == 1
+
+
+def test_requests_that_fail_are_counted_by_what_was_asked_and_status(
+    server: ApiServer, started: Start
+) -> None:
+    server.script(LIST, Reply.refusal(403), Reply.refusal(500), Reply(body=b"nonsense"))
+    server.script(PATCH, Reply.refusal(409))
+    plugin = started()
+    assert not plugin.api.watching
+    plugin.api.publish(labels={"state": "success"}, annotations={})
+    server.wait(PATCH, 2)
+    wait_until(lambda: plugin.api.watching, "a watch")
+    assert plugin.api.failures == {
+        ("list nodes", 403): 1,
+        ("list nodes", 500): 1,
+        ("list nodes", None): 1,
+        ("patch nodes", 409): 1,
+    }
+    server.stream().end()
+    server.wait(WATCH, 2)
+    assert len(plugin.api.failures) == 4, "a watch that ends is none"
+
+
+# --- removing -------------------------------------------------------------------------------------
+
+
+def test_labels_and_annotations_are_removed_and_others_stay(server: ApiServer, kubeconfig: Path) -> None:
+    server.labels.update({"ours": "1", "another": "x"})
+    server.annotations.update({"detail": "old", "more": "text"})
+    remove(NODE, kubeconfig, labels=["ours", "never"], annotations=["detail"])
+    assert (server.labels, server.annotations) == ({"another": "x"}, {"more": "text"})
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (Reply.refusal(403), "does not let us patch nodes (HTTP 403)"),
+        (Reply.refusal(404, 'nodes "node-1" not found'), 'patch nodes: HTTP 404 nodes "node-1" not found'),
+    ],
+)
+def test_what_cannot_be_removed_is_an_error(
+    server: ApiServer, kubeconfig: Path, reply: Reply, words: str
+) -> None:
+    server.script(PATCH, reply)
+    with pytest.raises(ApiError, match=re.escape(words)):
+        remove(NODE, kubeconfig, labels=["ours"], annotations=[])
 
 
 # --- events ---------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def test_the_demo_does_what_it_says(environment: Path, tmp_path: Path) -> None:
 
 
 def test_each_sub_command_starts(environment: Path, tmp_path: Path) -> None:
-    for command in ("", "list", "plan", "simulate", "demo"):
+    for command in ("", "list", "plan", "clear", "simulate", "cleanup", "demo"):
         run(environment / "bin/python", "-P", "-m", "xpu_plugin", *command.split(), "--help", cwd=tmp_path)
 
 

@@ -13,10 +13,15 @@ from typing import cast
 
 import pytest
 
+from tests.builders import device, found
 from tests.standins import SECONDS, until
 from xpu_plugin.edges.api import NodeApi
 from xpu_plugin.loops.node import Node
+from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.change import News, Reason
+from xpu_plugin.model.health import NOT_ANSWERING
+from xpu_plugin.model.inventory import Policy, after_scan, after_verdicts
+from xpu_plugin.model.labels import COUNT, DRIVER, MEMORY, MODEL, VFS
 from xpu_plugin.model.vf import (
     DETAIL_ANNOTATION,
     LABEL,
@@ -295,3 +300,34 @@ async def test_news_are_events_also_when_the_report_is_the_same_and_in_their_ord
         tried.node.tell(PENDING, news)
     assert [text for _, _, text in tried.api.events] == ["one", "two"]
     assert len(tried.api.published) == 1
+
+
+# --- what the node has ----------------------------------------------------------------------------
+
+
+async def test_the_node_is_labelled_with_what_it_has_beside_the_state() -> None:
+    picture = Picture(Policy(resource="baidu.com/xpu"))
+    picture.submit(lambda facts: after_scan(facts, found(device(A))))
+    version = "4.0.12.1 commit: 1"
+    async with running() as tried:
+        task = asyncio.create_task(tried.node.describe(picture, lambda: version))
+        await until(lambda: tried.api.published, "labels")
+        has = {MODEL: "R200", COUNT: "1", MEMORY: "16384", DRIVER: "4.0.12.1", VFS: "true"}
+        assert tried.api.published == [(has, {})]
+
+        await tried.label("2")
+        tried.node.tell(DONE, [])
+        assert tried.api.published[-1] == (
+            {**has, STATE_LABEL: "success"},
+            {DETAIL_ANNOTATION: DONE.detail()},
+        )
+
+        # A device that falls ill, or is lost, is one that the node has.
+        picture.submit(lambda facts: after_verdicts(facts, {A: NOT_ANSWERING}))
+        picture.submit(lambda facts: after_scan(facts, found()))
+        more = [device(A), device("0000:3c:00.0", number=1)]
+        picture.submit(lambda facts: after_scan(facts, found(*more)))
+        await until(lambda: len(tried.api.published) == 3, "other labels")
+        assert tried.api.published[-1][0] == {**has, COUNT: "2", STATE_LABEL: "success"}
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

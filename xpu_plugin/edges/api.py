@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -74,6 +74,26 @@ def has_credentials(kubeconfig: Path | None) -> bool:
         return True
     address = (os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT"))
     return all(address) and TOKEN_FILE.is_file()
+
+
+class ApiError(Exception):
+    """The API server has not done what it was asked for; the text says why, in one line."""
+
+
+def remove(
+    node: str, kubeconfig: Path | None, *, labels: Collection[str], annotations: Collection[str]
+) -> None:
+    """Take labels and annotations from a node, whether or not it has them. Waits; raises ApiError."""
+    what = "patch nodes"
+    metadata = {"labels": dict.fromkeys(labels), "annotations": dict.fromkeys(annotations)}
+    path = f"{_NODES}/{quote(node, safe='')}"
+    try:
+        with _Server(kubeconfig).open(
+            "PATCH", path, what=what, accept=_ITEM, body={"metadata": metadata}
+        ) as answer:
+            answer.whole()
+    except _Failed as failure:
+        raise ApiError(_advice(failure) if failure.status in _DENIED else str(failure)) from None
 
 
 class NodeApi:

@@ -165,8 +165,7 @@ def _library(samples: Samples, parts: Parts) -> None:
     samples["xpu_plugin_library_up"][()] = sweep.trouble is None
     if (scan := sweep.last) is not None:
         samples["xpu_plugin_library_outdated"][()] = sweep.library_older
-        driver = scan.driver_release or scan.driver_version
-        samples["xpu_plugin_library_info"][scan.library, scan.library_version, driver] = 1
+        samples["xpu_plugin_library_info"][scan.library, scan.library_version, sweep.driver_version()] = 1
     samples["xpu_plugin_sweep_duration_seconds"][()] = sweep.durations
     samples["xpu_plugin_sweep_age_seconds"][()] = sweep.age
     samples["xpu_plugin_scans_total"][()] = sweep.scans

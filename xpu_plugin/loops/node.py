@@ -11,7 +11,9 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from xpu_plugin.edges.api import NodeApi
+from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.model.change import News, Reason
+from xpu_plugin.model.labels import node_labels
 from xpu_plugin.model.vf import (
     DETAIL_ANNOTATION,
     STATE_LABEL,
@@ -44,6 +46,8 @@ class Node:
         self._wished: Callable[[Wish], None] = _to_nobody
         self._wish = UNKNOWN
         self._last: tuple[str, str] | None = None
+        self._labels: dict[str, str | None] = {}
+        self._annotations: dict[str, str | None] = {}
         loop = asyncio.get_running_loop()
         self.api = connect(
             partial(_hop, loop, self._label),
@@ -65,12 +69,26 @@ class Node:
             written = (str(report.state), report.detail())
             if written != self._last:
                 self._last = written
-                self.api.publish(
-                    labels={STATE_LABEL: written[0]}, annotations={DETAIL_ANNOTATION: written[1]}
-                )
+                self._labels[STATE_LABEL], self._annotations[DETAIL_ANNOTATION] = written
+                self.api.publish(labels=dict(self._labels), annotations=dict(self._annotations))
         for one in news:
             kind = "Normal" if one.reason is Reason.APPLIED else "Warning"
-            self.api.event(kind=kind, reason=str(one.reason), message=one.text)
+            self.event(kind, str(one.reason), one.text)
+
+    async def describe(self, picture: Picture, driver_version: Callable[[], str]) -> None:
+        """Keep the node labelled with what it has. Never returns."""
+        generation = NEVER
+        while True:
+            generation = (await picture.beyond(generation)).generation
+            facts = picture.facts
+            labels = node_labels({**facts.lost, **facts.devices}.values(), driver_version())
+            if self._labels != {**self._labels, **labels}:
+                self._labels |= labels
+                self.api.publish(labels=dict(self._labels), annotations=dict(self._annotations))
+
+    def event(self, kind: str, reason: str, text: str) -> None:
+        """Have an Event about the node made."""
+        self.api.event(kind=kind, reason=reason, message=text)
 
     def _label(self, label: str | None) -> None:
         self._take(by_label(self._wish, label, self._argument))

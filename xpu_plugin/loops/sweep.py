@@ -127,6 +127,10 @@ class Sweep:
             self._picture.submit(partial(after_verdicts, verdicts=verdicts))
         return verdicts is not None
 
+    def driver_version(self) -> str:
+        """As the last scan heard it; empty before the first."""
+        return self.last.driver_release or self.last.driver_version if self.last else ""
+
     @property
     def age(self) -> float:
         """Seconds since the library last answered, or since the start if it never has."""

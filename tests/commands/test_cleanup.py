@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`xpu-device-plugin cleanup`: what it takes from the node, prints and returns."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.edges.apiserver import PATCH, ApiServer, Reply
+from tests.edges.test_api import write_kubeconfig
+from xpu_plugin.cli import main
+from xpu_plugin.model.labels import LABELS
+from xpu_plugin.model.vf import DETAIL_ANNOTATION, LABEL, STATE_LABEL
+
+
+NODE = "node-1"
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("XPU_", "KUBERNETES_", "NODE_NAME"))]:
+        monkeypatch.delenv(name)
+    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
+def kubeconfig(tmp_path: Path) -> Path:
+    return tmp_path / "kubeconfig"
+
+
+@pytest.fixture
+def server(kubeconfig: Path) -> Iterator[ApiServer]:
+    with ApiServer(NODE) as server:
+        write_kubeconfig(kubeconfig, server.url)
+        server.labels.update(dict.fromkeys([*LABELS, STATE_LABEL], "x"))
+        server.labels.update({LABEL: "2", "kubernetes.io/hostname": NODE})
+        server.annotations.update({DETAIL_ANNOTATION: "{}", "another": "x"})
+        yield server
+
+
+def test_all_that_was_written_is_removed_and_the_wish_stays(
+    server: ApiServer, kubeconfig: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["cleanup", f"--kubeconfig={kubeconfig}", f"--node-name={NODE}"]) == 0
+    assert server.labels == {LABEL: "2", "kubernetes.io/hostname": NODE}
+    assert server.annotations == {"another": "x"}
+    captured = capsys.readouterr()
+    expected = f"{NODE}: labels and annotation of xpu-device-plugin are removed\n"
+    assert (captured.out, captured.err) == (expected, "")
+
+
+def test_a_refusal_is_status_1_and_one_line(
+    server: ApiServer, kubeconfig: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.script(PATCH, Reply.refusal(403))
+    assert main(["cleanup", f"--kubeconfig={kubeconfig}", f"--node-name={NODE}"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(
+        f"xpu-device-plugin: cannot clean up node {NODE}: the API server does not let"
+    )
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_without_any_credentials_it_is_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cleanup", f"--node-name={NODE}"]) == 2
+    assert capsys.readouterr().err == (
+        "xpu-device-plugin: cleanup: outside of a pod it needs --kubeconfig FILE\n"
+    )

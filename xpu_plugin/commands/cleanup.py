@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`xpu-device-plugin cleanup`: take from the node what the plugin has written on it."""
+
+import os
+import platform
+import sys
+
+from xpu_plugin.config import CLEANUP_OPTIONS, PROGRAM, Parser, UsageError, read_config
+from xpu_plugin.edges.api import ApiError, has_credentials, remove
+from xpu_plugin.model.labels import LABELS
+from xpu_plugin.model.vf import DETAIL_ANNOTATION, STATE_LABEL
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 nothing of ours is left, 1 the API server does not do it, 2 usage."""
+    parser = Parser(
+        prog=f"{PROGRAM} cleanup",
+        description="Remove the labels and the annotation that the plugin has written on a node, for when it "
+        "is uninstalled; a plugin that still runs there writes them again. The label by which you wish for "
+        "VFs is yours, and stays.",
+    )
+    config, _, _ = read_config(arguments, os.environ, options=CLEANUP_OPTIONS, parser=parser)
+    if not has_credentials(config.kubeconfig):
+        raise UsageError("cleanup: outside of a pod it needs --kubeconfig FILE")
+    node = config.node_name or platform.node().lower()
+    labels = (*LABELS, STATE_LABEL)
+    try:
+        remove(node, config.kubeconfig, labels=labels, annotations=(DETAIL_ANNOTATION,))
+    except ApiError as error:
+        print(f"{PROGRAM}: cannot clean up node {node}: {error}", file=sys.stderr)
+        return 1
+    print(f"{node}: labels and annotation of {PROGRAM} are removed")
+    return 0

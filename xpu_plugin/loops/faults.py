@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Events on the node for what becomes of devices and driver: each once, and never many."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+
+from xpu_plugin.loops.backoff import delays
+from xpu_plugin.loops.census import Census
+from xpu_plugin.loops.picture import NEVER, Picture
+from xpu_plugin.model.faults import BAD, Notice, Told, notices
+from xpu_plugin.model.holders import Listing
+
+
+LOOK_SECONDS = 2.0  # between looks at the driver, which gives no notice
+TOGETHER_SECONDS = 1.0  # for what happens at a time to be told at a time
+PAUSE_SECONDS = (10.0, 600.0)  # after a notice, before the next one: first, most
+QUIET_SECONDS = 1200.0  # without a notice, until pauses begin anew
+
+
+class Faults:
+    """Tells what is other than was told last. What comes and goes during a pause is not told at all.
+
+    driver_gone: why there is no driver to ask, at this very moment; tell: kind, reason and text of an Event
+    """
+
+    def __init__(
+        self,
+        picture: Picture,
+        census: Census,
+        *,
+        driver_gone: Callable[[], str | None],
+        tell: Callable[[str, str, str], None],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._picture = picture
+        self._census = census
+        self._driver_gone = driver_gone
+        self._tell = tell
+        self._clock = clock
+        self._sleep = sleep
+        self._told = Told()
+        self._told_at = clock()
+        self._pauses = delays(*PAUSE_SECONDS)
+
+    async def run(self) -> None:
+        """Never returns."""
+        generation = NEVER
+        while True:
+            generation = await self._beyond(generation)
+            if not self._news(None)[1]:
+                continue
+            await self._sleep(TOGETHER_SECONDS)
+            count = await self._census.take()
+            listing = count.listing if isinstance(count.listing, Listing) else None
+            self._told, found = self._news(listing)
+            self._say(found)
+            if found:
+                await self._sleep(self._pause())
+
+    async def _beyond(self, generation: int) -> int:
+        """Wait for another picture, but not for long."""
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                return (await self._picture.beyond(generation)).generation
+        except TimeoutError:
+            return generation
+
+    def _news(self, listing: Listing | None) -> tuple[Told, tuple[Notice, ...]]:
+        entries = self._picture.current.entries if self._picture.current else {}
+        holders: dict[str, set[str]] | None = None
+        if listing is not None:
+            holders = {}
+            for holding in listing.holdings:
+                for id in holding.ids:
+                    if id in entries and entries[id].resource == holding.resource:
+                        holders.setdefault(id, set()).add(holding.container)
+        return notices(self._told, entries.values(), self._driver_gone(), holders)
+
+    def _say(self, found: Iterable[Notice]) -> None:
+        for notice in found:
+            self._tell("Warning" if notice.reason in BAD else "Normal", notice.reason, notice.text)
+
+    def _pause(self) -> float:
+        now = self._clock()
+        if now - self._told_at > QUIET_SECONDS:
+            self._pauses = delays(*PAUSE_SECONDS)
+        self._told_at = now
+        return next(self._pauses)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the administrator is to hear of devices and driver: what was told, what is so -> notices."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from xpu_plugin.model.health import Health, quarantined
+from xpu_plugin.model.inventory import Entry
+
+
+_QUARANTINED = quarantined("").reason
+MOST_NAMED = 8  # devices in one notice; Events end after 1024 bytes
+
+
+class Reason(StrEnum):
+    """Of a notice; the words are those of Events."""
+
+    UNHEALTHY = "XPUUnhealthy"
+    QUARANTINED = "XPUQuarantined"
+    RECOVERED = "XPURecovered"
+    DRIVER_LOST = "XPUDriverLost"
+    DRIVER_BACK = "XPUDriverBack"
+
+
+BAD = frozenset({Reason.UNHEALTHY, Reason.QUARANTINED, Reason.DRIVER_LOST})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """Something to be told, once."""
+
+    reason: Reason
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What has been told. sick: device id -> UNHEALTHY or QUARANTINED; driver: it is there"""
+
+    sick: Mapping[str, Reason] = field(default_factory=dict)
+    driver: bool = True
+
+
+def notices(
+    told: Told,
+    entries: Iterable[Entry],
+    driver_gone: str | None,
+    holders: Mapping[str, Collection[str]] | None,
+) -> tuple[Told, tuple[Notice, ...]]:
+    """What to tell, and what has been told then. One notice names all devices that it is about.
+
+    entries: what is offered; a device kept from new pods without being sick is of no concern
+    driver_gone: why there is no driver, or no library, to ask
+    holders: id, as offered -> containers; None where nobody can tell
+    """
+    entries = list(entries)
+    sick = {entry.device.id: _sickness(entry.health) for entry in entries if not entry.health.well}
+    groups: dict[Reason, list[Entry]] = {}
+    for entry in entries:
+        if (reason := _turn(told.sick.get(entry.device.id), sick.get(entry.device.id))) is not None:
+            groups.setdefault(reason, []).append(entry)
+    found = []
+    if driver_gone is not None and told.driver:
+        found.append(Notice(reason=Reason.DRIVER_LOST, text=f"{_held(entries, holders)}: {driver_gone}"))
+    if driver_gone is None and not told.driver:
+        found.append(Notice(reason=Reason.DRIVER_BACK, text="driver and library answer again"))
+    found += [
+        Notice(reason=reason, text=_list(groups[reason], holders)) for reason in Reason if reason in groups
+    ]
+    return Told(sick=sick, driver=driver_gone is None), tuple(found)
+
+
+def _sickness(health: Health) -> Reason:
+    return Reason.QUARANTINED if health.reason == _QUARANTINED else Reason.UNHEALTHY
+
+
+def _turn(before: Reason | None, now: Reason | None) -> Reason | None:
+    """What there is to tell of a device that was, and is, well (None), unhealthy or in quarantine."""
+    if now is None:
+        return None if before is None else Reason.RECOVERED
+    return now if before is None or (now is Reason.QUARANTINED and before is not now) else None
+
+
+def _list(entries: list[Entry], holders: Mapping[str, Collection[str]] | None) -> str:
+    named = [_named(entry, holders) for entry in entries[:MOST_NAMED]]
+    if more := len(entries) - len(named):
+        named.append(f"and {more} more, held by: {_who(entries[MOST_NAMED:], holders)}")
+    return " | ".join(named)
+
+
+def _named(entry: Entry, holders: Mapping[str, Collection[str]] | None) -> str:
+    health = entry.health
+    what = "well again"
+    if not health.well:
+        what = health.text if health.reason == _QUARANTINED else f"{health.reason}, {health.text}"
+    return f"{entry.device.id} at {entry.device.path}: {what}; held by: {_who([entry], holders)}"
+
+
+def _held(entries: list[Entry], holders: Mapping[str, Collection[str]] | None) -> str:
+    return f"{len(entries)} devices, held by: {_who(entries, holders)}"
+
+
+def _who(entries: list[Entry], holders: Mapping[str, Collection[str]] | None) -> str:
+    if holders is None:
+        return "not known"
+    found = {who for entry in entries for who in holders.get(entry.id, ())}
+    return ", ".join(sorted(found)) or "nobody"
