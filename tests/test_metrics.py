@@ -135,6 +135,7 @@ async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
 SELDOM = {
     "xpu_device_unhealthy",
     "xpu_device_holder",
+    "xpu_plugin_audit_age_seconds",
     "xpu_plugin_api_watching",
     "xpu_plugin_api_errors_total",
 }
@@ -246,9 +247,9 @@ async def test_grants_holders_requests_and_refusals(node: Node, kubelet: Kubelet
     scraped = Scraped(node)
     await shows(kubelet, IDS)
     grant = await kubelet.allocate(RESOURCE, 2, pod="train", namespace="research")
-    page = await scraped.page()
+    who = {"pod": "train", "namespace": "research", "container": "main"}
     held = dict.fromkeys(grant.ids, 1.0)
-    assert page.by_id("xpu_device_holder", pod="train", namespace="research", container="main") == held
+    page = await scraped.until(lambda page: page.by_id("xpu_device_holder", **who) == held, "its holder")
     assert {id for id, value in page.by_id("xpu_device_granted").items() if value} == set(grant.ids)
     assert page.one("xpu_plugin_granted_devices_total", resource=RESOURCE) == 2
     assert page.one("xpu_plugin_request_duration_seconds_count", method="Allocate") == 1

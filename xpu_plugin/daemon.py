@@ -22,6 +22,7 @@ from xpu_plugin.edges.quarantine import QuarantineRecord
 from xpu_plugin.edges.service import DevicePluginService
 from xpu_plugin.edges.status import Answer, StatusServer
 from xpu_plugin.loops.apply import Apply
+from xpu_plugin.loops.audit import Audit
 from xpu_plugin.loops.backoff import delays, wait_for
 from xpu_plugin.loops.census import Census
 from xpu_plugin.loops.endpoints import Endpoints
@@ -186,9 +187,24 @@ async def _run(config: Config, driver: Driver, picture: Picture, sweep: Sweep) -
         tell=node.tell if node else lambda *_: None,
     )
 
+    census = Census(config.pod_resources_socket)
+    audit = Audit(
+        driver,
+        picture,
+        census,
+        idleness,
+        terms=terms(config),
+        record=record,
+        device_plugin_dir=config.device_plugin_dir,
+        serving=listed.is_set,
+        left_out=lambda: sweep.probation.skip,
+        tell=node.event if node else lambda *_: None,
+    )
+
     def granted(ids: Collection[str]) -> None:
         holders.granted(ids)
         apply.granted(ids)
+        audit.granted()
 
     async def endpoint(resource: str) -> None:
         service = DevicePluginService(
@@ -220,7 +236,6 @@ async def _run(config: Config, driver: Driver, picture: Picture, sweep: Sweep) -
         streams = sum(service.streams for service in services)
         return f"library: {sweep.trouble or 'ok'}\nkubelet: open streams: {streams}"
 
-    census = Census(config.pod_resources_socket)
     meters = Meters(driver, picture, left_out=lambda: sweep.probation.skip)
     metrics = Metrics(
         Parts(
@@ -233,6 +248,7 @@ async def _run(config: Config, driver: Driver, picture: Picture, sweep: Sweep) -
             endpoints=sockets,
             meters=meters,
             census=census,
+            audit=audit,
             api=node.api if node else None,
             ready=lambda: listed.is_set() or time.monotonic() - started > LISTED_SECONDS,
         )
@@ -254,10 +270,12 @@ async def _run(config: Config, driver: Driver, picture: Picture, sweep: Sweep) -
             logger.warning("--allow or --deny names %s, which no device of this node is", name)
         await holders.first_look()  # before the first list goes out
         apply.begin(holders.seen)  # as well
+        audit.begin(holders.seen)
         group.create_task(holders.run(), name="holders")
         group.create_task(endpoints.run(), name="endpoints")
         group.create_task(idleness.run(), name="grants")
         group.create_task(apply.run(), name="apply")
+        group.create_task(audit.run(), name="audit")
         if node is not None:
             faults = Faults(picture, census, driver_gone=lambda: sweep.driver_gone, tell=node.event)
             group.create_task(faults.run(), name="faults")

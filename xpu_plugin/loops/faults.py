@@ -52,7 +52,7 @@ class Faults:
             if not self._news(None)[1]:
                 continue
             await self._sleep(TOGETHER_SECONDS)
-            count = await self._census.take()
+            count = await self._census.take(oldest=0.0)
             listing = count.listing if isinstance(count.listing, Listing) else None
             self._told, found = self._news(listing)
             self._say(found)

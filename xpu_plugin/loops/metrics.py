@@ -20,6 +20,7 @@ from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.kubelet import Endpoint
 from xpu_plugin.edges.service import CODES, METHODS, DevicePluginService
 from xpu_plugin.loops.apply import Apply
+from xpu_plugin.loops.audit import Audit
 from xpu_plugin.loops.census import Census, Count
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import Picture
@@ -58,6 +59,7 @@ class Parts:
     endpoints: Sequence[Endpoint]
     meters: Meters
     census: Census
+    audit: Audit
     api: NodeApi | None
     ready: Callable[[], bool]
 
@@ -81,6 +83,7 @@ class Metrics:
             samples["xpu_plugin_readings_age_seconds"][()] = self._clock() - readings.at
             _readings(samples, self._parts, readings)
         _holders(samples, self._parts, count)
+        _audit(samples, self._parts.audit)
         _kubelet(samples, self._parts)
         _library(samples, self._parts)
         _virtual_functions(samples, self._parts)
@@ -142,6 +145,13 @@ def _holders(samples: Samples, parts: Parts, count: Count) -> None:
         for id in holding.ids:
             if id in entries and entries[id].resource == holding.resource:
                 samples["xpu_device_holder"][*_named(entries[id].device), *who] = 1
+
+
+def _audit(samples: Samples, audit: Audit) -> None:
+    for kind, number in audit.counts.items():
+        samples["xpu_plugin_audit_findings"][(kind,)] = number
+    if audit.age is not None:
+        samples["xpu_plugin_audit_age_seconds"][()] = audit.age
 
 
 def _kubelet(samples: Samples, parts: Parts) -> None:

@@ -106,6 +106,22 @@ FAMILIES = (
         "",
         "How many devices have been granted to containers.",
     ),
+    Family(
+        "xpu_plugin_audit_findings",
+        "gauge",
+        ("kind",),
+        "",
+        "Contradictions about who has what: a device with two holders (`double-holder`), a holder that was "
+        "granted nothing (`holder-without-grant`), a grant that the kubelet does not know (`unknown-grant`).",
+    ),
+    Family(
+        "xpu_plugin_audit_age_seconds",
+        "gauge",
+        (),
+        "seconds",
+        "How long ago that was last looked for, with a list of the kubelet that can be believed; absent "
+        "before the first time.",
+    ),
     # --- the kubelet ------------------------------------------------------------------------------
     Family(
         "xpu_plugin_registrations_total",

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The auditor over the real driver and a kubelet's real sockets: what it tells, and what it does not."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Collection
+from pathlib import Path
+
+import pytest
+
+from tests.standins import RESOURCE, SECONDS, make_machine, target_of
+from xpu_plugin.edges.driver import Driver
+from xpu_plugin.edges.grants import GrantRecord
+from xpu_plugin.edges.podresources import read_checkpoint
+from xpu_plugin.loops.audit import AGAIN_SECONDS, MUTE_SECONDS, Audit
+from xpu_plugin.loops.census import Census
+from xpu_plugin.loops.idleness import Idleness
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model.devices import identify
+from xpu_plugin.model.holders import Terms
+from xpu_plugin.model.inventory import Policy, after_scan
+from xpu_plugin.simulation.kubelet import Grant, Kubelet
+from xpu_plugin.simulation.machine import Machine
+
+
+A, B = "0000:3b:00.0", "0000:3c:00.0"
+NONE = {"double-holder": 0, "holder-without-grant": 0, "unknown-grant": 0}
+TERMS = Terms(own_pod="kube-system/plugin", settle=10.0)
+
+pytestmark = pytest.mark.usefixtures("leaves_no_process", "leaves_no_task")
+
+
+class Tried:
+    """An audit of two cards, what it leans on and what it has told."""
+
+    def __init__(self, machine: Machine, kubelet: Kubelet, state: Path) -> None:
+        assert kubelet.pod_resources_socket
+        self.kubelet = kubelet
+        self.now = 1000.0
+        self.serving = True
+        self.events: list[tuple[str, str, str]] = []
+        self.driver = Driver(target_of(machine), call_timeout=0.4)
+        self.picture = Picture(Policy(resource=RESOURCE))
+        self.record = GrantRecord(state)
+        self.idleness = Idleness(
+            self.driver,
+            self.picture,
+            TERMS,
+            device_plugin_dir=kubelet.directory,
+            pod_resources_socket=kubelet.pod_resources_socket,
+            record=self.record,
+            clock=self.clock,
+        )
+        self.audit = self.another()
+
+    def another(self) -> Audit:
+        """As in a plugin that was started anew."""
+        assert self.kubelet.pod_resources_socket
+        return Audit(
+            self.driver,
+            self.picture,
+            Census(self.kubelet.pod_resources_socket, clock=self.clock),
+            self.idleness,
+            terms=TERMS,
+            record=self.record,
+            device_plugin_dir=self.kubelet.directory,
+            serving=lambda: self.serving,
+            left_out=frozenset,
+            tell=lambda *event: self.events.append(event),
+            clock=self.clock,
+        )
+
+    def clock(self) -> float:
+        return self.now
+
+    async def scan(self) -> None:
+        scan = await self.driver.scan()
+        assert scan
+        found = identify(scan)
+        self.picture.submit(lambda facts: after_scan(facts, found))
+
+    def granted(self, *ids: str) -> None:
+        self.record.granted({id: self.picture.facts.devices[id].path for id in ids})
+        self.idleness.granted(ids)
+
+    def hold(self, pod: str, *ids: str, init: bool = False) -> Grant:
+        return self.kubelet.hold(ids, resource=RESOURCE, pod=pod, init_container=init)
+
+    async def looks(self, number: int = 1, seconds: float = 60.0) -> None:
+        for _ in range(number):
+            self.now += seconds
+            await self.audit.look()
+
+    def found(self) -> Collection[str]:
+        return {kind for kind, number in self.audit.counts.items() if number}
+
+
+@pytest.fixture
+async def kubelet(place: Path) -> AsyncIterator[Kubelet]:
+    async with Kubelet(place / "plugins", pod_resources_dir=place / "pods") as kubelet:
+        kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
+        yield kubelet
+
+
+@pytest.fixture
+def machine(place: Path) -> Machine:
+    return make_machine(place, number=2)
+
+
+@pytest.fixture
+async def tried(
+    place: Path, machine: Machine, kubelet: Kubelet, leaves_no_process: None
+) -> AsyncIterator[Tried]:
+    """Both cards free, and one look behind us."""
+    tried = Tried(machine, kubelet, place / "state")
+    await tried.scan()
+    await tried.looks()
+    yield tried
+    await tried.driver.close()
+
+
+async def test_where_all_agree_nothing_is_told(tried: Tried, machine: Machine) -> None:
+    tried.granted(A)
+    tried.hold("train", A)
+    machine.add_process(4711, card=0)
+    await tried.looks(3)
+    assert tried.audit.counts == NONE
+    assert tried.events == []
+    assert tried.audit.age == 0.0
+
+
+async def test_two_holders_are_told_once_when_they_are_seen_twice(
+    tried: Tried, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    tried.granted(A)
+    tried.hold("one", A)
+    other = tried.hold("two", A)
+    await tried.looks()
+    assert (tried.audit.counts, tried.events) == (NONE, []), "it may be a change of hands"
+    await tried.looks(5)
+    assert tried.found() == {"double-holder"}
+    (event,) = tried.events
+    assert event[:2] == ("Warning", "XPUDoubleHolder")
+    assert "default/one/main" in event[2]
+    assert "default/two/main" in event[2]
+    assert [record.message for record in caplog.records] == [f"double-holder: {event[2]}"]
+
+    tried.kubelet.free(other)
+    await tried.looks()
+    assert tried.audit.counts == NONE
+    assert caplog.records[-1].message == f"no longer so: double-holder: {event[2]}"
+
+
+async def test_what_comes_again_and_again_is_told_once_an_hour(tried: Tried) -> None:
+    tried.granted(A)
+    tried.hold("one", A)
+    for _ in range(3):
+        other = tried.hold("two", A)
+        await tried.looks(2)
+        tried.kubelet.free(other)
+        await tried.looks(2)
+    assert len(tried.events) == 1
+    tried.now += AGAIN_SECONDS
+    await tried.looks()
+    tried.hold("two", A)
+    await tried.looks(2)
+    assert len(tried.events) == 2
+
+
+async def test_a_holder_without_a_grant_is_told(tried: Tried) -> None:
+    tried.hold("stranger", A)
+    await tried.looks(2)
+    assert tried.found() == {"holder-without-grant"}
+    assert tried.events[0][1] == "XPUHolderWithoutGrant"
+    assert "default/stranger/main" in tried.events[0][2]
+
+
+async def test_holders_from_before_our_start_are_none(tried: Tried) -> None:
+    """Those of the former plugin, and containers that were admitted and never started."""
+    tried.hold("former", A)
+    tried.kubelet.write_checkpoint()
+    tried.audit = tried.another()
+    tried.audit.begin(read_checkpoint(tried.kubelet.directory))
+    await tried.looks(3)
+    assert tried.audit.counts == NONE
+
+
+async def test_grants_of_another_plugin_that_hands_over_are_no_finding(tried: Tried) -> None:
+    """It went on granting while we waited; our record begins when the kubelet has our list."""
+    tried.audit = tried.another()
+    tried.serving = False
+    await tried.looks(2)
+    tried.hold("late", A)
+    await tried.looks(2)
+    tried.serving = True
+    await tried.looks(3)
+    assert tried.audit.counts == NONE
+    tried.hold("stranger", B)
+    await tried.looks(2)
+    assert tried.found() == {"holder-without-grant"}
+
+
+async def test_a_restarted_plugin_knows_its_grants_by_the_record(tried: Tried, place: Path) -> None:
+    tried.granted(A)
+    await tried.record.started({A: "/dev/xpu0"}, tried.picture.facts.devices)
+    tried.record = GrantRecord(place / "state")
+    tried.audit = tried.another()
+    await tried.looks()
+    tried.hold("train", A)
+    await tried.looks(3)
+    assert tried.audit.counts == NONE
+
+
+async def test_a_kubelet_that_lists_nobody_after_its_restart_proves_nothing(
+    tried: Tried, machine: Machine
+) -> None:
+    tried.granted(A)
+    grant = tried.hold("train", A)
+    machine.add_process(4711, card=0)
+    await tried.looks()
+    tried.kubelet.api_server_away = True
+    await tried.kubelet.restart()
+    (tried.kubelet.directory / "kubelet_internal_checkpoint").unlink(missing_ok=True)
+    await tried.looks(3)
+    assert tried.audit.counts == NONE
+    assert tried.audit.age == 180.0, "it could not look"
+    tried.kubelet.api_server_away = False
+    await tried.kubelet.restart()
+    await tried.looks(2)
+    assert tried.audit.counts == NONE
+    assert tried.audit.age == 0.0
+    assert grant in tried.kubelet.grants
+
+
+async def test_an_init_container_is_no_finding_while_it_runs_and_after(
+    tried: Tried, machine: Machine
+) -> None:
+    tried.granted(A)
+    grant = tried.hold("train", A, init=True)
+    tried.kubelet.write_checkpoint()
+    machine.add_process(4711, card=0)
+    await tried.looks(3)
+    assert tried.audit.counts == NONE
+    machine.clear_processes()
+    tried.kubelet.free(grant)
+    tried.kubelet.write_checkpoint()
+    await tried.looks(3)
+    assert tried.audit.counts == NONE
+
+
+async def test_a_grant_that_the_kubelet_has_lost_is_told(tried: Tried, machine: Machine) -> None:
+    tried.granted(A)
+    machine.add_process(4711, card=0)
+    await tried.looks(1, seconds=5)
+    assert tried.audit.counts == NONE, "the kubelet may be about to list it"
+    await tried.looks(2)
+    assert tried.found() == {"unknown-grant"}
+    assert tried.events[0][1] == "XPUGrantUnknown"
+
+
+async def test_a_process_of_the_host_is_told_by_its_pid(tried: Tried, machine: Machine) -> None:
+    machine.add_line("process", "pid=7 card=1 memory=1 host-pid=90210")
+    await tried.looks(2)
+    assert tried.found() == {"holder-without-grant"}
+    assert f"{B} at /dev/xpu1 is used by process 90210" in tried.events[0][2]
+
+
+@pytest.mark.parametrize("action", ["hang", "crash"])
+async def test_a_driver_that_cannot_be_asked_is_left_alone_for_a_while(
+    tried: Tried, machine: Machine, caplog: pytest.LogCaptureFixture, action: str
+) -> None:
+    machine.add_fault("xpumlDeviceGetComputeRunningProcesses", action, card=1)
+    tried.granted(A)
+    tried.hold("one", A)
+    tried.hold("two", A)
+    await tried.looks(1)
+    await tried.scan()  # as the sweep does
+    await tried.looks(1, seconds=MUTE_SECONDS[0] / 2)
+    assert tried.found() == {"double-holder"}, "the rest of it needs no driver"
+    assert sum("asking who computes where: " in record.message for record in caplog.records) == 1
+
+
+async def test_it_looks_soon_after_a_grant_and_again_at_a_suspicion(
+    tried: Tried, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xpu_plugin.loops.audit.LOOK_SECONDS", SECONDS * 10)
+    monkeypatch.setattr("xpu_plugin.loops.audit.CONFIRM_SECONDS", 0.05)
+    tried.audit._terms = Terms(own_pod=TERMS.own_pod, settle=0.05)
+    task = asyncio.create_task(tried.audit.run())
+    try:
+        tried.granted(A)
+        tried.hold("one", A)
+        tried.hold("two", A)
+        tried.audit.granted()
+        async with asyncio.timeout(SECONDS):
+            while not tried.events:
+                tried.now += 1.0
+                await asyncio.sleep(0.02)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert tried.found() == {"double-holder"}

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Contradictions about who has what; and above all, what is none."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.builders import device
+from xpu_plugin.model.audit import Evidence, Finding, Kind, findings
+from xpu_plugin.model.devices import Process
+from xpu_plugin.model.health import HEALTHY
+from xpu_plugin.model.holders import Holding, Listing
+from xpu_plugin.model.inventory import Entry
+
+
+A, B = "0000:3b:00.0", "0000:3c:00.0"
+FIRST = "0000:3d:01.0-of2"
+HALF = "0000:3e:00.0-half0"
+XPU = "baidu.com/xpu"
+PROCESS = Process(pid=7, host_pid=4711)
+NAMELESS = Process(pid=7, host_pid=None)
+
+
+def entry(id: str, number: int, listed_as: str = "", resource: str = XPU) -> Entry:
+    return Entry(id=listed_as or id, resource=resource, device=device(id, number=number), health=HEALTHY)
+
+
+ENTRIES = {id: entry(id, number) for number, id in enumerate((A, B, FIRST, HALF))}
+
+
+def holding(container: str, *ids: str, resource: str = XPU) -> Holding:
+    return Holding(container=f"default/{container}/main", resource=resource, ids=ids)
+
+
+def evidence(*holdings: Holding, **given: Any) -> Evidence:
+    """All that is listed was granted, nothing else is known to anybody."""
+    return Evidence(
+        **{
+            "listing": Listing(
+                pods=frozenset(own.container.rpartition("/")[0] for own in holdings), holdings=holdings
+            ),
+            "checkpoint": frozenset(),
+            "entries": ENTRIES,
+            "recorded": frozenset(id for own in holdings for id in own.ids),
+            **given,
+        }
+    )
+
+
+def only(evidence: Evidence) -> Finding:
+    (finding,) = findings(evidence)
+    return finding
+
+
+def test_where_all_agree_there_is_nothing_to_find() -> None:
+    assert findings(evidence()) == frozenset()
+    processes = {A: (PROCESS,), B: (NAMELESS,)}
+    assert findings(evidence(holding("a", A, FIRST), holding("b", B), processes=processes)) == frozenset()
+
+
+# --- two holders ----------------------------------------------------------------------------------
+
+
+def test_a_device_with_two_holders_is_found_with_both_named() -> None:
+    finding = only(evidence(holding("b", A), holding("a", A, B)))
+    assert (finding.kind, finding.device) == (Kind.DOUBLE_HOLDER, A)
+    assert finding.text == (
+        f"{A} is held by default/a/main as {A} of {XPU} and by default/b/main as {A} of {XPU}"
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        holding("b", A, resource="other.com/card"),  # another plugin gives the same hardware away
+        holding("b", "2"),  # the id of the former plugin
+    ],
+)
+def test_the_same_hardware_by_another_name_is_the_same(other: Holding) -> None:
+    entries = {**ENTRIES, "2": entry(A, 2, listed_as="2")}
+    finding = only(evidence(holding("a", A), other, entries=entries))
+    assert (finding.kind, finding.device) == (Kind.DOUBLE_HOLDER, A)
+
+
+def test_a_vf_is_known_by_its_address_however_many_its_card_has() -> None:
+    finding = only(evidence(holding("a", FIRST), holding("b", "0000:3d:01.0-of3")))
+    assert (finding.kind, finding.device) == (Kind.DOUBLE_HOLDER, "0000:3d:01.0")
+
+
+@pytest.mark.parametrize(
+    "holdings",
+    [
+        (holding("a", A), holding("a", A)),  # listed by NUMA node
+        (holding("a", "0000:3e:00.0-half0"), holding("b", "0000:3e:00.0-half1")),
+        (holding("a", A), holding("b", "2", resource="other.com/card")),  # numbers are anybody's ids
+        (holding("a", A), holding("b", "GPU-0", resource="other.com/card")),
+    ],
+)
+def test_what_is_not_held_twice(holdings: tuple[Holding, ...]) -> None:
+    entries = {**ENTRIES, "2": entry(A, 2, listed_as="2")}
+    assert findings(evidence(*holdings, entries=entries)) == frozenset()
+
+
+# --- a holder without a grant ---------------------------------------------------------------------
+
+
+def test_a_holder_that_was_granted_nothing_is_found() -> None:
+    finding = only(evidence(holding("a", A), recorded=()))
+    assert finding.kind is Kind.WITHOUT_GRANT
+    assert finding.text == f"{A} is held by default/a/main, and this plugin has not granted it"
+
+
+def test_who_held_it_before_our_record_begins_is_no_finding() -> None:
+    assert findings(evidence(holding("a", A), recorded=(), before={A})) == frozenset()
+
+
+def test_others_resources_are_not_ours_to_have_granted() -> None:
+    assert findings(evidence(holding("a", A, resource="other.com/card"), recorded=())) == frozenset()
+
+
+def test_a_process_that_can_be_named_and_was_granted_nothing_is_found() -> None:
+    finding = only(evidence(processes={A: (PROCESS,)}))
+    assert finding.kind is Kind.WITHOUT_GRANT
+    assert finding.text == f"{A} at /dev/xpu0 is used by process 4711, and nobody was granted it"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"processes": {A: (NAMELESS,)}},  # its pid is one of a namespace of its own
+        {"processes": {A: (PROCESS,)}, "recorded": {A}},  # an init container's, perhaps
+        {"processes": {A: (PROCESS,)}, "before": {A}},
+        {"processes": {A: (PROCESS,)}, "checkpoint": {A}},
+        {"processes": {A: (PROCESS,)}, "checkpoint": None},
+        {"processes": {A: None}},
+        {"processes": {"0000:3e:00.0": (PROCESS,)}},  # of which half, the library does not tell
+    ],
+)
+def test_a_process_that_may_be_anybodys_is_no_finding(given: dict[str, Any]) -> None:
+    assert findings(evidence(**given)) == frozenset()
+
+
+# --- a grant that the kubelet does not know -------------------------------------------------------
+
+
+def test_a_grant_that_the_kubelet_does_not_know_is_found_when_somebody_uses_it() -> None:
+    finding = only(evidence(recorded={A}, settled={A}, processes={A: (NAMELESS,)}))
+    assert finding.kind is Kind.UNKNOWN_GRANT
+    assert "was granted by this plugin, the kubelet does not know" in finding.text
+    assert "1 processes compute at /dev/xpu0" in finding.text
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"settled": {A}},  # it has ended, as far as anybody knows
+        {"settled": {A}, "processes": {A: (NAMELESS,)}, "checkpoint": {A}},  # an init container
+        {"settled": {A}, "processes": {A: (NAMELESS,)}, "checkpoint": None},
+        {"settled": {}, "processes": {A: (NAMELESS,)}},  # given just now
+        {"settled": {A}, "processes": {A: None}},
+        {"settled": {A}, "processes": {}},
+    ],
+)
+def test_silence_alone_is_no_finding(given: dict[str, Any]) -> None:
+    assert findings(evidence(recorded={A}, **given)) == frozenset()
+
+
+def test_a_kubelet_that_has_forgotten_at_its_restart_is_found() -> None:
+    listing = Listing(pods=frozenset({"default/a"}), holdings=())
+    own = evidence(listing=listing, recorded={A}, former={A: "default/a/main"})
+    finding = only(own)
+    assert finding.kind is Kind.UNKNOWN_GRANT
+    assert finding.text.startswith(f"{A} was held by default/a/main before the kubelet was restarted")
+    assert findings(replace(own, listing=replace(listing, pods=frozenset()))) == frozenset(), "the pod ended"
+    assert findings(replace(own, checkpoint={A})) == frozenset()

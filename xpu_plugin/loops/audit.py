@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The auditor: asks now and then whether kubelet, driver and we agree on who has what, and only tells."""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+
+from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
+from xpu_plugin.edges.grants import GrantRecord
+from xpu_plugin.edges.kubelet import KUBELET_SOCKET, Identity
+from xpu_plugin.edges.podresources import UnknownHoldersError, read_checkpoint
+from xpu_plugin.loops.backoff import delays, wait_for
+from xpu_plugin.loops.census import Census
+from xpu_plugin.loops.idleness import Idleness
+from xpu_plugin.loops.picture import NEVER, Picture
+from xpu_plugin.model.audit import EVENTS, Evidence, Finding, Kind, findings
+from xpu_plugin.model.devices import Process
+from xpu_plugin.model.holders import Answers, Holding, Listing, Terms, distrust
+from xpu_plugin.xpuml import XpumlError
+
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 60.0
+CONFIRM_SECONDS = 10.0  # until a suspicion is looked at again; it counts when it is still there
+AGAIN_SECONDS = 3600.0  # before the same finding is told once more, if it was gone meanwhile
+MUTE_SECONDS = (60.0, 3600.0)  # for the driver, when asking it has cost a worker: first, most
+
+
+class Audit:
+    """Finds contradictions. terms: on which the kubelet's list is believed
+
+    serving: whether the kubelet has heard of us, so that it is us whom it asks
+    left_out: indexes that the driver is not to be asked about; tell: kind, reason and text of an Event
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        picture: Picture,
+        census: Census,
+        idleness: Idleness,
+        *,
+        terms: Terms,
+        record: GrantRecord,
+        device_plugin_dir: Path,
+        serving: Callable[[], bool],
+        left_out: Callable[[], Collection[int]],
+        tell: Callable[[str, str, str], None],
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._driver = driver
+        self._picture = picture
+        self._census = census
+        self._idleness = idleness
+        self._terms = terms
+        self._record = record
+        self._directory = device_plugin_dir
+        self._serving = serving
+        self._left_out = left_out
+        self._tell = tell
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._wake = asyncio.Event()
+        self._before: set[str] = set()
+        self._begun = False  # our record: from the first list that can be trusted on
+        self._life: object = None
+        self._holders: dict[str, str] = {}  # in this life of the kubelet
+        self._former: dict[str, str] = {}  # in the last one
+        self._suspected: frozenset[Finding] = frozenset()
+        self._confirmed: frozenset[Finding] = frozenset()
+        self._told: dict[Finding, float] = {}
+        self._mute: tuple[float, Iterator[float]] | None = None
+        self._looked_at: float | None = None
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many findings there are, by kind."""
+        found = Counter(finding.kind for finding in self._confirmed)
+        return {kind: found[kind] for kind in Kind}
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the last look at which the kubelet could be believed; None before the first."""
+        return None if self._looked_at is None else self._clock() - self._looked_at
+
+    def begin(self, held: Collection[Holding]) -> None:
+        """Before the first list: these are held already, granted by whomever."""
+        self._before.update(id for holding in held for id in holding.ids)
+
+    def granted(self) -> None:
+        """Something was granted just now."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Never returns."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow(), name="picture for the audit")
+            while True:
+                await self.look()
+                suspicious = self._suspected - self._confirmed
+                if await wait_for(self._wake, CONFIRM_SECONDS if suspicious else LOOK_SECONDS):
+                    await asyncio.sleep(self._terms.settle)  # the kubelet's list lags
+                    self._wake.clear()
+
+    async def _follow(self) -> None:
+        generation = NEVER
+        while True:
+            generation = (await self._picture.beyond(generation)).generation
+            self._wake.set()
+
+    async def look(self) -> None:
+        """Ask everybody once. Where the kubelet cannot be believed, what was found stays."""
+        life = Identity.of(self._directory / KUBELET_SOCKET)
+        count = await self._census.take(oldest=0.0)
+        checkpoint = self._checkpoint()
+        answers = Answers(
+            began=count.began,
+            done=self._clock(),
+            listing=count.listing,
+            checkpoint=checkpoint,
+            life=life if life == Identity.of(self._directory / KUBELET_SOCKET) else None,
+            age=self._wall_clock() - life.changed_ns / 1e9 if life else 0.0,
+            usages={},
+        )
+        listing = count.listing if isinstance(count.listing, Listing) else None
+        if not self._begun and listing is not None:
+            self._before.update(id for holding in listing.holdings for id in holding.ids)
+        if listing is None or self._picture.current is None or distrust(answers, self._terms):
+            return
+        processes = await self._processes()
+        self._remember(listing, life)
+        if self._serving():
+            self._begun = True
+        evidence = Evidence(
+            listing=listing,
+            checkpoint=None if checkpoint is None else {id for own in checkpoint for id in own.ids},
+            entries=self._picture.current.entries,
+            recorded=self._record.paths.keys(),
+            settled={
+                id
+                for id, grant in self._idleness.ledger.items()
+                if count.began - grant.at > self._terms.settle
+            },
+            before=self._before,
+            former=self._former,
+            processes=processes,
+        )
+        self._looked_at = count.began
+        self._judge(findings(evidence))
+
+    def _remember(self, listing: Listing, life: object) -> None:
+        """Who holds what in this life of the kubelet; what the last one said is kept until the next."""
+        now = {id: holding.container for holding in listing.holdings for id in holding.ids}
+        if life != self._life:
+            self._former = {id: who for id, who in self._holders.items() if id not in now}
+            self._life = life
+        self._former = {id: who for id, who in self._former.items() if id not in now}
+        self._holders = now
+
+    def _judge(self, found: frozenset[Finding]) -> None:
+        confirmed = found & self._suspected
+        for finding in sorted(confirmed - self._confirmed, key=str):
+            logger.warning("%s: %s", finding.kind, finding.text)
+        for finding in sorted(self._confirmed - confirmed, key=str):
+            logger.info("no longer so: %s: %s", finding.kind, finding.text)
+        self._suspected, self._confirmed = found, confirmed
+        now = self._clock()
+        self._told = {
+            own: at for own, at in self._told.items() if own in confirmed or now - at < AGAIN_SECONDS
+        }
+        news = sorted(confirmed - self._told.keys(), key=str)
+        for kind in Kind:
+            texts = [finding.text for finding in news if finding.kind is kind]
+            if texts:
+                self._tell("Warning", EVENTS[kind], " | ".join(texts))
+        self._told.update(dict.fromkeys(news, now))
+
+    def _checkpoint(self) -> tuple[Holding, ...] | None:
+        try:
+            return tuple(read_checkpoint(self._directory))
+        except UnknownHoldersError:
+            return None
+
+    async def _processes(self) -> Mapping[str, tuple[Process, ...] | None]:
+        """What the driver tells; nothing where asking it would cost too much."""
+        if self._driver.stuck or (self._mute is not None and self._clock() < self._mute[0]):
+            return {}
+        try:
+            return await self._driver.processes(self._left_out())
+        except WorkerError as error:
+            if error.call is not None:
+                pauses = self._mute[1] if self._mute else delays(*MUTE_SECONDS)
+                self._mute = (self._clock() + next(pauses), pauses)
+                logger.warning("asking who computes where: %s; it is asked again later", error)
+        except (LibraryError, XpumlError):
+            pass  # the sweep says so
+        return {}

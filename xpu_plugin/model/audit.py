@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether everybody agrees on who has what: what each says -> contradictions, with both sides named.
+
+The kubelet's list is taken for what it is: it leaves out init containers, and what it does not show may be
+an init container's. So silence alone is never a finding. Nor is a grant of which we have no record, if the
+container was there before we could have had one.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from xpu_plugin.model.devices import Kind as DeviceKind
+from xpu_plugin.model.devices import Process
+from xpu_plugin.model.holders import Listing
+from xpu_plugin.model.inventory import Entry, is_old
+
+
+class Kind(StrEnum):
+    """Of a finding."""
+
+    DOUBLE_HOLDER = "double-holder"
+    WITHOUT_GRANT = "holder-without-grant"
+    UNKNOWN_GRANT = "unknown-grant"
+
+
+EVENTS = {
+    Kind.DOUBLE_HOLDER: "XPUDoubleHolder",
+    Kind.WITHOUT_GRANT: "XPUHolderWithoutGrant",
+    Kind.UNKNOWN_GRANT: "XPUGrantUnknown",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One contradiction. device: its id; text: both sides, in a sentence"""
+
+    kind: Kind
+    device: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What is known at one moment.
+
+    listing: the kubelet's, that can be trusted to be whole but for init containers
+    checkpoint: ids that it has written down; None where that cannot be read
+    entries: what is offered, by the id it is offered under
+    recorded: ids that we have granted in this life, or have a record of
+    settled: those of them granted so long ago that the kubelet has to know
+    before: ids that containers held before our record begins
+    former: id -> container, by an earlier life of this kubelet
+    processes: by PCI address, as in `Usage`
+    """
+
+    listing: Listing
+    checkpoint: Collection[str] | None
+    entries: Mapping[str, Entry]
+    recorded: Collection[str] = ()
+    settled: Collection[str] = ()
+    before: Collection[str] = ()
+    former: Mapping[str, str] = field(default_factory=dict)
+    processes: Mapping[str, tuple[Process, ...] | None] = field(default_factory=dict)
+
+
+def findings(evidence: Evidence) -> frozenset[Finding]:
+    """All contradictions. One that shows only once may be a change that not everybody has heard of yet."""
+    return frozenset(
+        [*_double_holders(evidence), *_without_grant(evidence), *_unknown_grants(evidence)],
+    )
+
+
+def _seat(id: str, resource: str, entries: Mapping[str, Entry]) -> str | None:
+    """What hardware a listed id is, whatever it is called; None if it is none of ours.
+
+    A VF is known by its address: with another number of VFs on its card it has another id.
+    """
+    entry = entries.get(id)
+    if is_old(id):
+        return entry.device.id if entry is not None and entry.resource == resource else None
+    if entry is None and not re.match(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]($|-)", id):
+        return None
+    return re.sub(r"-of[0-9]+$", "", id if entry is None else entry.device.id)
+
+
+def _double_holders(evidence: Evidence) -> Iterable[Finding]:
+    holders: dict[str, dict[str, str]] = {}
+    for holding in evidence.listing.holdings:
+        for id in holding.ids:
+            if (seat := _seat(id, holding.resource, evidence.entries)) is not None:
+                holders.setdefault(seat, {})[holding.container] = f"{id} of {holding.resource}"
+    for seat, own in holders.items():
+        if len(own) > 1:
+            sides = " and by ".join(f"{container} as {what}" for container, what in sorted(own.items()))
+            yield Finding(kind=Kind.DOUBLE_HOLDER, device=seat, text=f"{seat} is held by {sides}")
+
+
+def _without_grant(evidence: Evidence) -> Iterable[Finding]:
+    known = {*evidence.recorded, *evidence.before}
+    held = set()
+    for holding in evidence.listing.holdings:
+        for id in holding.ids:
+            entry = evidence.entries.get(id)
+            if entry is None or entry.resource != holding.resource:
+                continue
+            held.add(id)
+            if id not in known:
+                text = f"{id} is held by {holding.container}, and this plugin has not granted it"
+                yield Finding(kind=Kind.WITHOUT_GRANT, device=entry.device.id, text=text)
+    for id, entry in evidence.entries.items():
+        pids = [str(own.host_pid) for own in _users(entry, evidence) if own.host_pid is not None]
+        if pids and id not in held and id not in known and not _written(id, evidence):
+            who = ", ".join(pids)
+            text = f"{id} at {entry.device.path} is used by process {who}, and nobody was granted it"
+            yield Finding(kind=Kind.WITHOUT_GRANT, device=entry.device.id, text=text)
+
+
+def _unknown_grants(evidence: Evidence) -> Iterable[Finding]:
+    listed = {id for holding in evidence.listing.holdings for id in holding.ids}
+    for id, entry in evidence.entries.items():
+        if id in listed or _written(id, evidence):
+            continue
+        former = evidence.former.get(id)
+        if former is not None and former.rpartition("/")[0] in evidence.listing.pods:
+            text = (
+                f"{id} was held by {former} before the kubelet was restarted, and the kubelet lists that pod "
+                "without it"
+            )
+            yield Finding(kind=Kind.UNKNOWN_GRANT, device=entry.device.id, text=text)
+        elif id in evidence.settled and (users := _users(entry, evidence)):
+            text = (
+                f"{id} was granted by this plugin, the kubelet does not know by whom it is held, and "
+                f"{len(users)} processes compute at {entry.device.path}"
+            )
+            yield Finding(kind=Kind.UNKNOWN_GRANT, device=entry.device.id, text=text)
+
+
+def _written(id: str, evidence: Evidence) -> bool:
+    """Whether the checkpoint names a device, or might."""
+    return evidence.checkpoint is None or id in evidence.checkpoint
+
+
+def _users(entry: Entry, evidence: Evidence) -> tuple[Process, ...]:
+    """Processes at a device. The library does not tell which half of a K200 is meant."""
+    if entry.device.kind is DeviceKind.HALF:
+        return ()
+    return evidence.processes.get(entry.device.address) or ()
