@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real Prometheus scrapes the daemon through faults: every metric is there, and alerts fire and resolve."""
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+import urllib.parse
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.standins import RESOURCE, SECONDS, processes_that_know
+from tests.test_daemon import IDS, Node, a_node, free_port, shows
+from tests.test_metrics import SELDOM, Scraped
+from xpu_plugin.model.families import FAMILIES, OF_THE_PROCESS
+from xpu_plugin.simulation.kubelet import Kubelet
+
+
+RULES = Path(__file__).parents[1] / "deployment/prometheus/rules.yml"
+MIB = 1 << 20
+
+pytestmark = [
+    pytest.mark.usefixtures("leaves_no_process"),
+    pytest.mark.skipif(
+        shutil.which("prometheus") is None, reason="needs prometheus, of Debian's package of that name"
+    ),
+    pytest.mark.timeout(180),
+]
+
+
+class Prometheus:
+    """One that scrapes a port each half second; its alerts do not wait before they fire."""
+
+    def __init__(self, place: Path, scraped: int) -> None:
+        self.port = free_port()
+        rules = place / "rules.yml"
+        rules.write_text(re.sub(r"\n\s+for: \w+", "", RULES.read_text()))
+        configuration = place / "prometheus.yml"
+        configuration.write_text(
+            json.dumps(
+                {
+                    "global": {"scrape_interval": "500ms", "evaluation_interval": "500ms"},
+                    "rule_files": [str(rules)],
+                    "scrape_configs": [
+                        {
+                            "job_name": "xpu",
+                            "honor_labels": True,
+                            "static_configs": [{"targets": [f"127.0.0.1:{scraped}"]}],
+                        }
+                    ],
+                }
+            )
+        )
+        self._log = place / "prometheus.log"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    "prometheus",
+                    f"--config.file={configuration}",
+                    f"--storage.tsdb.path={place / 'tsdb'}",
+                    f"--web.listen-address=127.0.0.1:{self.port}",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v1/{path}", timeout=SECONDS) as answer:
+            return json.load(answer)["data"]
+
+    def query(self, text: str) -> list[tuple[dict[str, str], float]]:
+        result = self._get(f"query?{urllib.parse.urlencode({'query': text})}")["result"]
+        return [(series["metric"], float(series["value"][1])) for series in result]
+
+    def names(self) -> set[str]:
+        return set(self._get("label/__name__/values"))
+
+    def alerts(self) -> set[str]:
+        return {alert["labels"]["alertname"] for alert in self._get("alerts")["alerts"]}
+
+    async def until(self, predicate: Callable[[], object], what: str) -> None:
+        """Ask until something is so. In a thread, as the kubelet that is scraped for lives on this loop."""
+        last: object = None
+        try:
+            async with asyncio.timeout(3 * SECONDS):
+                while True:
+                    try:
+                        last = await asyncio.to_thread(predicate)
+                    except OSError as error:  # while it starts
+                        last = error
+                    else:
+                        if last:
+                            return
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise AssertionError(f"{what}: {last!r}\n{self._log.read_text()[-2000:]}") from None
+
+
+@pytest.fixture
+async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
+    async with a_node(place, Node) as node:
+        yield node
+
+
+@pytest.fixture
+async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
+    async with node.kubelet() as kubelet:
+        kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
+        yield kubelet
+
+
+async def test_every_metric_arrives_and_agrees_with_the_machine_through_faults(
+    node: Node, kubelet: Kubelet, tmp_path: Path
+) -> None:
+    node.machine.set_card(0, {"utilization": "42", "temperature": "71", "power": "95", "clock": "900"})
+    node.machine.add_process(4711, card=0, memory=512)
+    scraped = Scraped(node, "--pod-name=plugin")
+    await shows(kubelet, IDS)
+    grant = await kubelet.allocate(RESOURCE, 1, pod="train")
+    held = grant.ids[0]
+    prometheus = Prometheus(tmp_path, scraped.port)
+    try:
+        await prometheus.until(
+            lambda: prometheus.query(f'xpu_device_holder{{pod="train",id="{held}"}}'), "the first scrapes"
+        )
+        endings = {"histogram": "_count"}
+        expected = {
+            family.name + endings.get(family.type, "")
+            for family in (*FAMILIES, *OF_THE_PROCESS)
+            if family.name not in SELDOM
+        }
+        assert expected - await asyncio.to_thread(prometheus.names) == set()
+
+        def measured() -> dict[str, float]:
+            return {
+                series["__name__"].removeprefix("xpu_device_"): value
+                for series, value in prometheus.query(
+                    f'{{__name__=~"xpu_device_(memory|utilization|temp|power|clock|proc).*",id="{IDS[0]}"}}'
+                )
+            }
+
+        assert await asyncio.to_thread(measured) == {
+            "memory_used_bytes": 512 * MIB,
+            "memory_total_bytes": 16384 * MIB,
+            "utilization_ratio": pytest.approx(0.42),
+            "temperature_celsius": 71,
+            "power_reported": 95,
+            "clock_hertz": 900e6,
+            "processes": 1,
+        }
+        # Before the first scrape the plugin seemed to be absent.
+        await prometheus.until(lambda: not prometheus.alerts(), "no alerts")
+
+        # A card falls ill, with a pod on it, and recovers.
+        card = IDS.index(held)
+        node.machine.set_card(card, {"state": "207"})
+        sick = f'xpu_device_unhealthy{{reason="state-error",id="{held}"}} == 1'
+        await prometheus.until(lambda: prometheus.query(sick), "the illness")
+        await prometheus.until(
+            lambda: {"XPUUnhealthy", "XPUUnhealthyInUse"} <= prometheus.alerts(), "alerts of the illness"
+        )
+        node.machine.set_card(card, {"state": ""})
+        await prometheus.until(
+            lambda: not {"XPUUnhealthy", "XPUUnhealthyInUse"} & prometheus.alerts(), "the end of these alerts"
+        )
+        turns = f'xpu_device_transitions_total{{id="{held}"}}'
+        (turned,) = {value for _, value in await asyncio.to_thread(prometheus.query, turns)}
+        assert turned == 1
+
+        # The driver is unloaded and loaded again.
+        node.machine.set({"driver": "gone"})
+        await prometheus.until(lambda: "XPULibraryDown" in prometheus.alerts(), "the alert of the driver")
+        node.machine.set({"driver": "loaded"})
+        await prometheus.until(
+            lambda: "XPULibraryDown" not in prometheus.alerts(), "the end of the driver's alert"
+        )
+
+        # The kubelet goes and comes back.
+        await kubelet.stop()
+        await prometheus.until(
+            lambda: "XPUKubeletNotConnected" in prometheus.alerts(), "the alert of the kubelet"
+        )
+        await kubelet.start()
+        await prometheus.until(
+            lambda: "XPUKubeletNotConnected" not in prometheus.alerts(), "the end of the kubelet's alert"
+        )
+        down = await asyncio.to_thread(prometheus.query, "min_over_time(up[10m])")
+        assert [value for _, value in down] == [1.0], "no scrape has failed all the while"
+    finally:
+        prometheus.stop()
+    assert processes_that_know(tmp_path) == []
