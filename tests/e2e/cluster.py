@@ -18,6 +18,9 @@ LABEL = "xpu-device-plugin-e2e"
 WISH_LABEL = "baidu.com/sriov-num-vfs"
 STATE_LABEL = f"{WISH_LABEL}.state"
 DETAIL_ANNOTATION = f"{WISH_LABEL}.detail"
+NODE_LABELS = tuple(
+    f"baidu.com/xpu.{name}" for name in ("model", "count", "memory-mib", "driver-version", "vf-capable")
+)
 EVENT_SOURCE = "xpu-device-plugin"
 
 KUBECTL_SECONDS = 30
@@ -177,13 +180,12 @@ class Cluster:
         """The labels and annotations of ours that the node bears."""
         metadata = self.metadata()
         keys = [*metadata.get("labels", {}), *metadata.get("annotations", {})]
-        return sorted(key for key in keys if key.startswith(WISH_LABEL))
+        return sorted(key for key in keys if key.startswith((WISH_LABEL, *NODE_LABELS)))
 
     def forget_marks(self) -> None:
         """Take our labels, annotations and events off the node."""
-        self._patch_metadata(
-            {"labels": {WISH_LABEL: None, STATE_LABEL: None}, "annotations": {DETAIL_ANNOTATION: None}}
-        )
+        labels = dict.fromkeys([WISH_LABEL, STATE_LABEL, *NODE_LABELS])
+        self._patch_metadata({"labels": labels, "annotations": {DETAIL_ANNOTATION: None}})
         about = f"--field-selector=involvedObject.kind=Node,source={EVENT_SOURCE}"
         self.kubectl("delete", "events", "--namespace=default", about)
 

@@ -5,20 +5,25 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from .cluster import RESOURCE, Cluster
+from .access import Access
+from .cluster import RESOURCE, Cluster, Pod
 from .hooks import Hooks
 from .machine import CARDS, Machine, device_nodes, real_nodes, remove_nodes
 from .plugin import SOCKET_NAME, Plugin, kubelet_life
 from .waiting import wait_until
 
 
+Start = Callable[..., None]
+"""Starts the plugin: with an argument for --sriov-num-vfs, and further options."""
+
+SETTLE_SECONDS = 2
 KUBELET_SECONDS = 60
 API_SERVER_SECONDS = 60
 
@@ -101,6 +106,63 @@ def former(hooks: Hooks, cluster: Cluster, machine: Machine, tmp_path: Path) -> 
     with closing(former, cluster):
         serve(former, cluster)
         yield former
+
+
+@pytest.fixture
+def no_marks(cluster: Cluster) -> Iterator[None]:
+    """Nothing of the plugin's on the node, before the test and after it."""
+    cluster.forget_marks()
+    yield
+    cluster.forget_marks()
+    assert cluster.marks() == []
+
+
+@pytest.fixture
+def access(hooks: Hooks, cluster: Cluster) -> Iterator[Access]:
+    """The service account with its rights."""
+    access = Access(cluster)
+    if access.foreign():
+        leave_out(hooks, "this cluster has the plugin's service account, which is not to be touched")
+    access.remove()  # what a crashed run has left
+    try:
+        access.create()
+        yield access
+    finally:
+        access.remove()
+
+
+@pytest.fixture
+def own_pod(daemon: Plugin, cluster: Cluster) -> Pod:
+    """A pod without devices that the plugin takes for the one it runs in."""
+    return cluster.run_pod("own", devices=0)
+
+
+@pytest.fixture
+def start_by_argument(daemon: Plugin, cluster: Cluster, own_pod: Pod) -> Start:
+    """Without a way to the API server."""
+
+    def start(argument: int | str, *options: str) -> None:
+        daemon.start(
+            f"--sriov-num-vfs={argument}",
+            f"--grant-settle={SETTLE_SECONDS}",
+            f"--pod-name={own_pod.name}",
+            f"--pod-namespace={cluster.namespace}",
+            *options,
+        )
+
+    return start
+
+
+@pytest.fixture
+def start(access: Access, start_by_argument: Start, cluster: Cluster, tmp_path: Path) -> Start:
+    """With the service account's way to the API server."""
+    kubeconfig = tmp_path / "kubeconfig"
+    access.write_kubeconfig(kubeconfig)
+
+    def start(argument: int | str, *options: str) -> None:
+        start_by_argument(argument, f"--kubeconfig={kubeconfig}", f"--node-name={cluster.node}", *options)
+
+    return start
 
 
 def require_restart(hooks: Hooks) -> None:

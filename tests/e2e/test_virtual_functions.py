@@ -5,26 +5,21 @@ The plugin has the rights of its own service account and no others. It knows a s
 would in a DaemonSet: what the kubelet lists is believed only while that pod is on the list.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import pytest
 
 from .access import STRANGER, Access
-from .cluster import LABEL, Amount, Cluster, Pod
-from .conftest import leave_out, require_restart, require_stop, restart_kubelet, without_api_server
+from .cluster import LABEL, Amount, Cluster
+from .conftest import Start, require_restart, require_stop, restart_kubelet, without_api_server
 from .hooks import Hooks
 from .machine import CARDS, Machine, granted
 from .plugin import Plugin
 from .waiting import wait_until, watch_that
 
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(150), pytest.mark.usefixtures("no_marks")]
 
-Start = Callable[..., None]
-"""Starts the plugin: with an argument for --sriov-num-vfs, and further options."""
-
-SETTLE_SECONDS = 2
 CHANGE_SECONDS = 60
 PATIENCE_SECONDS = 5
 """How long something is watched that is not to happen: a change would follow after SETTLE_SECONDS."""
@@ -35,63 +30,6 @@ KUBELET_RESTARTS = 3
 
 BY_ARGUMENT = r"VFs wished: {}, by argument --sriov-num-vfs\n"
 BY_LABEL = r"VFs wished: {}, by label baidu\.com/sriov-num-vfs\n"
-
-
-@pytest.fixture(autouse=True)
-def no_marks(cluster: Cluster) -> Iterator[None]:
-    """Nothing of the plugin's on the node, before the test and after it."""
-    cluster.forget_marks()
-    yield
-    cluster.forget_marks()
-    assert cluster.marks() == []
-
-
-@pytest.fixture
-def access(hooks: Hooks, cluster: Cluster) -> Iterator[Access]:
-    """The service account with its rights."""
-    access = Access(cluster)
-    if access.foreign():
-        leave_out(hooks, "this cluster has the plugin's service account, which is not to be touched")
-    access.remove()  # what a crashed run has left
-    try:
-        access.create()
-        yield access
-    finally:
-        access.remove()
-
-
-@pytest.fixture
-def own_pod(daemon: Plugin, cluster: Cluster) -> Pod:
-    """A pod without devices that the plugin takes for the one it runs in."""
-    return cluster.run_pod("own", devices=0)
-
-
-@pytest.fixture
-def start_by_argument(daemon: Plugin, cluster: Cluster, own_pod: Pod) -> Start:
-    """Without a way to the API server."""
-
-    def start(argument: int | str, *options: str) -> None:
-        daemon.start(
-            f"--sriov-num-vfs={argument}",
-            f"--grant-settle={SETTLE_SECONDS}",
-            f"--pod-name={own_pod.name}",
-            f"--pod-namespace={cluster.namespace}",
-            *options,
-        )
-
-    return start
-
-
-@pytest.fixture
-def start(access: Access, start_by_argument: Start, cluster: Cluster, tmp_path: Path) -> Start:
-    """With the service account's way to the API server."""
-    kubeconfig = tmp_path / "kubeconfig"
-    access.write_kubeconfig(kubeconfig)
-
-    def start(argument: int | str, *options: str) -> None:
-        start_by_argument(argument, f"--kubeconfig={kubeconfig}", f"--node-name={cluster.node}", *options)
-
-    return start
 
 
 def split(machine: Machine, *vfs: int) -> None:

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people look at, on a real node: metrics, Events and labels agree with what the node really does."""
+
+import socket
+import subprocess
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from .cluster import NODE_LABELS, WISH_LABEL, Cluster
+from .conftest import Start
+from .hooks import Hooks
+from .machine import CARDS, Machine, granted
+from .plugin import Plugin
+from .waiting import wait_until
+
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240), pytest.mark.usefixtures("no_marks")]
+
+PAGE_SECONDS = 30
+ERROR, RUNNING = 207, 201
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def page(port: int) -> str:
+    """The metrics; empty while there are none yet."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PAGE_SECONDS) as answer:
+            text: str = answer.read().decode()
+            return text
+    except OSError:  # 503 is one
+        return ""
+
+
+def has(text: str, name: str, value: float, **labels: str) -> bool:
+    """Whether a page has such a sample."""
+    wanted = [f'{label}="{own}"' for label, own in labels.items()]
+    return any(
+        line.startswith((f"{name}{{", f"{name} "))
+        and float(line.rpartition(" ")[2]) == value
+        and all(label in line for label in wanted)
+        for line in text.splitlines()
+    )
+
+
+def wait_for(port: int, name: str, value: float, **labels: str) -> str:
+    return wait_until(
+        f"{name}{labels} is {value}",
+        lambda: page(port),
+        lambda text: has(text, name, value, **labels),
+        seconds=PAGE_SECONDS,
+    )
+
+
+def test_metrics_and_events_follow_pods_and_faults(cluster: Cluster, machine: Machine, start: Start) -> None:
+    port = free_port()
+    start("keep", f"--metrics-address=:{port}", "--health-recovery=1")
+    cluster.wait_for_allocatable(CARDS)
+    pod = cluster.run_pod("train", devices=1)
+    (held,) = granted(machine, pod, 1)
+
+    holder = {"namespace": cluster.namespace, "pod": pod.name}
+    text = wait_for(port, "xpu_device_holder", 1, id=held, **holder)
+    assert has(text, "xpu_devices", CARDS, health="Healthy")
+    assert has(text, "xpu_plugin_streams", 1)
+    assert has(text, "xpu_plugin_pod_resources_up", 1)
+    assert has(text, "xpu_plugin_granted_devices_total", 1)
+    assert has(text, "xpu_plugin_request_duration_seconds_count", 1, method="PreStartContainer")
+    wait_for(port, "xpu_plugin_api_watching", 1)
+
+    machine.set_card(machine.card_of(held), state=ERROR)
+    wait_for(port, "xpu_device_unhealthy", 1, id=held, reason="state-error")
+    wait_until(
+        "an Event names device and pod",
+        cluster.events,
+        lambda events: any(
+            reason == "XPUUnhealthy" and held in text and f"{cluster.namespace}/{pod.name}/" in text
+            for _, reason, text in events
+        ),
+        seconds=PAGE_SECONDS,
+    )
+    machine.set_card(machine.card_of(held), state=RUNNING)
+    wait_for(port, "xpu_device_healthy", 1, id=held)
+    wait_until(
+        "an Event says that it is well again",
+        cluster.events,
+        lambda events: any(reason == "XPURecovered" for _, reason, _ in events),
+        seconds=PAGE_SECONDS,
+    )
+    text = wait_for(port, "xpu_device_transitions_total", 1, id=held, health="Healthy")
+    assert not has(text, "xpu_plugin_audit_findings", 1)
+
+    pod.delete()
+    wait_until(
+        "the pod's series is gone",
+        lambda: page(port),
+        lambda text: text and pod.name not in text,
+        seconds=PAGE_SECONDS,
+    )
+
+
+def test_labels_say_what_the_node_has_until_they_are_cleaned_up(
+    hooks: Hooks, cluster: Cluster, daemon: Plugin, start: Start, tmp_path: Path
+) -> None:
+    start("keep", "--node-labels")
+    labels = wait_until(
+        "the node bears its labels",
+        lambda: cluster.metadata().get("labels", {}),
+        lambda labels: set(NODE_LABELS) <= labels.keys(),
+        seconds=PAGE_SECONDS,
+    )
+    assert [labels[name] for name in NODE_LABELS[:3]] == ["R200", str(CARDS), "16384"]
+    assert daemon.terminate()[0] == 0
+    access = (f"--kubeconfig={tmp_path / 'kubeconfig'}", f"--node-name={cluster.node}")
+    subprocess.run((*hooks.plugin, "cleanup", *access), check=True, timeout=PAGE_SECONDS)
+    assert [mark for mark in cluster.marks() if mark != WISH_LABEL] == []
