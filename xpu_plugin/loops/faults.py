@@ -49,7 +49,9 @@ class Faults:
         generation = NEVER
         while True:
             generation = await self._beyond(generation)
-            if not self._news(None)[1]:
+            told, found = self._news(None)
+            if not found:
+                self._told = told
                 continue
             await self._sleep(TOGETHER_SECONDS)
             count = await self._census.take(oldest=0.0)
