@@ -124,7 +124,7 @@ async def serve(config: Config) -> int:
         fail_on_init_error=config.fail_on_init_error,
     )
     loop.add_signal_handler(signal.SIGHUP, sweep.rescan)
-    parts = asyncio.ensure_future(_run(config, driver, picture, sweep))
+    parts = asyncio.ensure_future(_run(config, driver, probes, picture, sweep))
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if stop.is_set():
@@ -144,7 +144,7 @@ async def serve(config: Config) -> int:
     return status
 
 
-async def _run(config: Config, driver: Driver, picture: Picture, sweep: Sweep) -> None:
+async def _run(config: Config, driver: Driver, probes: Driver, picture: Picture, sweep: Sweep) -> None:
     holders = Holders(
         picture,
         device_plugin_dir=config.device_plugin_dir,
@@ -241,7 +241,7 @@ async def _run(config: Config, driver: Driver, picture: Picture, sweep: Sweep) -
         Parts(
             picture=picture,
             sweep=sweep,
-            driver=driver,
+            drivers=(driver, probes),
             idleness=idleness,
             apply=apply,
             services=services,

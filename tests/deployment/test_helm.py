@@ -191,7 +191,8 @@ def test_a_monitor(helm: Helm, kind: str) -> None:
     monitor = the(objects, kind[0].upper() + kind[1:])
     assert monitor["metadata"]["labels"]["release"] == "mine"
     (endpoint,) = monitor["spec"].get("endpoints") or monitor["spec"]["podMetricsEndpoints"]
-    assert endpoint == {"port": "metrics", "path": "/metrics", "interval": "5s"}
+    # Without it, pod and namespace of a device's holder would be called exported_pod and exported_namespace.
+    assert endpoint == {"port": "metrics", "path": "/metrics", "interval": "5s", "honorLabels": True}
     assert len(of_kind(objects, "Service")) == (kind == "serviceMonitor")
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from xpu_plugin.edges.api import NodeApi
-from xpu_plugin.edges.driver import Driver
+from xpu_plugin.edges.driver import CAUSES, Driver
 from xpu_plugin.edges.kubelet import Endpoint
 from xpu_plugin.edges.service import CODES, METHODS, DevicePluginService
 from xpu_plugin.loops.apply import Apply
@@ -47,12 +47,15 @@ Samples = dict[str, dict[tuple[str, ...], Value]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """Whom to ask. api: None where the API server is not asked; ready: whether anything may be shown yet, as
-    the first page takes the interpreter for a moment"""
+    """Whom to ask.
+
+    api: None where the API server is not asked
+    ready: whether anything may be shown yet, as the first page takes the interpreter for a moment
+    """
 
     picture: Picture
     sweep: Sweep
-    driver: Driver
+    drivers: Sequence[Driver]
     idleness: Idleness
     apply: Apply
     services: Sequence[DevicePluginService]
@@ -179,9 +182,10 @@ def _library(samples: Samples, parts: Parts) -> None:
     samples["xpu_plugin_sweep_duration_seconds"][()] = sweep.durations
     samples["xpu_plugin_sweep_age_seconds"][()] = sweep.age
     samples["xpu_plugin_scans_total"][()] = sweep.scans
-    samples["xpu_plugin_worker_stuck"][()] = parts.driver.stuck
-    for cause, number in parts.driver.restarts.items():
-        samples["xpu_plugin_worker_restarts_total"][(cause,)] = number
+    samples["xpu_plugin_worker_stuck"][()] = any(driver.stuck for driver in parts.drivers)
+    for cause in CAUSES:
+        restarts = sum(driver.restarts[cause] for driver in parts.drivers)
+        samples["xpu_plugin_worker_restarts_total"][(cause,)] = restarts
 
 
 def _virtual_functions(samples: Samples, parts: Parts) -> None:

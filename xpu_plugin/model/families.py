@@ -202,9 +202,9 @@ FAMILIES = (
         "counter",
         ("cause",),
         "",
-        "Workers of the sweep that were replaced: for a scan (`rescan`, which is nothing unusual), because "
-        "one missed a deadline (`hung`), ended (`died`) or talked `nonsense`, because the library `failed` "
-        "as a whole, or because who asked was `cancelled`.",
+        "Workers that were replaced, both of the sweep and for devices that it leaves out: for a scan "
+        "(`rescan`, which is nothing unusual), because one missed a deadline (`hung`), ended (`died`) or "
+        "talked `nonsense`, because the library `failed` as a whole, or because who asked was `cancelled`.",
     ),
     Family(
         "xpu_plugin_worker_stuck", "gauge", (), "", "1 while a worker that was killed hangs in the driver."
