@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from tests.fuzz.targets import SCAN, STATES, USAGE
-from xpu_plugin.edges.answers import NONSENSE, host_of, nothing_of, scan_of, states_of, truth_of, usage_of
+from xpu_plugin.edges.answers import (
+    NONSENSE,
+    gauges_of,
+    host_of,
+    nothing_of,
+    scan_of,
+    states_of,
+    truth_of,
+    usage_of,
+)
+from xpu_plugin.model.devices import Gauges
 from xpu_plugin.xpuml import StateAnswer
 
 
@@ -94,3 +104,20 @@ def test_neither_true_nor_false_is_nonsense(answer: object) -> None:
 def test_usage_with_something_wrong_is_nonsense_and_not_idle(usage: Any) -> None:
     with pytest.raises(NONSENSE):
         usage_of(usage)
+
+
+def test_gauges_are_numbers_of_a_device_with_an_address_or_without() -> None:
+    known, unknown = {"index": 0, "pci": "0000:3b:00.0", "power": 60}, {"index": 1, "pci": None}
+    assert gauges_of([known, unknown]) == [Gauges(index=0, pci="0000:3b:00.0", power=60), Gauges(index=1)]
+    for wrong in (
+        {"index": "0"},
+        {"index": 0, "pci": 7},
+        {"index": 0, "temperature_celsius": 40.5},
+        {"index": 0, "processes": True},
+        {"index": 0, "memory_used_bytes": 1 << 70},
+        {"index": 0, "spare": 1},
+        {},
+        7,
+    ):
+        with pytest.raises(NONSENSE):
+            gauges_of([wrong])  # type: ignore[list-item]

@@ -45,6 +45,15 @@ def test_each_sub_command_starts(environment: Path, tmp_path: Path) -> None:
         run(environment / "bin/python", "-P", "-m", "xpu_plugin", *command.split(), "--help", cwd=tmp_path)
 
 
+def test_the_page_of_metrics_can_be_made(environment: Path, tmp_path: Path) -> None:
+    """Prometheus's client and what it imports is left; the demo does not need it."""
+    code = (
+        "from xpu_plugin.loops.metrics import text; from xpu_plugin.model.families import FAMILIES; "
+        "print(text({family.name: {} for family in FAMILIES}))"
+    )
+    assert "process_resident_memory_bytes " in run(environment / "bin/python", "-P", "-c", code, cwd=tmp_path)
+
+
 def test_what_is_not_used_is_gone(environment: Path) -> None:
     for module in (
         "aiohttp",
