@@ -49,7 +49,7 @@ Samples = dict[str, dict[tuple[str, ...], Value]]
 class Parts:
     """Whom to ask.
 
-    api: None where the API server is not asked
+    drivers: all that start workers; api: None where the API server is not asked
     ready: whether anything may be shown yet, as the first page takes the interpreter for a moment
     """
 
