@@ -163,7 +163,7 @@ def test_a_list_given_several_times_is_one_list(name: str) -> None:
 
 def test_list_takes_only_the_options_that_concern_it_from_flags_and_environment() -> None:
     config, _, _ = read_config(["--deny=x"], {"XPU_PLUGIN_STATE_DIR": "no path"}, options=LIST_OPTIONS)
-    assert config == Config(deny=("x",))
+    assert config == Config(deny=("x",), status_socket=Path("/run/xpu-device-plugin/status.sock"))
     with pytest.raises(UsageError, match="--state-dir"):
         read_config(["--state-dir=/x"], {}, options=LIST_OPTIONS)
 

@@ -173,6 +173,7 @@ TEXT_OF = {
     "AddressError": 0,
     "_refusal": 0,
     "argparse.ArgumentTypeError": 0,
+    "complaints.append": 0,
     "dict.fromkeys": 1,
     "failures.append": 0,
     "HostError": 0,
@@ -197,7 +198,7 @@ TEXT_OF = {
 }
 """Calls that are given a message, and which argument of theirs it is. `print` to stderr is one more."""
 
-RETURNING = frozenset({"_advice", "_contradiction", "_register", "_without_node"})
+RETURNING = frozenset({"_advice", "_contradiction", "_not_listed", "_register", "_without_node"})
 """Functions that return messages."""
 
 WITHOUT_A_TEXT_OF_THEIR_OWN = {

@@ -200,7 +200,7 @@ _ACCESS = (
     ),
     Option("node-name", _object_name, None, "this node's name in the cluster", "NAME", also=("NODE_NAME",)),
 )
-_VFS = (
+_KUBELET = (
     Option(
         "device-plugin-dir",
         _absolute,
@@ -215,6 +215,9 @@ _VFS = (
         "the kubelet's pod resources API",
         "SOCKET",
     ),
+)
+_VFS = (
+    *_KUBELET,
     Option(
         "state-dir",
         _absolute,
@@ -342,17 +345,16 @@ OPTIONS = (
     Option("log-level", _one_of(*log.LEVELS), "info", f"one of {', '.join(log.LEVELS)}", "LEVEL"),
     Option("log-format", _one_of(*log.FORMATS), "text", f"one of {', '.join(log.FORMATS)}", "FORMAT"),
 )
-LIST_OPTIONS = _PLACES
 # Where the manifests have it.
-CLEAR_OPTIONS = (
-    replace(
-        STATUS_SOCKET,
-        default="/run/xpu-device-plugin/status.sock",
-        help="where the running plugin listens, its own --status-socket",
-    ),
+_RUNNING = replace(
+    STATUS_SOCKET,
+    default="/run/xpu-device-plugin/status.sock",
+    help="where the running plugin listens, its own --status-socket",
 )
-PLAN_OPTIONS = (*_PLACES, *_VFS)
 CLEANUP_OPTIONS = _ACCESS
+CLEAR_OPTIONS = (_RUNNING,)
+LIST_OPTIONS = (*_PLACES, *_KUBELET, _RUNNING)
+PLAN_OPTIONS = (*_PLACES, *_VFS, _RUNNING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ from xpu_plugin.loops.metrics import CONTENT_TYPE, GATHER_SECONDS, Metrics, Part
 from xpu_plugin.loops.node import Node
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.loops.readings import Meters
+from xpu_plugin.loops.status import Status
 from xpu_plugin.loops.sweep import InitError, Sweep
 from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.change import Limits
@@ -227,6 +228,18 @@ async def _run(config: Config, driver: Driver, probes: Driver, picture: Picture,
         sockets.append(socket)
         await socket.run()
 
+    status = Status(
+        picture,
+        sweep,
+        apply,
+        idleness,
+        driver,
+        device_plugin_dir=config.device_plugin_dir,
+        pod_resources_socket=config.pod_resources_socket,
+        streams=lambda: sum(service.streams for service in services),
+        alone=lock.held,
+        configuration=config.text(),
+    )
     always = frozenset() if config.resource_per_profile else frozenset({config.resource_name})
     endpoints = Endpoints(picture, endpoint, always=always)
 
@@ -258,8 +271,7 @@ async def _run(config: Config, driver: Driver, probes: Driver, picture: Picture,
         if config.metrics_address is not None:
             stack.callback(http_server(config.metrics_address, ready, metrics).close)
         if config.status_socket is not None:
-            answers: dict[str, Answer] = {"clear": sweep.clear, "library": sweep.library}
-            stack.callback((await status_server(config.status_socket, answers)).close)
+            stack.callback((await status_server(config.status_socket, status.answers)).close)
         group = await stack.enter_async_context(asyncio.TaskGroup())
         group.create_task(meters.run(), name="meters")
         group.create_task(sweep.run(), name="sweep")

@@ -74,6 +74,9 @@ def test_json_has_the_promised_keys_and_values(tmp_path: Path, capsys: pytest.Ca
         "health": "Healthy",
         "reason": None,
         "resource": "baidu.com/xpu",
+        "text": "",
+        "offered_as": VFS[1],
+        "max_vfs": 0,
     }
     half = found[HALVES[1]]
     assert (half["card"], half["kind"], half["model"], half["path"], half["numa"]) == (

@@ -1,88 +1,162 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`xpu-device-plugin list`: what this node has, as the plugin would offer it."""
+"""`xpu-device-plugin list`: what this node has, as the plugin offers it or would."""
 
+import argparse
 import asyncio
 import json
 import os
 import sys
+from dataclasses import replace
+from typing import Any
 
-from xpu_plugin.commands.output import print_table, scanned
+from xpu_plugin.commands.output import pause, scanned, table
+from xpu_plugin.commands.running import Running
 from xpu_plugin.config import LIST_OPTIONS, PROGRAM, Config, Parser, read_config
 from xpu_plugin.daemon import policy, target
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
-from xpu_plugin.model.devices import Device, Found
-from xpu_plugin.model.inventory import Policy, first_verdict
-from xpu_plugin.xpuml import XpumlError
+from xpu_plugin.edges.podresources import ask_both
+from xpu_plugin.loops.status import listed
+from xpu_plugin.model.devices import Found, Host, identify
+from xpu_plugin.model.inventory import Facts, after_scan
+from xpu_plugin.model.rows import Row, holders
+from xpu_plugin.xpuml import Failure, XpumlError
 
 
+WATCH_SECONDS = 1.0  # between looks of --watch
 _COLUMNS = ("id", "kind", "model", "path", "numa", "memory", "health", "reason", "resource")
 _GIB = 1 << 30
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status 0, also when there is no device; 1 when the library cannot tell."""
+    """Exit status 0, also when there is no device; 1 when the library cannot tell, 2 for bad usage."""
     parser = Parser(
         prog=f"{PROGRAM} list",
-        description="List this node's devices. Asks the library by a process of its own, whether or not a "
-        "plugin is running; that opens each device for an instant.",
+        description="List this node's devices. Asks the plugin that runs behind --status-socket, whose "
+        "options then count; without one, the library by a process of its own, which opens each device for "
+        "an instant.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, additive only")
     parser.add_argument("--all", action="store_true", help="also PFs that have VFs, and denied devices")
+    parser.add_argument("--wide", action="store_true", help="also which containers hold each device")
+    parser.add_argument("--watch", action="store_true", help="print again on each change, until Ctrl-C")
     config, namespace, warnings = read_config(arguments, os.environ, options=LIST_OPTIONS, parser=parser)
     for warning in warnings:
         print(f"{PROGRAM}: {warning}", file=sys.stderr)
-    rules = policy(config)
     try:
-        found = asyncio.run(_found(config))
-    except (WorkerError, LibraryError, XpumlError) as error:
-        print(f"{PROGRAM}: cannot list devices: {error}", file=sys.stderr)
-        return 1
-    devices = [device for device in found.devices.values() if namespace.all or rules.offers(device)]
-    for problem in found.problems:
-        print(f"{PROGRAM}: not listed: {problem}", file=sys.stderr)
-    if namespace.json:
-        print(json.dumps({"devices": [_record(device, rules) for device in devices]}, indent=2))
-    else:
-        print_table(_COLUMNS, [_row(device, rules) for device in devices], "no devices")
-    return 0
+        return asyncio.run(_list(config, namespace))
+    except KeyboardInterrupt:
+        return 0
 
 
-async def _found(config: Config) -> Found:
-    driver = Driver(target(config), call_timeout=config.call_timeout)
+async def _list(config: Config, options: argparse.Namespace) -> int:
+    running, own = Running(config.status_socket), _Own(config)
+    printed: tuple[str, ...] = ()
     try:
-        return await scanned(driver)
+        while True:
+            text, status = "", 0
+            complaints: list[str] = []
+            try:
+                answer = running.ask("list", wide=options.wide) or await own.list(wide=options.wide)
+                text, complaints = _shown(answer, options)
+                if not answer["devices"] and answer.get("trouble"):
+                    text, status = "", 1
+            except (WorkerError, LibraryError, XpumlError) as error:
+                complaints.append(f"{PROGRAM}: cannot list devices: {error}")
+                status = 1
+            if (text, *complaints) != printed:
+                for complaint in complaints:
+                    print(complaint, file=sys.stderr)
+                if text:
+                    print("\n" * bool(printed) + text, flush=True)
+                printed = (text, *complaints)
+            if not options.watch:
+                return status
+            await pause(WATCH_SECONDS)
     finally:
-        await driver.close()
+        await own.close()
 
 
-def _record(device: Device, rules: Policy) -> dict[str, object]:
-    health = first_verdict(device)
-    return {
-        "id": device.id,
-        "card": device.card,
-        "kind": device.kind.value,
-        "model": device.model,
-        "path": device.path,
-        "index": device.index,
-        "numa": device.numa,
-        "memory_bytes": device.memory_bytes,
-        "state": device.state,
-        "health": str(health),
-        "reason": health.reason,
-        "resource": rules.resource_of(device),
-    }
+class _Own:
+    """The devices by a worker of our own: one scan, and another only when nodes or sysfs have changed."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._driver = Driver(target(config), call_timeout=config.call_timeout)
+        self._host: Host | None = None
+        self._found = Found(devices={})
+
+    async def list(self, *, wide: bool) -> dict[str, Any]:
+        """As the running plugin answers. Raises WorkerError, LibraryError, XpumlError."""
+        try:
+            await self._look()
+        except (WorkerError, LibraryError, XpumlError):
+            self._host = None
+            raise
+        facts, rules = after_scan(Facts(), self._found), policy(self._config)
+        answer = listed(facts, rules, self._found.problems)
+        if wide:
+            witnesses = await ask_both(self._config.pod_resources_socket, self._config.device_plugin_dir)
+            answer["holders"] = holders(witnesses.shown, facts, rules)
+            answer["problems"] = [*self._found.problems, *witnesses.complaints]
+        return answer
+
+    async def close(self) -> None:
+        await self._driver.close()
+
+    async def _look(self) -> None:
+        if self._host is None or await self._driver.host() != self._host:
+            scan = await scanned(self._driver)
+            self._host, self._found = scan.host, identify(scan, self._found)
+            return
+        answers = await self._driver.sweep()
+        devices = {}
+        for id, device in self._found.devices.items():
+            answer = answers[device.index]
+            if answer is not None and answer.code:
+                failure = Failure(function="xpumlDeviceGetState", code=answer.code, text="")
+                devices[id] = replace(device, state=None, failure=failure)
+            elif answer is not None:
+                devices[id] = replace(device, state=answer.state, failure=None)
+        self._found = replace(self._found, devices=devices)
 
 
-def _row(device: Device, rules: Policy) -> tuple[str, ...]:
-    health = first_verdict(device)
-    return (
-        device.id,
-        device.kind.value,
-        device.model,
-        device.path,
-        "-" if device.numa is None else str(device.numa),
-        f"{device.memory_bytes / _GIB:.1f}Gi" if device.memory_bytes else "-",
-        str(health),
-        health.reason or "-",
-        rules.resource_of(device) if rules.offers(device) else "-",
+def _shown(answer: dict[str, Any], options: argparse.Namespace) -> tuple[str, list[str]]:
+    """The text of an answer, and what is to be said beside it."""
+    complaints = [_not_listed(problem) for problem in answer["problems"]]
+    if (trouble := answer.get("trouble")) and answer["devices"]:
+        complaints.append(f"{PROGRAM}: as it was last, as the running plugin has trouble: {trouble}")
+    elif trouble:
+        complaints.append(f"{PROGRAM}: cannot list devices: {trouble}")
+    found = [Row(**{name: record[name] for name in Row.__dataclass_fields__}) for record in answer["devices"]]
+    rows = [row for row in found if options.all or row.offered_as is not None]
+    held = answer.get("holders")
+    if options.json:
+        return json.dumps({"devices": [_record(row, held) for row in rows]}, indent=2), complaints
+    columns = _COLUMNS if held is None else (*_COLUMNS, "holders")
+    return table(columns, [_row(row, held) for row in rows], "no devices"), complaints
+
+
+def _not_listed(problem: str) -> str:
+    return f"{PROGRAM}: not listed: {problem}"
+
+
+def _record(row: Row, held: dict[str, list[str]] | None) -> dict[str, object]:
+    record = {name: getattr(row, name) for name in Row.__dataclass_fields__}
+    return record if held is None else record | {"holders": list(held.get(row.id, ()))}
+
+
+def _row(row: Row, held: dict[str, list[str]] | None) -> tuple[str, ...]:
+    offered = row.offered_as
+    resource = "-" if offered is None else row.resource
+    cells = (
+        row.id,
+        row.kind,
+        row.model,
+        row.path,
+        "-" if row.numa is None else str(row.numa),
+        f"{row.memory_bytes / _GIB:.1f}Gi" if row.memory_bytes else "-",
+        row.health,
+        row.reason or "-",
+        resource if offered in (None, row.id) else f"{resource} as {offered}",
     )
+    return cells if held is None else (*cells, ",".join(held.get(row.id, ())) or "-")

@@ -1,30 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What sub-commands share that look at the devices and print a table."""
+"""What sub-commands share that look at the devices, print tables, and print them again."""
 
+import asyncio
+import io
+import select
+import sys
 from collections.abc import Sequence
 
 from xpu_plugin.edges.driver import Driver, LibraryError
-from xpu_plugin.model.devices import Found, identify
+from xpu_plugin.model.devices import Scan
 
 
 SCANS = 3  # attempts, when device nodes come and go meanwhile
 
 
-async def scanned(driver: Driver) -> Found:
-    """The devices by a worker of our own. Raises WorkerError, LibraryError, XpumlError."""
+async def scanned(driver: Driver) -> Scan:
+    """A scan by a worker of our own. Raises WorkerError, LibraryError, XpumlError."""
     for _ in range(SCANS):
         scan = await driver.scan()
         if scan is not None:
-            return identify(scan)
+            return scan
     raise LibraryError("device nodes come and go; try again")
 
 
-def print_table(columns: Sequence[str], rows: Sequence[tuple[str, ...]], nothing: str) -> None:
-    """Print rows below their columns' names, or `nothing`."""
+def table(columns: Sequence[str], rows: Sequence[tuple[str, ...]], nothing: str) -> str:
+    """Rows below their columns' names, or `nothing`."""
     if not rows:
-        print(nothing)
-        return
-    table = [tuple(name.upper() for name in columns), *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(columns))]
-    for row in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        return nothing
+    lines = [tuple(name.upper() for name in columns), *rows]
+    widths = [max(len(row[column]) for row in lines) for column in range(len(columns))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in lines
+    )
+
+
+async def pause(seconds: float) -> None:
+    """Wait before printing again. Raises BrokenPipeError when nobody reads us any more."""
+    await asyncio.sleep(seconds)
+    look = select.poll()
+    try:
+        look.register(sys.stdout.fileno(), 0)
+    except io.UnsupportedOperation:
+        return  # a stream of memory, which nobody can close
+    if any(event & select.POLLERR for _, event in look.poll(0)):
+        raise BrokenPipeError

@@ -5,27 +5,20 @@ import asyncio
 import json
 import os
 import sys
+from typing import Any
 
-from xpu_plugin.commands.output import print_table, scanned
+from xpu_plugin.commands.output import scanned, table
+from xpu_plugin.commands.running import Running
 from xpu_plugin.config import PLAN_OPTIONS, PROGRAM, Config, Parser, read_config
 from xpu_plugin.daemon import node_of, policy, target, terms
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import Picture
+from xpu_plugin.loops.status import planned
+from xpu_plugin.model.devices import identify
 from xpu_plugin.model.inventory import after_scan
-from xpu_plugin.model.vf import (
-    KEEP,
-    Action,
-    Report,
-    State,
-    Wish,
-    by_argument,
-    cards,
-    described,
-    plan,
-    wanted,
-)
+from xpu_plugin.model.vf import Report, State, Wish, by_argument, document
 from xpu_plugin.xpuml import XpumlError
 
 
@@ -39,48 +32,50 @@ class UnknownWishError(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status: 0 nothing to do, 3 changes, 4 some card is blocked or fails, 1 nobody knows."""
+    """Exit status: 0 nothing to do, 3 changes, 4 a card is blocked or fails, 1 nobody knows, 2 bad usage."""
     parser = Parser(
         prog=f"{PROGRAM} plan",
-        description="Tell what would be done about the VFs of this node's cards, and do nothing. The wish is "
-        "--sriov-num-vfs if given here, else the node's label where it can be read, else the default. Asks "
-        "the library by a process of its own; that opens each device for an instant.",
+        description="Tell what would be done about the VFs of this node's cards, and do nothing. Asks the "
+        "plugin that runs behind --status-socket, which tells its own wish and what it is doing about it, or "
+        "with --sriov-num-vfs what it would do about that. Without one the wish is --sriov-num-vfs if given "
+        "here, else the node's label where it can be read, else the default; and the library is asked by a "
+        "process of its own, which opens each device for an instant.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, additive only")
     config, namespace, warnings = read_config(arguments, os.environ, options=PLAN_OPTIONS, parser=parser)
     for warning in warnings:
         print(f"{PROGRAM}: {warning}", file=sys.stderr)
+    given = namespace.sriov_num_vfs
     try:
-        wish, report = asyncio.run(_plan(config, given=namespace.sriov_num_vfs is not None))
+        answer = Running(config.status_socket).ask("plan", number=given)
+        if answer is None:
+            answer = document(*asyncio.run(_plan(config, given=given is not None)))
     except (UnknownWishError, WorkerError, LibraryError, XpumlError) as error:
         print(f"{PROGRAM}: cannot plan: {error}", file=sys.stderr)
         return 1
-    number = KEEP if wish.number is None else wish.number
-    if namespace.json:
-        document = {
-            "wish": {"number": number, "origin": wish.origin, "problem": wish.problem},
-            "state": str(report.state),
-            "cards": [
-                {**card, "action": str(step.action)}
-                for card, step in zip(described(report.steps), report.steps, strict=True)
-            ],
-        }
-        print(json.dumps(document, indent=2))
-    else:
-        print(f"wished: {number}, by {wish.origin}" + (f"; {wish.problem}" if wish.problem else ""))
-        rows = [
-            (step.card, str(number), str(step.actual), str(step.action), step.reason or "-")
-            for step in report.steps
-        ]
-        print_table(_COLUMNS, rows, "no cards")
-    return _STATUS[report.state]
+    if "trouble" in answer:
+        print(f"{PROGRAM}: cannot plan: {answer['trouble']}", file=sys.stderr)
+        return 1
+    print(json.dumps(answer, indent=2) if namespace.json else _text(answer))
+    return _STATUS[State(answer["state"])]
+
+
+def _text(answer: dict[str, Any]) -> str:
+    wish = answer["wish"]
+    origin = f"by {wish['origin']}" if wish["origin"] else "until a wish is known"
+    rows = [
+        (card["address"], str(card["wished"]), str(card["actual"]), card["action"], card["reason"] or "-")
+        for card in answer["cards"]
+    ]
+    first = f"wished: {wish['number']}, {origin}" + (f"; {wish['problem']}" if wish["problem"] else "")
+    return f"{first}\n{table(_COLUMNS, rows, 'no cards')}"
 
 
 async def _plan(config: Config, *, given: bool) -> tuple[Wish, Report]:
     wish = by_argument(config.sriov_num_vfs) if given else await _wish(config)
     driver, picture = Driver(target(config), call_timeout=config.call_timeout), Picture(policy(config))
     try:
-        found = await scanned(driver)
+        found = identify(await scanned(driver))
         picture.submit(lambda facts: after_scan(facts, found))
         idleness = Idleness(
             driver,
@@ -91,12 +86,9 @@ async def _plan(config: Config, *, given: bool) -> tuple[Wish, Report]:
             record=GrantRecord(config.state_dir),
             settled=True,
         )
-        observed = cards(picture.facts, picture.policy)
-        asked = [card for card in observed.values() if wanted(wish, card).action is Action.APPLY]
-        steps = plan(wish, observed, await idleness.look(asked))
+        return wish, await planned(wish, picture.facts, picture.policy, idleness)
     finally:
         await driver.close()
-    return wish, Report(steps=steps, problem=wish.problem)
 
 
 async def _wish(config: Config) -> Wish:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,47 @@ async def list_pods(socket: Path) -> Listing | None:
                 raise UnknownHoldersError(f"{socket}: {error.code().name}: {error.details()}") from None
             return _listing(answer)
     raise UnknownHoldersError(f"{socket}: neither v1 nor v1alpha1 of the pod resources API")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Witnesses:
+    """What both sources said. listing, checkpoint: None where there is none, or it could not be read;
+    complaints: a sentence for each that is there and could not"""
+
+    listing: Listing | None
+    checkpoint: tuple[Holding, ...] | None
+    complaints: tuple[str, ...]
+
+    @property
+    def named(self) -> tuple[Holding, ...]:
+        """Whatever either of them names as held."""
+        return (*(self.listing.holdings if self.listing else ()), *(self.checkpoint or ()))
+
+    @property
+    def shown(self) -> tuple[Holding, ...]:
+        """The same for people: by the list, which has names of pods, and beyond that by the checkpoint."""
+        listed = self.listing.holdings if self.listing else ()
+        known = {(holding.resource, id) for holding in listed for id in holding.ids}
+        rest = (
+            replace(holding, ids=tuple(id for id in holding.ids if (holding.resource, id) not in known))
+            for holding in self.checkpoint or ()
+        )
+        return (*listed, *(holding for holding in rest if holding.ids))
+
+
+async def ask_both(socket: Path, device_plugin_dir: Path) -> Witnesses:
+    """Who holds what, by the pod resources API and the checkpoint."""
+    complaints = []
+    listing, checkpoint = None, None
+    try:
+        listing = await list_pods(socket)
+    except UnknownHoldersError as error:
+        complaints.append(str(error))
+    try:
+        checkpoint = tuple(read_checkpoint(device_plugin_dir))
+    except UnknownHoldersError as error:
+        complaints.append(str(error))
+    return Witnesses(listing=listing, checkpoint=checkpoint, complaints=tuple(complaints))
 
 
 def _listing(answer: v1.ListPodResourcesResponse) -> Listing:

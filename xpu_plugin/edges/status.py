@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import json
 import os
 import socket
@@ -14,10 +15,12 @@ from typing import Any
 
 LONGEST_LINE = 1 << 16  # bytes of a question; an answer may be longer
 ASK_SECONDS = 5.0  # for a question to come, and for its answer to be taken
+ANSWER_SECONDS = 30.0  # for the plugin to find out what it has to ask others for
 _BACKLOG = 8
 
 Answer = Callable[..., object]
-"""Answers a question by its arguments with what JSON can say; raises ValueError or TypeError for bad ones."""
+"""Answers a question by its arguments with what JSON can say, or what is awaited for it; raises ValueError or
+TypeError for bad ones."""
 
 
 class StatusError(Exception):
@@ -51,19 +54,23 @@ class StatusServer:
             with contextlib.suppress(OSError, TimeoutError, ValueError):
                 async with asyncio.timeout(ASK_SECONDS):
                     line = await reader.readline()
-                    writer.write(json.dumps(self._answer(line)).encode() + b"\n")
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    answer = await self._answer(line)
+                async with asyncio.timeout(ASK_SECONDS):
+                    writer.write(json.dumps(answer).encode() + b"\n")
                     await writer.drain()
         finally:
             writer.close()
 
-    def _answer(self, line: bytes) -> dict[str, object]:
+    async def _answer(self, line: bytes) -> dict[str, object]:
         try:
             question = json.loads(line)
             name = question.pop("ask")
             answer = self._answers.get(name)
             if answer is None:
                 return _refusal(f"this plugin does not know {name!r}")
-            return {"answer": answer(**question)}
+            found = answer(**question)
+            return {"answer": await found if inspect.isawaitable(found) else found}
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             return _refusal(f"not a question: {error}")
 
@@ -79,6 +86,7 @@ def ask(path: Path, name: str, **arguments: object) -> Any:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(ASK_SECONDS)
             connection.connect(os.fspath(path))
+            connection.settimeout(ASK_SECONDS + ANSWER_SECONDS)
             connection.sendall(question)
             with connection.makefile("rb") as stream:
                 answer = json.loads(stream.readline())

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
-from xpu_plugin.edges.podresources import UnknownHoldersError, list_pods, read_checkpoint
+from xpu_plugin.edges.podresources import ask_both
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.holders import Holding
 from xpu_plugin.model.inventory import held_otherwise
@@ -102,21 +102,12 @@ class Holders:
 
     async def _named(self) -> tuple[set[tuple[str, str]], int]:
         """The (id, resource) pairs that a source names as held, and how many sources answered."""
-        holdings: list[Holding] = []
-        complaints = []
-        try:
-            listing = await list_pods(self._socket)
-            holdings += listing.holdings if listing else ()
-        except UnknownHoldersError as error:
-            complaints.append(str(error))
-        try:
-            holdings += read_checkpoint(self._directory)
-        except UnknownHoldersError as error:
-            complaints.append(str(error))
+        witnesses = await ask_both(self._socket, self._directory)
+        holdings, complaints = witnesses.named, witnesses.complaints
         complaint = "; ".join(complaints) or None
         if complaint != self._complaint and complaint:
             logger.warning("cannot tell who holds devices: %s", complaint)
         self._complaint = complaint
-        self.seen = tuple(holdings)
+        self.seen = holdings
         named = {(id, holding.resource) for holding in holdings for id in holding.ids}
         return named, SOURCES - len(complaints)

@@ -89,7 +89,7 @@ class Sweep:
         self._retries = delays(*RETRY_SECONDS)
         self.trouble: str | None = None  # with the library, in a sentence
         self._versions: tuple[str | None, ...] = (None,) * 4
-        self._problems: tuple[str, ...] = ()
+        self.problems: tuple[str, ...] = ()  # why something is not offered
         self._answered_at = clock()
         self.last: Scan | None = None  # that was taken in
         self.durations = none_yet(*_LENGTHS)  # of sweeps that all went well
@@ -367,8 +367,8 @@ class Sweep:
                     "libxpuml %s is older than 4.0.11: install XRE 4.0.11 or newer on this node",
                     scan.library_version,
                 )
-        if found.problems != self._problems:
-            self._problems = found.problems
+        if found.problems != self.problems:
+            self.problems = found.problems
             for problem in found.problems:
                 logger.warning("not offered: %s", problem)
 

@@ -259,6 +259,22 @@ class Report:
         return json.dumps(document | {"cards": described(self.steps)}, separators=(",", ":"))
 
 
+def document(wish: Wish, report: Report) -> dict[str, object]:
+    """What `plan` prints as JSON; programs read these names: they stay, and others are only added."""
+    return {
+        "wish": {
+            "number": KEEP if wish.number is None else wish.number,
+            "origin": wish.origin,
+            "problem": wish.problem,
+        },
+        "state": str(report.state),
+        "cards": [
+            {**card, "action": str(step.action)}
+            for card, step in zip(described(report.steps), report.steps, strict=True)
+        ],
+    }
+
+
 def described(steps: Iterable[Step]) -> list[dict[str, object]]:
     """Each card in words that JSON knows."""
     return [

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What sub-commands may ask the running plugin: answers made of the one picture and what the loops know."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from xpu_plugin.edges.driver import Driver
+from xpu_plugin.edges.podresources import ask_both
+from xpu_plugin.loops.apply import Apply
+from xpu_plugin.loops.idleness import Idleness
+from xpu_plugin.loops.picture import NEVER, Picture
+from xpu_plugin.loops.sweep import Sweep
+from xpu_plugin.model.inventory import Facts, Policy
+from xpu_plugin.model.rows import holders, rows
+from xpu_plugin.model.vf import Action, Report, Wish, by_argument, cards, document, parse, plan, wanted
+
+
+class Status:
+    """Answers, by name, in `answers`. Nothing here opens the library or is remembered.
+
+    streams: how many streams the kubelet has open; alone: whether no other plugin may work on this node
+    """
+
+    def __init__(
+        self,
+        picture: Picture,
+        sweep: Sweep,
+        apply: Apply,
+        idleness: Idleness,
+        driver: Driver,
+        *,
+        device_plugin_dir: Path,
+        pod_resources_socket: Path,
+        streams: Callable[[], int],
+        alone: Callable[[], bool],
+        configuration: str,
+    ) -> None:
+        self._picture = picture
+        self._sweep = sweep
+        self._apply = apply
+        self._idleness = idleness
+        self._driver = driver
+        self._directory = device_plugin_dir
+        self._socket = pod_resources_socket
+        self._streams = streams
+        self._alone = alone
+        self._configuration = configuration
+        self.answers: Mapping[str, Callable[..., object]] = {
+            "clear": sweep.clear,
+            "library": sweep.library,
+            "list": self.list,
+            "plan": self.plan,
+            "state": self.state,
+        }
+
+    async def list(self, *, wide: bool = False) -> dict[str, object]:
+        """Every device that is known. wide: and who holds it, as the kubelet says now."""
+        answer = listed(self._picture.facts, self._picture.policy, self._sweep.problems)
+        answer["trouble"] = self._trouble()
+        if wide:
+            witnesses = await ask_both(self._socket, self._directory)
+            answer["holders"] = holders(witnesses.shown, self._picture.facts, self._picture.policy)
+            answer["problems"] = [*self._sweep.problems, *witnesses.complaints]
+        return answer
+
+    async def plan(self, *, number: str | None = None) -> dict[str, object]:
+        """What is being done about VFs; with a number, what would be done if that were wished."""
+        if self._picture.current is None:
+            return {"trouble": self._trouble()}
+        wish, report = self._apply.wish, self._apply.report
+        if number is not None or report is None:
+            wish = wish if number is None else by_argument(parse(number))
+            report = await planned(wish, self._picture.facts, self._picture.policy, self._idleness)
+        return document(wish, report)
+
+    def state(self) -> dict[str, object]:
+        """The plugin itself: what it works with, and whom it works for."""
+        scan = self._sweep.last
+        wish, current = self._apply.wish, self._picture.current
+        return {
+            "pid": os.getpid(),
+            "worker": self._driver.pid,
+            "configuration": self._configuration,
+            "generation": current.generation if current else NEVER,
+            "library": scan.library if scan else None,
+            "library_version": scan.library_version if scan else None,
+            "driver_version": scan.driver_version if scan else None,
+            "driver_release": scan.driver_release if scan else None,
+            "trouble": self._trouble(),
+            "streams": self._streams(),
+            "alone": self._alone(),
+            "wish": {"number": wish.number, "origin": wish.origin, "problem": wish.problem},
+        }
+
+    def _trouble(self) -> str | None:
+        if self._picture.current is None:
+            return self._sweep.trouble or "the devices have not been scanned yet"
+        return self._sweep.trouble
+
+
+def listed(facts: Facts, policy: Policy, problems: tuple[str, ...]) -> dict[str, object]:
+    """What `list` shows, by a plugin or by a worker of its own."""
+    return {"devices": [asdict(row) for row in rows(facts, policy)], "problems": list(problems)}
+
+
+async def planned(wish: Wish, facts: Facts, policy: Policy, idleness: Idleness) -> Report:
+    """What would be done if that were wished: a look who uses the cards concerned, and no action."""
+    observed = cards(facts, policy)
+    asked = [card for card in observed.values() if wanted(wish, card).action is Action.APPLY]
+    return Report(steps=plan(wish, observed, await idleness.look(asked)), problem=wish.problem)
