@@ -11,6 +11,7 @@ import pytest
 
 from xpu_plugin import config
 from xpu_plugin.model import health
+from xpu_plugin.model.checks.every import CHECKS
 from xpu_plugin.model.families import FAMILIES, OF_THE_PROCESS
 
 
@@ -322,6 +323,11 @@ def test_no_source_of_messages_is_overlooked() -> None:
         if isinstance(node, ast.ClassDef) and re.search(r"(Error|Refusal)$", node.name)
     }
     assert errors - TEXT_OF.keys() == WITHOUT_A_TEXT_OF_THEIR_OWN.keys()
+
+
+def test_every_check_of_doctor_is_explained() -> None:
+    (table,) = (table for table in tables(MESSAGES) if table[0][0] == "check")
+    assert [row[0].strip("`") for row in table[1:]] == [check.name for check in CHECKS]
 
 
 def test_every_reason_of_ill_health_is_explained() -> None:

@@ -355,6 +355,7 @@ CLEANUP_OPTIONS = _ACCESS
 CLEAR_OPTIONS = (_RUNNING,)
 LIST_OPTIONS = (*_PLACES, *_KUBELET, _RUNNING)
 PLAN_OPTIONS = (*_PLACES, *_VFS, _RUNNING)
+DOCTOR_OPTIONS = PLAN_OPTIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -503,8 +504,9 @@ def daemon_parser() -> Parser:
     return Parser(
         prog=PROGRAM,
         description="Kubernetes device plugin for Kunlunxin XPUs.",
-        epilog="Sub-commands, each with its own --help: list, plan, clear, simulate, cleanup, demo. An "
-        "option that is not given is read from its environment variable. Durations are in seconds.",
+        epilog="Sub-commands, each with its own --help: list, plan, top, doctor, bundle, clear, cleanup, "
+        "simulate, demo. An option that is not given is read from its environment variable. Durations are in "
+        "seconds.",
     )
 
 

@@ -42,6 +42,9 @@ OPTIONAL_FUNCTIONS = (
     "xpumlDeviceGetMinorNumber",
     "xpumlDeviceGetName",
 )
+OLDEST_LIBRARY = (4, 0, 11)
+"""Releases before it are not supported."""
+
 FUNCTIONS = REQUIRED_FUNCTIONS + OPTIONAL_FUNCTIONS
 
 WITHOUT_DEVICE = 0xFFFF_FFFF
@@ -152,6 +155,14 @@ _ERRORS: dict[int, type[XpumlError]] = {
 def error(code: int, function: str, text: str) -> XpumlError:
     """Return the exception for a return code: a subclass where a caller tells it apart, else XpumlError."""
     return _ERRORS.get(code, XpumlError)(code, function, text)
+
+
+def is_too_old(version: str) -> bool:
+    """Whether a library's version text ("4.0.12.1 commit: ...") is below what is supported."""
+    numbers = version.split(" ", maxsplit=1)[0].split(".")[: len(OLDEST_LIBRARY)]
+    if len(numbers) < len(OLDEST_LIBRARY) or not all(number.isdecimal() for number in numbers):
+        return False
+    return tuple(map(int, numbers)) < OLDEST_LIBRARY
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,7 @@ class ApiServer:
         self.annotations: dict[str, str] = {}
         self.version = 1000
         self.tokens: set[str] | None = None  # that are accepted; None: any, and none
+        self.denied: set[str] = set()  # `verb resource` that a review says may not be done
         self.scripts: dict[str, deque[Reply]] = {kind: deque() for kind in (LIST, WATCH, PATCH, POST)}
         self.requests: list[Request] = []
         self.events: list[dict[str, Any]] = []
@@ -218,6 +219,10 @@ class ApiServer:
         with self._news:
             if request.kind == LIST:
                 return self.listed()
+            if request.path.endswith("/selfsubjectaccessreviews"):
+                asked = request.body["spec"]["resourceAttributes"]
+                allowed = f"{asked['verb']} {asked['resource']}" not in self.denied
+                return reply({**request.body, "status": {"allowed": allowed}}, 201)
             if request.kind == POST:
                 self.events.append(request.body)
                 self._news.notify_all()

@@ -19,13 +19,13 @@ from xpu_plugin.edges.quarantine import QuarantineRecord
 from xpu_plugin.loops import probation
 from xpu_plugin.loops import sweep as sweep_module
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.loops.sweep import InitError, Sweep, is_too_old
+from xpu_plugin.loops.sweep import InitError, Sweep
 from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.devices import Host, Scan
 from xpu_plugin.model.health import Rules
 from xpu_plugin.model.inventory import Inventory, Policy
 from xpu_plugin.simulation.machine import Machine
-from xpu_plugin.xpuml import StateAnswer
+from xpu_plugin.xpuml import StateAnswer, is_too_old
 
 
 STATE = "xpumlDeviceGetState"

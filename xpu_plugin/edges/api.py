@@ -19,9 +19,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
+
+from xpu_plugin.model import vf
+from xpu_plugin.model.checks.evidence import Cluster
 
 
 if TYPE_CHECKING:
@@ -52,7 +56,12 @@ MESSAGE_BYTES = 1024  # of an event
 Delays = Callable[[float, float], Iterator[float]]
 """A back-off: (first, most) seconds -> what to wait, time after time."""
 
+RIGHTS = (("list", "nodes"), ("watch", "nodes"), ("patch", "nodes"), ("create", "events"))
+"""What label mode needs."""
+
 _NODES = "/api/v1/nodes"
+_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+_JSON = "application/json"
 _EVENTS = "/api/v1/namespaces/default/events"  # where those about what has no namespace belong
 # Servers take the first form they know; those before 1.15 send the object whole.
 _ITEM = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
@@ -94,6 +103,35 @@ def remove(
             answer.whole()
     except _Failed as failure:
         raise ApiError(_advice(failure) if failure.status in _DENIED else str(failure)) from None
+
+
+def look(kubeconfig: Path | None, node: str) -> Cluster:
+    """What the API server says of the node and of our rights, asked once; takes seconds where it is away."""
+    server, denied = _Server(kubeconfig), []
+    ahead: float | None = None
+    try:
+        for verb, resource in RIGHTS:
+            what = f"{verb} {resource}"
+            body: dict[str, object] = {
+                "apiVersion": "authorization.k8s.io/v1",
+                "kind": "SelfSubjectAccessReview",
+                "spec": {"resourceAttributes": {"verb": verb, "resource": resource}},
+            }
+            asked = time.time()
+            with server.open("POST", _REVIEWS, what="review our rights", accept=_JSON, body=body) as answer:
+                if (date := answer.date()) is not None:
+                    ahead = date - asked
+                if _part(answer.whole(), "status").get("allowed") is not True:
+                    denied.append(what)
+        query = {"fieldSelector": f"metadata.name={node}"}
+        with server.open("GET", _NODES, what="list nodes", accept=_LIST, query=query) as answer:
+            items = answer.whole().get("items") or []
+        if not items:
+            return Cluster(trouble=f"the API server knows no node {node}", denied=tuple(denied), ahead=ahead)
+        label = _part(_part(items[0], "metadata"), "labels").get(vf.LABEL)
+        return Cluster(label=label, denied=tuple(denied), ahead=ahead)
+    except _Failed as failure:
+        return Cluster(trouble=str(failure), denied=tuple(denied), ahead=ahead)
 
 
 class NodeApi:
@@ -669,6 +707,13 @@ class _Answer:
                     raise _Failed(f"{self._what}: an answer of more than {LONGEST_LINE} bytes")
                 parts.append(part)
         return _parsed(b"".join(parts), self._what)
+
+    def date(self) -> float | None:
+        """When it was sent by the server's clock, in seconds since 1970; None where it does not say."""
+        try:
+            return parsedate_to_datetime(self._response.headers.get("Date", "")).timestamp()
+        except ValueError:
+            return None
 
     def lines(self) -> Iterator[bytes]:
         """Its lines as they come. A stream that breaks has ended; without its newline a line is none."""

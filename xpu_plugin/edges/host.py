@@ -62,7 +62,7 @@ def read_host(dev_root: Path, sysfs_root: Path, *, simulated: bool) -> Host:
         control=device_number(dev_root / CONTROL_NODE, simulated=simulated),
         addresses=addresses,
         functions=_functions(
-            sysfs_root, {*addresses.values(), *(_vendor_functions(sysfs_root) if unnamed else ())}
+            sysfs_root, {*addresses.values(), *(vendor_functions(sysfs_root) if unnamed else ())}
         ),
     )
 
@@ -91,7 +91,7 @@ def _functions(sysfs_root: Path, addresses: Iterable[str]) -> dict[str, Function
     return functions | {card: read_function(sysfs_root, card) for card in parents if card}
 
 
-def _vendor_functions(sysfs_root: Path) -> set[str]:
+def vendor_functions(sysfs_root: Path) -> set[str]:
     """Addresses of the vendor's PCI functions."""
     try:
         functions = list((sysfs_root / "bus/pci/devices").iterdir())

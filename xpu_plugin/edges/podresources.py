@@ -64,11 +64,16 @@ async def list_pods(socket: Path) -> Listing | None:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Witnesses:
     """What both sources said. listing, checkpoint: None where there is none, or it could not be read;
-    complaints: a sentence for each that is there and could not"""
+    list_trouble, checkpoint_trouble: a sentence for one that is there and could not"""
 
-    listing: Listing | None
-    checkpoint: tuple[Holding, ...] | None
-    complaints: tuple[str, ...]
+    listing: Listing | None = None
+    checkpoint: tuple[Holding, ...] | None = None
+    list_trouble: str | None = None
+    checkpoint_trouble: str | None = None
+
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        return tuple(trouble for trouble in (self.list_trouble, self.checkpoint_trouble) if trouble)
 
     @property
     def named(self) -> tuple[Holding, ...]:
@@ -89,17 +94,15 @@ class Witnesses:
 
 async def ask_both(socket: Path, device_plugin_dir: Path) -> Witnesses:
     """Who holds what, by the pod resources API and the checkpoint."""
-    complaints = []
-    listing, checkpoint = None, None
+    witnesses = Witnesses()
     try:
-        listing = await list_pods(socket)
+        witnesses = replace(witnesses, listing=await list_pods(socket))
     except UnknownHoldersError as error:
-        complaints.append(str(error))
+        witnesses = replace(witnesses, list_trouble=str(error))
     try:
-        checkpoint = tuple(read_checkpoint(device_plugin_dir))
+        return replace(witnesses, checkpoint=tuple(read_checkpoint(device_plugin_dir)))
     except UnknownHoldersError as error:
-        complaints.append(str(error))
-    return Witnesses(listing=listing, checkpoint=checkpoint, complaints=tuple(complaints))
+        return replace(witnesses, checkpoint_trouble=str(error))
 
 
 def _listing(answer: v1.ListPodResourcesResponse) -> Listing:

@@ -70,7 +70,6 @@ class Apply:
         self.report = Report(steps=())  # the last one
         self.drifts: Mapping[str, int] = {}  # how often somebody else has split each card
         self.wish = wish
-        self.report: Report | None = None  # the last, once something was decided
 
     def begin(self, held: Collection[Holding]) -> None:
         """Before the first list: keep new pods off cards that may have to be changed. held: by containers."""
@@ -118,7 +117,7 @@ class Apply:
         """Decide, publish and tell, all in one go: a grant comes before this or after it."""
         self._wake.clear()
         decision = decide(self._memory, self._view(), self._limits)
-        self._memory, self.report = decision.memory, decision.report
+        self._memory = decision.memory
         self._keep_back(decision.kept_back)
         for news in decision.news:
             log = logger.info if news.reason is Reason.APPLIED else logger.warning

@@ -70,7 +70,7 @@ class Status:
         if self._picture.current is None:
             return {"trouble": self._trouble()}
         wish, report = self._apply.wish, self._apply.report
-        if number is not None or report is None:
+        if number is not None or not report.steps:
             wish = wish if number is None else by_argument(parse(number))
             report = await planned(wish, self._picture.facts, self._picture.policy, self._idleness)
         return document(wish, report)
@@ -82,6 +82,7 @@ class Status:
         return {
             "pid": os.getpid(),
             "worker": self._driver.pid,
+            "replaced": self._sweep.library_older if scan else None,
             "configuration": self._configuration,
             "generation": current.generation if current else NEVER,
             "library": scan.library if scan else None,

@@ -17,7 +17,7 @@ from xpu_plugin.model.devices import Found, Host, Kind, Scan, identify
 from xpu_plugin.model.health import LIBRARY_GONE, LOST, NODE_MISSING, NOT_ANSWERING, Health, judge, shared
 from xpu_plugin.model.inventory import Facts, after_scan, after_verdicts
 from xpu_plugin.model.timing import none_yet
-from xpu_plugin.xpuml import DriverNotLoadedError, StateAnswer, XpumlError
+from xpu_plugin.xpuml import DriverNotLoadedError, StateAnswer, XpumlError, is_too_old
 
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ HASTY_SECONDS = (
 HASTY_TIMES = 4.0  # as long as the last good scan took, where that is more
 DOUBT_SECONDS = 5.0  # after a scan, before another one for a device that did not answer it
 UNSTABLE_SECONDS = 0.1  # before scanning again when nodes came or went during a scan
-OLDEST_LIBRARY = (4, 0, 11)
 _LENGTHS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -375,14 +374,6 @@ class Sweep:
 
 def _at(answers: list[StateAnswer | None], index: int) -> StateAnswer | None:
     return answers[index] if index < len(answers) else None
-
-
-def is_too_old(version: str) -> bool:
-    """Whether a library's version text ("4.0.12.1 commit: ...") is below what is supported."""
-    numbers = version.split(" ", maxsplit=1)[0].split(".")[: len(OLDEST_LIBRARY)]
-    if len(numbers) < len(OLDEST_LIBRARY) or not all(number.isdecimal() for number in numbers):
-        return False
-    return tuple(map(int, numbers)) < OLDEST_LIBRARY
 
 
 def _advice(error: Exception) -> str:

@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`xpu-device-plugin doctor` over the simulated library, a model of the kubelet and a stand-in API server."""
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.edges.apiserver import ApiServer
+from tests.edges.test_api import write_kubeconfig
+from tests.standins import RESOURCE, SECONDS, children, compile_library, until
+from tests.test_daemon import IDS, Node, a_node, shows
+from xpu_plugin.cli import main
+from xpu_plugin.config import DOCTOR_OPTIONS
+from xpu_plugin.model.checks.every import CHECKS
+from xpu_plugin.model.vf import LABEL
+from xpu_plugin.simulation.kubelet import Kubelet
+from xpu_plugin.simulation.library import shipped
+
+
+pytestmark = pytest.mark.usefixtures("leaves_no_process")
+
+# What a simulated node of this host cannot show.
+NOT_HERE = {"char-links", "cgroup-driver"}
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("XPU_", "KUBERNETES_", "NODE_", "POD_"))]:
+        monkeypatch.delenv(name)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
+    async with a_node(place, Node) as node:
+        yield node
+
+
+@pytest.fixture
+async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
+    async with node.kubelet() as kubelet:
+        kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
+        yield kubelet
+
+
+@pytest.fixture
+def server(place: Path) -> Iterator[ApiServer]:
+    with ApiServer("here") as server:
+        write_kubeconfig(place / "kubeconfig", server.url)
+        yield server
+
+
+class Doctor:
+    """Runs it as one would on that node, and keeps what it said of each check."""
+
+    def __init__(self, node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+        self.node = node
+        self.capsys = capsys
+        self.more: list[str] = ["--pod-name=plugin"]
+
+    async def status(self, *more: str) -> int:
+        known = {option.name for option in DOCTOR_OPTIONS}
+        own = {name: value for name, value in self.node.options().items() if name in known}
+        options = [f"--{name}={value}" for name, value in (own | {"call-timeout": "1"}).items()]
+        return await asyncio.to_thread(main, ["doctor", *options, *self.more, *more])
+
+    async def findings(self, *more: str) -> dict[str, dict[str, Any]]:
+        status = await self.status("--json", *more)
+        document = json.loads(self.capsys.readouterr().out)
+        assert document["status"] == status
+        return {check["name"]: check for check in document["checks"]}
+
+    async def wrong(self, *more: str) -> dict[str, str]:
+        """The verdict of each check that is neither ok nor skipped."""
+        found = await self.findings(*more)
+        verdicts = {name: check["verdict"] for name, check in found.items()}
+        return {name: verdict for name, verdict in verdicts.items() if verdict in ("warning", "error")}
+
+
+@pytest.fixture
+def doctor(node: Node, capsys: pytest.CaptureFixture[str]) -> Doctor:
+    return Doctor(node, capsys)
+
+
+async def started(node: Node, kubelet: Kubelet, *arguments: str) -> str:
+    """A running plugin; the option by which it is found."""
+    option = f"--status-socket={node.place}/run/status.sock"
+    node.start(option, "--pod-name=plugin", "--call-timeout=5", *arguments)
+    await shows(kubelet, IDS)
+    return option
+
+
+# --- a healthy node -------------------------------------------------------------------------------
+
+
+async def test_a_healthy_node_with_a_running_plugin_passes_every_check(
+    node: Node, kubelet: Kubelet, doctor: Doctor, server: ApiServer
+) -> None:
+    running = await started(node, kubelet)
+    cluster = (f"--kubeconfig={node.place}/kubeconfig", "--node-name=here")
+    found = await doctor.findings(running, *cluster)
+    assert list(found) == [check.name for check in CHECKS]
+    verdicts = {name: check["verdict"] for name, check in found.items() if name not in NOT_HERE}
+    assert verdicts == dict.fromkeys(verdicts, "ok"), found
+    assert await doctor.status(running, *cluster) == 0
+    lines = doctor.capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["ok", "control-node"]
+    assert lines[-1].startswith(f"{len(CHECKS)} checks: ")
+
+
+async def test_with_a_running_plugin_the_library_is_left_alone(
+    node: Node, kubelet: Kubelet, doctor: Doctor
+) -> None:
+    running = await started(node, kubelet)
+    found = await doctor.findings(running, "--xpuml-library=/nonexistent.so", "--dev-root=/dev")
+    assert found["library"]["verdict"] == found["devices-answer"]["verdict"] == "ok"
+
+
+async def test_it_changes_nothing_and_leaves_no_process(node: Node, kubelet: Kubelet, doctor: Doctor) -> None:
+    def state() -> list[tuple[str, int, bytes]]:
+        return [
+            (str(path), path.lstat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+            for path in sorted(node.place.rglob("*"))
+            if not path.is_relative_to(node.place / "sys") and path.suffix != ".lock"
+        ]
+
+    before, processes = state(), children()
+    await doctor.findings()
+    assert state() == before
+    assert children() <= processes
+
+
+async def test_without_a_plugin_it_asks_by_a_process_of_its_own(
+    node: Node, kubelet: Kubelet, doctor: Doctor
+) -> None:
+    found = await doctor.findings()
+    assert found["devices-answer"]["verdict"] == "ok"
+    assert found["registration"]["verdict"] == "skipped"
+    assert "--status-socket" in found["registration"]["advice"]
+    assert await doctor.wrong() == {}
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(f"{node.place}/dead.sock")
+    assert await doctor.wrong(f"--status-socket={node.place}/dead.sock") == {"registration": "warning"}
+
+
+async def test_a_node_without_xpus_is_no_trouble(node: Node, kubelet: Kubelet, doctor: Doctor) -> None:
+    node.machine.set({"driver": "gone"})
+    for card in range(4):
+        node.machine.remove_card(card)
+    assert await doctor.wrong() == {}
+    assert await doctor.status() == 0
+
+
+async def test_usage_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--no-such-option"]) == 2
+    assert main(["doctor", "--sriov-num-vfs=-1"]) == 2
+
+
+# --- what is broken is seen -----------------------------------------------------------------------
+
+
+async def test_a_driver_that_is_gone(node: Node, kubelet: Kubelet, doctor: Doctor) -> None:
+    node.machine.set({"driver": "gone"})
+    wrong = await doctor.wrong()
+    assert {name: wrong[name] for name in ("control-node", "device-nodes", "library")} == dict.fromkeys(
+        ("control-node", "device-nodes", "library"), "error"
+    )
+    assert await doctor.status() == 3
+
+
+async def test_a_library_that_is_not_there_or_lacks_functions(
+    node: Node, kubelet: Kubelet, doctor: Doctor, place: Path
+) -> None:
+    source = place / "poor.c"
+    source.write_text("int xpumlInit(void) { return 0; }\n")
+    poor = compile_library(source, place)
+    for path, words in ((place / "none.so", "no such file"), (poor, "it lacks")):
+        real = ("--dev-root=/dev", f"--xpuml-library={path}")
+        found = await doctor.findings(*real)
+        if found["library"]["verdict"] == "skipped":  # this machine has no XPU, so that none is missed
+            assert words in found["library"]["evidence"]
+        else:
+            assert words in found["library"]["evidence"]
+            assert found["library"]["verdict"] == "error"
+
+
+@pytest.mark.parametrize("action", ["hang", "crash"])
+async def test_a_device_at_which_the_library_hangs_or_crashes_is_named_and_the_others_are_seen(
+    action: str, node: Node, kubelet: Kubelet, doctor: Doctor
+) -> None:
+    node.machine.add_fault("xpumlDeviceGetState", action, card=1)
+    found = await doctor.findings()
+    assert found["devices-answer"]["verdict"] == "error"
+    assert "xpumlDeviceGetState of device index 1" in found["devices-answer"]["evidence"]
+    assert found["library"]["verdict"] == "ok"
+
+
+async def test_a_sick_device(node: Node, kubelet: Kubelet, doctor: Doctor) -> None:
+    node.machine.set_card(2, {"state": "207"})
+    assert await doctor.wrong() == {"devices-answer": "error"}
+    running = await started_sick(node, kubelet)
+    found = await doctor.findings(running)
+    assert IDS[2] in found["devices-answer"]["evidence"]
+
+
+async def started_sick(node: Node, kubelet: Kubelet) -> str:
+    option = f"--status-socket={node.place}/run/status.sock"
+    node.start(option, "--pod-name=plugin")
+    await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 3, timeout=SECONDS)
+    return option
+
+
+async def test_an_old_library_and_one_of_another_release(
+    node: Node, kubelet: Kubelet, doctor: Doctor
+) -> None:
+    node.machine.set({"library-version": "4.0.9.1 commit: 0", "driver-version": "4.33.third_unknown.1"})
+    assert await doctor.wrong() == {"library": "warning", "driver-match": "warning"}
+    assert await doctor.status() == 1
+
+
+async def test_sysfs_that_contradicts_the_library(node: Node, kubelet: Kubelet, doctor: Doctor) -> None:
+    assert node.machine.sysfs_root
+    entry = node.machine.sysfs_root / "class/xpu/xpu0/device"
+    entry.unlink()
+    entry.symlink_to(node.machine.sysfs_root / "bus/pci/devices" / IDS[1])
+    wrong = await doctor.wrong()
+    assert wrong["ranking"] == "error"
+
+
+async def test_vfs_that_sysfs_counts_and_does_not_link(node: Node, kubelet: Kubelet, doctor: Doctor) -> None:
+    node.machine.set_card(1, {"vfs": "2"})
+    assert await doctor.wrong() == {}
+    assert node.machine.sysfs_root
+    (node.machine.sysfs_root / "bus/pci/devices" / IDS[1] / "virtfn1").unlink()
+    assert (await doctor.wrong())["functions"] == "error"
+    node.machine.settle()
+    node.machine.set_card(1, {"vf-drivers": "kunlun,vfio-pci"})
+    assert (await doctor.wrong())["functions"] == "warning"
+
+
+async def test_more_vfs_than_a_card_can_have(node: Node, kubelet: Kubelet, doctor: Doctor) -> None:
+    assert await doctor.wrong("--sriov-num-vfs=9") == {"vf-capability": "error"}
+    assert await doctor.wrong("--sriov-num-vfs=3") == {}
+
+
+async def test_a_kubelet_that_is_away(node: Node, kubelet: Kubelet, doctor: Doctor) -> None:
+    running = await started(node, kubelet)
+    await kubelet.stop(remove_sockets=True)
+    wrong = await doctor.wrong(running)
+    assert wrong["kubelet-socket"] == "error"
+    assert (await doctor.findings(f"--device-plugin-dir={node.place}/none"))["kubelet-directory"][
+        "verdict"
+    ] == "error"
+
+
+async def test_a_plugin_without_a_stream(node: Node, kubelet: Kubelet, doctor: Doctor) -> None:
+    running = await started(node, kubelet)
+    await kubelet.stop()
+    await until(lambda: kubelet.streams_open == 0, "the end of the stream")
+    found = await doctor.findings(running)
+    assert found["registration"]["verdict"] == "error"
+
+
+async def test_a_second_plugin_and_strange_sockets(node: Node, kubelet: Kubelet, doctor: Doctor) -> None:
+    await started(node, kubelet)
+    second = node.start(f"--status-socket={node.place}/second.sock")
+    await second.says("another plugin works")
+    wrong = await doctor.wrong(f"--status-socket={node.place}/second.sock")
+    assert wrong["second-plugin"] == "error"
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.bind(f"{node.plugins}/vxpu.sock")
+        running = f"--status-socket={node.place}/run/status.sock"
+        assert (await doctor.wrong(running))["second-plugin"] == "warning"
+
+
+async def test_pod_resources_that_do_not_name_our_own_pod_or_are_not_there(
+    node: Node, kubelet: Kubelet, doctor: Doctor
+) -> None:
+    assert await doctor.wrong("--pod-name=other") == {"pod-resources": "warning"}
+    assert await doctor.wrong(f"--pod-resources-socket={node.place}/none") == {"pod-resources": "warning"}
+    (node.place / "broken.sock").write_text("")
+    assert await doctor.wrong(f"--pod-resources-socket={node.place}/broken.sock") == {
+        "pod-resources": "error"
+    }
+
+
+async def test_containers_with_former_ids_and_those_that_could_split_idle_cards(
+    node: Node, kubelet: Kubelet, doctor: Doctor
+) -> None:
+    kubelet.hold(["0"], resource=RESOURCE, pod="former")
+    found = await doctor.findings()
+    assert "default/former/main (device 0)" in found["former-ids"]["evidence"]
+    assert found["xpuctrl-exposure"]["verdict"] == "warning"
+    assert IDS[0] not in found["xpuctrl-exposure"]["evidence"], "it is the one that is held"
+    assert IDS[1] in found["xpuctrl-exposure"]["evidence"]
+
+
+async def test_the_label_the_rights_and_the_clock(
+    node: Node, kubelet: Kubelet, doctor: Doctor, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doctor.more += [f"--kubeconfig={node.place}/kubeconfig", "--node-name=here"]
+    server.labels = {LABEL: "2"}
+    assert await doctor.wrong() == {}
+    server.labels = {LABEL: "many"}
+    server.denied = {"patch nodes", "create events"}
+    assert await doctor.wrong() == {"node-label": "error", "rbac": "warning"}
+    server.labels = {LABEL: "9"}
+    server.denied = set()
+    assert await doctor.wrong() == {"vf-capability": "error"}
+    server.labels = {}
+    server.exists = False
+    assert await doctor.wrong() == {"node-label": "warning"}
+    server.exists = True
+    then = "Tue, 01 Jan 2030 00:00:00 GMT"
+    monkeypatch.setattr("tests.edges.apiserver._Handler.date_time_string", lambda *_: then)
+    assert await doctor.wrong() == {"clock": "warning"}
+
+
+async def test_a_token_that_is_not_accepted(
+    node: Node, kubelet: Kubelet, doctor: Doctor, server: ApiServer
+) -> None:
+    doctor.more += [f"--kubeconfig={node.place}/kubeconfig", "--node-name=here"]
+    server.tokens = set()
+    found = await doctor.findings()
+    assert (found["node-label"]["verdict"], found["rbac"]["verdict"]) == ("warning", "skipped")
+    assert "401" in found["node-label"]["evidence"]
+
+
+async def test_a_library_that_was_replaced_since_the_worker_opened_it(
+    node: Node, kubelet: Kubelet, doctor: Doctor, place: Path
+) -> None:
+    """The simulator as it would be installed: a file behind a link, that an upgrade leads elsewhere."""
+    old, new, link = place / "libxpuml.so.4.0", place / "libxpuml.so.4.1", place / "libxpuml.so.1"
+    shutil.copy(shipped(), old)
+    shutil.copy(shipped(), new)
+    link.symlink_to(old.name)
+    program = (
+        "-c",
+        f"""
+import sys
+from pathlib import Path
+from xpu_plugin import cli
+from xpu_plugin.simulation import library
+library.shipped = lambda: Path({str(link)!r})
+sys.exit(cli.main(sys.argv[1:]))
+""",
+    )
+    option = f"--status-socket={place}/run/status.sock"
+    daemon = node.start(option, "--pod-name=plugin", "--rescan-interval=0.1", program=program)
+    await shows(kubelet, IDS)
+    assert (await doctor.findings(option))["worker-library"]["verdict"] == "ok"
+    link.unlink()
+    link.symlink_to(new.name)
+    await daemon.says("the library's file was replaced or removed")
+    assert await doctor.wrong(option) == {"worker-library": "warning"}

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`xpu-device-plugin doctor`: looks at all that a node needs, and says what is wrong and what to do."""
+
+import asyncio
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from xpu_plugin.commands.evidence import collect
+from xpu_plugin.config import DOCTOR_OPTIONS, PROGRAM, Parser, read_config
+from xpu_plugin.model.checks.every import diagnose
+from xpu_plugin.model.checks.verdict import Check, Finding, Verdict, exit_status
+
+
+Findings = Sequence[tuple[Check, Finding]]
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 nothing is wrong, 1 warnings, 3 errors, 2 bad usage."""
+    parser = Parser(
+        prog=f"{PROGRAM} doctor",
+        description="Look at everything that XPUs on this node rest on, once, and change nothing. Asks the "
+        "plugin that runs behind --status-socket; without one, the library by a process of its own, which "
+        "opens each device for an instant.",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, additive only")
+    config, namespace, warnings = read_config(arguments, os.environ, options=DOCTOR_OPTIONS, parser=parser)
+    for warning in warnings:
+        print(f"{PROGRAM}: {warning}", file=sys.stderr)
+    findings = diagnose(asyncio.run(collect(config)))
+    print(json.dumps(document(findings), indent=2) if namespace.json else text(findings))
+    return exit_status(finding for _, finding in findings)
+
+
+def document(findings: Findings) -> dict[str, object]:
+    """For programs, which read these names: they stay, and others are only added."""
+    return {
+        "status": exit_status(finding for _, finding in findings),
+        "checks": [
+            {
+                "name": check.name,
+                "about": check.about,
+                "verdict": str(finding.verdict),
+                "evidence": finding.evidence,
+                "advice": finding.advice,
+            }
+            for check, finding in findings
+        ],
+    }
+
+
+def text(findings: Findings) -> str:
+    """For people: a line for each check, the next step below it, and how many there are of each verdict."""
+    width = max(len(check.name) for check, _ in findings)
+    lines = []
+    for check, finding in findings:
+        lines.append(f"{finding.verdict:<8} {check.name:<{width}}  {finding.evidence}")
+        if finding.advice:
+            lines.append(f"{'':<8} {'':<{width}}  next: {finding.advice}")
+    number = Counter(finding.verdict for _, finding in findings)
+    counts = ", ".join(f"{number[verdict]} {verdict}" for verdict in reversed(Verdict) if number[verdict])
+    return "\n".join([*lines, f"{len(findings)} checks: {counts}"])

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Collects what the checks of `doctor` rest on: one pass, and nothing is changed."""
+
+import asyncio
+import os
+import platform
+from typing import Any
+
+from xpu_plugin.commands.output import scanned
+from xpu_plugin.commands.running import Running
+from xpu_plugin.config import Config
+from xpu_plugin.daemon import policy, target
+from xpu_plugin.edges import survey
+from xpu_plugin.edges.api import has_credentials, look
+from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
+from xpu_plugin.edges.kubelet import KUBELET_SOCKET, SOCKET_PREFIX
+from xpu_plugin.edges.podresources import ask_both
+from xpu_plugin.model import vf
+from xpu_plugin.model.checks.evidence import Cluster, Evidence, Kubelet, Library, Plugin
+from xpu_plugin.model.devices import Scan, identify
+from xpu_plugin.model.inventory import FORMER_RESOURCE, Facts, after_scan
+from xpu_plugin.model.rows import Row, rows
+from xpu_plugin.xpuml import XpumlError
+
+
+CONVICTIONS = 8  # devices at which the library hangs or crashes, until it is given up
+
+
+async def collect(config: Config) -> Evidence:
+    """All of it. Takes as long as what it asks: each has a deadline of its own."""
+    running = Running(config.status_socket)
+    state = await asyncio.to_thread(running.ask, "state")
+    answer = await asyncio.to_thread(running.ask, "list") if state else None
+    driver = Driver(target(config), call_timeout=config.call_timeout)
+    try:
+        library = _told(state, answer) if state and answer else await _own(driver, config)
+        ours = {os.getpid(), driver.pid, *((state["worker"], state["pid"]) if state else ())} - {None}
+        host = await asyncio.to_thread(
+            survey.read_host, config.dev_root, config.sysfs_root, simulated=config.simulated, ours=ours
+        )
+    finally:
+        await driver.close()
+    cluster = await _cluster(config)
+    return Evidence(
+        simulated=config.simulated,
+        wish=_wish(config, state, cluster),
+        own_pod=config.own_pod,
+        ours=frozenset({FORMER_RESOURCE, config.resource_name, *(row.resource for row in library.rows)}),
+        host=host,
+        library=library,
+        plugin=_plugin(state, config),
+        expected=config.status_socket is not None and config.status_socket.exists(),
+        kubelet=await _kubelet(config),
+        cluster=cluster,
+    )
+
+
+def _told(state: dict[str, Any], answer: dict[str, Any]) -> Library:
+    """By the running plugin."""
+    return Library(
+        trouble=state["trouble"],
+        path=state["library"],
+        version=state["library_version"],
+        driver_version=state["driver_version"],
+        driver_release=state["driver_release"],
+        rows=tuple(
+            Row(**{name: record[name] for name in Row.__dataclass_fields__}) for record in answer["devices"]
+        ),
+        problems=tuple(answer["problems"]),
+    )
+
+
+async def _own(driver: Driver, config: Config) -> Library:
+    """By a worker of our own, which is started again without each device at which it hung or crashed."""
+    hung: dict[int, str] = {}
+    while True:
+        try:
+            scan = await (driver.scan(hung) if hung else scanned(driver))
+        except WorkerError as error:
+            index = error.call.index if error.call else None
+            if index is None or index in hung or len(hung) == CONVICTIONS:
+                return Library(trouble=str(error), hung=tuple(hung.values()))
+            hung[index] = str(error)
+        except (LibraryError, XpumlError) as error:
+            return Library(trouble=str(error), hung=tuple(hung.values()))
+        else:
+            return _library(scan, config, hung) if scan else Library(trouble="device nodes come and go")
+
+
+def _library(scan: Scan, config: Config, hung: dict[int, str]) -> Library:
+    found = identify(scan)
+    return Library(
+        path=scan.library,
+        version=scan.library_version,
+        driver_version=scan.driver_version,
+        driver_release=scan.driver_release,
+        rows=tuple(row for row in rows(after_scan(Facts(), found), policy(config)) if row.index not in hung),
+        problems=found.problems,
+        hung=tuple(hung.values()),
+    )
+
+
+def _plugin(state: dict[str, Any] | None, config: Config) -> Plugin | str:
+    if state is None:
+        return f"none answers at {config.status_socket}"
+    return Plugin(
+        streams=state["streams"], alone=state["alone"], worker=state["worker"], replaced=state["replaced"]
+    )
+
+
+async def _kubelet(config: Config) -> Kubelet:
+    directory, socket = config.device_plugin_dir, config.device_plugin_dir / KUBELET_SOCKET
+    witnesses = await ask_both(config.pod_resources_socket, directory)
+    return Kubelet(
+        directory_trouble=survey.directory_trouble(directory),
+        socket_trouble=await asyncio.to_thread(survey.socket_trouble, socket),
+        age=survey.socket_age(socket),
+        strangers=survey.strangers(directory, SOCKET_PREFIX),
+        pods=witnesses.listing.pods if witnesses.listing else None,
+        list_trouble=witnesses.list_trouble,
+        checkpoint_trouble=witnesses.checkpoint_trouble,
+        holdings=witnesses.shown,
+    )
+
+
+async def _cluster(config: Config) -> Cluster | str:
+    if not has_credentials(config.kubeconfig):
+        return "no credentials for an API server"
+    if not (config.kubeconfig or config.node_name):
+        return "no NODE_NAME"
+    return await asyncio.to_thread(look, config.kubeconfig, config.node_name or platform.node().lower())
+
+
+def _wish(config: Config, state: dict[str, Any] | None, cluster: Cluster | str) -> int | None:
+    if state is not None:
+        number: int | None = state["wish"]["number"]
+        return number
+    label = None if isinstance(cluster, str) else cluster.label
+    return vf.by_label(vf.UNKNOWN, label, config.sriov_num_vfs).number

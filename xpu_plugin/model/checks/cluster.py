@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of the API server's side: the node's label, our rights, the clocks."""
+
+from xpu_plugin.model import vf
+from xpu_plugin.model.checks.evidence import Evidence
+from xpu_plugin.model.checks.verdict import Finding, error, ok, skipped, warning
+
+
+MOST_APART_SECONDS = 30.0  # clocks; certificates and tokens bear more, people who compare logs do not
+_RBAC = (
+    "apply deployment/xpu-operator_rbac.authorization.k8s.io_v1_clusterrole.yaml and "
+    "deployment/xpu-operator_rbac.authorization.k8s.io_v1_clusterrolebinding.yaml"
+)
+
+
+def label(evidence: Evidence) -> Finding:
+    cluster = evidence.cluster
+    if isinstance(cluster, str):
+        return skipped(f"{cluster}: the argument --sriov-num-vfs counts")
+    if cluster.trouble is not None:
+        return warning(
+            cluster.trouble, "see that the API server can be reached, and that the name is this node's"
+        )
+    if cluster.label is None:
+        return ok(f"the node has no label {vf.LABEL}: the argument counts")
+    try:
+        vf.parse(cluster.label)
+    except ValueError as bad:
+        return error(
+            f"{vf.LABEL}: {bad}; the last valid wish stays",
+            f"kubectl label node NODE {vf.LABEL}=N --overwrite",
+        )
+    return ok(f"{vf.LABEL}={cluster.label}")
+
+
+def rbac(evidence: Evidence) -> Finding:
+    cluster = evidence.cluster
+    if isinstance(cluster, str):
+        return skipped(cluster)
+    if cluster.denied:
+        return warning(f"our account may not {', '.join(cluster.denied)}", f"for label mode, {_RBAC}")
+    if cluster.trouble is not None:
+        return skipped(cluster.trouble)
+    return ok("our account may do all that label mode needs")
+
+
+def clock(evidence: Evidence) -> Finding:
+    cluster, age = evidence.cluster, evidence.kubelet.age
+    ahead = None if isinstance(cluster, str) else cluster.ahead
+    if ahead is not None and abs(ahead) > MOST_APART_SECONDS:
+        return warning(
+            f"the API server's clock is {abs(ahead):.0f} s {'before' if ahead > 0 else 'behind'} this node's",
+            "have chrony or systemd-timesyncd set the clocks",
+        )
+    if age is not None and age < 0:
+        return warning(
+            f"the kubelet's socket was made {-age:.0f} s in the future: the clock was set back",
+            "restart the kubelet: outside of a pod, its list is believed by its age",
+        )
+    if ahead is None and age is None:
+        return skipped("there is nothing to compare the clock with")
+    return ok(
+        "no clock disagrees" if ahead is None else f"the API server's clock is {ahead:+.0f} s from ours"
+    )

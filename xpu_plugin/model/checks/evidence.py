@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the checks of `doctor` rest on, as seen in one pass. What could not be seen is None, or says why."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from xpu_plugin.model.devices import Function
+from xpu_plugin.model.holders import Holding
+from xpu_plugin.model.rows import Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFile:
+    """What is at the name of a device node. character: whether it is a character device
+
+    mode: the permission bits; linked: whether /dev/char has a link to it
+    """
+
+    name: str
+    character: bool = True
+    major: int = 0
+    minor: int = 0
+    mode: int = 0o666
+    linked: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """Files of the host.
+
+    control: None where there is none; nodes: whatever is called xpuN
+    majors: of character devices, as /proc/devices names them; None where that cannot be read
+    functions: those of the vendor, by PCI address; linked_vfs: card -> how many `virtfnK` it has
+    addresses: N of /dev/xpuN -> PCI address, by class/xpu
+    cgroup_drivers: what has made the kubelet's groups, `systemd` or `cgroupfs`
+    open_elsewhere: processes in sight, not our worker, that have an XPU's node open: `name (pid): path`
+    """
+
+    control: NodeFile | None = None
+    nodes: tuple[NodeFile, ...] = ()
+    majors: Mapping[int, str] | None = None
+    functions: Mapping[str, Function] = field(default_factory=dict)
+    linked_vfs: Mapping[str, int] = field(default_factory=dict)
+    addresses: Mapping[int, str] = field(default_factory=dict)
+    cgroup_drivers: frozenset[str] = frozenset()
+    open_elsewhere: tuple[str, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """No XPU, and no driver of one."""
+        return not (self.control or self.nodes or self.functions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Library:
+    """What it says, by the running plugin or by a worker of our own.
+
+    trouble: why it says nothing; hung: a sentence for each device at which it hung or crashed
+    rows: the devices; problems: why something is none
+    """
+
+    trouble: str | None = None
+    path: str | None = None
+    version: str | None = None
+    driver_version: str | None = None
+    driver_release: str | None = None
+    rows: tuple[Row, ...] = ()
+    problems: tuple[str, ...] = ()
+    hung: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plugin:
+    """The running plugin. replaced: whether the library's file is another one than its worker has loaded,
+    None where that cannot be seen"""
+
+    streams: int
+    alone: bool
+    worker: int | None
+    replaced: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kubelet:
+    """The kubelet's side. Troubles are sentences, None where all is well.
+
+    age: seconds since its socket was made, by this clock
+    strangers: sockets of others beside ours that sound like XPUs
+    pods: `namespace/name` of those listed, None without such an API; holdings: by list and checkpoint
+    """
+
+    directory_trouble: str | None = None
+    socket_trouble: str | None = None
+    age: float | None = None
+    strangers: tuple[str, ...] = ()
+    pods: frozenset[str] | None = None
+    list_trouble: str | None = None
+    checkpoint_trouble: str | None = None
+    holdings: tuple[Holding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """The API server's side.
+
+    trouble: why it was of no use; label: of the node, None where it has none
+    denied: `verb resource` that our account may not; ahead: seconds that its clock is before ours
+    """
+
+    trouble: str | None = None
+    label: str | None = None
+    denied: tuple[str, ...] = ()
+    ahead: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """All of it. simulated: whether nodes and library are
+
+    wish: VFs that each card is to have, None for `keep`; ours: resource names under which a former id is ours
+    plugin, cluster: or why there is none to ask; expected: whether a plugin should be there
+    """
+
+    simulated: bool = False
+    wish: int | None = None
+    own_pod: str | None = None
+    ours: frozenset[str] = frozenset()
+    host: Host = Host()
+    library: Library = Library()
+    plugin: Plugin | str = "none answers"
+    expected: bool = False
+    kubelet: Kubelet = Kubelet()
+    cluster: Cluster | str = "no credentials for an API server"
