@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from xpu_plugin import config
+from xpu_plugin import cli, config
+from xpu_plugin.commands import list as list_command
+from xpu_plugin.commands import plan, top
 from xpu_plugin.model import health
 from xpu_plugin.model.checks.every import CHECKS
 from xpu_plugin.model.families import FAMILIES, OF_THE_PROCESS
@@ -323,6 +325,22 @@ def test_no_source_of_messages_is_overlooked() -> None:
         if isinstance(node, ast.ClassDef) and re.search(r"(Error|Refusal)$", node.name)
     }
     assert errors - TEXT_OF.keys() == WITHOUT_A_TEXT_OF_THEIR_OWN.keys()
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_the_samples_have_the_columns_that_commands_print(readme: str) -> None:
+    heads = [
+        line.split() for fence, lines in parts(ROOT / readme) if fence for line in lines if line.isupper()
+    ]
+    for columns in ([*list_command._COLUMNS, "holders"], plan._COLUMNS, top._COLUMNS):
+        assert [column.upper() for column in columns] in heads
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_every_sub_command_has_its_exit_status_told(readme: str) -> None:
+    (table,) = (table for table in tables(ROOT / readme) if any(row[0] == "`doctor`" for row in table))
+    told = {name for row in table[1:] for name in re.findall(r"`([a-z]+)", row[0])}
+    assert told == set(cli.COMMANDS)
 
 
 def test_every_check_of_doctor_is_explained() -> None:

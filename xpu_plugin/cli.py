@@ -10,7 +10,7 @@ import sys
 from xpu_plugin.config import PROGRAM, UsageError, read_config
 
 
-COMMANDS = ("list", "plan", "doctor", "clear", "simulate", "cleanup", "demo")
+COMMANDS = ("list", "plan", "top", "doctor", "bundle", "clear", "cleanup", "simulate", "demo")
 
 
 def main(arguments: list[str] | None = None) -> int:

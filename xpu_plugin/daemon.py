@@ -25,6 +25,7 @@ from xpu_plugin.loops.apply import Apply
 from xpu_plugin.loops.audit import Audit
 from xpu_plugin.loops.backoff import delays, wait_for
 from xpu_plugin.loops.census import Census
+from xpu_plugin.loops.decisions import Decisions
 from xpu_plugin.loops.endpoints import Endpoints
 from xpu_plugin.loops.faults import Faults
 from xpu_plugin.loops.holders import Holders
@@ -112,7 +113,8 @@ async def serve(config: Config) -> int:
     os.umask(0o077)  # before any socket or file is made
 
     driver = Driver(target(config), call_timeout=config.call_timeout)
-    picture = Picture(policy(config))
+    decisions = Decisions()
+    picture = Picture(policy(config), note=decisions.note)
     probes = Driver(target(config), call_timeout=config.call_timeout, most_stuck=STUCK_PROBES)
     sweep = Sweep(
         driver,
@@ -125,7 +127,7 @@ async def serve(config: Config) -> int:
         fail_on_init_error=config.fail_on_init_error,
     )
     loop.add_signal_handler(signal.SIGHUP, sweep.rescan)
-    parts = asyncio.ensure_future(_run(config, driver, probes, picture, sweep))
+    parts = asyncio.ensure_future(_run(config, driver, probes, picture, sweep, decisions=decisions))
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if stop.is_set():
@@ -145,7 +147,9 @@ async def serve(config: Config) -> int:
     return status
 
 
-async def _run(config: Config, driver: Driver, probes: Driver, picture: Picture, sweep: Sweep) -> None:
+async def _run(
+    config: Config, driver: Driver, probes: Driver, picture: Picture, sweep: Sweep, *, decisions: Decisions
+) -> None:
     holders = Holders(
         picture,
         device_plugin_dir=config.device_plugin_dir,
@@ -186,6 +190,7 @@ async def _run(config: Config, driver: Driver, probes: Driver, picture: Picture,
         wish=UNKNOWN if node else by_argument(config.sriov_num_vfs),
         alone=lock.acquire,
         tell=node.tell if node else lambda *_: None,
+        note=decisions.note,
     )
 
     census = Census(config.pod_resources_socket)
@@ -216,6 +221,7 @@ async def _run(config: Config, driver: Driver, probes: Driver, picture: Picture,
             record=record,
             on_grant=granted,
             on_list=listed.set,
+            note=decisions.note,
         )
         services.append(service)
         socket = Endpoint(
@@ -224,22 +230,11 @@ async def _run(config: Config, driver: Driver, probes: Driver, picture: Picture,
             socket=socket_name(resource, config.resource_name),
             lock=lock,
             delays=delays,
+            note=decisions.note,
         )
         sockets.append(socket)
         await socket.run()
 
-    status = Status(
-        picture,
-        sweep,
-        apply,
-        idleness,
-        driver,
-        device_plugin_dir=config.device_plugin_dir,
-        pod_resources_socket=config.pod_resources_socket,
-        streams=lambda: sum(service.streams for service in services),
-        alone=lock.held,
-        configuration=config.text(),
-    )
     always = frozenset() if config.resource_per_profile else frozenset({config.resource_name})
     endpoints = Endpoints(picture, endpoint, always=always)
 
@@ -250,6 +245,20 @@ async def _run(config: Config, driver: Driver, probes: Driver, picture: Picture,
         return f"library: {sweep.trouble or 'ok'}\nkubelet: open streams: {streams}"
 
     meters = Meters(driver, picture, left_out=lambda: sweep.probation.skip)
+    status = Status(
+        picture=picture,
+        sweep=sweep,
+        apply=apply,
+        idleness=idleness,
+        driver=driver,
+        meters=meters,
+        decisions=decisions,
+        device_plugin_dir=config.device_plugin_dir,
+        pod_resources_socket=config.pod_resources_socket,
+        streams=lambda: sum(service.streams for service in services),
+        alone=lock.held,
+        configuration=config.text(),
+    )
     metrics = Metrics(
         Parts(
             picture=picture,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.image.conftest import DOCKER, run
+from xpu_plugin.cli import COMMANDS
 
 
 MOST_BYTES = 90_000_000
@@ -41,7 +42,7 @@ def test_the_demo_does_what_it_says(environment: Path, tmp_path: Path) -> None:
 
 
 def test_each_sub_command_starts(environment: Path, tmp_path: Path) -> None:
-    for command in ("", "list", "plan", "clear", "simulate", "cleanup", "demo"):
+    for command in ("", *COMMANDS):
         run(environment / "bin/python", "-P", "-m", "xpu_plugin", *command.split(), "--help", cwd=tmp_path)
 
 

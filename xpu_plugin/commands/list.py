@@ -6,20 +6,15 @@ import asyncio
 import json
 import os
 import sys
-from dataclasses import replace
 from typing import Any
 
-from xpu_plugin.commands.output import pause, scanned, table
+from xpu_plugin.commands.output import pause, table
+from xpu_plugin.commands.own import Own
 from xpu_plugin.commands.running import Running
 from xpu_plugin.config import LIST_OPTIONS, PROGRAM, Config, Parser, read_config
-from xpu_plugin.daemon import policy, target
-from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
-from xpu_plugin.edges.podresources import ask_both
-from xpu_plugin.loops.status import listed
-from xpu_plugin.model.devices import Found, Host, identify
-from xpu_plugin.model.inventory import Facts, after_scan
-from xpu_plugin.model.rows import Row, holders
-from xpu_plugin.xpuml import Failure, XpumlError
+from xpu_plugin.edges.driver import LibraryError, WorkerError
+from xpu_plugin.model.rows import Row
+from xpu_plugin.xpuml import XpumlError
 
 
 WATCH_SECONDS = 1.0  # between looks of --watch
@@ -49,7 +44,7 @@ def main(arguments: list[str]) -> int:
 
 
 async def _list(config: Config, options: argparse.Namespace) -> int:
-    running, own = Running(config.status_socket), _Own(config)
+    running, own = Running(config.status_socket), Own(config)
     printed: tuple[str, ...] = ()
     try:
         while True:
@@ -74,50 +69,6 @@ async def _list(config: Config, options: argparse.Namespace) -> int:
             await pause(WATCH_SECONDS)
     finally:
         await own.close()
-
-
-class _Own:
-    """The devices by a worker of our own: one scan, and another only when nodes or sysfs have changed."""
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._driver = Driver(target(config), call_timeout=config.call_timeout)
-        self._host: Host | None = None
-        self._found = Found(devices={})
-
-    async def list(self, *, wide: bool) -> dict[str, Any]:
-        """As the running plugin answers. Raises WorkerError, LibraryError, XpumlError."""
-        try:
-            await self._look()
-        except (WorkerError, LibraryError, XpumlError):
-            self._host = None
-            raise
-        facts, rules = after_scan(Facts(), self._found), policy(self._config)
-        answer = listed(facts, rules, self._found.problems)
-        if wide:
-            witnesses = await ask_both(self._config.pod_resources_socket, self._config.device_plugin_dir)
-            answer["holders"] = holders(witnesses.shown, facts, rules)
-            answer["problems"] = [*self._found.problems, *witnesses.complaints]
-        return answer
-
-    async def close(self) -> None:
-        await self._driver.close()
-
-    async def _look(self) -> None:
-        if self._host is None or await self._driver.host() != self._host:
-            scan = await scanned(self._driver)
-            self._host, self._found = scan.host, identify(scan, self._found)
-            return
-        answers = await self._driver.sweep()
-        devices = {}
-        for id, device in self._found.devices.items():
-            answer = answers[device.index]
-            if answer is not None and answer.code:
-                failure = Failure(function="xpumlDeviceGetState", code=answer.code, text="")
-                devices[id] = replace(device, state=None, failure=failure)
-            elif answer is not None:
-                devices[id] = replace(device, state=answer.state, failure=None)
-        self._found = replace(self._found, devices=devices)
 
 
 def _shown(answer: dict[str, Any], options: argparse.Namespace) -> tuple[str, list[str]]:

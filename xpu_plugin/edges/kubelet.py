@@ -128,7 +128,10 @@ class InstanceLock:
 
 
 class Endpoint:
-    """One resource's socket and its registration with whatever kubelet there is."""
+    """One resource's socket and its registration with whatever kubelet there is.
+
+    note: takes each registration, and each new reason why there is none
+    """
 
     def __init__(
         self,
@@ -138,6 +141,7 @@ class Endpoint:
         socket: str,
         lock: InstanceLock,
         delays: Delays,
+        note: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self._service = service
         self._directory = directory
@@ -146,6 +150,7 @@ class Endpoint:
         self._kubelet = directory / KUBELET_SOCKET
         self._lock = lock
         self._delays = delays
+        self._note = note
         self._server: grpc.aio.Server | None = None
         self._bound: Identity | None = None
         self.resource = service.resource
@@ -197,6 +202,14 @@ class Endpoint:
             elif now >= try_at and (kubelet != registered or not streaming):
                 asked = (kubelet, now)
                 trouble = await self._register()
+                if trouble is None or trouble != complaint:
+                    self._note(
+                        "registration",
+                        resource=self._service.resource,
+                        kubelet=str(kubelet),
+                        known_to=str(registered),
+                        trouble=trouble,
+                    )
                 now = time.monotonic()
                 self.registrations += trouble is None
                 self.failures += trouble is not None

@@ -8,8 +8,9 @@ socket; but a peer that is broken or worse gets no more than a refusal, and cost
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence, Sized
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence, Sized
 from functools import wraps
+from itertools import islice
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -33,6 +34,7 @@ MOST_CONTAINERS = 64  # in one request; a kubelet asks for one at a time
 MOST_STREAMS = 64  # calls at once on one connection; a kubelet has its stream and a few more
 HANDSHAKE_SECONDS = 5.0  # for a peer to say that it speaks HTTP/2
 IDLE_SECONDS = 60.0  # of a connection without a call; a kubelet's has its stream
+NOTED_IDS, LONGEST_NOTED_ID = 64, 64  # of a refused request: how many are remembered, and how much of each
 LONGEST_REFUSAL = 500  # characters; gRPC may drop an answer whose text has more than 8 KiB once encoded
 METHODS = ("Allocate", "GetPreferredAllocation", "PreStartContainer")
 _LENGTHS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -70,7 +72,7 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
 
     current: the picture as it is; beyond: the newest picture that is not of a generation
     node: st_rdev of a device node by name; on_grant: told the ids of each grant
-    on_list: told that a list has gone out
+    on_list: told that a list has gone out; note: takes each grant and each refusal with what was asked for
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
         record: GrantRecord,
         on_grant: Callable[[Collection[str]], None],
         on_list: Callable[[], None] = lambda: None,
+        note: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self.resource = resource
         self._streams: set[object] = set()
@@ -93,6 +96,7 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
         self._record = record
         self._on_grant = on_grant
         self._on_list = on_list
+        self._note = note
         self.lists = 0  # that have gone out
         self.granted = 0  # devices
         self.durations: dict[str, Durations] = {method: none_yet(*_LENGTHS) for method in METHODS}
@@ -146,8 +150,17 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
             requests = [list(container.devices_ids) for container in request.container_requests]
             grants = allocation.grant(self._picture(), self.resource, requests, self._node)
         except Refusal as refusal:
-            await self._refuse(context, "Allocate", "allocation", refusal)
+            containers = request.container_requests
+            asked = (id for container in containers for id in container.devices_ids)
+            await self._refuse(context, "Allocate", "allocation", refusal, asked)
         for grant in grants:
+            self._note(
+                "grant",
+                resource=self.resource,
+                ids=[entry.id for entry in grant.entries],
+                paths=list(grant.paths),
+                generation=self._picture().generation,
+            )
             self._record.granted({entry.id: entry.device.path for entry in grant.entries})
             self.granted += len(grant.entries)
             self._on_grant([entry.id for entry in grant.entries])
@@ -167,7 +180,7 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
         try:
             _check_containers(request.container_requests)
         except Refusal as refusal:
-            await self._refuse(context, "GetPreferredAllocation", "preference", refusal)
+            await self._refuse(context, "GetPreferredAllocation", "preference", refusal, ())
         return api.PreferredAllocationResponse(
             container_responses=[
                 api.ContainerPreferredAllocationResponse(
@@ -191,7 +204,8 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
                 inventory, self.resource, list(request.devices_ids), self._record.paths, self._node
             )
         except Refusal as refusal:
-            await self._refuse(context, "PreStartContainer", "container start", refusal)
+            asked = request.devices_ids
+            await self._refuse(context, "PreStartContainer", "container start", refusal, asked)
         await self._record.started(paths, inventory.entries)
         return api.PreStartContainerResponse()
 
@@ -218,11 +232,23 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
             picture.cancel()
             closed.cancel()
 
-    async def _refuse(self, context: Context, method: str, what: str, refusal: Refusal) -> NoReturn:
+    async def _refuse(
+        self, context: Context, method: str, what: str, refusal: Refusal, ids: Iterable[str]
+    ) -> NoReturn:
         code, text = _STATUS[refusal.cause], str(refusal)
         self.refusals[method, code.name] = self.refusals.get((method, code.name), 0) + 1
         if len(text) > LONGEST_REFUSAL:
             text = f"{text[:LONGEST_REFUSAL]}..."
+        inventory, asked = self._current(), list(islice(ids, NOTED_IDS))
+        self._note(
+            "refusal",
+            of=what,
+            resource=self.resource,
+            ids=[id[:LONGEST_NOTED_ID] for id in asked],
+            why=text,
+            generation=inventory.generation if inventory else 0,
+            granted_as={id: path for id in asked if (path := self._record.paths.get(id))},
+        )
         logger.warning("%s refused resource=%s: %s", what, self.resource, text)
         await context.abort(code, text)
 

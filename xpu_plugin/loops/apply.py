@@ -29,7 +29,7 @@ from xpu_plugin.model.change import (
 )
 from xpu_plugin.model.health import Health
 from xpu_plugin.model.holders import Holding
-from xpu_plugin.model.vf import KEEP, UNKNOWN, Proof, Report, Wish, cards
+from xpu_plugin.model.vf import KEEP, UNKNOWN, Proof, Report, Wish, cards, described
 from xpu_plugin.xpuml import WrongDeviceError, XpumlError
 
 
@@ -40,6 +40,7 @@ class Apply:
     """Brings the cards to the wish, as far as their users allow.
 
     alone: waits until no other plugin may work on this node; tell: what the administrator should see
+    note: takes each decision, as `Decisions.note` does
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Apply:
         wish: Wish = UNKNOWN,
         alone: Callable[[], Awaitable[None]],
         tell: Callable[[Report, Collection[News]], None],
+        note: Callable[..., None] = lambda *_, **__: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._driver = driver
@@ -62,6 +64,8 @@ class Apply:
         self._limits = limits
         self._alone = alone
         self._tell = tell
+        self._note = note
+        self._noted: dict[str, object] = {}
         self._clock = clock
         self._wake = asyncio.Event()
         self._memory = Memory(started=clock())
@@ -128,7 +132,25 @@ class Apply:
             step.card: self.drifts.get(step.card, 0) + drifted[step.card] for step in decision.report.steps
         }
         self._tell(decision.report, decision.news)
+        self._remember(decision)
         return decision
+
+    def _remember(self, decision: Decision) -> None:
+        """Note a decision with what it rests on, unless it is the last one again."""
+        noted: dict[str, object] = {
+            "action": _named(decision.action),
+            "wish": {"number": self.wish.number, "origin": self.wish.origin, "problem": self.wish.problem},
+            "cards": described(decision.report.steps),
+            "kept_back": {card: health.reason for card, health in decision.kept_back.items()},
+            "proofs": {
+                card: {"holders": list(proof.holders), "doubt": proof.doubt}
+                for card, proof in self._proofs.items()
+            },
+            "taken": sorted(self._idleness.taken()),
+        }
+        if noted != self._noted:
+            self._noted = noted
+            self._note("vfs", **noted)
 
     def _keep_back(self, kept_back: Mapping[str, Health]) -> None:
         if kept_back != self._picture.facts.kept_back:
@@ -169,3 +191,14 @@ class Apply:
         except (WorkerError, LibraryError, WrongDeviceError, ValueError) as error:
             failure = str(error)
         self._memory = answered(self._memory, self._view(), self._limits, failure=failure)
+
+
+def _named(action: Wait | Prove | Scan | SetVfs) -> str:
+    match action:
+        case Prove(addresses):
+            return f"look who uses {', '.join(addresses)}"
+        case SetVfs(card, number):
+            return f"ask the driver for {number} VFs of {card.address}"
+        case Scan():
+            return "scan"
+    return "wait"

@@ -6,7 +6,7 @@ Single-threaded: everything here runs on the event loop, and nothing waits for a
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from xpu_plugin.model.health import CHANGING
 from xpu_plugin.model.inventory import Entry, Facts, Inventory, Policy, entries
@@ -19,10 +19,14 @@ NEVER = 0
 
 
 class Picture:
-    """Facts in, inventories out. `current` is None until the first facts are submitted."""
+    """Facts in, inventories out. `current` is None until the first facts are submitted.
 
-    def __init__(self, policy: Policy) -> None:
+    note: takes each change of a verdict, as `Decisions.note` does
+    """
+
+    def __init__(self, policy: Policy, *, note: Callable[..., None] = lambda *_, **__: None) -> None:
         self.policy = policy
+        self._note = note
         self.facts = Facts()
         self.current: Inventory | None = None
         self.turns: Mapping[str, tuple[int, int]] = {}  # of who is offered: to Healthy, to Unhealthy
@@ -30,7 +34,9 @@ class Picture:
 
     def submit(self, change: Callable[[Facts], Facts]) -> None:
         """Apply a pure change to the facts; publish unless the picture stays the same."""
-        self.facts = change(self.facts)
+        before, self.facts = self.facts, change(self.facts)
+        for turn in _verdicts_changed(before, self.facts):
+            self._note("verdict", **turn)
         offered, control = entries(self.facts, self.policy), self.facts.control
         last = self.current
         if last is not None and (offered, control) == (last.entries, last.control):
@@ -61,6 +67,22 @@ def _turns(
         turned = was.get(id, healthy) != healthy
         counted[id] = (well + (turned and healthy), ill + (turned and not healthy))
     return counted
+
+
+def _verdicts_changed(before: Facts, after: Facts) -> Iterator[dict[str, object]]:
+    """Each verdict that is another one, in plain values."""
+    for id, now in after.verdicts.items():
+        was = before.verdicts.get(id)
+        device = after.devices.get(id) or after.lost.get(id)
+        if now != was and device is not None:
+            yield {
+                "id": id,
+                "path": device.path,
+                "index": device.index,
+                "was": None if was is None else was.reason or str(was),
+                "now": now.reason or str(now),
+                "why": now.text,
+            }
 
 
 def _log_changes(old: Mapping[str, Entry], new: Mapping[str, Entry]) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.podresources import ask_both
 from xpu_plugin.loops.apply import Apply
+from xpu_plugin.loops.decisions import Decisions
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import NEVER, Picture
+from xpu_plugin.loops.readings import Meters
 from xpu_plugin.loops.sweep import Sweep
 from xpu_plugin.model.inventory import Facts, Policy
 from xpu_plugin.model.rows import holders, rows
@@ -25,12 +27,14 @@ class Status:
 
     def __init__(
         self,
+        *,
         picture: Picture,
         sweep: Sweep,
         apply: Apply,
         idleness: Idleness,
         driver: Driver,
-        *,
+        meters: Meters,
+        decisions: Decisions,
         device_plugin_dir: Path,
         pod_resources_socket: Path,
         streams: Callable[[], int],
@@ -42,6 +46,7 @@ class Status:
         self._apply = apply
         self._idleness = idleness
         self._driver = driver
+        self._meters = meters
         self._directory = device_plugin_dir
         self._socket = pod_resources_socket
         self._streams = streams
@@ -49,10 +54,12 @@ class Status:
         self._configuration = configuration
         self.answers: Mapping[str, Callable[..., object]] = {
             "clear": sweep.clear,
+            "decisions": lambda: decisions.all,
             "library": sweep.library,
             "list": self.list,
             "plan": self.plan,
             "state": self.state,
+            "top": self.top,
         }
 
     async def list(self, *, wide: bool = False) -> dict[str, object]:
@@ -74,6 +81,14 @@ class Status:
             wish = wish if number is None else by_argument(parse(number))
             report = await planned(wish, self._picture.facts, self._picture.policy, self._idleness)
         return document(wish, report)
+
+    async def top(self) -> dict[str, object]:
+        """What the devices measure, a few seconds old; by device id, without those that do not tell."""
+        readings = await self._meters.read()
+        answer = listed(self._picture.facts, self._picture.policy, self._sweep.problems)
+        answer["trouble"] = self._trouble()
+        answer["readings"] = {id: asdict(own) for id, own in readings.gauges.items()} if readings else {}
+        return answer
 
     def state(self) -> dict[str, object]:
         """The plugin itself: what it works with, and whom it works for."""

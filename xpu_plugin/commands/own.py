@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers as the running plugin gives them, by a worker of our own, for sub-commands that find no plugin."""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from xpu_plugin.commands.output import scanned
+from xpu_plugin.config import Config
+from xpu_plugin.daemon import policy, target
+from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
+from xpu_plugin.edges.podresources import ask_both
+from xpu_plugin.loops.status import listed
+from xpu_plugin.model.devices import Found, Host, identify
+from xpu_plugin.model.inventory import Facts, after_scan
+from xpu_plugin.model.rows import holders
+from xpu_plugin.xpuml import Failure, XpumlError
+
+
+class Own:
+    """One scan, and another only when nodes or sysfs have changed."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._driver = Driver(target(config), call_timeout=config.call_timeout)
+        self._host: Host | None = None
+        self._found = Found(devices={})
+
+    async def list(self, *, wide: bool = False) -> dict[str, Any]:
+        """Raises WorkerError, LibraryError, XpumlError."""
+        await self._look()
+        facts, rules = after_scan(Facts(), self._found), policy(self._config)
+        answer = listed(facts, rules, self._found.problems)
+        if wide:
+            witnesses = await ask_both(self._config.pod_resources_socket, self._config.device_plugin_dir)
+            answer["holders"] = holders(witnesses.shown, facts, rules)
+            answer["problems"] = [*self._found.problems, *witnesses.complaints]
+        return answer
+
+    async def top(self) -> dict[str, Any]:
+        """Raises WorkerError, LibraryError, XpumlError."""
+        answer = await self.list()
+        try:
+            gauges = {(gauge.index, gauge.pci): gauge for gauge in await self._driver.gauges()}
+        except (WorkerError, LibraryError, XpumlError):
+            self._host = None
+            raise
+        answer["readings"] = {
+            id: asdict(gauges[key])
+            for id, device in self._found.devices.items()
+            if (key := (device.index, device.address)) in gauges
+        }
+        return answer
+
+    async def close(self) -> None:
+        await self._driver.close()
+
+    async def _look(self) -> None:
+        try:
+            if self._host is None or await self._driver.host() != self._host:
+                scan = await scanned(self._driver)
+                self._host, self._found = scan.host, identify(scan, self._found)
+            else:
+                await self._ask_states()
+        except (WorkerError, LibraryError, XpumlError):
+            self._host = None  # the next look scans anew
+            raise
+
+    async def _ask_states(self) -> None:
+        answers = await self._driver.sweep()
+        devices = {}
+        for id, device in self._found.devices.items():
+            answer = answers[device.index]
+            if answer is not None and answer.code:
+                failure = Failure(function="xpumlDeviceGetState", code=answer.code, text="")
+                devices[id] = replace(device, state=None, failure=failure)
+            elif answer is not None:
+                devices[id] = replace(device, state=answer.state, failure=None)
+        self._found = replace(self._found, devices=devices)

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`xpu-device-plugin top`: what this node's devices measure, in place on a terminal."""
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import sys
+from typing import Any
+
+from xpu_plugin.commands.output import pause, table
+from xpu_plugin.commands.own import Own
+from xpu_plugin.commands.running import Running
+from xpu_plugin.config import PROGRAM, TOP_OPTIONS, Config, Parser, read_config
+from xpu_plugin.edges.driver import LibraryError, WorkerError
+from xpu_plugin.xpuml import XpumlError
+
+
+REFRESH_SECONDS = 2.0  # a plugin that is asked more often gives what it has
+_COLUMNS = ("id", "path", "memory", "used", "xpu", "temp", "power", "clock", "processes", "health")
+_MIB = 1 << 20
+_FULL_SCREEN, _NORMAL_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+_HOME, _END_OF_LINE, _END_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status 0, also by Ctrl-C; 1 when there are no readings, 2 for bad usage."""
+    parser = Parser(
+        prog=f"{PROGRAM} top",
+        description="Show what this node's devices measure, every two seconds on a terminal, else once. Asks "
+        "the plugin that runs behind --status-socket; without one, the library by a process of its own, "
+        "which opens each device for an instant. Power is the driver's number: watts or milliwatts, by its "
+        "release.",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON once, additive only")
+    parser.add_argument("--once", action="store_true", help="print once, also on a terminal")
+    config, namespace, warnings = read_config(arguments, os.environ, options=TOP_OPTIONS, parser=parser)
+    for warning in warnings:
+        print(f"{PROGRAM}: {warning}", file=sys.stderr)
+    return asyncio.run(_top(config, namespace))
+
+
+async def _top(config: Config, options: argparse.Namespace) -> int:
+    running, own = Running(config.status_socket), Own(config)
+    try:
+        if options.json or options.once or not sys.stdout.isatty():
+            return await _once(running, own, as_json=options.json)
+        return await _in_place(running, own)
+    finally:
+        await own.close()
+
+
+async def _once(running: Running, own: Own, *, as_json: bool) -> int:
+    answer, trouble = await _answer(running, own)
+    if trouble:
+        print(f"{PROGRAM}: no readings: {trouble}", file=sys.stderr)
+        return 1
+    print(json.dumps({"devices": _records(answer)}, indent=2) if as_json else _table(answer))
+    return 0
+
+
+async def _in_place(running: Running, own: Own) -> int:
+    """Until Ctrl-C; what was shown last stays on the screen."""
+    shown = ""
+    print(_FULL_SCREEN, end="")
+    try:
+        while True:
+            answer, trouble = await _answer(running, own)
+            shown = f"no readings: {trouble}" if trouble else _table(answer)
+            most = max(shutil.get_terminal_size().lines - 1, 1)
+            screen = "".join(f"{line}{_END_OF_LINE}\n" for line in shown.splitlines()[:most])
+            print(f"{_HOME}{screen}{_END_OF_SCREEN}", end="")
+            sys.stdout.flush()
+            await pause(REFRESH_SECONDS)
+    except asyncio.CancelledError:
+        return 0
+    finally:
+        print(_NORMAL_SCREEN + shown)
+
+
+async def _answer(running: Running, own: Own) -> tuple[dict[str, Any], str | None]:
+    """Devices and readings, or why there are none."""
+    try:
+        answer: dict[str, Any] = await asyncio.to_thread(running.ask, "top") or await own.top()
+    except (WorkerError, LibraryError, XpumlError) as error:
+        return {}, str(error)
+    missing = None if answer["readings"] or not answer["devices"] else "the library has not told any"
+    return answer, answer.get("trouble") or missing
+
+
+def _records(answer: dict[str, Any]) -> list[dict[str, object]]:
+    """What is measured, beside the names of the device it is measured at."""
+    names = ("id", "card", "model", "path", "health", "reason")
+    return [
+        {name: device[name] for name in names} | _measured(answer["readings"].get(device["id"], {}))
+        for device in answer["devices"]
+    ]
+
+
+def _measured(reading: dict[str, object]) -> dict[str, object]:
+    names = (
+        "memory_used_bytes", "memory_total_bytes", "utilization_percent", "temperature_celsius", "power",
+        "clock_mhz", "processes",
+    )  # fmt: skip
+    return {name: reading.get(name) for name in names}
+
+
+def _table(answer: dict[str, Any]) -> str:
+    rows = [
+        (
+            device["id"],
+            device["path"],
+            _mib(reading.get("memory_total_bytes")),
+            _mib(reading.get("memory_used_bytes")),
+            _with_unit(reading.get("utilization_percent"), "%"),
+            _with_unit(reading.get("temperature_celsius"), "C"),
+            _with_unit(reading.get("power"), ""),
+            _with_unit(reading.get("clock_mhz"), "MHz"),
+            _with_unit(reading.get("processes"), ""),
+            device["reason"] or device["health"],
+        )
+        for device in answer["devices"]
+        for reading in (answer["readings"].get(device["id"], {}),)
+    ]
+    return table(_COLUMNS, rows, "no devices")
+
+
+def _mib(number: int | None) -> str:
+    return "-" if number is None else f"{number / _MIB:.0f}Mi"
+
+
+def _with_unit(number: int | None, unit: str) -> str:
+    return "-" if number is None else f"{number}{unit}"
