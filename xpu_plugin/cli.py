@@ -25,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT  # as shells have it
     except BrokenPipeError:
         # Whoever read our output has had enough; keep the interpreter from saying so at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -256,7 +256,7 @@ async def _run(
         device_plugin_dir=config.device_plugin_dir,
         pod_resources_socket=config.pod_resources_socket,
         streams=lambda: sum(service.streams for service in services),
-        alone=lock.held,
+        alone=lambda: not lock.rival,
         configuration=config.text(),
     )
     metrics = Metrics(

@@ -157,6 +157,13 @@ async def test_a_node_without_xpus_is_no_trouble(node: Node, kubelet: Kubelet, d
         node.machine.remove_card(card)
     assert await doctor.wrong() == {}
     assert await doctor.status() == 0
+    option = f"--status-socket={node.place}/run/status.sock"
+    daemon = node.start(option, "--pod-name=plugin")
+    await daemon.says("no driver")
+    doctor.capsys.readouterr()
+    found = await doctor.findings(option)
+    assert {check["verdict"] for check in found.values()} == {"ok", "skipped"}, found
+    assert found["second-plugin"]["verdict"] == "ok"
 
 
 async def test_usage_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:

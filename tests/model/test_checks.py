@@ -209,6 +209,7 @@ ABSENT: list[tuple[str, Evidence]] = [
     *((name, NO_XPU) for name in ("functions", "ranking", "vf-capability", "driver-match", "cgroup-driver")),
     *((name, NO_XPU) for name in ("worker-library", "registration", "second-plugin", "node-label", "rbac")),
     ("clock", NO_XPU),
+    ("registration", replace(NO_XPU, plugin=replace(PLUGIN, streams=0), expected=True)),
     ("char-links", replace(HEALTHY, simulated=True)),
     ("worker-library", plugin(replaced=None)),
     ("driver-match", library(version=None)),

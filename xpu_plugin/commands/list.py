@@ -40,6 +40,8 @@ def main(arguments: list[str]) -> int:
     try:
         return asyncio.run(_list(config, namespace))
     except KeyboardInterrupt:
+        if not namespace.watch:
+            raise
         return 0
 
 

@@ -77,6 +77,7 @@ class InstanceLock:
         self._acquiring = asyncio.Lock()
         self._descriptor: int | None = None
         self._complaint: str | None = None
+        self.rival = False  # whether another plugin had it when it was tried last
 
     async def acquire(self) -> None:
         """Wait until the directory exists and no other plugin has it."""
@@ -116,9 +117,10 @@ class InstanceLock:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(descriptor)
+            self.rival = True
             self._complain(f"waiting: another plugin works in {self._directory}")
             return False
-        self._descriptor = descriptor
+        self._descriptor, self.rival = descriptor, False
         return self.held()
 
     def _complain(self, text: str) -> None:

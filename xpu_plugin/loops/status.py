@@ -22,7 +22,7 @@ from xpu_plugin.model.vf import Action, Report, Wish, by_argument, cards, docume
 class Status:
     """Answers, by name, in `answers`. Nothing here opens the library or is remembered.
 
-    streams: how many streams the kubelet has open; alone: whether no other plugin may work on this node
+    streams: how many streams the kubelet has open; alone: whether no other plugin is in our way
     """
 
     def __init__(

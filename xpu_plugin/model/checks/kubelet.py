@@ -30,6 +30,8 @@ def registration(evidence: Evidence) -> Finding:
         return skipped(
             f"no running plugin: {plugin}", "give --status-socket, and run this in the plugin's pod"
         )
+    if evidence.library.trouble is not None and not evidence.library.rows:
+        return skipped("the running plugin has no devices to register yet: see the check library")
     if not plugin.streams:
         return error(
             "the kubelet has no stream open to the running plugin",
