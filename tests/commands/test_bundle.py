@@ -18,7 +18,7 @@ import pytest
 from tests.edges.apiserver import ApiServer
 from tests.edges.test_api import write_kubeconfig
 from tests.standins import RESOURCE, SECONDS
-from tests.test_daemon import IDS, Node, a_node, shows
+from tests.test_daemon import IDS, Node, a_node
 from xpu_plugin.cli import main
 from xpu_plugin.config import BUNDLE_OPTIONS
 from xpu_plugin.simulation.kubelet import AdmissionError, Kubelet
@@ -58,7 +58,7 @@ def options(node: Node) -> list[str]:
 async def running(node: Node, kubelet: Kubelet, *arguments: str) -> str:
     option = f"--status-socket={node.place}/run/status.sock"
     node.start(option, "--pod-name=plugin", *arguments)
-    await shows(kubelet, IDS)
+    await kubelet.until(lambda: kubelet.streams_open and kubelet.capacity(RESOURCE), timeout=SECONDS)
     return option
 
 
@@ -128,8 +128,23 @@ async def test_decisions_come_with_what_they_rest_on(node: Node, kubelet: Kubele
     (registered,) = (own for own in decisions if own["what"] == "registration" and own["trouble"] is None)
     assert registered["resource"] == RESOURCE
     (first, *_) = (own for own in decisions if own["what"] == "vfs")
-    assert first["wish"]["number"] == 0
-    assert first["cards"]
+    assert (first["wish"]["number"], first["action"], first["cards"]) == (0, "wait", [])
+
+
+async def test_a_decision_about_vfs_names_cards_and_proofs(node: Node, kubelet: Kubelet) -> None:
+    kubelet.hold([IDS[0]], resource=RESOURCE, pod="train")
+    option = await running(node, kubelet, "--sriov-num-vfs=2", f"--allow={IDS[0]}", "--grant-settle=0.1")
+
+    async def decided() -> list[dict[str, Any]]:
+        found = json.loads((await bundled(node, option))["decisions.json"])
+        return [own for own in found if own["what"] == "vfs" and own["cards"] and own["cards"][0]["holders"]]
+
+    async with asyncio.timeout(SECONDS):
+        while not (decisions := await decided()):
+            pass  # each look takes its time
+    last = decisions[-1]
+    assert last["cards"][0]["holders"] == ["default/train/main"]
+    assert last["proofs"][IDS[0]] == {"holders": ["default/train/main"], "doubt": ""}
 
 
 # --- what never is --------------------------------------------------------------------------------

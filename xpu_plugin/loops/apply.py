@@ -29,7 +29,7 @@ from xpu_plugin.model.change import (
 )
 from xpu_plugin.model.health import Health
 from xpu_plugin.model.holders import Holding
-from xpu_plugin.model.vf import KEEP, UNKNOWN, Proof, Report, Wish, cards, described
+from xpu_plugin.model.vf import KEEP, UNKNOWN, Action, Proof, Report, Wish, cards, described
 from xpu_plugin.xpuml import WrongDeviceError, XpumlError
 
 
@@ -136,11 +136,14 @@ class Apply:
         return decision
 
     def _remember(self, decision: Decision) -> None:
-        """Note a decision with what it rests on, unless it is the last one again."""
+        """Note a decision with what it rests on, unless it is the last one again; cards as wished are left
+        out."""
         noted: dict[str, object] = {
             "action": _named(decision.action),
             "wish": {"number": self.wish.number, "origin": self.wish.origin, "problem": self.wish.problem},
-            "cards": described(decision.report.steps),
+            "cards": described(
+                step for step in decision.report.steps if step.action is not Action.KEEP or step.reason
+            ),
             "kept_back": {card: health.reason for card, health in decision.kept_back.items()},
             "proofs": {
                 card: {"holders": list(proof.holders), "doubt": proof.doubt}

@@ -70,11 +70,11 @@ def _turns(
 
 
 def _verdicts_changed(before: Facts, after: Facts) -> Iterator[dict[str, object]]:
-    """Each verdict that is another one, in plain values."""
+    """Each verdict that is another one, in plain values. That a new device is healthy is none of them."""
     for id, now in after.verdicts.items():
         was = before.verdicts.get(id)
         device = after.devices.get(id) or after.lost.get(id)
-        if now != was and device is not None:
+        if now != was and device is not None and (was is not None or not now.healthy):
             yield {
                 "id": id,
                 "path": device.path,
