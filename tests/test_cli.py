@@ -84,6 +84,22 @@ def test_a_bad_variable_is_status_2_and_named(
     assert "XPU_PLUGIN_CALL_TIMEOUT: 'soon'" in refusal(capsys, *command)
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_bad_usage_is_status_2_in_every_sub_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    refusal(capsys, command, "--no-such-option")
+
+
+def test_ctrl_c_ends_a_sub_command_as_shells_have_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xpu_plugin.commands.doctor.main", interrupted)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_usage_error_tells_where_to_read_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--help" in refusal(capsys, "--bogus")
 

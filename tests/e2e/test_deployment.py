@@ -100,6 +100,11 @@ def test_its_commands_work_within_its_pod(
     assert {device["resource"] for device in listed} == {RESOURCE}
     planned = installation.execute("xpu-device-plugin", "plan", "--sriov-num-vfs=0")
     assert planned.count(" keep ") == CARDS
+    # By the running plugin; that the nodes' major is no driver's is seen, too.
+    found = json.loads(installation.execute("xpu-device-plugin", "doctor", "--json", accept=(0, 1, 3)))
+    verdicts = {check["name"]: check["verdict"] for check in found["checks"]}
+    content = ("library", "devices-answer", "kubelet-socket", "registration", "pod-resources")
+    assert {verdicts[name] for name in content} == {"ok"}, found
 
 
 def test_it_may_do_no_more_than_it_has_to(cluster: Cluster, installation: Installation) -> None:
