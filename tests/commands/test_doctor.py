@@ -319,6 +319,8 @@ async def test_the_label_the_rights_and_the_clock(
     server.labels = {LABEL: "many"}
     server.denied = {"patch nodes", "create events"}
     assert await doctor.wrong() == {"node-label": "error", "rbac": "warning"}
+    server.denied = {"list nodes", "watch nodes", "patch nodes", "create events"}
+    assert await doctor.wrong() == {}, "as the manifest alone has it"
     server.labels = {LABEL: "9"}
     server.denied = set()
     assert await doctor.wrong() == {"vf-capability": "error"}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from xpu_plugin.model.checks.cluster import RIGHTS
 from xpu_plugin.model.checks.every import CHECKS, diagnose
 from xpu_plugin.model.checks.evidence import (
     Cluster,
@@ -87,6 +88,7 @@ KUBELET = Kubelet(
     holdings=(Holding(container="default/train/main", resource="baidu.com/xpu", ids=(A,)),),
 )
 CLUSTER = Cluster(label="2", ahead=0.4)
+ALL_DENIED = tuple(f"{verb} {resource}" for verb, resource in RIGHTS)
 HEALTHY = Evidence(
     wish=2,
     own_pod="kube-system/plugin",
@@ -213,7 +215,9 @@ ABSENT: list[tuple[str, Evidence]] = [
     ("char-links", replace(HEALTHY, simulated=True)),
     ("worker-library", plugin(replaced=None)),
     ("driver-match", library(version=None)),
-    ("rbac", cluster(trouble="HTTP 503")),
+    ("rbac", cluster(untold="HTTP 503")),
+    ("rbac", cluster(denied=ALL_DENIED)),
+    ("node-label", cluster(denied=ALL_DENIED)),
 ]
 
 

@@ -17,7 +17,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from xpu_plugin.model import vf
+from xpu_plugin.model.checks.cluster import RIGHTS
 from xpu_plugin.model.checks.evidence import Cluster
 
 
@@ -55,9 +56,6 @@ MESSAGE_BYTES = 1024  # of an event
 
 Delays = Callable[[float, float], Iterator[float]]
 """A back-off: (first, most) seconds -> what to wait, time after time."""
-
-RIGHTS = (("list", "nodes"), ("watch", "nodes"), ("patch", "nodes"), ("create", "events"))
-"""What label mode needs."""
 
 _NODES = "/api/v1/nodes"
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
@@ -107,31 +105,40 @@ def remove(
 
 def look(kubeconfig: Path | None, node: str) -> Cluster:
     """What the API server says of the node and of our rights, asked once; takes seconds where it is away."""
-    server, denied = _Server(kubeconfig), []
-    ahead: float | None = None
+    server = _Server(kubeconfig)
+    cluster = _with_rights(server, Cluster())
+    if "list nodes" in cluster.denied:
+        return cluster
+    query = {"fieldSelector": f"metadata.name={node}"}
     try:
-        for verb, resource in RIGHTS:
-            what = f"{verb} {resource}"
-            body: dict[str, object] = {
-                "apiVersion": "authorization.k8s.io/v1",
-                "kind": "SelfSubjectAccessReview",
-                "spec": {"resourceAttributes": {"verb": verb, "resource": resource}},
-            }
-            asked = time.time()
-            with server.open("POST", _REVIEWS, what="review our rights", accept=_JSON, body=body) as answer:
-                if (date := answer.date()) is not None:
-                    ahead = date - asked
-                if _part(answer.whole(), "status").get("allowed") is not True:
-                    denied.append(what)
-        query = {"fieldSelector": f"metadata.name={node}"}
         with server.open("GET", _NODES, what="list nodes", accept=_LIST, query=query) as answer:
             items = answer.whole().get("items") or []
-        if not items:
-            return Cluster(trouble=f"the API server knows no node {node}", denied=tuple(denied), ahead=ahead)
-        label = _part(_part(items[0], "metadata"), "labels").get(vf.LABEL)
-        return Cluster(label=label, denied=tuple(denied), ahead=ahead)
     except _Failed as failure:
-        return Cluster(trouble=str(failure), denied=tuple(denied), ahead=ahead)
+        return replace(cluster, trouble=str(failure))
+    if not items:
+        return replace(cluster, trouble=f"the API server knows no node {node}")
+    return replace(cluster, label=_part(_part(items[0], "metadata"), "labels").get(vf.LABEL))
+
+
+def _with_rights(server: "_Server", cluster: Cluster) -> Cluster:
+    """What we may not do, and what the server's clock says meanwhile."""
+    for verb, resource in RIGHTS:
+        body: dict[str, object] = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": {"verb": verb, "resource": resource}},
+        }
+        asked = time.time()
+        try:
+            with server.open("POST", _REVIEWS, what="review our rights", accept=_JSON, body=body) as answer:
+                if (date := answer.date()) is not None:
+                    cluster = replace(cluster, ahead=date - asked)
+                allowed = _part(answer.whole(), "status").get("allowed") is True
+        except _Failed as failure:
+            return replace(cluster, untold=str(failure))
+        if not allowed:
+            cluster = replace(cluster, denied=(*cluster.denied, f"{verb} {resource}"))
+    return cluster
 
 
 class NodeApi:

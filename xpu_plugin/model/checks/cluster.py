@@ -7,6 +7,8 @@ from xpu_plugin.model.checks.verdict import Finding, error, ok, skipped, warning
 
 
 MOST_APART_SECONDS = 30.0  # clocks; certificates and tokens bear more, people who compare logs do not
+RIGHTS = (("list", "nodes"), ("watch", "nodes"), ("patch", "nodes"), ("create", "events"))
+"""What label mode needs."""
 _RBAC = (
     "apply deployment/xpu-operator_rbac.authorization.k8s.io_v1_clusterrole.yaml and "
     "deployment/xpu-operator_rbac.authorization.k8s.io_v1_clusterrolebinding.yaml"
@@ -17,6 +19,8 @@ def label(evidence: Evidence) -> Finding:
     cluster = evidence.cluster
     if isinstance(cluster, str):
         return skipped(f"{cluster}: the argument --sriov-num-vfs counts")
+    if "list nodes" in cluster.denied:
+        return skipped("our account may not read the node: the argument --sriov-num-vfs counts")
     if cluster.trouble is not None:
         return warning(
             cluster.trouble, "see that the API server can be reached, and that the name is this node's"
@@ -37,10 +41,12 @@ def rbac(evidence: Evidence) -> Finding:
     cluster = evidence.cluster
     if isinstance(cluster, str):
         return skipped(cluster)
+    if cluster.untold is not None:
+        return skipped(cluster.untold)
+    if len(cluster.denied) == len(RIGHTS):
+        return skipped("our account has none of the rights that label mode needs", f"for label mode, {_RBAC}")
     if cluster.denied:
         return warning(f"our account may not {', '.join(cluster.denied)}", f"for label mode, {_RBAC}")
-    if cluster.trouble is not None:
-        return skipped(cluster.trouble)
     return ok("our account may do all that label mode needs")
 
 

@@ -103,13 +103,15 @@ class Kubelet:
 class Cluster:
     """The API server's side.
 
-    trouble: why it was of no use; label: of the node, None where it has none
-    denied: `verb resource` that our account may not; ahead: seconds that its clock is before ours
+    trouble: why the node could not be read; label: of the node, None where it has none
+    denied: `verb resource` that our account may not; untold: why that is not known
+    ahead: seconds that its clock is before ours
     """
 
     trouble: str | None = None
     label: str | None = None
     denied: tuple[str, ...] = ()
+    untold: str | None = None
     ahead: float | None = None
 
 
