@@ -17,7 +17,8 @@ import pytest
 from tests.builders import CONTROL, MAJOR, device, found
 from tests.standins import RESOURCE, SECONDS, until
 from xpu_plugin.edges.grants import GrantRecord
-from xpu_plugin.edges.service import DevicePluginService, server_of
+from xpu_plugin.edges.service import LONGEST_NOTED_ID, NOTED_IDS, DevicePluginService, server_of
+from xpu_plugin.loops.decisions import Decisions
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.health import HEALTHY, Health
 from xpu_plugin.model.inventory import Policy, after_scan, after_verdicts
@@ -43,6 +44,7 @@ class Plugin:
         self.picture = Picture(policy or Policy(resource=RESOURCE))
         self.nodes = {f"xpu{card.node.number}": card.node.rdev for card in CARDS} | {"xpuctrl": CONTROL}
         self.granted: list[str] = []
+        self.decisions = Decisions()
         self.state = place / "state"
         self.socket = place / "plugin.sock"
         self.resource = resource
@@ -60,6 +62,7 @@ class Plugin:
             node=self.nodes.get,
             record=self.record,
             on_grant=on_grant,
+            note=self.decisions.note,
         )
 
     def forget(self) -> None:
@@ -368,6 +371,20 @@ async def test_what_was_asked_granted_and_refused_is_counted(
         ("Allocate", "INVALID_ARGUMENT"): 1,
         ("PreStartContainer", "FAILED_PRECONDITION"): 1,
     }
+
+
+async def test_grants_and_refusals_are_noted_with_what_was_asked_for_within_bounds(
+    plugin: Plugin, stub: api_grpc.DevicePluginStub
+) -> None:
+    await allocate(stub, [A, B])
+    await refused(allocate(stub, ["x" * 100] * 100))
+    await refused(start(stub, D))
+    grant, refusal, restart = plugin.decisions.all
+    assert (grant["what"], grant["ids"], grant["generation"]) == ("grant", [A, B], 1)
+    assert (refusal["what"], refusal["of"]) == ("refusal", "allocation")
+    assert refusal["ids"] == ["x" * LONGEST_NOTED_ID] * NOTED_IDS
+    assert (restart["of"], restart["ids"], restart["granted_as"]) == ("container start", [D], {})
+    assert "no record" in str(restart["why"])
 
 
 async def test_a_vanished_device_is_refused_although_it_is_listed(
