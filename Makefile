@@ -8,6 +8,7 @@
 # make soak   the whole plugin in a storm: three minutes, or ARGS="--minutes N --seed S --restarts N"
 # make coverage   the tests, and which lines of Python and of the binding they run (needs Python 3.11 and gcc)
 # make sanitize   the tests of what is written in C, with ASan and UBSan in binding and simulator (needs gcc)
+# make bench   what the plugin costs beside references: half an hour, or two minutes with QUICK=1 (tests/benchmarks)
 # make helm   builds Helm into build/bin, for the tests of the chart (needs Go; minutes, once)
 # make wheel   dist/*.whl; make audit   is it the stable ABI?; make wheeltest   does it work, installed elsewhere?
 # make image   the container image, by build.sh; make imagetest   what is put into it (docker/README.md)
@@ -30,7 +31,9 @@ SANITIZED = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-fi
 	UBSAN_OPTIONS=print_stacktrace=1:exitcode=99:log_path=$(FINDING) PYTHONMALLOC=malloc \
 	CC="env -u LD_PRELOAD $(CC)" CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all"
 
-.PHONY: run test explore fuzz soak coverage sanitize e2e image imagetest lint format helm wheel audit wheeltest clean
+PLUGIN_SOURCES := $(wildcard xpu_plugin/*.py xpu_plugin/*/*.py)
+
+.PHONY: run test bench explore fuzz soak coverage sanitize e2e image imagetest lint format helm wheel audit wheeltest clean
 
 run: .stamps/installed
 	$(BIN)/xpu-device-plugin demo $(ARGS)
@@ -46,6 +49,9 @@ fuzz: .stamps/fuzz
 
 soak: .stamps/dev
 	$(BIN)/python -m tests.endurance.soak $(ARGS)
+
+bench: .stamps/bench
+	$(BIN)/python -m tests.benchmarks --plugin build/bench/bin/xpu-device-plugin $(if $(QUICK),--quick) $(ARGS)
 
 coverage: .stamps/trace
 	rm -rf build/coverage && mkdir -p build/coverage
@@ -130,6 +136,14 @@ wheeltest: wheel
 	site=$$(echo build/$*/lib/python3*/site-packages) && cp .venv/lib/python3*/site-packages/*coverage.pth $$site && \
 		echo $(CURDIR)/.venv/lib/python3*/site-packages > $$site/tools.pth
 	$(BIN)/pip --python build/$*/bin/python install --quiet --no-deps --editable . $(BUILD)
+	@touch $@
+
+# What is measured is installed as in the image: not editable, and with byte code.
+.stamps/bench: .stamps/dev $(PLUGIN_SOURCES)
+	test -x build/bench/bin/python || $(BIN)/python -m venv --without-pip build/bench
+	site=$$(echo build/bench/lib/python3*/site-packages) && \
+		echo $(CURDIR)/.venv/lib/python3*/site-packages > $$site/tools.pth
+	$(BIN)/pip --python build/bench/bin/python install --quiet --no-deps --force-reinstall .
 	@touch $@
 
 clean:
