@@ -240,7 +240,7 @@ class Connection:
             del stream.part[:end]
 
     def finish(self, stream: Stream) -> bytes:
-        """The message of a call that has one answer, as soon as it is over. RuntimeError if it was refused."""
+        """The message of a call that has one answer, as soon as it is over. RuntimeError if refused."""
         while not stream.ended:
             self.receive()
         del self.streams[stream.number]

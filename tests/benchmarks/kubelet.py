@@ -33,6 +33,7 @@ SECONDS = 90.0  # for anything; nothing takes so long when all is well
 SERIES_SECONDS = 4.0  # for calls one after the other
 SETTLE_SECONDS = 3.0  # after a start, before anything that is not a start is measured
 PROBES_SECONDS = {"/healthz": 10.0, "/readyz": 5.0}  # as in the manifest
+PODS = "pods.sock"  # the pod resources API, which a real kubelet has in a directory of its own
 SICK = "Unhealthy"
 
 Figures = dict[str, list[float]]
@@ -69,6 +70,13 @@ class Session:
     probes: int | None = None
 
 
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(16)
+    return listener
+
+
 class Kubelet:
     """The kubelet's side of both sockets; one plugin with one resource."""
 
@@ -76,7 +84,9 @@ class Kubelet:
         self._directory = directory
         self._path = directory / "kubelet.sock"
         self._listener: socket.socket | None = None
+        self._pods: socket.socket | None = None
         self._registrars: list[Connection] = []
+        self._askers: list[Connection] = []
         self.registrations = 0
         self.endpoint: Connection | None = None
         self.stream: Stream | None = None
@@ -88,18 +98,17 @@ class Kubelet:
         for entry in self._directory.iterdir():
             if not entry.is_dir():
                 entry.unlink()
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(self._path))
-        self._listener.listen(16)
+        self._pods = _listen(self._directory / PODS)
+        self._listener = _listen(self._path)
         return time.perf_counter()
 
     def end(self) -> None:
         """As a kubelet that is killed: every connection breaks, the socket's file stays."""
-        for connection in (*self._registrars, *([self.endpoint] if self.endpoint else [])):
-            connection.close()
-        if self._listener:
-            self._listener.close()
-        self._registrars, self.endpoint, self.stream, self._listener = [], None, None, None
+        endpoints = [self.endpoint] if self.endpoint else []
+        for open_one in (*self._registrars, *self._askers, *endpoints, self._listener, self._pods):
+            if open_one is not None:
+                open_one.close()
+        self._registrars, self._askers, self.endpoint, self.stream = [], [], None, None
 
     def registered(self) -> tuple[float, str]:
         """Wait for a call of Register, and answer it: the moment when it was here whole, and the endpoint."""
@@ -114,21 +123,34 @@ class Kubelet:
         raise TimeoutError("the plugin has not registered")
 
     def _calls(self, seconds: float) -> list[tuple[Connection, Stream]]:
-        """The calls of Register that have come whole once there is news of any kind, or the time is over."""
+        """The calls of Register that have come whole once there is news of any kind, or the time is over.
+
+        Whoever asks for the list of pods is told on the way that there are none.
+        """
         assert self._listener
-        sockets = [self._listener, *(connection.socket for connection in self._registrars)]
+        assert self._pods
+        connections = (*self._registrars, *self._askers)
+        sockets = [self._listener, self._pods, *(connection.socket for connection in connections)]
         ready, _, _ = select.select(sockets, [], [], seconds)
-        if self._listener in ready:
-            accepted, _ = self._listener.accept()
-            self._registrars.append(Connection(accepted, server=True))
+        for listener, own in ((self._listener, self._registrars), (self._pods, self._askers)):
+            if listener in ready:
+                accepted, _ = listener.accept()
+                own.append(Connection(accepted, server=True))
         calls = []
-        for connection in list(self._registrars):
-            if connection.socket in ready:
-                try:
-                    calls += [(connection, stream) for stream in connection.receive() if stream.messages]
-                except ClosedError:
-                    self._registrars.remove(connection)
-                    connection.close()
+        for connection in connections:
+            if connection.socket not in ready:
+                continue
+            asks = connection in self._askers
+            try:
+                whole = [stream for stream in connection.receive() if stream.messages and stream.ended]
+                if not asks:
+                    calls += [(connection, stream) for stream in whole]
+                    continue
+                for stream in whole:
+                    connection.answer(stream, b"")
+            except ClosedError:
+                (self._askers if asks else self._registrars).remove(connection)
+                connection.close()
         return calls
 
     def dial(self, endpoint: str) -> float:
@@ -226,9 +248,7 @@ def _measure(session: Session, kubelet: Kubelet, pid: int, figures: Figures) -> 
     chance = random.Random(session.seed)  # noqa: S311 - moments, not secrets
     if session.calls or session.preferences:
         _calls(session, kubelet, figures)
-    if session.faults and session.machine:
-        _faults(session, kubelet, figures, chance)
-    if session.idle or session.memory or session.restarts:
+    if session.idle or session.memory:
         kubelet.quiet(SETTLE_SECONDS)
     if session.memory:
         _memory(session, kubelet, pid, figures)
@@ -243,6 +263,8 @@ def _measure(session: Session, kubelet: Kubelet, pid: int, figures: Figures) -> 
         figures.setdefault("back_ms", []).append(_ms(moment - begin))
         kubelet.dial(endpoint)
         kubelet.quiet(0.2)
+    if session.faults and session.machine:
+        _faults(session, kubelet, figures, chance)
 
 
 def _calls(session: Session, kubelet: Kubelet, figures: Figures) -> None:
@@ -315,17 +337,19 @@ def _throughput(kubelet: Kubelet, requests: list[bytes], calls: int) -> float:
 
 
 def _faults(session: Session, kubelet: Kubelet, figures: Figures, chance: random.Random) -> None:
-    """Break the first device, at any moment of an interval, and heal it."""
+    """Break the first device, at any moment of an interval. How soon it is well again is up to options."""
     assert session.machine
     file = Path(session.machine)
     well = file.read_text()
     first = next(line for line in well.splitlines() if line.startswith("card 0 "))
     sick = well.replace(first, f"{first} state=207", 1)
     for _ in range(session.faults):
-        for text, name, sick_ones in ((sick, "fault_ms", 1), (well, "heal_ms", 0)):
-            kubelet.quiet(chance.uniform(0.2, 0.2 + session.interval))
-            begin = _become(file, text)
-            figures.setdefault(name, []).append(_ms(kubelet.until_sick(sick_ones) - begin))
+        kubelet.quiet(chance.uniform(0.2, 0.2 + session.interval))
+        begin = _become(file, sick)
+        try:
+            figures.setdefault("fault_ms", []).append(_ms(kubelet.until_sick(1) - begin))
+        finally:
+            _become(file, well)
 
 
 def _become(file: Path, text: str) -> float:

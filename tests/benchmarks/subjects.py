@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.benchmarks.kubelet import Session
+from tests.benchmarks.kubelet import PODS, Session
 from xpu_plugin.simulation.library import environment
 from xpu_plugin.simulation.machine import Machine, cards
 
@@ -89,7 +89,7 @@ def subjects(
         "--dev-root={place}/dev",
         "--sysfs-root={place}/sys",
         "--device-plugin-dir={directory}",
-        "--pod-resources-socket={directory}/no-pod-resources",
+        f"--pod-resources-socket={{directory}}/{PODS}",
         "--state-dir={directory}/state",
     )
     with socket.socket() as free:
