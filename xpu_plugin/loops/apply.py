@@ -88,9 +88,14 @@ class Apply:
         self._wake.set()
 
     def granted(self, ids: Collection[str]) -> None:
-        """An Allocate was answered with these ids: whatever was planned for their cards is off."""
+        """An Allocate was answered with these ids: whatever was planned for their cards is off.
+
+        While nothing is planned nor kept back there is nothing to call off, and so no need to look at every
+        card for each Allocate: whatever is decided later takes the grant into account.
+        """
         self._idleness.granted(ids)
-        self._wake.set()
+        if self._memory.change is not None or self._picture.facts.kept_back:
+            self._wake.set()
 
     async def run(self) -> None:
         """Never returns."""
