@@ -34,8 +34,11 @@ class Picture:
 
     def submit(self, change: Callable[[Facts], Facts]) -> None:
         """Apply a pure change to the facts; publish unless the picture stays the same."""
-        before, self.facts = self.facts, change(self.facts)
-        for turn in _verdicts_changed(before, self.facts):
+        before, facts = self.facts, change(self.facts)
+        if facts is before and self.current is not None:
+            return  # as when a sweep hears nothing new
+        self.facts = facts
+        for turn in _verdicts_changed(before, facts):
             self._note("verdict", **turn)
         offered, control = entries(self.facts, self.policy), self.facts.control
         last = self.current

@@ -20,7 +20,7 @@ class Policy:
 
     def offers(self, device: Device) -> bool:
         """A PF with VFs is never offered; `deny` beats `allow`; an empty `allow` allows all."""
-        if device.kind is Kind.PF or matches(device, self.deny):
+        if device.kind is Kind.PF or (self.deny and matches(device, self.deny)):
             return False
         return not self.allow or matches(device, self.allow)
 
@@ -119,7 +119,10 @@ def first_verdict(device: Device) -> Health:
 
 
 def after_verdicts(facts: Facts, verdicts: Mapping[str, Health]) -> Facts:
-    """Take in what a sweep heard; devices it does not speak of keep their verdict."""
+    """Take in what a sweep heard; devices it does not speak of keep their verdict. The same facts if
+    nothing is new."""
+    if verdicts.items() <= facts.verdicts.items():
+        return facts
     return replace(facts, verdicts={**facts.verdicts, **verdicts})
 
 
