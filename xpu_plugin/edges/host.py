@@ -17,6 +17,7 @@ from xpu_plugin.model.devices import CONTROL_NODE, Function, Host, Node
 
 _VENDORS = frozenset({0x1D22, 0x2057})
 _ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_LONGEST_NUMBER = 64  # bytes of a file in sysfs that holds one
 _NODE = re.compile(r"xpu(0|[1-9][0-9]{0,8})")
 
 
@@ -30,7 +31,7 @@ def list_nodes(dev_root: Path, *, simulated: bool) -> tuple[Node, ...]:
     return tuple(
         Node(number=number, major=os.major(device), minor=os.minor(device))
         for number in numbers
-        if (device := device_number(dev_root / f"xpu{number}", simulated=simulated)) is not None
+        if (device := device_number(f"{dev_root}/xpu{number}", simulated=simulated)) is not None
     )
 
 
@@ -77,11 +78,12 @@ def _class_numbers(sysfs_root: Path) -> set[int]:
 
 
 def _class_address(sysfs_root: Path, number: int) -> str | None:
+    link = f"{sysfs_root}/class/xpu/xpu{number}/device"
     try:
-        target = (sysfs_root / f"class/xpu/xpu{number}/device").resolve(strict=True).name
-    except (OSError, RuntimeError):
+        target = os.readlink(link).rpartition("/")[2]  # noqa: PTH115 - sysfs has no links to links here
+        return target if _ADDRESS.fullmatch(target) and os.path.exists(link) else None  # noqa: PTH110
+    except OSError:
         return None
-    return target if _ADDRESS.fullmatch(target) else None
 
 
 def _functions(sysfs_root: Path, addresses: Iterable[str]) -> dict[str, Function]:
@@ -102,19 +104,20 @@ def vendor_functions(sysfs_root: Path) -> set[str]:
 
 def read_function(sysfs_root: Path, address: str) -> Function:
     """What sysfs knows of one PCI function."""
-    directory = sysfs_root / "bus/pci/devices" / address
-    numa = _number(directory / "numa_node")
+    # Texts, not Paths: seven for each function every few seconds.
+    directory = f"{sysfs_root}/bus/pci/devices/{address}"
+    numa = _number(f"{directory}/numa_node")
     try:
-        parent = (directory / "physfn").readlink().name
+        parent = os.readlink(f"{directory}/physfn").rpartition("/")[2]  # noqa: PTH115
     except OSError:
         parent = None
     return Function(
-        vendor=_number(directory / "vendor"),
-        device=_number(directory / "device"),
-        subsystem=_number(directory / "subsystem_device"),
+        vendor=_number(f"{directory}/vendor"),
+        device=_number(f"{directory}/device"),
+        subsystem=_number(f"{directory}/subsystem_device"),
         numa=None if numa is None or numa < 0 else numa,
-        num_vfs=_number(directory / "sriov_numvfs"),
-        total_vfs=_number(directory / "sriov_totalvfs"),
+        num_vfs=_number(f"{directory}/sriov_numvfs"),
+        total_vfs=_number(f"{directory}/sriov_totalvfs"),
         physfn=parent,
     )
 
@@ -143,11 +146,17 @@ def _driver(function: Path) -> str | None:
         return None
 
 
-def _number(path: Path) -> int | None:
+def _number(path: Path | str) -> int | None:
     try:
-        return int(path.read_text(encoding="ascii").strip(), 0)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return int(os.read(descriptor, _LONGEST_NUMBER).decode("ascii"), 0)
     except (OSError, ValueError):
         return None
+    finally:
+        os.close(descriptor)
 
 
 def driver_release() -> str | None:
