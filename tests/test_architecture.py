@@ -41,6 +41,13 @@ def test_the_server_never_loads(absent: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("absent", ["asyncio", "grpc", "google.protobuf"])
+def test_the_first_worker_is_started_before_much_is_loaded(absent: str) -> None:
+    """The rest of the server is loaded while the worker loads its own."""
+    code = f"import sys, xpu_plugin.cli; sys.exit({absent!r} in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize(
     "absent", ["asyncio", "grpc", "google.protobuf", "kubernetes", "argparse", "logging"]
 )

@@ -206,6 +206,8 @@ async def test_a_signal_in_the_first_moment_ends_it(node: Node) -> None:
     daemon = node.start()
     await until(lambda: signal_handled(daemon.pid, signal.SIGTERM), "a handler for SIGTERM")
     assert await daemon.stop() < EXIT_SECONDS
+    # A worker that was just being started notices by itself that it is alone.
+    await until(lambda: not processes_that_know(node.place), "no process left")
     node.assert_tidy()
 
 
@@ -228,8 +230,10 @@ async def test_a_rescan_asked_for_in_the_first_moment_ends_nothing(node: Node, k
 
 async def test_the_end_while_the_first_worker_starts(node: Node, kubelet: Kubelet) -> None:
     daemon = node.start()
-    await until(lambda: workers(node, daemon), "a worker")
-    await ends_well(node, daemon)
+    await until(lambda: workers(node, daemon), "a worker")  # which comes before most of the server
+    assert await daemon.stop() < EXIT_SECONDS
+    await until(lambda: processes_that_know(node.place) == [], "the end of the worker")
+    node.assert_tidy()
     assert kubelet.registrations == []
 
 

@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: the daemon itself, or a sub-command named by the first argument."""
 
+import gc
 import importlib
 import logging
 import os
 import signal
 import sys
 
-from xpu_plugin.config import PROGRAM, UsageError, read_config
+from xpu_plugin.config import PROGRAM, Config, UsageError, read_config
+from xpu_plugin.edges.process import WorkerProcess
 
 
+GRPC_ENVIRONMENT = {
+    "GRPC_VERBOSITY": "ERROR",  # or it tells of each connection that ends
+    # Its server polls in the thread that serves, not in another: two hand-overs less for each call.
+    "GRPC_EXPERIMENTS": "-event_engine_listener",
+}
 COMMANDS = ("list", "plan", "top", "doctor", "bundle", "clear", "cleanup", "simulate", "demo")
 
 
@@ -43,15 +50,33 @@ def _run(arguments: list[str]) -> int:
 
 def _daemon(arguments: list[str]) -> int:
     config, _, warnings = read_config(arguments, os.environ)
-    # Nothing is there yet that would have to be taken down; and as a container's first process we would
+    worker: WorkerProcess | None = None
+
+    def end(*_: object) -> None:
+        if worker is not None:  # it would end by itself, a moment later
+            worker.kill()
+        os._exit(0)
+
+    # Nothing else is there yet that would have to be taken down; and as a container's first process we would
     # not even notice a signal without a handler.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(0))
+        signal.signal(number, end)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it asks for a scan; the first is to come yet
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # or it tells of each connection that ends
-    from xpu_plugin import daemon, log  # noqa: PLC0415 - usage errors need no gRPC
+    for name, value in GRPC_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    gc.disable()  # what is imported stays for ever; `daemon.run` goes on from there
+    worker = _worker(config)
+    from xpu_plugin import daemon, log  # noqa: PLC0415 - usage errors need no gRPC, and the worker has begun
 
     log.configure(level=config.log_level, form=config.log_format)
     for warning in warnings:
         logging.getLogger(__name__).warning("%s", warning)
-    return daemon.run(config)
+    return daemon.run(config, worker)
+
+
+def _worker(config: Config) -> WorkerProcess | None:
+    """A worker for the first scan, None if there is no room for one: that is for the driver to say."""
+    try:
+        return WorkerProcess(config.worker_environment)
+    except OSError:
+        return None

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from xpu_plugin import log
 from xpu_plugin.model import labels, vf
+from xpu_plugin.simulation import library
 
 
 PROGRAM = "xpu-device-plugin"
@@ -429,6 +430,13 @@ class Config:
     @property
     def simulated(self) -> bool:
         return self.xpuml_library == SIMULATOR
+
+    @property
+    def worker_environment(self) -> dict[str, str]:
+        """What a worker is to have in its environment beyond our own."""
+        if self.simulator_file is None:
+            return {}
+        return library.environment(self.simulator_file, self.dev_root, self.sysfs_root)
 
     def text(self) -> str:
         """All options as they apply, for the log."""

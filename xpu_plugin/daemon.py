@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import platform
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xpu_plugin.config import LIBRARIES, SIMULATOR, VF_POLICIES, Config
-from xpu_plugin.edges.api import NodeApi, has_credentials
 from xpu_plugin.edges.driver import Driver, Target
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.host import device_number
 from xpu_plugin.edges.kubelet import Endpoint, InstanceLock, socket_name
+from xpu_plugin.edges.process import WorkerProcess
 from xpu_plugin.edges.quarantine import QuarantineRecord
 from xpu_plugin.edges.service import DevicePluginService
 from xpu_plugin.edges.status import Answer, StatusServer
@@ -67,9 +68,7 @@ def target(config: Config) -> Target:
         dev_root=config.dev_root,
         sysfs_root=config.sysfs_root,
         simulated=config.simulated,
-        environment=library.environment(config.simulator_file, config.dev_root, config.sysfs_root)
-        if config.simulator_file
-        else {},
+        environment=config.worker_environment,
     )
 
 
@@ -97,8 +96,8 @@ class AddressError(Exception):
     """The HTTP server's address cannot be had."""
 
 
-async def serve(config: Config) -> int:
-    """Be the plugin until SIGTERM or SIGINT; returns the exit status."""
+async def serve(config: Config, worker: WorkerProcess | None = None) -> int:
+    """Be the plugin until SIGTERM or SIGINT; returns the exit status. worker: one that was started already"""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
@@ -112,7 +111,7 @@ async def serve(config: Config) -> int:
         signal.signal(number, end)
     os.umask(0o077)  # before any socket or file is made
 
-    driver = Driver(target(config), call_timeout=config.call_timeout)
+    driver = Driver(target(config), call_timeout=config.call_timeout, spare=worker)
     decisions = Decisions()
     picture = Picture(policy(config), note=decisions.note)
     probes = Driver(target(config), call_timeout=config.call_timeout, most_stuck=STUCK_PROBES)
@@ -334,7 +333,11 @@ async def status_server(path: Path, answers: Mapping[str, Answer]) -> StatusServ
 
 def node_of(config: Config) -> Node | None:
     """The node in the API server, None where we have no way to it."""
-    if not (config.kubeconfig or config.node_name) or not has_credentials(config.kubeconfig):
+    if not (config.kubeconfig or config.node_name):
+        return None
+    from xpu_plugin.edges.api import NodeApi, has_credentials  # noqa: PLC0415 - not everybody needs it
+
+    if not has_credentials(config.kubeconfig):
         return None
     name = config.node_name or platform.node().lower()
     return Node(
@@ -360,7 +363,9 @@ def terms(config: Config) -> Terms:
     )
 
 
-def run(config: Config) -> int:
+def run(config: Config, worker: WorkerProcess | None = None) -> int:
     """Run the daemon on an event loop of its own."""
     logger.info("starting %s", config.text())
-    return asyncio.run(serve(config))
+    gc.freeze()  # no collection looks at modules and classes any more
+    gc.enable()
+    return asyncio.run(serve(config, worker))

@@ -104,7 +104,7 @@ class Bench:
         for number in range(plan.rounds):
             for devices in DEVICES:
                 names = [name for name in self._subjects if self._takes_part(name, number, devices)]
-                random.Random(f"{number} {devices}").shuffle(names)  # noqa: S311 - an order
+                random.Random(f"{number} {devices}").shuffle(names)
                 for name in names:
                     say(f"round {number + 1} of {plan.rounds}: {name}, {devices} devices")
                     alone = name == FAST

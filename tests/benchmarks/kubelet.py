@@ -245,7 +245,7 @@ def run(session: Session) -> Figures:
 
 
 def _measure(session: Session, kubelet: Kubelet, pid: int, figures: Figures) -> None:
-    chance = random.Random(session.seed)  # noqa: S311 - moments, not secrets
+    chance = random.Random(session.seed)
     if session.calls or session.preferences:
         _calls(session, kubelet, figures)
     if session.idle or session.memory:

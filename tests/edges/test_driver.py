@@ -26,7 +26,6 @@ from tests.standins import (
     until,
     wait_until,
 )
-from xpu_plugin.edges import driver as driver_module
 from xpu_plugin.edges.driver import (
     Driver,
     LibraryError,
@@ -36,6 +35,7 @@ from xpu_plugin.edges.driver import (
     WorkerError,
     WorkerHungError,
 )
+from xpu_plugin.edges.process import WorkerProcess
 from xpu_plugin.model.devices import Process, Scan, Usage
 from xpu_plugin.simulation.library import shipped
 from xpu_plugin.simulation.machine import Machine
@@ -226,6 +226,39 @@ async def test_a_scan_during_which_nodes_change_proves_nothing(driver: Driver, m
     assert await scan is None
     machine.clear_faults()
     assert len((await scanned(driver)).readings) == 5
+
+
+async def test_a_sweep_without_news_is_the_very_same_list(driver: Driver, machine: Machine) -> None:
+    await scanned(driver)
+    first = await driver.sweep()
+    assert await driver.sweep() is first
+    machine.set_card(0, {"state": "207"})
+    sick = await driver.sweep()
+    assert sick != first
+    assert await driver.sweep() is sick
+    left_out = await driver.sweep({0})
+    assert left_out[0] is None
+    assert left_out[1:] == first[1:]
+    machine.set_card(0, {"state": ""})
+    assert await driver.sweep() == first
+
+
+async def test_a_fresh_worker_answers_a_sweep_anew(driver: Driver) -> None:
+    await scanned(driver)
+    first = await driver.sweep()
+    await scanned(driver)
+    again = await driver.sweep()
+    assert again == first
+    assert again is not first
+
+
+async def test_a_host_without_news_is_that_of_the_scan(driver: Driver, machine: Machine) -> None:
+    scan = await scanned(driver)
+    assert await driver.host() is scan.host
+    machine.set_card(4, {"model": "R200", "pci": "0000:5e:00.0"})
+    host = await driver.host()
+    assert len(host.nodes) == len(scan.host.nodes) + 1
+    assert await driver.host() is host
 
 
 def in_flight(driver: Driver) -> Call | None:
@@ -789,14 +822,14 @@ async def test_workers_that_cannot_be_killed_are_not_waited_for_and_so_many_at_m
     unkillable: list[int] = []
     hasty = make_driver(target_of(machine), TIMEOUT, most_stuck=3)
 
-    def kill(process: driver_module._Process) -> None:
+    def kill(process: WorkerProcess) -> None:
         unkillable.append(process.pid)
-        if process._socket:
-            process._socket.close()
+        if process.socket:
+            process.socket.close()
 
     machine.add_fault(STATE, "hang", card=0)
     with monkeypatch.context() as patch:
-        patch.setattr(driver_module._Process, "kill", kill)
+        patch.setattr(WorkerProcess, "kill", kill)
         for _ in range(3):
             with pytest.raises(WorkerHungError):
                 await hasty.scan()

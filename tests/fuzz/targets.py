@@ -26,11 +26,11 @@ from google.protobuf.message import DecodeError
 
 from tests.builders import CONTROL, device, found
 from xpu_plugin.config import UsageError, read_config
-from xpu_plugin.edges import driver as driver_module
 from xpu_plugin.edges.answers import scan_of
 from xpu_plugin.edges.driver import Driver, LibraryError, Target, WorkerError
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.podresources import CHECKPOINT, UnknownHoldersError, read_checkpoint
+from xpu_plugin.edges.process import WorkerProcess
 from xpu_plugin.edges.service import DevicePluginService
 from xpu_plugin.edges.wire import HEADER
 from xpu_plugin.loops.picture import Picture
@@ -134,10 +134,11 @@ class _Dead:
         return 0
 
 
-class _Worker(driver_module._Process):
+class _Worker(WorkerProcess):
     def __init__(self, heard: bytes) -> None:
-        self._socket, other = socket.socketpair()
-        self._socket.setblocking(False)
+        ours, other = socket.socketpair()
+        ours.setblocking(False)
+        self.socket = ours
         with other, contextlib.suppress(OSError):
             other.setblocking(False)
             other.send(heard)

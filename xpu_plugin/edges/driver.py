@@ -7,14 +7,9 @@ cannot die. The progress word then tells which call of which device it was.
 """
 
 import asyncio
-import contextlib
 import json
 import logging
-import mmap
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +26,7 @@ from xpu_plugin.edges.answers import (
     truth_of,
     usage_of,
 )
+from xpu_plugin.edges.process import WorkerProcess
 from xpu_plugin.edges.wire import HEADER, LONGEST_ANSWER
 from xpu_plugin.model.devices import Gauges, Host, Process, Scan, Usage
 from xpu_plugin.xpuml import Call, StateAnswer, WrongDeviceError, error
@@ -41,7 +37,6 @@ logger = logging.getLogger(__name__)
 MOST_STUCK = 8  # workers that were killed and are still there; 9 MB each
 REAP_SECONDS = 0.1  # after a kill, to look whether the process is gone
 START_SECONDS = 30.0  # for a fresh interpreter on a loaded machine; the library's own calls are apart
-_WORD = 8  # bytes of the progress word
 _LONGEST_NONSENSE = 200  # characters that are quoted
 CAUSES = ("rescan", "hung", "died", "nonsense", "failed", "cancelled")
 """Why a worker is replaced: a scan wants a fresh one; it missed a deadline, ended, or talked nonsense; the
@@ -91,107 +86,36 @@ class Target:
     environment: Mapping[str, str]
 
 
-class _Process:
-    """One worker process with its socket and its progress word."""
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        with contextlib.ExitStack() as on_failure, contextlib.ExitStack() as always:
-            ours, theirs = socket.socketpair()
-            on_failure.callback(ours.close)
-            always.callback(theirs.close)
-            progress_fd = os.memfd_create("xpu-progress")
-            always.callback(os.close, progress_fd)
-            os.ftruncate(progress_fd, _WORD)
-            self._progress = mmap.mmap(progress_fd, _WORD)
-            inherited = (theirs.fileno(), progress_fd)
-            self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "xpu_plugin.edges.worker", *map(str, inherited)],
-                pass_fds=inherited,
-                stdin=subprocess.DEVNULL,  # descriptor 0 must be taken: the library takes 0 for "not open"
-                stdout=subprocess.DEVNULL,  # the library prints
-                env={**os.environ, **environment},
-            )
-            on_failure.pop_all()
-        ours.setblocking(False)
-        self.pid = self._child.pid
-        self._socket: socket.socket | None = ours
-
-    async def exchange(self, request: bytes) -> bytes:
-        """Send a request and read its answer. Raises EOFError or OSError when the worker is gone."""
-        loop = asyncio.get_running_loop()
-        if self._socket is None:
-            raise EOFError
-        loop.remove_reader(self._socket)
-        await loop.sock_sendall(self._socket, HEADER.pack(len(request)) + request)
-        (length,) = HEADER.unpack(await self._read(HEADER.size))
-        if length > LONGEST_ANSWER:
-            raise ValueError(f"an answer of {length} bytes")
-        return await self._read(length)
-
-    def watch(self, on_end: Callable[[], None]) -> None:
-        """Until the next request: call `on_end` once when the worker ends, or speaks unasked."""
-        loop, ours = asyncio.get_running_loop(), self._socket
-
-        def stirs() -> None:
-            if ours is not None:
-                loop.remove_reader(ours)
-            on_end()
-
-        if ours is not None:
-            loop.add_reader(ours, stirs)
-
-    async def _read(self, length: int) -> bytes:
-        assert self._socket is not None  # noqa: S101 - exchange saw to it
-        loop = asyncio.get_running_loop()
-        buffer = bytearray(length)
-        view, got = memoryview(buffer), 0
-        while got < length:
-            count = await loop.sock_recv_into(self._socket, view[got:])
-            if count == 0:
-                raise EOFError
-            got += count
-        return bytes(buffer)
-
-    def in_flight(self) -> Call | None:
-        return Call.from_word(int.from_bytes(self._progress[:_WORD], sys.byteorder))
-
-    def kill(self) -> None:
-        """Kill it and let go of it; whether it ends is `ended`'s to tell."""
-        self._child.kill()
-        if self._socket is not None:
-            asyncio.get_running_loop().remove_reader(self._socket)
-            self._socket.close()
-            self._socket = None
-
-    def ended(self) -> str | None:
-        """How the process ended; None while it has not. Reaps it, never waits."""
-        status = self._child.poll()
-        if status is None:
-            return None
-        if status < 0:
-            return f"killed by signal {-status}"
-        return f"exit status {status}"
-
-
 class Driver:
     """Asks the worker, one request at a time; starts it when there is none.
 
     call_timeout: seconds for a request that makes one round of native calls
+    spare: a worker that has been started already, for the first scan
     most_stuck: workers that were killed and are still there, at which no further one is started
     on_end: called when the worker of the last scan ends while nobody asks it
     """
 
-    def __init__(self, target: Target, *, call_timeout: float, most_stuck: int = MOST_STUCK) -> None:
+    def __init__(
+        self,
+        target: Target,
+        *,
+        call_timeout: float,
+        most_stuck: int = MOST_STUCK,
+        spare: WorkerProcess | None = None,
+    ) -> None:
         self._target = target
         self.call_timeout = call_timeout
         self._most_stuck = most_stuck
         self.on_end: Callable[[], None] = lambda: None
         self._lock = asyncio.Lock()
-        self._process: _Process | None = None
-        self._dying: list[_Process] = []
+        self._process: WorkerProcess | None = None
+        self._spare = spare
+        self._dying: list[WorkerProcess] = []
         self._opened: dict[str, str] = {}
         self._restarts = dict.fromkeys(CAUSES, 0)
         self._requests = 0
+        self._told: Host | None = None  # by the present worker
+        self._swept: tuple[list[int], list[StateAnswer | None]] | None = None  # by the present worker
 
     # --- requests -------------------------------------------------------------------------------
 
@@ -207,7 +131,7 @@ class Driver:
         """
         async with self._lock:
             self._discard("rescan")
-            return await self._ask(
+            scan = await self._ask(
                 await self._start(),
                 seconds or self.call_timeout,
                 "scan",
@@ -216,19 +140,46 @@ class Driver:
                 only=only,
                 **self._places(),
             )
+            self._told = scan.host if scan else None
+            return scan
 
     async def sweep(self, skip: Collection[int] = ()) -> list[StateAnswer | None]:
         """Ask the worker of the last scan for all states, by index; None for skipped ones.
 
+        While it answers alike, the very same list is returned: thousands of devices need not be looked at
+        again to find out that nothing has changed.
+
         Raises WorkerError, also when that worker is gone: its indexes mean nothing to another.
         """
         async with self._lock:
-            return await self._ask(self._scanned(), self.call_timeout, "sweep", states_of, skip=sorted(skip))
+            process, left_out = self._scanned(), sorted(skip)
+            last = self._swept if self._swept and self._swept[0] == left_out else None
+            answer = await self._ask(
+                process,
+                self.call_timeout,
+                "sweep",
+                lambda answer: last[1] if answer is None and last else states_of(answer),
+                skip=left_out,
+                changed=last is not None,
+            )
+            self._swept = (left_out, answer)
+            return answer
 
     async def host(self) -> Host:
-        """The host's facts as they are now, to compare with those of the last scan. Raises WorkerError."""
+        """The host's facts as they are now, to compare with those of the last scan: the very same object
+        while they are the same. Raises WorkerError."""
         async with self._lock:
-            return await self._ask(self._scanned(), self.call_timeout, "host", host_of, **self._places())
+            last = self._told
+            host = await self._ask(
+                self._scanned(),
+                self.call_timeout,
+                "host",
+                lambda answer: last if answer is None and last else host_of(answer),
+                changed=last is not None,
+                **self._places(),
+            )
+            self._told = host
+            return host
 
     async def replaced(self) -> bool:
         """Whether the file of the library that the worker has open is another one by now, or gone. False
@@ -302,6 +253,7 @@ class Driver:
 
     async def close(self) -> None:
         """Kill the worker; give it a moment to go, for a tidy exit."""
+        self._process = self._process or self._spare
         self._discard(None)
         for _ in range(20):
             if not self._stuck():
@@ -332,20 +284,21 @@ class Driver:
 
     # --- the process ----------------------------------------------------------------------------
 
-    def _scanned(self) -> _Process:
+    def _scanned(self) -> WorkerProcess:
         """The worker of the last scan: its indexes mean nothing to another."""
         if self._process is None:
             raise WorkerDiedError("there is no worker that has scanned")
         return self._process
 
-    async def _start(self) -> _Process:
+    async def _start(self) -> WorkerProcess:
         if len(stuck := self._stuck()) >= self._most_stuck:
             pids = ", ".join(str(process.pid) for process in stuck)
             raise TooManyStuckError(f"workers {pids} were killed and do not end: the driver holds them")
         try:
-            process = self._process = _Process(self._target.environment)
+            process = self._process = self._spare or WorkerProcess(self._target.environment)
         except OSError as error:  # out of memory, descriptors or processes
             raise WorkerDiedError(f"no worker can be started: {error.strerror}") from None
+        self._spare = None
         await self._ask(process, START_SECONDS, "ready", bool)
         self._opened = await self._ask(
             process, self.call_timeout, "open", dict, paths=list(self._target.libraries)
@@ -354,7 +307,7 @@ class Driver:
 
     async def _ask(
         self,
-        process: _Process,
+        process: WorkerProcess,
         seconds: float,
         call: str,
         decode: Callable[[Any], T],
@@ -364,12 +317,12 @@ class Driver:
         request = json.dumps({"id": self._requests, "call": call, **arguments}).encode()
         try:
             async with asyncio.timeout(seconds):
-                answer = json.loads(await process.exchange(request))
+                answer = json.loads(await _exchange(process, request))
             if answer["id"] != self._requests:
                 raise ValueError(f"an answer to request {answer['id']}, not to {self._requests}")
             if "error" not in answer:
                 result = decode(answer["result"])
-                process.watch(self.on_end)
+                _watch(process, self.on_end)
                 return result
             failure = _error(answer["error"])
         except TimeoutError:
@@ -389,7 +342,7 @@ class Driver:
         self._discard("failed")  # a library that failed as a whole is opened anew
         raise failure
 
-    async def _bury(self, process: _Process) -> str:
+    async def _bury(self, process: WorkerProcess) -> str:
         """How a worker whose socket closed ended; it is as good as dead already."""
         for _ in range(20):
             if (how := process.ended()) is not None:
@@ -402,14 +355,55 @@ class Driver:
         if self._process is not None:
             if cause is not None:
                 self._restarts[cause] += 1
+            if self._process.socket is not None:
+                asyncio.get_running_loop().remove_reader(self._process.socket)
             self._process.kill()
             self._dying.append(self._process)
-            self._process = None
+            self._process = self._told = self._swept = None
             asyncio.get_running_loop().call_later(REAP_SECONDS, self._stuck)
 
-    def _stuck(self) -> list[_Process]:
+    def _stuck(self) -> list[WorkerProcess]:
         self._dying = [process for process in self._dying if process.ended() is None]
         return self._dying
+
+
+async def _exchange(process: WorkerProcess, request: bytes) -> bytes:
+    """Send a request and read its answer. Raises EOFError or OSError when the worker is gone."""
+    connection = process.socket
+    if connection is None:
+        raise EOFError
+    loop = asyncio.get_running_loop()
+    loop.remove_reader(connection)
+    await loop.sock_sendall(connection, HEADER.pack(len(request)) + request)
+    (length,) = HEADER.unpack(await _read(connection, HEADER.size))
+    if length > LONGEST_ANSWER:
+        raise ValueError(f"an answer of {length} bytes")
+    return await _read(connection, length)
+
+
+def _watch(process: WorkerProcess, on_end: Callable[[], None]) -> None:
+    """Until the next request: call `on_end` once when the worker ends, or speaks unasked."""
+    loop, connection = asyncio.get_running_loop(), process.socket
+
+    def stirs() -> None:
+        if connection is not None:
+            loop.remove_reader(connection)
+        on_end()
+
+    if connection is not None:
+        loop.add_reader(connection, stirs)
+
+
+async def _read(connection: socket.socket, length: int) -> bytes:
+    loop = asyncio.get_running_loop()
+    buffer = bytearray(length)
+    view, got = memoryview(buffer), 0
+    while got < length:
+        count = await loop.sock_recv_into(connection, view[got:])
+        if count == 0:
+            raise EOFError
+        got += count
+    return bytes(buffer)
 
 
 def _error(fields: dict[str, Any]) -> Exception:

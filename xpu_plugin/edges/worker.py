@@ -22,6 +22,7 @@ from xpu_plugin import xpuml
 from xpu_plugin._xpuml import Library, die_with_parent
 from xpu_plugin.edges import host
 from xpu_plugin.edges.wire import HEADER, LONGEST_REQUEST
+from xpu_plugin.model.devices import Host
 
 
 HIDING_VARIABLE = "XPU_VISIBLE_DEVICES"
@@ -39,6 +40,8 @@ class Worker:
         self._library: xpuml.Xpuml | None = None
         self._count = 0
         self._file: _File | None = None
+        self._host: Host | None = None
+        self._swept: list[tuple[int, int] | None] | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """A request without its number -> an answer without it."""
@@ -98,7 +101,7 @@ class Worker:
         usable = [node.number for node in nodes]
         if count != len(usable):
             usable = [number for number in usable if _opens(dev_root, number, simulated=simulated)]
-        facts = host.read_host(Path(dev_root), Path(sysfs_root), simulated=simulated)
+        facts = self._host = host.read_host(Path(dev_root), Path(sysfs_root), simulated=simulated)
         return {
             "readings": readings,
             "usable": usable,
@@ -108,16 +111,22 @@ class Worker:
             "host": asdict(facts),
         }
 
-    def call_host(self, dev_root: str, sysfs_root: str, *, simulated: bool) -> dict[str, Any]:
-        """The host's facts; asked here, as a read from sysfs waits while a driver holds the device."""
-        return asdict(host.read_host(Path(dev_root), Path(sysfs_root), simulated=simulated))
+    def call_host(
+        self, dev_root: str, sysfs_root: str, *, simulated: bool, changed: bool = False
+    ) -> dict[str, Any] | None:
+        """The host's facts; asked here, as a read from sysfs waits while a driver holds the device. With
+        `changed`, None stands for what was told the last time, here or with a scan."""
+        before, self._host = self._host, host.read_host(Path(dev_root), Path(sysfs_root), simulated=simulated)
+        return None if changed and self._host == before else asdict(self._host)
 
     def call_replaced(self) -> bool:
         """Whether the library's file is another one than when it was opened, or gone; False if unknown."""
         return self._file is not None and _File.at(self._file.path) != self._file
 
-    def call_sweep(self, skip: list[int]) -> list[tuple[int, int] | None]:
-        return self._opened().sweep(skip)
+    def call_sweep(self, skip: list[int], *, changed: bool = False) -> list[tuple[int, int] | None] | None:
+        """Ask all states. With `changed`, None stands for the answer of the last time."""
+        before, self._swept = self._swept, self._opened().sweep(skip)
+        return None if changed and self._swept == before else self._swept
 
     def call_gauges(self, skip: list[int]) -> list[dict[str, object]]:
         """What each device measures and how many processes compute there, as far as it tells."""

@@ -9,8 +9,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection
 from functools import partial
+from typing import TYPE_CHECKING
 
-from xpu_plugin.edges.api import NodeApi
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.model.change import News, Reason
 from xpu_plugin.model.labels import node_labels
@@ -24,6 +24,9 @@ from xpu_plugin.model.vf import (
     by_label,
 )
 
+
+if TYPE_CHECKING:
+    from xpu_plugin.edges.api import NodeApi
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ class Node:
         self,
         *,
         argument: int | None,
-        connect: Callable[[Callable[[str | None], None], Callable[[str], None]], NodeApi],
+        connect: Callable[[Callable[[str | None], None], Callable[[str], None]], "NodeApi"],
     ) -> None:
         self._argument = argument
         self._wished: Callable[[Wish], None] = _to_nobody

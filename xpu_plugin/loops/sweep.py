@@ -79,6 +79,8 @@ class Sweep:
         self._host_at = 0.0  # when it was compared last
         self._scanned_at = 0.0
         self._found = Found(devices={})
+        self._answers: list[StateAnswer | None] = []  # of the last sweep
+        self._doubt = False  # a device that did not answer the scan did answer those
         self._empty_believed = False
         self._bad_since: float | None = None  # when the library was asked and failed; None after an answer
         self._hasty = False
@@ -232,23 +234,11 @@ class Sweep:
         began = self._clock()
         answers = await self._driver.sweep(self.probation.skip)
         self.durations = self.durations.with_one(self._clock() - began)
-        before = self._picture.facts.verdicts
-        asked = [
-            (device, answer)
-            for device in self._found.devices.values()
-            if (answer := _at(answers, device.index))
-        ]
-        self._hear(
-            self._shared(
-                {device.id: judge(answer.code, answer.state, device.arch) for device, answer in asked}
-            )
-        )
-        doubt = any(not answer.code and device.state is None for device, answer in asked)
-        if doubt and self._clock() - self._scanned_at >= DOUBT_SECONDS:
+        hint = (answers is not self._answers or not self.verdicts.settled) and self._weigh(answers)
+        if self._doubt and self._clock() - self._scanned_at >= DOUBT_SECONDS:
             logger.info("a device that did not answer the last scan answers now: scanning again")
             self._due = True
             return 0.0
-        hint = any(answer.code and before[device.id].healthy for device, answer in asked)
         # The next round would be too late.
         if hint or self._clock() + self._interval - self._host_at > self._rescan_interval:
             self._host_at = self._clock()
@@ -272,6 +262,23 @@ class Sweep:
     def _shared(self, answers: Mapping[str, Health]) -> dict[str, Health]:
         devices = self._found.devices.values()
         return shared(answers, {device.id: device.card for device in devices if device.kind is Kind.HALF})
+
+    def _weigh(self, answers: list[StateAnswer | None]) -> bool:
+        """Take in answers that may say something new; whether a healthy device's call failed."""
+        self._answers = answers
+        before = self._picture.facts.verdicts
+        asked = [
+            (device, answer)
+            for device in self._found.devices.values()
+            if (answer := _at(answers, device.index))
+        ]
+        self._hear(
+            self._shared(
+                {device.id: judge(answer.code, answer.state, device.arch) for device, answer in asked}
+            )
+        )
+        self._doubt = any(not answer.code and device.state is None for device, answer in asked)
+        return any(answer.code and before[device.id].healthy for device, answer in asked)
 
     def _hear(self, answers: Mapping[str, Health]) -> None:
         """Take in answers; what they change goes into the picture."""

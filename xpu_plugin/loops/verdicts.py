@@ -37,6 +37,11 @@ class Verdicts:
         now = self._clock()
         return {id: self._hear(id, answer, now) for id, answer in answers.items()}
 
+    @property
+    def settled(self) -> bool:
+        """Whether the same answers again would change nothing, however late they come."""
+        return all(history.settled for history in self._histories.values())
+
     def miss(self, ids: Iterable[str]) -> dict[str, Health]:
         """These could not be asked; returns the verdicts of those that have any."""
         known = [id for id in ids if id in self._histories]

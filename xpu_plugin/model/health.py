@@ -137,6 +137,11 @@ class History:
     quarantine: str | None = None
 
     @property
+    def settled(self) -> bool:
+        """Healthy for good: another good answer changes nothing."""
+        return self.verdict.healthy and self.good_since is not None and self.quarantine is None
+
+    @property
     def health(self) -> Health:
         return self.verdict if self.quarantine is None else quarantined(self.quarantine)
 
@@ -150,7 +155,7 @@ def begin(answer: Health, now: float, *, quarantine: str | None = None) -> Histo
 def heard(history: History, answer: Health, now: float, rules: Rules) -> History:
     """Take in one more answer, or what stands for one: LOST, NODE_MISSING, NOT_ANSWERING, LIBRARY_GONE."""
     good = answer.healthy
-    if good and history.verdict.healthy and history.good_since is not None and history.quarantine is None:
+    if good and history.settled:
         return history  # as nearly always
     if good is not (history.good_since is not None):
         history = replace(history, changed_at=now, good_since=now if good else None)
