@@ -26,7 +26,7 @@ from tests.standins import RESOURCE, SECONDS, Looks, children, descriptors, unix
 from xpu_plugin.edges import kubelet as kubelet_module
 from xpu_plugin.edges import service as service_module
 from xpu_plugin.edges.kubelet import Identity
-from xpu_plugin.edges.service import listing
+from xpu_plugin.edges.service import listing, server_of
 from xpu_plugin.model.health import HEALTHY, Health
 from xpu_plugin.model.inventory import Entry, after_scan, after_verdicts
 from xpu_plugin.proto import deviceplugin_pb2 as api
@@ -177,7 +177,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The length of each list that a service has made for a stream."""
     lengths: list[int] = []
 
-    def count(entries: list[Entry]) -> api.ListAndWatchResponse:
+    def count(entries: list[Entry]) -> bytes:
         lengths.append(len(entries))
         return listing(entries)
 
@@ -670,9 +670,8 @@ class Leaking(Kubelet):
 @asynccontextmanager
 async def a_rival(plugin: Plugin) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """Somebody else's plugin for our resource, which knows nothing of our lock; yields how it registers."""
-    server = grpc.aio.server()
     other = Plugin(plugin.socket.parent)
-    api_grpc.add_DevicePluginServicer_to_server(other.service, server)  # type: ignore[no-untyped-call]
+    server = server_of(other.service)
     server.add_insecure_port(f"unix:{plugin.socket.with_name('rival.sock')}")
     await server.start()
     request = api.RegisterRequest(version="v1beta1", endpoint="rival.sock", resource_name=RESOURCE)

@@ -117,13 +117,13 @@ class Stream:
 
     def __init__(self, service: DevicePluginService) -> None:
         self.service = service
-        self.sent: list[api.ListAndWatchResponse] = []
+        self.sent: list[bytes] = []
         self.gate = asyncio.Event()
         self.task = asyncio.ensure_future(self._run())
 
     async def _run(self) -> None:
         lists = cast(
-            "AsyncGenerator[api.ListAndWatchResponse]",
+            "AsyncGenerator[bytes]",
             self.service.ListAndWatch(api.Empty(), cast("Context", SimpleNamespace())),
         )
         async with aclosing(lists):

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence, Sized
-from functools import wraps
+from functools import lru_cache, wraps
 from itertools import islice
 from typing import Any, NoReturn, TypeVar
 
@@ -22,11 +22,12 @@ from xpu_plugin.model.allocation import Cause, NodeNumber, Refusal
 from xpu_plugin.model.inventory import Entry, Inventory
 from xpu_plugin.model.timing import Durations, none_yet
 from xpu_plugin.proto import deviceplugin_pb2 as api
-from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 
 
 logger = logging.getLogger(__name__)
 
+NAME = "v1beta1.DevicePlugin"
+MOST_KEPT = 8192  # devices, serialised
 OPTIONS = api.DevicePluginOptions(pre_start_required=True, get_preferred_allocation_available=True)
 
 LONGEST_MESSAGE = 1 << 18  # bytes; ten thousand device ids fit; to look at it takes some 100 times as much
@@ -67,7 +68,7 @@ def _timed(
     return timed
 
 
-class DevicePluginService(api_grpc.DevicePluginServicer):
+class DevicePluginService:
     """One resource's service.
 
     current: the picture as it is; beyond: the newest picture that is not of a generation
@@ -121,8 +122,8 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
         return OPTIONS
 
     async def ListAndWatch(  # noqa: N802
-        self, request: api.Empty, context: Context
-    ) -> AsyncIterator[api.ListAndWatchResponse]:
+        self, request: object, context: Context
+    ) -> AsyncIterator[bytes]:
         """The list at once, then again whenever it is another one; a slow reader skips what came between."""
         stream, streams, closing = object(), self._streams, self._closing
         streams.add(stream)
@@ -164,7 +165,9 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
             self._record.granted({entry.id: entry.device.path for entry in grant.entries})
             self.granted += len(grant.entries)
             self._on_grant([entry.id for entry in grant.entries])
-            logger.info(
+            # While the answer is on its way: whoever reads our log may be slow.
+            asyncio.get_running_loop().call_soon(
+                logger.info,
                 "granted resource=%s ids=%s paths=%s",
                 self.resource,
                 ",".join(entry.id for entry in grant.entries),
@@ -253,37 +256,25 @@ class DevicePluginService(api_grpc.DevicePluginServicer):
         await context.abort(code, text)
 
 
-class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """Parses requests where an error can be answered: gRPC itself would log a traceback for each that is
-    malformed, and answer that something unexpected has happened."""
+def _parsed(method: Callable[[Any, Context], Awaitable[Any]], request: Any, answer: Any) -> Any:
+    """A handler that parses its request where an error can be answered: gRPC itself would log a traceback for
+    each that is malformed, and answer that something unexpected has happened. `Any`: messages and their types
+    are generated."""
 
-    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """The handler of a method, None where there is no such method. `Any`: the stubs know aio half."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        if handler.unary_stream is not None:  # ListAndWatch, in whose request nothing could be wrong
-            return grpc.unary_stream_rpc_method_handler(
-                handler.unary_stream, lambda _: api.Empty(), handler.response_serializer
-            )
-        parse, answer = handler.request_deserializer, handler.unary_unary
+    async def handle(raw: bytes, context: Context) -> Any:
+        try:
+            message = request.FromString(raw)
+        except DecodeError:
+            logger.warning("a request that is no message of the kubelet's: /%s/%s", NAME, method.__name__)
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "malformed request")
+        return await method(message, context)
 
-        async def parsed(raw: bytes, context: Context) -> Any:
-            try:
-                request = parse(raw)
-            except DecodeError:
-                method = handler_call_details.method
-                logger.warning("a request that is no message of the kubelet's: %s", method)
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "malformed request")
-            return await answer(request, context)
-
-        return grpc.unary_unary_rpc_method_handler(parsed, None, handler.response_serializer)
+    return grpc.unary_unary_rpc_method_handler(handle, None, answer.SerializeToString)
 
 
 def server_of(service: DevicePluginService) -> grpc.aio.Server:
     """A server for the service, which has to be given a port and started."""
     server = grpc.aio.server(
-        interceptors=(_Door(),),
         options=(
             ("grpc.max_receive_message_length", LONGEST_MESSAGE),
             ("grpc.max_concurrent_streams", MOST_STREAMS),
@@ -291,24 +282,34 @@ def server_of(service: DevicePluginService) -> grpc.aio.Server:
             ("grpc.max_connection_idle_ms", int(1000 * IDLE_SECONDS)),
         ),
     )
-    api_grpc.add_DevicePluginServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    unary = (
+        (service.GetDevicePluginOptions, api.Empty, api.DevicePluginOptions),
+        (service.Allocate, api.AllocateRequest, api.AllocateResponse),
+        (service.GetPreferredAllocation, api.PreferredAllocationRequest, api.PreferredAllocationResponse),
+        (service.PreStartContainer, api.PreStartContainerRequest, api.PreStartContainerResponse),
+    )
+    handlers = {method.__name__: _parsed(method, request, answer) for method, request, answer in unary}
+    # In whose request nothing could be wrong, and whose answers are serialised already.
+    handlers["ListAndWatch"] = grpc.unary_stream_rpc_method_handler(service.ListAndWatch)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, handlers),))
     return server
 
 
-def listing(entries: Sequence[Entry]) -> api.ListAndWatchResponse:
-    """The list as the kubelet reads it."""
-    return api.ListAndWatchResponse(
-        devices=[
-            api.Device(
-                ID=entry.id,
-                health=str(entry.health),
-                topology=None
-                if entry.device.numa is None
-                else api.TopologyInfo(nodes=[api.NUMANode(ID=entry.device.numa)]),
-            )
-            for entry in entries
-        ]
-    )
+def listing(entries: Sequence[Entry]) -> bytes:
+    """The list as the kubelet reads it: a ListAndWatchResponse, serialised.
+
+    Messages of one kind that are put behind one another are one message. So each device is made once and not
+    again with each change of another one.
+    """
+    return b"".join(_listed(entry.id, str(entry.health), entry.device.numa) for entry in entries)
+
+
+@lru_cache(maxsize=MOST_KEPT)
+def _listed(id: str, health: str, numa: int | None) -> bytes:
+    """A list of one device."""
+    topology = None if numa is None else api.TopologyInfo(nodes=[api.NUMANode(ID=numa)])
+    answer = api.ListAndWatchResponse(devices=[api.Device(ID=id, health=health, topology=topology)])
+    return answer.SerializeToString()
 
 
 def _check_containers(containers: Sized) -> None:
