@@ -9,6 +9,7 @@
 # make coverage   the tests, and which lines of Python and of the binding they run (needs Python 3.11 and gcc)
 # make sanitize   the tests of what is written in C, with ASan and UBSan in binding and simulator (needs gcc)
 # make bench   what the plugin costs beside references: half an hour, or two minutes with QUICK=1 (tests/benchmarks)
+# make instructions   of the hot paths, by callgrind, against a baseline: fails when there are 10 % more
 # make helm   builds Helm into build/bin, for the tests of the chart (needs Go; minutes, once)
 # make wheel   dist/*.whl; make audit   is it the stable ABI?; make wheeltest   does it work, installed elsewhere?
 # make image   the container image, by build.sh; make imagetest   what is put into it (docker/README.md)
@@ -33,7 +34,8 @@ SANITIZED = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-fi
 
 PLUGIN_SOURCES := $(wildcard xpu_plugin/*.py xpu_plugin/*/*.py)
 
-.PHONY: run test bench explore fuzz soak coverage sanitize e2e image imagetest lint format helm wheel audit wheeltest clean
+.PHONY: run test instructions bench explore fuzz soak coverage sanitize e2e image imagetest \
+	lint format helm wheel audit wheeltest clean
 
 run: .stamps/installed
 	$(BIN)/xpu-device-plugin demo $(ARGS)
@@ -49,6 +51,9 @@ fuzz: .stamps/fuzz
 
 soak: .stamps/dev
 	$(BIN)/python -m tests.endurance.soak $(ARGS)
+
+instructions: .stamps/dev
+	$(BIN)/python -m tests.benchmarks.instructions $(ARGS)
 
 bench: .stamps/bench
 	$(BIN)/python -m tests.benchmarks --plugin build/bench/bin/xpu-device-plugin $(if $(QUICK),--quick) $(ARGS)
