@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from xpu_plugin.cli import COMMANDS, main
+from xpu_plugin.cli import COMMANDS, GRPC_ENVIRONMENT, main
 
 
 SECONDS = 30
@@ -164,6 +164,20 @@ def test_usage_is_told_without_loading_grpc() -> None:
     code = "import sys; from xpu_plugin.cli import main; main(['--bogus']); sys.exit('grpc' in sys.modules)"
     done = subprocess.run([sys.executable, "-P", "-c", code], env=CLEAN, capture_output=True, check=False)
     assert done.returncode == 0
+
+
+def test_grpc_understands_what_it_is_told_by_its_environment() -> None:
+    """It would complain of an experiment that it does not know, or not any more."""
+    code = "import grpc; server = grpc.server(None); server.add_insecure_port('unix:@xpu-no'); server.start()"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; server.stop(None).wait()"],
+        env={**CLEAN, **GRPC_ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    )
+    assert done.stderr == ""
 
 
 def test_fail_on_init_error_is_status_1_with_the_reason(tmp_path: Path) -> None:
