@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.builders import CONTROL, device, found
-from xpu_plugin.edges.driver import _states
+from xpu_plugin.edges.answers import states_of
 from xpu_plugin.edges.service import listing
 from xpu_plugin.model.allocation import grant, prefer
 from xpu_plugin.model.devices import Device
@@ -59,7 +59,7 @@ def paths() -> dict[str, Callable[[], object]]:
         "allocate 8 of 512": lambda: grant(inventory, RESOURCE, [ids[:8]], nodes.get),
         "prefer 8 of 64": lambda: prefer(inventory, RESOURCE, ids[:64], [], 8),
         "list of 512": lambda: listing(inventory.of(RESOURCE)),
-        "sweep of 512, decoded": lambda: _states(json.loads(answer)["result"]),
+        "sweep of 512, decoded": lambda: states_of(json.loads(answer)["result"]),
         "picture of 512": lambda: entries(facts, policy),
     }
 
