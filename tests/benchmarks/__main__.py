@@ -111,7 +111,7 @@ class Bench:
                     session = self._subjects[name].session(
                         self._place,
                         devices,
-                        seed=number,
+                        seed=number * DEVICES[-1] + devices,
                         calls=0 if alone else plan.calls,
                         preferences=0 if alone else plan.preferences,
                         faults=1,
