@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,7 +66,7 @@ async def make_driver(
 ) -> AsyncIterator[MakeDriver]:
     drivers: list[Driver] = []
 
-    def make(target: Target, call_timeout: float = SECONDS, **more: int) -> Driver:
+    def make(target: Target, call_timeout: float = SECONDS, **more: Any) -> Driver:
         drivers.append(Driver(target, call_timeout=call_timeout, **more))
         return drivers[-1]
 

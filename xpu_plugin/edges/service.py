@@ -265,7 +265,8 @@ def _parsed(method: Callable[[Any, Context], Awaitable[Any]], request: Any, answ
         try:
             message = request.FromString(raw)
         except DecodeError:
-            logger.warning("a request that is no message of the kubelet's: /%s/%s", NAME, method.__name__)
+            path = f"/{NAME}/{method.__name__}"
+            logger.warning("a request that is no message of the kubelet's: %s", path)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "malformed request")
         return await method(message, context)
 
