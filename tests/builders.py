@@ -36,7 +36,7 @@ def reading(index: int, pci: str | None = None, **fields: Any) -> Reading:
 
 
 def node(number: int, minor: int | None = None) -> Node:
-    return Node(number=number, major=MAJOR, minor=2 * number if minor is None else minor)
+    return Node(number=number, major=MAJOR, minor=2 * number if minor is None else minor, inode=1000 + number)
 
 
 def scan(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from xpu_plugin.config import LIBRARIES, SIMULATOR, VF_POLICIES, Config
 from xpu_plugin.edges.driver import Driver, Target
 from xpu_plugin.edges.grants import GrantRecord
-from xpu_plugin.edges.host import device_number
+from xpu_plugin.edges.host import identity
 from xpu_plugin.edges.kubelet import Endpoint, InstanceLock, socket_name
 from xpu_plugin.edges.process import WorkerProcess
 from xpu_plugin.edges.quarantine import QuarantineRecord
@@ -216,7 +216,7 @@ async def _run(
             resource,
             current=lambda: picture.current,
             beyond=picture.beyond,
-            node=lambda name: device_number(config.dev_root / name, simulated=config.simulated),
+            node=lambda name: identity(config.dev_root / name, simulated=config.simulated),
             record=record,
             on_grant=granted,
             on_list=listed.set,

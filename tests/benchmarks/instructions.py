@@ -51,8 +51,10 @@ def paths() -> dict[str, Callable[[], object]]:
     policy = Policy(resource=RESOURCE)
     facts = after_scan(Facts(), found(*cards(512)))
     inventory = Inventory(generation=1, control=CONTROL, entries=entries(facts, policy))
-    nodes = {f"xpu{entry.device.node.number}": entry.device.node.rdev for entry in inventory.entries.values()}
-    nodes["xpuctrl"] = CONTROL
+    nodes = {
+        f"xpu{entry.device.node.number}": entry.device.node.identity for entry in inventory.entries.values()
+    }
+    nodes["xpuctrl"] = (CONTROL, 1)
     ids = list(inventory.entries)
     answer = json.dumps({"id": 1, "result": [(0, 201)] * 512})
     return {

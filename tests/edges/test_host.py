@@ -3,16 +3,17 @@
 
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from xpu_plugin.edges.host import device_number, list_nodes, read_drivers, read_function, read_host
+from xpu_plugin.edges.host import identity, list_nodes, read_drivers, read_function, read_host
 from xpu_plugin.model.devices import Function, Node
 
 
 A, B, VF = "0000:3b:00.0", "0000:3c:00.0", "0000:3b:01.0"
-NULL = Node(number=0, major=1, minor=3)
+NULL = Node(number=0, major=1, minor=3, inode=Path("/dev/null").stat().st_ino)
 
 
 class Tree:
@@ -53,14 +54,14 @@ def tree(tmp_path: Path) -> Tree:
 # --- nodes --------------------------------------------------------------------------------------------
 
 
-def test_nodes_are_listed_by_n_with_their_device_number(tree: Tree) -> None:
+def test_nodes_are_listed_by_n_with_their_identity(tree: Tree) -> None:
     tree.node("xpu10")
     tree.node("xpu9", "zero")
     tree.node("xpu0")
     assert list_nodes(tree.dev, simulated=True) == (
         NULL,
-        Node(number=9, major=1, minor=5),
-        Node(number=10, major=1, minor=3),
+        Node(number=9, major=1, minor=5, inode=Path("/dev/zero").stat().st_ino),
+        Node(number=10, major=1, minor=3, inode=NULL.inode),
     )
 
 
@@ -88,13 +89,14 @@ def test_no_directory_is_no_nodes(tmp_path: Path) -> None:
     assert list_nodes(tmp_path / "none", simulated=True) == ()
 
 
-def test_the_device_number_is_that_of_a_character_device_only(tree: Tree) -> None:
+def test_the_identity_is_that_of_a_character_device_only(tree: Tree) -> None:
     tree.node("xpu0")
     (tree.dev / "file").touch()
-    assert device_number(tree.dev / "xpu0", simulated=True) == Path("/dev/null").stat().st_rdev == NULL.rdev
-    assert device_number(tree.dev / "file", simulated=True) is None
-    assert device_number(tree.dev / "none", simulated=True) is None
-    assert device_number(tree.dev / "file" / "below", simulated=True) is None
+    null = Path("/dev/null").stat()
+    assert identity(tree.dev / "xpu0", simulated=True) == (null.st_rdev, null.st_ino) == NULL.identity
+    assert identity(tree.dev / "file", simulated=True) is None
+    assert identity(tree.dev / "none", simulated=True) is None
+    assert identity(tree.dev / "file" / "below", simulated=True) is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="making device nodes needs root")
@@ -103,7 +105,23 @@ def test_no_node_is_opened(tree: Tree) -> None:
     os.mknod(tree.dev / "xpu0", 0o020666, os.makedev(240, 14))
     with pytest.raises(OSError, match="No such device"):
         os.open(tree.dev / "xpu0", os.O_RDWR)
-    assert list_nodes(tree.dev, simulated=True) == (Node(number=0, major=240, minor=14),)
+    [node] = list_nodes(tree.dev, simulated=True)
+    assert (node.number, node.major, node.minor) == (0, 240, 14)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="making device nodes needs root")
+@pytest.mark.skipif(
+    not Path("/dev/shm").is_dir(), reason="needs a tmpfs, which numbers inodes as devtmpfs does"
+)
+def test_a_node_made_anew_with_the_same_numbers_is_another_one() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        path = Path(place) / "xpu0"
+        seen: set[Node] = set()
+        for _ in range(20):
+            os.mknod(path, 0o020666, os.makedev(240, 14))
+            seen.update(list_nodes(path.parent, simulated=False))
+            path.unlink()
+        assert len(seen) == 20
 
 
 # --- sysfs --------------------------------------------------------------------------------------------
@@ -298,4 +316,4 @@ def test_a_link_is_a_node_only_when_simulated(tree: Tree) -> None:
     (tree.dev / "xpu7").symlink_to("/dev/null")
     assert 7 in {node.number for node in list_nodes(tree.dev, simulated=True)}
     assert 7 not in {node.number for node in list_nodes(tree.dev, simulated=False)}
-    assert device_number(tree.dev / "xpu7", simulated=False) is None
+    assert identity(tree.dev / "xpu7", simulated=False) is None

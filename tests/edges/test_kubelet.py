@@ -42,7 +42,7 @@ class Plugin:
     def __init__(self, directory: Path, resource: str = RESOURCE) -> None:
         self.picture = Picture(Policy(resource=resource))
         self.picture.submit(lambda facts: after_scan(facts, found(*CARDS)))
-        nodes = {f"xpu{card.node.number}": card.node.rdev for card in CARDS} | {"xpuctrl": CONTROL}
+        nodes = {f"xpu{card.node.number}": card.node.identity for card in CARDS} | {"xpuctrl": (CONTROL, 1)}
         self.service = DevicePluginService(
             resource,
             current=lambda: self.picture.current,

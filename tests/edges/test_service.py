@@ -42,7 +42,9 @@ class Plugin:
 
     def __init__(self, place: Path, resource: str = RESOURCE, policy: Policy | None = None) -> None:
         self.picture = Picture(policy or Policy(resource=RESOURCE))
-        self.nodes = {f"xpu{card.node.number}": card.node.rdev for card in CARDS} | {"xpuctrl": CONTROL}
+        self.nodes = {f"xpu{card.node.number}": card.node.identity for card in CARDS} | {
+            "xpuctrl": (CONTROL, 1)
+        }
         self.granted: list[str] = []
         self.decisions = Decisions()
         self.state = place / "state"
@@ -332,7 +334,7 @@ async def test_a_refusal_says_what_and_why_and_nothing_is_granted_in_part(
 ) -> None:
     plugin.judge(B=SICK)
     del plugin.nodes["xpu2"]
-    plugin.nodes["xpu3"] = makedev(MAJOR, 77)
+    plugin.nodes["xpu3"] = (makedev(MAJOR, 77), 1)
     answer, text = await refused(allocate(stub, *containers))
     assert answer is code
     assert words in text
@@ -348,7 +350,7 @@ async def test_without_the_control_node_of_the_scan_nothing_is_granted(
     if now is None:
         del plugin.nodes["xpuctrl"]
     else:
-        plugin.nodes["xpuctrl"] = now
+        plugin.nodes["xpuctrl"] = (now, 1)
     code, text = await refused(allocate(stub, [A]))
     assert code is NOT_READY
     assert "/dev/xpuctrl" in text
@@ -481,7 +483,7 @@ async def test_a_container_whose_device_is_gone_may_not_start(
     plugin: Plugin, stub: api_grpc.DevicePluginStub
 ) -> None:
     await allocate(stub, [A, B])
-    plugin.nodes["xpu1"] = makedev(MAJOR, 99)
+    plugin.nodes["xpu1"] = (makedev(MAJOR, 99), 1)
     assert (await refused(start(stub, A, B)))[0] is NOT_READY
     del plugin.nodes["xpu1"]
     assert (await refused(start(stub, A, B)))[0] is NOT_READY

@@ -78,7 +78,9 @@ SCAN: dict[str, Any] = {
     "driver_version": "4.0",
     "driver_release": None,
     "host": {
-        "nodes": [{"number": number, "major": 240, "minor": 2 * number} for number in range(2)],
+        "nodes": [
+            {"number": number, "major": 240, "minor": 2 * number, "inode": 7 + number} for number in range(2)
+        ],
         "control": 240 << 8 | 128,
         "addresses": {"0": "0000:3b:00.0", "1": "0000:3b:01.0"},
         "functions": {
@@ -189,7 +191,7 @@ def _used(decoded: object) -> None:
         found = identify(decoded, identify(decoded))
         facts = after_scan(Facts(), found, forget=False)
         offered = entries(facts, POLICY)
-        assert all(entry.device.node.rdev >= 0 for entry in offered.values())
+        assert all(min(entry.device.node.identity) >= 0 for entry in offered.values())
         cards(facts, POLICY)
         hash((decoded.usable, decoded.host.nodes))
     elif isinstance(decoded, list):
@@ -281,7 +283,7 @@ def _service() -> tuple[DevicePluginService, dict[str, str]]:
     picture.submit(lambda facts: after_scan(facts, found(*devices), forget=True))
     verdicts = {**dict.fromkeys(HEALTHY_IDS, HEALTHY), SICK_ID: Health("state-error", "state 207")}
     picture.submit(lambda facts: after_verdicts(facts, verdicts))
-    nodes = {f"xpu{own.node.number}": own.node.rdev for own in devices} | {"xpuctrl": CONTROL}
+    nodes = {f"xpu{own.node.number}": own.node.identity for own in devices} | {"xpuctrl": (CONTROL, 1)}
     service = DevicePluginService(
         POLICY.resource,
         current=lambda: picture.current,

@@ -12,13 +12,14 @@ from tests.builders import CONTROL, device
 from xpu_plugin.model.allocation import (
     IDS_VARIABLE,
     Cause,
-    NodeNumber,
+    NodeIdentity,
     Refusal,
     check_start,
     grant,
     lookup,
     prefer,
 )
+from xpu_plugin.model.devices import Identity
 from xpu_plugin.model.health import CHANGING, HEALTHY, LOST, WISH_PENDING, WITHDRAWN, Health
 from xpu_plugin.model.inventory import Entry, Inventory
 
@@ -37,12 +38,12 @@ def inventory(*entries: Entry, control: int | None = CONTROL) -> Inventory:
     return Inventory(generation=1, control=control, entries={entry.id: entry for entry in entries})
 
 
-def nodes_of(inventory: Inventory, **changed: int | None) -> NodeNumber:
+def nodes_of(inventory: Inventory, **changed: Identity | None) -> NodeIdentity:
     """The nodes as the picture shows them, but for those given."""
-    nodes: dict[str, int | None] = {
-        f"xpu{entry.device.node.number}": entry.device.node.rdev for entry in inventory.entries.values()
+    nodes: dict[str, Identity | None] = {
+        f"xpu{entry.device.node.number}": entry.device.node.identity for entry in inventory.entries.values()
     }
-    return ({"xpuctrl": CONTROL} | nodes | changed).get
+    return ({"xpuctrl": (CONTROL, 1)} | nodes | changed).get
 
 
 THREE = inventory(
@@ -50,7 +51,7 @@ THREE = inventory(
 )
 
 
-def refused(inventory: Inventory, *requests: Sequence[str], **changed: int | None) -> tuple[Cause, str]:
+def refused(inventory: Inventory, *requests: Sequence[str], **changed: Identity | None) -> tuple[Cause, str]:
     with pytest.raises(Refusal) as refusal:
         grant(inventory, XPU, requests, nodes_of(inventory, **changed))
     assert "\n" not in str(refusal.value)
@@ -137,9 +138,14 @@ def test_a_device_whose_node_vanished_is_refused() -> None:
     assert "/dev/xpu4 is gone" in text
 
 
-def test_a_device_whose_node_was_replaced_is_refused() -> None:
-    """The same path with another major:minor is another device."""
-    cause, text = refused(THREE, [A], xpu4=THREE.entries[A].device.node.rdev + 2)
+@pytest.mark.parametrize(
+    "change", [(2, 0), (0, 1)], ids=["another major:minor", "the same major:minor, made anew"]
+)
+def test_a_device_whose_node_was_replaced_is_refused(change: Identity) -> None:
+    """The same path with another major:minor is another device. With the same ones it may be, too: when a
+    card is split anew, N and minor of the former VFs are given to the new ones."""
+    rdev, inode = THREE.entries[A].device.node.identity
+    cause, text = refused(THREE, [A], xpu4=(rdev + change[0], inode + change[1]))
     assert cause is Cause.NOT_READY
     assert A in text
     assert "/dev/xpu4 is another device's node now" in text
@@ -159,8 +165,8 @@ def test_a_request_for_nothing_is_refused(requests: tuple[list[str], ...]) -> No
     assert "names no device" in text
 
 
-@pytest.mark.parametrize("now", [None, CONTROL + 1])
-def test_nothing_is_granted_without_the_control_node(now: int | None) -> None:
+@pytest.mark.parametrize("now", [None, (CONTROL + 1, 1)])
+def test_nothing_is_granted_without_the_control_node(now: Identity | None) -> None:
     cause, text = refused(THREE, [A], xpuctrl=now)
     assert cause is Cause.NOT_READY
     assert "/dev/xpuctrl" in text
@@ -182,13 +188,13 @@ def test_one_bad_device_refuses_every_container(bad: str) -> None:
 
 
 def start(
-    inventory: Inventory, *ids: str, granted: Mapping[str, str], **changed: int | None
+    inventory: Inventory, *ids: str, granted: Mapping[str, str], **changed: Identity | None
 ) -> dict[str, str]:
     return check_start(inventory, XPU, ids, granted, nodes_of(inventory, **changed))
 
 
 def start_refused(
-    inventory: Inventory, *ids: str, granted: Mapping[str, str], **changed: int | None
+    inventory: Inventory, *ids: str, granted: Mapping[str, str], **changed: Identity | None
 ) -> tuple[Cause, str]:
     with pytest.raises(Refusal) as refusal:
         start(inventory, *ids, granted=granted, **changed)
@@ -233,8 +239,8 @@ def test_a_start_with_another_resources_id_is_refused() -> None:
     assert start_refused(THREE, C, granted={C: "/dev/xpu2"})[0] is Cause.UNKNOWN
 
 
-@pytest.mark.parametrize("now", [None, 1])
-def test_a_start_on_a_node_that_is_gone_or_replaced_is_refused(now: int | None) -> None:
+@pytest.mark.parametrize("now", [None, (1, 1)])
+def test_a_start_on_a_node_that_is_gone_or_replaced_is_refused(now: Identity | None) -> None:
     cause, text = start_refused(THREE, A, granted={A: "/dev/xpu4"}, xpu4=now)
     assert cause is Cause.NOT_READY
     assert "/dev/xpu4" in text

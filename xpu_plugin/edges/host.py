@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from xpu_plugin.model.devices import CONTROL_NODE, Function, Host, Node
+from xpu_plugin.model.devices import CONTROL_NODE, Function, Host, Identity, Node
 
 
 _VENDORS = frozenset({0x1D22, 0x2057})
@@ -29,14 +29,14 @@ def list_nodes(dev_root: Path, *, simulated: bool) -> tuple[Node, ...]:
         return ()
     numbers = sorted(int(match[1]) for name in names if (match := _NODE.fullmatch(name)))
     return tuple(
-        Node(number=number, major=os.major(device), minor=os.minor(device))
+        Node(number=number, major=os.major(own[0]), minor=os.minor(own[0]), inode=own[1])
         for number in numbers
-        if (device := device_number(f"{dev_root}/xpu{number}", simulated=simulated)) is not None
+        if (own := identity(f"{dev_root}/xpu{number}", simulated=simulated)) is not None
     )
 
 
-def device_number(path: Path | str, *, simulated: bool) -> int | None:
-    """st_rdev of a character device; None when there is none at that path.
+def identity(path: Path | str, *, simulated: bool) -> Identity | None:
+    """Which device a character device is, and which making of its node; None when there is none at that path.
 
     A link counts only when simulated: this is how a simulation without privilege makes nodes, and the
     library passes over links.
@@ -45,7 +45,7 @@ def device_number(path: Path | str, *, simulated: bool) -> int | None:
         status = os.stat(path, follow_symlinks=simulated)  # noqa: PTH116 - on the way of every Allocate
     except OSError:
         return None
-    return status.st_rdev if stat.S_ISCHR(status.st_mode) else None
+    return (status.st_rdev, status.st_ino) if stat.S_ISCHR(status.st_mode) else None
 
 
 def read_host(dev_root: Path, sysfs_root: Path, *, simulated: bool) -> Host:
@@ -58,9 +58,10 @@ def read_host(dev_root: Path, sysfs_root: Path, *, simulated: bool) -> Host:
     }
     # Also what no class entry leads to, as with drivers that make no class `xpu`.
     unnamed = not nodes or any(node.number not in addresses for node in nodes)
+    control = identity(dev_root / CONTROL_NODE, simulated=simulated)
     return Host(
         nodes=nodes,
-        control=device_number(dev_root / CONTROL_NODE, simulated=simulated),
+        control=control[0] if control else None,
         addresses=addresses,
         functions=_functions(
             sysfs_root, {*addresses.values(), *(vendor_functions(sysfs_root) if unnamed else ())}

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.model import allocation
-from xpu_plugin.model.allocation import Cause, NodeNumber, Refusal
+from xpu_plugin.model.allocation import Cause, NodeIdentity, Refusal
 from xpu_plugin.model.inventory import Entry, Inventory
 from xpu_plugin.model.timing import Durations, none_yet
 from xpu_plugin.proto import deviceplugin_pb2 as api
@@ -72,7 +72,7 @@ class DevicePluginService:
     """One resource's service.
 
     current: the picture as it is; beyond: the newest picture that is not of a generation
-    node: st_rdev of a device node by name; on_grant: told the ids of each grant
+    node: what a device node is, by name; on_grant: told the ids of each grant
     on_list: told that a list has gone out; note: takes each grant and each refusal with what was asked for
     """
 
@@ -82,7 +82,7 @@ class DevicePluginService:
         *,
         current: Callable[[], Inventory | None],
         beyond: Callable[[int], Awaitable[Inventory]],
-        node: NodeNumber,
+        node: NodeIdentity,
         record: GrantRecord,
         on_grant: Callable[[Collection[str]], None],
         on_list: Callable[[], None] = lambda: None,

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from xpu_plugin.model.devices import CONTROL_NODE, CONTROL_PATH
+from xpu_plugin.model.devices import CONTROL_NODE, CONTROL_PATH, Identity
 from xpu_plugin.model.inventory import Entry, Inventory, is_old
 
 
 IDS_VARIABLE = "BAIDU_COM_XPU_DEVICE_IDS"
 """Environment variable of a container: the ids granted to it, comma separated."""
 
-NodeNumber = Callable[[str], int | None]
-"""Name of a node -> its st_rdev now, None where there is no such character device."""
+NodeIdentity = Callable[[str], Identity | None]
+"""Name of a node -> what it is now, None where there is no such character device."""
 
 
 class Cause(Enum):
@@ -43,7 +43,7 @@ class Grant:
 
 
 def grant(
-    inventory: Inventory, resource: str, requests: Sequence[Sequence[str]], node: NodeNumber
+    inventory: Inventory, resource: str, requests: Sequence[Sequence[str]], node: NodeIdentity
 ) -> list[Grant]:
     """One Grant for each container's ids, or Refusal for all of them.
 
@@ -58,7 +58,8 @@ def grant(
     for id in asked:
         _check_grantable(lookup(inventory, resource, id))
         check_node(inventory.entries[id], node)
-    if inventory.control is None or node(CONTROL_NODE) != inventory.control:
+    control = node(CONTROL_NODE)
+    if control is None or control[0] != inventory.control:
         raise Refusal(Cause.NOT_READY, f"{CONTROL_PATH} is missing or was replaced; is the driver loaded?")
     return [_grant(tuple(inventory.entries[id] for id in ids)) for ids in requests]
 
@@ -88,10 +89,10 @@ def _check_grantable(entry: Entry) -> None:
         )
 
 
-def check_node(entry: Entry, node: NodeNumber) -> None:
+def check_node(entry: Entry, node: NodeIdentity) -> None:
     """Refuse a device whose node is gone or has become another device's."""
     name = f"xpu{entry.device.node.number}"
-    now, then = node(name), entry.device.node.rdev
+    now, then = node(name), entry.device.node.identity
     if now is None:
         raise Refusal(Cause.NOT_READY, f"device {entry.id}: its node {entry.device.path} is gone")
     if now != then:
@@ -99,7 +100,7 @@ def check_node(entry: Entry, node: NodeNumber) -> None:
 
 
 def check_start(
-    inventory: Inventory, resource: str, ids: Sequence[str], granted: Mapping[str, str], node: NodeNumber
+    inventory: Inventory, resource: str, ids: Sequence[str], granted: Mapping[str, str], node: NodeIdentity
 ) -> dict[str, str]:
     """The paths that a starting container may rely on, or Refusal.
 

@@ -18,19 +18,26 @@ from xpu_plugin.xpuml import Failure, Reading, VxpuMode
 CONTROL_NODE = "xpuctrl"
 CONTROL_PATH = f"/dev/{CONTROL_NODE}"
 
+Identity = tuple[int, int]
+"""Of a device node: st_rdev and st_ino."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A device node xpuN. The minor is twice the probe order, plus the half on a K200: not N."""
+    """A device node xpuN. The minor is twice the probe order, plus the half on a K200: not N.
+
+    inode: another one when the driver has made the node anew, be it with the same numbers for other
+    hardware: N and minor are given again at once, inode numbers of devtmpfs are not
+    """
 
     number: int
     major: int
     minor: int
+    inode: int
 
     @property
-    def rdev(self) -> int:
-        """As in st_rdev."""
-        return makedev(self.major, self.minor)
+    def identity(self) -> Identity:
+        return makedev(self.major, self.minor), self.inode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
