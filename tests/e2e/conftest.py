@@ -211,11 +211,11 @@ def switch_api_server(command: tuple[str, ...], cluster: Cluster, *, ready: bool
     )
 
 
-def serve(plugin: Plugin, cluster: Cluster) -> None:
+def serve(plugin: Plugin, cluster: Cluster, *options: str) -> None:
     """Start a plugin and wait until the node shows all four devices."""
     # Otherwise the number of an earlier plugin would be taken for this one's.
     cluster.wait_for_allocatable(0)
-    plugin.start()
+    plugin.start(*options)
     cluster.wait_for_allocatable(CARDS)
 
 

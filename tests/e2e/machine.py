@@ -81,6 +81,19 @@ class Machine:
         """Pull a card out; its node goes too."""
         self._call("set", f"--simulator-file={self.file}", "remove", "card", str(card))
 
+    def set(self, **settings: object) -> None:
+        """Change what is so of the whole machine, `driver=gone` for instance."""
+        words = [f"{name}={value}" for name, value in settings.items()]
+        self._call("set", f"--simulator-file={self.file}", *words)
+
+    def add_fault(self, function: str, action: str, *, card: int) -> None:
+        """Have a call of the library go wrong for one card."""
+        words = (f"function={function}", f"action={action}", f"card={card}")
+        self._call("set", f"--simulator-file={self.file}", "fault", *words)
+
+    def clear_faults(self) -> None:
+        self._call("set", f"--simulator-file={self.file}", "clear", "faults")
+
     def exchange_nodes(self, one: int, other: int) -> None:
         """Let two cards swap their nodes, as a new probe order after a reboot may do."""
         self.set_card(one, nodes=SPARE_NUMBER)

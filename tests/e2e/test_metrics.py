@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What people look at, on a real node: metrics, Events and labels agree with what the node really does."""
 
+import shutil
 import socket
 import subprocess
 import urllib.request
@@ -8,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_metrics import SELDOM
+from tests.test_prometheus import Prometheus
+from xpu_plugin.model.families import FAMILIES, OF_THE_PROCESS
+
 from .cluster import NODE_LABELS, WISH_LABEL, Cluster
-from .conftest import Start
+from .conftest import Start, require_restart, restart_kubelet
 from .hooks import Hooks
 from .machine import CARDS, Machine, granted
 from .plugin import Plugin
@@ -102,6 +107,64 @@ def test_metrics_and_events_follow_pods_and_faults(cluster: Cluster, machine: Ma
         lambda text: text and pod.name not in text,
         seconds=PAGE_SECONDS,
     )
+
+
+@pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="needs prometheus, of Debian's package of that name"
+)
+def test_a_prometheus_sees_every_metric_and_alerts_come_and_go_with_faults(
+    hooks: Hooks, cluster: Cluster, machine: Machine, start: Start, tmp_path: Path
+) -> None:
+    require_restart(hooks)
+    port = free_port()
+    start(0, f"--metrics-address=:{port}", "--health-recovery=1", "--health-grace=1")
+    cluster.wait_for_allocatable(CARDS)
+    pod = cluster.run_pod("train", devices=1)
+    (held,) = granted(machine, pod, 1)
+    prometheus = Prometheus(tmp_path, port)
+
+    def sees(query: str, value: float) -> None:
+        def values() -> list[float]:
+            try:
+                return [seen for _, seen in prometheus.query(query)]
+            except OSError:  # while it starts
+                return []
+
+        wait_until(f"Prometheus sees {query}", values, [value].__eq__, seconds=PAGE_SECONDS)
+
+    def fires(*alerts: str) -> None:
+        wait_until(f"{alerts} fire", prometheus.alerts, set(alerts).issubset, seconds=PAGE_SECONDS)
+
+    def ends(*alerts: str) -> None:
+        wait_until(f"{alerts} end", prometheus.alerts, set(alerts).isdisjoint, seconds=PAGE_SECONDS)
+
+    try:
+        sees(f'xpu_device_holder{{id="{held}",namespace="{cluster.namespace}",pod="{pod.name}"}}', 1)
+        endings = {"histogram": "_count"}
+        expected = {own.name + endings.get(own.type, "") for own in (*FAMILIES, *OF_THE_PROCESS)}
+        assert expected - SELDOM - prometheus.names() == set()
+        sees('sum(xpu_devices{health="Healthy"})', CARDS)
+        sees(f'xpu_device_memory_total_bytes{{id="{held}"}}', 16384 << 20)
+        ends("XPUPluginAbsent", "XPUUnhealthy", "XPULibraryDown")
+
+        machine.set_card(machine.card_of(held), state=ERROR)
+        sees(f'xpu_device_unhealthy{{id="{held}",reason="state-error"}}', 1)
+        fires("XPUUnhealthy", "XPUUnhealthyInUse")
+        machine.set_card(machine.card_of(held), state=RUNNING)
+        ends("XPUUnhealthy", "XPUUnhealthyInUse")
+
+        restart_kubelet(hooks)
+        sees("xpu_plugin_registrations_total", 2)
+        sees("xpu_plugin_streams", 1)
+
+        pod.delete()
+        machine.set(driver="gone")
+        fires("XPULibraryDown")
+        machine.set(driver="loaded")
+        ends("XPULibraryDown")
+        sees('sum(xpu_devices{health="Healthy"})', CARDS)
+    finally:
+        prometheus.stop()
 
 
 def test_labels_say_what_the_node_has_until_they_are_cleaned_up(

@@ -56,6 +56,7 @@ def test_good_answers_are_records() -> None:
         ("host.nodes.0.minor", {}),
         ("host.nodes.0.minor", 1 << 40),
         ("host.nodes.0.inode", "7"),
+        ("host.nodes.0.inode", -1),
         ("host.nodes.0.major", -1),
         ("host.nodes.0.number", -1),
         ("host.control", "xpuctrl"),

@@ -49,7 +49,8 @@ def scan_of(answer: dict[str, Any], opened: Mapping[str, str]) -> Scan:
 def host_of(facts: dict[str, Any]) -> Host:
     nodes = tuple(_record(Node, node) for node in facts["nodes"])
     for node in nodes:
-        if not (0 <= node.major < _MOST_NUMBER and 0 <= node.minor < _MOST_NUMBER and node.number >= 0):
+        in_range = 0 <= node.major < _MOST_NUMBER and 0 <= node.minor < _MOST_NUMBER
+        if not in_range or node.number < 0 or node.inode < 0:
             raise ValueError(f"{node} is no device node")
     control = _of_or_none(int, facts["control"])
     return Host(
