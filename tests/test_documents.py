@@ -201,11 +201,11 @@ TEXT_OF = {
 }
 """Calls that are given a message, and which argument of theirs it is. `print` to stderr is one more."""
 
-RETURNING = frozenset({"_advice", "_contradiction", "_not_listed", "_register", "_without_node"})
+RETURNING = frozenset({"_advice", "advice", "_contradiction", "_not_listed", "_register", "_without_node"})
 """Functions that return messages."""
 
 WITHOUT_A_TEXT_OF_THEIR_OWN = {
-    "ApiError": "the words of what failed, or of _advice",
+    "ApiError": "the words of what failed, or of advice",
     "AdmissionError": "said by the stand-in for the kubelet, in a kubelet's words",
     "DriverNotLoadedError": "the library's words, by XpumlError",
     "InitError": "the words of what failed",

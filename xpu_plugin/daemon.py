@@ -335,7 +335,8 @@ def node_of(config: Config) -> Node | None:
     """The node in the API server, None where we have no way to it."""
     if not (config.kubeconfig or config.node_name):
         return None
-    from xpu_plugin.edges.api import NodeApi, has_credentials  # noqa: PLC0415 - not everybody needs it
+    from xpu_plugin.edges.api import has_credentials  # noqa: PLC0415 - not everybody needs it
+    from xpu_plugin.edges.nodeapi import NodeApi  # noqa: PLC0415
 
     if not has_credentials(config.kubeconfig):
         return None

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.edges.apiserver import ApiServer
-from tests.edges.test_api import write_kubeconfig
+from tests.edges.test_nodeapi import write_kubeconfig
 from tests.standins import RESOURCE, SECONDS, children, compile_library, until
 from tests.test_daemon import IDS, Node, a_node, shows
 from xpu_plugin.cli import main

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.edges.apiserver import ApiServer
-from tests.edges.test_api import write_kubeconfig
+from tests.edges.test_nodeapi import write_kubeconfig
 from tests.endurance.watched import IMPATIENT, Scene, Watched
 from tests.levels import MIB, Level, tree
 from tests.standins import RESOURCE, descriptors, has_ended

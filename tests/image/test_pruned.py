@@ -14,7 +14,7 @@ from xpu_plugin.cli import COMMANDS
 MOST_BYTES = 90_000_000
 pytestmark = pytest.mark.timeout(900)
 
-SUITES = ("tests/edges/test_api.py", "tests/edges/test_kubelet.py", "tests/edges/test_service.py")
+SUITES = ("tests/edges/test_nodeapi.py", "tests/edges/test_kubelet.py", "tests/edges/test_service.py")
 """Everything that the dependencies are for: the API server's client, and gRPC."""
 
 OF_THE_BASE = {

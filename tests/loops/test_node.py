@@ -15,7 +15,7 @@ import pytest
 
 from tests.builders import device, found
 from tests.standins import SECONDS, until
-from xpu_plugin.edges.api import NodeApi
+from xpu_plugin.edges.nodeapi import NodeApi
 from xpu_plugin.loops.node import Node
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.change import News, Reason

@@ -6,7 +6,8 @@ import platform
 import sys
 
 from xpu_plugin.config import CLEANUP_OPTIONS, PROGRAM, Parser, UsageError, read_config
-from xpu_plugin.edges.api import ApiError, has_credentials, remove
+from xpu_plugin.edges.api import has_credentials
+from xpu_plugin.edges.nodeapi import ApiError, remove
 from xpu_plugin.model.labels import LABELS
 from xpu_plugin.model.vf import DETAIL_ANNOTATION, STATE_LABEL
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from xpu_plugin.edges.api import NodeApi
 from xpu_plugin.edges.driver import CAUSES, Driver
 from xpu_plugin.edges.kubelet import Endpoint
+from xpu_plugin.edges.nodeapi import NodeApi
 from xpu_plugin.edges.service import CODES, METHODS, DevicePluginService
 from xpu_plugin.loops.apply import Apply
 from xpu_plugin.loops.audit import Audit

@@ -26,7 +26,7 @@ from xpu_plugin.model.vf import (
 
 
 if TYPE_CHECKING:
-    from xpu_plugin.edges.api import NodeApi
+    from xpu_plugin.edges.nodeapi import NodeApi
 
 logger = logging.getLogger(__name__)
 

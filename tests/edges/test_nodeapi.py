@@ -20,7 +20,9 @@ import pytest
 from tests.edges.apiserver import LIST, PATCH, POST, WATCH, ApiServer, Reply, certificate
 from tests.standins import SECONDS, wait_until
 from xpu_plugin.edges import api as api_module
-from xpu_plugin.edges.api import ApiError, Delays, NodeApi, has_credentials, remove
+from xpu_plugin.edges import nodeapi
+from xpu_plugin.edges.api import has_credentials
+from xpu_plugin.edges.nodeapi import ApiError, Delays, NodeApi, remove
 from xpu_plugin.loops.backoff import delays
 
 
@@ -93,8 +95,8 @@ def write_kubeconfig(file: Path, url: str, token: str = SECRET, **cluster: str) 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_module, "AGAIN_SECONDS", (0.02, 0.1))
-    monkeypatch.setattr(api_module, "SHORT_WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(nodeapi, "AGAIN_SECONDS", (0.02, 0.1))
+    monkeypatch.setattr(nodeapi, "SHORT_WATCH_SECONDS", 0.02)
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(variable, raising=False)
 
@@ -133,11 +135,11 @@ def server(started: Start, kubeconfig: Path) -> Iterator[ApiServer]:
 
 
 def lines(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
-    """What was logged by the module, at that level."""
+    """What was logged by the two modules, at that level."""
     return [
         record.getMessage()
         for record in caplog.records
-        if record.name == api_module.__name__ and record.levelno == level
+        if record.name in (api_module.__name__, nodeapi.__name__) and record.levelno == level
     ]
 
 
@@ -359,8 +361,8 @@ def test_a_half_open_connection_ends_by_its_silence(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(api_module, "WATCH_SECONDS", (0, 0))
-    monkeypatch.setattr(api_module, "WATCH_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(nodeapi, "WATCH_SECONDS", (0, 0))
+    monkeypatch.setattr(nodeapi, "WATCH_GRACE_SECONDS", 0.2)
     monkeypatch.setattr(api_module, "ANSWER_SECONDS", 1000.0)
     plugin = started()
     assert plugin.labels.next() is None
@@ -417,7 +419,7 @@ def test_streams_that_end_at_once_are_slowed_down_and_replaced_by_lists(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(api_module, "SHORT_WATCH_SECONDS", 5.0)
+    monkeypatch.setattr(nodeapi, "SHORT_WATCH_SECONDS", 5.0)
     server.script(WATCH, *[Reply(body=b"")] * 4)
     plugin = started()
     assert plugin.labels.next() is None
@@ -949,7 +951,7 @@ def test_of_too_many_events_the_oldest_are_dropped_and_counted(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(api_module, "EVENTS_MOST", 3)
+    monkeypatch.setattr(nodeapi, "EVENTS_MOST", 3)
     plugin = Plugin(kubeconfig)
     for number in range(5):
         plugin.api.event(kind="Normal", reason="Tested", message=str(number))
@@ -965,7 +967,7 @@ def test_of_too_many_events_the_oldest_are_dropped_and_counted(
 def test_an_event_that_is_dropped_while_it_is_sent_takes_no_other_along(
     server: ApiServer, started: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api_module, "EVENTS_MOST", 1)
+    monkeypatch.setattr(nodeapi, "EVENTS_MOST", 1)
     held = threading.Event()
     server.script(POST, Reply(held=held))
     plugin = started()
@@ -1010,7 +1012,7 @@ def test_a_process_ends_though_a_read_is_blocked(server: ApiServer, kubeconfig: 
     code = f"""
 import sys, threading
 from pathlib import Path
-from xpu_plugin.edges.api import NodeApi
+from xpu_plugin.edges.nodeapi import NodeApi
 assert not any(name.partition(".")[0] in ("kubernetes", "urllib3") for name in sys.modules)
 from xpu_plugin.loops.backoff import delays
 answered = threading.Event()
