@@ -216,7 +216,7 @@ async def _run(
             resource,
             current=lambda: picture.current,
             beyond=picture.beyond,
-            node=lambda name: identity(config.dev_root / name, simulated=config.simulated),
+            node=lambda name: identity(f"{config.dev_root}/{name}", simulated=config.simulated),
             record=record,
             on_grant=granted,
             on_list=listed.set,
