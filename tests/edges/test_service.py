@@ -20,7 +20,7 @@ from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.service import LONGEST_NOTED_ID, NOTED_IDS, DevicePluginService, server_of
 from xpu_plugin.loops.decisions import Decisions
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.model.health import HEALTHY, Health
+from xpu_plugin.model.health import CHANGING, HEALTHY, Health
 from xpu_plugin.model.inventory import Policy, after_scan, after_verdicts
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
@@ -452,16 +452,35 @@ async def test_a_state_directory_that_cannot_be_written_costs_no_more_than_the_r
     assert len(complaints) == 1
 
 
-async def test_the_record_forgets_devices_that_are_no_more(
+async def test_the_record_keeps_devices_that_are_not_offered_just_now(
     plugin: Plugin, stub: api_grpc.DevicePluginStub
 ) -> None:
+    """Their containers run on, and may restart once the devices are back."""
     await allocate(stub, [A], [B])
     await start(stub, A)
     await start(stub, B)
     plugin.scan(*CARDS[1:])
     await allocate(stub, [C])
     await start(stub, C)
-    assert set(GrantRecord(plugin.state).paths) == {B, C}
+    assert set(GrantRecord(plugin.state).paths) == {A, B, C}
+
+
+async def test_a_start_counts_as_a_grant(plugin: Plugin, stub: api_grpc.DevicePluginStub) -> None:
+    """Who granted it may have ended before it was written down that nobody has listed it yet."""
+    await allocate(stub, [A])
+    plugin.granted.clear()
+    await start(stub, A)
+    assert plugin.granted == [A]
+
+
+async def test_nothing_starts_on_a_card_that_is_being_split(
+    plugin: Plugin, stub: api_grpc.DevicePluginStub
+) -> None:
+    await allocate(stub, [A])
+    plugin.judge(A=CHANGING)
+    code, text = await refused(start(stub, A))
+    assert code is NOT_READY
+    assert f"device {A} is unhealthy: changing" in text
 
 
 async def test_a_container_whose_device_moved_to_another_node_may_not_start(
@@ -499,7 +518,7 @@ async def test_an_old_id_is_its_own_record(plugin: Plugin, stub: api_grpc.Device
     assert (await refused(start(stub, "3")))[0] is NOT_FOUND
     answer = await allocate(stub, ["2"])
     assert [spec.host_path for spec in answer.container_responses[0].devices] == ["/dev/xpu2", "/dev/xpuctrl"]
-    assert plugin.granted == ["2"]
+    assert plugin.granted == ["2", "2"]
 
 
 # --- preference -----------------------------------------------------------------------------------

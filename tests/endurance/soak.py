@@ -50,6 +50,7 @@ HUP_SECONDS = 5.0  # between two signals to look again
 PAUSE_SECONDS = 0.15  # between steps, at most
 GROWTH = 24 * MIB  # of a plugin between its second rest and any later one
 OWN_GROWTH = 64  # descriptors of this process
+LOG_BYTES = 60_000  # of a plugin, that are shown when something is not as it must be
 PROGRAM = (
     "-c",
     IMPATIENT[1].replace(
@@ -465,6 +466,9 @@ async def storm(place: Path, options: argparse.Namespace) -> int:
             except (LostError, AssertionError, TimeoutError, StartError) as error:
                 failed = 1
                 print(f"FAILED after {', '.join(run.way)}\n{type(error).__name__}: {error}")
+                print(run.kubelet.describe())
+                for daemon in run.scene.daemons:
+                    print(f"plugin {daemon.pid}:\n{daemon.log[-LOG_BYTES:]}")
             level = Level.of(run.daemon.pid) if run.daemon else None
         seconds, registrations = time.monotonic() - began, len(run.kubelet.registrations)
         print(f"seed {options.seed}, {seconds:.0f} s, {registrations} registrations")

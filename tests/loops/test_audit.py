@@ -203,7 +203,7 @@ async def test_grants_of_another_plugin_that_hands_over_are_no_finding(tried: Tr
 
 async def test_a_restarted_plugin_knows_its_grants_by_the_record(tried: Tried, place: Path) -> None:
     tried.granted(A)
-    await tried.record.started({A: "/dev/xpu0"}, tried.picture.facts.devices)
+    await tried.record.started({A: "/dev/xpu0"})
     tried.record = GrantRecord(place / "state")
     tried.audit = tried.another()
     await tried.looks()

@@ -376,7 +376,7 @@ async def test_what_a_former_process_saw_listed_ends_with_the_list_at_once(
 ) -> None:
     """Although the checkpoint names it still."""
     record.granted({FIRST: "/dev/xpu3", A: "/dev/xpu0"})
-    await record.saw([FIRST])
+    await record.saw(lambda: [FIRST])
     for id in (FIRST, A):
         kubelet.hold([id], resource="none", init_container=True)
     idleness = make()
@@ -413,7 +413,7 @@ async def test_the_loop_writes_down_what_the_kubelet_has_listed(
 ) -> None:
     for id in (A, FIRST):
         record.granted({id: "/dev/xpu0"})
-        await record.started({id: "/dev/xpu0"}, {A, FIRST})
+        await record.started({id: "/dev/xpu0"})
     idleness.granted([A, FIRST])
     clock.now += 1.0
     kubelet.hold([A], resource=RESOURCE)

@@ -69,6 +69,7 @@ class Story:
         self.taken: frozenset[str] = frozenset()
         self.held: frozenset[str] = frozenset()
         self.scans = 1
+        self.stuck = False
         self.memory = Memory(started=self.now)
         self.news: list[News] = []
         self.last: Decision | None = None
@@ -82,6 +83,7 @@ class Story:
             taken=self.taken,
             held=self.held,
             scans=self.scans,
+            stuck=self.stuck,
         )
 
     def next(self) -> Wait | Prove | Scan | SetVfs:
@@ -672,9 +674,37 @@ def test_a_sick_card_is_not_withdrawn_any_longer() -> None:
     story.withdrawn()
     facts = after_scan(Facts(), found(device(A, state=207)))
     story.cards = cards(facts, POLICY)
-    assert story.next() == Wait(None)
+    assert story.next() == Wait(LOOK_SECONDS)
     assert story.kept_back == {}
     assert story.told() == [("VFBlocked", A)]
+
+
+def test_a_sick_pf_that_recovers_is_changed_though_nobody_tells() -> None:
+    """It is not offered: its recovery makes no other picture, and so wakes nobody."""
+    story = Story(TWO, A=0)
+    facts = after_scan(Facts(), found(device(A, state=207)))
+    story.cards = cards(facts, POLICY)
+    assert story.next() == Wait(LOOK_SECONDS)
+
+
+def test_while_the_driver_holds_a_killed_worker_its_card_stays_closed() -> None:
+    """It may do still what that one asked for, whatever scans say meanwhile."""
+    story = Story(TWO, A=0)
+    story.sent(2)
+    story.stuck = True
+    story.answered("no answer within 60 s")
+    for _ in range(3):
+        assert story.next() == Wait(CHECK_SECONDS)
+        story.scanned(A, 0)
+        story.passes(60.0)
+    assert story.kept_back == {A: CHANGING}
+    story.stuck = False
+    assert story.next() == Wait(0.0)
+    assert isinstance(story.next(), Scan)
+    story.scanned(A, 2)
+    story.next()
+    assert story.told()[-1] == ("VFApplied", A)
+    assert story.kept_back == {}
 
 
 def refused(story: Story) -> None:

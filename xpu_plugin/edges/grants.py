@@ -9,7 +9,7 @@ are refused until their pod is created anew; it never means that one gets a wron
 import asyncio
 import json
 import logging
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,10 +54,12 @@ class GrantRecord:
         self.paths.update(paths)
         self.listed.difference_update(paths)
 
-    async def started(self, paths: Mapping[str, str], known: Container[str]) -> None:
-        """A container starts with these: write them down, if they are not yet, and forget ids not `known`.
+    async def started(self, paths: Mapping[str, str]) -> None:
+        """A container starts with these: write them down, if they are not yet.
 
-        A directory that cannot be written is complained of once and costs no more than the record.
+        None is forgotten, as a device that is not offered just now may be held still; there are no more ids
+        than cards and ways to split them. A directory that cannot be written is complained of once and costs
+        no more than the record.
         """
         async with self._writing:
             written = self._written
@@ -65,13 +67,13 @@ class GrantRecord:
                 self.listed.issuperset(written.listed.intersection(paths))
             ):
                 return
-            wanted = {id: path for id, path in {**written.paths, **paths}.items() if id in known}
-            await self._write(wanted)
+            await self._write({**written.paths, **paths})
 
-    async def saw(self, ids: Collection[str]) -> None:
-        """The kubelet's list of pods shows these."""
+    async def saw(self, ids: Callable[[], Collection[str]]) -> None:
+        """The kubelet's list of pods shows these; asked for when there is nothing to wait for any more, as
+        one of them may be granted anew meanwhile."""
         async with self._writing:
-            self.listed.update(ids)
+            self.listed.update(ids())
             if not self._written.listed.issuperset(self._written.paths.keys() & self.listed):
                 await self._write(self._written.paths)
 

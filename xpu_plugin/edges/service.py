@@ -72,8 +72,9 @@ class DevicePluginService:
     """One resource's service.
 
     current: the picture as it is; beyond: the newest picture that is not of a generation
-    node: what a device node is, by name; on_grant: told the ids of each grant
-    on_list: told that a list has gone out; note: takes each grant and each refusal with what was asked for
+    node: what a device node is, by name; on_grant: told the ids of each grant,
+    and of each start of a container; on_list: told that a list has gone out
+    note: takes each grant and each refusal with what was asked for
     """
 
     def __init__(
@@ -202,14 +203,15 @@ class DevicePluginService:
         self, request: api.PreStartContainerRequest, context: Context
     ) -> api.PreStartContainerResponse:
         try:
-            inventory = self._picture()
             paths = allocation.check_start(
-                inventory, self.resource, list(request.devices_ids), self._record.paths, self._node
+                self._picture(), self.resource, list(request.devices_ids), self._record.paths, self._node
             )
         except Refusal as refusal:
             asked = request.devices_ids
             await self._refuse(context, "PreStartContainer", "container start", refusal, asked)
-        await self._record.started(paths, inventory.entries)
+        # Whoever granted it, and whenever: now it is held, be it by an init container, which nobody lists.
+        self._on_grant(list(paths))
+        await self._record.started(paths)
         return api.PreStartContainerResponse()
 
     # --- within ---------------------------------------------------------------------------------

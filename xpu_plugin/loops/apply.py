@@ -120,6 +120,7 @@ class Apply:
             taken=self._idleness.taken(),
             held=self._held,
             scans=self._sweep.scans,
+            stuck=self._driver.stuck,
         )
 
     def _decide(self) -> Decision:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
@@ -88,7 +89,7 @@ class Idleness:
         self._ledger = {**former, **own}
 
     def granted(self, ids: Collection[str]) -> None:
-        """An Allocate was answered with these ids."""
+        """An Allocate was answered with these ids, or a container starts with them."""
         self._ledger = {**self._ledger, **dict.fromkeys(ids, Grant(at=self._clock()))}
         self._granted.set()
 
@@ -107,12 +108,15 @@ class Idleness:
             if isinstance(listing, Listing):
                 ids = {id for holding in listing.holdings for id in holding.ids}
                 self._ledger = shown(self._ledger, ids, began=began, life=life)
-                await self._record.saw([id for id, grant in self._ledger.items() if grant.shown == life])
+                await self._record.saw(partial(self._shown_in, life))
 
     @property
     def ledger(self) -> Ledger:
         """What was granted and is not known to have ended."""
         return self._ledger
+
+    def _shown_in(self, life: Identity | None) -> list[str]:
+        return [id for id, grant in self._ledger.items() if grant.shown == life]
 
     def taken(self) -> frozenset[str]:
         """Cards of which something was granted by us, and that is not known to have ended."""

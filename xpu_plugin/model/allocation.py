@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from xpu_plugin.model.devices import CONTROL_NODE, CONTROL_PATH, Identity
+from xpu_plugin.model.health import CHANGING
 from xpu_plugin.model.inventory import Entry, Inventory, is_old
 
 
@@ -106,11 +107,14 @@ def check_start(
 
     A container that restarts gets the nodes it was granted then, whatever they are now. So each path of
     then (`granted`: id -> path) has to be the device's path still. An old id is its own record: "2" was
-    granted as /dev/xpu2. Health is not asked: a restart may be what heals.
+    granted as /dev/xpu2. Health is not asked, as a restart may be what heals; but whether the card is being
+    split at this moment.
     """
     paths = {}
     for id in ids:
         entry = lookup(inventory, resource, id)
+        if entry.health == CHANGING:
+            _check_grantable(entry)
         then = f"/dev/xpu{id}" if is_old(id) else granted.get(id)
         if then is None:
             raise Refusal(

@@ -42,6 +42,7 @@ class View:
     taken: cards of which we gave something away that is not known to have ended, at this very instant
     held: cards that had a holder when we started
     scans: how many scans have been taken in
+    stuck: whether a worker that was killed does not end: the driver may yet do what that one has asked for
     """
 
     now: float
@@ -51,6 +52,7 @@ class View:
     taken: frozenset[str] = frozenset()
     held: frozenset[str] = frozenset()
     scans: int = 0
+    stuck: bool = False
 
 
 # --- what is remembered ---------------------------------------------------------------------------
@@ -64,6 +66,7 @@ class Change:
     number: VFs asked for last; was: VFs before; until: the end of the settling, or of the looking
     scans: those that say nothing new; scan_at: no sooner is another one wanted
     failure: why the driver's answer was no success; shown: what the scans since then have shown instead
+    stuck: whether the driver had not let go of that request when it was looked at last
     """
 
     card: str
@@ -75,6 +78,7 @@ class Change:
     scan_at: float = 0.0
     failure: str = ""
     shown: str = ""
+    stuck: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +209,8 @@ def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | P
     memory = replace(memory, change=None)
     if not limits.apply:
         return replace(memory, reserved={}), Wait(None)
-    waiting = [card for card in view.cards.values() if wanted(view.wish, card).action is Action.APPLY]
+    actions = {address: wanted(view.wish, card).action for address, card in view.cards.items()}
+    waiting = [card for card in view.cards.values() if actions[card.address] is Action.APPLY]
     due = [card for card in waiting if not _paused(memory, view, card.address)]
     stale = tuple(card.address for card in due if not _fresh(view, card.address))
     if stale:
@@ -222,7 +227,8 @@ def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | P
         }
     if not free:
         ends = [memory.pauses[card.address].until - view.now for card in waiting if card not in due]
-        if due:
+        # That a PF is well again makes no other picture, as it is not offered: nobody would wake us.
+        if due or Action.BLOCKED in actions.values():
             ends.append(LOOK_SECONDS)
         return replace(memory, reserved={}), Wait(max(min(ends), 0.0) if ends else None)
     card = min(free, key=lambda card: (card.address not in reserved, card.address))
@@ -286,6 +292,11 @@ def _send(memory: Memory, change: Change, card: Card, view: View) -> _Next:
 
 
 def _sent(memory: Memory, change: Change, card: Card | None, view: View) -> _Next:
+    if change.failure and (view.stuck or change.stuck):
+        # What scans say now may be changed yet: one from after the end of that is wanted.
+        until = max(change.until, view.now + RETRY_SECONDS[0])
+        change = replace(change, scans=view.scans, until=until, stuck=view.stuck)
+        return replace(memory, change=change), Wait(CHECK_SECONDS if view.stuck else 0.0), ()
     left = change.until - view.now
     if view.scans == change.scans:
         if left > 0:
@@ -390,6 +401,8 @@ def _told(memory: Memory, view: View, limits: Limits, card: Card) -> Step:
     change = memory.change
     if change is not None and change.card == card.address:
         what = "being changed" if change.sent else "withdrawn, settling"
+        if change.failure and view.stuck:
+            what = f"{change.failure}; the driver has not let go of that request"
         return replace(step, wished=view.wish.number, action=Action.APPLY, reason=what)
     pause = memory.pauses.get(card.address)
     if step.action is Action.KEEP and not card.complete and pause is not None and pause.failed:
