@@ -219,6 +219,7 @@ async def _run(
             node=lambda name: identity(f"{config.dev_root}/{name}", simulated=config.simulated),
             record=record,
             on_grant=granted,
+            on_start=apply.granted,
             on_list=listed.set,
             note=decisions.note,
         )

@@ -298,10 +298,13 @@ class Storm:
     # --- processes ----------------------------------------------------------------------------------
 
     async def step_worker(self) -> None:
+        """Not while it splits a card: the simulator's driver dies with whoever asked it, and leaves nodes and
+        sysfs behind its machine file; a kernel's would go on to the end."""
         if self.daemon is not None:
-            for pid in tree(self.daemon.pid)[1:]:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, self.chance.choice((signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV)))
+            with self.scene.machine._lock():
+                for pid in tree(self.daemon.pid)[1:]:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, self.chance.choice((signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV)))
 
     async def step_stop(self) -> None:
         self._signal(signal.SIGSTOP)

@@ -72,8 +72,8 @@ class DevicePluginService:
     """One resource's service.
 
     current: the picture as it is; beyond: the newest picture that is not of a generation
-    node: what a device node is, by name; on_grant: told the ids of each grant,
-    and of each start of a container; on_list: told that a list has gone out
+    node: what a device node is, by name; on_grant: told the ids of each grant
+    on_start: told those of each start of a container; on_list: told that a list has gone out
     note: takes each grant and each refusal with what was asked for
     """
 
@@ -86,6 +86,7 @@ class DevicePluginService:
         node: NodeIdentity,
         record: GrantRecord,
         on_grant: Callable[[Collection[str]], None],
+        on_start: Callable[[Collection[str]], None] = lambda _: None,
         on_list: Callable[[], None] = lambda: None,
         note: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
@@ -97,6 +98,7 @@ class DevicePluginService:
         self._node = node
         self._record = record
         self._on_grant = on_grant
+        self._on_start = on_start
         self._on_list = on_list
         self._note = note
         self.lists = 0  # that have gone out
@@ -210,7 +212,8 @@ class DevicePluginService:
             asked = request.devices_ids
             await self._refuse(context, "PreStartContainer", "container start", refusal, asked)
         # Whoever granted it, and whenever: now it is held, be it by an init container, which nobody lists.
-        self._on_grant(list(paths))
+        self._on_start(list(paths))
+        self._record.granted(paths)
         await self._record.started(paths)
         return api.PreStartContainerResponse()
 
