@@ -34,7 +34,7 @@ async def applying(wish: Wish) -> AsyncIterator[tuple[Apply, Callable[[], int]]]
     decided: list[object] = []
     idleness = SimpleNamespace(granted=lambda ids: None, taken=frozenset, cards_of=lambda held: frozenset())
     apply = Apply(
-        cast("Driver", None),
+        cast("Driver", SimpleNamespace(stuck=False)),
         picture,
         cast("Sweep", SimpleNamespace(scans=1)),
         cast("Idleness", idleness),
