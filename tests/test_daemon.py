@@ -147,13 +147,20 @@ AnyNode = TypeVar("AnyNode", bound=Node)
 
 @asynccontextmanager
 async def a_node(place: Path, kind: type[AnyNode]) -> AsyncIterator[AnyNode]:
-    """What the fixtures `node` are; in the end nothing runs there, and no plugin has shown a traceback."""
+    """What the fixtures `node` are; in the end all plugins stop well, and none has shown a traceback."""
     node = kind(place)
-    yield node
-    for daemon in node.daemons:
-        if daemon.process.poll() is None:
-            daemon.process.kill()
-            daemon.process.wait()
+    try:
+        yield node
+        for daemon in node.daemons:
+            if daemon.process.poll() is None:
+                daemon.process.terminate()
+                # The latter if it has only just been started.
+                assert await daemon.ends() in (0, -signal.SIGTERM), daemon.log
+    finally:
+        for daemon in node.daemons:
+            if daemon.process.poll() is None:
+                daemon.process.kill()
+                daemon.process.wait()
     await until(lambda: processes_that_know(place) == [], "the end of all workers")
     for daemon in node.daemons:
         assert daemon.output == ""

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a killed process has written by half is left out of the coverage data, and nothing else is."""
+
+from pathlib import Path
+
+import pytest
+from coverage import Coverage, CoverageData
+from coverage.exceptions import DataError
+
+from tests import torn
+
+
+BINDING = "/somewhere/_xpuml/_xpuml.pyx"
+
+
+def written(path: Path, *, tracer: bool) -> Path:
+    data = CoverageData(str(path))
+    data.add_arcs({BINDING: [(1, 2)], "/somewhere/xpu_plugin/cli.py": [(1, 2)]})
+    if tracer:
+        data.add_file_tracers({BINDING: "Cython.Coverage.Plugin"})
+    data.close()
+    return path
+
+
+def combine(directory: Path) -> None:
+    Coverage(data_file=str(directory / "data"), config_file=False).combine([str(directory)])
+
+
+def test_one_torn_file_would_spoil_all(tmp_path: Path) -> None:
+    written(tmp_path / "data.1", tracer=True)
+    written(tmp_path / "data.2", tracer=False)
+    with pytest.raises(DataError, match="Conflicting file tracer name"):
+        combine(tmp_path)
+
+
+def test_the_torn_file_is_left_out_and_the_whole_ones_count(tmp_path: Path) -> None:
+    whole = written(tmp_path / "data.1", tracer=True)
+    half = written(tmp_path / "data.2", tracer=False)
+    assert torn.discard(tmp_path) == [half]
+    assert whole.exists()
+    combine(tmp_path)
+    assert (tmp_path / "data").exists()
+
+
+def test_a_process_that_never_ran_the_binding_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "data.1"
+    data = CoverageData(str(path))
+    data.add_arcs({"/somewhere/xpu_plugin/cli.py": [(1, 2)]})
+    data.close()
+    assert torn.discard(tmp_path) == []
+    assert path.exists()
