@@ -218,6 +218,25 @@ async def test_a_kubelet_that_restarts_while_its_stream_lives_on_is_noticed(
             assert len(successor.registrations) == 1
 
 
+async def test_a_kubelet_that_is_replaced_just_before_it_is_asked_is_registered_with_once(
+    kubelet: Kubelet, plugin: Plugin, monkeypatch: pytest.MonkeyPatch, looks: Looks
+) -> None:
+    """Between our look at its socket and the call another life may begin: that one then knows us."""
+
+    acquire = plugin.lock.acquire
+
+    async def acquire_late() -> None:
+        await acquire()
+        monkeypatch.setattr(plugin.lock, "acquire", acquire)
+        await kubelet.restart()
+
+    monkeypatch.setattr(plugin.lock, "acquire", acquire_late)
+    async with plugin.run():
+        await listed(kubelet)
+        await looks.more(40)
+    assert len(kubelet.registrations) == 1
+
+
 async def test_a_directory_made_anew_is_moved_to(kubelet: Kubelet, plugin: Plugin) -> None:
     async with plugin.run():
         await listed(kubelet)

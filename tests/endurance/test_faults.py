@@ -407,6 +407,7 @@ async def test_plugins_that_take_turns_lose_nothing(scene: Scene, kubelet: Watch
         await (first.kill() if turn % 2 else first.stop())
         daemons.remove(first)
         daemons.append(scene.begin())
+        await until(lambda times=turn + 2: len(kubelet.registrations) == times)  # type: ignore[misc]
         await shows(kubelet, IDS)
         await kubelet.restart_container(grant)
         other = await kubelet.allocate(RESOURCE, 2)

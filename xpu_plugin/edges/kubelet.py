@@ -202,8 +202,9 @@ class Endpoint:
                     complaint = f"waiting for the kubelet's socket {self._kubelet}"
                     logger.info("%s", complaint)
             elif now >= try_at and (kubelet != registered or not streaming):
-                asked = (kubelet, now)
-                trouble = await self._register()
+                began = now
+                kubelet, trouble = await self._register()
+                seen, asked = kubelet, (kubelet, began)
                 if trouble is None or trouble != complaint:
                     self._note(
                         "registration",
@@ -237,22 +238,35 @@ class Endpoint:
         except TimeoutError:
             pass
 
-    async def _register(self) -> str | None:
-        """Have our socket in place, then say so to the kubelet; returns what went wrong, if anything did."""
+    async def _register(self) -> tuple[Identity | None, str | None]:
+        """Have our socket in place, then say so to the kubelet that is there now; returns which one that was
+        and what went wrong, if anything did."""
         await self._lock.acquire()
         if self._server is None or Identity.of(self._path) != self._bound:
             try:
                 await self._serve()
             except (OSError, RuntimeError) as error:  # the latter is what gRPC raises
                 await self._stop()
-                return f"cannot bind {self._path}: {error}"
+                return Identity.of(self._kubelet), f"cannot bind {self._path}: {error}"
+        try:
+            held = os.open(self._kubelet, os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            return None, f"{self._kubelet}: {error.strerror}"
+        try:
+            kubelet = Path(f"/proc/self/fd/{held}")  # that very socket, whatever has its name meanwhile
+            return Identity.of(kubelet), await self._say_so(kubelet)
+        finally:
+            os.close(held)
+
+    async def _say_so(self, kubelet: Path) -> str | None:
+        """Register at that socket; returns what went wrong, if anything did."""
         request = api.RegisterRequest(
             version=VERSION,
             endpoint=self._name,
             resource_name=self._service.resource,
             options=OPTIONS,
         )
-        async with grpc.aio.insecure_channel(f"unix://{self._kubelet}", options=_CHANNEL_OPTIONS) as channel:
+        async with grpc.aio.insecure_channel(f"unix://{kubelet}", options=_CHANNEL_OPTIONS) as channel:
             try:
                 stub = api_grpc.RegistrationStub(channel)  # type: ignore[no-untyped-call]  # generated
                 await stub.Register(request, timeout=REGISTER_SECONDS)
