@@ -201,7 +201,7 @@ TEXT_OF = {
 }
 """Calls that are given a message, and which argument of theirs it is. `print` to stderr is one more."""
 
-RETURNING = frozenset({"_advice", "advice", "_contradiction", "_not_listed", "_register", "_without_node"})
+RETURNING = frozenset({"_advice", "_bind", "_contradiction", "_not_listed", "_without_node", "advice"})
 """Functions that return messages."""
 
 WITHOUT_A_TEXT_OF_THEIR_OWN = {

@@ -111,6 +111,8 @@ async def serve(config: Config, worker: WorkerProcess | None = None) -> int:
         signal.signal(number, end)
     os.umask(0o077)  # before any socket or file is made
 
+    lock = InstanceLock(config.device_plugin_dir)
+    lock.acquire_at_once()
     driver = Driver(target(config), call_timeout=config.call_timeout, spare=worker)
     decisions = Decisions()
     picture = Picture(policy(config), note=decisions.note)
@@ -126,7 +128,9 @@ async def serve(config: Config, worker: WorkerProcess | None = None) -> int:
         fail_on_init_error=config.fail_on_init_error,
     )
     loop.add_signal_handler(signal.SIGHUP, sweep.rescan)
-    parts = asyncio.ensure_future(_run(config, driver, probes, picture, sweep, decisions=decisions))
+    parts = asyncio.ensure_future(
+        _run(config, lock, driver, probes, picture, sweep=sweep, decisions=decisions)
+    )
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if stop.is_set():
@@ -147,13 +151,34 @@ async def serve(config: Config, worker: WorkerProcess | None = None) -> int:
 
 
 async def _run(
-    config: Config, driver: Driver, probes: Driver, picture: Picture, sweep: Sweep, *, decisions: Decisions
+    config: Config,
+    lock: InstanceLock,
+    driver: Driver,
+    probes: Driver,
+    picture: Picture,
+    *,
+    sweep: Sweep,
+    decisions: Decisions,
 ) -> None:
     holders = Holders(
         picture,
         device_plugin_dir=config.device_plugin_dir,
         pod_resources_socket=config.pod_resources_socket,
     )
+
+    async def taken_over() -> None:
+        """Whoever was before us has granted on, split cards and judged devices while we waited."""
+        await record.reread()
+        idleness.inherit()
+        await sweep.verdicts.reread()
+        await sweep.rescanned()
+
+    async def keep_quarantine() -> None:
+        """It is for one plugin to write down."""
+        await lock.acquire()
+        await sweep.verdicts.run()
+
+    lock.on_waited = taken_over
     started = time.monotonic()
     services: list[DevicePluginService] = []
     sockets: list[Endpoint] = []
@@ -169,12 +194,6 @@ async def _run(
         record=record,
     )
 
-    async def taken_over() -> None:
-        """Whoever was before us has granted on, while we waited."""
-        await record.reread()
-        idleness.inherit()
-
-    lock = InstanceLock(config.device_plugin_dir, taken_over)
     apply = Apply(
         driver,
         picture,
@@ -285,7 +304,7 @@ async def _run(
         group.create_task(meters.run(), name="meters")
         group.create_task(sweep.run(), name="sweep")
         group.create_task(sweep.probation.run(), name="probation")
-        group.create_task(sweep.verdicts.run(), name="quarantine")
+        group.create_task(keep_quarantine(), name="quarantine")
         await picture.beyond(NEVER)
         for name in picture.policy.unmatched(picture.facts.devices.values()):
             logger.warning("--allow or --deny names %s, which no device of this node is", name)

@@ -397,6 +397,46 @@ async def test_a_thousand_streams_opened_and_cut(scene: Scene, kubelet: Watched)
         await until(lambda: unix_sockets(scene.socket) == 2, "the kubelet's connection alone")
 
 
+async def test_who_takes_over_offers_nothing_that_it_has_not_seen_since(
+    scene: Scene, kubelet: Watched
+) -> None:
+    """While it waited the other plugin may have split a card, or has left a worker that still does."""
+    first = scene.begin()
+    await shows(kubelet, IDS)
+    second = scene.begin("--rescan-interval=3600")
+    await second.says("another plugin works in")
+    await second.says(f"device offered id={IDS[3]}")
+    scene.machine.set_card(2, {"vfs": "2"})
+    there = [*IDS[:2], "0000:3d:01.0-of2", "0000:3d:01.1-of2", IDS[3]]
+    await shows(kubelet, there)
+    kubelet.known.clear()
+    await first.stop()
+    await kubelet.until(lambda: len(kubelet.registrations) == 2, timeout=SECONDS)
+    await shows(kubelet, there)
+    assert kubelet.known == set(there)
+
+
+async def test_who_takes_over_keeps_the_quarantine_of_whoever_was_before(
+    scene: Scene, kubelet: Watched
+) -> None:
+    """Also of devices that it would not have put there itself."""
+    record = scene.place / "state/quarantine.json"
+    first = scene.begin("--health-flaps=3")
+    await shows(kubelet, IDS)
+    second = scene.begin("--health-flaps=1000")
+    await second.says("another plugin works in")
+    for flap in (1, 2):
+        for state, word in (("207", "reason=state-error"), ("", "device healthy again")):
+            scene.machine.set_card(1, {"state": state})
+            await second.says(word, flap)
+    await until(record.exists, "a quarantine")
+    await first.stop()
+    await second.says("registered")
+    await kubelet.until(lambda: kubelet.streams_open and kubelet.allocatable(RESOURCE) == 3, timeout=SECONDS)
+    assert not kubelet.devices(RESOURCE)[IDS[1]].healthy
+    assert IDS[1] in record.read_text()
+
+
 async def test_plugins_that_take_turns_lose_nothing(scene: Scene, kubelet: Watched) -> None:
     """Two at once, and one of them killed again and again: the other takes over, with the same grants."""
     daemons = [scene.begin(), scene.begin()]

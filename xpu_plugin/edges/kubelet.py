@@ -69,15 +69,22 @@ class Identity:
 
 class InstanceLock:
     """At most one plugin works in a device plugin directory: a lock on the directory itself, which ends
-    with the process and leaves no file. acquired: awaited whenever it was, before any work is done"""
+    with the process and leaves no file.
 
-    def __init__(self, directory: Path, acquired: Callable[[], Awaitable[None]] | None = None) -> None:
+    on_waited: awaited whenever it was waited for, before any work is done
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.on_waited: Callable[[], Awaitable[None]] | None = None
         self._directory = directory
-        self._acquired = acquired
         self._acquiring = asyncio.Lock()
         self._descriptor: int | None = None
         self._complaint: str | None = None
         self.rival = False  # whether another plugin had it when it was tried last
+
+    def acquire_at_once(self) -> None:
+        """Take it if it is free: before anything is read that another plugin may change."""
+        self._try()
 
     async def acquire(self) -> None:
         """Wait until the directory exists and no other plugin has it."""
@@ -87,8 +94,8 @@ class InstanceLock:
             while not self._try():  # noqa: ASYNC110 - nothing tells us when another process lets go
                 await asyncio.sleep(LOCK_SECONDS)
             self._complaint = None
-            if self._acquired is not None:
-                await self._acquired()
+            if self.on_waited is not None:
+                await self.on_waited()
 
     def held(self) -> bool:
         """Whether what is locked is still the directory at that path."""
@@ -242,12 +249,8 @@ class Endpoint:
         """Have our socket in place, then say so to the kubelet that is there now; returns which one that was
         and what went wrong, if anything did."""
         await self._lock.acquire()
-        if self._server is None or Identity.of(self._path) != self._bound:
-            try:
-                await self._serve()
-            except (OSError, RuntimeError) as error:  # the latter is what gRPC raises
-                await self._stop()
-                return Identity.of(self._kubelet), f"cannot bind {self._path}: {error}"
+        if trouble := await self._bind():
+            return Identity.of(self._kubelet), trouble
         try:
             held = os.open(self._kubelet, os.O_PATH | os.O_CLOEXEC)
         except OSError as error:
@@ -273,6 +276,16 @@ class Endpoint:
             except grpc.aio.AioRpcError as error:
                 return f"{error.code().name}: {error.details()}"
         logger.info("registered resource=%s endpoint=%s", self._service.resource, self._name)
+        return None
+
+    async def _bind(self) -> str | None:
+        """Have our socket in place; returns what went wrong, if anything did."""
+        if self._server is None or Identity.of(self._path) != self._bound:
+            try:
+                await self._serve()
+            except (OSError, RuntimeError) as error:  # the latter is what gRPC raises
+                await self._stop()
+                return f"cannot bind {self._path}: {error}"
         return None
 
     async def _serve(self) -> None:

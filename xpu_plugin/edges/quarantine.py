@@ -26,6 +26,11 @@ class QuarantineRecord:
         self.reasons: Mapping[str, str] = _read(self._file)
         self._complained = False
 
+    async def reread(self) -> Mapping[str, str]:
+        """`reasons` as they are in the file now."""
+        self.reasons = await asyncio.to_thread(_read, self._file)
+        return self.reasons
+
     async def write(self, reasons: Mapping[str, str]) -> None:
         """Keep these, and nothing else. A directory that cannot be written is complained of once."""
         wanted = dict(reasons)

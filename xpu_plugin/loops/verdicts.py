@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from xpu_plugin.edges.quarantine import QuarantineRecord
 from xpu_plugin.loops.backoff import delays
-from xpu_plugin.model.health import Health, History, Rules, begin, cleared, heard, missed
+from xpu_plugin.model.health import Health, History, Rules, begin, cleared, heard, inherited, missed
 
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,12 @@ class Verdicts:
             return {}
         self._histories[id] = cleared(self._histories[id])
         return {id: self._histories[id].health}
+
+    async def reread(self) -> None:
+        """Another plugin has kept the record until now: what it says is what is in quarantine."""
+        self._quarantine = dict(await self._record.reread())
+        for id, history in self._histories.items():
+            self._histories[id] = inherited(history, self._quarantine.get(id))
 
     async def run(self) -> None:
         """Have the record say what is in quarantine. Never returns."""

@@ -193,6 +193,13 @@ def cleared(history: History) -> History:
     return replace(history, turns=(), quarantine=None)
 
 
+def inherited(history: History, quarantine: str | None) -> History:
+    """Somebody else says whether it is in quarantine, and for what last illness."""
+    if quarantine is not None:
+        return replace(history, quarantine=quarantine)
+    return history if history.quarantine is None else cleared(history)
+
+
 def _verdict(history: History, answer: Health, now: float, rules: Rules) -> Health:
     last = history.verdict
     if history.good_since is None:
