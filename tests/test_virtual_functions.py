@@ -13,9 +13,10 @@ import pytest
 
 from tests.standins import RESOURCE, SECONDS, processes_that_know, until
 from tests.test_daemon import Daemon, Node, shows
+from xpu_plugin.config import VF_POLICIES
 from xpu_plugin.proto.deviceplugin_pb2 import AllocateRequest, ContainerAllocateRequest
 from xpu_plugin.proto.deviceplugin_pb2_grpc import DevicePluginStub
-from xpu_plugin.simulation.kubelet import Grant, Kubelet
+from xpu_plugin.simulation.kubelet import AdmissionError, Grant, Kubelet
 
 
 CARDS = [f"0000:{bus}:00.0" for bus in ("3b", "3c", "3d", "3e")]
@@ -62,8 +63,23 @@ def asked(daemon: Daemon) -> Callable[[], bool]:
     return lambda: ASKED in daemon.log or daemon.log.count("-of3") >= 12
 
 
+class Remembering(Kubelet):
+    """Knows what it could ever have given away."""
+
+    def __init__(self, directory: Path, **options: Any) -> None:
+        super().__init__(directory, **options)
+        self.well: set[str] = set()
+
+    def _take(self, resource: str, response: Any) -> None:
+        super()._take(resource, response)
+        self.well |= {device.id for device in self.devices(resource).values() if device.healthy}
+
+
 class VfNode(Node):
     """A node whose kubelet knows the plugin's own pod."""
+
+    def kubelet(self) -> Remembering:
+        return Remembering(self.plugins, pod_resources_dir=self.place / "pods")
 
     def begin(self, *arguments: str) -> Daemon:
         return self.start(*OPTIONS, *arguments, program=IMPATIENT)
@@ -89,7 +105,7 @@ async def node(place: Path, leaves_no_process: None) -> AsyncIterator[VfNode]:
 
 
 @pytest.fixture
-async def kubelet(node: VfNode) -> AsyncIterator[Kubelet]:
+async def kubelet(node: VfNode) -> AsyncIterator[Remembering]:
     async with node.kubelet() as kubelet:
         own_pod(kubelet)
         yield kubelet
@@ -363,3 +379,136 @@ async def test_the_record_tells_what_the_kubelet_has_listed(node: VfNode, kubele
     grant = await kubelet.allocate(RESOURCE, 1)
     record = node.place / "state/grants.json"
     await until(lambda: json.loads(record.read_text())["listed"] == [grant.ids[0]], "the record")
+
+
+# --- what somebody else splits under its user -----------------------------------------------------
+
+
+async def closed(kubelet: Kubelet, ids: list[str], *, held: list[str]) -> None:
+    """Wait until exactly `ids` are listed, `held` of them as not for new pods."""
+    wanted = {id: id not in held for id in ids}
+    await kubelet.until(
+        lambda: {device.id: device.healthy for device in kubelet.devices(RESOURCE).values()} == wanted,
+        timeout=SECONDS,
+        what=str(wanted),
+    )
+
+
+async def hold_card(kubelet: Kubelet, card: int) -> Grant:
+    """A pod that has this whole card."""
+    grants = [await kubelet.allocate(RESOURCE, 1) for _ in CARDS]
+    [grant] = [grant for grant in grants if grant.ids == (CARDS[card],)]
+    for other in grants:
+        if other is not grant:
+            kubelet.free(other)
+    kubelet.write_checkpoint()
+    return grant
+
+
+@pytest.mark.parametrize("policy", VF_POLICIES)
+async def test_vfs_of_a_card_that_is_held_whole_are_given_to_nobody_before_that_ends(
+    node: VfNode, kubelet: Remembering, policy: str
+) -> None:
+    daemon = node.begin("--sriov-num-vfs=keep", f"--vf-policy={policy}")
+    await shows(kubelet, CARDS)
+    grant = await hold_card(kubelet, 1)
+    node.machine.set_card(1, {"vfs": "2"})
+    daemon.process.send_signal(signal.SIGHUP)
+    own = vfs(CARDS[1], 2)
+    await closed(kubelet, split(0, 2, 0, 0), held=own)
+    assert daemon.log.count(f"reason=card-held (a container still holds its card as {CARDS[1]}") == 2
+    with pytest.raises(grpc.aio.AioRpcError, match="card-held"):
+        await allocate(node, own[0])
+    await daemon.kill()  # and the next one knows
+    daemon = node.begin("--sriov-num-vfs=keep", f"--vf-policy={policy}")
+    await daemon.says("registered")
+    await closed(kubelet, split(0, 2, 0, 0), held=own)
+    assert not kubelet.well & {*own}
+    kubelet.free(grant)
+    await shows(kubelet, split(0, 2, 0, 0))
+    assert (await allocate(node, own[0]))[1:] == ["/dev/xpuctrl"]
+    record = node.place / "state/grants.json"
+    await until(lambda: grant.ids[0] not in record.read_text(), "an end of the grant on record")
+    await daemon.stop()
+    daemon = node.begin("--sriov-num-vfs=keep", f"--vf-policy={policy}")
+    await daemon.says("registered")
+    await shows(kubelet, split(0, 2, 0, 0))
+    assert "card-held" not in daemon.log, "it has ended for good"
+
+
+async def test_what_is_split_under_an_init_container_is_closed_until_that_ends(
+    node: VfNode, kubelet: Remembering
+) -> None:
+    """Nobody lists it; the checkpoint names it."""
+    daemon = node.begin("--sriov-num-vfs=keep")
+    await shows(kubelet, CARDS)
+    grant = await kubelet.allocate(RESOURCE, 4, pod="prepare", init_container=True)
+    node.machine.set_card(3, {"vfs": "1"})
+    daemon.process.send_signal(signal.SIGHUP)
+    await closed(kubelet, split(0, 0, 0, 1), held=vfs(CARDS[3], 1))
+    await daemon.stop()
+    daemon = node.begin("--sriov-num-vfs=keep")
+    await daemon.says("registered")
+    await closed(kubelet, split(0, 0, 0, 1), held=vfs(CARDS[3], 1))
+    assert not kubelet.well & {*vfs(CARDS[3], 1)}
+    kubelet.free(grant)
+    kubelet.write_checkpoint()
+    await shows(kubelet, split(0, 0, 0, 1))
+
+
+async def test_a_vf_that_has_the_address_of_a_held_one_is_not_given_away(
+    node: VfNode, kubelet: Remembering
+) -> None:
+    """And when the card is split again as it was, the kubelet itself counts the held one."""
+    node.machine.set_card(0, {"vfs": "1"})
+    daemon = node.begin("--sriov-num-vfs=keep")
+    await shows(kubelet, split(1, 0, 0, 0))
+    grant = await kubelet.allocate(RESOURCE, 4)
+    for number, held in ((3, vfs(CARDS[0], 3)), (0, [CARDS[0]]), (1, [])):
+        node.machine.set_card(0, {"vfs": str(number)})
+        daemon.process.send_signal(signal.SIGHUP)
+        await closed(kubelet, split(number, 0, 0, 0), held=held)
+    assert kubelet.well == {*split(1, 0, 0, 0)}
+    with pytest.raises(AdmissionError, match="Available: 0"):
+        await kubelet.allocate(RESOURCE, 1)
+    assert grant.ids[0] == vfs(CARDS[0], 1)[0]
+
+
+async def test_a_holder_of_whom_there_is_no_record_is_known_by_the_kubelet(
+    node: VfNode, kubelet: Remembering
+) -> None:
+    node.machine.set_card(1, {"vfs": "2"})
+    grant = kubelet.hold([CARDS[1]], resource=RESOURCE, pod="train")
+    node.begin("--sriov-num-vfs=keep")
+    await closed(kubelet, split(0, 2, 0, 0), held=vfs(CARDS[1], 2))
+    kubelet.free(grant)
+    await shows(kubelet, split(0, 2, 0, 0))
+
+
+async def test_without_pod_resources_the_checkpoint_tells_when_a_holder_has_ended(node: VfNode) -> None:
+    async with Remembering(node.plugins) as kubelet:
+        daemon = node.begin("--sriov-num-vfs=keep")
+        await shows(kubelet, CARDS)
+        grant = await hold_card(kubelet, 2)
+        node.machine.set_card(2, {"vfs": "3"})
+        daemon.process.send_signal(signal.SIGHUP)
+        await closed(kubelet, split(0, 0, 3, 0), held=vfs(CARDS[2], 3))
+        kubelet.free(grant)
+        kubelet.write_checkpoint()
+        await shows(kubelet, split(0, 0, 3, 0))
+        assert not kubelet.well.isdisjoint(vfs(CARDS[2], 3))
+
+
+async def test_a_card_held_by_an_old_id_is_closed_when_it_is_split(
+    node: VfNode, kubelet: Remembering
+) -> None:
+    grant = kubelet.hold(["2"], resource=RESOURCE, pod="old")
+    daemon = node.begin("--sriov-num-vfs=keep")
+    await shows(kubelet, ["2", *CARDS[:2], CARDS[3]])
+    node.machine.set_card(2, {"vfs": "2"})
+    daemon.process.send_signal(signal.SIGHUP)
+    await closed(kubelet, split(0, 0, 2, 0), held=vfs(CARDS[2], 2))
+    assert not kubelet.well & {*vfs(CARDS[2], 2)}
+    kubelet.free(grant)
+    kubelet.write_checkpoint()
+    await shows(kubelet, split(0, 0, 2, 0))

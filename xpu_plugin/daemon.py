@@ -193,7 +193,7 @@ async def _run(
         pod_resources_socket=config.pod_resources_socket,
         record=record,
     )
-
+    sweep.claimed = lambda: idleness.ledger
     apply = Apply(
         driver,
         picture,

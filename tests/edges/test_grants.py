@@ -64,6 +64,38 @@ def test_what_another_plugin_wrote_meanwhile_is_taken_in_and_kept(tmp_path: Path
     assert written(tmp_path) == {A: "/dev/xpu0", B: "/dev/xpu1", C: "/dev/xpu2"}
 
 
+def test_what_has_ended_is_forgotten_on_disk_too(tmp_path: Path) -> None:
+    record = GrantRecord(tmp_path)
+    start(record, A, B)
+    see(record, A, B)
+    record.granted({C: "/dev/xpu2"})
+    asyncio.run(record.forget(lambda: [A, C]))
+    assert record.paths == written(tmp_path) == {B: "/dev/xpu1"}
+    assert record.listed == listed(tmp_path) == {B}
+    (file,) = tmp_path.iterdir()
+    before = file.stat()
+    asyncio.run(record.forget(lambda: [A]))
+    assert file.stat() == before
+
+
+def test_what_is_granted_anew_while_its_end_waits_to_be_written_is_kept(tmp_path: Path) -> None:
+    record = GrantRecord(tmp_path)
+    start(record, A)
+    ended = {A}
+
+    async def meet() -> None:
+        async with record._writing:
+            waiting = asyncio.create_task(record.forget(lambda: ended))
+            await asyncio.sleep(0)
+            record.granted({A: "/dev/xpu7"})
+            ended.clear()
+        await waiting
+        await record.started({A: "/dev/xpu7"})
+
+    asyncio.run(meet())
+    assert record.paths == written(tmp_path) == {A: "/dev/xpu7"}
+
+
 def test_a_second_life_adds_to_what_the_first_wrote(tmp_path: Path) -> None:
     start(GrantRecord(tmp_path), A)
     start(GrantRecord(tmp_path), B)

@@ -4,14 +4,15 @@
 Over the simulator, a kubelet and a stand-in for the API server, at random: faults of the library, sick cards,
 cards that are pulled out, drivers unloaded, workers killed and stopped, plugins killed, stopped, ended and
 doubled, kubelets restarted, streams cut, sockets deleted, pods admitted, restarted and ended, the node's
-label changed, cards split by somebody else. What the hardware is, is read from the simulated sysfs alone.
+label changed, cards split by somebody else, also under a container. What the hardware is, is read from the
+simulated sysfs alone.
 
 At every step: no hardware is held by two containers, each has the node of the very device that its kubelet
-asked for, and no card that is held has been changed. Now and then the storm lies: then the list is exactly
-the hardware, all healthy, idle cards are split as the label says, every container may restart, and the plugin
-has no more memory, descriptors, threads or children than when it was young. --restarts appends so many
-restarts of the kubelet alone. Ends with status 1 at the first thing that is not so, with the seed and the
-steps that led there.
+asked for, and no card that is held has been changed by the plugin. Now and then the storm lies: then the
+list is exactly the hardware, all healthy, idle cards are split as the label says, every container may
+restart, and the plugin has no more memory, descriptors, threads or children than when it was young.
+--restarts appends so many restarts of the kubelet alone. Ends with status 1 at the first thing that is not
+so, with the seed and the steps that led there.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ sys.exit""",
 
 STEPS = {
     "admit": 12, "end": 6, "restart_container": 2, "kubelet": 2, "cut": 2, "sockets": 1, "fault": 3,
-    "mend": 4, "count": 1, "sick": 2, "pull": 1, "plug": 2, "driver": 1, "hup": 1, "label": 1, "foreign": 1,
+    "mend": 4, "count": 1, "sick": 2, "pull": 1, "plug": 2, "driver": 1, "hup": 1, "label": 1, "foreign": 2,
     "worker": 2, "stop": 1, "second": 1,
 }  # fmt: skip
 """What happens, and how often beside the others."""
@@ -109,6 +110,7 @@ class Storm:
         self.daemon: Daemon | None = None
         self.second: Daemon | None = None
         self.holders: list[Holder] = []
+        self.robbed: list[Holder] = []  # those under whom somebody else has split their card
         self.wish = 0
         self.young: Level | None = None
         self.rests = 0  # of this plugin's life
@@ -169,6 +171,8 @@ class Storm:
                 if address not in wholes and card_of(address) in wholes:
                     raise LostError(f"{address} is held, and so is its whole card")
                 seen[address] = holder
+                if holder in self.robbed:
+                    continue
                 with suppress(FileNotFoundError):  # while the driver is gone
                     if self.address(node) != address:
                         raise LostError(
@@ -198,9 +202,14 @@ class Storm:
 
     async def step_end(self) -> None:
         if self.holders:
-            holder = self.holders.pop(self.chance.randrange(len(self.holders)))
-            self.kubelet.free(holder.grant)
-            self.kubelet.write_checkpoint()
+            self._end(self.chance.choice(self.holders))
+
+    def _end(self, holder: Holder) -> None:
+        self.holders.remove(holder)
+        if holder in self.robbed:
+            self.robbed.remove(holder)
+        self.kubelet.free(holder.grant)
+        self.kubelet.write_checkpoint()
 
     async def step_restart_container(self) -> None:
         if self.holders:
@@ -277,10 +286,14 @@ class Storm:
         self.server.change({LABEL: str(self.wish)})
 
     async def step_foreign(self) -> None:
-        """Somebody else splits a card that nobody uses."""
-        card = self.free_card()
-        if card is not None:
-            self.scene.machine.set_card(card, {"vfs": str(self.chance.randrange(4))})
+        """Somebody else splits a card, at which nobody computes just now; a container may hold it."""
+        card = self.chance.choice([index for index in range(CARDS) if index not in self.unplugged])
+        address, number = cards(CARDS)[card]["pci"], self.chance.randrange(4)
+        if number != self.number(address):
+            robbed = [holder for holder in self.holders if address in holder.cards]
+            self.counts["robbed"] += len(robbed)
+            self.robbed += [holder for holder in robbed if holder not in self.robbed]
+            self.scene.machine.set_card(card, {"vfs": str(number)})
             await self._noticed()
 
     async def _noticed(self) -> None:
@@ -298,13 +311,16 @@ class Storm:
     # --- processes ----------------------------------------------------------------------------------
 
     async def step_worker(self) -> None:
-        """Not while it splits a card: the simulator's driver dies with whoever asked it, and leaves nodes and
-        sysfs behind its machine file; a kernel's would go on to the end."""
         if self.daemon is not None:
-            with self.scene.machine._lock():
+            with self._no_split_begun():
                 for pid in tree(self.daemon.pid)[1:]:
                     with suppress(ProcessLookupError):
                         os.kill(pid, self.chance.choice((signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV)))
+
+    def _no_split_begun(self) -> AbstractContextManager[None]:
+        """Within, no worker splits a card: the simulator's driver dies with whoever asked it, and leaves
+        nodes and sysfs behind its machine file; a kernel's goes on to the end."""
+        return self.scene.machine._lock()
 
     async def step_stop(self) -> None:
         self._signal(signal.SIGSTOP)
@@ -330,7 +346,8 @@ class Storm:
         assert self.daemon
         number = self.chance.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
         self.counts[f"plugin {number.name}"] += 1
-        self.daemon.process.send_signal(number)
+        with self._no_split_begun():
+            self.daemon.process.send_signal(number)
         await self._gone(self.daemon)
         self.daemon, self.second = self.second or self.begin(), None
         self.young, self.rests = None, 0
@@ -396,6 +413,8 @@ class Storm:
     async def rest(self) -> None:
         """Everything is mended; then everything has to come right."""
         self.way.append("rest")
+        for holder in list(self.robbed):
+            self._end(holder)
         await self.step_mend()
         await self.step_plug()
         for card in range(CARDS):

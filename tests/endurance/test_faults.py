@@ -425,10 +425,16 @@ async def test_who_takes_over_keeps_the_quarantine_of_whoever_was_before(
     await shows(kubelet, IDS)
     second = scene.begin("--health-flaps=1000")
     await second.says("another plugin works in")
-    for flap in (1, 2):
-        for state, word in (("207", "reason=state-error"), ("", "device healthy again")):
-            scene.machine.set_card(1, {"state": state})
-            await second.says(word, flap)
+    sick, well, out = "reason=state-error", "device healthy again", "reason=quarantined"
+    for state, flap, word, final in (
+        ("207", 1, sick, sick),
+        ("", 1, well, well),
+        ("207", 2, sick, sick),
+        ("", 2, well, out),
+    ):
+        scene.machine.set_card(1, {"state": state})
+        await second.says(word, flap)
+        await first.says(final, 1 if final is out else flap)
     await until(record.exists, "a quarantine")
     await first.stop()
     await second.says("registered")

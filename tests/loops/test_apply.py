@@ -32,7 +32,12 @@ async def applying(wish: Wish) -> AsyncIterator[tuple[Apply, Callable[[], int]]]
     picture = Picture(Policy(resource=RESOURCE))
     picture.submit(lambda facts: after_scan(facts, found(device(CARD))))
     decided: list[object] = []
-    idleness = SimpleNamespace(granted=lambda ids: None, taken=frozenset, cards_of=lambda held: frozenset())
+    idleness = SimpleNamespace(
+        granted=lambda ids: None,
+        taken=frozenset,
+        cards_of=lambda held: frozenset(),
+        adopt=lambda held: None,
+    )
     apply = Apply(
         cast("Driver", SimpleNamespace(stuck=False)),
         picture,

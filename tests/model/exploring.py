@@ -42,11 +42,10 @@ from xpu_plugin.model.holders import (
     Ledger,
     Listing,
     Terms,
-    card_of,
     examine,
     shown,
 )
-from xpu_plugin.model.inventory import Entry, Facts, Policy, after_scan, entries
+from xpu_plugin.model.inventory import Entry, Facts, Policy, after_scan, card_of, entries, estranged
 from xpu_plugin.model.vf import UNKNOWN, Action, Card, by_argument, by_label, cards, plan
 
 
@@ -74,6 +73,15 @@ class Pod:
     born: float = 0.0
     init: bool = False
     computes: bool = False
+
+    @property
+    def split(self) -> str:
+        return split_of(self.id)
+
+
+def split_of(id: str) -> str:
+    """How its card is split for a device to have this id."""
+    return id.partition("-")[2] or "whole"
 
 
 @dataclass
@@ -136,16 +144,26 @@ class Plugin:
         }
         self.proofs: dict[str, object] = {}
         self.scanned = tuple(world.vfs.values())
+        self.claimed = frozenset(self.ledger)
+        self.adopt()
         self.kept_back: dict[str, Health] = {}
         self.scans = 1
         self.decision: Decision | None = None
 
     @property
     def facts(self) -> Facts:
-        return facts_of(self.scanned)
+        return replace(facts_of(self.scanned), claimed=self.claimed)
 
     def entries(self) -> dict[str, Entry]:
         return entries(replace(self.facts, kept_back=self.kept_back), POLICY)
+
+    def adopt(self) -> None:
+        """What the kubelet knows, whatever the record says."""
+        named = {pod.id for pod in self.world.pods if self.world.lists(pod)} | self.world.checkpoint.keys()
+        held = {id for id in named if not id.isdecimal() and card_of(id, self.facts)}
+        adopted = dict.fromkeys(held, Grant(at=self.world.now, inherited=True, shown=FORMER))
+        self.ledger = {**adopted, **self.ledger}
+        self.claimed = frozenset(self.ledger)
 
     def hear(self) -> None:
         """The API server, if it can be reached."""
@@ -177,6 +195,7 @@ class Plugin:
             cards=cards_of(self.scanned),
             proofs=self.proofs,  # type: ignore[arg-type] # filled from examine only
             taken=frozenset(card for card in taken if card),
+            estranged=frozenset(estranged(self.facts)),
             scans=self.scans,
         )
 
@@ -188,6 +207,7 @@ class Plugin:
 
     def scan(self) -> None:
         self.scanned = tuple(self.world.vfs.values())
+        self.claimed = frozenset(self.ledger)
         self.scans += 1
 
     def look(self, addresses: tuple[str, ...], began: float) -> None:
@@ -220,6 +240,7 @@ class Plugin:
             facts=self.facts,
             policy=POLICY,
         )
+        self.claimed = frozenset(self.ledger)
         self.proofs = {**self.proofs, **proofs}
 
     def _usage(self, card: Card) -> Usage | str:
@@ -306,6 +327,9 @@ class Explorer:
             return
         if change is not None and change.sent and card == change.card:
             raise BrokenInvariantError(f"{id} was granted while its card is being changed")
+        others = [pod for pod in world.pods if pod.card == card and pod.split != split_of(id)]
+        if others:
+            raise BrokenInvariantError(f"{id} was granted, and {others[0].name} has {others[0].id}")
         self.names += 1
         pod = Pod(f"pod{self.names}", id, str(card), born=world.now, init=self.random.random() < 0.2)
         world.pods.append(pod)
@@ -355,9 +379,11 @@ class Explorer:
         self.note(f"api {self.world.api}")
 
     def foreign_split(self) -> None:
-        """Any container with the control node can do that, if nobody has the card open."""
+        """Any container with the control node can do that, if nobody has the card open, held or not."""
         card = CARDS[self.random.randrange(2)]
-        if self.driver_allows(card) and not any(pod.card == card for pod in self.world.pods):
+        if self.driver_allows(card) and not any(
+            pod.card == card and pod.id.isdecimal() for pod in self.world.pods
+        ):
             self.world.vfs[card] = self.random.randrange(4)
             self.note(f"foreign {card} {self.world.vfs[card]}")
             if self.random.random() < 0.7:
@@ -471,6 +497,9 @@ class Explorer:
         plugin, decision = self.plugin, self.plugin.decide()
         if plugin.kept_back:
             raise BrokenInvariantError(f"at rest, kept back: {plugin.kept_back}")
+        for id, entry in plugin.entries().items():
+            if not entry.health.healthy and not self._really_blocked(entry.device.card):
+                raise BrokenInvariantError(f"at rest, {id} is {entry.health} for nobody")
         for step in decision.report.steps:
             if step.action is not Action.KEEP and not step.reason:
                 raise BrokenInvariantError(f"at rest without a reason: {step}")

@@ -68,6 +68,7 @@ class Story:
         self.proofs: dict[str, Proof] = {}
         self.taken: frozenset[str] = frozenset()
         self.held: frozenset[str] = frozenset()
+        self.estranged: frozenset[str] = frozenset()
         self.scans = 1
         self.stuck = False
         self.memory = Memory(started=self.now)
@@ -82,6 +83,7 @@ class Story:
             proofs=self.proofs,
             taken=self.taken,
             held=self.held,
+            estranged=self.estranged,
             scans=self.scans,
             stuck=self.stuck,
         )
@@ -185,6 +187,21 @@ def test_policy_never_looks_at_nobody_keeps_nothing_back_and_tells_once() -> Non
     assert story.step().reason == "--vf-policy is never"
     assert story.step(B).action is Action.KEEP
     assert story.told() == [("VFBlocked", A)]
+    assert story.next() == Wait(None)
+    assert story.told() == []
+
+
+@pytest.mark.parametrize("limits", [LATE, replace(LATE, apply=False)])
+def test_a_card_that_is_held_as_it_was_split_before_is_looked_at_until_it_is_not(limits: Limits) -> None:
+    """Also where nothing is to be changed: nobody else would find out that its holder has ended."""
+    story = Story(Wish(number=None, origin="argument"), limits, A=2, B=0)
+    story.estranged = frozenset({A, C})  # C is not in sight
+    for _ in range(3):
+        assert story.next() == Prove((A,))
+        story.looked(A, holders=["default/train/main"])
+        assert story.next() == Wait(LOOK_SECONDS)
+        story.passes(LOOK_SECONDS)
+    story.estranged = frozenset({C})
     assert story.next() == Wait(None)
     assert story.told() == []
 

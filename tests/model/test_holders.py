@@ -20,13 +20,12 @@ from xpu_plugin.model.holders import (
     after_list,
     by_card,
     by_usage,
-    card_of,
     distrust,
     examine,
     shown,
     unused_devices,
 )
-from xpu_plugin.model.inventory import Facts, Policy, after_scan
+from xpu_plugin.model.inventory import Facts, Policy, after_scan, card_of
 from xpu_plugin.model.vf import Card, Proof, cards
 
 

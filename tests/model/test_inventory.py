@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from tests.builders import CONTROL, LOST_CALL, Truth, device, found, machines
 from xpu_plugin.model.devices import Device, Found, Kind, identify
-from xpu_plugin.model.health import CHANGING, HEALTHY, LOST, NOT_ANSWERING, WISH_PENDING, WITHDRAWN, Health
+from xpu_plugin.model.health import (
+    CHANGING,
+    HEALTHY,
+    LOST,
+    NOT_ANSWERING,
+    WISH_PENDING,
+    WITHDRAWN,
+    Health,
+    card_held,
+)
 from xpu_plugin.model.inventory import (
     Entry,
     Facts,
@@ -20,6 +29,7 @@ from xpu_plugin.model.inventory import (
     after_scan,
     after_verdicts,
     entries,
+    estranged,
     held_otherwise,
     is_old,
 )
@@ -171,6 +181,61 @@ def test_a_card_that_was_split_is_not_lost_but_gone() -> None:
 def test_vfs_of_an_earlier_split_are_gone(again: list[Device]) -> None:
     facts = after(found(pf(), *vfs()), found(*again))
     assert set(health(facts)) == {device.id for device in again if device.kind is not Kind.PF}
+
+
+@pytest.mark.parametrize(
+    ("claimed", "now"),
+    [
+        (A, [pf(vfs=2), *vfs(2)]),
+        (A, vfs(2)),  # the card itself is not in sight
+        (vfs(1)[0].id, [pf(vfs=3), *vfs(3)]),
+        (vfs(3)[2].id, [pf(vfs=1), *vfs(1)]),
+        (vfs(3)[2].id, [card(A)]),
+    ],
+)
+def test_a_card_that_is_held_as_it_was_split_before_is_for_nobody_else(
+    claimed: str, now: list[Device]
+) -> None:
+    facts = after_scan(Facts(), found(*now, card(B)), claimed=[claimed, B])
+    assert estranged(facts) == {A: [claimed]}
+    held = card_held([claimed])
+    assert health(facts) == {device.id: held for device in now if device.kind is not Kind.PF} | {B: HEALTHY}
+    assert not held.grantable
+    assert health(after_scan(facts, found(*now, card(B)))) == health(facts), "until somebody knows better"
+    assert set(health(replace(facts, claimed=frozenset({B}))).values()) == {HEALTHY}
+
+
+@pytest.mark.parametrize(
+    ("claimed", "now"),
+    [
+        (A, [card(A)]),
+        (vfs(3)[1].id, [pf(), *vfs(3)]),
+        (vfs(3)[1].id, [pf(), vfs(3)[0], vfs(3)[2]]),  # not in sight, and nobody else has its place
+        (C, [card(A)]),  # not in sight with all its card
+        ("0000:ff:00.0", [card(A)]),
+        ("2", [pf(), *vfs(3)]),  # old ids have facts of their own
+        ("abc", [card(A)]),
+    ],
+)
+def test_a_card_that_is_split_as_its_holders_know_it_is_open(claimed: str, now: list[Device]) -> None:
+    facts = after_scan(Facts(), found(*now), claimed=[claimed])
+    assert estranged(facts) == {}
+    assert set(health(facts).values()) == {HEALTHY}
+
+
+def test_a_card_that_is_split_under_the_holder_of_an_old_id_is_for_nobody_else() -> None:
+    facts = replace(after(found(pf(vfs=2), *vfs(2))), held={"0": POLICY.resource})
+    assert pf().node.number == 0
+    assert estranged(facts) == {A: ["0"]}
+    assert set(health(facts).values()) == {card_held(["0"])}
+    assert estranged(replace(facts, held={"10": POLICY.resource})) == {}, "offered under that id"
+
+
+def test_what_is_sick_is_called_so_although_its_card_is_held() -> None:
+    facts = after_scan(Facts(), found(pf(vfs=2), *vfs(2)), claimed=[A])
+    sick = after_verdicts(facts, {vfs(2)[0].id: SICK})
+    assert list(health(sick).values()) == [SICK, card_held([A])]
+    assert set(health(replace(facts, kept_back={A: WITHDRAWN})).values()) == {card_held([A])}
 
 
 def test_one_lost_vf_stays_listed_while_its_card_is_split_as_before() -> None:

@@ -54,6 +54,7 @@ from xpu_plugin.model.health import (
 )
 from xpu_plugin.model.inventory import (
     FORMER_RESOURCE,
+    Entry,
     Facts,
     Inventory,
     Policy,
@@ -153,6 +154,7 @@ class Node(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.slots: dict[int, Card] = {}
         self.seen = Found(devices={})
+        self.grants: dict[str, Device] = {}
         self.published: list[Inventory] = []
         self.followers: list[Follower] = []
         self.streams: list[Stream] = []
@@ -283,7 +285,7 @@ class Node(RuleBasedStateMachine):
         expected = {seat.id for seat in truth.seats if seat.number not in hidden}
         assert set(self.seen.devices) == expected, self.seen.problems
         known = {**self.picture.facts.lost, **self.picture.facts.devices}
-        self.submit(lambda facts: after_scan(facts, self.seen, forget=forget))
+        self.submit(lambda facts: after_scan(facts, self.seen, forget=forget, claimed=self.grants))
         now = {own.card: own.split for own in self.seen.devices.values()}
         vanished = {id for id, own in known.items() if now.get(own.card, own.split) == own.split} - expected
         assert set(self.picture.facts.lost) == (set() if forget else vanished)
@@ -309,6 +311,34 @@ class Node(RuleBasedStateMachine):
         present = held_otherwise(holding.items(), devices, self.policy)
         assert FOREIGN not in present.values()
         self.submit(lambda facts: replace(facts, held={**(facts.held if keep else {}), **present}))
+
+    @precondition(lambda self: any(entry.health.grantable for entry in self.offered()))
+    @rule(data=st.data())
+    def grant(self, data: st.DataObject) -> None:
+        ids = sorted(entry.id for entry in self.offered() if entry.health.grantable and not is_old(entry.id))
+        if ids:
+            id = data.draw(st.sampled_from(ids), "granted")
+            self.grants[id] = self.picture.facts.devices[id]
+
+    @precondition(lambda self: self.grants)
+    @rule(data=st.data(), vfs=st.integers(0, 3))
+    def split_under_a_holder(self, data: st.DataObject, vfs: int) -> None:
+        held = {own.card for own in self.grants.values()}
+        able = [bus for bus, card in self.slots.items() if card.kind.sriov and f"0000:{bus:02x}:00.0" in held]
+        if able:
+            bus = data.draw(st.sampled_from(sorted(able)), "split")
+            self.slots[bus].vfs = vfs
+            self._number(bus)
+            self.scan(data, forget=False, blind=False, control=CONTROL)
+
+    @precondition(lambda self: self.grants)
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        del self.grants[data.draw(st.sampled_from(sorted(self.grants)), "ended")]
+        self.submit(lambda facts: replace(facts, claimed=frozenset(self.grants)))
+
+    def offered(self) -> list[Entry]:
+        return list(self.picture.current.entries.values()) if self.picture.current else []
 
     # --- readers come, go, sleep and wake ---
 
@@ -400,13 +430,23 @@ class Node(RuleBasedStateMachine):
                 assert (shown[own].id, shown[own].resource) == (own, self.policy.resource_of(present))
 
     @invariant()
-    def what_is_kept_back_is_unhealthy_and_the_sick_are_called_sick(self) -> None:
+    def what_is_kept_back_or_held_otherwise_is_unhealthy_and_the_sick_are_called_sick(self) -> None:
         if (current := self.picture.current) is None:
             return
         facts = self.picture.facts
+        split = {own.card: own.split for own in self.seen.devices.values()}
+        held = {own.card for own in self.grants.values() if split.get(own.card, own.split) != own.split}
+        held |= {
+            own.card
+            for own in self.seen.devices.values()
+            if own.kind is Kind.PF and str(own.node.number) in facts.held
+        }
         for entry in current.entries.values():
             verdict = facts.verdicts.get(entry.device.id) if entry.device.id in facts.devices else None
-            if verdict is not None and verdict.healthy:
+            if verdict is not None and verdict.healthy and entry.device.card in held:
+                assert entry.health.reason == "card-held"
+                assert not entry.health.grantable
+            elif verdict is not None and verdict.healthy:
                 assert entry.health == facts.kept_back.get(entry.device.card, verdict)
             else:
                 assert not entry.health.well
@@ -421,6 +461,7 @@ class Node(RuleBasedStateMachine):
             verdicts=turned(facts.verdicts),
             held=turned(facts.held),
             kept_back=turned(facts.kept_back),
+            claimed=frozenset(sorted(facts.claimed, reverse=True)),
         )
         assert list(entries(other, self.policy).items()) == list(entries(facts, self.policy).items())
 

@@ -57,9 +57,8 @@ class GrantRecord:
     async def started(self, paths: Mapping[str, str]) -> None:
         """A container starts with these: write them down, if they are not yet.
 
-        None is forgotten, as a device that is not offered just now may be held still; there are no more ids
-        than cards and ways to split them. A directory that cannot be written is complained of once and costs
-        no more than the record.
+        A device that is not offered just now may be held still, so none is forgotten here. A directory that
+        cannot be written is complained of once and costs no more than the record.
         """
         async with self._writing:
             written = self._written
@@ -68,6 +67,15 @@ class GrantRecord:
             ):
                 return
             await self._write({**written.paths, **paths})
+
+    async def forget(self, ids: Callable[[], Collection[str]]) -> None:
+        """No container has these any more; asked for when there is nothing to wait for, as for `saw`."""
+        async with self._writing:
+            ended = frozenset(ids())
+            self.paths = {id: path for id, path in self.paths.items() if id not in ended}
+            self.listed -= ended
+            if ended & self._written.paths.keys():
+                await self._write({id: at for id, at in self._written.paths.items() if id not in ended})
 
     async def saw(self, ids: Callable[[], Collection[str]]) -> None:
         """The kubelet's list of pods shows these; asked for when there is nothing to wait for any more, as

@@ -29,6 +29,7 @@ from xpu_plugin.model.change import (
 )
 from xpu_plugin.model.health import Health
 from xpu_plugin.model.holders import Holding
+from xpu_plugin.model.inventory import estranged
 from xpu_plugin.model.vf import KEEP, UNKNOWN, Action, Proof, Report, Wish, cards, described
 from xpu_plugin.xpuml import WrongDeviceError, XpumlError
 
@@ -78,6 +79,7 @@ class Apply:
     def begin(self, held: Collection[Holding]) -> None:
         """Before the first list: keep new pods off cards that may have to be changed. held: by containers."""
         self._held = self._idleness.cards_of(held)
+        self._idleness.adopt(held)
         self._keep_back(decide(self._memory, self._view(), self._limits).kept_back)
 
     def wished(self, wish: Wish) -> None:
@@ -119,6 +121,7 @@ class Apply:
             proofs=self._proofs,
             taken=self._idleness.taken(),
             held=self._held,
+            estranged=frozenset(estranged(self._picture.facts)),
             scans=self._sweep.scans,
             stuck=self._driver.stuck,
         )

@@ -5,7 +5,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,10 +25,10 @@ from xpu_plugin.model.holders import (
     Listing,
     Terms,
     by_card,
-    card_of,
     examine,
     shown,
 )
+from xpu_plugin.model.inventory import card_of, estranged, is_old
 from xpu_plugin.model.vf import Card, Proof
 from xpu_plugin.xpuml import WrongDeviceError, XpumlError
 
@@ -88,6 +88,22 @@ class Idleness:
         }
         self._ledger = {**former, **own}
 
+    def adopt(self, holdings: Iterable[Holding]) -> None:
+        """What containers hold of our cards when we start is as good as granted, whatever the record says."""
+        facts, at = self._picture.facts, self._clock()
+        held = {id for holding in holdings for id in holding.ids if not is_old(id) and card_of(id, facts)}
+        self._ledger = {
+            **{id: Grant(at=at, inherited=True, shown=FORMER) for id in held},
+            **self._ledger,
+        }
+        self._claim()
+
+    def _claim(self) -> None:
+        """Let the picture know what may be held still, if that makes a difference to it."""
+        facts, claimed = self._picture.facts, frozenset(self._ledger)
+        if estranged(facts) != estranged(replace(facts, claimed=claimed)):
+            self._picture.submit(lambda facts: replace(facts, claimed=claimed))
+
     def granted(self, ids: Collection[str]) -> None:
         """An Allocate was answered with these ids, or a container starts with them."""
         self._ledger = {**self._ledger, **dict.fromkeys(ids, Grant(at=self._clock()))}
@@ -145,6 +161,7 @@ class Idleness:
             age=self._wall_clock() - life.changed_ns / 1e9 if life else 0.0,
             usages=usages,
         )
+        before = self._ledger
         self._ledger, proofs = examine(
             self._ledger,
             cards,
@@ -153,6 +170,8 @@ class Idleness:
             facts=self._picture.facts,
             policy=self._picture.policy,
         )
+        self._claim()
+        await self._record.forget(lambda: [id for id in before if id not in self._ledger])
         return proofs
 
     async def _usage(self, card: Card) -> Usage | str:

@@ -87,6 +87,7 @@ class Sweep:
         self._scan_seconds: float | None = None  # that the last good scan took
         self.library_older = False  # than its file: it was replaced or removed since it was opened
         driver.on_end = self._wake.set
+        self.claimed: Callable[[], Collection[str]] = tuple  # ids that were granted and may be held still
         self._retries = delays(*RETRY_SECONDS)
         self.trouble: str | None = None  # with the library, in a sentence
         self._versions: tuple[str | None, ...] = (None,) * 4
@@ -209,7 +210,7 @@ class Sweep:
         self._host, self._found = scan.host, found
         self._host_at = self._scanned_at = self._clock()
         self._scan_seconds, self._hasty, self.library_older = self._clock() - begun, False, False
-        facts = after_scan(self._picture.facts, found, forget=forget)
+        facts = after_scan(self._picture.facts, found, forget=forget, claimed=self.claimed())
         verdicts = self._judge(facts, scan.host, skip)
         self._picture.submit(lambda _: after_verdicts(facts, verdicts))
         return None

@@ -41,6 +41,7 @@ class View:
     proofs: the last look at each card
     taken: cards of which we gave something away that is not known to have ended, at this very instant
     held: cards that had a holder when we started
+    estranged: cards that a container may hold as they were split before
     scans: how many scans have been taken in
     stuck: whether a worker that was killed does not end: the driver may yet do what that one has asked for
     """
@@ -51,6 +52,7 @@ class View:
     proofs: Mapping[str, Proof]
     taken: frozenset[str] = frozenset()
     held: frozenset[str] = frozenset()
+    estranged: frozenset[str] = frozenset()
     scans: int = 0
     stuck: bool = False
 
@@ -207,12 +209,16 @@ def answered(memory: Memory, view: View, limits: Limits, *, failure: str = "") -
 def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | Prove]:
     """Find a card to change; whoever is to be changed has to be looked at first."""
     memory = replace(memory, change=None)
+    estranged = tuple(sorted(address for address in view.estranged if address in view.cards))
     if not limits.apply:
-        return replace(memory, reserved={}), Wait(None)
+        unseen = tuple(address for address in estranged if not _fresh(view, address))
+        wait = Wait(LOOK_SECONDS if estranged else None)
+        return replace(memory, reserved={}), Prove(unseen) if unseen else wait
     actions = {address: wanted(view.wish, card).action for address, card in view.cards.items()}
     waiting = [card for card in view.cards.values() if actions[card.address] is Action.APPLY]
     due = [card for card in waiting if not _paused(memory, view, card.address)]
-    stale = tuple(card.address for card in due if not _fresh(view, card.address))
+    asked = dict.fromkeys((*(card.address for card in due), *estranged))
+    stale = tuple(address for address in asked if not _fresh(view, address))
     if stale:
         return memory, Prove(stale)
     free = [card for card in due if _free(view, card.address)]
@@ -228,7 +234,7 @@ def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | P
     if not free:
         ends = [memory.pauses[card.address].until - view.now for card in waiting if card not in due]
         # That a PF is well again makes no other picture, as it is not offered: nobody would wake us.
-        if due or Action.BLOCKED in actions.values():
+        if due or estranged or Action.BLOCKED in actions.values():
             ends.append(LOOK_SECONDS)
         return replace(memory, reserved={}), Wait(max(min(ends), 0.0) if ends else None)
     card = min(free, key=lambda card: (card.address not in reserved, card.address))

@@ -6,7 +6,7 @@ KL2 drivers say 205 while a card resets, 207 for an error and 208 in an exceptio
 numbers, 205 for an error and 103 and 104 around a reset, so the numbers only choose the words.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from xpu_plugin.xpuml import Arch, ReturnCode, State
@@ -65,6 +65,11 @@ _KL2_STATES = {
     State.ERROR: "state-error",
     State.IN_EXCEPTION: "in-exception",
 }
+
+
+def card_held(ids: Iterable[str]) -> Health:
+    """What a device says whose card containers hold under `ids`, as it was split before."""
+    return Health("card-held", f"a container still holds its card as {', '.join(ids)}, which it was before")
 
 
 def judge(code: int, state: int | None, arch: int | None = None) -> Health:

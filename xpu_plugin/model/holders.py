@@ -5,12 +5,11 @@ No witness is enough. The kubelet's list leaves out init containers and lags a g
 nothing of what ended; the driver knows only processes that compute. A card is idle when all say so.
 """
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from xpu_plugin.model.devices import Device, Usage, parent_by_rule
-from xpu_plugin.model.inventory import Facts, Policy, is_old, our_resources
+from xpu_plugin.model.devices import Device, Usage
+from xpu_plugin.model.inventory import Facts, Policy, card_of, is_old, our_resources
 from xpu_plugin.model.vf import Card, Proof
 
 
@@ -66,29 +65,6 @@ class Terms:
 
 
 # --- attribution ----------------------------------------------------------------------------------
-
-_ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
-
-
-def card_of(id: str, facts: Facts) -> str | None:
-    """The card that a device id is of, also one whose device is not there any more; None if nobody knows.
-
-    An old id ("2") is the device at /dev/xpu2.
-    """
-    known = {**facts.lost, **facts.devices}
-    if id in known:
-        return known[id].card
-    if is_old(id):
-        return next((d.card for d in reversed(known.values()) if d.node.number == int(id)), None)
-    address = id.partition("-")[0]
-    if not _ADDRESS.fullmatch(address):
-        return None
-    by_address = {device.address: device.card for device in known.values()}
-    if "-of" in id and address not in by_address:
-        # A VF of a card that is split otherwise now sits where the rule says.
-        card = parent_by_rule(address)
-        return card if card in by_address.values() else None
-    return by_address.get(address)
 
 
 def by_card(
@@ -195,12 +171,13 @@ def examine(
     """What is left of the grants, and the proof for each card asked about."""
     proofs = {}
     doubt = distrust(answers, terms)
-    if doubt:
-        held: Mapping[str, Collection[str]] = {}
-        strange: Collection[str] = ()
-    else:
-        ledger = _strike_out(ledger, asked, answers, terms, facts)
+    held: Mapping[str, Collection[str]] = {}
+    strange: Collection[str] = ()
+    if not doubt:
         held, strange = by_card(_holdings(answers, terms), facts, policy)
+    # That grants have ended the checkpoint alone may tell, also where it takes consent to change cards by it.
+    if not distrust(answers, replace(terms, without_pod_resources=True)):
+        ledger = _strike_out(ledger, asked, answers, terms, facts)
     granted: dict[str | None, list[str]] = {}
     for id in ledger:
         granted.setdefault(card_of(id, facts), []).append(id)

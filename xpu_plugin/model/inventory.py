@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one picture: facts -> Inventory. Readers see whole pictures only, each with its generation."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from xpu_plugin.model.devices import Device, Found, Kind, matches, resource_name
-from xpu_plugin.model.health import LOST, Health, judge
+from xpu_plugin.model.devices import Device, Found, Kind, matches, parent_by_rule, resource_name
+from xpu_plugin.model.health import LOST, Health, card_held, judge
 from xpu_plugin.xpuml import ReturnCode
 
 
@@ -78,6 +79,7 @@ class Facts:
     verdicts: the last word on each device's health; a lost one without any is LOST
     held: id -> resource, where a container holds a device otherwise than it would be offered: under an
         old id ("2" stands for whatever is /dev/xpu2), or under a name from before a change of options
+    claimed: ids of which containers may hold the device by our own word, when the last scan was taken in
     kept_back: card -> why new pods are to be kept off it although it is not sick
     """
 
@@ -85,14 +87,17 @@ class Facts:
     lost: Mapping[str, Device] = field(default_factory=dict)
     verdicts: Mapping[str, Health] = field(default_factory=dict)
     held: Mapping[str, str] = field(default_factory=dict)
+    claimed: frozenset[str] = frozenset()
     kept_back: Mapping[str, Health] = field(default_factory=dict)
     control: int | None = None
 
 
-def after_scan(facts: Facts, found: Found, *, forget: bool = False) -> Facts:
+def after_scan(
+    facts: Facts, found: Found, *, forget: bool = False, claimed: Collection[str] | None = None
+) -> Facts:
     """Take in a scan. What it misses stays known as lost, unless its card was split anew or `forget`.
 
-    Each device found has a verdict by what the scan itself heard.
+    Each device found has a verdict by what the scan itself heard. claimed: as in Facts; None: as before
     """
     splits: dict[str, set[str]] = {}
     for device in found.devices.values():
@@ -107,6 +112,7 @@ def after_scan(facts: Facts, found: Found, *, forget: bool = False) -> Facts:
             if id not in found.devices and device.split in splits.get(device.card, {device.split})
         },
         verdicts={id: first_verdict(device) for id, device in found.devices.items()},
+        claimed=facts.claimed if claimed is None else frozenset(claimed),
         control=found.control,
     )
 
@@ -124,6 +130,60 @@ def after_verdicts(facts: Facts, verdicts: Mapping[str, Health]) -> Facts:
     if verdicts.items() <= facts.verdicts.items():
         return facts
     return replace(facts, verdicts={**facts.verdicts, **verdicts})
+
+
+_ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+
+
+def card_of(id: str, facts: Facts) -> str | None:
+    """The card that a device id is of, also one whose device is not there any more; None if nobody knows.
+
+    An old id ("2") is the device at /dev/xpu2.
+    """
+    known = {**facts.lost, **facts.devices}
+    if id in known:
+        return known[id].card
+    if is_old(id):
+        return next((d.card for d in reversed(known.values()) if d.node.number == int(id)), None)
+    address = id.partition("-")[0]
+    if not _ADDRESS.fullmatch(address):
+        return None
+    by_address = {device.address: device.card for device in known.values()}
+    # A VF of a card that is split otherwise now sits where the rule says.
+    card = by_address.get(address, parent_by_rule(address) if "-of" in id else address)
+    return card if card in by_address.values() else None
+
+
+def estranged(facts: Facts) -> dict[str, list[str]]:
+    """Card -> ids under which containers may hold it as it was split before. The kubelet counts nothing of
+    what the card is now as theirs, and would give it to others."""
+    found: dict[str, list[str]] = {}
+    old = {int(id) for id in facts.held if is_old(id)}
+    # For a PF that has VFs now, "2" is an id from when it had none.
+    for device in facts.devices.values() if old else ():
+        if _is_pf(device) and device.node.number in old:
+            found.setdefault(device.card, []).append(str(device.node.number))
+    gone = [
+        id
+        for id in sorted(facts.claimed)
+        if not is_old(id) and (id not in facts.devices or _is_pf(facts.devices[id]))
+    ]
+    splits = {device.card: device.split for device in facts.devices.values()} if gone else {}
+    for id in gone:
+        card = card_of(id, facts)
+        if card in splits and splits[card] != _split_of(id):
+            found.setdefault(card, []).append(id)
+    return found
+
+
+def _is_pf(device: Device) -> bool:
+    return device.kind is Kind.PF
+
+
+def _split_of(id: str) -> str:
+    """How its card is split for a device to have this id: as in `Device.split`."""
+    suffix = id.partition("-")[2]
+    return "half" if suffix.startswith("half") else suffix or "whole"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +215,7 @@ class Inventory:
 def entries(facts: Facts, policy: Policy) -> dict[str, Entry]:
     """What is offered. Equal facts and policy give equal entries; ids are unique."""
     known = {**facts.lost, **facts.devices}
+    others = estranged(facts)
     # Who has N now, else the first of the lost devices that had it one after the other.
     at = {
         device.node.number: own
@@ -172,7 +233,7 @@ def entries(facts: Facts, policy: Policy) -> dict[str, Entry]:
             id=id,
             resource=facts.held.get(id, policy.resource_of(device)),
             device=device,
-            health=_absence(facts, own) if lost else _health(facts, device),
+            health=_absence(facts, own) if lost else _health(facts, device, others),
         )
     return offered
 
@@ -183,7 +244,11 @@ def _absence(facts: Facts, id: str) -> Health:
     return LOST if verdict.healthy else verdict
 
 
-def _health(facts: Facts, device: Device) -> Health:
-    """What is sick is called so, kept back or not."""
+def _health(facts: Facts, device: Device, held: Mapping[str, Collection[str]]) -> Health:
+    """What is sick is called so, kept back or not. held: `estranged`"""
     verdict = facts.verdicts[device.id]
-    return facts.kept_back.get(device.card, verdict) if verdict.healthy else verdict
+    if not verdict.healthy:
+        return verdict
+    if device.card in held:
+        return card_held(held[device.card])
+    return facts.kept_back.get(device.card, verdict)
