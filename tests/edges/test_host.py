@@ -290,10 +290,12 @@ def test_an_unchanged_host_is_equal_and_every_change_that_needs_a_scan_shows(tre
     tree.belongs(0, card)
     seen = [read_host(tree.dev, tree.sys, simulated=True)]
     assert read_host(tree.dev, tree.sys, simulated=True) == seen[0]
+    assert read_host(tree.dev, tree.sys, simulated=True, last=seen[0]) is seen[0]
 
     def changed() -> None:
         host = read_host(tree.dev, tree.sys, simulated=True)
         assert host not in seen
+        assert read_host(tree.dev, tree.sys, simulated=True, last=seen[-1]) == host
         seen.append(host)
 
     tree.node("xpu1")
@@ -303,7 +305,12 @@ def test_an_unchanged_host_is_equal_and_every_change_that_needs_a_scan_shows(tre
     changed()
     (card / "sriov_numvfs").write_text("3\n")
     changed()
-    tree.belongs(1, tree.function(B, vendor="0x1d22"))
+    other = tree.function(B, vendor="0x1d22", sriov_numvfs="0")
+    tree.belongs(1, other)
+    changed()
+    (other / "sriov_numvfs").write_text("1\n")
+    changed()
+    (other / "sriov_numvfs").unlink()
     changed()
     (tree.dev / "xpuctrl").unlink()
     changed()

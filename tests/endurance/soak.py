@@ -10,7 +10,8 @@ simulated sysfs alone.
 At every step: no hardware is held by two containers, each has the node of the very device that its kubelet
 asked for, and no card that is held has been changed by the plugin. Now and then the storm lies: then the
 list is exactly the hardware, all healthy, idle cards are split as the label says, every container may
-restart, and the plugin has no more memory, descriptors, threads or children than when it was young.
+restart, and the plugin has no more descriptors, threads or children than when it was young, nor has it had
+much more memory at any time.
 --restarts appends so many restarts of the kubelet alone. Ends with status 1 at the first thing that is not
 so, with the seed and the steps that led there.
 """
@@ -33,7 +34,7 @@ from typing import Any
 from tests.edges.apiserver import ApiServer
 from tests.edges.test_nodeapi import write_kubeconfig
 from tests.endurance.watched import IMPATIENT, Scene, Watched
-from tests.levels import MIB, Level, tree
+from tests.levels import MIB, Level, peak, tree
 from tests.standins import RESOURCE, descriptors, has_ended
 from tests.test_daemon import Daemon, shows
 from xpu_plugin.model.vf import LABEL
@@ -463,6 +464,8 @@ class Storm:
         self.rests += 1
         if self.rests == 2:  # all that is made once has been made
             self.young = Level.of(self.daemon.pid)
+        if self.young and (most := peak(self.daemon.pid)) > self.young.memory + GROWTH:
+            raise LostError(f"the plugin had {most} KiB at once, and when it was young {self.young}")
         own = len(descriptors())
         self.own = self.own or own
         if own > self.own + OWN_GROWTH:

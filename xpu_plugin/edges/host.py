@@ -48,8 +48,12 @@ def identity(path: Path | str, *, simulated: bool) -> Identity | None:
     return (status.st_rdev, status.st_ino) if stat.S_ISCHR(status.st_mode) else None
 
 
-def read_host(dev_root: Path, sysfs_root: Path, *, simulated: bool) -> Host:
-    """All facts at once. What sysfs does not tell is left out, never guessed."""
+def read_host(dev_root: Path, sysfs_root: Path, *, simulated: bool, last: Host | None = None) -> Host:
+    """All facts at once. What sysfs does not tell is left out, never guessed.
+
+    last: what was read before. It is returned itself while nodes, class entries and numbers of VFs are as
+    they were: all else belongs to the function, and a function does not change without these.
+    """
     nodes = list_nodes(dev_root, simulated=simulated)
     addresses = {
         number: address
@@ -58,10 +62,18 @@ def read_host(dev_root: Path, sysfs_root: Path, *, simulated: bool) -> Host:
     }
     # Also what no class entry leads to, as with drivers that make no class `xpu`.
     unnamed = not nodes or any(node.number not in addresses for node in nodes)
-    control = identity(dev_root / CONTROL_NODE, simulated=simulated)
+    own = identity(dev_root / CONTROL_NODE, simulated=simulated)
+    control = own[0] if own else None
+    if (
+        last
+        and not unnamed
+        and (nodes, control, addresses) == (last.nodes, last.control, last.addresses)
+        and all(_vfs(sysfs_root, address) == function.num_vfs for address, function in last.functions.items())
+    ):
+        return last
     return Host(
         nodes=nodes,
-        control=control[0] if control else None,
+        control=control,
         addresses=addresses,
         functions=_functions(
             sysfs_root, {*addresses.values(), *(vendor_functions(sysfs_root) if unnamed else ())}
@@ -117,10 +129,15 @@ def read_function(sysfs_root: Path, address: str) -> Function:
         device=_number(f"{directory}/device"),
         subsystem=_number(f"{directory}/subsystem_device"),
         numa=None if numa is None or numa < 0 else numa,
-        num_vfs=_number(f"{directory}/sriov_numvfs"),
+        num_vfs=_vfs(sysfs_root, address),
         total_vfs=_number(f"{directory}/sriov_totalvfs"),
         physfn=parent,
     )
+
+
+def _vfs(sysfs_root: Path, address: str) -> int | None:
+    """How many VFs a function has; None for one that can have none, and where there is no such function."""
+    return _number(f"{sysfs_root}/bus/pci/devices/{address}/sriov_numvfs")
 
 
 def read_drivers(sysfs_root: Path, card: str) -> dict[str, str | None]:

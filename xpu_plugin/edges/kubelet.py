@@ -44,7 +44,12 @@ Delays = Callable[[float, float], Iterator[float]]
 
 # Within a kubelet's first moments its socket is there and nobody listens yet.
 _REFUSED_SECONDS = (0.01, 1.0)
-_CHANNEL_OPTIONS = (("grpc.use_local_subchannel_pool", 1),)  # no connection state shared between attempts
+_CHANNEL_OPTIONS = (
+    ("grpc.use_local_subchannel_pool", 1),  # no connection state shared between attempts
+    # Of a call on a connection that is just ending gRPC makes a new attempt at once, and again: now and then
+    # that takes a gigabyte within a second (grpcio 1.85, at one kubelet restart in some thousand).
+    ("grpc.enable_retries", 0),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ LIST_SECONDS = 2.0
 CHECKPOINT = "kubelet_internal_checkpoint"
 _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),  # for the reason in `kubelet`
     ("grpc.max_receive_message_length", 64 << 20),
 )
 # Generated stubs and messages; the messages of both versions are alike as far as they are read here.

@@ -116,7 +116,8 @@ class Worker:
     ) -> dict[str, Any] | None:
         """The host's facts; asked here, as a read from sysfs waits while a driver holds the device. With
         `changed`, None stands for what was told the last time, here or with a scan."""
-        before, self._host = self._host, host.read_host(Path(dev_root), Path(sysfs_root), simulated=simulated)
+        before = self._host
+        self._host = host.read_host(Path(dev_root), Path(sysfs_root), simulated=simulated, last=before)
         return None if changed and self._host == before else asdict(self._host)
 
     def call_replaced(self) -> bool:
