@@ -477,6 +477,21 @@ async def test_a_start_counts_as_a_grant(plugin: Plugin, stub: api_grpc.DevicePl
     assert plugin.started == [A]
 
 
+async def test_whether_a_starting_container_is_ever_listed_is_open_again(
+    plugin: Plugin, stub: api_grpc.DevicePluginStub
+) -> None:
+    """What is on record as listed was a container of before; this may be an init container, which a process
+    of before has granted in its last moment."""
+    await allocate(stub, [A])
+    await start(stub, A)
+    await plugin.record.saw(lambda: [A])
+    plugin.forget()
+    assert plugin.record.listed == {A}
+    await start(stub, A)
+    assert plugin.record.listed == set()
+    assert GrantRecord(plugin.state).listed == set()
+
+
 async def test_nothing_starts_on_a_card_that_is_being_split(
     plugin: Plugin, stub: api_grpc.DevicePluginStub
 ) -> None:
