@@ -33,7 +33,10 @@ def test_only_the_worker_imports_the_binding() -> None:
     assert importers == ["edges/worker.py"]
 
 
-@pytest.mark.parametrize("absent", ["xpu_plugin._xpuml", "kubernetes", "prometheus_client", "http.server"])
+@pytest.mark.parametrize(
+    "absent",
+    ["xpu_plugin._xpuml", "kubernetes", "xpu_plugin.edges.nodeapi", "prometheus_client", "http.server"],
+)
 def test_the_server_never_loads(absent: str) -> None:
     """Neither the binding nor, before there is a use for it, the clients of the API server and of Prometheus
     and an HTTP server."""

@@ -114,7 +114,8 @@ class Bench:
                         seed=number * DEVICES[-1] + devices,
                         calls=0 if alone else plan.calls,
                         preferences=0 if alone else plan.preferences,
-                        faults=1,
+                        faults=True,
+                        crash=name == OURS,
                         restarts=0 if alone else plan.restarts if name == OURS else 1,
                     )
                     self._keep(name, devices, number, figures_of(measured(session)))

@@ -61,7 +61,8 @@ class Session:
     calls: int = 0
     preferences: int = 0
     many: int = 0
-    faults: int = 0
+    faults: bool = False
+    crash: bool = False
     interval: float = 1.0
     restarts: int = 0
     away: list[float] = field(default_factory=lambda: [0.5, 1.5])
@@ -264,7 +265,7 @@ def _measure(session: Session, kubelet: Kubelet, pid: int, figures: Figures) -> 
         kubelet.dial(endpoint)
         kubelet.quiet(0.2)
     if session.faults and session.machine:
-        _faults(session, kubelet, figures, chance)
+        _faults(session, kubelet, pid, figures, chance)
 
 
 def _calls(session: Session, kubelet: Kubelet, figures: Figures) -> None:
@@ -336,20 +337,30 @@ def _throughput(kubelet: Kubelet, requests: list[bytes], calls: int) -> float:
     return done / (time.perf_counter() - begin)
 
 
-def _faults(session: Session, kubelet: Kubelet, figures: Figures, chance: random.Random) -> None:
-    """Break the first device, at any moment of an interval. How soon it is well again is up to options."""
+def _faults(session: Session, kubelet: Kubelet, pid: int, figures: Figures, chance: random.Random) -> None:
+    """Break the first device, at any moment of an interval; then the second one, while whoever watches them
+    is killed. How soon they are well again is up to options."""
     assert session.machine
     file = Path(session.machine)
     well = file.read_text()
-    first = next(line for line in well.splitlines() if line.startswith("card 0 "))
-    sick = well.replace(first, f"{first} state=207", 1)
-    for _ in range(session.faults):
-        kubelet.quiet(chance.uniform(0.2, 0.2 + session.interval))
-        begin = _become(file, sick)
-        try:
-            figures.setdefault("fault_ms", []).append(_ms(kubelet.until_sick(1) - begin))
-        finally:
-            _become(file, well)
+    one = _broken(well, 0)
+    kubelet.quiet(chance.uniform(0.2, 0.2 + session.interval))
+    begin = _become(file, one)
+    try:
+        figures["fault_ms"] = [_ms(kubelet.until_sick(1) - begin)]
+        if session.crash:
+            kubelet.quiet(chance.uniform(0.2, 0.2 + session.interval))
+            begin = _become(file, _broken(one, 1))
+            for worker in tree(pid)[1:]:
+                os.kill(worker, signal.SIGKILL)
+            figures["crash_ms"] = [_ms(kubelet.until_sick(2) - begin)]
+    finally:
+        _become(file, well)
+
+
+def _broken(text: str, card: int) -> str:
+    line = next(line for line in text.splitlines() if line.startswith(f"card {card} "))
+    return text.replace(line, f"{line} state=207", 1)
 
 
 def _become(file: Path, text: str) -> float:

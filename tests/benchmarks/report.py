@@ -137,6 +137,7 @@ def targets(samples: Samples, extra: Mapping[str, list[float]]) -> list[Target]:
             "fault -> list, ms, default interval, up to 512 devices", 550, pooled(OURS, small, "fault_ms")
         ),
         Target("fault -> list, ms, interval 100 ms, up to 512 devices", 60, pooled(FAST, small, "fault_ms")),
+        Target("worker killed -> list, ms, up to 512 devices", 500, pooled(OURS, small, "crash_ms")),
         Target("idle CPU, ms/min, 64 devices, probes and label watch", 150, median(LABEL, 64, idle)),
         Target("idle CPU, ms/min, 4096 devices, probes and label watch", 250, median(LABEL, 4096, idle)),
         Target("messages without a change", 0, most(LABEL, [64, 4096], "idle_messages")),

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from xpu_plugin.edges.driver import CAUSES, Driver
 from xpu_plugin.edges.kubelet import Endpoint
-from xpu_plugin.edges.nodeapi import NodeApi
 from xpu_plugin.edges.service import CODES, METHODS, DevicePluginService
 from xpu_plugin.loops.apply import Apply
 from xpu_plugin.loops.audit import Audit
@@ -35,6 +34,8 @@ from xpu_plugin.model.vf import Action, State, described
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
+
+    from xpu_plugin.edges.nodeapi import NodeApi
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 GATHER_SECONDS = 8.0  # Prometheus gives up after 10 if not told otherwise
@@ -63,7 +64,7 @@ class Parts:
     meters: Meters
     census: Census
     audit: Audit
-    api: NodeApi | None
+    api: "NodeApi | None"
     ready: Callable[[], bool]
 
 
@@ -198,7 +199,7 @@ def _virtual_functions(samples: Samples, parts: Parts) -> None:
         samples["xpu_vf_drifts_total"][(step.card,)] = parts.apply.drifts.get(step.card, 0)
 
 
-def _api(samples: Samples, api: NodeApi) -> None:
+def _api(samples: Samples, api: "NodeApi") -> None:
     samples["xpu_plugin_api_watching"][()] = api.watching
     for (what, status), number in api.failures.items():
         code = "none" if status is None else str(status)
