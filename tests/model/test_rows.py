@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, replace
 
 from tests.builders import device, found
+from xpu_plugin.model.devices import Kind
 from xpu_plugin.model.health import LOST, WITHDRAWN, Health
 from xpu_plugin.model.holders import Holding
 from xpu_plugin.model.inventory import Facts, Policy, after_scan, after_verdicts
@@ -62,3 +63,21 @@ def test_holders_by_own_and_former_ids() -> None:
 def test_whoever_is_at_a_node_now_goes_before_who_was() -> None:
     facts = after_scan(FACTS, found(device(B, number=2)))
     assert holders([held("baidu.com/xpu", "2")], facts, POLICY) == {B: ("default/train/main",)}
+
+
+def test_who_holds_a_card_as_it_was_split_before_holds_all_that_it_is_now() -> None:
+    vfs = [device(f"0000:3b:01.{n}-of2", number=10 + n) for n in range(2)]
+    card = replace(device(A), kind=Kind.PF, split="of2")
+    facts = after_scan(Facts(), found(card, *vfs, device(B, number=1)), claimed=["0000:3b:01.2-of3", A])
+    holdings = [
+        held("baidu.com/xpu", "0000:3b:01.2-of3"),
+        held("baidu.com/xpu", A, by="default/eval/main"),
+        held("baidu.com/xpu", B, by="default/else/main"),
+    ]
+    both = ("default/eval/main", "default/train/main")
+    assert holders(holdings, facts, POLICY) == {
+        A: both,
+        vfs[0].id: both,
+        vfs[1].id: both,
+        B: ("default/else/main",),
+    }

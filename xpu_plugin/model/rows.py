@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from xpu_plugin.model.devices import Device
 from xpu_plugin.model.health import LOST
 from xpu_plugin.model.holders import Holding
-from xpu_plugin.model.inventory import Entry, Facts, Policy, entries, is_old, our_resources
+from xpu_plugin.model.inventory import Entry, Facts, Policy, entries, estranged, is_old, our_resources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,15 +68,22 @@ def holders(holdings: Iterable[Holding], facts: Facts, policy: Policy) -> dict[s
     """Device id -> the containers that hold it, by whatever id they were granted.
 
     An own id counts under every resource name, as the hardware is the same; a former one ("2", for whatever
-    is /dev/xpu2) under names that are ours only. What is no device any more is left out.
+    is /dev/xpu2) under names that are ours only; one of a card as it was split before, for all that the card
+    is now. What is no device any more otherwise is left out.
     """
     known = {**facts.lost, **facts.devices}
     ours = our_resources(known.values(), policy)
     at = {str(device.node.number): id for id, device in known.items()}  # who is there goes before who was
+    cards = {id: card for card, ids in estranged(facts).items() for id in ids}
     held: dict[str, set[str]] = {}
     for holding in holdings:
         for id in holding.ids:
             own = at.get(id) if is_old(id) and holding.resource in ours else id
-            if own in known:
-                held.setdefault(own, set()).add(holding.container)
+            others = (
+                [other.id for other in facts.devices.values() if other.card == cards[id]]
+                if id in cards
+                else ()
+            )
+            for each in {own, *others} & known.keys():
+                held.setdefault(each, set()).add(holding.container)
     return {id: tuple(sorted(containers)) for id, containers in sorted(held.items())}
