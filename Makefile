@@ -8,7 +8,7 @@
 # make soak   the whole plugin in a storm: three minutes, or ARGS="--minutes N --seed S --restarts N"
 # make coverage   the tests, and which lines of Python and of the binding they run (needs Python 3.11 and gcc)
 # make sanitize   the tests of what is written in C, with ASan and UBSan in binding and simulator (needs gcc)
-# make bench   what the plugin costs beside references: half an hour, or two minutes with QUICK=1 (tests/benchmarks)
+# make bench   what the plugin costs beside references: a quarter of an hour, or two minutes with QUICK=1 (tests/benchmarks)
 # make instructions   of the hot paths, by callgrind, against a baseline: fails when there are 10 % more
 # make helm   builds Helm into build/bin, for the tests of the chart (needs Go; minutes, once)
 # make wheel   dist/*.whl; make audit   is it the stable ABI?; make wheeltest   does it work, installed elsewhere?

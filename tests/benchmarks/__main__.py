@@ -203,7 +203,7 @@ def machine() -> dict[str, object]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description="Measure the plugin beside references.")
-    parser.add_argument("--quick", action="store_true", help="two minutes instead of half an hour")
+    parser.add_argument("--quick", action="store_true", help="two minutes instead of a quarter of an hour")
     parser.add_argument("--plugin", required=True, metavar="CMD", help="the command of our plugin")
     parser.add_argument(
         "--peer",
