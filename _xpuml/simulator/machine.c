@@ -608,9 +608,9 @@ static void print_machine(const struct machine *machine, FILE *out) {
 
 bool machine_write(const struct machine *machine, const char *path, struct error *error) {
     char draft[4096];
-    if (snprintf(draft, sizeof draft, "%s.XXXXXX", path) >= (int)sizeof draft)
+    if (snprintf(draft, sizeof draft, "%s.draft", path) >= (int)sizeof draft)
         return fail(error, "%s: the path is too long", path);
-    int descriptor = mkostemp(draft, O_CLOEXEC);
+    int descriptor = open(draft, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644);
     if (descriptor < 0)
         return fail(error, "cannot write beside %s: %s", path, strerror(errno));
     FILE *file = fdopen(descriptor, "w");

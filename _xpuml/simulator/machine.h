@@ -135,7 +135,7 @@ void machine_free(struct machine *machine);
 bool machine_number(struct machine *machine, struct error *error);
 
 // Replaces the file by one that says what the machine is; lines of unchanged cards stay as they
-// are.
+// are. To be called with the lock held, as there is one draft.
 bool machine_write(const struct machine *machine, const char *path, struct error *error);
 
 bool machine_has_address(const struct machine *machine, unsigned pci);
