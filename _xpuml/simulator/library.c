@@ -16,22 +16,46 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-struct library library;
+struct library library = {.file = -1};
 
 // --- the machine file ----------------------------------------------------------------------------
 
+// Whoever writes, moves or replaces a file changes one of these.
 static bool is_same(const struct stat *a, const struct stat *b) {
-    return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_size == b->st_size &&
-           a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_nlink == b->st_nlink &&
+           a->st_size == b->st_size && a->st_mtim.tv_sec == b->st_mtim.tv_sec &&
+           a->st_mtim.tv_nsec == b->st_mtim.tv_nsec && a->st_ctim.tv_sec == b->st_ctim.tv_sec &&
+           a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
+}
+
+// Asked in every call, so by the descriptor: to look the path up takes several times as long.
+static bool is_unchanged(void) {
+    struct stat status;
+    return library.file >= 0 && fstat(library.file, &status) == 0 &&
+           is_same(&status, &library.seen);
+}
+
+// Looks into the file at the path from now on. Not by one of the standard descriptors, as the
+// control node may want 0.
+static bool look_into(const char *path) {
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0)
+        return false;
+    int kept = fcntl(file, F_DUPFD_CLOEXEC, 3);
+    close(file);
+    if (kept < 0)
+        return false;
+    if (library.file >= 0)
+        close(library.file);
+    library.file = kept;
+    return fstat(kept, &library.seen) == 0;
 }
 
 static bool follow(struct error *error) {
-    struct stat status;
-    if (stat(library.site.path, &status) != 0)
-        return fail(error, "XPU_SIMULATOR_FILE %s: %s", library.site.path, strerror(errno));
-    if (library.machine != NULL && is_same(&status, &library.seen))
+    if (library.machine != NULL && is_unchanged())
         return true;
-    library.seen = status;
+    if (!look_into(library.site.path))
+        return fail(error, "XPU_SIMULATOR_FILE %s: %s", library.site.path, strerror(errno));
     struct machine *machine = machine_read(library.site.path, error);
     if (machine == NULL)
         return false;

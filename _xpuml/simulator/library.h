@@ -24,7 +24,8 @@ struct library {
     int control;      // 0: not open, as in the vendor's library
     struct site site; // as the environment has it; roots may be NULL
     struct machine *machine;
-    struct stat seen; // the file that was last looked into
+    int file;         // that was last looked into; -1: none
+    struct stat seen; // it, at that moment
     struct xpuml_device *devices;
     unsigned count;
 };

@@ -4,11 +4,12 @@
 import os
 import socket
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from xpu_plugin.edges.host import identity, list_nodes, read_drivers, read_function, read_host
+from xpu_plugin.edges.host import Watch, identity, list_nodes, read_drivers, read_function, read_host
 from xpu_plugin.model.devices import Function, Node
 
 
@@ -283,39 +284,74 @@ def test_a_driver_that_cannot_be_told_is_an_error(tree: Tree, split: Path) -> No
 # --- what a change is ---------------------------------------------------------------------------------
 
 
-def test_an_unchanged_host_is_equal_and_every_change_that_needs_a_scan_shows(tree: Tree) -> None:
+@pytest.mark.parametrize("looks", [1, 2, 3])  # before each change: facts are new, read again, settled
+def test_an_unchanged_host_is_the_same_and_every_change_that_needs_a_scan_shows(
+    looks: int, tree: Tree
+) -> None:
     card = tree.function(A, vendor="0x1d22", sriov_numvfs="0")
     tree.node("xpu0")
     tree.node("xpuctrl")
     tree.belongs(0, card)
-    seen = [read_host(tree.dev, tree.sys, simulated=True)]
-    assert read_host(tree.dev, tree.sys, simulated=True) == seen[0]
-    assert read_host(tree.dev, tree.sys, simulated=True, last=seen[0]) is seen[0]
+    watch = Watch(tree.dev, tree.sys, simulated=True)
+    seen = [watch.read()]
 
-    def changed() -> None:
+    def changed(change: Callable[[], object]) -> None:
+        for _ in range(looks):
+            assert watch.read() is seen[-1]
+        change()
         host = read_host(tree.dev, tree.sys, simulated=True)
         assert host not in seen
-        assert read_host(tree.dev, tree.sys, simulated=True, last=seen[-1]) == host
-        seen.append(host)
+        seen.append(watch.read())
+        assert seen[-1] == host
 
-    tree.node("xpu1")
-    changed()
-    (tree.dev / "xpu1").unlink()
-    tree.node("xpu1", "zero")  # the same name, another device
-    changed()
-    (card / "sriov_numvfs").write_text("3\n")
-    changed()
-    other = tree.function(B, vendor="0x1d22", sriov_numvfs="0")
-    tree.belongs(1, other)
-    changed()
-    (other / "sriov_numvfs").write_text("1\n")
-    changed()
-    (other / "sriov_numvfs").unlink()
-    changed()
-    (tree.dev / "xpuctrl").unlink()
-    changed()
-    (tree.dev / "xpu0").unlink()
-    changed()
+    def other_device() -> None:
+        (tree.dev / "xpu1").unlink()
+        tree.node("xpu1", "zero")  # the same name
+
+    def split(card: Path, *addresses: str) -> None:
+        for number, address in enumerate(addresses):
+            virtual = tree.function(address, vendor="0x1d22")
+            (card / f"virtfn{number}").symlink_to(virtual)
+        (card / "sriov_numvfs").write_text(f"{len(addresses)}\n")
+
+    def hot_plug() -> None:
+        tree.belongs(1, tree.function(B, vendor="0x1d22", sriov_numvfs="0"))
+
+    for change in (
+        lambda: tree.node("xpu1"),
+        other_device,
+        lambda: split(card, "0000:3b:01.0", "0000:3b:01.1"),
+        hot_plug,
+        lambda: split(tree.sys / "devices/pci" / B, "0000:3c:01.0"),
+        (tree.dev / "xpuctrl").unlink,
+        (tree.dev / "xpu0").unlink,
+    ):
+        changed(change)
+
+
+def test_a_number_of_vfs_that_is_told_late_is_seen(tree: Tree) -> None:
+    """Linux tells it after the last VF is on the bus, so that a look can come between the two."""
+    card = tree.function(A, vendor="0x1d22", sriov_numvfs="0")
+    tree.node("xpu0")
+    tree.belongs(0, card)
+    watch = Watch(tree.dev, tree.sys, simulated=True)
+    for _ in range(3):
+        assert watch.read().functions[A].num_vfs == 0
+    tree.function(VF, vendor="0x1d22")
+    assert watch.read().functions[A].num_vfs == 0
+    (card / "sriov_numvfs").write_text("1\n")
+    assert watch.read().functions[A].num_vfs == 1
+
+
+def test_what_has_settled_is_not_read_again(tree: Tree) -> None:
+    """Thousands of files each few seconds; here, one changes as none does without entries that come or go."""
+    card = tree.function(A, vendor="0x1d22", sriov_numvfs="0")
+    tree.node("xpu0")
+    tree.belongs(0, card)
+    watch = Watch(tree.dev, tree.sys, simulated=True)
+    settled = [watch.read() for _ in range(2)][-1]
+    (card / "sriov_numvfs").write_text("1\n")
+    assert watch.read() is settled
 
 
 def test_a_link_is_a_node_only_when_simulated(tree: Tree) -> None:

@@ -292,6 +292,32 @@ def test_the_file_is_followed_while_it_is_right(make_machine: MakeMachine, make_
     assert "line 1: model of card: 'R201'; accepted: K100, " in errors
 
 
+def test_the_file_is_that_at_the_path(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
+    """However it came there: written over, moved there, linked there, after a while without one."""
+    machine = make_machine()
+    guest = make_guest(machine)
+    well = machine.path.read_text()
+    machine.set_card(0, {"state": "207"})
+    sick = machine.path.read_text()
+    machine.path.write_text(well)
+    assert guest.state(0) == (0, 201)
+    machine.path.write_text(sick)
+    assert guest.state(0) == (0, 207)
+    former = machine.path.with_name("former")
+    machine.path.rename(former)
+    assert guest.state(0) == (0, 207)  # as it was, while there is none
+    machine.path.write_text(well)
+    assert guest.state(0) == (0, 201)
+    former.replace(machine.path)
+    assert guest.state(0) == (0, 207)
+    machine.path.unlink()
+    other = machine.path.with_name("other")
+    other.write_text(well)
+    machine.path.hardlink_to(other)
+    assert guest.state(0) == (0, 201)
+    assert guest.close() == ("", "")
+
+
 # --- splitting ------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,6 @@ cannot die. The progress word then tells which call of which device it was.
 import asyncio
 import json
 import logging
-import socket
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,8 @@ from xpu_plugin.edges.answers import (
     truth_of,
     usage_of,
 )
+from xpu_plugin.edges.connection import Connection
 from xpu_plugin.edges.process import WorkerProcess
-from xpu_plugin.edges.wire import HEADER, LONGEST_ANSWER
 from xpu_plugin.model.devices import Gauges, Host, Process, Scan, Usage
 from xpu_plugin.xpuml import Call, StateAnswer, WrongDeviceError, error
 
@@ -109,6 +108,7 @@ class Driver:
         self.on_end: Callable[[], None] = lambda: None
         self._lock = asyncio.Lock()
         self._process: WorkerProcess | None = None
+        self._connection: Connection | None = None  # to it
         self._spare = spare
         self._dying: list[WorkerProcess] = []
         self._opened: dict[str, str] = {}
@@ -299,6 +299,8 @@ class Driver:
         except OSError as error:  # out of memory, descriptors or processes
             raise WorkerDiedError(f"no worker can be started: {error.strerror}") from None
         self._spare = None
+        on_stir = lambda: self.on_end()  # noqa: E731, PLW0108 - whoever is to be told by then
+        self._connection = await Connection.over(process.take_socket(), on_stir)
         await self._ask(process, START_SECONDS, "ready", bool)
         self._opened = await self._ask(
             process, self.call_timeout, "open", dict, paths=list(self._target.libraries)
@@ -313,17 +315,16 @@ class Driver:
         decode: Callable[[Any], T],
         **arguments: object,
     ) -> T:
+        assert self._connection is not None  # noqa: S101 - for the type checker: whoever has a process has one
         self._requests += 1
         request = json.dumps({"id": self._requests, "call": call, **arguments}).encode()
         try:
             async with asyncio.timeout(seconds):
-                answer = json.loads(await _exchange(process, request))
+                answer = json.loads(await self._connection.exchange(request))
             if answer["id"] != self._requests:
                 raise ValueError(f"an answer to request {answer['id']}, not to {self._requests}")
             if "error" not in answer:
-                result = decode(answer["result"])
-                _watch(process, self.on_end)
-                return result
+                return decode(answer["result"])
             failure = _error(answer["error"])
         except TimeoutError:
             in_flight = process.in_flight()
@@ -355,55 +356,16 @@ class Driver:
         if self._process is not None:
             if cause is not None:
                 self._restarts[cause] += 1
-            if self._process.socket is not None:
-                asyncio.get_running_loop().remove_reader(self._process.socket)
+            if self._connection is not None:
+                self._connection.close()
             self._process.kill()
             self._dying.append(self._process)
-            self._process = self._told = self._swept = None
+            self._process = self._connection = self._told = self._swept = None
             asyncio.get_running_loop().call_later(REAP_SECONDS, self._stuck)
 
     def _stuck(self) -> list[WorkerProcess]:
         self._dying = [process for process in self._dying if process.ended() is None]
         return self._dying
-
-
-async def _exchange(process: WorkerProcess, request: bytes) -> bytes:
-    """Send a request and read its answer. Raises EOFError or OSError when the worker is gone."""
-    connection = process.socket
-    if connection is None:
-        raise EOFError
-    loop = asyncio.get_running_loop()
-    loop.remove_reader(connection)
-    await loop.sock_sendall(connection, HEADER.pack(len(request)) + request)
-    (length,) = HEADER.unpack(await _read(connection, HEADER.size))
-    if length > LONGEST_ANSWER:
-        raise ValueError(f"an answer of {length} bytes")
-    return await _read(connection, length)
-
-
-def _watch(process: WorkerProcess, on_end: Callable[[], None]) -> None:
-    """Until the next request: call `on_end` once when the worker ends, or speaks unasked."""
-    loop, connection = asyncio.get_running_loop(), process.socket
-
-    def stirs() -> None:
-        if connection is not None:
-            loop.remove_reader(connection)
-        on_end()
-
-    if connection is not None:
-        loop.add_reader(connection, stirs)
-
-
-async def _read(connection: socket.socket, length: int) -> bytes:
-    loop = asyncio.get_running_loop()
-    buffer = bytearray(length)
-    view, got = memoryview(buffer), 0
-    while got < length:
-        count = await loop.sock_recv_into(connection, view[got:])
-        if count == 0:
-            raise EOFError
-        got += count
-    return bytes(buffer)
 
 
 def _error(fields: dict[str, Any]) -> Exception:

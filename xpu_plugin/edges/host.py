@@ -18,6 +18,8 @@ from xpu_plugin.model.devices import CONTROL_NODE, Function, Host, Identity, Nod
 _VENDORS = frozenset({0x1D22, 0x2057})
 _ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _LONGEST_NUMBER = 64  # bytes of a file in sysfs that holds one
+_CLASS = "class/xpu"  # below the root of sysfs, as the next
+_FUNCTIONS = "bus/pci/devices"
 _NODE = re.compile(r"xpu(0|[1-9][0-9]{0,8})")
 
 
@@ -48,12 +50,42 @@ def identity(path: Path | str, *, simulated: bool) -> Identity | None:
     return (status.st_rdev, status.st_ino) if stat.S_ISCHR(status.st_mode) else None
 
 
-def read_host(dev_root: Path, sysfs_root: Path, *, simulated: bool, last: Host | None = None) -> Host:
-    """All facts at once. What sysfs does not tell is left out, never guessed.
+class Watch:
+    """The host's facts, in full only when they can have changed.
 
-    last: what was read before. It is returned itself while nodes, class entries and numbers of VFs are as
-    they were: all else belongs to the function, and a function does not change without these.
+    No card gets or loses VFs without functions that come or go on the PCI bus, also where no driver takes
+    them, and what a node leads to changes with the node. So these entries are compared, by name and inode.
+    As Linux (`sriov_enable`) tells the number of VFs only after the last of them is on the bus, facts count
+    as settled when two readings with the same entries were the same.
     """
+
+    def __init__(self, dev_root: Path, sysfs_root: Path, *, simulated: bool) -> None:
+        self._dev_root = dev_root
+        self._sysfs_root = sysfs_root
+        self._simulated = simulated
+        self._entries: object = None  # before the last reading of everything
+        self._host: Host | None = None
+        self._settled = False
+
+    def read(self) -> Host:
+        """As they are now; the very same object while they are the same."""
+        entries = (
+            _nodes(self._dev_root, simulated=self._simulated),
+            _entries(self._sysfs_root / _CLASS),
+            _entries(self._sysfs_root / _FUNCTIONS),
+        )
+        if self._host is not None and self._settled and entries == self._entries:
+            return self._host
+        host = read_host(self._dev_root, self._sysfs_root, simulated=self._simulated)
+        self._settled = (entries, host) == (self._entries, self._host)
+        self._entries = entries
+        if host != self._host or self._host is None:
+            self._host = host
+        return self._host
+
+
+def read_host(dev_root: Path, sysfs_root: Path, *, simulated: bool) -> Host:
+    """All facts at once. What sysfs does not tell is left out, never guessed."""
     nodes = list_nodes(dev_root, simulated=simulated)
     addresses = {
         number: address
@@ -63,17 +95,9 @@ def read_host(dev_root: Path, sysfs_root: Path, *, simulated: bool, last: Host |
     # Also what no class entry leads to, as with drivers that make no class `xpu`.
     unnamed = not nodes or any(node.number not in addresses for node in nodes)
     own = identity(dev_root / CONTROL_NODE, simulated=simulated)
-    control = own[0] if own else None
-    if (
-        last
-        and not unnamed
-        and (nodes, control, addresses) == (last.nodes, last.control, last.addresses)
-        and all(_vfs(sysfs_root, address) == function.num_vfs for address, function in last.functions.items())
-    ):
-        return last
     return Host(
         nodes=nodes,
-        control=control,
+        control=own[0] if own else None,
         addresses=addresses,
         functions=_functions(
             sysfs_root, {*addresses.values(), *(vendor_functions(sysfs_root) if unnamed else ())}
@@ -81,17 +105,36 @@ def read_host(dev_root: Path, sysfs_root: Path, *, simulated: bool, last: Host |
     )
 
 
+def _nodes(dev_root: Path, *, simulated: bool) -> dict[str, Identity | None]:
+    """Whatever is called as a node or the control node is, with its identity."""
+    try:
+        names = os.listdir(dev_root)  # noqa: PTH208 - as for `list_nodes`
+    except OSError:
+        return {}
+    root = str(dev_root)
+    return {name: identity(f"{root}/{name}", simulated=simulated) for name in names if name.startswith("xpu")}
+
+
+def _entries(directory: Path) -> dict[str, int]:
+    """Names in a directory with their inodes; none where there is no such directory."""
+    try:
+        with os.scandir(directory) as entries:
+            return {entry.name: entry.inode() for entry in entries}
+    except OSError:
+        return {}
+
+
 def _class_numbers(sysfs_root: Path) -> set[int]:
     """The N of the driver's class entries, which are there also for devices whose node is not."""
     try:
-        names = os.listdir(sysfs_root / "class/xpu")  # noqa: PTH208 - names only
+        names = os.listdir(sysfs_root / _CLASS)  # noqa: PTH208 - names only
     except OSError:
         return set()
     return {int(match[1]) for name in names if (match := _NODE.fullmatch(name))}
 
 
 def _class_address(sysfs_root: Path, number: int) -> str | None:
-    link = f"{sysfs_root}/class/xpu/xpu{number}/device"
+    link = f"{sysfs_root}/{_CLASS}/xpu{number}/device"
     try:
         target = os.readlink(link).rpartition("/")[2]  # noqa: PTH115 - sysfs has no links to links here
         return target if _ADDRESS.fullmatch(target) and os.path.exists(link) else None  # noqa: PTH110
@@ -109,7 +152,7 @@ def _functions(sysfs_root: Path, addresses: Iterable[str]) -> dict[str, Function
 def vendor_functions(sysfs_root: Path) -> set[str]:
     """Addresses of the vendor's PCI functions."""
     try:
-        functions = list((sysfs_root / "bus/pci/devices").iterdir())
+        functions = list((sysfs_root / _FUNCTIONS).iterdir())
     except OSError:
         return set()
     return {function.name for function in functions if _number(function / "vendor") in _VENDORS}
@@ -118,7 +161,7 @@ def vendor_functions(sysfs_root: Path) -> set[str]:
 def read_function(sysfs_root: Path, address: str) -> Function:
     """What sysfs knows of one PCI function."""
     # Texts, not Paths: seven for each function every few seconds.
-    directory = f"{sysfs_root}/bus/pci/devices/{address}"
+    directory = f"{sysfs_root}/{_FUNCTIONS}/{address}"
     numa = _number(f"{directory}/numa_node")
     try:
         parent = os.readlink(f"{directory}/physfn").rpartition("/")[2]  # noqa: PTH115
@@ -137,7 +180,7 @@ def read_function(sysfs_root: Path, address: str) -> Function:
 
 def _vfs(sysfs_root: Path, address: str) -> int | None:
     """How many VFs a function has; None for one that can have none, and where there is no such function."""
-    return _number(f"{sysfs_root}/bus/pci/devices/{address}/sriov_numvfs")
+    return _number(f"{sysfs_root}/{_FUNCTIONS}/{address}/sriov_numvfs")
 
 
 def read_drivers(sysfs_root: Path, card: str) -> dict[str, str | None]:
@@ -147,7 +190,7 @@ def read_drivers(sysfs_root: Path, card: str) -> dict[str, str | None]:
     library knows of it: a VF that was given to a virtual machine has another driver and no node. Empty when
     the card is not in sysfs. Raises OSError when sysfs cannot be read, or functions went meanwhile.
     """
-    functions = sysfs_root / "bus/pci/devices"
+    functions = sysfs_root / _FUNCTIONS
     try:
         links = [entry for entry in (functions / card).iterdir() if entry.name.startswith("virtfn")]
     except FileNotFoundError:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -20,6 +21,7 @@ ANSWER_SECONDS = 2.0  # for the event loop to say what is on a page
 IDLE_SECONDS = 5.0  # for a client to say what it wants
 MOST_CONNECTIONS = 16  # at once, each with its thread; probes and scrapers are a few
 ACCEPT_AGAIN_SECONDS = 0.1  # after no descriptor was free for a connection
+WAKE_SECONDS = 3600.0  # for nothing: whoever connects wakes it, and `close` does
 PLAIN = "text/plain; charset=utf-8"
 
 Text = Callable[[], str]
@@ -58,12 +60,15 @@ class HttpServer:
         self._loop = asyncio.get_running_loop()
         self._server = _bind(address, self._handler())
         self.port: int = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
+        serve = partial(self._server.serve_forever, poll_interval=WAKE_SECONDS)
+        threading.Thread(target=serve, name="http", daemon=True).start()
 
     def close(self) -> None:
         """Stop listening; whoever is being answered is let go of."""
         # shutdown() waits for serve_forever, which may be in the middle of a request's start.
         threading.Thread(target=self._server.shutdown, name="http end", daemon=True).start()
+        with contextlib.suppress(OSError):
+            self._server.socket.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
 
     def _contents(self, page: Page) -> Text | None:

@@ -49,6 +49,12 @@ class WorkerProcess:
     def in_flight(self) -> Call | None:
         return Call.from_word(int.from_bytes(self._progress[:_WORD], sys.byteorder))
 
+    def take_socket(self) -> socket.socket:
+        """Our end; from now on it is the caller's to close."""
+        assert self.socket is not None  # noqa: S101 - for the type checker: it is taken once
+        own, self.socket = self.socket, None
+        return own
+
     def kill(self) -> None:
         """Kill it and let go of it; whether it ends is `ended`'s to tell."""
         self._child.kill()

@@ -40,7 +40,8 @@ class Worker:
         self._library: xpuml.Xpuml | None = None
         self._count = 0
         self._file: _File | None = None
-        self._host: Host | None = None
+        self._watch: host.Watch | None = None
+        self._told: Host | None = None
         self._swept: list[tuple[int, int] | None] | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +102,7 @@ class Worker:
         usable = [node.number for node in nodes]
         if count != len(usable):
             usable = [number for number in usable if _opens(dev_root, number, simulated=simulated)]
-        facts = self._host = host.read_host(Path(dev_root), Path(sysfs_root), simulated=simulated)
+        facts = self._look(dev_root, sysfs_root, simulated=simulated)
         return {
             "readings": readings,
             "usable": usable,
@@ -116,9 +117,9 @@ class Worker:
     ) -> dict[str, Any] | None:
         """The host's facts; asked here, as a read from sysfs waits while a driver holds the device. With
         `changed`, None stands for what was told the last time, here or with a scan."""
-        before = self._host
-        self._host = host.read_host(Path(dev_root), Path(sysfs_root), simulated=simulated, last=before)
-        return None if changed and self._host == before else asdict(self._host)
+        before = self._told
+        facts = self._look(dev_root, sysfs_root, simulated=simulated)
+        return None if changed and facts is before else asdict(facts)
 
     def call_replaced(self) -> bool:
         """Whether the library's file is another one than when it was opened, or gone; False if unknown."""
@@ -160,6 +161,12 @@ class Worker:
         library = self._opened()
         self._check([index])
         library.set_sriov_vf_num(index, number, pci)
+
+    def _look(self, dev_root: str, sysfs_root: str, *, simulated: bool) -> Host:
+        if self._watch is None:
+            self._watch = host.Watch(Path(dev_root), Path(sysfs_root), simulated=simulated)
+        self._told = self._watch.read()
+        return self._told
 
     def _check(self, indexes: Iterable[int]) -> None:
         """Refuse indexes of another scan than this worker's."""

@@ -2,6 +2,7 @@
 """Events on the node for what becomes of devices and driver: each once, and never many."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -62,12 +63,12 @@ class Faults:
                 await self._sleep(self._pause())
 
     async def _beyond(self, generation: int) -> int:
-        """Wait for another picture, but not for long."""
-        try:
-            async with asyncio.timeout(LOOK_SECONDS):
-                return (await self._picture.beyond(generation)).generation
-        except TimeoutError:
-            return generation
+        """Wait for another picture, or for other news of the driver than were told."""
+        while (self._driver_gone() is None) is self._told.driver:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    return (await self._picture.beyond(generation)).generation
+        return generation
 
     def _news(self, listing: Listing | None) -> tuple[Told, tuple[Notice, ...]]:
         entries = self._picture.current.entries if self._picture.current else {}

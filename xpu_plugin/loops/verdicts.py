@@ -29,6 +29,7 @@ class Verdicts:
         self._record = record
         self._clock = clock
         self._histories: dict[str, History] = {}
+        self._unsettled: set[str] = set()  # ids of those that are not
         self._quarantine: dict[str, str] = dict(record.reasons)
         self._changed = asyncio.Event()  # the quarantine
 
@@ -40,19 +41,20 @@ class Verdicts:
     @property
     def settled(self) -> bool:
         """Whether the same answers again would change nothing, however late they come."""
-        return all(history.settled for history in self._histories.values())
+        return not self._unsettled
 
     def miss(self, ids: Iterable[str]) -> dict[str, Health]:
         """These could not be asked; returns the verdicts of those that have any."""
         known = [id for id in ids if id in self._histories]
         for id in known:
-            self._histories[id] = missed(self._histories[id])
+            self._write(id, missed(self._histories[id]))
         return {id: self._histories[id].health for id in known}
 
     def keep(self, ids: Collection[str]) -> None:
         """Forget all other devices, but not a quarantine: who comes back is still in it."""
         for id in self._histories.keys() - set(ids):
             del self._histories[id]
+        self._unsettled &= self._histories.keys()
 
     def clear(self, id: str) -> dict[str, Health] | None:
         """Lift a quarantine; returns the device's verdict, {} where it is absent, None if it was in none."""
@@ -62,14 +64,14 @@ class Verdicts:
         logger.info("quarantine lifted by hand id=%s", id)
         if id not in self._histories:
             return {}
-        self._histories[id] = cleared(self._histories[id])
+        self._write(id, cleared(self._histories[id]))
         return {id: self._histories[id].health}
 
     async def reread(self) -> None:
         """Another plugin has kept the record until now: what it says is what is in quarantine."""
         self._quarantine = dict(await self._record.reread())
         for id, history in self._histories.items():
-            self._histories[id] = inherited(history, self._quarantine.get(id))
+            self._write(id, inherited(history, self._quarantine.get(id)))
 
     async def run(self) -> None:
         """Have the record say what is in quarantine. Never returns."""
@@ -91,7 +93,7 @@ class Verdicts:
             after = begin(answer, now, quarantine=self._quarantine.get(id))
         else:
             after = heard(before, answer, now, self._rules)
-        self._histories[id] = after
+        self._write(id, after)
         if after.quarantine != self._quarantine.get(id):
             self._changed.set()
         if after.quarantine is not None:
@@ -99,3 +101,10 @@ class Verdicts:
         elif self._quarantine.pop(id, None) is not None:
             logger.info("quarantine ended id=%s", id)
         return after.health
+
+    def _write(self, id: str, history: History) -> None:
+        self._histories[id] = history
+        if history.settled:
+            self._unsettled.discard(id)
+        else:
+            self._unsettled.add(id)
