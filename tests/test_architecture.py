@@ -35,7 +35,14 @@ def test_only_the_worker_imports_the_binding() -> None:
 
 @pytest.mark.parametrize(
     "absent",
-    ["xpu_plugin._xpuml", "kubernetes", "xpu_plugin.edges.nodeapi", "prometheus_client", "http.server"],
+    [
+        "xpu_plugin._xpuml",
+        "xpu_plugin.edges.nodeapi",
+        "xpu_plugin.observability",
+        "kubernetes",
+        "prometheus_client",
+        "http.server",
+    ],
 )
 def test_the_server_never_loads(absent: str) -> None:
     """Neither the binding nor, before there is a use for it, the clients of the API server and of Prometheus

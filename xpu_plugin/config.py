@@ -6,12 +6,13 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from xpu_plugin import log
 from xpu_plugin.model import labels, vf
+from xpu_plugin.record import record
 from xpu_plugin.simulation import library
 
 
@@ -138,7 +139,7 @@ def _names(text: str) -> tuple[str, ...]:
 # --- the options --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record(kw_only=False)
 class Option:
     """One option. `default` is text, parsed like any other; a default of None means "not given".
 
@@ -360,7 +361,7 @@ TOP_OPTIONS = (*_PLACES, _RUNNING)
 DOCTOR_OPTIONS = BUNDLE_OPTIONS = PLAN_OPTIONS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Config:
     """The effective configuration; a name for each option. sriov_num_vfs: None means `keep`."""
 

@@ -6,10 +6,10 @@ import contextlib
 import gc
 import logging
 import os
-import platform
 import signal
+import socket
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,36 +18,29 @@ from xpu_plugin.edges.driver import Driver, Target
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.host import identity
 from xpu_plugin.edges.kubelet import Endpoint, InstanceLock, socket_name
+from xpu_plugin.edges.listener import listen, listening_at
 from xpu_plugin.edges.process import WorkerProcess
 from xpu_plugin.edges.quarantine import QuarantineRecord
 from xpu_plugin.edges.service import DevicePluginService
-from xpu_plugin.edges.status import Answer, StatusServer
 from xpu_plugin.loops.apply import Apply
-from xpu_plugin.loops.audit import Audit
 from xpu_plugin.loops.backoff import delays, wait_for
-from xpu_plugin.loops.census import Census
 from xpu_plugin.loops.decisions import Decisions
 from xpu_plugin.loops.endpoints import Endpoints
-from xpu_plugin.loops.faults import Faults
 from xpu_plugin.loops.holders import Holders
 from xpu_plugin.loops.idleness import Idleness
-from xpu_plugin.loops.metrics import CONTENT_TYPE, GATHER_SECONDS, Metrics, Parts
-from xpu_plugin.loops.node import Node
 from xpu_plugin.loops.picture import NEVER, Picture
-from xpu_plugin.loops.readings import Meters
-from xpu_plugin.loops.status import Status
 from xpu_plugin.loops.sweep import InitError, Sweep
 from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.change import Limits
 from xpu_plugin.model.health import Rules
-from xpu_plugin.model.holders import Terms
+from xpu_plugin.model.holders import Holding, Terms
 from xpu_plugin.model.inventory import Policy
 from xpu_plugin.model.vf import LABEL, UNKNOWN, by_argument
 from xpu_plugin.simulation import library
 
 
 if TYPE_CHECKING:
-    from xpu_plugin.edges.http import HttpServer
+    from xpu_plugin.loops.node import Node
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +48,7 @@ STUCK_PROBES = (
     2  # workers that asked a device alone and cannot be killed: it is not asked again before they end
 )
 LISTED_SECONDS = 10.0  # at most until the API server is turned to: that takes the interpreter for a while
+SHOWN_SECONDS = 1.0  # at most until there is something to look at: that takes it for a moment
 
 
 def target(config: Config) -> Target:
@@ -211,24 +205,13 @@ async def _run(
         note=decisions.note,
     )
 
-    census = Census(config.pod_resources_socket)
-    audit = Audit(
-        driver,
-        picture,
-        census,
-        idleness,
-        terms=terms(config),
-        record=record,
-        device_plugin_dir=config.device_plugin_dir,
-        serving=listed.is_set,
-        left_out=lambda: sweep.probation.skip,
-        tell=node.event if node else lambda *_: None,
-    )
+    on_grant: list[Callable[[], None]] = []
 
     def granted(ids: Collection[str]) -> None:
         holders.granted(ids)
         apply.granted(ids)
-        audit.granted()
+        for tell in on_grant:
+            tell()
 
     async def endpoint(resource: str) -> None:
         service = DevicePluginService(
@@ -257,51 +240,42 @@ async def _run(
     always = frozenset() if config.resource_per_profile else frozenset({config.resource_name})
     endpoints = Endpoints(picture, endpoint, always=always)
 
-    def ready() -> str:
-        """What it is waiting for. That is no reason not to be ready: an update would stall at the first node
-        without a driver."""
-        streams = sum(service.streams for service in services)
-        return f"library: {sweep.trouble or 'ok'}\nkubelet: open streams: {streams}"
+    held: asyncio.Future[Collection[Holding]] = asyncio.get_running_loop().create_future()
 
-    meters = Meters(driver, picture, left_out=lambda: sweep.probation.skip)
-    status = Status(
-        picture=picture,
-        sweep=sweep,
-        apply=apply,
-        idleness=idleness,
-        driver=driver,
-        meters=meters,
-        decisions=decisions,
-        device_plugin_dir=config.device_plugin_dir,
-        pod_resources_socket=config.pod_resources_socket,
-        streams=lambda: sum(service.streams for service in services),
-        alone=lambda: not lock.rival,
-        configuration=config.text(),
-    )
-    metrics = Metrics(
-        Parts(
-            picture=picture,
-            sweep=sweep,
-            drivers=(driver, probes),
-            idleness=idleness,
-            apply=apply,
-            services=services,
-            endpoints=sockets,
-            meters=meters,
-            census=census,
-            audit=audit,
-            api=node.api if node else None,
-            ready=lambda: listed.is_set() or time.monotonic() - started > LISTED_SECONDS,
+    async def show() -> None:
+        await wait_for(listed, SHOWN_SECONDS)
+        from xpu_plugin import observability  # noqa: PLC0415 - no pod waits for it
+
+        await observability.run(
+            observability.Plugin(
+                config=config,
+                lock=lock,
+                driver=driver,
+                probes=probes,
+                picture=picture,
+                sweep=sweep,
+                decisions=decisions,
+                idleness=idleness,
+                apply=apply,
+                record=record,
+                terms=terms(config),
+                node=node,
+                services=services,
+                endpoints=sockets,
+                on_grant=on_grant,
+                held=held,
+                listed=listed,
+                started=started,
+                requests=requests,
+                questions=questions,
+            )
         )
-    )
 
     async with contextlib.AsyncExitStack() as stack:
-        if config.metrics_address is not None:
-            stack.callback(http_server(config.metrics_address, ready, metrics).close)
-        if config.status_socket is not None:
-            stack.callback((await status_server(config.status_socket, status.answers)).close)
+        requests = stack.enter_context(requests_at(config.metrics_address))
+        questions = stack.enter_context(questions_at(config.status_socket))
         group = await stack.enter_async_context(asyncio.TaskGroup())
-        group.create_task(meters.run(), name="meters")
+        group.create_task(show(), name="observability")
         group.create_task(sweep.run(), name="sweep")
         group.create_task(sweep.probation.run(), name="probation")
         group.create_task(keep_quarantine(), name="quarantine")
@@ -310,57 +284,57 @@ async def _run(
             logger.warning("--allow or --deny names %s, which no device of this node is", name)
         await holders.first_look()  # before the first list goes out
         apply.begin(holders.seen)  # as well
-        audit.begin(holders.seen)
+        held.set_result(holders.seen)
         group.create_task(holders.run(), name="holders")
         group.create_task(endpoints.run(), name="endpoints")
         group.create_task(idleness.run(), name="grants")
         group.create_task(apply.run(), name="apply")
-        group.create_task(audit.run(), name="audit")
         if node is not None:
-            faults = Faults(picture, census, driver_gone=lambda: sweep.driver_gone, tell=node.event)
-            group.create_task(faults.run(), name="faults")
             if config.node_labels:
                 group.create_task(node.describe(picture, sweep.driver_version), name="node labels")
             await wait_for(listed, LISTED_SECONDS)
             group.create_task(node.run(apply.wished), name="node")
 
 
-def http_server(address: tuple[str, int], ready: Callable[[], str], metrics: Metrics) -> "HttpServer":
-    """Raises AddressError."""
-    from xpu_plugin.edges.http import HttpServer, Page, plain  # noqa: PLC0415 - 2 MB that not everybody needs
-
-    pages = {
-        "/healthz": plain(lambda: "ok"),
-        "/readyz": plain(ready),
-        "/metrics": Page(contents=metrics.contents, content_type=CONTENT_TYPE, seconds=GATHER_SECONDS),
-    }
+@contextlib.contextmanager
+def requests_at(address: tuple[str, int] | None) -> Iterator[socket.socket | None]:
+    """The listener for HTTP. Raises AddressError."""
+    if address is None:
+        yield None
+        return
     try:
-        return HttpServer(address, pages)
+        listener = listen(address)
     except OSError as error:
         host, port = address
         raise AddressError(f"--metrics-address: cannot listen at {host}:{port}: {error.strerror}") from None
+    with listener:
+        yield listener
 
 
-async def status_server(path: Path, answers: Mapping[str, Answer]) -> StatusServer:
-    """Where it cannot be had, as when another plugin is there, the plugin goes on without."""
-    server = StatusServer(path, answers)
-    try:
-        await server.start()
-    except OSError as error:
-        logger.warning("--status-socket: cannot listen at %s: %s", path, error.strerror)
-    return server
+@contextlib.contextmanager
+def questions_at(path: Path | None) -> Iterator[socket.socket | None]:
+    """The listener for sub-commands. Where it cannot be had, as when another plugin is there, the plugin goes
+    on without."""
+    with contextlib.ExitStack() as stack:
+        listener = None
+        try:
+            listener = stack.enter_context(listening_at(path)) if path is not None else None
+        except OSError as error:
+            logger.warning("--status-socket: cannot listen at %s: %s", path, error.strerror)
+        yield listener
 
 
-def node_of(config: Config) -> Node | None:
+def node_of(config: Config) -> "Node | None":
     """The node in the API server, None where we have no way to it."""
     if not (config.kubeconfig or config.node_name):
         return None
     from xpu_plugin.edges.api import has_credentials  # noqa: PLC0415 - not everybody needs it
     from xpu_plugin.edges.nodeapi import NodeApi  # noqa: PLC0415
+    from xpu_plugin.loops.node import Node  # noqa: PLC0415
 
     if not has_credentials(config.kubeconfig):
         return None
-    name = config.node_name or platform.node().lower()
+    name = config.node_name or os.uname().nodename.lower()
     return Node(
         argument=config.sriov_num_vfs,
         connect=lambda on_label, on_denied: NodeApi(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from xpu_plugin.cli import main
+from xpu_plugin.edges.listener import listening_at
 from xpu_plugin.edges.status import StatusServer
 
 
@@ -28,12 +29,13 @@ async def cleared(place: Path, id: str, *, quarantine: set[str]) -> int:
         quarantine.discard(id)
         return known
 
-    server = StatusServer(place / "status.sock", {"clear": clear})
-    await server.start()
-    try:
-        return await asyncio.to_thread(main, ["clear", id, f"--status-socket={place / 'status.sock'}"])
-    finally:
-        server.close()
+    server = StatusServer({"clear": clear})
+    with listening_at(place / "status.sock") as listener:
+        await server.start(listener)
+        try:
+            return await asyncio.to_thread(main, ["clear", id, f"--status-socket={place / 'status.sock'}"])
+        finally:
+            server.close()
 
 
 async def test_a_quarantine_is_lifted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from tests.standins import SECONDS, until
 from xpu_plugin.edges import http as http_module
 from xpu_plugin.edges.http import MOST_CONNECTIONS, HttpServer, Page, plain
+from xpu_plugin.edges.listener import listen
 
 
 Start = Callable[..., HttpServer]
@@ -26,7 +27,7 @@ async def start() -> AsyncIterator[Start]:
 
     def make(pages: Mapping[str, Callable[[], str] | Page], host: str = "127.0.0.1") -> HttpServer:
         made = {path: page if isinstance(page, Page) else plain(page) for path, page in pages.items()}
-        servers.append(HttpServer((host, 0), made))
+        servers.append(HttpServer(listen((host, 0)), made))
         return servers[-1]
 
     yield make
@@ -206,4 +207,4 @@ async def test_what_is_no_request_is_refused_and_harms_nobody(
 async def test_an_address_that_is_taken_is_refused(start: Start) -> None:
     server = start({})
     with pytest.raises(OSError, match="in use"):
-        HttpServer(("127.0.0.1", server.port), {})
+        listen(("127.0.0.1", server.port))

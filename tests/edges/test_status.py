@@ -2,6 +2,8 @@
 """The status socket: for its owner only, and whatever comes over it does no harm."""
 
 import asyncio
+import contextlib
+import errno
 import json
 import os
 import socket
@@ -13,6 +15,7 @@ import pytest
 
 from tests.standins import SECONDS, unix_sockets, until
 from xpu_plugin.edges import status
+from xpu_plugin.edges.listener import listening_at
 from xpu_plugin.edges.status import LONGEST_LINE, StatusError, StatusServer, ask
 
 
@@ -29,10 +32,11 @@ def path(place: Path) -> Path:
 
 @pytest.fixture
 async def server(path: Path) -> AsyncIterator[StatusServer]:
-    server = StatusServer(path, {"echo": echo, "now": lambda: 1})
-    await server.start()
-    yield server
-    server.close()
+    server = StatusServer({"echo": echo, "now": lambda: 1})
+    with listening_at(path) as listener:
+        await server.start(listener)
+        yield server
+        server.close()
     await until(lambda: unix_sockets(path) == 0, "no socket left")
     await until(lambda: not path.exists(), "removed")
 
@@ -106,25 +110,47 @@ async def test_one_that_is_left_over_is_replaced(path: Path) -> None:
     path.parent.mkdir()
     with socket.socket(socket.AF_UNIX) as old:
         old.bind(str(path))
-    server = StatusServer(path, {"now": lambda: 1})
-    await server.start()
-    assert await asked(path, "now") == 1
-    server.close()
+    with listening_at(path) as listener:
+        server = StatusServer({"now": lambda: 1})
+        await server.start(listener)
+        assert await asked(path, "now") == 1
+        server.close()
+
+
+async def test_a_question_waits_for_whoever_answers(path: Path) -> None:
+    with listening_at(path) as listener:
+        asking = asyncio.create_task(asked(path, "now"))
+        await until(lambda: unix_sockets(path) > 1, "a connection that waits")
+        server = StatusServer({"now": lambda: 1})
+        await server.start(listener)
+        assert await asking == 1
+        server.close()
 
 
 async def test_one_that_somebody_listens_at_is_left_alone(server: StatusServer, path: Path) -> None:
-    other = StatusServer(path, {"now": lambda: 2})
-    with pytest.raises(OSError, match="in use"):
-        await other.start()
-    other.close()
+    with pytest.raises(OSError, match="in use"), listening_at(path):
+        pass
     assert await asked(path, "now") == 1
+
+
+def test_one_with_too_many_in_line_is_left_alone(path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(listening_at(path))
+        answer = 0
+        while answer != errno.EAGAIN:
+            waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            answer = waiting.connect_ex(str(path))
+        with pytest.raises(OSError, match="in use"), listening_at(path):
+            pass
+        assert path.exists()
 
 
 def test_a_file_that_is_no_socket_is_left_alone(path: Path) -> None:
     path.parent.mkdir()
     path.write_text("somebody's")
-    with pytest.raises(OSError, match="in use"):
-        asyncio.run(StatusServer(path, {}).start())
+    with pytest.raises(OSError, match="in use"), listening_at(path):
+        pass
     assert path.read_text() == "somebody's"
 
 

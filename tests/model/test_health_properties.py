@@ -4,7 +4,7 @@
 from dataclasses import replace
 from itertools import pairwise
 
-from hypothesis import event, given
+from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from xpu_plugin.model.health import (
@@ -146,6 +146,10 @@ def test_no_window_has_more_changes_than_are_borne_and_the_one_that_quarantines(
         event("quarantined")
 
 
+@example(
+    [(0.0, SICK), (0.0, HEALTHY), (0.125, HEALTHY), (0.0, SICK), (0.0, HEALTHY), (1.0, HEALTHY)],
+    Rules(failures=1, recovery=0.125, flaps=1, window=1.0),
+)
 @given(COURSES | FLAPPING, RULES)
 def test_a_quarantine_ends_only_when_the_answers_have_not_changed_for_the_window(
     course: list[tuple[float, Health]], rules: Rules

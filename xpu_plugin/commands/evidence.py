@@ -11,10 +11,10 @@ from xpu_plugin.commands.running import Running
 from xpu_plugin.config import Config
 from xpu_plugin.daemon import policy, target
 from xpu_plugin.edges import survey
+from xpu_plugin.edges.access import look
 from xpu_plugin.edges.api import has_credentials
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.edges.kubelet import KUBELET_SOCKET, SOCKET_PREFIX
-from xpu_plugin.edges.nodeapi import look
 from xpu_plugin.edges.podresources import ask_both
 from xpu_plugin.model import vf
 from xpu_plugin.model.checks.evidence import Cluster, Evidence, Kubelet, Library, Plugin

@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +27,7 @@ from xpu_plugin.edges.answers import (
 from xpu_plugin.edges.connection import Connection
 from xpu_plugin.edges.process import WorkerProcess
 from xpu_plugin.model.devices import Gauges, Host, Process, Scan, Usage
+from xpu_plugin.record import record
 from xpu_plugin.xpuml import Call, StateAnswer, WrongDeviceError, error
 
 
@@ -71,7 +71,7 @@ class LibraryError(Exception):
     """No usable libxpuml; the text says which paths were tried and what was wrong with each."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Target:
     """What a worker opens, and where it looks.
 

@@ -10,10 +10,10 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from xpu_plugin.edges import files
+from xpu_plugin.record import record
 
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 _FILE = "grants.json"
 
 
-@dataclass(frozen=True, slots=True)
+@record(kw_only=False)
 class _Contents:
     """Of the file. listed: ids that the kubelet's list of pods has shown since they were granted"""
 

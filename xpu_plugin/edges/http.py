@@ -10,11 +10,12 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from xpu_plugin.record import record
 
 
 ANSWER_SECONDS = 2.0  # for the event loop to say what is on a page
@@ -28,7 +29,7 @@ Text = Callable[[], str]
 """Makes a page's text of what is in it already; it may take its time and is called on a thread."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Page:
     """One page. contents: is called on the event loop, and has `seconds` for it; it returns None while there
     is nothing to show yet"""
@@ -49,16 +50,12 @@ def plain(text: Text) -> Page:
 
 
 class HttpServer:
-    """Serves `pages` by path: 200, or 503 while the event loop does not answer.
+    """Serves `pages` by path: 200, or 503 while the event loop does not answer. Takes the listener over."""
 
-    address: host and port; an empty host is all addresses, of IPv6 and IPv4 where there are both, and port 0
-    is any that is free (see `port`). Raises OSError when it cannot be had.
-    """
-
-    def __init__(self, address: tuple[str, int], pages: Mapping[str, Page]) -> None:
+    def __init__(self, listener: socket.socket, pages: Mapping[str, Page]) -> None:
         self._pages = pages
         self._loop = asyncio.get_running_loop()
-        self._server = _bind(address, self._handler())
+        self._server = _Server(listener, self._handler())
         self.port: int = self._server.server_address[1]
         serve = partial(self._server.serve_forever, poll_interval=WAKE_SECONDS)
         threading.Thread(target=serve, name="http", daemon=True).start()
@@ -126,12 +123,13 @@ class _Server(ThreadingHTTPServer):
     answered whoever else keeps connections open and says nothing, or a byte now and then."""
 
     daemon_threads = True
-    request_queue_size = 16
 
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+    def __init__(self, listener: socket.socket, handler: type[BaseHTTPRequestHandler]) -> None:
         self._open: deque[Any] = deque()
         self._lock = threading.Lock()
-        super().__init__(address, handler)
+        super().__init__(listener.getsockname()[:2], handler, bind_and_activate=False)
+        self.socket.close()  # one that was not bound
+        self.socket = listener
 
     def get_request(self) -> tuple[Any, Any]:
         try:
@@ -156,18 +154,3 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that breaks off is nobody's business."""
-
-
-def _bind(address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
-    host, port = address
-    family = socket.AF_INET6 if ":" in host or (not host and socket.has_dualstack_ipv6()) else socket.AF_INET
-
-    class Server(_Server):
-        address_family = family
-
-        def server_bind(self) -> None:
-            if family == socket.AF_INET6 and not host:
-                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            super().server_bind()
-
-    return Server((host, port), handler)

@@ -13,7 +13,6 @@ import os
 import stat
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -21,6 +20,7 @@ import grpc
 from xpu_plugin.edges.service import OPTIONS, DevicePluginService, server_of
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
+from xpu_plugin.record import record
 
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ _CHANNEL_OPTIONS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record(kw_only=False)
 class Identity:
     """One life of a kubelet, or one socket file of ours."""
 

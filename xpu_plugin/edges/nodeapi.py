@@ -12,7 +12,6 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,7 @@ from xpu_plugin.edges.api import (
     member,
     parsed,
 )
-from xpu_plugin.model import vf
-from xpu_plugin.model.checks.cluster import RIGHTS
-from xpu_plugin.model.checks.evidence import Cluster
+from xpu_plugin.record import record
 
 
 logger = logging.getLogger(__name__)
@@ -47,13 +44,11 @@ MESSAGE_BYTES = 1024  # of an event
 Delays = Callable[[float, float], Iterator[float]]
 """A back-off: (first, most) seconds -> what to wait, time after time."""
 
-_NODES = "/api/v1/nodes"
-_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+NODES = "/api/v1/nodes"
 _EVENTS = "/api/v1/namespaces/default/events"  # where those about what has no namespace belong
-_JSON = "application/json"
 # Servers take the first form they know; those before 1.15 send the object whole.
 _ITEM = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
-_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+NODE_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
 _CONFLICT, _GONE = 409, 410
 _HOPELESS = (400, 404, 413, 422)  # an event that was so answered is not sent again
 
@@ -68,7 +63,7 @@ def remove(
     """Take labels and annotations from a node, whether or not it has them. Waits; raises ApiError."""
     what = "patch nodes"
     metadata = {"labels": dict.fromkeys(labels), "annotations": dict.fromkeys(annotations)}
-    path = f"{_NODES}/{quote(node, safe='')}"
+    path = f"{NODES}/{quote(node, safe='')}"
     try:
         with Server(kubeconfig).open(
             "PATCH", path, what=what, accept=_ITEM, body={"metadata": metadata}
@@ -76,44 +71,6 @@ def remove(
             answer.whole()
     except Failed as failure:
         raise ApiError(advice(failure) if failure.status in DENIED else str(failure)) from None
-
-
-def look(kubeconfig: Path | None, node: str) -> Cluster:
-    """What the API server says of the node and of our rights, asked once; takes seconds where it is away."""
-    server = Server(kubeconfig)
-    cluster = _with_rights(server, Cluster())
-    if "list nodes" in cluster.denied:
-        return cluster
-    query = {"fieldSelector": f"metadata.name={node}"}
-    try:
-        with server.open("GET", _NODES, what="list nodes", accept=_LIST, query=query) as answer:
-            items = answer.whole().get("items") or []
-    except Failed as failure:
-        return replace(cluster, trouble=str(failure))
-    if not items:
-        return replace(cluster, trouble=f"the API server knows no node {node}")
-    return replace(cluster, label=member(member(items[0], "metadata"), "labels").get(vf.LABEL))
-
-
-def _with_rights(server: "Server", cluster: Cluster) -> Cluster:
-    """What we may not do, and what the server's clock says meanwhile."""
-    for verb, resource in RIGHTS:
-        body: dict[str, object] = {
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": {"verb": verb, "resource": resource}},
-        }
-        asked = time.time()
-        try:
-            with server.open("POST", _REVIEWS, what="review our rights", accept=_JSON, body=body) as answer:
-                if (date := answer.date()) is not None:
-                    cluster = replace(cluster, ahead=date - asked)
-                allowed = member(answer.whole(), "status").get("allowed") is True
-        except Failed as failure:
-            return replace(cluster, untold=str(failure))
-        if not allowed:
-            cluster = replace(cluster, denied=(*cluster.denied, f"{verb} {resource}"))
-    return cluster
 
 
 class NodeApi:
@@ -245,7 +202,7 @@ class NodeApi:
     def _list(self, server: "Server") -> str:
         """Act on the node as it is; the version to watch from."""
         what = "list nodes"
-        with server.open("GET", _NODES, what=what, accept=_LIST, query=self._selector()) as answer:
+        with server.open("GET", NODES, what=what, accept=NODE_LIST, query=self._selector()) as answer:
             document = answer.whole()
         self._allowed(what)
         version = member(document, "metadata").get("resourceVersion")
@@ -272,7 +229,7 @@ class NodeApi:
         }
         try:
             answer = server.open(
-                "GET", _NODES, what=what, accept=_ITEM, query=query, silence=seconds + WATCH_GRACE_SECONDS
+                "GET", NODES, what=what, accept=_ITEM, query=query, silence=seconds + WATCH_GRACE_SECONDS
             )
         except Failed as failure:
             if failure.status == _GONE:
@@ -417,7 +374,7 @@ class NodeApi:
         changes: dict[str, dict[str, str | None]],
         before: "_Metadata | None",
     ) -> None:
-        path = f"{_NODES}/{quote(self._node, safe='')}"
+        path = f"{NODES}/{quote(self._node, safe='')}"
         try:
             with server.open(
                 "PATCH", path, what=errand.what, accept=_ITEM, body={"metadata": changes}
@@ -461,7 +418,7 @@ class NodeApi:
             logger.warning("%d events about this node could not be sent in time and were dropped", lost)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class _Metadata:
     """What a node's metadata is, or parts of it are to be: a value of None stands for an absent key."""
 

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from xpu_plugin.proto import podresources_v1_pb2 as v1
 from xpu_plugin.proto import podresources_v1_pb2_grpc as v1_grpc
 from xpu_plugin.proto import podresources_v1alpha1_pb2 as v1alpha1
 from xpu_plugin.proto import podresources_v1alpha1_pb2_grpc as v1alpha1_grpc
+from xpu_plugin.record import record
 
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ async def list_pods(socket: Path) -> Listing | None:
     raise UnknownHoldersError(f"{socket}: neither v1 nor v1alpha1 of the pod resources API")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Witnesses:
     """What both sources said. listing, checkpoint: None where there is none, or it could not be read;
     list_trouble, checkpoint_trouble: a sentence for one that is there and could not"""

@@ -7,7 +7,6 @@ import inspect
 import json
 import os
 import socket
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 LONGEST_LINE = 1 << 16  # bytes of a question; an answer may be longer
 ASK_SECONDS = 5.0  # for a question to come, and for its answer to be taken
 ANSWER_SECONDS = 30.0  # for the plugin to find out what it has to ask others for
-_BACKLOG = 8
 
 Answer = Callable[..., object]
 """Answers a question by its arguments with what JSON can say, or what is awaited for it; raises ValueError or
@@ -28,25 +26,18 @@ class StatusError(Exception):
 
 
 class StatusServer:
-    """Answers questions by name at a socket that only its owner may use, until closed."""
+    """Answers questions by name, until closed. Takes the listener over."""
 
-    def __init__(self, path: Path, answers: Mapping[str, Answer]) -> None:
-        self._path = path
+    def __init__(self, answers: Mapping[str, Answer]) -> None:
         self._answers = answers
         self._server: asyncio.Server | None = None
 
-    async def start(self) -> None:
-        """Raises OSError where the socket cannot be had; one that nobody listens at any more is replaced."""
-        listener = await asyncio.to_thread(_bound, self._path)
-        self._server = await asyncio.start_unix_server(
-            self._serve, sock=listener, limit=LONGEST_LINE, backlog=_BACKLOG
-        )
+    async def start(self, listener: socket.socket) -> None:
+        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=LONGEST_LINE)
 
     def close(self) -> None:
         if self._server is not None:
             self._server.close()
-            with contextlib.suppress(OSError):
-                self._path.unlink()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -100,26 +91,3 @@ def ask(path: Path, name: str, **arguments: object) -> Any:
         case {"error": str(why)}:
             raise StatusError(f"{path}: {why}")
     raise StatusError(f"{path}: what answers is no running plugin")
-
-
-def _bound(path: Path) -> socket.socket:
-    """A socket at `path` that only its owner may use, in place of one that nobody listens at any more."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(ASK_SECONDS)
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                probe.connect(os.fspath(path))
-            except ConnectionRefusedError:
-                if stat.S_ISSOCK(path.stat().st_mode):  # a file that is no socket refuses as well
-                    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        # Before anybody can connect, which takes listening.
-        listener.bind(os.fspath(path))
-        path.chmod(0o600)
-    except OSError:
-        listener.close()
-        raise
-    listener.setblocking(False)
-    return listener

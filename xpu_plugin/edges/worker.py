@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from xpu_plugin._xpuml import Library, die_with_parent
 from xpu_plugin.edges import host
 from xpu_plugin.edges.wire import HEADER, LONGEST_REQUEST
 from xpu_plugin.model.devices import Host
+from xpu_plugin.record import record
 
 
 HIDING_VARIABLE = "XPU_VISIBLE_DEVICES"
@@ -180,7 +181,7 @@ class Worker:
         return self._library
 
 
-@dataclass(frozen=True, slots=True)
+@record(kw_only=False)
 class _File:
     """A file that can be told from the one that takes its place."""
 

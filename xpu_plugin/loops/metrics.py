@@ -11,7 +11,6 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,6 +29,7 @@ from xpu_plugin.model.families import FAMILIES
 from xpu_plugin.model.holders import Listing
 from xpu_plugin.model.timing import Durations
 from xpu_plugin.model.vf import Action, State, described
+from xpu_plugin.record import record
 
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ Samples = dict[str, dict[tuple[str, ...], Value]]
 """Family -> the values of its labels, in order -> value."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Parts:
     """Whom to ask.
 

@@ -3,12 +3,12 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 from xpu_plugin.model.devices import CONTROL_NODE, CONTROL_PATH, Identity
 from xpu_plugin.model.health import CHANGING
 from xpu_plugin.model.inventory import Entry, Inventory, is_old
+from xpu_plugin.record import record
 
 
 IDS_VARIABLE = "BAIDU_COM_XPU_DEVICE_IDS"
@@ -34,7 +34,7 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, not an error of ours
         self.cause = cause
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Grant:
     """A container's answer: node paths (the same inside and outside) and environment."""
 

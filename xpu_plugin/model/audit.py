@@ -8,13 +8,14 @@ container was there before we could have had one.
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 
 from xpu_plugin.model.devices import Kind as DeviceKind
 from xpu_plugin.model.devices import Process
 from xpu_plugin.model.holders import Listing
 from xpu_plugin.model.inventory import Entry, is_old
+from xpu_plugin.record import record
 
 
 class Kind(StrEnum):
@@ -32,7 +33,7 @@ EVENTS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Finding:
     """One contradiction. device: its id; text: both sides, in a sentence"""
 
@@ -41,7 +42,7 @@ class Finding:
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Evidence:
     """What is known at one moment.
 

@@ -7,11 +7,12 @@ moment with an empty Memory, and arrives at the same end.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import StrEnum
 
 from xpu_plugin.model.health import CHANGING, WISH_PENDING, WITHDRAWN, Health
 from xpu_plugin.model.vf import Action, Card, Proof, Report, Step, Wish, proven, wanted
+from xpu_plugin.record import record
 
 
 LOOK_SECONDS = 5.0  # between looks at who uses a card that is to be changed
@@ -20,7 +21,7 @@ RETRY_SECONDS = (10.0, 600.0)  # after a change that failed: first, most
 DRIFT_SECONDS = (60.0, 3600.0)  # after a change that was not ours: first, most
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Limits:
     """What the administrator sets, in seconds.
 
@@ -34,7 +35,7 @@ class Limits:
     apply: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class View:
     """What is known now.
 
@@ -60,7 +61,7 @@ class View:
 # --- what is remembered ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Change:
     """The one change under way: its card is withdrawn first, then the driver is asked (`sent`) and its effect
     looked for.
@@ -83,7 +84,7 @@ class Change:
     stuck: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Pause:
     """A card that is left alone for a while. failed: because a change failed, else because of drift."""
 
@@ -93,7 +94,7 @@ class Pause:
     failed: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Memory:
     """All of it may be lost at any time.
 
@@ -114,28 +115,28 @@ class Memory:
 # --- what is decided ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record(kw_only=False)
 class Wait:
     """Nothing to do for so many seconds, None: until something changes."""
 
     seconds: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@record(kw_only=False)
 class Prove:
     """Look who uses these cards."""
 
     cards: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record(kw_only=False)
 class Scan:
     """Scan anew; give up after so many seconds."""
 
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@record(kw_only=False)
 class SetVfs:
     """Ask the driver, and tell `answered`. Nobody may be granted the card from here on."""
 
@@ -152,7 +153,7 @@ class Reason(StrEnum):
     DRIFT = "VFDrift"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class News:
     """A transition, told once. card: empty for what concerns the wish itself"""
 
@@ -161,7 +162,7 @@ class News:
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Decision:
     """What to remember, which cards new pods are kept off and why, what to do next, what to tell."""
 

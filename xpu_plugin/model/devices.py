@@ -8,10 +8,11 @@ card is split, lost or not readable.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from os import makedev
 
+from xpu_plugin.record import record
 from xpu_plugin.xpuml import Failure, Reading, VxpuMode
 
 
@@ -22,7 +23,7 @@ Identity = tuple[int, int]
 """Of a device node: st_rdev and st_ino."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Node:
     """A device node xpuN. The minor is twice the probe order, plus the half on a K200: not N.
 
@@ -40,7 +41,7 @@ class Node:
         return makedev(self.major, self.minor), self.inode
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Function:
     """What sysfs says about a PCI function; None where it says nothing."""
 
@@ -53,7 +54,7 @@ class Function:
     physfn: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Host:
     """The host's side. A scan is due when it differs from that of the last scan.
 
@@ -67,7 +68,7 @@ class Host:
     functions: Mapping[str, Function]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Scan:
     """What one worker saw.
 
@@ -84,7 +85,7 @@ class Scan:
     driver_release: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Process:
     """A process that computes on a device, as the driver recorded it.
 
@@ -96,7 +97,7 @@ class Process:
     host_pid: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Usage:
     """Who uses a card, as far as library and sysfs tell. It proves idleness only of what it names.
 
@@ -114,7 +115,7 @@ class Usage:
     drivers: Mapping[str, str | None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Gauges:
     """What a device measures; None where the library did not tell.
 
@@ -143,7 +144,7 @@ class Kind(StrEnum):
     PF = "pf"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Device:
     """One device with a stable identity.
 
@@ -181,7 +182,7 @@ class Device:
         return f"/dev/xpu{self.node.number}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Found:
     """Outcome of a scan.
 

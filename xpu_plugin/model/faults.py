@@ -2,11 +2,12 @@
 """What the administrator is to hear of devices and driver: what was told, what is so -> notices."""
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 
 from xpu_plugin.model.health import Health, quarantined
 from xpu_plugin.model.inventory import Entry
+from xpu_plugin.record import record
 
 
 _QUARANTINED = quarantined("").reason
@@ -26,7 +27,7 @@ class Reason(StrEnum):
 BAD = frozenset({Reason.UNHEALTHY, Reason.QUARANTINED, Reason.DRIVER_LOST})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Notice:
     """Something to be told, once."""
 
@@ -34,7 +35,7 @@ class Notice:
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Told:
     """What has been told. sick: device id -> UNHEALTHY or QUARANTINED; driver: it is there"""
 

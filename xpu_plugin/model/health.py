@@ -7,12 +7,13 @@ numbers, 205 for an error and 103 and 104 around a reset, so the numbers only ch
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from xpu_plugin.record import record
 from xpu_plugin.xpuml import Arch, ReturnCode, State
 
 
-@dataclass(frozen=True, slots=True)
+@record(kw_only=False)
 class Health:
     """Healthy when `reason` is None; else a stable code for it, and a sentence.
 
@@ -106,7 +107,7 @@ def shared(answers: Mapping[str, Health], halves: Mapping[str, str]) -> dict[str
     return {**answers, **silent}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Rules:
     """When what is heard becomes a verdict.
 
@@ -122,7 +123,7 @@ class Rules:
     window: float = 600.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class History:
     """What has been heard of one device, as far as it still matters. Times are of one monotonic clock.
 
@@ -176,7 +177,8 @@ def heard(history: History, answer: Health, now: float, rules: Rules) -> History
     quarantine = history.quarantine
     if quarantine is None and len(turns) > rules.flaps:
         quarantine = verdict.reason or before.verdict.reason
-    return replace(history, turns=turns[-rules.flaps - 1 :], quarantine=quarantine)
+    # Answers may come seldom: the one that ends an illness may be the one that ends the quarantine.
+    return _freed(replace(history, turns=turns[-rules.flaps - 1 :], quarantine=quarantine), now, rules)
 
 
 def quarantined(reason: str) -> Health:

@@ -6,14 +6,15 @@ nothing of what ended; the driver knows only processes that compute. A card is i
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from xpu_plugin.model.devices import Device, Usage
 from xpu_plugin.model.inventory import Facts, Policy, card_of, is_old, our_resources
 from xpu_plugin.model.vf import Card, Proof
+from xpu_plugin.record import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Holding:
     """Devices of one resource that one container holds; `container` is `namespace/pod/container` or, from
     the checkpoint, `pod UID/container`."""
@@ -23,7 +24,7 @@ class Holding:
     ids: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Listing:
     """What the pod resources API lists. pods: `namespace/name` of each, also of those without devices"""
 
@@ -31,7 +32,7 @@ class Listing:
     holdings: tuple[Holding, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Answers:
     """What the witnesses said about some cards, as they said it.
 
@@ -51,7 +52,7 @@ class Answers:
     usages: Mapping[str, Usage | str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Terms:
     """On what terms witnesses are believed.
 
@@ -92,7 +93,7 @@ def by_card(
 # --- our own grants -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Grant:
     """A device that we gave away and that may be held still.
 

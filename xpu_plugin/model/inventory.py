@@ -3,14 +3,15 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from xpu_plugin.model.devices import Device, Found, Kind, matches, parent_by_rule, resource_name
 from xpu_plugin.model.health import LOST, Health, card_held, judge
+from xpu_plugin.record import record
 from xpu_plugin.xpuml import ReturnCode
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Policy:
     """What the administrator wants offered, and under which names."""
 
@@ -70,7 +71,7 @@ def held_otherwise(
     }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Facts:
     """All that is known. Loops submit changes; nothing in here is derived from anything else in here.
 
@@ -186,7 +187,7 @@ def _split_of(id: str) -> str:
     return "half" if suffix.startswith("half") else suffix or "whole"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Entry:
     """A device as it is offered: under its own id and resource, or as a container still holds it."""
 
@@ -196,7 +197,7 @@ class Entry:
     health: Health
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Inventory:
     """One picture. entries: what is offered, by the id it is offered under, in the order of ids."""
 

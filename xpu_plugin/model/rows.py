@@ -2,15 +2,15 @@
 """Devices as sub-commands show them: one row of plain values each, and who holds it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from xpu_plugin.model.devices import Device
 from xpu_plugin.model.health import LOST
 from xpu_plugin.model.holders import Holding
 from xpu_plugin.model.inventory import Entry, Facts, Policy, entries, estranged, is_old, our_resources
+from xpu_plugin.record import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Row:
     """One device, in values that JSON knows. Programs read these names: they stay, and others are only added.
 

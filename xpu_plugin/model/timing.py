@@ -2,10 +2,12 @@
 """Durations as a histogram counts them: a value that grows by making another one."""
 
 from bisect import bisect_left
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from xpu_plugin.record import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Durations:
     """How many there were by length.
 

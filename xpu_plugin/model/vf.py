@@ -4,11 +4,12 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 
 from xpu_plugin.model.devices import Device, Kind, matches
 from xpu_plugin.model.inventory import Facts, Policy
+from xpu_plugin.record import record
 
 
 KEEP = "keep"
@@ -23,7 +24,7 @@ DETAIL_ANNOTATION = f"{LABEL}.detail"
 # --- the wish -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Wish:
     """How many VFs each card is to have.
 
@@ -68,7 +69,7 @@ def by_label(before: Wish, label: str | None, argument: int | None) -> Wish:
 # --- cards ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Card:
     """One board as it is now.
 
@@ -145,7 +146,7 @@ class Action(StrEnum):
     UNSUPPORTED = "unsupported"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Proof:
     """Whether anybody uses a card: it is idle only without holders and without doubt.
 
@@ -169,7 +170,7 @@ class Proof:
         return f"cannot prove idle: {self.doubt}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Step:
     """What follows for one card. wished: None means `keep`; reason: a sentence where there is one to say."""
 
@@ -236,7 +237,7 @@ _STATES = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Report:
     """What the administrator sees. steps: a card that is paused or being changed says so as its reason;
     problem: what is wrong with the wish itself"""

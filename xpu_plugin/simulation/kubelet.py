@@ -46,6 +46,7 @@ from xpu_plugin.proto import (
     podresources_v1alpha1_pb2,
     podresources_v1alpha1_pb2_grpc,
 )
+from xpu_plugin.record import record
 
 
 VERSION = "v1beta1"
@@ -87,7 +88,7 @@ class StartError(AdmissionError):
         self.grant = grant
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Device:
     """A device as its plugin lists it, or `Unhealthy` since its plugin's stream ended."""
 
@@ -100,7 +101,7 @@ class Device:
         return self.health == HEALTHY
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Registration:
     """One accepted call of Register. time: of time.monotonic(); life: the kubelet's starts, from 1."""
 
@@ -113,7 +114,7 @@ class Registration:
     preferred_allocation_available: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class DeviceNode:
     """A device node that a container is to be given."""
 

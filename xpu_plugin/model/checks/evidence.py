@@ -2,14 +2,15 @@
 """What the checks of `doctor` rest on, as seen in one pass. What could not be seen is None, or says why."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xpu_plugin.model.devices import Function
 from xpu_plugin.model.holders import Holding
 from xpu_plugin.model.rows import Row
+from xpu_plugin.record import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class NodeFile:
     """What is at the name of a device node. character: whether it is a character device
 
@@ -24,7 +25,7 @@ class NodeFile:
     linked: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Host:
     """Files of the host.
 
@@ -51,7 +52,7 @@ class Host:
         return not (self.control or self.nodes or self.functions)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Library:
     """What it says, by the running plugin or by a worker of our own.
 
@@ -69,7 +70,7 @@ class Library:
     hung: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Plugin:
     """The running plugin. replaced: whether the library's file is another one than its worker has loaded,
     None where that cannot be seen"""
@@ -80,7 +81,7 @@ class Plugin:
     replaced: bool | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Kubelet:
     """The kubelet's side. Troubles are sentences, None where all is well.
 
@@ -99,7 +100,7 @@ class Kubelet:
     holdings: tuple[Holding, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Cluster:
     """The API server's side.
 
@@ -115,7 +116,7 @@ class Cluster:
     ahead: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Evidence:
     """All of it. simulated: whether nodes and library are
 

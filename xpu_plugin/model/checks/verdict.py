@@ -2,10 +2,10 @@
 """What a check says."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import StrEnum
 
 from xpu_plugin.model.checks.evidence import Evidence
+from xpu_plugin.record import record
 
 
 class Verdict(StrEnum):
@@ -17,7 +17,7 @@ class Verdict(StrEnum):
     ERROR = "error"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Finding:
     """evidence: what was seen, a sentence; advice: the next step, where there is one to take"""
 
@@ -26,7 +26,7 @@ class Finding:
     advice: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Check:
     """name: stable, for programs; about: what it looks at"""
 

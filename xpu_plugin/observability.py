@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wiring of what shows and tells: pages, metrics, status socket, audit, Events. No pod waits for any of it,
+so it is loaded after the first list."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable, Collection, Sequence
+
+from xpu_plugin.config import Config
+from xpu_plugin.edges.driver import Driver
+from xpu_plugin.edges.grants import GrantRecord
+from xpu_plugin.edges.http import HttpServer, Page, plain
+from xpu_plugin.edges.kubelet import Endpoint, InstanceLock
+from xpu_plugin.edges.service import DevicePluginService
+from xpu_plugin.edges.status import StatusServer
+from xpu_plugin.loops.apply import Apply
+from xpu_plugin.loops.audit import Audit
+from xpu_plugin.loops.census import Census
+from xpu_plugin.loops.decisions import Decisions
+from xpu_plugin.loops.faults import Faults
+from xpu_plugin.loops.idleness import Idleness
+from xpu_plugin.loops.metrics import CONTENT_TYPE, GATHER_SECONDS, Metrics, Parts
+from xpu_plugin.loops.node import Node
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.loops.readings import Meters
+from xpu_plugin.loops.status import Status
+from xpu_plugin.loops.sweep import Sweep
+from xpu_plugin.model.holders import Holding, Terms
+from xpu_plugin.record import record
+
+
+logger = logging.getLogger(__name__)
+
+
+@record
+class Plugin:
+    """What there is to show.
+
+    held: what was granted before the first list, once that is known
+    on_grant: to which whoever wants to know of grants is added
+    listed: set once the kubelet has had a list; started: seconds of the monotonic clock
+    requests, questions: listeners of --metrics-address and --status-socket, None where there is none
+    """
+
+    config: Config
+    lock: InstanceLock
+    driver: Driver
+    probes: Driver
+    picture: Picture
+    sweep: Sweep
+    decisions: Decisions
+    idleness: Idleness
+    apply: Apply
+    record: GrantRecord
+    terms: Terms
+    node: Node | None
+    services: Sequence[DevicePluginService]
+    endpoints: Sequence[Endpoint]
+    on_grant: list[Callable[[], None]]
+    held: asyncio.Future[Collection[Holding]]
+    listed: asyncio.Event
+    started: float
+    requests: socket.socket | None
+    questions: socket.socket | None
+
+    def left_out(self) -> Collection[int]:
+        """Indexes that the worker is not to be asked about."""
+        return self.sweep.probation.skip
+
+    def streams(self) -> int:
+        """How many the kubelet has open."""
+        return sum(service.streams for service in self.services)
+
+    def ready(self) -> str:
+        """What it is waiting for. That is no reason not to be ready: an update would stall at the first node
+        without a driver."""
+        return f"library: {self.sweep.trouble or 'ok'}\nkubelet: open streams: {self.streams()}"
+
+
+LATEST_SECONDS = 10.0  # until metrics are shown also without a list: the first page takes the interpreter
+
+
+async def run(plugin: Plugin) -> None:
+    """Show and tell until cancelled."""
+    config, sweep, picture, node = plugin.config, plugin.sweep, plugin.picture, plugin.node
+    census = Census(config.pod_resources_socket)
+    meters = Meters(plugin.driver, picture, left_out=plugin.left_out)
+    audit = Audit(
+        plugin.driver,
+        picture,
+        census,
+        plugin.idleness,
+        terms=plugin.terms,
+        record=plugin.record,
+        device_plugin_dir=config.device_plugin_dir,
+        serving=plugin.listed.is_set,
+        left_out=plugin.left_out,
+        tell=node.event if node else lambda *_: None,
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        if plugin.requests is not None:
+            metrics = metrics_of(plugin, meters, census, audit)
+            pages = {
+                "/healthz": plain(lambda: "ok"),
+                "/readyz": plain(plugin.ready),
+                "/metrics": Page(
+                    contents=metrics.contents, content_type=CONTENT_TYPE, seconds=GATHER_SECONDS
+                ),
+            }
+            stack.callback(HttpServer(plugin.requests, pages).close)
+        if plugin.questions is not None:
+            server = StatusServer(status_of(plugin, meters).answers)
+            await server.start(plugin.questions)
+            stack.callback(server.close)
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        group.create_task(meters.run(), name="meters")
+        audit.begin(await plugin.held)
+        plugin.on_grant.append(audit.granted)
+        group.create_task(audit.run(), name="audit")
+        if node is not None:
+            faults = Faults(picture, census, driver_gone=lambda: sweep.driver_gone, tell=node.event)
+            group.create_task(faults.run(), name="faults")
+
+
+def metrics_of(plugin: Plugin, meters: Meters, census: Census, audit: Audit) -> Metrics:
+    """The page of metrics."""
+    return Metrics(
+        Parts(
+            picture=plugin.picture,
+            sweep=plugin.sweep,
+            drivers=(plugin.driver, plugin.probes),
+            idleness=plugin.idleness,
+            apply=plugin.apply,
+            services=plugin.services,
+            endpoints=plugin.endpoints,
+            meters=meters,
+            census=census,
+            audit=audit,
+            api=plugin.node.api if plugin.node else None,
+            ready=lambda: plugin.listed.is_set() or time.monotonic() - plugin.started > LATEST_SECONDS,
+        )
+    )
+
+
+def status_of(plugin: Plugin, meters: Meters) -> Status:
+    """What sub-commands may ask."""
+    return Status(
+        picture=plugin.picture,
+        sweep=plugin.sweep,
+        apply=plugin.apply,
+        idleness=plugin.idleness,
+        driver=plugin.driver,
+        meters=meters,
+        decisions=plugin.decisions,
+        device_plugin_dir=plugin.config.device_plugin_dir,
+        pod_resources_socket=plugin.config.pod_resources_socket,
+        streams=plugin.streams,
+        alone=lambda: not plugin.lock.rival,
+        configuration=plugin.config.text(),
+    )

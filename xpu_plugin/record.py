@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records: values with named fields, which nothing changes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import Any, TypeVar, dataclass_transform, overload
+
+
+T = TypeVar("T")
+
+
+@overload
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def record(cls: type[T]) -> type[T]: ...
+@overload
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def record(*, kw_only: bool = True) -> Callable[[type[T]], type[T]]: ...
+def record(cls: type[T] | None = None, *, kw_only: bool = True) -> Any:
+    """A dataclass with slots, equal and hashed by its fields; everything in `dataclasses` works with it.
+
+    That nobody assigns to a field is seen to by the type checker. All records share what a frozen dataclass
+    has compiled for itself, six functions each: with some sixty classes that was a fifth of the plugin's
+    start (tests/benchmarks/README.md).
+
+    kw_only: fields are given by name only
+    """
+    if cls is None:
+        return lambda cls: _record(cls, kw_only=kw_only)
+    return _record(cls, kw_only=kw_only)
+
+
+def _record(cls: type[T], *, kw_only: bool) -> type[T]:
+    cls.__doc__ = cls.__doc__ or cls.__name__  # or one is made of the signature, which takes long
+    made = dataclass(slots=True, kw_only=kw_only, eq=False, repr=False)(cls)
+    values = attrgetter(*(field.name for field in fields(made)))  # type: ignore[arg-type]
+
+    def equal(self: T, other: object) -> bool:
+        return values(self) == values(other) if other.__class__ is self.__class__ else NotImplemented
+
+    def own_hash(self: T) -> int:
+        return hash(values(self))
+
+    for name, function in (("__eq__", equal), ("__hash__", own_hash), ("__repr__", _text)):
+        setattr(made, name, function)
+    return made
+
+
+def _text(self: Any) -> str:
+    shown = (f"{field.name}={getattr(self, field.name)!r}" for field in fields(self) if field.repr)
+    return f"{type(self).__qualname__}({', '.join(shown)})"
