@@ -44,10 +44,19 @@ def test_only_the_worker_imports_the_binding() -> None:
         "http.server",
     ],
 )
-def test_the_server_never_loads(absent: str) -> None:
-    """Neither the binding nor, before there is a use for it, the clients of the API server and of Prometheus
-    and an HTTP server."""
+def test_the_server_does_not_load(absent: str) -> None:
+    """The binding ever; before there is a use for them the clients of the API server and of Prometheus, an
+    HTTP server, and what no pod waits for."""
     code = f"import sys, xpu_plugin.daemon; sys.exit({absent!r} in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "absent", ["xpu_plugin.edges.nodeapi", "kubernetes", "prometheus_client", "http.server"]
+)
+def test_what_shows_and_tells_does_not_load(absent: str) -> None:
+    """What not everybody has asked for."""
+    code = f"import sys, xpu_plugin.observability; sys.exit({absent!r} in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

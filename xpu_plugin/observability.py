@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Sequence
 from xpu_plugin.config import Config
 from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.grants import GrantRecord
-from xpu_plugin.edges.http import HttpServer, Page, plain
 from xpu_plugin.edges.kubelet import Endpoint, InstanceLock
 from xpu_plugin.edges.service import DevicePluginService
 from xpu_plugin.edges.status import StatusServer
@@ -102,6 +101,8 @@ async def run(plugin: Plugin) -> None:
     )
     async with contextlib.AsyncExitStack() as stack:
         if plugin.requests is not None:
+            from xpu_plugin.edges.http import HttpServer, Page, plain  # noqa: PLC0415 - 2 MB not all need
+
             metrics = metrics_of(plugin, meters, census, audit)
             pages = {
                 "/healthz": plain(lambda: "ok"),
