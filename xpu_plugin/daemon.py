@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ from xpu_plugin.simulation import library
 
 
 if TYPE_CHECKING:
+    from xpu_plugin.edges.nodeapi import NodeApi
     from xpu_plugin.loops.node import Node
 
 logger = logging.getLogger(__name__)
@@ -329,23 +331,27 @@ def node_of(config: Config) -> "Node | None":
     if not (config.kubeconfig or config.node_name):
         return None
     from xpu_plugin.edges.api import has_credentials  # noqa: PLC0415 - not everybody needs it
-    from xpu_plugin.edges.nodeapi import NodeApi  # noqa: PLC0415
     from xpu_plugin.loops.node import Node  # noqa: PLC0415
 
     if not has_credentials(config.kubeconfig):
         return None
-    name = config.node_name or os.uname().nodename.lower()
-    return Node(
-        argument=config.sriov_num_vfs,
-        connect=lambda on_label, on_denied: NodeApi(
-            node=name,
-            label=LABEL,
-            kubeconfig=config.kubeconfig,
-            on_label=on_label,
-            on_denied=on_denied,
-            delays=delays,
-            patience=config.label_timeout,
-        ),
+    return Node(argument=config.sriov_num_vfs, connect=partial(node_api, config))
+
+
+def node_api(
+    config: Config, on_label: Callable[[str | None], None], on_denied: Callable[[str], None]
+) -> "NodeApi":
+    """The node's edge, by a module that is loaded then."""
+    from xpu_plugin.edges.nodeapi import NodeApi  # noqa: PLC0415
+
+    return NodeApi(
+        node=config.node_name or os.uname().nodename.lower(),
+        label=LABEL,
+        kubeconfig=config.kubeconfig,
+        on_label=on_label,
+        on_denied=on_denied,
+        delays=delays,
+        patience=config.label_timeout,
     )
 
 

@@ -140,7 +140,7 @@ def metrics_of(plugin: Plugin, meters: Meters, census: Census, audit: Audit) -> 
             meters=meters,
             census=census,
             audit=audit,
-            api=plugin.node.api if plugin.node else None,
+            api=lambda: plugin.node.api if plugin.node else None,
             ready=lambda: plugin.listed.is_set() or time.monotonic() - plugin.started > LATEST_SECONDS,
         )
     )

@@ -71,11 +71,15 @@ class Tried:
         self.wishes: list[Wish] = []
         self.threads: set[int] = set()
         self.node = Node(argument=argument, connect=self._connect)
-        (self.api,) = self.apis
 
     def _connect(self, on_label: Callable[[str | None], None], on_denied: Callable[[str], None]) -> NodeApi:
         self.apis.append(Api(on_label, on_denied))
         return cast(NodeApi, self.apis[-1])
+
+    @property
+    def api(self) -> Api:
+        (api,) = self.apis
+        return api
 
     def wished(self, wish: Wish) -> None:
         self.wishes.append(wish)
@@ -98,7 +102,7 @@ class Tried:
 async def running(argument: int | None = 0) -> AsyncIterator[Tried]:
     tried = Tried(argument=argument)
     task = asyncio.create_task(tried.node.run(tried.wished))
-    await until(lambda: tried.api.started, "the start of the API server's edge")
+    await until(lambda: tried.apis and tried.api.started, "the start of the API server's edge")
     yield tried
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -180,7 +184,8 @@ async def test_a_thread_that_is_late_finds_nobody_and_does_not_fail() -> None:
     loop = asyncio.new_event_loop()
 
     async def begin() -> Tried:
-        return Tried(argument=2)
+        async with running(argument=2) as tried:
+            return tried
 
     def all_of_a_life() -> Tried:
         try:
@@ -300,6 +305,25 @@ async def test_news_are_events_also_when_the_report_is_the_same_and_in_their_ord
         tried.node.tell(PENDING, news)
     assert [text for _, _, text in tried.api.events] == ["one", "two"]
     assert len(tried.api.published) == 1
+
+
+async def test_what_is_to_be_written_before_there_is_an_edge_is_written_then() -> None:
+    tried = Tried(argument=0)
+    picture = Picture(Policy(resource="baidu.com/xpu"))
+    picture.submit(lambda facts: after_scan(facts, found(device(A))))
+    describing = asyncio.create_task(tried.node.describe(picture, lambda: "4.0.12.1"))
+    tried.node.event("Warning", "XPUUnhealthy", "one")
+    tried.node.event("Normal", "XPURecovered", "two")
+    await settled()
+    assert tried.apis == []
+    task = asyncio.create_task(tried.node.run(tried.wished))
+    await until(lambda: tried.apis and tried.api.started, "the start of the API server's edge")
+    assert [text for _, _, text in tried.api.events] == ["one", "two"]
+    ((labels, _),) = tried.api.published
+    assert labels[COUNT] == "1"
+    for one in (task, describing):
+        one.cancel()
+    await asyncio.gather(task, describing, return_exceptions=True)
 
 
 # --- what the node has ----------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -215,6 +214,8 @@ class Answer:
 
     def date(self) -> float | None:
         """When it was sent by the server's clock, in seconds since 1970; None where it does not say."""
+        from email.utils import parsedate_to_datetime  # noqa: PLC0415 - for `doctor` only
+
         try:
             return parsedate_to_datetime(self._response.headers.get("Date", "")).timestamp()
         except ValueError:

@@ -50,7 +50,7 @@ Samples = dict[str, dict[tuple[str, ...], Value]]
 class Parts:
     """Whom to ask.
 
-    drivers: all that start workers; api: None where the API server is not asked
+    drivers: all that start workers; api: the API server's edge, None while it is not asked
     ready: whether anything may be shown yet, as the first page takes the interpreter for a moment
     """
 
@@ -64,7 +64,7 @@ class Parts:
     meters: Meters
     census: Census
     audit: Audit
-    api: "NodeApi | None"
+    api: "Callable[[], NodeApi | None]"
     ready: Callable[[], bool]
 
 
@@ -91,8 +91,8 @@ class Metrics:
         _kubelet(samples, self._parts)
         _library(samples, self._parts)
         _virtual_functions(samples, self._parts)
-        if self._parts.api is not None:
-            _api(samples, self._parts.api)
+        if (api := self._parts.api()) is not None:
+            _api(samples, api)
         return partial(text, samples)
 
 

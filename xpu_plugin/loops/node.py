@@ -7,6 +7,7 @@ An API server that cannot be reached changes nothing: not before it has answered
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING
@@ -30,13 +31,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+EVENTS_MOST = 64  # that wait for the edge
+
 
 class Node:
     """Turns the label into a wish, and reports into a label, an annotation and Events.
 
     argument: the number of VFs that counts without a label, or when the API server refuses to show it from
     the start on; connect: makes the API server's edge from two callbacks, for a label's value and for a
-    refusal, that may be called on any thread
+    refusal, that may be called on any thread. It is called by `run`; what is to be written until then waits.
     """
 
     def __init__(
@@ -51,20 +54,24 @@ class Node:
         self._last: tuple[str, str] | None = None
         self._labels: dict[str, str | None] = {}
         self._annotations: dict[str, str | None] = {}
-        loop = asyncio.get_running_loop()
-        self.api = connect(
-            partial(_hop, loop, self._label),
-            partial(_hop, loop, self._denied),
-        )
+        self._events: deque[tuple[str, str, str]] = deque(maxlen=EVENTS_MOST)  # that wait
+        self._connect = connect
+        self.api: NodeApi | None = None  # until `run`
 
     async def run(self, wished: Callable[[Wish], None]) -> None:
         """Tell `wished` of each wish. Never returns; cancelled, it does not wait for it."""
+        loop = asyncio.get_running_loop()
         self._wished = wished
-        self.api.start()
+        self.api = api = self._connect(partial(_hop, loop, self._label), partial(_hop, loop, self._denied))
+        if self._labels:
+            self._publish()
+        while self._events:
+            self.event(*self._events.popleft())
+        api.start()
         try:
             await asyncio.Event().wait()
         finally:
-            self.api.stop()
+            api.stop()
 
     def tell(self, report: Report, news: Collection[News]) -> None:
         """Write down what became of the wish; nothing before there is one."""
@@ -73,7 +80,7 @@ class Node:
             if written != self._last:
                 self._last = written
                 self._labels[STATE_LABEL], self._annotations[DETAIL_ANNOTATION] = written
-                self.api.publish(labels=dict(self._labels), annotations=dict(self._annotations))
+                self._publish()
         for one in news:
             kind = "Normal" if one.reason is Reason.APPLIED else "Warning"
             self.event(kind, str(one.reason), one.text)
@@ -87,11 +94,18 @@ class Node:
             labels = node_labels({**facts.lost, **facts.devices}.values(), driver_version())
             if self._labels != {**self._labels, **labels}:
                 self._labels |= labels
-                self.api.publish(labels=dict(self._labels), annotations=dict(self._annotations))
+                self._publish()
 
     def event(self, kind: str, reason: str, text: str) -> None:
         """Have an Event about the node made."""
-        self.api.event(kind=kind, reason=reason, message=text)
+        if self.api is None:
+            self._events.append((kind, reason, text))
+        else:
+            self.api.event(kind=kind, reason=reason, message=text)
+
+    def _publish(self) -> None:
+        if self.api is not None:
+            self.api.publish(labels=dict(self._labels), annotations=dict(self._annotations))
 
     def _label(self, label: str | None) -> None:
         self._take(by_label(self._wish, label, self._argument))
