@@ -97,6 +97,7 @@ cdef class Library:
     cdef volatile uint64_t *progress
     cdef uint64_t unwatched
     cdef int counted
+    cdef bytearray kept
     cdef readonly str path
 
     def __cinit__(self):
@@ -193,7 +194,7 @@ cdef class Library:
         return self.counted
 
     cdef inline int _handle(self, uint32_t index, xpumlDevice_t *handle) noexcept:
-        """Fetch a handle; `index` is below the count. Never kept: a failed state query invalidates it."""
+        """Fetch a handle; `index` is below the count. A failed state query invalidates it."""
         handle[0] = NULL
         self._enter(HANDLE, index)
         cdef int code = self.api.handle(index, handle)
@@ -232,6 +233,7 @@ cdef class Library:
         self._check(self.api.count(&number), COUNT)
         if number > MOST_DEVICES:
             raise xpuml.error(999, xpuml.FUNCTIONS[COUNT], f"{number} devices are not to be believed")
+        self.kept = bytearray(number * sizeof(xpumlDevice_t))  # of NULL
         self.counted = <int>number
         return number
 
@@ -308,16 +310,22 @@ cdef class Library:
         cdef uint32_t index
         cdef xpumlDevice_t device = NULL
         cdef int code, state
+        cdef xpumlDevice_t *kept = <xpumlDevice_t *><char *>self.kept
         cdef list answers = []
         for index in range(count):
             if skip and index in skip:
                 answers.append(None)
                 continue
-            state = 0
-            code = self._handle(index, &device)
+            # Kept while the device answers: only a count, which there is once, or a failure ends a handle.
+            state = code = 0
+            device, kept[index] = kept[index], NULL
+            if device == NULL:
+                code = self._handle(index, &device)
             if code == 0:
                 self._enter(STATE, index)
                 code = self.api.state(device, &state)
+            if code == 0:
+                kept[index] = device
             answers.append((code, state))
         self._leave()
         return answers

@@ -33,6 +33,8 @@ from xpu_plugin.record import record
 
 logger = logging.getLogger(__name__)
 
+LATEST_SECONDS = 10.0  # until metrics are shown also without a list: the first page takes the interpreter
+
 
 @record
 class Plugin:
@@ -77,9 +79,6 @@ class Plugin:
         """What it is waiting for. That is no reason not to be ready: an update would stall at the first node
         without a driver."""
         return f"library: {self.sweep.trouble or 'ok'}\nkubelet: open streams: {self.streams()}"
-
-
-LATEST_SECONDS = 10.0  # until metrics are shown also without a list: the first page takes the interpreter
 
 
 async def run(plugin: Plugin) -> None:

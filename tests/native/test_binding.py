@@ -572,6 +572,20 @@ def test_success_without_a_handle_is_a_failure(strict_library: Path, tmp_path: P
     assert {line.split()[0] for line in trace[2:]} == {"xpumlDeviceGetHandleByIndex"}
 
 
+def test_a_sweep_keeps_a_handle_until_its_device_fails(strict: Binding) -> None:
+    """Index 2 fails always, which makes its handle invalid."""
+    *_, trace = strict.all(COUNT, "library.sweep()", "library.sweep([1])", "library.sweep()", TRACE)
+    handle, state = "xpumlDeviceGetHandleByIndex", STATE
+    first, last = [f"{handle} 2", f"{state} 2"], [f"{state} {index}" for index in (0, 1)]
+    assert trace[2:] == [
+        *(f"{call} {index}" for index in range(3) for call in (handle, state)),
+        f"{state} 0",
+        *first,
+        *last,
+        *first,
+    ]
+
+
 @pytest.mark.parametrize("function", ["xpumlDeviceGetHandleByIndex", "xpumlDeviceGetAttributes"])
 def test_one_devices_failure_is_its_own(machine: Machine, binding: Binding, function: str) -> None:
     machine.add_fault(function, "code:999", card=1)
