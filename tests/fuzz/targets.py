@@ -27,6 +27,7 @@ from google.protobuf.message import DecodeError
 from tests.builders import CONTROL, device, found
 from xpu_plugin.config import UsageError, read_config
 from xpu_plugin.edges.answers import scan_of
+from xpu_plugin.edges.connection import Connection
 from xpu_plugin.edges.driver import Driver, LibraryError, Target, WorkerError
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.podresources import CHECKPOINT, UnknownHoldersError, read_checkpoint
@@ -165,6 +166,7 @@ async def _driven(raw: bytes, asked: int) -> object:
         call_timeout=60.0,
     )
     worker = driver._process = _Worker(raw)
+    connection = driver._connection = await Connection.over(worker.take_socket(), driver.on_end)
     driver._opened = {"library": "", "library_version": ""}
     try:
         match asked:
@@ -180,6 +182,7 @@ async def _driven(raw: bytes, asked: int) -> object:
     else:
         return None
     finally:
+        connection.close()
         if driver._process is not None:
             worker.kill()
         driver._dying.clear()
