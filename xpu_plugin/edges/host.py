@@ -64,7 +64,7 @@ class Watch:
         self._sysfs_root = sysfs_root
         self._simulated = simulated
         self._entries: object = None  # before the last reading of everything
-        self._host: Host | None = None
+        self.last: Host | None = None  # that was read
         self._settled = False
 
     def read(self) -> Host:
@@ -74,14 +74,14 @@ class Watch:
             _entries(self._sysfs_root / _CLASS),
             _entries(self._sysfs_root / _FUNCTIONS),
         )
-        if self._host is not None and self._settled and entries == self._entries:
-            return self._host
+        if self.last is not None and self._settled and entries == self._entries:
+            return self.last
         host = read_host(self._dev_root, self._sysfs_root, simulated=self._simulated)
-        self._settled = (entries, host) == (self._entries, self._host)
+        self._settled = (entries, host) == (self._entries, self.last)
         self._entries = entries
-        if host != self._host or self._host is None:
-            self._host = host
-        return self._host
+        if self.last is None or host != self.last:
+            self.last = host
+        return self.last
 
 
 def read_host(dev_root: Path, sysfs_root: Path, *, simulated: bool) -> Host:

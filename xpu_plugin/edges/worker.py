@@ -42,7 +42,6 @@ class Worker:
         self._count = 0
         self._file: _File | None = None
         self._watch: host.Watch | None = None
-        self._told: Host | None = None
         self._swept: list[tuple[int, int] | None] | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +117,7 @@ class Worker:
     ) -> dict[str, Any] | None:
         """The host's facts; asked here, as a read from sysfs waits while a driver holds the device. With
         `changed`, None stands for what was told the last time, here or with a scan."""
-        before = self._told
+        before = self._watch.last if self._watch else None
         facts = self._look(dev_root, sysfs_root, simulated=simulated)
         return None if changed and facts is before else asdict(facts)
 
@@ -166,8 +165,7 @@ class Worker:
     def _look(self, dev_root: str, sysfs_root: str, *, simulated: bool) -> Host:
         if self._watch is None:
             self._watch = host.Watch(Path(dev_root), Path(sysfs_root), simulated=simulated)
-        self._told = self._watch.read()
-        return self._told
+        return self._watch.read()
 
     def _check(self, indexes: Iterable[int]) -> None:
         """Refuse indexes of another scan than this worker's."""
