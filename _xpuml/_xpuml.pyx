@@ -8,7 +8,7 @@ index with that count, fetches a handle for each use and zeroes each record. It 
 """
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcmp, memset
 
 from xpuml cimport *
 
@@ -73,6 +73,12 @@ cdef struct Api:
     xpumlDeviceGetText_t name
 
 
+cdef struct Answer:  # of a device in a sweep
+    bint asked
+    int code
+    int state
+
+
 # libxpuml keeps its state in globals, so a process has one library and one count, for ever.
 cdef bint opened = False
 
@@ -97,7 +103,9 @@ cdef class Library:
     cdef volatile uint64_t *progress
     cdef uint64_t unwatched
     cdef int counted
-    cdef bytearray kept
+    cdef bytearray kept     # of each device: its handle
+    cdef bytearray heard    # of each device: its answer to the last sweep
+    cdef list swept         # the same, as it was told
     cdef readonly str path
 
     def __cinit__(self):
@@ -234,6 +242,7 @@ cdef class Library:
         if number > MOST_DEVICES:
             raise xpuml.error(999, xpuml.FUNCTIONS[COUNT], f"{number} devices are not to be believed")
         self.kept = bytearray(number * sizeof(xpumlDevice_t))  # of NULL
+        self.heard = bytearray(number * sizeof(Answer))
         self.counted = <int>number
         return number
 
@@ -308,27 +317,33 @@ cdef class Library:
         skip = frozenset(skip)
         cdef int count = self._known()
         cdef uint32_t index
-        cdef xpumlDevice_t device = NULL
-        cdef int code, state
+        cdef xpumlDevice_t device
         cdef xpumlDevice_t *kept = <xpumlDevice_t *><char *>self.kept
-        cdef list answers = []
+        cdef Answer *heard = <Answer *><char *>self.heard
+        cdef Answer answer
+        cdef bint same = self.swept is not None
         for index in range(count):
-            if skip and index in skip:
-                answers.append(None)
-                continue
-            # Kept while the device answers: only a count, which there is once, or a failure ends a handle.
-            state = code = 0
-            device, kept[index] = kept[index], NULL
-            if device == NULL:
-                code = self._handle(index, &device)
-            if code == 0:
-                self._enter(STATE, index)
-                code = self.api.state(device, &state)
-            if code == 0:
-                kept[index] = device
-            answers.append((code, state))
+            answer.asked = not (skip and index in skip)
+            answer.state = answer.code = 0
+            if answer.asked:
+                # Kept while the device answers: only a count, which there is once, or a failure ends it.
+                device, kept[index] = kept[index], NULL
+                if device == NULL:
+                    answer.code = self._handle(index, &device)
+                if answer.code == 0:
+                    self._enter(STATE, index)
+                    answer.code = self.api.state(device, &answer.state)
+                if answer.code == 0:
+                    kept[index] = device
+            same = same and memcmp(&answer, &heard[index], sizeof(answer)) == 0
+            heard[index] = answer
         self._leave()
-        return answers
+        if not same:
+            self.swept = [
+                (heard[index].code, heard[index].state) if heard[index].asked else None
+                for index in range(count)
+            ]
+        return self.swept
 
     def readings(self, skip=()):
         skip = frozenset(skip)

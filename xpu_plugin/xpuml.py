@@ -257,7 +257,8 @@ class Xpuml(Protocol):
         """A dict with the fields of `Reading` for each index, all fields None for skipped ones."""
 
     def sweep(self, skip: Collection[int] = ()) -> list[tuple[int, int] | None]:
-        """(return code, state) for each index, None for skipped ones."""
+        """(return code, state) for each index, None for skipped ones. The very same list, which nobody may
+        change, as the last time when they are the same."""
 
     def readings(self, skip: Collection[int] = ()) -> list[dict[str, object]]:
         """For each index: memory (bytes), utilization (per cent), temperature (degrees Celsius), clock

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 struct library library = {.file = -1};
@@ -28,7 +29,21 @@ static bool is_same(const struct stat *a, const struct stat *b) {
            a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
 }
 
-// Asked in every call, so by the descriptor: to look the path up takes several times as long.
+// Two looks at the file are at least so far apart: thousands of calls are one sweep, and nobody
+// writes the file and lets it be known in less.
+enum { LOOK_NS = 10000 };
+
+static bool is_time_to_look(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    uint64_t moment = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+    if (moment - library.looked < LOOK_NS)
+        return false;
+    library.looked = moment;
+    return true;
+}
+
+// By the descriptor: to look the path up takes several times as long.
 static bool is_unchanged(void) {
     struct stat status;
     return library.file >= 0 && fstat(library.file, &status) == 0 &&
@@ -100,6 +115,8 @@ bool library_load(struct error *error) {
 }
 
 void library_refresh(void) {
+    if (!is_time_to_look())
+        return;
     struct error error;
     struct stat before = library.seen;
     if (library.machine != NULL && !follow(&error) && !is_same(&before, &library.seen))

@@ -26,6 +26,7 @@ struct library {
     struct machine *machine;
     int file;         // that was last looked into; -1: none
     struct stat seen; // it, at that moment
+    uint64_t looked;  // nanoseconds of the monotonic clock, when it was asked for last
     struct xpuml_device *devices;
     unsigned count;
 };
@@ -35,7 +36,8 @@ extern struct library library;
 // Reads the environment, and the machine for the first time.
 bool library_load(struct error *error);
 
-// Reads the machine again if its file was replaced. A file with errors changes nothing.
+// Reads the machine again if its file was replaced, by the last look at it; it is looked at anew
+// when that was 10 us ago. A file with errors changes nothing.
 void library_refresh(void);
 
 // Roots and file, complete.

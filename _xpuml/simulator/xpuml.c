@@ -456,6 +456,7 @@ static int split(int card, int vfs) {
     bool good = driver_split(&site, card, vfs, &error);
     if (!good)
         fprintf(stderr, "libxpuml simulator: %s\n", error.text);
+    library.looked = 0; // whoever has written it looks at once
     library_refresh();
     return good ? XPUML_SUCCESS : XPUML_UNKNOWN;
 }

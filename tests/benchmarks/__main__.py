@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.benchmarks import report, size, sweep
+from tests.benchmarks import pace, report, size, sweep
 from tests.benchmarks.kubelet import Figures, figures_of, measured
 from tests.benchmarks.subjects import (
     FAST,
@@ -103,6 +103,7 @@ class Bench:
         plan = self._plan
         for number in range(plan.rounds):
             for devices in DEVICES:
+                self._measure_pace()
                 names = [name for name in self._subjects if self._takes_part(name, number, devices)]
                 random.Random(f"{number} {devices}").shuffle(names)
                 for name in names:
@@ -132,6 +133,7 @@ class Bench:
         plan = self._plan
         for number in range(plan.idle_rounds):
             for devices in IDLE_DEVICES:
+                self._measure_pace()
                 say(f"idle, round {number + 1} of {plan.idle_rounds}: {devices} devices")
                 running = {
                     name: measured(
@@ -157,6 +159,9 @@ class Bench:
                 session = self._subjects[name].session(self._place, DEVICES[0], cold=list(files))
                 figures = figures_of(measured(session))
                 self._keep(name, DEVICES[0], number, {"cold_start_ms": figures["start_ms"]})
+
+    def _measure_pace(self) -> None:
+        self.extra.setdefault(report.PACE, []).append(pace.load_ms(sys.executable))
 
     def once(self) -> None:
         """What needs no kubelet."""

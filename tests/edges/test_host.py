@@ -3,8 +3,9 @@
 
 import os
 import socket
+import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -110,19 +111,24 @@ def test_no_node_is_opened(tree: Tree) -> None:
     assert (node.number, node.major, node.minor) == (0, 240, 14)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="making device nodes needs root")
-@pytest.mark.skipif(
-    not Path("/dev/shm").is_dir(), reason="needs a tmpfs, which numbers inodes as devtmpfs does"
-)
-def test_a_node_made_anew_with_the_same_numbers_is_another_one() -> None:
+@pytest.fixture
+def devices() -> Iterator[Path]:
+    """A directory for real nodes, as devtmpfs has them."""
+    if os.geteuid() != 0:
+        pytest.skip("making device nodes needs root")
+    if not Path("/dev/shm").is_dir():
+        pytest.skip("needs a tmpfs, which numbers inodes as devtmpfs does")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
-        path = Path(place) / "xpu0"
-        seen: set[Node] = set()
-        for _ in range(20):
-            os.mknod(path, 0o020666, os.makedev(240, 14))
-            seen.update(list_nodes(path.parent, simulated=False))
-            path.unlink()
-        assert len(seen) == 20
+        yield Path(place)
+
+
+def test_a_node_made_anew_with_the_same_numbers_is_another_one(devices: Path) -> None:
+    seen: set[Node] = set()
+    for _ in range(20):
+        os.mknod(devices / "xpu0", 0o020666, os.makedev(240, 14))
+        seen.update(list_nodes(devices, simulated=False))
+        (devices / "xpu0").unlink()
+    assert len(seen) == 20
 
 
 # --- sysfs --------------------------------------------------------------------------------------------
@@ -352,6 +358,30 @@ def test_what_has_settled_is_not_read_again(tree: Tree) -> None:
     settled = [watch.read() for _ in range(2)][-1]
     (card / "sriov_numvfs").write_text("1\n")
     assert watch.read() is settled
+
+
+def test_a_node_that_takes_the_name_of_another_is_seen(devices: Path, tree: Tree) -> None:
+    os.mknod(devices / "xpu0", 0o020666, os.makedev(240, 0))
+    watch = Watch(devices, tree.sys, simulated=False)
+    for minor in (2, 4, 2, 2):
+        before = [watch.read() for _ in range(3)]
+        assert before[0] is before[2]
+        os.mknod(devices / "other", 0o020666, os.makedev(240, minor))
+        (devices / "other").rename(devices / "xpu0")
+        assert watch.read().nodes == list_nodes(devices, simulated=False) != before[0].nodes
+
+
+def test_a_node_that_is_mounted_over_is_seen(devices: Path, tree: Tree) -> None:
+    os.mknod(devices / "xpu0", 0o020666, os.makedev(240, 0))
+    watch = Watch(devices, tree.sys, simulated=False)
+    before = [watch.read() for _ in range(3)][-1]
+    if subprocess.run(["mount", "--bind", "/dev/null", devices / "xpu0"], check=False).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        assert watch.read().nodes == (NULL,)
+    finally:
+        subprocess.run(["umount", devices / "xpu0"], check=True)
+    assert watch.read() == before
 
 
 def test_a_link_is_a_node_only_when_simulated(tree: Tree) -> None:

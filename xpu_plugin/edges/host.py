@@ -20,7 +20,8 @@ _ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _LONGEST_NUMBER = 64  # bytes of a file in sysfs that holds one
 _CLASS = "class/xpu"  # below the root of sysfs, as the next
 _FUNCTIONS = "bus/pci/devices"
-_NODE = re.compile(r"xpu(0|[1-9][0-9]{0,8})")
+_NODES = "xpu"  # what their names, and the control node's, begin with
+_NODE = re.compile(_NODES + r"(0|[1-9][0-9]{0,8})")
 
 
 def list_nodes(dev_root: Path, *, simulated: bool) -> tuple[Node, ...]:
@@ -54,9 +55,10 @@ class Watch:
     """The host's facts, in full only when they can have changed.
 
     No card gets or loses VFs without functions that come or go on the PCI bus, also where no driver takes
-    them, and what a node leads to changes with the node. So these entries are compared, by name and inode.
-    As Linux (`sriov_enable`) tells the number of VFs only after the last of them is on the bus, facts count
-    as settled when two readings with the same entries were the same.
+    them, and what a node leads to changes with the node. So these entries are compared, by name and inode,
+    which for a node stands for its device, too: mknod gives the numbers, and nothing changes them. As Linux
+    (`sriov_enable`) tells the number of VFs only after the last of them is on the bus, facts count as
+    settled when two readings with the same entries were the same.
     """
 
     def __init__(self, dev_root: Path, sysfs_root: Path, *, simulated: bool) -> None:
@@ -70,7 +72,9 @@ class Watch:
     def read(self) -> Host:
         """As they are now; the very same object while they are the same."""
         entries = (
-            _nodes(self._dev_root, simulated=self._simulated),
+            _mounts(),
+            _making(self._dev_root),
+            _entries(self._dev_root, _NODES, links=self._simulated),
             _entries(self._sysfs_root / _CLASS),
             _entries(self._sysfs_root / _FUNCTIONS),
         )
@@ -105,21 +109,39 @@ def read_host(dev_root: Path, sysfs_root: Path, *, simulated: bool) -> Host:
     )
 
 
-def _nodes(dev_root: Path, *, simulated: bool) -> dict[str, Identity | None]:
-    """Whatever is called as a node or the control node is, with its identity."""
+def _mounts() -> object:
+    """What is mounted where, as a node can be mounted over. Unlike any other where that is unknown."""
     try:
-        names = os.listdir(dev_root)  # noqa: PTH208 - as for `list_nodes`
+        descriptor = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return {}
-    root = str(dev_root)
-    return {name: identity(f"{root}/{name}", simulated=simulated) for name in names if name.startswith("xpu")}
+        return object()
+    with open(descriptor, "rb", buffering=0) as mounts:  # noqa: PTH123 - as `_number` has it
+        return mounts.read()
 
 
-def _entries(directory: Path) -> dict[str, int]:
-    """Names in a directory with their inodes; none where there is no such directory."""
+def _making(directory: Path) -> tuple[int, ...] | None:
+    """When entries came or went last: there are file systems that give an inode's number again at once."""
+    try:
+        status = os.stat(directory)  # noqa: PTH116 - as for `identity`
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def _entries(directory: Path, prefix: str = "", *, links: bool = False) -> dict[str, object]:
+    """Names in a directory that begin so, with their inodes; none where there is no such directory.
+
+    links: those are told by the device they lead to
+    """
     try:
         with os.scandir(directory) as entries:
-            return {entry.name: entry.inode() for entry in entries}
+            return {
+                entry.name: identity(entry.path, simulated=True)
+                if links and entry.is_symlink()
+                else entry.inode()
+                for entry in entries
+                if entry.name.startswith(prefix)
+            }
     except OSError:
         return {}
 

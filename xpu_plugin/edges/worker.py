@@ -128,7 +128,7 @@ class Worker:
     def call_sweep(self, skip: list[int], *, changed: bool = False) -> list[tuple[int, int] | None] | None:
         """Ask all states. With `changed`, None stands for the answer of the last time."""
         before, self._swept = self._swept, self._opened().sweep(skip)
-        return None if changed and self._swept == before else self._swept
+        return None if changed and self._swept is before else self._swept
 
     def call_gauges(self, skip: list[int]) -> list[dict[str, object]]:
         """What each device measures and how many processes compute there, as far as it tells."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
-from xpu_plugin.loops.backoff import delays, wait_for
+from xpu_plugin.loops.backoff import delays, pause
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.probation import Probation
 from xpu_plugin.loops.verdicts import Verdicts
@@ -143,8 +143,7 @@ class Sweep:
         while True:
             delay = await self._round()
             self._condemn()
-            if await wait_for(self._wake, min(delay, self._grace_left())):
-                self._wake.clear()
+            await pause(self._wake, min(delay, self._grace_left()))
 
     async def _round(self) -> float:
         """One comparison of what is known with what is; returns the seconds until the next."""
