@@ -32,6 +32,8 @@ SANITIZED = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-fi
 	UBSAN_OPTIONS=print_stacktrace=1:exitcode=99:log_path=$(FINDING) PYTHONMALLOC=malloc \
 	CC="env -u LD_PRELOAD $(CC)" CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all"
 
+# What the benchmark compares with, where there is Go.
+GO_PLUGIN := $(if $(shell command -v go),build/bench/goplugin)
 PLUGIN_SOURCES := $(wildcard xpu_plugin/*.py xpu_plugin/*/*.py)
 
 .PHONY: run test instructions bench explore fuzz soak coverage sanitize e2e image imagetest \
@@ -55,8 +57,9 @@ soak: .stamps/dev
 instructions: .stamps/dev
 	$(BIN)/python -m tests.benchmarks.instructions $(ARGS)
 
-bench: .stamps/bench
-	$(BIN)/python -m tests.benchmarks --plugin build/bench/bin/xpu-device-plugin $(if $(QUICK),--quick) $(ARGS)
+bench: .stamps/bench $(GO_PLUGIN)
+	$(BIN)/python -m tests.benchmarks --plugin build/bench/bin/xpu-device-plugin $(if $(QUICK),--quick) \
+		$(if $(GO_PLUGIN),--peer constant-go='$(GO_PLUGIN) {directory} {devices}') $(ARGS)
 
 coverage: .stamps/trace
 	rm -rf build/coverage && mkdir -p build/coverage
@@ -151,6 +154,9 @@ wheeltest: wheel
 		echo $(CURDIR)/.venv/lib/python3*/site-packages > $$site/tools.pth
 	$(BIN)/pip --python build/bench/bin/python install --quiet --no-deps --force-reinstall .
 	@touch $@
+
+build/bench/goplugin: $(wildcard tests/benchmarks/goplugin/*) .stamps/bench
+	cd tests/benchmarks/goplugin && go build -o $(CURDIR)/$@ .
 
 clean:
 	rm -rf .venv .stamps build dist xpu_plugin/proto

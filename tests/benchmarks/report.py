@@ -6,16 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.benchmarks.pace import THERE_MS
-from tests.benchmarks.subjects import FAST, FLOOR, LABEL, OURS, REPLAY
+from tests.benchmarks.subjects import FAST, FLOOR, GO, LABEL, OURS, REPLAY
 
 
 Samples = dict[str, dict[int, dict[str, list[list[float]]]]]
 """Subject -> devices -> figure -> the samples of each round."""
 
-REFERENCES = (REPLAY, FLOOR)
+REFERENCES = (REPLAY, FLOOR, GO)
 PACE = "load_grpc_ms"
-GO_OVER_FLOOR = 1.0
-"""Allocate of a constant-answer server in Go, as a ratio to ours: tests/benchmarks/README.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +127,7 @@ def targets(samples: Samples, extra: Mapping[str, list[float]]) -> list[Target]:
         return None if value is None else value / by
 
     small = [devices for devices in sorted(samples.get(OURS, {})) if devices <= 512]
-    floor = ratio(samples, OURS, FLOOR, 8, "allocate_1_p50_us")
+    go = ratio(samples, OURS, GO, 8, "allocate_1_p50_us")
     flat = ratio(samples, OURS, OURS, 4096, "allocate_1_p50_us", over_devices=8)
     sweep = [
         mine / plain
@@ -155,7 +153,7 @@ def targets(samples: Samples, extra: Mapping[str, list[float]]) -> list[Target]:
         Target("memory, MiB, 64 devices", 50, scaled(median(OURS, 64, alone), 1024)),
         Target("memory, MiB, 64 devices, label watch", 64, scaled(median(LABEL, 64, alone), 1024)),
         Target("growth after 5,000 allocations, %", 1, median(OURS, 64, "growth_percent")),
-        Target("Allocate p50, x constant-answer", 3.5 * GO_OVER_FLOOR, floor.median if floor else None),
+        Target("Allocate p50, x a Go plugin's", 3.5, go.median if go else None),
         Target("Allocate p50, 4096 devices, x 8 devices", 1.3, flat.median if flat else None),
         Target("GetPreferredAllocation 8 of 64, us", 1000, median(OURS, 64, "prefer_p50_us"), pace),
         Target("GetPreferredAllocation 8 of 512, us", 5000, median(OURS, 512, "prefer_p50_us"), pace),

@@ -15,7 +15,7 @@ from xpu_plugin.simulation.machine import Machine, cards
 
 
 OURS, LABEL, FAST = "ours", "ours-label", "ours-100ms"
-REPLAY, FLOOR = "reference-replay", "constant-answer"
+REPLAY, FLOOR, GO = "reference-replay", "constant-answer", "constant-go"
 SECONDS = {OURS: 1.0, LABEL: 1.0, FAST: 0.1, REPLAY: 5.0}
 """Between two looks at all devices; whoever is not here is not asked about faults."""
 
