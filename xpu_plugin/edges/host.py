@@ -112,11 +112,9 @@ def read_host(dev_root: Path, sysfs_root: Path, *, simulated: bool) -> Host:
 def _mounts() -> object:
     """What is mounted where, as a node can be mounted over. Unlike any other where that is unknown."""
     try:
-        descriptor = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        return Path("/proc/self/mountinfo").read_bytes()
     except OSError:
         return object()
-    with open(descriptor, "rb", buffering=0) as mounts:  # noqa: PTH123 - as `_number` has it
-        return mounts.read()
 
 
 def _making(directory: Path) -> tuple[int, ...] | None:
