@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a killed process has written by half is left out of the coverage data, and nothing else is."""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,18 @@ def test_the_torn_file_is_left_out_and_the_whole_ones_count(tmp_path: Path) -> N
     assert whole.exists()
     combine(tmp_path)
     assert (tmp_path / "data").exists()
+
+
+def test_a_file_that_was_only_begun_is_left_out(tmp_path: Path) -> None:
+    """The tables are there, and nothing in them yet."""
+    whole = written(tmp_path / "data.1", tracer=True)
+    begun = written(tmp_path / "data.2", tracer=True)
+    with closing(sqlite3.connect(begun)) as tables, tables:
+        tables.execute("delete from coverage_schema")
+    (tmp_path / "data.3").touch()  # which harms nobody
+    assert torn.discard(tmp_path) == [begun]
+    assert whole.exists()
+    combine(tmp_path)
 
 
 def test_a_process_that_never_ran_the_binding_is_whole(tmp_path: Path) -> None:

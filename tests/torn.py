@@ -2,14 +2,16 @@
 """`python -m tests.torn DIRECTORY`: deletes coverage data that was being written when its process was killed.
 
 The plugin kills workers, and tests kill plugins. One that was just writing what it ran leaves a file with
-lines of the binding, but without the word that they are Cython's; for one such file `coverage combine`
-refuses all ("Conflicting file tracer name"). What the killed process ran counts as not run.
+nothing in it, or with lines of the binding, but without the word that they are Cython's; for one such file
+`coverage combine` refuses all ("isn't a coverage data file", "Conflicting file tracer name"). What the
+killed process ran counts as not run.
 """
 
 import sys
 from pathlib import Path
 
 from coverage import CoverageData
+from coverage.exceptions import DataError
 
 
 def discard(directory: Path) -> list[Path]:
@@ -23,9 +25,11 @@ def discard(directory: Path) -> list[Path]:
 
 def _is_torn(path: Path) -> bool:
     data = CoverageData(str(path))
-    data.read()
     try:
+        data.read()
         return any(name.endswith(".pyx") and not data.file_tracer(name) for name in data.measured_files())
+    except DataError:
+        return True
     finally:
         data.close()
 
