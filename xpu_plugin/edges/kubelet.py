@@ -244,12 +244,11 @@ class Endpoint:
 
     async def _pause(self, seconds: float) -> None:
         """Wait; a stream that opens or ends is news at once."""
-        changed = self._service.streams_changed
-        timer = asyncio.get_running_loop().call_later(seconds, changed.set)
         try:
-            await changed.wait()
-        finally:
-            timer.cancel()
+            async with asyncio.timeout(seconds):
+                await self._service.streams_changed.wait()
+        except TimeoutError:
+            pass
 
     async def _register(self) -> tuple[Identity | None, str | None]:
         """Have our socket in place, then say so to the kubelet that is there now; returns which one that was
