@@ -2,6 +2,8 @@
 """The kubelet's checkpoint as a second witness: understood, or said to be not."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xpu_plugin.edges.podresources import CHECKPOINT, UnknownHoldersError, read_checkpoint
-from xpu_plugin.model.holders import Holding
+from xpu_plugin.model.holders import Checkpoint, Holding
 
 
 XPU = "baidu.com/xpu"
@@ -55,33 +57,33 @@ def test_the_kubelets_name_of_the_file() -> None:
 
 def test_ids_by_numa_node_as_from_1_20_on(tmp_path: Path) -> None:
     pod = "7b5d2d3c-9f0a-4a55-8a0c-5ce1a1f3c001"
-    assert read_checkpoint(write(tmp_path, NEW)) == [
+    assert read_checkpoint(write(tmp_path, NEW)).holdings == (
         Holding(container=f"{pod}/train", resource=XPU, ids=("2", "0000:3b:00.0", "0000:3c:00.0")),
         Holding(container=f"{pod}/sidecar", resource="example.com/other", ids=("x",)),
-    ]
+    )
 
 
 def test_ids_in_a_list_as_before_1_20(tmp_path: Path) -> None:
-    (holding,) = read_checkpoint(write(tmp_path, entry(["0", "1"])))
+    (holding,) = read_checkpoint(write(tmp_path, entry(["0", "1"]))).holdings
     assert holding == Holding(container="u/c", resource=XPU, ids=("0", "1"))
 
 
 @pytest.mark.parametrize("ids", [None, [], {}, {"0": []}])
 def test_a_container_may_hold_no_id(ids: object, tmp_path: Path) -> None:
-    (holding,) = read_checkpoint(write(tmp_path, entry(ids)))
+    (holding,) = read_checkpoint(write(tmp_path, entry(ids))).holdings
     assert holding.ids == ()
 
 
 def test_no_file_is_nobody_as_before_the_first_grant(tmp_path: Path) -> None:
-    assert read_checkpoint(tmp_path) == []
-    assert read_checkpoint(tmp_path / "none") == []
+    assert read_checkpoint(tmp_path) == Checkpoint()
+    assert read_checkpoint(tmp_path / "none") == Checkpoint()
 
 
 @pytest.mark.parametrize("entries", [None, []])
 def test_a_file_without_entries_is_nobody(entries: object, tmp_path: Path) -> None:
     """Go writes an empty list as null."""
     document = {"Data": {"PodDeviceEntries": entries, "RegisteredDevices": None}, "Checksum": 1}
-    assert read_checkpoint(write(tmp_path, document)) == []
+    assert read_checkpoint(write(tmp_path, document)).holdings == ()
 
 
 GARBAGE = {
@@ -115,6 +117,43 @@ def test_a_file_that_cannot_be_read_is_never_taken_for_nobody(tmp_path: Path) ->
         read_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("id", ["x" * 300, "a\nb", "\ud800", "9" * 5000])
+def test_an_id_that_no_plugin_of_ours_gives_is_left_out_for_others_and_a_doubt_under_our_names(
+    id: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    foreign = entry([id, "x"])
+    foreign["Data"]["PodDeviceEntries"][0]["ResourceName"] = f"example.com/{len(id)}-{ord(id[0])}"
+    for _ in range(2):
+        (holding,) = read_checkpoint(write(tmp_path, foreign)).holdings
+        assert holding.ids == ("x",)
+    assert len(caplog.records) == 1, "it is said once"
+    with pytest.raises(UnknownHoldersError, match=XPU):
+        read_checkpoint(write(tmp_path, entry([id])))
+
+
+def huge(file: Path) -> None:
+    with file.open("wb") as stream:
+        os.truncate(stream.fileno(), 1 << 40)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, huge])
+def test_a_checkpoint_that_is_not_a_file_or_too_long_is_a_doubt(
+    make: Callable[[Path], None], tmp_path: Path
+) -> None:
+    make(tmp_path / CHECKPOINT)
+    with pytest.raises(UnknownHoldersError, match=CHECKPOINT):
+        read_checkpoint(tmp_path)
+
+
+def test_the_devices_that_the_kubelet_has_from_a_plugin(tmp_path: Path) -> None:
+    write(tmp_path, NEW)
+    os.utime(tmp_path / CHECKPOINT, ns=(7, 7))
+    checkpoint = read_checkpoint(tmp_path)
+    assert checkpoint.registered == {XPU: frozenset({"0000:3b:00.0", "0000:3c:00.0", "2"})}
+    assert checkpoint.written_ns == 7
+
+
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -133,7 +172,7 @@ def test_any_document_is_understood_or_said_to_be_not(
 ) -> None:
     directory = write(tmp_path_factory.mktemp("checkpoint"), document)
     try:
-        holdings = read_checkpoint(directory)
+        holdings = read_checkpoint(directory).holdings
     except UnknownHoldersError:
         return
     assert all(isinstance(holding, Holding) for holding in holdings)

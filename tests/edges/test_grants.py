@@ -2,13 +2,16 @@
 """The record of grants: whole or not at all, and never worth more than availability."""
 
 import asyncio
+import errno
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from xpu_plugin.edges.files import MOST_BYTES
 from xpu_plugin.edges.grants import GrantRecord
 
 
@@ -140,12 +143,12 @@ GARBAGE = {
     "a list of grants": b'{"grants": ["0000:3b:00.0"]}',
     "nothing": b'{"grants": null}',
     "too deep": b"[" * 100_000,
-    "too large": b'{"grants": {"' + b"x" * (2 << 20) + b'": "/dev/xpu0"}}',
+    "too large": b'{"grants": {"' + b"x" * MOST_BYTES + b'": "/dev/xpu0"}}',
 }
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
-def test_garbage_counts_as_empty_is_said_and_is_replaced_by_the_next_start(
+def test_garbage_counts_as_empty_is_said_and_is_kept_aside_by_the_next_start(
     garbage: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     start(GrantRecord(tmp_path), A)
@@ -157,12 +160,64 @@ def test_garbage_counts_as_empty_is_said_and_is_replaced_by_the_next_start(
     assert str(file) in event.getMessage()
     start(record, B)
     assert written(tmp_path) == {B: "/dev/xpu1"}
+    assert (tmp_path / "grants.json.damaged").read_bytes() == garbage
 
 
-def test_a_file_that_cannot_be_read_counts_as_empty(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "grants.json").mkdir()
-    assert GrantRecord(tmp_path).paths == {}
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_not_a_file_counts_as_damaged_and_is_kept_aside(
+    make: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path / "grants.json")
+    record = GrantRecord(tmp_path)
+    assert record.paths == {}
     assert len(caplog.records) == 1
+    start(record, A)
+    assert written(tmp_path) == {A: "/dev/xpu0"}
+    assert (tmp_path / "grants.json.damaged").exists()
+
+
+@pytest.fixture
+def no_descriptors(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """No file of the records can be opened until the returned function is called."""
+    opened, lacking = os.open, True
+
+    def open_if_there_are(path: str | Path, *arguments: object, **others: object) -> int:
+        if lacking and str(path).endswith(".json"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(path, *arguments, **others)  # type: ignore[arg-type]  # as it was called
+
+    def come_back() -> None:
+        nonlocal lacking
+        lacking = False
+
+    monkeypatch.setattr(os, "open", open_if_there_are)
+    return come_back
+
+
+def test_a_record_that_cannot_be_read_now_is_read_before_anything_is_written(
+    tmp_path: Path, no_descriptors: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "grants.json"
+    file.write_text(json.dumps({"grants": {A: "/dev/xpu0", C: "/dev/xpu2"}, "listed": [A]}))
+    before = file.read_bytes()
+    record = GrantRecord(tmp_path)
+    assert record.unread
+    start(record, B)
+    see(record, B)
+    asyncio.run(record.forget(lambda: [A]))
+    assert file.read_bytes() == before
+    assert len(caplog.records) == 1, "it is said once"
+    no_descriptors()
+    start(record, B)
+    assert written(tmp_path) == {A: "/dev/xpu0", B: "/dev/xpu1", C: "/dev/xpu2"}
+    assert not record.unread
+    assert A in listed(tmp_path)
+
+
+def test_drafts_of_a_killed_process_are_removed_with_the_next_write(tmp_path: Path) -> None:
+    (tmp_path / ".grants.json-x7f3").write_text("half")
+    start(GrantRecord(tmp_path), A)
+    assert [path.name for path in tmp_path.iterdir()] == ["grants.json"]
 
 
 @pytest.fixture

@@ -71,16 +71,17 @@ def test_a_directory_that_cannot_be_written_is_complained_of_once_each_time_it_b
     assert sum("cannot write" in entry.message for entry in caplog.records) == 1
 
 
-def test_no_more_than_a_bounded_part_of_a_file_is_read(tmp_path: Path) -> None:
+def test_a_file_that_is_too_long_is_not_read(tmp_path: Path) -> None:
     file = tmp_path / "sparse"
     with file.open("wb") as stream:
         os.truncate(stream.fileno(), 1 << 40)
-    assert len(files.read(file)) == files.LARGEST
+    with pytest.raises(ValueError, match="more than"):
+        files.read(file)
 
 
 def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/b").touch()
     with pytest.raises(OSError, match="directory"):
-        files.replace(tmp_path / "a", "text")
+        files.StateFile(tmp_path / "a").replace("text")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

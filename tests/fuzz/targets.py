@@ -342,7 +342,7 @@ def record(data: bytes) -> None:
     assert all(isinstance(id, str) for id in grants.listed)
     (directory / CHECKPOINT).write_bytes(data)
     with contextlib.suppress(UnknownHoldersError):
-        for holding in read_checkpoint(directory):
+        for holding in read_checkpoint(directory).holdings:
             assert all(isinstance(id, str) for id in holding.ids)
             hash(holding)
 

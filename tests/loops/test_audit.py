@@ -181,7 +181,7 @@ async def test_holders_from_before_our_start_are_none(tried: Tried) -> None:
     tried.hold("former", A)
     tried.kubelet.write_checkpoint()
     tried.audit = tried.another()
-    tried.audit.begin(read_checkpoint(tried.kubelet.directory))
+    tried.audit.begin(read_checkpoint(tried.kubelet.directory).holdings)
     await tried.looks(3)
     assert tried.audit.counts == NONE
 

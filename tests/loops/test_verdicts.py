@@ -150,6 +150,9 @@ async def test_a_record_that_could_not_be_written_is_written_later(
     monkeypatch.setattr(verdicts_module, "RETRY_SECONDS", (0.05, 0.05))
     obstacle = tmp_path / "quarantine.json"
     obstacle.mkdir()
+    aside = tmp_path / "quarantine.json.damaged"  # a directory with something in it is not replaced
+    aside.mkdir()
+    (aside / "kept").touch()
     life = start()
     life.flap()
     await until(lambda: any("cannot write" in message for message in caplog.messages), "a complaint")

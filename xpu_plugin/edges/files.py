@@ -1,37 +1,102 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small files that outlive the process: read within bounds, replaced whole or not at all."""
+"""Small files: read whole and within bounds, from regular files only; replaced whole or not at all."""
 
 import contextlib
+import json
 import os
+import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 
-LARGEST = 1 << 20  # bytes that are read
+MOST_BYTES = 4 << 20
+"""Of a checkpoint or a record; one that names ten thousand devices has about one mebibyte."""
+DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What reading or decoding raises for content that is not as it should be."""
+
+_CHUNK = 1 << 20  # bytes that are read at a time
+
+T = TypeVar("T")
 
 
-def read(file: Path) -> bytes:
-    """The file, cut off where it is longer than anything of ours. Raises OSError."""
-    with file.open("rb") as stream:
-        return stream.read(LARGEST)
+def read(file: Path, *, most: int = MOST_BYTES) -> bytes:
+    """The content of a regular file, without waiting for a writer as a FIFO would.
 
-
-def replace(file: Path, text: str) -> None:
-    """Write a file whole or not at all, and so that it is there after a power failure. Raises OSError."""
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+    Raises OSError when it cannot be read now, and ValueError when it is not a regular file or longer than
+    `most` bytes.
+    """
+    if not stat.S_ISREG(os.stat(file).st_mode):  # noqa: PTH116 - opening a device node may have effects
+        raise ValueError("not a regular file")
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)  # noqa: PTH105
-        directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("not a regular file")
+        content = bytearray()
+        while part := os.read(descriptor, _CHUNK):
+            content += part
+            if len(content) > most:
+                raise ValueError(f"more than {most} bytes")
+        return bytes(content)
+    finally:
+        os.close(descriptor)
+
+
+class StateFile:
+    """One JSON file that outlives the process. It has one writer: the instance that holds the lock."""
+
+    def __init__(self, file: Path) -> None:
+        self.path = file
+        self._damaged = False
+        self._tidied = False
+
+    def load(self, decode: Callable[[Any], T]) -> T | None:
+        """The decoded content; None where there is no file. Changes nothing on the disk.
+
+        Raises OSError when the file cannot be read now: that is no reason to take it for empty. Raises one of
+        DAMAGED for content that is not as it should be; `replace` then keeps that file aside.
+        """
+        self._damaged = False
         try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)  # noqa: PTH108
-        raise
+            return decode(json.loads(read(self.path)))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except DAMAGED:
+            self._damaged = True
+            raise
+
+    def replace(self, document: object) -> None:
+        """Write the file whole or not at all, and so that it is there after a power failure.
+
+        A damaged file is kept beside it as `NAME.damaged`. Drafts that a killed process has left are removed.
+        Raises OSError.
+        """
+        text = json.dumps(document, indent=1, sort_keys=True)
+        directory = self.path.parent
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        prefix = f".{self.path.name}-"
+        if not self._tidied:
+            for draft in directory.glob(f"{prefix}*"):
+                draft.unlink(missing_ok=True)
+            self._tidied = True
+        if self._damaged:
+            with contextlib.suppress(FileNotFoundError):  # it was removed by hand
+                self.path.replace(self.path.with_name(f"{self.path.name}.damaged"))
+            self._damaged = False
+        descriptor, draft_name = tempfile.mkstemp(dir=directory, prefix=prefix)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(draft_name, self.path)  # noqa: PTH105
+            held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(held)
+            finally:
+                os.close(held)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(draft_name)  # noqa: PTH108
+            raise

@@ -7,12 +7,13 @@ are refused until their pod is created anew; it never means that one gets a wron
 """
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
-from xpu_plugin.edges import files
+from xpu_plugin.edges.disk import state_thread
+from xpu_plugin.edges.files import DAMAGED, StateFile
 from xpu_plugin.record import record
 
 
@@ -29,25 +30,36 @@ class _Contents:
     listed: frozenset[str]
 
 
+_EMPTY = _Contents({}, frozenset())
+
+
 class GrantRecord:
     """id -> path, in memory and, from a container's first start on, in `directory`/grants.json; and which of
-    the ids the kubelet has listed since."""
+    the ids the kubelet has listed since.
+
+    unread: the file is there and could not be read yet. It counts as neither empty nor known; it is not
+    written before it has been read.
+    """
 
     def __init__(self, directory: Path) -> None:
-        self._file = directory / _FILE
-        self._written = _read(self._file)
-        self.paths: dict[str, str] = dict(self._written.paths)
-        self.listed: set[str] = set(self._written.listed)
+        self._file = StateFile(directory / _FILE)
+        self._disk = state_thread()
+        self._written = _EMPTY
+        self.paths: dict[str, str] = {}
+        self.listed: set[str] = set()
         self._complained = False
         self._writing = asyncio.Lock()
+        self.unread = True
+        self._unreadable: str | None = None
+        self._take_in(self._read())
 
-    async def reread(self) -> None:
-        """Take in what another plugin has written since; what was granted here and is not written stays."""
+    async def reread(self) -> bool:
+        """Take in what another plugin has written since; what was granted here and is not written stays.
+
+        Whether the file could be read.
+        """
         async with self._writing:
-            ours = {id: path for id, path in self.paths.items() if self._written.paths.get(id) != path}
-            self._written = await asyncio.to_thread(_read, self._file)
-            self.paths = {**self._written.paths, **ours}
-            self.listed = set(self._written.listed) - ours.keys()
+            return await self._reread()
 
     def granted(self, paths: Mapping[str, str]) -> None:
         """Allocate answered; the container has not started yet."""
@@ -61,6 +73,8 @@ class GrantRecord:
         cannot be written is complained of once and costs no more than the record.
         """
         async with self._writing:
+            if self.unread and not await self._reread():
+                return
             written = self._written
             if all(written.paths.get(id) == path for id, path in paths.items()) and (
                 self.listed.issuperset(written.listed.intersection(paths))
@@ -71,6 +85,8 @@ class GrantRecord:
     async def forget(self, ids: Callable[[], Collection[str]]) -> None:
         """No container has these any more; asked for when there is nothing to wait for, as for `saw`."""
         async with self._writing:
+            if self.unread:
+                return
             ended = frozenset(ids())
             self.paths = {id: path for id, path in self.paths.items() if id not in ended}
             self.listed -= ended
@@ -82,21 +98,34 @@ class GrantRecord:
         one of them may be granted anew meanwhile."""
         async with self._writing:
             self.listed.update(ids())
-            if not self._written.listed.issuperset(self._written.paths.keys() & self.listed):
+            if not self.unread and not self._written.listed.issuperset(
+                self._written.paths.keys() & self.listed
+            ):
                 await self._write(self._written.paths)
+
+    async def _reread(self) -> bool:
+        self._take_in(await self._disk.call(self._read))
+        return not self.unread
+
+    def _take_in(self, found: _Contents | None) -> None:
+        if found is None:
+            return
+        ours = {id: path for id, path in self.paths.items() if self._written.paths.get(id) != path}
+        self.unread, self._written = False, found
+        self.paths = {**found.paths, **ours}
+        self.listed = set(found.listed) - ours.keys()
 
     async def _write(self, paths: Mapping[str, str]) -> None:
         wanted = _Contents(paths, frozenset(paths.keys() & self.listed))
         document = {"grants": dict(paths), "listed": sorted(wanted.listed)}
-        text = json.dumps(document, indent=1, sort_keys=True)
         try:
-            await asyncio.to_thread(files.replace, self._file, text)  # a disk may take its time
+            await self._disk.call(self._file.replace, document)
         except OSError as error:
             if not self._complained:
                 logger.warning(
                     "cannot write the record of grants %s: %s; after a restart of this plugin, containers "
                     "that restart will be refused until their pods are created anew",
-                    self._file,
+                    self._file.path,
                     error.strerror,
                 )
             self._complained = True
@@ -104,15 +133,30 @@ class GrantRecord:
         self._complained = False
         self._written = wanted
 
+    def _read(self) -> _Contents | None:
+        """The file's contents; None when it cannot be read now."""
+        try:
+            return self._file.load(_decoded) or _EMPTY
+        except OSError as error:
+            if error.strerror != self._unreadable:
+                self._unreadable = error.strerror
+                logger.warning(
+                    "cannot read the record of grants %s: %s; it is tried again, and no card is split before",
+                    self._file.path,
+                    error.strerror,
+                )
+            return None
+        except DAMAGED as error:
+            logger.warning(
+                "the record of grants %s is damaged and counts as empty: %s; it is kept aside when a new one "
+                "is written",
+                self._file.path,
+                error,
+            )
+            return _EMPTY
 
-def _read(file: Path) -> _Contents:
-    try:
-        document = json.loads(files.read(file))
-        grants = {str(id): str(path) for id, path in document["grants"].items()}
-        # Without the word, the file is of a release that did not ask.
-        return _Contents(grants, frozenset(map(str, document.get("listed", grants))))
-    except FileNotFoundError:
-        return _Contents({}, frozenset())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        logger.warning("the record of grants %s cannot be read and counts as empty: %s", file, error)
-        return _Contents({}, frozenset())
+
+def _decoded(document: Any) -> _Contents:
+    grants = {str(id): str(path) for id, path in document["grants"].items()}
+    # Without the word, the file is of a release that did not ask.
+    return _Contents(grants, frozenset(map(str, document.get("listed", grants))))

@@ -9,18 +9,20 @@ pod's devices until the next grant. A holder that either of them names is a hold
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from xpu_plugin.model.holders import Holding, Listing
+from xpu_plugin.edges import files
+from xpu_plugin.edges.disk import DiskThread
+from xpu_plugin.model.holders import Checkpoint, Holding, Listing
 from xpu_plugin.proto import podresources_v1_pb2 as v1
-from xpu_plugin.proto import podresources_v1_pb2_grpc as v1_grpc
 from xpu_plugin.proto import podresources_v1alpha1_pb2 as v1alpha1
-from xpu_plugin.proto import podresources_v1alpha1_pb2_grpc as v1alpha1_grpc
 from xpu_plugin.record import record
 
 
@@ -28,38 +30,53 @@ logger = logging.getLogger(__name__)
 
 LIST_SECONDS = 2.0
 CHECKPOINT = "kubelet_internal_checkpoint"
+LONGEST_ANSWER = 16 << 20  # bytes; a node's 250 pods with a hundred devices each have about two mebibytes
+LONGEST_ID = 256  # characters of a device id; newer kubelets take 63
+DOMAINS = frozenset({"baidu.com"})
 _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),  # for the reason in `kubelet`
-    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_receive_message_length", LONGEST_ANSWER),
 )
-# Generated stubs and messages; the messages of both versions are alike as far as they are read here.
-_VERSIONS: tuple[tuple[Any, Any], ...] = (
-    (v1_grpc.PodResourcesListerStub, v1.ListPodResourcesRequest()),
-    (v1alpha1_grpc.PodResourcesListerStub, v1alpha1.ListPodResourcesRequest()),
-)
+# The messages of both versions are alike as far as they are read here. `Any`: they are generated.
+_VERSIONS: tuple[tuple[str, Any], ...] = (("v1", v1), ("v1alpha1", v1alpha1))
 
 
 class UnknownHoldersError(Exception):
-    """A source that exists could not be read: it must not be taken for "nobody"."""
+    """A source that exists could not be read: it must not be taken for an empty one."""
 
 
-async def list_pods(socket: Path) -> Listing | None:
-    """What the pod resources API lists, v1 or else v1alpha1. None when the kubelet has no such socket.
+@cache
+def _thread() -> DiskThread:
+    """The thread that parses answers and reads the checkpoint, so that the event loop does not wait."""
+    return DiskThread("kubelet reader")
 
-    Raises UnknownHoldersError when it is there and does not answer.
+
+async def list_pods(socket: Path, *, domains: Collection[str] = DOMAINS) -> Listing | None:
+    """The pods that the pod resources API lists, by v1 or else v1alpha1. None when there is no such socket.
+
+    domains: of resource names that are ours, as in `checked`
+
+    Raises UnknownHoldersError when the socket is there and no answer is to be had that can be understood.
     """
     if not os.path.exists(socket):  # noqa: ASYNC240, PTH110 - a look, no wait
         return None
     async with grpc.aio.insecure_channel(f"unix://{socket}", options=_OPTIONS) as channel:
-        for stub, request in _VERSIONS:
+        for version, messages in _VERSIONS:
+            # The raw answer: gRPC would parse it on the event loop, and give None for what does not parse.
+            ask = channel.unary_unary(f"/{version}.PodResourcesLister/List", None, None)
             try:
-                answer = await stub(channel).List(request, timeout=LIST_SECONDS)
+                answer = await ask(b"", timeout=LIST_SECONDS)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                     continue
                 raise UnknownHoldersError(f"{socket}: {error.code().name}: {error.details()}") from None
-            return _listing(answer)
+            try:
+                return await _thread().call(_listing, answer, messages, domains)
+            except DecodeError:
+                raise UnknownHoldersError(f"{socket}: the answer cannot be parsed") from None
+            except ValueError as error:
+                raise UnknownHoldersError(f"{socket}: {error}") from None
     raise UnknownHoldersError(f"{socket}: neither v1 nor v1alpha1 of the pod resources API")
 
 
@@ -94,47 +111,93 @@ class Witnesses:
         return (*listed, *(holding for holding in rest if holding.ids))
 
 
-async def ask_both(socket: Path, device_plugin_dir: Path) -> Witnesses:
-    """Who holds what, by the pod resources API and the checkpoint."""
+async def ask_both(socket: Path, device_plugin_dir: Path, *, domains: Collection[str] = DOMAINS) -> Witnesses:
+    """The holders by the pod resources API and by the checkpoint."""
     witnesses = Witnesses()
     try:
-        witnesses = replace(witnesses, listing=await list_pods(socket))
+        witnesses = replace(witnesses, listing=await list_pods(socket, domains=domains))
     except UnknownHoldersError as error:
         witnesses = replace(witnesses, list_trouble=str(error))
     try:
-        return replace(witnesses, checkpoint=tuple(read_checkpoint(device_plugin_dir)))
+        checkpoint = await checkpoint_of(device_plugin_dir, domains=domains)
     except UnknownHoldersError as error:
         return replace(witnesses, checkpoint_trouble=str(error))
+    return replace(witnesses, checkpoint=checkpoint.holdings)
 
 
-def _listing(answer: v1.ListPodResourcesResponse) -> Listing:
+def _listing(answer: bytes, messages: Any, domains: Collection[str]) -> Listing:
+    """Raises DecodeError, and ValueError as `checked` does."""
+    parsed = messages.ListPodResourcesResponse.FromString(answer)
     return Listing(
-        pods=frozenset(f"{pod.namespace}/{pod.name}" for pod in answer.pod_resources),
-        holdings=tuple(
-            Holding(
-                container=f"{pod.namespace}/{pod.name}/{container.name}",
-                resource=devices.resource_name,
-                ids=tuple(devices.device_ids),
-            )
-            for pod in answer.pod_resources
-            for container in pod.containers
-            for devices in container.devices
+        pods=frozenset(f"{pod.namespace}/{pod.name}" for pod in parsed.pod_resources),
+        holdings=checked(
+            (
+                Holding(
+                    container=f"{pod.namespace}/{pod.name}/{container.name}",
+                    resource=devices.resource_name,
+                    ids=tuple(devices.device_ids),
+                )
+                for pod in parsed.pod_resources
+                for container in pod.containers
+                for devices in container.devices
+            ),
+            domains,
         ),
     )
 
 
-def read_checkpoint(device_plugin_dir: Path) -> list[Holding]:
-    """What the kubelet wrote down. Empty when there is no file, as before the first grant of a node.
+def checked(holdings: Iterable[Holding], domains: Collection[str]) -> tuple[Holding, ...]:
+    """The holdings without ids that are too long or not printable, which other plugins may give.
+
+    domains: of resource names that are ours. Raises ValueError for such an id under one of those names: what
+    holds our devices cannot be told then.
+    """
+    good = []
+    for holding in holdings:
+        bad = {id for id in holding.ids if len(id) > LONGEST_ID or not id.isprintable()}
+        if bad and holding.resource.partition("/")[0] in domains:
+            raise ValueError(f"{holding.resource} has a device id that is too long or not printable")
+        if bad:
+            _ignore(holding.resource)
+        good.append(
+            replace(holding, ids=tuple(id for id in holding.ids if id not in bad)) if bad else holding
+        )
+    return tuple(good)
+
+
+@cache
+def _ignore(resource: str) -> None:
+    """Say it once for each resource."""
+    logger.info(
+        "device ids that are too long or not printable are ignored resource=%s", resource[:LONGEST_ID]
+    )
+
+
+async def checkpoint_of(device_plugin_dir: Path, *, domains: Collection[str] = DOMAINS) -> Checkpoint:
+    """`read_checkpoint`, without keeping the event loop waiting."""
+    return await _thread().call(read_checkpoint, device_plugin_dir, domains=domains)
+
+
+def read_checkpoint(device_plugin_dir: Path, *, domains: Collection[str] = DOMAINS) -> Checkpoint:
+    """The kubelet's checkpoint. Empty when there is no file, as before the first grant of a node.
 
     Raises UnknownHoldersError when the file is there and cannot be understood.
     """
     file = device_plugin_dir / CHECKPOINT
     try:
-        document = json.loads(file.read_bytes())
-        return list(_holdings(document["Data"]["PodDeviceEntries"] or []))
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        written_ns = (
+            file.stat().st_mtime_ns
+        )  # before it is read: a newer content is not taken for an older one
+        data = json.loads(files.read(file))["Data"]
+        registered = data.get("RegisteredDevices") or {}
+        return Checkpoint(
+            holdings=checked(_holdings(data["PodDeviceEntries"] or []), domains),
+            registered={str(name): frozenset(map(str, ids or ())) for name, ids in registered.items()},
+            written_ns=written_ns,
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return Checkpoint()
+    except (OSError, *files.DAMAGED) as error:
         raise UnknownHoldersError(f"{file}: {error!r}") from None
 
 
@@ -145,7 +208,12 @@ def _holdings(entries: list[dict[str, Any]]) -> Iterator[Holding]:
         if not all(isinstance(own, list) for own in lists):
             raise TypeError(f"DeviceIDs is {ids!r}")
         yield Holding(
-            container=f"{entry['PodUID']}/{entry['ContainerName']}",
-            resource=str(entry["ResourceName"]),
+            container=_text(f"{entry['PodUID']}/{entry['ContainerName']}"),
+            resource=_text(entry["ResourceName"]),
             ids=tuple(str(id) for own in lists for id in own),
         )
+
+
+def _text(value: object) -> str:
+    """A text that can be encoded: JSON may hold half of a surrogate pair."""
+    return str(value).encode(errors="replace").decode()

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The record of quarantined devices, so that a restart of the plugin sets none of them free."""
 
-import asyncio
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from xpu_plugin.edges import files
+from xpu_plugin.edges.disk import state_thread
+from xpu_plugin.edges.files import DAMAGED, StateFile
 
 
 logger = logging.getLogger(__name__)
@@ -18,31 +18,35 @@ _FILE = "quarantine.json"
 class QuarantineRecord:
     """id -> the reason of its last illness, for what is in quarantine; in `directory`/quarantine.json.
 
-    reasons: what the file says; one that cannot be read counts as empty, with a warning
+    reasons: what the file says; a damaged one counts as empty, with a warning
+    unread: the file is there and could not be read yet; it is not to be written before it has been read
     """
 
     def __init__(self, directory: Path) -> None:
-        self._file = directory / _FILE
-        self.reasons: Mapping[str, str] = _read(self._file)
+        self._file = StateFile(directory / _FILE)
+        self._disk = state_thread()
         self._complained = False
+        self._unreadable: str | None = None
+        self.reasons: Mapping[str, str] = {}
+        self.unread = True
+        self._take_in(self._read())
 
     async def reread(self) -> Mapping[str, str]:
-        """`reasons` as they are in the file now."""
-        self.reasons = await asyncio.to_thread(_read, self._file)
+        """`reasons` as they are in the file now; as they were where it cannot be read."""
+        self._take_in(await self._disk.call(self._read))
         return self.reasons
 
     async def write(self, reasons: Mapping[str, str]) -> None:
         """Keep these, and nothing else. A directory that cannot be written is complained of once."""
         wanted = dict(reasons)
-        text = json.dumps({"quarantined": wanted}, indent=1, sort_keys=True)
         try:
-            await asyncio.to_thread(files.replace, self._file, text)  # a disk may take its time
+            await self._disk.call(self._file.replace, {"quarantined": wanted})
         except OSError as error:
             if not self._complained:
                 logger.warning(
                     "cannot write the record of quarantined devices %s: %s; a restart of this plugin offers "
                     "them again",
-                    self._file,
+                    self._file.path,
                     error.strerror,
                 )
             self._complained = True
@@ -50,15 +54,32 @@ class QuarantineRecord:
         self._complained = False
         self.reasons = wanted
 
+    def _take_in(self, found: Mapping[str, str] | None) -> None:
+        if found is not None:
+            self.unread, self.reasons = False, found
 
-def _read(file: Path) -> Mapping[str, str]:
-    try:
-        document = json.loads(files.read(file))
-        return {str(id): str(reason) for id, reason in document["quarantined"].items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        logger.warning(
-            "the record of quarantined devices %s cannot be read and counts as empty: %s", file, error
-        )
-        return {}
+    def _read(self) -> Mapping[str, str] | None:
+        """The file's contents; None when it cannot be read now."""
+        try:
+            return self._file.load(_decoded) or {}
+        except OSError as error:
+            if error.strerror != self._unreadable:
+                self._unreadable = error.strerror
+                logger.warning(
+                    "cannot read the record of quarantined devices %s: %s; it is tried again",
+                    self._file.path,
+                    error.strerror,
+                )
+            return None
+        except DAMAGED as error:
+            logger.warning(
+                "the record of quarantined devices %s is damaged and counts as empty: %s; it is kept aside "
+                "when a new one is written",
+                self._file.path,
+                error,
+            )
+            return {}
+
+
+def _decoded(document: Any) -> Mapping[str, str]:
+    return {str(id): str(reason) for id, reason in document["quarantined"].items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.kubelet import KUBELET_SOCKET, Identity
-from xpu_plugin.edges.podresources import UnknownHoldersError, read_checkpoint
+from xpu_plugin.edges.podresources import UnknownHoldersError, checkpoint_of
 from xpu_plugin.loops.backoff import delays, wait_for
 from xpu_plugin.loops.census import Census
 from xpu_plugin.loops.idleness import Idleness
@@ -117,7 +117,7 @@ class Audit:
         """Ask everybody once. Where the kubelet cannot be believed, what was found stays."""
         life = Identity.of(self._directory / KUBELET_SOCKET)
         count = await self._census.take(oldest=0.0)
-        checkpoint = self._checkpoint()
+        checkpoint = await self._checkpoint()
         answers = Answers(
             began=count.began,
             done=self._clock(),
@@ -180,9 +180,9 @@ class Audit:
                 self._tell("Warning", EVENTS[kind], " | ".join(texts))
         self._told.update(dict.fromkeys(news, now))
 
-    def _checkpoint(self) -> tuple[Holding, ...] | None:
+    async def _checkpoint(self) -> tuple[Holding, ...] | None:
         try:
-            return tuple(read_checkpoint(self._directory))
+            return (await checkpoint_of(self._directory)).holdings
         except UnknownHoldersError:
             return None
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.kubelet import KUBELET_SOCKET, Identity
-from xpu_plugin.edges.podresources import UnknownHoldersError, list_pods, read_checkpoint
+from xpu_plugin.edges.podresources import UnknownHoldersError, checkpoint_of, list_pods
 from xpu_plugin.loops.backoff import delays
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.devices import Usage
@@ -146,17 +146,24 @@ class Idleness:
 
     async def look(self, cards: Collection[Card]) -> dict[str, Proof]:
         """Ask everybody about these cards."""
+        if self._record.unread:
+            if not await self._record.reread():
+                doubt = "the record of grants cannot be read"
+                now = self._clock()
+                return {card.address: Proof(at=now, done=now, doubt=doubt) for card in cards}
+            self.inherit()
         began = self._clock()
         usages: dict[str, Usage | str] = {}
         for card in cards:
             usages[card.address] = await self._usage(card)
         life = self._life()
         listing = await self._list()
+        checkpoint = await self._checkpoint()
         answers = Answers(
             began=began,
             done=self._clock(),
             listing=listing,
-            checkpoint=self._checkpoint(),
+            checkpoint=checkpoint,
             life=life if life == self._life() else None,
             age=self._wall_clock() - life.changed_ns / 1e9 if life else 0.0,
             usages=usages,
@@ -206,9 +213,9 @@ class Idleness:
         except UnknownHoldersError as error:
             return str(error)
 
-    def _checkpoint(self) -> tuple[Holding, ...] | None:
+    async def _checkpoint(self) -> tuple[Holding, ...] | None:
         try:
-            return tuple(read_checkpoint(self._directory))
+            return (await checkpoint_of(self._directory)).holdings
         except UnknownHoldersError:
             return None
 

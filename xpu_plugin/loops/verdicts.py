@@ -69,13 +69,21 @@ class Verdicts:
 
     async def reread(self) -> None:
         """Another plugin has kept the record until now: what it says is what is in quarantine."""
-        self._quarantine = dict(await self._record.reread())
+        self._inherit(dict(await self._record.reread()))
+
+    def _inherit(self, quarantine: dict[str, str]) -> None:
+        self._quarantine = quarantine
         for id, history in self._histories.items():
             self._write(id, inherited(history, self._quarantine.get(id)))
 
     async def run(self) -> None:
         """Have the record say what is in quarantine. Never returns."""
         pauses = delays(*RETRY_SECONDS)
+        while self._record.unread:
+            await asyncio.sleep(next(pauses))
+            await self._record.reread()
+            if not self._record.unread:  # what was quarantined meanwhile stays so
+                self._inherit({**self._record.reasons, **self._quarantine})
         while True:
             self._changed.clear()
             wanted = dict(self._quarantine)

@@ -43,9 +43,12 @@ FORMER_RESOURCE = "baidu.com/xpu"
 """The name that the former plugin offered everything under, whatever ours is."""
 
 
+_OLD_ID = re.compile(r"0|[1-9][0-9]{0,8}")
+
+
 def is_old(id: str) -> bool:
     """Whether an id is one that the former plugin gave: N of /dev/xpuN, in decimal."""
-    return id.isdecimal() and str(int(id)) == id
+    return _OLD_ID.fullmatch(id) is not None
 
 
 def our_resources(devices: Iterable[Device], policy: Policy) -> frozenset[str]:

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A thread for file work, which may take its time: the event loop never waits for a disk."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import ParamSpec, TypeVar
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class DiskThread:
+    """One daemon thread that makes the calls it is given, one after the other.
+
+    It is started at once and kept, so that a later lack of threads stops no work. A call that does not return
+    holds up the calls behind it; it holds up neither the event loop nor the end of the process.
+    Raises RuntimeError when no thread can be started.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The function's result, or what it raises. Cancelled, the call is still made."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def settle(result: T | None, error: BaseException | None) -> None:
+            if done.done():
+                return
+            if error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(result)  # type: ignore[arg-type]  # without an error it is a T
+
+        def work() -> None:
+            result, error = None, None
+            try:
+                result = function(*args, **kwargs)
+            except BaseException as raised:  # noqa: BLE001 - it is raised where the result is awaited
+                error = raised
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(settle, result, error)
+
+        self._calls.put(work)
+        return await done
+
+    def _work(self) -> None:
+        while True:
+            self._calls.get()()
+
+
+@cache
+def state_thread() -> DiskThread:
+    """The thread for the files in --state-dir."""
+    return DiskThread("state")
