@@ -131,7 +131,8 @@ def test_its_memory_stays_below_its_limit(cluster: Cluster, installation: Instal
     )
     used = int(installation.execute(PYTHON, "-c", script))
     (pod,) = installation.pods()
-    limit = cluster.kubectl("get", pod, "--namespace=kube-system", "--output=jsonpath={..limits.memory}")
+    path = "{.spec.containers[0].resources.limits.memory}"
+    limit = cluster.kubectl("get", pod, "--namespace=kube-system", f"--output=jsonpath={path}")
     assert limit.endswith("Mi"), limit
     assert used < int(limit.removesuffix("Mi")) * MIB * 3 // 4
 
