@@ -244,6 +244,18 @@ sys.exit(__main__.main())
     assert done.returncode == status
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_that_the_parent_has_blocked_are_let_in(number: signal.Signals) -> None:
+    code = f"""
+import signal, sys
+from xpu_plugin import __main__
+signal.pthread_sigmask(signal.SIG_BLOCK, [{int(number)}])
+__main__._take_signals()
+sys.exit(len(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+"""
+    assert subprocess.run([sys.executable, "-P", "-c", code], env=CLEAN, check=False).returncode == 0
+
+
 def test_the_installed_command_begins_with_the_signals() -> None:
     (entry,) = importlib.metadata.entry_points(name="xpu-device-plugin")
     assert entry.value == "xpu_plugin.__main__:main"
@@ -251,7 +263,16 @@ def test_the_installed_command_begins_with_the_signals() -> None:
 
 # --- odd standard streams -----------------------------------------------------------------------------
 
-PRINTING = ["--help", "list", "list --json", "top --once", "plan", "doctor", "bundle --output=-", "simulate show"]
+PRINTING = [
+    "--help",
+    "list",
+    "list --json",
+    "top --once",
+    "plan",
+    "doctor",
+    "bundle --output=-",
+    "simulate show",
+]
 
 
 @pytest.fixture
@@ -306,7 +327,11 @@ def test_closed_errors_go_nowhere_else(command: str, machine: Machine, place: Pa
     program = shlex.join([sys.executable, "-P", "-m", "xpu_plugin", *command.split()])
     stderr_is_open = run(*command.split(), "--bogus")
     done = shell(f"{program} --bogus 2>&-")
-    assert (done.returncode, done.stdout, done.stderr) == (stderr_is_open.returncode, stderr_is_open.stdout, "")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        stderr_is_open.returncode,
+        stderr_is_open.stdout,
+        "",
+    )
 
 
 def shell(script: str) -> subprocess.CompletedProcess[str]:

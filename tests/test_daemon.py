@@ -20,6 +20,7 @@ import pytest
 from tests.standins import (
     RESOURCE,
     SECONDS,
+    descriptor,
     make_machine,
     processes_that_know,
     until,
@@ -192,7 +193,24 @@ async def shows(kubelet: Kubelet, ids: Sequence[str], resource: str = RESOURCE) 
     )
 
 
+CLOSED = (
+    "-c",
+    """
+import os, sys
+for number in range(3):
+    os.close(number)
+os.execv(sys.executable, [sys.executable, "-P", "-m", "xpu_plugin", *sys.argv[1:]])
+""",
+)
+
+
 # --- the main job ---------------------------------------------------------------------------------
+
+
+async def test_closed_standard_descriptors_go_to_nobody_else(node: Node, kubelet: Kubelet) -> None:
+    daemon = node.start(program=CLOSED)
+    await shows(kubelet, IDS)
+    assert [descriptor(daemon.pid, number) for number in range(3)] == ["/dev/null"] * 3
 
 
 async def test_a_device_that_breaks_leaves_the_list_and_comes_back(node: Node, kubelet: Kubelet) -> None:

@@ -21,11 +21,12 @@ def main() -> int:
 
 
 def _take_signals() -> None:
-    """Replace the default actions. SIGHUP would end the plugin; and without a handler the kernel keeps the
-    others from the first process of a container."""
+    """Replace the default actions, and let in what the parent has blocked. SIGHUP would end the plugin; and
+    without a handler the kernel keeps the others from the first process of a container."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it asks for a scan, and the first one is still to come
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _take_descriptors() -> None:
@@ -35,7 +36,7 @@ def _take_descriptors() -> None:
         if getattr(sys, name) is None:
             writable = name == "stderr"
             descriptor = os.open(os.devnull, os.O_WRONLY if writable else os.O_RDONLY)
-            setattr(sys, name, open(descriptor, "r" if name == "stdin" else "w", closefd=False))  # noqa: SIM115, PTH123
+            setattr(sys, name, open(descriptor, "r" if name == "stdin" else "w", closefd=False))  # noqa: SIM115
 
 
 if __name__ == "__main__":

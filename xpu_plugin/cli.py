@@ -46,13 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def take_streams() -> None:
-    """Standard output and error show what they cannot encode as `\\udcff`, and what cannot be written to the
-    former is an OutputError."""
+    """Show what standard output and error cannot encode with backslashes, and raise OutputError for what
+    cannot be written to the former."""
     sys.stdout = io.TextIOWrapper(
         io.BufferedWriter(_Output(sys.stdout.fileno(), "wb", closefd=False)),
         encoding=sys.stdout.encoding,
         errors="backslashreplace",
-        line_buffering=sys.stdout.line_buffering,
+        line_buffering=sys.stdout.isatty(),
     )
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors="backslashreplace")

@@ -14,6 +14,7 @@ import pytest
 
 from tests.edges.test_kubelet import IDS, Plugin, listed
 from tests.standins import RESOURCE, Looks
+from xpu_plugin.edges import channel
 from xpu_plugin.edges.channel import LONGEST_DETAILS, told
 from xpu_plugin.edges.podresources import UnknownHoldersError, list_pods
 from xpu_plugin.simulation.kubelet import Kubelet
@@ -26,7 +27,7 @@ NAMES = [
 COMMA = b"a,b"  # gRPC's clients, and so the kubelet stand-in, take it for two addresses
 LONG = b"x" * 120  # more than a socket's address holds
 
-pytestmark = pytest.mark.usefixtures("leaves_no_task", "leaves_no_descriptor")
+pytestmark = pytest.mark.usefixtures("leaves_no_task")
 
 
 def below(place: Path, name: bytes) -> Path:
@@ -60,6 +61,13 @@ async def test_a_socket_that_may_not_be_looked_at_is_not_taken_for_none(place: P
     with pytest.raises(UnknownHoldersError, match="Too many levels"):
         await list_pods(place / "loop/kubelet.sock")
     assert await list_pods(place / "none/kubelet.sock") is None
+
+
+async def test_without_proc_an_ordinary_path_is_asked(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "_HELD", str(place / "no-proc/"))
+    async with Kubelet(place / "plugins", pod_resources_dir=place / "pods") as kubelet:
+        assert kubelet.pod_resources_socket
+        assert await list_pods(kubelet.pod_resources_socket) is not None
 
 
 async def test_trouble_has_the_path_in_it_and_no_number_of_a_descriptor(place: Path) -> None:

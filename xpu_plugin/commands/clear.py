@@ -6,6 +6,7 @@ import sys
 
 from xpu_plugin.config import CLEAR_OPTIONS, PROGRAM, Parser, read_config
 from xpu_plugin.edges.status import StatusError, ask
+from xpu_plugin.log import printable
 
 
 def main(arguments: list[str]) -> int:
@@ -23,8 +24,11 @@ def main(arguments: list[str]) -> int:
     except StatusError as error:
         print(f"{PROGRAM}: cannot ask the running plugin: {error}", file=sys.stderr)
         return 1
-    if not cleared:
-        print(f"{PROGRAM}: {namespace.id!r} is not in quarantine", file=sys.stderr)
-        return 1
-    print(f"{namespace.id}: quarantine lifted")
-    return 0
+    if cleared is True:
+        print(f"{printable(namespace.id)}: quarantine lifted")
+        return 0
+    if cleared is False:
+        print(f"{PROGRAM}: {printable(repr(namespace.id))} is not in quarantine", file=sys.stderr)
+    else:
+        print(f"{PROGRAM}: {config.status_socket}: what answers is no running plugin", file=sys.stderr)
+    return 1

@@ -29,10 +29,12 @@ def address(path: Path) -> str:
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[Path]:
-    """A short path to the very file that is at `path` now; it is valid within the context. Raises OSError."""
+    """A short path to the very file that is at `path` now; it is valid within the context. The path itself
+    where there is no /proc. Raises OSError."""
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        yield Path(f"{_HELD}{descriptor}")
+        own = Path(f"{_HELD}{descriptor}")
+        yield own if own.exists() else path
     finally:
         os.close(descriptor)
 
