@@ -3,6 +3,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 from xpu_plugin.config import CLEAR_OPTIONS, PROGRAM, Parser, read_config
 from xpu_plugin.edges.status import StatusError, ask
@@ -20,15 +21,20 @@ def main(arguments: list[str]) -> int:
     config, namespace, _ = read_config(arguments, os.environ, options=CLEAR_OPTIONS, parser=parser)
     assert config.status_socket  # noqa: S101 - here it has a default
     try:
-        cleared = ask(config.status_socket, "clear", id=namespace.id)
+        cleared = _clear(config.status_socket, namespace.id)
     except StatusError as error:
         print(f"{PROGRAM}: cannot ask the running plugin: {error}", file=sys.stderr)
         return 1
-    if cleared is True:
-        print(f"{printable(namespace.id)}: quarantine lifted")
-        return 0
-    if cleared is False:
-        print(f"{PROGRAM}: {printable(repr(namespace.id))} is not in quarantine", file=sys.stderr)
-    else:
-        print(f"{PROGRAM}: {config.status_socket}: what answers is no running plugin", file=sys.stderr)
-    return 1
+    if not cleared:
+        print(f"{PROGRAM}: {namespace.id!r} is not in quarantine", file=sys.stderr)
+        return 1
+    print(f"{printable(namespace.id)}: quarantine lifted")
+    return 0
+
+
+def _clear(socket: Path, id: str) -> bool:
+    """Whether there was a quarantine. Raises StatusError."""
+    answer = ask(socket, "clear", id=id)
+    if not isinstance(answer, bool):
+        raise StatusError(f"{socket}: what answers is no running plugin")
+    return answer

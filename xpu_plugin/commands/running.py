@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The running plugin, for sub-commands that would else ask the library a second time."""
 
-import contextlib
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,12 @@ class Running:
         """Whether there may be one: only a socket that is surely not there says no."""
         if self._socket is None:
             return False
-        with contextlib.suppress(OSError):
-            return os.path.lexists(self._socket)
+        try:
+            self._socket.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            pass
         return True
 
     def ask(self, name: str, **arguments: object) -> Any:

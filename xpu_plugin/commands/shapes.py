@@ -49,7 +49,7 @@ SHAPES: Mapping[str, Shape] = {
     "list wide": {**_LISTED, "holders": Each([_TEXT])},
     "top": {**_LISTED, "readings": Each(_fields(Gauges))},
     "plan": {"wish": _WISH, "state": tuple(map(str, vf.State)), "cards": [_CARD]},
-    "plan trouble": {"trouble": _TEXT_OR_NONE},
+    "plan trouble": {"trouble": _TEXT},
     "state": {
         "pid": _NUMBER,
         "worker": (int, NoneType),
