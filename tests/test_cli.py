@@ -293,6 +293,20 @@ def machine(place: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return machine
 
 
+@pytest.mark.parametrize("command", ["doctor", "plan --state-dir=/tmp/é"])
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, {}],
+)
+def test_what_an_output_cannot_encode_is_shown_with_backslashes(
+    command: str, environment: dict[str, str], machine: Machine
+) -> None:
+    done = run(*command.split(), "--device-plugin-dir=/tmp/é-\udcff", environment=environment)
+    assert "Traceback" not in done.stderr
+    assert done.stdout
+    assert ("\\udcff" in done.stdout) == (command == "doctor")
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", PRINTING)
 def test_a_full_output_is_one_line_and_status_1(command: str, unbuffered: str, machine: Machine) -> None:
