@@ -234,7 +234,7 @@ async def test_paths_that_are_not_utf_8_work(place: Path, leaves_no_process: Non
         await shows(kubelet, ["1", IDS[0], *IDS[2:]])
         await kubelet.allocate(RESOURCE, 1)
         assert (node.odd / "run/status.sock").is_socket()
-        await until(lambda: (node.odd / "state/grants.json").exists(), "the record of the grant")
+        await until((node.odd / "state/grants.json").exists, "the record of the grant")
 
 
 async def test_a_device_that_breaks_leaves_the_list_and_comes_back(node: Node, kubelet: Kubelet) -> None:
