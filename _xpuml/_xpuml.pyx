@@ -7,6 +7,8 @@ leaves output records as it found them. This layer makes those impossible: it co
 index with that count, fetches a handle for each use and zeroes each record. It decides nothing else.
 """
 
+import os
+
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 
@@ -134,9 +136,9 @@ cdef class Library:
     cdef _resolve(self):
         # Never dlclose: a vendor library may leave threads behind. Never RTLD_DEFAULT look-ups: they
         # would find whatever else the process has loaded.
-        cdef void *handle = dlopen(self.path.encode(), RTLD_NOW | RTLD_LOCAL)
+        cdef void *handle = dlopen(os.fsencode(self.path), RTLD_NOW | RTLD_LOCAL)
         if handle == NULL:
-            raise xpuml.LibraryNotFoundError(dlerror().decode(errors="replace"))
+            raise xpuml.LibraryNotFoundError(os.fsdecode(dlerror()))
         cdef void *found[24]
         cdef int number
         missing = []

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line as a user or a manifest meets it: exit statuses and what is said on standard error."""
 
+import importlib.metadata
 import os
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.standins import make_machine
 from xpu_plugin.cli import COMMANDS, GRPC_ENVIRONMENT, main
+from xpu_plugin.simulation.machine import Machine
 
 
 SECONDS = 30
@@ -209,6 +214,144 @@ def test_warnings_of_old_options_and_the_configuration_are_logged_once(tmp_path:
     )
     assert done.stderr.count("rename-dev") == 1
     assert done.stderr.count("health-interval=1") == 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "number", "status"),
+    [
+        ("", signal.SIGHUP, 7),
+        ("--log-level=info", signal.SIGHUP, 7),
+        ("", signal.SIGTERM, 0),
+        ("", signal.SIGINT, 0),
+        ("list", signal.SIGHUP, -signal.SIGHUP),
+        ("list", signal.SIGTERM, -signal.SIGTERM),
+    ],
+)
+def test_signals_are_taken_before_the_command_line_is_loaded(
+    argument: str, number: signal.Signals, status: int
+) -> None:
+    """By the plugin; a sub-command ends with its terminal. Loading is what a stand-in takes the place of."""
+    code = f"""
+import os, sys, types
+from xpu_plugin import __main__
+signal_while_loading = lambda: os.kill(os.getpid(), {int(number)})
+sys.modules["xpu_plugin.cli"] = types.SimpleNamespace(take_streams=signal_while_loading, main=lambda _: 7)
+import xpu_plugin
+xpu_plugin.cli = sys.modules["xpu_plugin.cli"]
+sys.exit(__main__.main())
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code, *argument.split()], env=CLEAN, check=False)
+    assert done.returncode == status
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_that_the_parent_has_blocked_are_let_in(number: signal.Signals) -> None:
+    code = f"""
+import signal, sys
+from xpu_plugin import __main__
+signal.pthread_sigmask(signal.SIG_BLOCK, [{int(number)}])
+__main__._take_signals()
+sys.exit(len(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+"""
+    assert subprocess.run([sys.executable, "-P", "-c", code], env=CLEAN, check=False).returncode == 0
+
+
+def test_the_installed_command_begins_with_the_signals() -> None:
+    (entry,) = importlib.metadata.entry_points(name="xpu-device-plugin")
+    assert entry.value == "xpu_plugin.__main__:main"
+
+
+# --- odd standard streams -----------------------------------------------------------------------------
+
+PRINTING = [
+    "--help",
+    "list",
+    "list --json",
+    "top --once",
+    "plan",
+    "doctor",
+    "bundle --output=-",
+    "simulate show",
+]
+
+
+@pytest.fixture
+def machine(place: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A machine that sub-commands find by their environment, and no plugin."""
+    machine = make_machine(place)
+    for name, value in (
+        ("XPUML_LIBRARY", "simulator"),
+        ("SIMULATOR_FILE", machine.path),
+        ("DEV_ROOT", machine.dev_root),
+        ("SYSFS_ROOT", machine.sysfs_root),
+        ("STATUS_SOCKET", place / "none.sock"),
+        ("DEVICE_PLUGIN_DIR", place / "plugins"),
+        ("POD_RESOURCES_SOCKET", place / "pods.sock"),
+        ("STATE_DIR", place / "state"),
+    ):
+        monkeypatch.setitem(CLEAN, f"XPU_PLUGIN_{name}", str(value))
+    return machine
+
+
+@pytest.mark.parametrize("command", ["doctor", "plan --state-dir=/tmp/é"])
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, {}],
+)
+def test_what_an_output_cannot_encode_is_shown_with_backslashes(
+    command: str, environment: dict[str, str], machine: Machine
+) -> None:
+    done = run(*command.split(), "--device-plugin-dir=/tmp/é-\udcff", environment=environment)
+    assert "Traceback" not in done.stderr
+    assert done.stdout
+    assert ("\\udcff" in done.stdout) == (command == "doctor")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", PRINTING)
+def test_a_full_output_is_one_line_and_status_1(command: str, unbuffered: str, machine: Machine) -> None:
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        done = run(*command.split(), environment={"PYTHONUNBUFFERED": unbuffered}, stdout=full.fileno())
+    line = "xpu-device-plugin: cannot write standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, line)
+
+
+@pytest.mark.parametrize("command", PRINTING)
+def test_a_closed_output_is_one_line_and_status_1(command: str, machine: Machine) -> None:
+    program = shlex.join([sys.executable, "-P", "-m", "xpu_plugin", *command.split()])
+    done = shell(f"{program} <&- >&-")
+    line = "xpu-device-plugin: cannot write standard output: Bad file descriptor\n"
+    assert (done.returncode, done.stderr) == (1, line)
+
+
+@pytest.mark.parametrize("command", PRINTING)
+def test_a_closed_pipe_ends_a_sub_command_without_a_word(command: str, machine: Machine) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = run(*command.split(), stdout=writer)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("command", ["", *PRINTING])
+def test_closed_errors_go_nowhere_else(command: str, machine: Machine, place: Path) -> None:
+    """Not to standard output either, nor into what is opened first and gets the number."""
+    program = shlex.join([sys.executable, "-P", "-m", "xpu_plugin", *command.split()])
+    stderr_is_open = run(*command.split(), "--bogus")
+    done = shell(f"{program} --bogus 2>&-")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        stderr_is_open.returncode,
+        stderr_is_open.stdout,
+        "",
+    )
+
+
+def shell(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["/bin/sh", "-c", script], env=CLEAN, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

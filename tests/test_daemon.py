@@ -20,6 +20,7 @@ import pytest
 from tests.standins import (
     RESOURCE,
     SECONDS,
+    descriptor,
     make_machine,
     processes_that_know,
     until,
@@ -192,7 +193,48 @@ async def shows(kubelet: Kubelet, ids: Sequence[str], resource: str = RESOURCE) 
     )
 
 
+CLOSED = (
+    "-c",
+    """
+import os, sys
+for number in range(3):
+    os.close(number)
+os.execv(sys.executable, [sys.executable, "-P", "-m", "xpu_plugin", *sys.argv[1:]])
+""",
+)
+
+
 # --- the main job ---------------------------------------------------------------------------------
+
+
+async def test_closed_standard_descriptors_go_to_nobody_else(node: Node, kubelet: Kubelet) -> None:
+    daemon = node.start(program=CLOSED)
+    await shows(kubelet, IDS)
+    assert [descriptor(daemon.pid, number) for number in range(3)] == ["/dev/null"] * 3
+
+
+async def test_paths_that_are_not_utf_8_work(place: Path, leaves_no_process: None) -> None:
+    class OddNode(Node):
+        def __init__(self, place: Path) -> None:
+            super().__init__(place)
+            self.odd = place / "a%20b,\udcff"
+            self.plugins = place / "a%20b-\udcff/plugins"
+            self.plugins.mkdir(parents=True)
+
+        def options(self) -> dict[str, str]:
+            odd = {"state-dir": f"{self.odd}/state", "status-socket": f"{self.odd}/run/status.sock"}
+            return super().options() | {"pod-resources-socket": f"{self.odd}/kubelet.sock"} | odd
+
+    async with a_node(place, OddNode) as node, node.kubelet() as kubelet:
+        node.odd.mkdir()
+        assert kubelet.pod_resources_socket
+        kubelet.pod_resources_socket.rename(node.odd / "kubelet.sock")
+        kubelet.hold(["1"], resource=RESOURCE, pod="former")
+        node.start()
+        await shows(kubelet, ["1", IDS[0], *IDS[2:]])
+        await kubelet.allocate(RESOURCE, 1)
+        assert (node.odd / "run/status.sock").is_socket()
+        await until((node.odd / "state/grants.json").exists, "the record of the grant")
 
 
 async def test_a_device_that_breaks_leaves_the_list_and_comes_back(node: Node, kubelet: Kubelet) -> None:

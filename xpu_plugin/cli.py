@@ -3,10 +3,12 @@
 
 import gc
 import importlib
+import io
 import logging
 import os
 import signal
 import sys
+from typing import Any
 
 from xpu_plugin.config import PROGRAM, Config, UsageError, read_config
 from xpu_plugin.edges.process import WorkerProcess
@@ -34,10 +36,45 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT  # as shells have it
-    except BrokenPipeError:
-        # Whoever read our output has had enough; keep the interpreter from saying so at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OutputError as error:
+        print(f"{PROGRAM}: cannot write standard output: {error}", file=sys.stderr)  # noqa: T201
+        _drop_output()
         return 1
+    except BrokenPipeError:  # the reader of our output has had enough
+        _drop_output()
+        return 1
+
+
+def take_streams() -> None:
+    """Show what standard output and error cannot encode with backslashes, and raise OutputError for what
+    cannot be written to the former."""
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Output(sys.stdout.fileno(), "wb", closefd=False)),
+        encoding=sys.stdout.encoding,
+        errors="backslashreplace",
+        line_buffering=sys.stdout.isatty(),
+    )
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
+
+
+class OutputError(Exception):
+    """Standard output cannot be written, for another reason than that its reader has gone."""
+
+
+class _Output(io.FileIO):
+    def write(self, data: Any, /) -> int:  # `Any`: Python 3.11 has no name for buffers
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(error.strerror) from None
+
+
+def _drop_output() -> None:
+    """Keep the interpreter from writing at its exit what could not be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: list[str]) -> int:
@@ -57,11 +94,9 @@ def _daemon(arguments: list[str]) -> int:
             worker.kill()
         os._exit(0)
 
-    # Nothing else is there yet that would have to be taken down; and as a container's first process we would
-    # not even notice a signal without a handler.
+    # Nothing else is there yet that would have to be taken down.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it asks for a scan; the first is to come yet
     for name, value in GRPC_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     gc.disable()  # what is imported stays for ever; `daemon.run` goes on from there

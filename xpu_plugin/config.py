@@ -415,6 +415,16 @@ class Config:
                 f"--status-socket: {str(self.status_socket)!r} is too long for a socket's path; "
                 f"accepted: up to {LONGEST_SOCKET_PATH} bytes"
             )
+        if self.status_socket and self._is_the_kubelets(self.status_socket):
+            raise UsageError(
+                f"--status-socket: {str(self.status_socket)!r} is the kubelet's; accepted: a path outside of "
+                "--device-plugin-dir, other than --pod-resources-socket"
+            )
+        if os.path.realpath(self.state_dir) == os.path.realpath(self.device_plugin_dir):
+            raise UsageError(
+                f"--state-dir: {str(self.state_dir)!r} is --device-plugin-dir, which the kubelet empties at "
+                "its start; accepted: another directory"
+            )
         longest = len(os.fsencode(self.device_plugin_dir / "xpu-device-plugin.sock"))
         longest += LONGEST_PROFILE if self.resource_per_profile else 0
         if longest > LONGEST_SOCKET_PATH:
@@ -422,6 +432,14 @@ class Config:
                 f"--device-plugin-dir: {str(self.device_plugin_dir)!r} is too long for a socket's path; "
                 f"accepted: up to {LONGEST_SOCKET_PATH} bytes with the socket's name"
             )
+
+    def _is_the_kubelets(self, socket: Path) -> bool:
+        """Whether a kubelet serves at this path, or removes what is there."""
+        real, directory, plugins, pods = map(
+            os.path.realpath,
+            (socket, socket.parent, self.device_plugin_dir, self.pod_resources_socket),
+        )
+        return real == pods or plugins in (str(Path(real).parent), directory)
 
     @property
     def own_pod(self) -> str | None:

@@ -213,6 +213,14 @@ async def test_without_a_name_it_is_a_new_one_in_tmpdir(
     assert contents(path.read_bytes()).keys() == OF_THE_NODE  # noqa: ASYNC240 - a test may wait
 
 
+async def test_names_that_are_not_utf_8_are_shown_with_backslashes(node: Node, kubelet: Kubelet) -> None:
+    (node.plugins / "odd-\udcff").touch()
+    found = await bundled(node, "--allow=\udcfe", f"--state-dir={node.place}/\udcfd")
+    assert found["listings.txt"].count("odd-\\udcff") == 1
+    assert "allow='\\udcfe'" in found["configuration.txt"]
+    assert "\\udcfd" in found["configuration.txt"]
+
+
 async def test_to_standard_output(node: Node, kubelet: Kubelet) -> None:
     """For `kubectl exec`, where there may be no tar to copy files with."""
     done = await asyncio.to_thread(

@@ -69,3 +69,15 @@ def test_without_any_credentials_it_is_usage(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == (
         "xpu-device-plugin: cleanup: outside of a pod it needs --kubeconfig FILE\n"
     )
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "none"])
+def test_a_kubeconfig_that_cannot_be_read_is_usage(
+    kind: str, kubeconfig: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if kind != "none":
+        (os.mkfifo if kind == "fifo" else os.mkdir)(kubeconfig)
+    assert main(["cleanup", f"--kubeconfig={kubeconfig}", f"--node-name={NODE}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("xpu-device-plugin: --kubeconfig: ")
+    assert line.endswith("; accepted: a readable file")

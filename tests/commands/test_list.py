@@ -251,3 +251,11 @@ def test_a_reader_that_has_had_enough_is_no_error_worth_a_word(unbuffered: str, 
     finally:
         os.close(writer)
     assert done.stderr == ""
+
+
+def test_a_library_that_is_no_file_is_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    assert main(["list", f"--xpuml-library={tmp_path}/fifo", f"--status-socket={tmp_path}/none"]) == 1
+    assert f"{tmp_path}/fifo: not a regular file" in capsys.readouterr().err

@@ -15,6 +15,7 @@ import pytest
 from tests.standins import RESOURCE, SECONDS
 from tests.test_daemon import IDS, Daemon, Node, a_node, shows
 from xpu_plugin.cli import main
+from xpu_plugin.commands.shapes import SHAPES, misfit
 from xpu_plugin.edges.status import StatusError, ask
 from xpu_plugin.simulation.kubelet import Kubelet
 
@@ -236,6 +237,21 @@ async def test_plan_tells_the_wish_of_the_running_plugin(
 
 
 # --- the plugin itself ----------------------------------------------------------------------------
+
+
+async def test_what_the_plugin_answers_has_the_shape_that_sub_commands_check(
+    node: Node, kubelet: Kubelet
+) -> None:
+    plugin(node)
+    await shows(kubelet, IDS)
+    kubelet.hold([IDS[2]], resource=RESOURCE, pod="train")
+    await says(node, "top", lambda answer: answer["readings"])
+    for name, shape in SHAPES.items():
+        question, _, more = name.partition(" ")
+        if more != "trouble":
+            arguments = {more: True} if more else {}
+            answer = await asyncio.to_thread(ask, status_socket(node), question, **arguments)
+            assert misfit(answer, shape) is None, name
 
 
 async def test_the_plugin_tells_what_it_works_with(node: Node, kubelet: Kubelet) -> None:

@@ -56,6 +56,25 @@ def test_init_set_show_remove(run: Run, tmp_path: Path, capsys: pytest.CaptureFi
     assert list((tmp_path / "dev").iterdir()) == []
 
 
+@pytest.mark.parametrize("before", [0, 1, 2, 3])
+def test_places_may_stand_before_the_command(
+    before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any number of them, and each goes before its variable."""
+    places = [
+        f"--{name}={tmp_path / directory}"
+        for name, directory in (("simulator-file", "machine"), ("dev-root", "dev"), ("sysfs-root", "sys"))
+    ]
+    for name in ("SIMULATOR_FILE", "DEV_ROOT", "SYSFS_ROOT"):
+        monkeypatch.setenv(f"XPU_PLUGIN_{name}", "/nonexistent")
+    first, then = places[:before], places[before:]
+    assert main([*first, "init", *then, "--cards=1"]) == 0
+    assert (tmp_path / "machine").exists()
+    assert (tmp_path / "dev/xpu0").exists()
+    assert (tmp_path / "sys").is_dir()
+    assert main([*first, "remove", *then]) == 0
+
+
 def test_the_environment_says_where(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,32 @@ async def test_a_page_is_made_on_the_event_loop(start: Start) -> None:
     assert made_by == [threading.get_ident()]
 
 
+@pytest.mark.parametrize(("path", "status"), [("/readyz", 200), ("/later", 503), ("/none", 404)])
+async def test_head_is_get_without_the_text(path: str, status: int, start: Start) -> None:
+    async def nothing() -> None:
+        return None
+
+    server = start({"/readyz": lambda: "fine", "/later": Page(contents=nothing, content_type="x/y")})
+
+    def raw(method: bytes) -> tuple[list[bytes], bytes]:
+        with socket.create_connection(("127.0.0.1", server.port), SECONDS) as connection:
+            connection.sendall(method + b" " + path.encode() + b" HTTP/1.0\r\n\r\n")
+            with connection.makefile("rb") as stream:
+                head, _, text = stream.read().partition(b"\r\n\r\n")
+        return [line for line in head.splitlines() if not line.startswith(b"Date")], text
+
+    headers, text = await asyncio.to_thread(raw, b"GET")
+    assert int(headers[0].split()[1]) == status
+    assert f"Content-Length: {len(text)}".encode() in headers
+    assert text
+    assert await asyncio.to_thread(raw, b"HEAD") == (headers, b"")
+
+
+async def test_a_page_with_a_name_that_is_not_utf_8_is_shown(start: Start) -> None:
+    server = start({"/readyz": lambda: "no /tmp/\udcff"})
+    assert await asyncio.to_thread(ask, server.port, "/readyz") == (200, "no /tmp/\\udcff\n")
+
+
 async def test_a_page_of_a_kind_of_its_own_is_gathered_on_the_event_loop_and_written_on_another_thread(
     start: Start,
 ) -> None:

@@ -178,6 +178,62 @@ async def test_what_answers_otherwise_is_no_plugin(path: Path, answer: bytes) ->
             await asked(path, "now")
 
 
+@contextlib.asynccontextmanager
+async def stranger(path: Path, *parts: bytes) -> AsyncIterator[None]:
+    """Something that takes a question and says these parts, the last of them until the asker goes."""
+    path.parent.mkdir()
+    ended = asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            await reader.readline()
+            writer.writelines(parts[:-1])
+            while True:
+                writer.write(parts[-1])
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        writer.close()
+        ended.set()
+
+    async with await asyncio.start_unix_server(talk, path):
+        yield
+        async with asyncio.timeout(SECONDS):
+            await ended.wait()
+
+
+async def test_an_answer_without_an_end_is_not_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "LONGEST_ANSWER", 1 << 20)
+    async with stranger(path, b"x" * (1 << 16)):
+        with pytest.raises(StatusError, match="no running plugin"):
+            await asked(path, "now")
+
+
+async def test_an_answer_that_drips_has_a_deadline(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(status, "ASK_SECONDS", 0.2)
+    async with stranger(path, b" "):
+        with pytest.raises(StatusError, match="timed out"):
+            await asked(path, "now")
+
+
+@pytest.mark.parametrize(
+    "answer", [b"[" * 99999, b'{"answer": ' + b"9" * 5000 + b"}", b'{"answer": "\xff"}', b"\xff\n"]
+)
+async def test_an_answer_that_cannot_be_read_is_no_plugins(answer: bytes, path: Path) -> None:
+    async with stranger(path, answer, b"\n"):
+        with pytest.raises(StatusError, match="no running plugin"):
+            await asked(path, "now")
+
+
+async def test_a_refusal_is_one_short_printable_line(path: Path) -> None:
+    refusal = json.dumps({"error": "\x1b[31m\n\x07" + "x" * 9999}).encode()
+    async with stranger(path, refusal, b"\n"):
+        with pytest.raises(StatusError) as raised:
+            await asked(path, "now")
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 1000
+
+
 async def test_an_answer_does_not_have_to_be_waited_for_long(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

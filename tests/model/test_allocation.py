@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a container gets, why it is refused, and which devices are preferred."""
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -274,6 +275,11 @@ def preferred(picture: Inventory, size: int, *must: str, without: Sequence[str] 
     return Counter(id.split(":")[1] for id in chosen)
 
 
+def fit(room: int, wanted: int) -> tuple[bool, int]:
+    """The tightest of rooms that suffice, else the largest, comes first."""
+    return (room < wanted, abs(room - wanted))
+
+
 def test_a_cards_vfs_are_kept_together() -> None:
     picture = spread(b10=(0, 3), b20=(0, 3), b30=(0, 3))
     for size in (1, 2, 3):
@@ -396,6 +402,60 @@ def test_a_preferred_set_breaks_no_more_than_it_has_to(picture: Inventory, data:
         cards = Counter(own.card for id in available if (own := picture.entries[id].device).numa == numa)
         if max(cards.values()) >= size:
             assert len({device.card for device in chosen}) == 1
+
+
+@given(picture=ANY_CARDS, data=st.data())
+def test_each_step_takes_the_best_card_of_the_best_numa_node(picture: Inventory, data: st.DataObject) -> None:
+    """As `prefer` is defined, without a thought of what it costs."""
+    available = data.draw(st.lists(st.sampled_from(sorted(picture.entries)), unique=True, min_size=1))
+    must = data.draw(st.lists(st.sampled_from(available), unique=True))
+    size = data.draw(st.integers(max(1, len(must)), len(available)))
+    devices = {id: picture.entries[id].device for id in available}
+    chosen = list(must)
+    while len(chosen) < size:
+        wanted, rest = size - len(chosen), set(available) - set(chosen)
+        numa_nodes, cards = ({getattr(devices[id], name) for id in chosen} for name in ("numa", "card"))
+
+        def count(name: str, value: object, rest: set[str] = rest) -> int:
+            return sum(getattr(devices[id], name) == value for id in rest)
+
+        numa = min(
+            {devices[id].numa for id in rest},
+            key=lambda numa: (numa not in numa_nodes, fit(count("numa", numa), wanted), str(numa)),
+        )
+        card = min(
+            {devices[id].card for id in rest if devices[id].numa == numa},
+            key=lambda card: (card not in cards, fit(count("card", card), wanted), card),
+        )
+        chosen += sorted(id for id in rest if devices[id].card == card)[:wanted]
+    assert prefer(picture, XPU, available, must, size) == chosen
+
+
+@pytest.mark.parametrize("vfs", [1, 8])
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("numa_nodes", [1, 8])
+def test_a_preference_costs_what_it_has_devices(vfs: int, share: float, numa_nodes: int) -> None:
+    """Counted in calls of functions, which the machine's pace does not change."""
+
+    def calls(devices: int) -> int:
+        cards = {f"b{n:04x}": (n % numa_nodes, vfs) for n in range(devices // vfs)}
+        picture = spread(**cards)
+        ids, counted = list(picture.entries), 0
+
+        def count(frame: object, event: str, argument: object) -> None:
+            nonlocal counted
+            counted += event in ("call", "c_call")
+
+        before = sys.getprofile()
+        sys.setprofile(count)
+        try:
+            chosen = prefer(picture, XPU, ids, [], int(devices * share))
+        finally:
+            sys.setprofile(before)
+        assert len(chosen) == int(devices * share)
+        return counted
+
+    assert calls(2000) < 2.5 * calls(1000)
 
 
 @given(

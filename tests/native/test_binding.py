@@ -228,6 +228,22 @@ def test_a_library_that_lacks_functions_is_told_with_each_of_them(
     assert opened.startswith("4.0.12.1"), "another one can be opened after that"
 
 
+def test_a_library_whose_name_is_not_utf_8_is_opened(
+    simulator: Path, machine: Machine, tmp_path: Path
+) -> None:
+    odd, none = tmp_path / "\udcff.so", tmp_path / "\udcfe.so"
+    odd.write_bytes(simulator.read_bytes())
+    raised, opened = Process(
+        tmp_path,
+        odd,
+        f"Library({str(none)!r})",
+        "Library(path).library_version()",
+        environment=machine.environment(),
+    ).finish()
+    assert raised.kind == "LibraryNotFoundError"
+    assert opened.startswith("4.0.12.1")
+
+
 def test_a_process_opens_one_library_only(binding: Binding) -> None:
     first, second = binding.all("library.path", "Library(path)")
     assert first == str(binding.library)

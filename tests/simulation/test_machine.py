@@ -365,6 +365,38 @@ def test_no_file(tmp_path: Path) -> None:
         Machine(tmp_path / "binary").text()
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"somebody's\n", None], ids=["binary", "text", "fifo"])
+def test_a_file_that_is_no_machine_stays_as_it_is(content: bytes | None, tmp_path: Path) -> None:
+    file = tmp_path / "other"
+    if content is None:
+        os.mkfifo(file)
+    else:
+        file.write_bytes(content)
+    before = file.lstat()
+    other = Machine(file)
+    for change in (other.remove, lambda: other.set({"quirks": "off"}), lambda: other.init([])):
+        with pytest.raises(MachineError):
+            change()
+    if content is None:
+        with pytest.raises(MachineError, match="is not a regular file; accepted: another file"):
+            other.init([], force=True)
+    assert os.path.samestat(file.lstat(), before)
+    assert content is None or file.read_bytes() == content
+
+
+def test_a_file_that_is_larger_than_any_machine_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "large").open("wb") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(MachineError, match=r"cannot read .*: more than .* bytes"):
+        Machine(tmp_path / "large").text()
+
+
+def test_names_have_to_be_utf_8(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="accepted: UTF-8"):
+        Machine(tmp_path / "machine", dev_root=tmp_path / "\udcff").init([])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_library(machine: Machine, tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="cannot load the simulator"):
         Machine(machine.path, library=tmp_path / "none.so").settle()

@@ -119,7 +119,7 @@ def _tar(files: dict[str, str]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, text in files.items():
-            contents = text.encode()
+            contents = text.encode(errors="backslashreplace")  # names need not be UTF-8
             entry = tarfile.TarInfo(f"{TOP}/{name}")
             entry.size, entry.mode, entry.mtime = len(contents), 0o600, now
             archive.addfile(entry, io.BytesIO(contents))

@@ -6,6 +6,7 @@ import platform
 import sys
 
 from xpu_plugin.config import CLEANUP_OPTIONS, PROGRAM, Parser, UsageError, read_config
+from xpu_plugin.edges import files
 from xpu_plugin.edges.api import has_credentials
 from xpu_plugin.edges.nodeapi import ApiError, remove
 from xpu_plugin.model.labels import LABELS
@@ -23,6 +24,11 @@ def main(arguments: list[str]) -> int:
     config, _, _ = read_config(arguments, os.environ, options=CLEANUP_OPTIONS, parser=parser)
     if not has_credentials(config.kubeconfig):
         raise UsageError("cleanup: outside of a pod it needs --kubeconfig FILE")
+    if config.kubeconfig:
+        try:
+            files.read(config.kubeconfig)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--kubeconfig: {error}; accepted: a readable file") from None
     node = config.node_name or platform.node().lower()
     labels = (*LABELS, STATE_LABEL)
     try:

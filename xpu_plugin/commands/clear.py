@@ -3,9 +3,11 @@
 
 import os
 import sys
+from pathlib import Path
 
 from xpu_plugin.config import CLEAR_OPTIONS, PROGRAM, Parser, read_config
 from xpu_plugin.edges.status import StatusError, ask
+from xpu_plugin.log import printable
 
 
 def main(arguments: list[str]) -> int:
@@ -19,12 +21,20 @@ def main(arguments: list[str]) -> int:
     config, namespace, _ = read_config(arguments, os.environ, options=CLEAR_OPTIONS, parser=parser)
     assert config.status_socket  # noqa: S101 - here it has a default
     try:
-        cleared = ask(config.status_socket, "clear", id=namespace.id)
+        cleared = _clear(config.status_socket, namespace.id)
     except StatusError as error:
         print(f"{PROGRAM}: cannot ask the running plugin: {error}", file=sys.stderr)
         return 1
     if not cleared:
         print(f"{PROGRAM}: {namespace.id!r} is not in quarantine", file=sys.stderr)
         return 1
-    print(f"{namespace.id}: quarantine lifted")
+    print(f"{printable(namespace.id)}: quarantine lifted")
     return 0
+
+
+def _clear(socket: Path, id: str) -> bool:
+    """Whether there was a quarantine. Raises StatusError."""
+    answer = ask(socket, "clear", id=id)
+    if not isinstance(answer, bool):
+        raise StatusError(f"{socket}: what answers is no running plugin")
+    return answer

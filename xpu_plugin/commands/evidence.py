@@ -50,7 +50,7 @@ async def collect(config: Config) -> Evidence:
         host=host,
         library=library,
         plugin=_plugin(state, config),
-        expected=config.status_socket is not None and config.status_socket.exists(),
+        expected=running.expected(),
         kubelet=await _kubelet(config),
         cluster=cluster,
     )

@@ -5,23 +5,36 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from xpu_plugin.commands.shapes import SHAPES, misfit, shown
 from xpu_plugin.config import PROGRAM
 from xpu_plugin.edges.status import StatusError, ask
 
 
 class Running:
-    """The plugin behind a status socket, if there is one; that it does not answer is said in one line."""
+    """The plugin behind a status socket, if there is one. Trouble with it is one line, said once."""
 
     def __init__(self, socket: Path | None) -> None:
         self._socket = socket
         self._complaint: str | None = None
 
+    def expected(self) -> bool:
+        """Whether there may be one: only a socket that is surely not there says no."""
+        if self._socket is None:
+            return False
+        try:
+            self._socket.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            pass
+        return True
+
     def ask(self, name: str, **arguments: object) -> Any:
-        """Its answer, made of what JSON knows; None where there is none."""
-        if self._socket is None or not self._socket.exists():
+        """Its answer, of the shape in `shapes` and with printable texts; None where there is none."""
+        if self._socket is None or not self.expected():
             return None
         try:
-            answer = ask(self._socket, name, **arguments)
+            answer = _checked(ask(self._socket, name, **arguments), name, **arguments)
         except StatusError as error:
             if str(error) != self._complaint:
                 self._complaint = str(error)
@@ -32,3 +45,12 @@ class Running:
             return None
         self._complaint = None
         return answer
+
+
+def _checked(answer: Any, name: str, *, wide: object = False, **_: object) -> Any:
+    """The answer with printable texts. Raises StatusError for one of another shape."""
+    if name == "plan" and isinstance(answer, dict) and "trouble" in answer:
+        name = "plan trouble"
+    if wrong := misfit(answer, SHAPES["list wide" if wide else name]):
+        raise StatusError(f"another release of the plugin, or another program: {wrong}")
+    return shown(answer)

@@ -4,7 +4,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from xpu_plugin import config
 from xpu_plugin.config import Parser, UsageError
@@ -39,6 +39,7 @@ def _number(low: int, high: int) -> Callable[[str], int]:
 
 def _parser() -> Parser:
     parser = Parser(prog=PROGRAM, description=__doc__.partition(": ")[2])
+    _add_place(parser, environment=os.environ)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{init,set,show,remove}")
     texts = {
         "init": "write a new machine, with device nodes and all",
@@ -53,7 +54,7 @@ def _parser() -> Parser:
             description=text,
             formatter_class=argparse.RawTextHelpFormatter,
         )
-        _add_place(sub)
+        _add_place(sub, environment=None)
         if command == "init":
             _add_machine(sub)
         if command == "set":
@@ -61,7 +62,9 @@ def _parser() -> Parser:
     return parser
 
 
-def _add_place(parser: argparse.ArgumentParser) -> None:
+def _add_place(parser: argparse.ArgumentParser, *, environment: Mapping[str, str] | None) -> None:
+    """The same options before and after the command. environment: where defaults are; None leaves what was
+    given before"""
     for option, metavar, text in (
         ("simulator-file", "FILE", "the machine file"),
         ("dev-root", "DIR", "where device nodes are; init remembers it, /dev by default"),
@@ -72,12 +75,10 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
         ),
     ):
         variable = "XPU_PLUGIN_" + option.upper().replace("-", "_")
-        default = os.environ.get(variable) or None
         parser.add_argument(
             f"--{option}",
             metavar=metavar,
-            default=default,
-            required=option == "simulator-file" and default is None,
+            default=argparse.SUPPRESS if environment is None else environment.get(variable) or None,
             help=f"{text} [{variable}]",
         )
 
@@ -124,7 +125,10 @@ def _set(machine: Machine, words: list[str]) -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.simulator_file is None:
+        parser.error("the following arguments are required: --simulator-file")
     machine = Machine(options.simulator_file, dev_root=options.dev_root, sysfs_root=options.sysfs_root)
     match options.command:
         case "init":

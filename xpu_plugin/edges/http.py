@@ -105,12 +105,15 @@ class HttpServer:
                     self._answer(HTTPStatus.OK, text(), page.content_type)
 
             def _answer(self, status: HTTPStatus, text: str, kind: str = PLAIN) -> None:
-                body = text.encode()
+                body = text.encode(errors="backslashreplace")
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            do_HEAD = do_GET  # noqa: N815 - as the base class has it
 
             def log_message(self, format: str, *args: object) -> None:
                 """Polls are silent."""

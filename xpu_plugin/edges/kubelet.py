@@ -7,6 +7,7 @@ register again. A kubelet that starts deletes every socket in the directory, our
 """
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import grpc
 
+from xpu_plugin.edges.channel import address, held, told
 from xpu_plugin.edges.service import OPTIONS, DevicePluginService, server_of
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
@@ -256,15 +258,12 @@ class Endpoint:
         await self._lock.acquire()
         if trouble := await self._bind():
             return Identity.of(self._kubelet), trouble
-        try:
-            held = os.open(self._kubelet, os.O_PATH | os.O_CLOEXEC)
-        except OSError as error:
-            return None, f"{self._kubelet}: {error.strerror}"
-        try:
-            kubelet = Path(f"/proc/self/fd/{held}")  # that very socket, whatever has its name meanwhile
+        with contextlib.ExitStack() as stack:
+            try:
+                kubelet = stack.enter_context(held(self._kubelet))  # that very socket, whatever has its name
+            except OSError as error:
+                return None, f"{self._kubelet}: {error.strerror}"
             return Identity.of(kubelet), await self._say_so(kubelet)
-        finally:
-            os.close(held)
 
     async def _say_so(self, kubelet: Path) -> str | None:
         """Register at that socket; returns what went wrong, if anything did."""
@@ -274,12 +273,12 @@ class Endpoint:
             resource_name=self._service.resource,
             options=OPTIONS,
         )
-        async with grpc.aio.insecure_channel(f"unix://{kubelet}", options=_CHANNEL_OPTIONS) as channel:
+        async with grpc.aio.insecure_channel(address(kubelet), options=_CHANNEL_OPTIONS) as channel:
             try:
                 stub = api_grpc.RegistrationStub(channel)  # type: ignore[no-untyped-call]  # generated
                 await stub.Register(request, timeout=REGISTER_SECONDS)
             except grpc.aio.AioRpcError as error:
-                return f"{error.code().name}: {error.details()}"
+                return told(error, self._kubelet)
         logger.info("registered resource=%s endpoint=%s", self._service.resource, self._name)
         return None
 
@@ -298,7 +297,7 @@ class Endpoint:
         await self._stop()
         self._path.unlink(missing_ok=True)
         server = server_of(self._service)
-        server.add_insecure_port(f"unix://{self._path}")
+        server.add_insecure_port(address(self._path))
         self._server = server
         try:
             self._path.chmod(0o600)

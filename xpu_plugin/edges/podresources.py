@@ -6,9 +6,9 @@ while a restarted kubelet cannot reach its API server. The checkpoint names no p
 pod's devices until the next grant. A holder that either of them names is a holder.
 """
 
+import contextlib
 import json
 import logging
-import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -19,6 +19,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from xpu_plugin.edges import files
+from xpu_plugin.edges.channel import address, held, told
 from xpu_plugin.edges.disk import DiskThread
 from xpu_plugin.model.holders import Checkpoint, Holding, Listing
 from xpu_plugin.proto import podresources_v1_pb2 as v1
@@ -59,9 +60,19 @@ async def list_pods(socket: Path, *, domains: Collection[str] = DOMAINS) -> List
 
     Raises UnknownHoldersError when the socket is there and no answer is to be had that can be understood.
     """
-    if not os.path.exists(socket):  # noqa: ASYNC240, PTH110 - a look, no wait
-        return None
-    async with grpc.aio.insecure_channel(f"unix://{socket}", options=_OPTIONS) as channel:
+    with contextlib.ExitStack() as stack:
+        try:
+            own = stack.enter_context(held(socket))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise UnknownHoldersError(f"{socket}: {error.strerror}") from None
+        return await _list(own, socket, domains)
+
+
+async def _list(own: Path, socket: Path, domains: Collection[str]) -> Listing:
+    """What `list_pods` returns, asked at `own`, which is the socket by a name that URIs can carry."""
+    async with grpc.aio.insecure_channel(address(own), options=_OPTIONS) as channel:
         for version, messages in _VERSIONS:
             # The raw answer: gRPC would parse it on the event loop, and give None for what does not parse.
             ask = channel.unary_unary(f"/{version}.PodResourcesLister/List", None, None)
@@ -70,7 +81,7 @@ async def list_pods(socket: Path, *, domains: Collection[str] = DOMAINS) -> List
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                     continue
-                raise UnknownHoldersError(f"{socket}: {error.code().name}: {error.details()}") from None
+                raise UnknownHoldersError(f"{socket}: {told(error, socket)}") from None
             try:
                 return await _thread().call(_listing, answer, messages, domains)
             except DecodeError:

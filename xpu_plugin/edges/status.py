@@ -7,12 +7,17 @@ import inspect
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from xpu_plugin.log import printable
 
-LONGEST_LINE = 1 << 16  # bytes of a question; an answer may be longer
+
+LONGEST_LINE = 1 << 16  # bytes of a question
+LONGEST_ANSWER = 16 << 20  # bytes; thousands of devices need about two mebibytes
+LONGEST_REFUSAL = 500  # characters that are shown
 ASK_SECONDS = 5.0  # for a question to come, and for its answer to be taken
 ANSWER_SECONDS = 30.0  # for the plugin to find out what it has to ask others for
 
@@ -71,23 +76,43 @@ def _refusal(text: str) -> dict[str, object]:
 
 
 def ask(path: Path, name: str, **arguments: object) -> Any:
-    """Ask the plugin behind a socket; `Any` is what JSON is made of. Raises StatusError."""
+    """Ask the plugin behind a socket; `Any` is what JSON is made of. Raises StatusError,
+    with one printable line.
+
+    Takes no longer, and no more memory, than a plugin's answer may need, whatever listens there.
+    """
     question = json.dumps({"ask": name, **arguments}).encode() + b"\n"
+    where = printable(str(path))
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(ASK_SECONDS)
             connection.connect(os.fspath(path))
-            connection.settimeout(ASK_SECONDS + ANSWER_SECONDS)
             connection.sendall(question)
-            with connection.makefile("rb") as stream:
-                answer = json.loads(stream.readline())
+            answer = json.loads(_line(connection))
     except OSError as error:
-        raise StatusError(f"{path}: {error.strerror or error}") from None
-    except ValueError:  # also of a plugin that ended meanwhile, which says nothing
+        raise StatusError(f"{where}: {error.strerror or error}") from None
+    except (ValueError, RecursionError):  # also of a plugin that ended meanwhile, which says nothing
         answer = None
     match answer:
         case {"answer": said}:
             return said
         case {"error": str(why)}:
-            raise StatusError(f"{path}: {why}")
-    raise StatusError(f"{path}: what answers is no running plugin")
+            raise StatusError(f"{where}: {printable(why[:LONGEST_REFUSAL])}")
+    raise StatusError(f"{where}: what answers is no running plugin")
+
+
+def _line(connection: socket.socket) -> bytes:
+    """What comes, to the end of a line. Raises OSError, and ValueError for too much."""
+    line = bytearray()
+    until = time.monotonic() + ASK_SECONDS + ANSWER_SECONDS
+    while not line.endswith(b"\n") and (remaining := until - time.monotonic()) > 0:
+        connection.settimeout(remaining)
+        part = connection.recv(LONGEST_LINE)
+        if not part:
+            return bytes(line)
+        line += part
+        if len(line) > LONGEST_ANSWER:
+            raise ValueError("too much")
+    if not line.endswith(b"\n"):
+        raise TimeoutError("timed out")
+    return bytes(line)

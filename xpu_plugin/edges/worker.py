@@ -73,6 +73,9 @@ class Worker:
             if "/" in path and not Path(path).exists():
                 failures.append(f"{path}: no such file")
                 continue
+            if "/" in path and not Path(path).is_file():  # opening a FIFO would wait
+                failures.append(f"{path}: not a regular file")
+                continue
             before, own = _File.at(path), _libraries()
             try:
                 self._library = Library(path, self._progress_fd)

@@ -2,7 +2,7 @@
 """Device ids -> what a container gets, or a refusal; and which devices go well together."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
 
 from xpu_plugin.model.devices import CONTROL_NODE, CONTROL_PATH, Identity
@@ -160,24 +160,44 @@ def prefer(
     spare = sorted(ids - lasting)[: max(size - len(lasting), 0)]
     for id in sorted(lasting.union(spare) - set(must)):
         free[entries[id].device.numa][entries[id].device.card].append(id)
-    while len(chosen) < size:
-        wanted = size - len(chosen)
-        numa_nodes = {entries[id].device.numa for id in chosen}
-        numa = min(
-            free, key=lambda numa: (numa not in numa_nodes, *_fit(_count(free[numa]), wanted), str(numa))
+    begun = {entries[id].device.card for id in must}
+    rooms = {numa: _Room(cards, begun) for numa, cards in free.items()}
+    numa_nodes = {entries[id].device.numa for id in must}
+    while (wanted := size - len(chosen)) > 0:
+        numa = min(  # of a few
+            rooms, key=lambda numa: (numa not in numa_nodes, *_fit(rooms[numa].count, wanted), str(numa))
         )
-        cards = {entries[id].device.card for id in chosen}
-        card = min(
-            free[numa], key=lambda card: (card not in cards, *_fit(len(free[numa][card]), wanted), card)
-        )
-        chosen += free[numa].pop(card)[:wanted]
-        if not free[numa]:
-            del free[numa]
+        numa_nodes.add(numa)
+        chosen += rooms[numa].take(wanted)
+        if not rooms[numa].count:
+            del rooms[numa]
     return chosen
 
 
-def _count(cards: Mapping[str, Sequence[str]]) -> int:
-    return sum(map(len, cards.values()))
+class _Room:
+    """The available ids of one NUMA node, by card. The time to take them is linear in their number, but for
+    sorting the cards once."""
+
+    def __init__(self, cards: Mapping[str, list[str]], begun: Collection[str]) -> None:
+        self._cards = cards
+        self.count = sum(map(len, cards.values()))
+        # The largest, and of equal ones the first by name, is the last.
+        order = sorted(cards, key=lambda card: (-len(cards[card]), card), reverse=True)
+        self._begun = [card for card in order if card in begun]
+        self._others = [card for card in order if card not in begun]
+
+    def take(self, wanted: int) -> list[str]:
+        """So many ids of one card, or all that it has: of a card begun already if there is one, and there of
+        the card that fits best."""
+        order = self._begun or self._others
+        if len(self._cards[order[-1]]) < wanted:
+            card = order.pop()
+        else:  # this happens once: nothing is wanted any more
+            card = min(order, key=lambda card: (*_fit(len(self._cards[card]), wanted), card))
+            order.remove(card)
+        ids = self._cards[card]
+        self.count -= len(ids)
+        return ids[:wanted]
 
 
 def _fit(room: int, wanted: int) -> tuple[bool, int]:

@@ -38,6 +38,7 @@ from typing import Self, TypeVar
 
 import grpc
 
+from xpu_plugin.edges.channel import address
 from xpu_plugin.proto import (
     deviceplugin_pb2,
     deviceplugin_pb2_grpc,
@@ -448,7 +449,7 @@ class Kubelet:
     async def dial(self, registration: Registration) -> Endpoint:
         """Connect to the plugin's endpoint, after Register was answered; TimeoutError if it is not there."""
         path = self.directory / registration.endpoint
-        channel = grpc.aio.insecure_channel(f"unix:{path}", options=_CHANNEL_OPTIONS)
+        channel = grpc.aio.insecure_channel(address(path), options=_CHANNEL_OPTIONS)
         try:
             async with asyncio.timeout(self._dial_timeout):
                 await channel.channel_ready()
@@ -727,7 +728,7 @@ class Kubelet:
         """Let `path` appear only when it is answered, and stay after that. It needs another name first: gRPC
         binds before it serves, and removes the name it has bound when it stops."""
         draft = path.with_name(f".{path.name}")
-        server.add_insecure_port(f"unix:{draft}")
+        server.add_insecure_port(address(draft))
         await server.start()
         draft.rename(path)
         self._servers.append(server)

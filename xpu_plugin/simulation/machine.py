@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from xpu_plugin.edges import files
 from xpu_plugin.simulation import library
 
 
@@ -78,6 +79,8 @@ class Machine:
         """Write a new machine; the roots are remembered in it. One that is there already is an error, or
         with `force` taken away first."""
         if self.path.exists():
+            if not self.path.is_file():
+                raise MachineError(f"{self.path} is not a regular file; accepted: another file")
             if not force:
                 raise MachineError(f"{self.path} exists already; accepted: another file, or --force")
             with contextlib.suppress(MachineError):
@@ -104,13 +107,14 @@ class Machine:
     def text(self) -> str:
         """What is in the file."""
         try:
-            return self.path.read_text()
-        except OSError as error:
-            raise MachineError(
-                f"cannot read {self.path}: {error.strerror}; accepted: a file made by 'simulate init'",
-            ) from error
+            return files.read(self.path).decode()
         except UnicodeDecodeError as error:
             raise MachineError(f"{self.path} is not a text") from error
+        except OSError as error:
+            why = error.strerror
+        except ValueError as error:
+            why = str(error)
+        raise MachineError(f"cannot read {self.path}: {why}; accepted: a file made by 'simulate init'")
 
     def environment(self) -> dict[str, str]:
         """What a process needs in its environment to meet this machine in the library."""
@@ -173,9 +177,9 @@ class Machine:
     def remove(self) -> None:
         """Take the machine away: its nodes, its sysfs entries, its file."""
         with self._lock():
-            kept = [
-                line for line in self.text().splitlines() if _key_of_setting(line) not in (None, "driver")
-            ]
+            lines = self.text().splitlines()
+            self._check(lines)  # another file than a machine's stays
+            kept = [line for line in lines if _key_of_setting(line) not in (None, "driver")]
             self._settle([*kept, "set driver=gone"])
             self.path.unlink()
 
@@ -224,7 +228,11 @@ class Machine:
 
 
 def _text(lines: list[str]) -> bytes:
-    return "".join(f"{line}\n" for line in lines).encode()
+    try:
+        return "".join(f"{line}\n" for line in lines).encode()
+    except UnicodeEncodeError as error:
+        name = error.object[error.start : error.end]
+        raise MachineError(f"{name!r} in a name or a value; accepted: UTF-8") from error
 
 
 def _words(line: str) -> list[str]:

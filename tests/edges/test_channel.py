@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gRPC at sockets of any path: served, registered with, listed from; the same trouble has the same words."""
+
+import asyncio
+import logging
+import os
+import shutil
+import socket
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.edges.test_kubelet import IDS, Plugin, listed
+from tests.standins import RESOURCE, Looks
+from xpu_plugin.edges import channel
+from xpu_plugin.edges.channel import LONGEST_DETAILS, told
+from xpu_plugin.edges.podresources import UnknownHoldersError, list_pods
+from xpu_plugin.simulation.kubelet import Kubelet
+
+
+# What URIs give a meaning to, or cannot hold.
+NAMES = [
+    b"a b", b"a%20b", b"a%2fb", b"a%", b"a#b", b"a?b=c", b"a;b", b"a\\b", b"a\nb", "é".encode(), b"\xff",
+]  # fmt: skip
+COMMA = b"a,b"  # gRPC's clients, and so the kubelet stand-in, take it for two addresses
+LONG = b"x" * 120  # more than a socket's address holds
+
+pytestmark = pytest.mark.usefixtures("leaves_no_task")
+
+
+def below(place: Path, name: bytes) -> Path:
+    return place / os.fsdecode(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_directory_of_any_name_is_served_and_registered_in(name: bytes, place: Path) -> None:
+    directory = below(place, name)
+    async with Kubelet(directory) as kubelet, Plugin(directory).run():
+        await listed(kubelet)
+        assert (await kubelet.allocate(RESOURCE, 1)).ids[0] in IDS
+    assert [path.name for path in directory.iterdir()] == ["kubelet_internal_checkpoint"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, COMMA, LONG])
+async def test_a_pod_resources_socket_of_any_name_is_asked(name: bytes, place: Path) -> None:
+    async with Kubelet(place / "plugins", pod_resources_dir=place / "pods") as kubelet:
+        kubelet.hold([IDS[0]], resource=RESOURCE, pod="train")
+        below(place, name).mkdir()
+        moved = below(place, name) / "kubelet.sock"
+        assert kubelet.pod_resources_socket
+        shutil.move(kubelet.pod_resources_socket, moved)
+        listing = await list_pods(moved)
+    assert listing is not None
+    assert [holding.ids for holding in listing.holdings] == [(IDS[0],)]
+
+
+async def test_a_socket_that_may_not_be_looked_at_is_not_taken_for_none(place: Path) -> None:
+    (place / "loop").symlink_to("loop")
+    with pytest.raises(UnknownHoldersError, match="Too many levels"):
+        await list_pods(place / "loop/kubelet.sock")
+    assert await list_pods(place / "none/kubelet.sock") is None
+
+
+async def test_without_proc_an_ordinary_path_is_asked(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "_HELD", str(place / "no-proc/"))
+    async with Kubelet(place / "plugins", pod_resources_dir=place / "pods") as kubelet:
+        assert kubelet.pod_resources_socket
+        assert await list_pods(kubelet.pod_resources_socket) is not None
+
+
+async def test_trouble_has_the_path_in_it_and_no_number_of_a_descriptor(place: Path) -> None:
+    dead = place / "kubelet.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(dead))
+    texts = set()
+    async with AsyncExitStack() as stack:
+        for _ in range(3):
+            with pytest.raises(UnknownHoldersError) as raised:
+                await list_pods(dead)
+            texts.add(str(raised.value))
+            stack.enter_context((place / "taken").open("a"))  # the next descriptor is another
+    (text,) = texts
+    assert text.startswith(f"{dead}: UNAVAILABLE: ")
+    assert f"unix:{dead}: connect failed" in text
+    assert "/proc/" not in text
+
+
+async def test_a_dead_socket_is_warned_of_once_whatever_descriptors_are_taken(
+    place: Path, looks: Looks, caplog: pytest.LogCaptureFixture
+) -> None:
+    (place / "plugins").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place / "plugins/kubelet.sock"))
+    plugin = Plugin(place / "plugins")
+    caplog.set_level(logging.WARNING)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(plugin.run())
+        for failures in (1, 2, 3, 4):
+            async with asyncio.timeout(20):
+                while plugin.endpoint.failures < failures:
+                    await looks.more(1)
+            stack.enter_context((place / "taken").open("a"))
+    assert len([record for record in caplog.records if "cannot register" in record.getMessage()]) == 1
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    return Looks(monkeypatch)
+
+
+def test_details_have_a_bound_and_the_same_words_for_any_descriptor() -> None:
+    def error(details: str | None) -> grpc.aio.AioRpcError:
+        metadata = grpc.aio.Metadata()
+        return grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, metadata, metadata, details, None)
+
+    path = Path("/k.sock")
+    assert told(error("unix:/proc/self/fd/23: reset {fd:23}"), path) == "INTERNAL: unix:/k.sock: reset {fd:N}"
+    assert told(error(None), path) == "INTERNAL: "
+    assert len(told(error("x" * 9000), path)) == len("INTERNAL: ") + LONGEST_DETAILS

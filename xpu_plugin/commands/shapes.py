@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an answer of the running plugin has to look like, so that a sub-command can show it.
+
+The plugin may be of another release, and a stranger may listen at the socket. What an answer has beyond its
+shape is left alone: releases add to it.
+"""
+
+from collections.abc import Mapping
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from xpu_plugin.log import printable
+from xpu_plugin.model import vf
+from xpu_plugin.model.devices import Gauges
+from xpu_plugin.model.rows import Row
+from xpu_plugin.record import record
+
+
+MOST = 1 << 64  # of any number
+
+Shape = Any
+"""A tuple of types or of texts for a value; a dict for an object with these keys, `Each` for one with any; a
+list of one shape for a list."""
+
+
+@record(kw_only=False)
+class Each:
+    """An object with any keys, whose values have a shape."""
+
+    shape: Shape
+
+
+def _fields(kind: type) -> dict[str, Shape]:
+    return {name: get_args(own) or (own,) for name, own in get_type_hints(kind).items()}
+
+
+_TEXT, _TEXT_OR_NONE, _NUMBER = (str,), (str, NoneType), (int,)
+_LISTED = {"devices": [_fields(Row)], "problems": [_TEXT], "trouble": _TEXT_OR_NONE}
+_WISH = {"number": (int, str), "origin": _TEXT, "problem": _TEXT}
+_CARD = {
+    "address": _TEXT,
+    "wished": (int, str),
+    "actual": _NUMBER,
+    "action": _TEXT,
+    "reason": _TEXT,
+}
+SHAPES: Mapping[str, Shape] = {
+    "list": _LISTED,
+    "list wide": {**_LISTED, "holders": Each([_TEXT])},
+    "top": {**_LISTED, "readings": Each(_fields(Gauges))},
+    "plan": {"wish": _WISH, "state": tuple(map(str, vf.State)), "cards": [_CARD]},
+    "plan trouble": {"trouble": _TEXT},
+    "state": {
+        "pid": _NUMBER,
+        "worker": (int, NoneType),
+        "replaced": (bool, NoneType),
+        "configuration": _TEXT,
+        "library": _TEXT_OR_NONE,
+        "library_version": _TEXT_OR_NONE,
+        "driver_version": _TEXT_OR_NONE,
+        "driver_release": _TEXT_OR_NONE,
+        "trouble": _TEXT_OR_NONE,
+        "streams": _NUMBER,
+        "alone": (bool,),
+        "wish": {"number": (int, NoneType)},
+    },
+    "decisions": [Each((object,))],
+}
+
+
+def misfit(value: Any, shape: Shape, name: str = "the answer") -> str | None:
+    """What is wrong with a value, None if nothing is."""
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return f"{name} is no object"
+        if lacking := shape.keys() - value.keys():
+            return f"{name} lacks {', '.join(sorted(lacking))}"
+        parts = [(value[key], own, key) for key, own in shape.items()]
+    elif isinstance(shape, Each):
+        if not isinstance(value, dict):
+            return f"{name} is no object"
+        parts = [(own, shape.shape, f"a value of {name}") for own in value.values()]
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{name} is no list"
+        parts = [(own, shape[0], f"an item of {name}") for own in value]
+    else:
+        fine = value in shape if isinstance(shape[0], str) else type(value) in shape or object in shape
+        fine = fine and not (isinstance(value, int) and abs(value) >= MOST)
+        return None if fine else f"{name} is of another kind"
+    return next((wrong for part in parts if (wrong := misfit(*part))), None)
+
+
+def shown(value: Any) -> Any:
+    """The value with all texts printable."""
+    match value:
+        case str():
+            return printable(value)
+        case list():
+            return [shown(own) for own in value]
+        case dict():
+            return {printable(key): shown(own) for key, own in value.items()}
+    return value
