@@ -654,12 +654,50 @@ async def test_a_library_that_is_replaced_is_told_of_once_and_taken_up_by_the_ne
     other.replace(own)
     await watch.until(lambda: watch.sweep.library_older, "noticed")
     await watch.sweeps(3)
-    assert sum("replaced or removed" in message for message in caplog.messages) == 1
+    (said,) = (message for message in caplog.messages if "was replaced" in message)
+    assert "send SIGHUP" in said
+    assert f"path={own}" in said
     assert len(watch.driver.scans) == 1, "no reason to open all devices"
     watch.sweep.rescan()
     await watch.until(lambda: not watch.sweep.library_older, "taken up")
     await watch.sweeps(3)
     assert not watch.sweep.library_older
+
+
+async def test_no_advice_would_end_a_worker_that_works_for_a_library_that_does_not(
+    make_watch: MakeWatch, machine: Machine, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As while XRE is being installed: its file goes, comes back in part, and is there whole."""
+    own, other = place / "libxpuml.so.1", place / "other"
+    for copy in (own, other):
+        shutil.copy(target_of(machine).libraries[0], copy)
+    watch = make_watch(target=target_of(machine, own))
+    await watch.healths(None, None, None, None)
+    worker = watch.driver.pid
+    watch.compare_each(0.0)
+
+    def said() -> list[str]:
+        return [message for message in caplog.messages if "library's file" in message]
+
+    own.unlink()
+    await watch.until(lambda: len(said()) == 1, "its absence is told")
+    part = place / "part"
+    part.write_bytes(other.read_bytes()[:1000])
+    part.replace(own)
+    await watch.until(lambda: len(said()) == 2, "the part is told")
+    for message in said():
+        assert "send no SIGHUP" in message
+        assert "do not restart" in message
+    assert f"{own}: no such file" in said()[0]
+    assert watch.sweep.library()["its_file_unfit"]
+    other.replace(own)
+    await watch.until(lambda: len(said()) == 3, "the whole is told")
+    assert "; send SIGHUP" in said()[2]
+    assert watch.sweep.library()["its_file_unfit"] is None
+    await watch.sweeps(3)
+    assert len(said()) == 3
+    assert watch.driver.pid == worker
+    await watch.healths(None, None, None, None)
 
 
 async def test_an_unchanged_host_is_not_scanned_again(watch: Watch) -> None:

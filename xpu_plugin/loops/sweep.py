@@ -85,7 +85,8 @@ class Sweep:
         self._bad_since: float | None = None  # when the library was asked and failed; None after an answer
         self._hasty = False
         self._scan_seconds: float | None = None  # that the last good scan took
-        self.library_older = False  # than its file: it was replaced or removed since it was opened
+        self._present: str | None = None  # a mark of the library's file, if it is not the one that is open
+        self.library_unfit: str | None = None  # why that file could not be used when it was tried
         driver.on_end = self._wake.set
         self.claimed: Callable[[], Collection[str]] = tuple  # ids that were granted and may be held still
         self._retries = delays(*RETRY_SECONDS)
@@ -119,6 +120,7 @@ class Sweep:
             "driver_version": driver,
             "driver_release": release,
             "older_than_its_file": self.library_older,
+            "its_file_unfit": self.library_unfit,
             "trouble": self.trouble,
         }
 
@@ -208,7 +210,8 @@ class Sweep:
         self._report(scan, found)
         self._host, self._found = scan.host, found
         self._host_at = self._scanned_at = self._clock()
-        self._scan_seconds, self._hasty, self.library_older = self._clock() - begun, False, False
+        self._scan_seconds, self._hasty = self._clock() - begun, False
+        self._present = self.library_unfit = None
         facts = after_scan(self._picture.facts, found, forget=forget, claimed=self.claimed())
         verdicts = self._judge(facts, scan.host, skip)
         self._picture.submit(lambda _: after_verdicts(facts, verdicts))
@@ -250,14 +253,34 @@ class Sweep:
         return self._interval
 
     async def _compare_library(self) -> None:
-        """No reason to scan: that is for the administrator to say, or for whatever comes next."""
-        older = await self._driver.replaced()
-        if older and not self.library_older:
-            logger.warning(
-                "the library's file was replaced or removed: the running worker still has the former one; "
-                "send SIGHUP to have the present one opened"
-            )
-        self.library_older = older
+        """No reason to scan: a scan ends the worker that works. A trial shows whether the next one would."""
+        present = await self._driver.replaced()
+        if present is not None and present != self._present:
+            try:
+                opened = await self._driver.trial()
+            except (WorkerError, LibraryError, XpumlError) as error:
+                self.library_unfit = str(error)
+                logger.warning(
+                    "the library's file was replaced or removed, and the present one cannot be used: the "
+                    "running worker goes on with the former one; do not restart the plugin and send no "
+                    "SIGHUP before XRE is installed whole: %s",
+                    self.library_unfit,
+                )
+            else:
+                self.library_unfit = None
+                logger.warning(
+                    "the library's file was replaced, and a trial has opened the present one: the running "
+                    "worker still has the former one; send SIGHUP to have the present one used path=%s "
+                    "version=%r",
+                    opened["library"],
+                    opened["library_version"],
+                )
+        self._present = present
+
+    @property
+    def library_older(self) -> bool:
+        """Whether the library is older than its file: it was replaced or removed since it was opened."""
+        return self._present is not None
 
     def _shared(self, answers: Mapping[str, Health]) -> dict[str, Health]:
         devices = self._found.devices.values()
