@@ -412,7 +412,7 @@ async def test_the_lock_waits_for_proc_and_says_so(
     await until(lambda: caplog.messages)
     await asyncio.sleep(0.05)
     (said,) = caplog.messages
-    assert said == f"waiting for {proc}: /proc is not mounted, or hides this process; mount it to register"
+    assert said == f"waiting for {proc}: /proc is not mounted, or hides us; mount it to register"
     proc.mkdir()
     await waiting
     assert lock.held()

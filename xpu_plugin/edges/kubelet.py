@@ -124,7 +124,7 @@ class InstanceLock:
         self.release()
         if not DESCRIPTORS.is_dir():
             self._complain(
-                f"waiting for {DESCRIPTORS}: /proc is not mounted, or hides this process; mount it to register"
+                f"waiting for {DESCRIPTORS}: /proc is not mounted, or hides us; mount it to register"
             )
             return False
         try:
