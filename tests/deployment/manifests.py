@@ -248,6 +248,8 @@ def _check_pod_of_plugin(plugin: Plugin) -> None:
         "/var/lib/xpu-device-plugin",
     }
     assert {"name": "TMPDIR", "value": "/run/xpu-device-plugin"} in container["env"]
+    (xre,) = (volume for volume in spec["volumes"] if volume["name"] == "xre")
+    assert xre["hostPath"].keys() == {"path"}, "nothing is made below a /usr that may be read-only"
 
     assert config.metrics_address is not None
     host, port = config.metrics_address

@@ -93,6 +93,7 @@ SCENE = """
 import shutil, subprocess, sys
 from pathlib import Path
 from xpu_plugin.edges.installation import absence
+from xpu_plugin.edges.survey import directory_trouble
 place, deed = Path(sys.argv[1]), sys.argv[2]
 source, root = place / "source of it", place / "host"
 target = root / "usr/local"
@@ -108,6 +109,7 @@ match deed:
     case "elsewhere":
         (source / "xpu").symlink_to("/opt/xpu-5")
 print(absence(f"{target}/xpu/lib/libxpuml.so.1", str(root)))
+print(directory_trouble(target))
 """
 
 
@@ -136,4 +138,8 @@ def test_a_mount_that_shows_nothing_is_named(tmp_path: Path, deed: str, said: st
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == said.format(target=tmp_path / "host/usr/local")
+    target = tmp_path / "host/usr/local"
+    absence_of_library, trouble = done.stdout.splitlines()
+    assert absence_of_library == said.format(target=target)
+    gone = f"{target} was deleted on the host since this pod has started; delete the plugin's pod"
+    assert trouble == (gone if deed == "deleted" else "None"), "the same of the kubelet's directory"

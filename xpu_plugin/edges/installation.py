@@ -3,12 +3,12 @@
 
 import errno
 import os
-import re
 from pathlib import Path
+
+from xpu_plugin.edges.mounts import above, deleted
 
 
 MOST_LINKS = 40  # in one path, as Linux has it
-DELETED = "//deleted"  # ends the root of a mount in mountinfo whose directory is gone
 
 
 def located(path: str, root: str | None) -> str:
@@ -48,32 +48,14 @@ def absence(path: str, root: str | None) -> str:
         place = located(path, root)
     except OSError as error:
         return str(error.strerror)
-    mounts = {mount: source for mount, source in _mounts() if Path(place).is_relative_to(mount)}
-    if deleted := [mount for mount, source in mounts.items() if source.endswith(DELETED)]:
-        return (
-            f"{deleted[0]} was deleted on the host since this pod has started; a new pod has the present one"
-        )
-    nearest = max(mounts, key=len, default="/")
+    if (mount := deleted(place)) is not None:
+        return f"{mount} was deleted on the host since this pod has started; a new pod has the present one"
+    nearest = max(above(place), key=len, default="/")
     if nearest != "/" and _is_empty(nearest):
         return f"no such file: {nearest} is empty"
     if root is not None and place != path and nearest == "/":
         return f"no such file: a link leads to {place.removeprefix(root)} of the host, which is not mounted"
     return "no such file"
-
-
-def _mounts() -> list[tuple[str, str]]:
-    """Each mount point with the directory of its file system that is there; none without /proc."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
-        return []
-    fields = [line.split(" ") for line in lines.splitlines()]
-    return [(_plain(field[4]), _plain(field[3])) for field in fields]
-
-
-def _plain(text: str) -> str:
-    """Without the octal numbers that stand for blanks."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
 def _is_empty(directory: str) -> bool:
