@@ -274,6 +274,7 @@ def test_the_notes_say(helm: Helm, tmp_path: Path, values: Object, said: str) ->
     notes = notes_of(helm, tmp_path, values)
     assert f"daemonset {the(objects_of(MANIFEST), 'DaemonSet')['metadata']['name']} -n kube-system" in notes
     assert said in notes
+    assert "drain each node" in notes
     for elsewhere in ("pod-security", "priorityClassName", "add-scc-to-user"):
         assert elsewhere not in notes
 
