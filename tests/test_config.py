@@ -20,6 +20,7 @@ DEFAULTS = {
     "dev-root": Path("/dev"),
     "sysfs-root": Path("/sys"),
     "xpuml-library": None,
+    "xre-dir": Path("/usr/local/xpu"),
     "simulator-file": None,
     "health-interval": 1.0,
     "health-failures": 2,
@@ -59,6 +60,7 @@ VALUES: dict[str, list[tuple[str, object]]] = {
     "dev-root": [("/a", Path("/a")), ("/b", Path("/b"))],
     "sysfs-root": [("/a", Path("/a")), ("/b", Path("/b"))],
     "xpuml-library": [("/a.so", "/a.so"), ("/b.so", "/b.so")],
+    "xre-dir": [("/a", Path("/a")), ("/b/c", Path("/b/c"))],
     "simulator-file": [("/a", Path("/a")), ("/b", Path("/b"))],
     "health-interval": [("0.05", 0.05), ("3600", 3600.0)],
     "health-failures": [("1", 1), ("1000", 1000)],
@@ -274,6 +276,26 @@ def test_any_value_is_understood_or_refused_in_one_line(name: str, text: str) ->
 )
 def test_what_is_no_option_is_refused_in_one_line(arguments: list[str], named: str) -> None:
     assert named in refused(*arguments)
+
+
+def test_the_library_is_looked_for_below_the_hosts_directories_then_as_it_is_named_then_by_the_loader() -> (
+    None
+):
+    assert read().libraries == (
+        "/host/usr/local/xpu/lib64/libxpuml.so.1",
+        "/host/usr/local/xpu/lib/libxpuml.so.1",
+        "/host/usr/local/xpu/lib64/libxpuml.so",
+        "/host/usr/local/xpu/lib/libxpuml.so",
+        "/usr/local/xpu/lib64/libxpuml.so.1",
+        "/usr/local/xpu/lib/libxpuml.so.1",
+        "/usr/local/xpu/lib64/libxpuml.so",
+        "/usr/local/xpu/lib/libxpuml.so",
+        "libxpuml.so.1",
+    )
+    elsewhere = read("--xre-dir=/opt/xre").libraries
+    assert elsewhere[0] == "/host/opt/xre/lib64/libxpuml.so.1"
+    assert elsewhere[4] == "/opt/xre/lib64/libxpuml.so.1"
+    assert read("--xpuml-library=/a.so", "--xre-dir=/opt/xre").libraries == ("/a.so",)
 
 
 def test_the_simulator_needs_its_file() -> None:

@@ -195,13 +195,16 @@ TEXT_OF = {
     "UsageError": 0,
     "warnings.append": 0,
     "WorkerDiedError": 0,
+    "WorkerGrownError": 0,
     "WorkerHungError": 0,
     "xpuml.LibraryNotFoundError": 0,
     "xpuml.WrongDeviceError": 0,
 }
 """Calls that are given a message, and which argument of theirs it is. `print` to stderr is one more."""
 
-RETURNING = frozenset({"_advice", "_bind", "_contradiction", "_not_listed", "_without_node", "advice"})
+RETURNING = frozenset(
+    {"_advice", "_bind", "absence", "_contradiction", "_not_listed", "_without_node", "advice"}
+)
 """Functions that return messages."""
 
 WITHOUT_A_TEXT_OF_THEIR_OWN = {

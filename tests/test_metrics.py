@@ -143,9 +143,10 @@ SELDOM = {
 
 
 async def test_the_page_is_the_documented_one(node: Node, kubelet: Kubelet) -> None:
-    scraped = Scraped(node)
+    scraped = Scraped(node, "--node-name=here")
     await shows(kubelet, IDS)
     page = await scraped.page()
+    assert page.one("xpu_plugin_build_info", node="here") == 1
     _, kind, _ = await asyncio.to_thread(fetch, scraped.port)
     assert kind == "text/plain; version=0.0.4; charset=utf-8"
     documented = {family.name: family for family in (*FAMILIES, *OF_THE_PROCESS)}

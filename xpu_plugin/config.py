@@ -22,12 +22,12 @@ LEGACY_KEEP = "99"
 VF_POLICIES = ("when-idle", "never")
 LONGEST_SOCKET_PATH = 107  # bytes of sun_path
 LONGEST_PROFILE = 24  # what a profile's name adds to the name of a socket
-LIBRARIES = (
-    "/usr/local/xpu/lib64/libxpuml.so.1",
-    "/usr/local/xpu/lib/libxpuml.so.1",
-    "/usr/local/xpu/lib64/libxpuml.so",
-    "libxpuml.so.1",  # the loader's own search
-)
+HOST_ROOT = Path("/host")
+"""Where the manifests mount directories of the host that the image has, too."""
+LIBRARIES = ("lib64/libxpuml.so.1", "lib/libxpuml.so.1", "lib64/libxpuml.so", "lib/libxpuml.so")
+"""Within XRE: releases before 5 have lib64, later ones lib."""
+LIBRARY_NAME = "libxpuml.so.1"
+"""For the loader's own search."""
 
 
 class UsageError(Exception):
@@ -181,8 +181,15 @@ _PLACES = (
         "xpuml-library",
         _library,
         None,
-        f"the libxpuml to open, or {SIMULATOR!r}; searched if not given: {', '.join(LIBRARIES)}",
+        f"the libxpuml to open, or {SIMULATOR!r}; searched in --xre-dir, then by the loader, if not given",
         "PATH",
+    ),
+    Option(
+        "xre-dir",
+        _absolute,
+        "/usr/local/xpu",
+        f"the host's directory of XRE; looked for below {HOST_ROOT} first, where the manifests mount it",
+        "DIR",
     ),
     Option("simulator-file", _absolute, None, "the simulator's machine file", "FILE"),
     Option("call-timeout", _seconds(0.05, 600), "5", "seconds for the library to answer", "SECONDS"),
@@ -368,6 +375,7 @@ class Config:
     dev_root: Path = Path("/dev")
     sysfs_root: Path = Path("/sys")
     xpuml_library: str | None = None
+    xre_dir: Path = Path("/usr/local/xpu")
     simulator_file: Path | None = None
     call_timeout: float = 5.0
     resource_name: str = "baidu.com/xpu"
@@ -449,6 +457,14 @@ class Config:
     @property
     def simulated(self) -> bool:
         return self.xpuml_library == SIMULATOR
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Paths of the library; the first usable one counts. The simulator's is known to the simulation."""
+        if self.xpuml_library is not None:
+            return (self.xpuml_library,)
+        places = (f"{HOST_ROOT}{self.xre_dir}", self.xre_dir)
+        return (*(f"{place}/{name}" for place in places for name in LIBRARIES), LIBRARY_NAME)
 
     @property
     def worker_environment(self) -> dict[str, str]:

@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xpu_plugin.config import LIBRARIES, SIMULATOR, VF_POLICIES, Config
+from xpu_plugin.config import HOST_ROOT, VF_POLICIES, Config
+from xpu_plugin.edges import memory
 from xpu_plugin.edges.driver import Driver, Target
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.host import identity
@@ -55,12 +56,10 @@ SHOWN_SECONDS = 1.0  # at most until there is something to look at: that takes i
 
 def target(config: Config) -> Target:
     """What a worker is to open by this configuration."""
-    if config.xpuml_library == SIMULATOR:
-        libraries: tuple[str, ...] = (str(library.shipped()),)
-    else:
-        libraries = (config.xpuml_library,) if config.xpuml_library else LIBRARIES
     return Target(
-        libraries=libraries,
+        libraries=(str(library.shipped()),) if config.simulated else config.libraries,
+        host_root=HOST_ROOT,
+        most_bytes=memory.for_a_worker(memory.limit()),
         dev_root=config.dev_root,
         sysfs_root=config.sysfs_root,
         simulated=config.simulated,

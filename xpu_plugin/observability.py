@@ -140,6 +140,7 @@ def metrics_of(plugin: Plugin, meters: Meters, census: Census, audit: Audit) -> 
             census=census,
             audit=audit,
             api=lambda: plugin.node.api if plugin.node else None,
+            node=plugin.config.node_name or "",
             ready=lambda: plugin.listed.is_set() or time.monotonic() - plugin.started > LATEST_SECONDS,
         )
     )

@@ -368,5 +368,5 @@ sys.exit(cli.main(sys.argv[1:]))
     assert (await doctor.findings(option))["worker-library"]["verdict"] == "ok"
     link.unlink()
     link.symlink_to(new.name)
-    await daemon.says("the library's file was replaced or removed")
+    await daemon.says("the library's file was replaced, and a trial has opened the present one")
     assert await doctor.wrong(option) == {"worker-library": "warning"}

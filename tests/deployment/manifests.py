@@ -27,6 +27,7 @@ SCHEMAS = {
     ("apps/v1", "Deployment"): "v1_deployment",
     ("rbac.authorization.k8s.io/v1", "ClusterRole"): "v1_cluster_role",
     ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"): "v1_cluster_role_binding",
+    ("rbac.authorization.k8s.io/v1", "RoleBinding"): "v1_role_binding",
     ("v1", "Pod"): "v1_pod",
     ("v1", "Service"): "v1_service",
     ("v1", "ServiceAccount"): "v1_service_account",
@@ -44,13 +45,15 @@ FIELDS = {"NODE_NAME": "spec.nodeName", "POD_NAME": "metadata.name", "POD_NAMESP
 MOUNTS = {
     "/var/lib/kubelet/device-plugins": "/var/lib/kubelet/device-plugins",
     "/var/lib/kubelet/pod-resources": "/var/lib/kubelet/pod-resources (read-only)",
-    "/usr/local/xpu": "/usr/local/xpu (read-only)",
+    "/host/usr/local": "/usr/local (read-only)",
     "/dev": "/dev",
     "/sys": "/sys (read-only)",
     "/var/lib/xpu-device-plugin": "/var/lib/xpu-device-plugin",
     "/run/xpu-device-plugin": "emptyDir",
 }
 """Where in the plugin's container what of the host is."""
+NODE = [{"sourceLabels": ["__meta_kubernetes_pod_node_name"], "targetLabel": "node"}]
+"""What a monitor relabels, so that alerts can name the node."""
 
 
 def objects_in(text: str) -> list[Object]:
@@ -245,6 +248,8 @@ def _check_pod_of_plugin(plugin: Plugin) -> None:
         "/var/lib/xpu-device-plugin",
     }
     assert {"name": "TMPDIR", "value": "/run/xpu-device-plugin"} in container["env"]
+    (xre,) = (volume for volume in spec["volumes"] if volume["name"] == "xre")
+    assert xre["hostPath"].keys() == {"path"}, "nothing is made below a /usr that may be read-only"
 
     assert config.metrics_address is not None
     host, port = config.metrics_address
@@ -288,6 +293,7 @@ def _check_monitoring(objects: list[Object], plugin: Plugin) -> None:
         assert selector
         assert selector.items() <= service["metadata"]["labels"].items()
         (endpoint,) = monitor["spec"]["endpoints"]
+        assert endpoint["relabelings"] == NODE
         assert [endpoint["port"]] == [port["name"] for port in service["spec"]["ports"]]
     for monitor in of_kind(objects, "PodMonitor"):
         assert monitor["metadata"]["namespace"] == plugin.daemon_set["metadata"]["namespace"]
@@ -295,6 +301,7 @@ def _check_monitoring(objects: list[Object], plugin: Plugin) -> None:
         assert selector
         assert selector.items() <= template.items()
         (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+        assert endpoint["relabelings"] == NODE
         assert endpoint["port"] in [port["name"] for port in plugin.container["ports"]]
 
 

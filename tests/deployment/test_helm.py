@@ -107,6 +107,24 @@ def test_rbac_adds_the_two_files(helm: Helm) -> None:
     assert rendered == sorted(objects_of(MANIFEST, CLUSTER_ROLE, CLUSTER_ROLE_BINDING), key=title)
 
 
+def test_releases_of_one_name_in_two_namespaces_do_not_meet(helm: Helm) -> None:
+    values = {"rbac": {"create": True}, "openshift": True}
+    names = ("kube-system", "default", "xpu")
+    titles = [{title(each) for each in helm.render(values, namespace=name)} for name in names]
+    assert len(set.union(*titles)) == sum(map(len, titles))
+    assert ("ClusterRole", "", f"{NAME}-xpu") in titles[2]
+
+
+def test_on_openshift_the_account_is_bound_to_the_constraint_of_privileged_pods(helm: Helm) -> None:
+    objects = helm.render({"openshift": True}, namespace="xpu")
+    binding, account = the(objects, "RoleBinding"), the(objects, "ServiceAccount")["metadata"]
+    assert binding["metadata"]["namespace"] == "xpu"
+    assert binding["roleRef"]["name"] == "system:openshift:scc:privileged"
+    assert binding["subjects"] == [
+        {"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}
+    ]
+
+
 def test_releases_do_not_meet(helm: Helm) -> None:
     values = {"rbac": {"create": True}, "metrics": {"serviceMonitor": {"enabled": True}}}
     one = helm.render(values, release="one")
@@ -177,11 +195,29 @@ def test_image_resources_and_metadata(helm: Helm) -> None:
 
 
 def test_a_kubelet_elsewhere(helm: Helm) -> None:
-    done = helm.template({"kubeletDir": "/data/kubelet", "xreDir": "/opt/xre"})
+    done = helm.template({"kubeletDir": "/data/kubelet"})
     mounts = Plugin(the(objects_in(done.stdout), "DaemonSet")).mounts()
     assert mounts["/var/lib/kubelet/device-plugins"] == "/data/kubelet/device-plugins"
     assert mounts["/var/lib/kubelet/pod-resources"] == "/data/kubelet/pod-resources (read-only)"
-    assert mounts["/usr/local/xpu"] == "/opt/xre (read-only)"
+
+
+@pytest.mark.parametrize(
+    ("directory", "inside", "outside"),
+    [
+        ("/usr/local/xpu", "/host/usr/local", "/usr/local"),
+        ("/usr/local/xpu-5.0", "/host/usr/local", "/usr/local"),
+        ("/opt/kunlun/xre", "/host/opt/kunlun", "/opt/kunlun"),
+        ("/xre", "/host", "/"),
+    ],
+)
+def test_an_xre_elsewhere_is_where_the_plugin_looks(
+    helm: Helm, directory: str, inside: str, outside: str
+) -> None:
+    done = helm.template({"xreDir": directory})
+    plugin = Plugin(the(objects_in(done.stdout), "DaemonSet"))
+    assert plugin.mounts()[inside] == f"{outside} (read-only)"
+    assert plugin.config.libraries[0] == f"/host{directory}/lib64/libxpuml.so.1"
+    assert plugin.config.libraries[0].startswith(f"{inside}/")
 
 
 @pytest.mark.parametrize("kind", ["serviceMonitor", "podMonitor"])
@@ -192,7 +228,9 @@ def test_a_monitor(helm: Helm, kind: str) -> None:
     assert monitor["metadata"]["labels"]["release"] == "mine"
     (endpoint,) = monitor["spec"].get("endpoints") or monitor["spec"]["podMetricsEndpoints"]
     # Without it, pod and namespace of a device's holder would be called exported_pod and exported_namespace.
+    relabelings = endpoint.pop("relabelings")
     assert endpoint == {"port": "metrics", "path": "/metrics", "interval": "5s", "honorLabels": True}
+    assert relabelings == [{"sourceLabels": ["__meta_kubernetes_pod_node_name"], "targetLabel": "node"}]
     assert len(of_kind(objects, "Service")) == (kind == "serviceMonitor")
 
 
@@ -204,6 +242,8 @@ def test_a_monitor(helm: Helm, kind: str) -> None:
         {"sriovNumVFs": 1},
         {"resourceName": "xpu"},
         {"options": {"sriov-num-vfs": 1}},
+        {"options": {"xre-dir": "/opt/xre"}},
+        {"openshift": "yes"},
         {"options": {"--deny": "K200"}},
         {"image": {"pullPolicy": "Sometimes"}},
         {"metrics": {"port": 0}},
@@ -231,6 +271,37 @@ def test_the_schema_refuses(helm: Helm, values: Object) -> None:
     ids=str,
 )
 def test_the_notes_say(helm: Helm, tmp_path: Path, values: Object, said: str) -> None:
+    notes = notes_of(helm, tmp_path, values)
+    assert f"daemonset {the(objects_of(MANIFEST), 'DaemonSet')['metadata']['name']} -n kube-system" in notes
+    assert said in notes
+    assert "drain each node" in notes
+    for elsewhere in ("pod-security", "priorityClassName", "add-scc-to-user"):
+        assert elsewhere not in notes
+
+
+@pytest.mark.parametrize(
+    ("values", "said", "unsaid"),
+    [
+        (
+            {},
+            ["kubectl label namespace xpu pod-security.kubernetes.io/enforce=privileged", "ResourceQuota"],
+            [],
+        ),
+        ({"priorityClassName": ""}, ["pod-security"], ["ResourceQuota"]),
+        ({}, [f"add-scc-to-user privileged -z {NAME} -n xpu"], []),
+        ({"openshift": True}, ["pod-security"], ["add-scc-to-user"]),
+    ],
+    ids=str,
+)
+def test_the_notes_say_what_another_namespace_needs(
+    helm: Helm, tmp_path: Path, values: Object, said: list[str], unsaid: list[str]
+) -> None:
+    notes = notes_of(helm, tmp_path, values, namespace="xpu")
+    assert [text for text in said if text not in notes] == []
+    assert [text for text in unsaid if text in notes] == []
+
+
+def notes_of(helm: Helm, tmp_path: Path, values: Object, namespace: str = "kube-system") -> str:
     """Rendered as a part of an object: only for an installation, into a cluster, Helm renders them itself."""
     chart = tmp_path / NAME
     shutil.copytree(CHART, chart)
@@ -238,7 +309,7 @@ def test_the_notes_say(helm: Helm, tmp_path: Path, values: Object, said: str) ->
     (chart / "templates/notes.yaml").write_text(
         'kind: Notes\nnotes: |\n{{ tpl (.Files.Get "NOTES.txt") . | indent 2 }}\n'
     )
-    (rendered,) = of_kind(objects_in(helm.template(values, chart=chart).stdout), "Notes")
-    notes = rendered["notes"]
-    assert f"daemonset {the(objects_of(MANIFEST), 'DaemonSet')['metadata']['name']} -n kube-system" in notes
-    assert said in notes
+    done = helm.template(values, namespace=namespace, chart=chart)
+    (rendered,) = of_kind(objects_in(done.stdout), "Notes")
+    notes: str = rendered["notes"]
+    return notes

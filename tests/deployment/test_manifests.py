@@ -205,6 +205,9 @@ SLIPS: dict[str, Callable[[list[Object]], object]] = {
     "a mount without a volume": lambda it: Plugin(the(it, "DaemonSet")).spec["volumes"].pop(),
     "a volume that nobody mounts": lambda it: container_of(it)["volumeMounts"].pop(),
     "a volume that is not read-only": lambda it: container_of(it)["volumeMounts"][4].pop("readOnly"),
+    "a directory made on the host": lambda it: (
+        Plugin(the(it, "DaemonSet")).spec["volumes"][2]["hostPath"].update(type="DirectoryOrCreate")
+    ),
     "another service account": lambda it: the(it, "ServiceAccount")["metadata"].update(name="another"),
     "another namespace": lambda it: the(it, "ClusterRoleBinding")["subjects"][0].update(namespace="default"),
     "another role": lambda it: the(it, "ClusterRoleBinding")["roleRef"].update(name="admin"),

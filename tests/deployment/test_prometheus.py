@@ -19,7 +19,8 @@ from xpu_plugin.model.families import FAMILIES, OF_THE_PROCESS
 DIRECTORY = ROOT / "deployment/prometheus"
 RULES, TESTS = DIRECTORY / "rules.yml", DIRECTORY / "rules-test.yml"
 DASHBOARD = DIRECTORY / "dashboard.json"
-OF_PROMETHEUS = {"instance", "job", "le"}
+OF_PROMETHEUS = {"instance", "job", "le", "node"}
+"""Labels that Prometheus adds; `node` by the relabelings of the monitors."""
 
 with_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="needs promtool, of Debian's package prometheus"
@@ -81,12 +82,14 @@ def test_only_metrics_and_labels_that_exist_are_asked_for(where: str) -> None:
 def test_labels_that_are_shown_are_those_of_the_metrics() -> None:
     """A legend or an annotation with a label that does not exist shows nothing."""
     for rule in rules():
-        labels = set().union(*(series()[name] for name, _ in asked_for(rule["expr"]))) | {"instance"}
+        labels = set().union(*(series()[name] for name, _ in asked_for(rule["expr"]))) | {"instance", "node"}
         shown = set(re.findall(r"\$labels\.(\w+)", " ".join(rule["annotations"].values())))
         assert shown <= labels, rule["alert"]
+        assert "node" in shown, f"{rule['alert']} names no node"
     for panel in dashboard()["panels"]:
         for target in panel["targets"]:
-            labels = set().union(*(series()[name] for name, _ in asked_for(target["expr"]))) | {"instance"}
+            labels = set().union(*(series()[name] for name, _ in asked_for(target["expr"])))
+            labels |= {"instance", "node"}
             assert set(re.findall(r"{{(\w+)}}", target.get("legendFormat", ""))) <= labels, panel["title"]
 
 
@@ -94,7 +97,7 @@ def test_series_of_the_alerts_tests_are_whole() -> None:
     """A test with a label too few could pass where the real series does not match."""
     for query in QUERIES["their tests"]:
         ((name, labels),) = asked_for(query)
-        assert labels == series()[name] | {"instance"}, query
+        assert labels == series()[name] | {"instance", "node"}, query
 
 
 def test_each_alert_says_what_is_wrong_and_is_seen_quiet_firing_and_resolved() -> None:
@@ -139,7 +142,7 @@ def test_a_rule_that_is_wrong_fails_its_test(tmp_path: Path) -> None:
 def test_the_dashboard_has_its_data_source_in_a_variable_and_panels_side_by_side() -> None:
     document = dashboard()
     variables = {variable["name"] for variable in document["templating"]["list"]}
-    assert variables == {"datasource", "instance"}
+    assert variables == {"datasource", "node"}
     assert set(re.findall(r"\$\{?(?!__)(\w+)", DASHBOARD.read_text())) == variables
     places: set[tuple[int, int]] = set()
     for panel in document["panels"]:

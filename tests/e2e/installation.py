@@ -101,16 +101,21 @@ def occupied() -> bool:
 
 @contextlib.contextmanager
 def vendor_library(machine: Machine) -> Iterator[None]:
-    """The simulator at the place of the vendor's library, for the machine."""
+    """The simulator at the place of the vendor's library, behind a link as XRE's own, for the machine."""
     assert not occupied(), f"{XRE} is there already"
-    directory = XRE / "lib64"
+    if XRE.is_dir():
+        XRE.rmdir()
+    release = XRE.with_name("xpu-e2e")
+    directory = release / "lib64"
     directory.mkdir(parents=True)
+    XRE.symlink_to(release)
     try:
         shutil.copy(shipped(), directory)
         shutil.copy(machine.file, directory / "machine")
         yield
     finally:
-        shutil.rmtree(XRE)
+        XRE.unlink()
+        shutil.rmtree(release)
 
 
 @contextlib.contextmanager

@@ -110,7 +110,7 @@ def test_its_commands_work_within_its_pod(
 def test_it_may_do_no_more_than_it_has_to(cluster: Cluster, installation: Installation) -> None:
     script = (
         "import os, errno\n"
-        "for path in ('/x', '/opt/x', '/sys/x', '/usr/local/xpu/x', '/var/lib/kubelet/pod-resources/x'):\n"
+        "for path in ('/x', '/opt/x', '/sys/x', '/host/usr/local/x', '/var/lib/kubelet/pod-resources/x'):\n"
         "    try: os.open(path, os.O_CREAT | os.O_WRONLY)\n"
         "    except OSError as error: print(path, errno.errorcode[error.errno])\n"
         "    else: print(path, 'written')\n"

@@ -24,6 +24,13 @@ static void send_frame(const char *text) {
     to_sockets(text, strlen(text));
 }
 
+static void take(size_t mebibytes) {
+    char *bytes = malloc(mebibytes << 20);
+    if (bytes == NULL)
+        abort();
+    memset(bytes, 1, mebibytes << 20);
+}
+
 int xpumlDeviceGetState(void *device, int *state) {
     const char *deed = getenv("ROGUE");
     *state = 201;
@@ -45,6 +52,13 @@ int xpumlDeviceGetState(void *device, int *state) {
         memset(text, '[', sizeof text - 1);
         send_frame(text);
     }
+    if (strcmp(deed, "leak") == 0)
+        take(16);
+    if (strcmp(deed, "balloon") == 0) // up to 1 GiB, in two seconds
+        for (int part = 0; part < 256; part++) {
+            take(4);
+            usleep(8000);
+        }
     if (strcmp(deed, "print") == 0)
         for (int line = 0; line < 10000; line++)
             printf("open device /dev/xpu%d failed\n", line);

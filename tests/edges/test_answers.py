@@ -11,10 +11,10 @@ from xpu_plugin.edges.answers import (
     NONSENSE,
     gauges_of,
     host_of,
+    mark_of,
     nothing_of,
     scan_of,
     states_of,
-    truth_of,
     usage_of,
 )
 from xpu_plugin.model.devices import Gauges
@@ -31,7 +31,7 @@ def test_good_answers_are_records() -> None:
     assert states_of(STATES) == [StateAnswer(0, 201), None, StateAnswer(999, 0)]
     assert set(usage_of(copy.deepcopy(USAGE)).processes) == {"0000:3b:00.0"}
     nothing_of(None)
-    assert [truth_of(answer) for answer in (True, False)] == [True, False]
+    assert [mark_of(answer) for answer in (None, "", "a file")] == [None, "", "a file"]
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_states_that_are_none_are_nonsense(states: Any) -> None:
         states_of(states)
 
 
-@pytest.mark.parametrize("answer", [None, 0, "true", []])
-def test_neither_true_nor_false_is_nonsense(answer: object) -> None:
+@pytest.mark.parametrize("answer", [0, True, ["a file"], {}])
+def test_a_mark_that_is_no_text_is_nonsense(answer: object) -> None:
     with pytest.raises(NONSENSE):
-        truth_of(answer)
+        mark_of(answer)
 
 
 @pytest.mark.parametrize(

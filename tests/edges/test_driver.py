@@ -4,6 +4,7 @@ error."""
 
 import asyncio
 import os
+import re
 import resource
 import shutil
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,10 @@ from xpu_plugin.edges.driver import (
     TooManyStuckError,
     WorkerDiedError,
     WorkerError,
+    WorkerGrownError,
     WorkerHungError,
 )
+from xpu_plugin.edges.memory import taken
 from xpu_plugin.edges.process import WorkerProcess
 from xpu_plugin.model.devices import Process, Scan, Usage
 from xpu_plugin.simulation.library import shipped
@@ -47,6 +51,7 @@ STATE = "xpumlDeviceGetState"
 SPLIT = "xpumlDeviceSetSriovVfNum"
 CARD = "0000:3b:00.0"
 RUNNING = StateAnswer(0, 201)
+MIB = 1 << 20
 TIMEOUT = 0.4
 """What the library is given in tests where it hangs."""
 
@@ -199,13 +204,80 @@ async def test_a_library_whose_file_is_another_one_by_now(
     library, environment = (own.name, {"LD_LIBRARY_PATH": str(place)}) if by_name else (str(own), {})
     driver = make_driver(target_of(machine, library, environment=environment))
     await scanned(driver)
-    assert await driver.replaced() is False
+    assert await driver.replaced() is None
     other.replace(own)
-    assert await driver.replaced() is True
+    mark = await driver.replaced()
+    assert mark
+    assert str(own) in mark
+    assert await driver.replaced() == mark, "the same file, the same mark"
     await scanned(driver)
-    assert await driver.replaced() is False
+    assert await driver.replaced() is None
     own.unlink()
-    assert await driver.replaced() is True
+    assert await driver.replaced() == ""
+
+
+@pytest.fixture
+def container(machine: Machine, place: Path) -> Target:
+    """As in a pod: the host's directories elsewhere, and an XRE behind an absolute link."""
+    for release in ("xpu-4.0", "xpu-5.0"):
+        directory = place / "host/usr/local" / release / "lib64"
+        directory.mkdir(parents=True)
+        shutil.copy(shipped(), directory / "libxpuml.so.1")
+    link = place / "host/usr/local/xpu"
+    link.symlink_to("/usr/local/xpu-4.0")
+    names = ("lib64/libxpuml.so.1", "lib/libxpuml.so.1")
+    return replace(target_of(machine, *(f"{link}/{name}" for name in names)), host_root=place / "host")
+
+
+async def test_a_link_of_the_host_is_followed_within_the_container(
+    make_driver: MakeDriver, container: Target, place: Path
+) -> None:
+    driver = make_driver(container)
+    assert (await scanned(driver)).library == container.libraries[0]
+    await driver.sweep()
+    link = place / "host/usr/local/xpu"
+    link.unlink()
+    assert await driver.replaced() == ""
+    link.symlink_to("/usr/local/xpu-5.0")
+    mark = await driver.replaced()
+    assert mark
+    assert "xpu-5.0/lib64" in mark
+    (place / "host/usr/local/xpu-5.0/lib64").rename(place / "host/usr/local/xpu-5.0/lib")
+    mark = await driver.replaced()
+    assert mark
+    assert "xpu-5.0/lib/" in mark, "what a fresh worker would find"
+    assert (await scanned(driver)).library == container.libraries[1]
+
+
+async def test_a_library_that_is_installed_late_is_found(
+    make_driver: MakeDriver, container: Target, place: Path
+) -> None:
+    link = place / "host/usr/local/xpu"
+    link.unlink()
+    driver = make_driver(container)
+    with pytest.raises(LibraryError) as raised:
+        await driver.scan()
+    assert str(raised.value) == f"{', '.join(container.libraries)}: no such file"
+    link.symlink_to("xpu-5.0")
+    assert (await scanned(driver)).readings
+
+
+async def test_a_trial_tells_what_a_fresh_worker_would_open_and_leaves_the_present_one_alone(
+    make_driver: MakeDriver, container: Target, place: Path
+) -> None:
+    driver = make_driver(container)
+    await scanned(driver)
+    worker, restarts = pid_of(driver), driver.restarts
+    assert (await driver.trial())["library"] == container.libraries[0]
+    library = place / "host/usr/local/xpu-4.0/lib64/libxpuml.so.1"
+    whole = library.read_bytes()
+    library.unlink()
+    for size in (0, 1000, len(whole) // 2):  # the last one kills who maps it
+        library.write_bytes(whole[:size])
+        with pytest.raises((LibraryError, WorkerDiedError)):
+            await driver.trial()
+    assert (driver.pid, driver.restarts) == (worker, restarts)
+    assert await driver.sweep()
 
 
 async def test_the_host_can_be_compared_with_that_of_the_scan(driver: Driver, machine: Machine) -> None:
@@ -800,6 +872,61 @@ async def test_workers_that_were_replaced_are_counted_by_cause(hasty: Driver, ma
         "died": 1,
         "failed": 1,
     }
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bounded(make_driver: MakeDriver, place: Path, rogue: Path) -> Callable[[str], Driver]:
+    """A rogue that may have 64 MiB, beside the worker's own of less than 16."""
+
+    def make(deed: str) -> Driver:
+        machine = make_machine(place, number=1)
+        target = target_of(machine, rogue, environment={"ROGUE": deed})
+        return make_driver(replace(target, most_bytes=64 * MIB))
+
+    return make
+
+
+async def test_a_worker_that_leaks_is_ended_when_it_has_more_than_its_share(
+    bounded: Callable[[str], Driver],
+) -> None:
+    driver = bounded("leak")
+    await scanned(driver)
+    worker = pid_of(driver)
+
+    async def sweeps() -> None:
+        for _ in range(10):
+            await driver.sweep()
+
+    with pytest.raises(WorkerGrownError, match=r"the worker had [678][0-9] MiB of memory"):
+        await sweeps()
+    await until(lambda: has_ended(worker))
+    assert driver.restarts["grown"] == 1
+    assert (await scanned(driver)).readings, "a fresh one works"
+
+
+async def test_a_worker_that_grows_within_one_call_is_ended_before_it_answers(
+    bounded: Callable[[str], Driver],
+) -> None:
+    """By the progress word it is known at which device."""
+    driver = bounded("balloon")
+    with pytest.raises(WorkerGrownError, match=STATE) as raised:
+        await driver.scan()
+    assert raised.value.call == Call(STATE, 0)
+    grown = re.search(r"had (\d+) MiB", str(raised.value))
+    assert grown
+    assert 64 < int(grown[1]) < 256
+
+
+async def test_a_worker_without_a_share_may_have_what_it_likes(make_rogue: Callable[[str], Driver]) -> None:
+    driver = make_rogue("leak")
+    await scanned(driver)
+    for _ in range(6):
+        await driver.sweep()
+    assert taken(pid_of(driver)) > 100 * MIB  # type: ignore[operator]
+    assert driver.restarts["grown"] == 0
 
 
 async def test_close_leaves_no_process_not_even_a_hanging_one(driver: Driver, machine: Machine) -> None:

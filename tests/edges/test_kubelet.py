@@ -400,6 +400,35 @@ async def test_the_lock_ends_with_its_holder_and_leaves_no_file(place: Path) -> 
     second.release()
 
 
+async def test_the_lock_waits_for_proc_and_says_so(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without it no registration would succeed, and gRPC's words would not name the cause."""
+    proc = place / "proc"
+    monkeypatch.setattr(kubelet_module, "DESCRIPTORS", proc)
+    monkeypatch.setattr(kubelet_module, "LOCK_SECONDS", 0.01)
+    lock = InstanceLock(place)
+    waiting = asyncio.create_task(lock.acquire())
+    await until(lambda: caplog.messages)
+    await asyncio.sleep(0.05)
+    (said,) = caplog.messages
+    assert said == f"waiting for {proc}: /proc is not mounted, or hides us; mount it to register"
+    proc.mkdir()
+    await waiting
+    assert lock.held()
+    assert not lock.rival
+    lock.release()
+
+
+async def test_a_directory_that_is_not_there_is_told_with_the_option_that_names_another(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    InstanceLock(place / "kubelet").acquire_at_once()
+    (said,) = caplog.messages
+    assert f"{place}/kubelet: No such file" in said
+    assert "--device-plugin-dir" in said
+
+
 # --- the end --------------------------------------------------------------------------------------
 
 

@@ -50,7 +50,7 @@ def test_the_page_of_metrics_can_be_made(environment: Path, tmp_path: Path) -> N
     """Prometheus's client and what it imports is left; the demo does not need it."""
     code = (
         "from xpu_plugin.loops.metrics import text; from xpu_plugin.model.families import FAMILIES; "
-        "print(text({family.name: {} for family in FAMILIES}))"
+        'print(text({family.name: {} for family in FAMILIES}, "here"))'
     )
     assert "process_resident_memory_bytes " in run(environment / "bin/python", "-P", "-c", code, cwd=tmp_path)
 

@@ -654,12 +654,73 @@ async def test_a_library_that_is_replaced_is_told_of_once_and_taken_up_by_the_ne
     other.replace(own)
     await watch.until(lambda: watch.sweep.library_older, "noticed")
     await watch.sweeps(3)
-    assert sum("replaced or removed" in message for message in caplog.messages) == 1
+    (said,) = (message for message in caplog.messages if "was replaced" in message)
+    assert "send SIGHUP" in said
+    assert f"path={own}" in said
     assert len(watch.driver.scans) == 1, "no reason to open all devices"
     watch.sweep.rescan()
     await watch.until(lambda: not watch.sweep.library_older, "taken up")
     await watch.sweeps(3)
     assert not watch.sweep.library_older
+
+
+async def test_no_advice_would_end_a_worker_that_works_for_a_library_that_does_not(
+    make_watch: MakeWatch, machine: Machine, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As while XRE is being installed: its file goes, comes back in part, and is there whole."""
+    own, other = place / "libxpuml.so.1", place / "other"
+    for copy in (own, other):
+        shutil.copy(target_of(machine).libraries[0], copy)
+    watch = make_watch(target=target_of(machine, own))
+    await watch.healths(None, None, None, None)
+    worker = watch.driver.pid
+    watch.compare_each(0.0)
+
+    def said() -> list[str]:
+        return [message for message in caplog.messages if "library's file" in message]
+
+    own.unlink()
+    await watch.until(lambda: len(said()) == 1, "its absence is told")
+    part = place / "part"
+    part.write_bytes(other.read_bytes()[:1000])
+    part.replace(own)
+    await watch.until(lambda: len(said()) == 2, "the part is told")
+    for message in said():
+        assert "do not restart" in message
+        assert "SIGHUP" not in message
+    assert f"{own}: no such file" in said()[0]
+    assert watch.sweep.library()["its_file_unfit"]
+    watch.sweep.rescan()
+    machine.set_card(1, {"state": "207"})
+    await watch.healths(None, "state-error", None, None)
+    machine.set_card(1, {"state": ""})
+    await watch.healths(None, None, None, None)
+    assert (len(watch.driver.scans), watch.driver.pid) == (1, worker), "the scan waits, the watch goes on"
+    other.replace(own)
+    await watch.until(lambda: watch.driver.pid != worker, "the scan that waited")
+    await watch.until(lambda: not watch.sweep.library_older, "taken up")
+    assert watch.sweep.library()["its_file_unfit"] is None
+    await watch.sweeps(3)
+    await watch.healths(None, None, None, None)
+    assert len(said()) == 2
+
+
+async def test_a_library_that_could_not_be_used_for_a_passing_reason_is_tried_again(
+    make_watch: MakeWatch, machine: Machine, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_module, "TRIAL_SECONDS", (0.1, 0.1))
+    own, other = place / "libxpuml.so.1", place / "other"
+    for copy in (own, other):
+        shutil.copy(target_of(machine).libraries[0], copy)
+    watch = make_watch(target=target_of(machine, own))
+    await watch.healths(None, None, None, None)
+    watch.compare_each(0.0)
+    machine.add_fault("xpumlInit", "code:999")
+    other.replace(own)
+    await watch.until(lambda: watch.sweep.library_unfit, "it fails")
+    machine.clear_faults()
+    await watch.until(lambda: watch.sweep.library_unfit is None, "it is tried again")
+    assert watch.sweep.library_older
 
 
 async def test_an_unchanged_host_is_not_scanned_again(watch: Watch) -> None:

@@ -157,6 +157,7 @@ BROKEN: list[tuple[str, Evidence, Verdict, str]] = [
     ("driver-match", library(version="4.0.12.1 commit: 0"), W, "driver 4.33.0"),
     ("driver-match", library(driver_release=None, driver_version="5.0.1"), W, "driver 5.0.1"),
     ("worker-library", plugin(replaced=True), W, "replaced"),
+    ("worker-library", plugin(replaced=True, replacement_trouble="cut off"), W, "cannot be used: cut off"),
     ("devices-answer", library(hung=("no answer within 5 s in xpumlDeviceGetState",)), E, "no answer"),
     ("devices-answer", with_row(sick("state-error", "state 207")), E, "state 207"),
     ("devices-answer", with_row(sick("quarantined")), W, "quarantined"),

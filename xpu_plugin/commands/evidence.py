@@ -105,7 +105,11 @@ def _plugin(state: dict[str, Any] | None, config: Config) -> Plugin | str:
     if state is None:
         return f"none answers at {config.status_socket}"
     return Plugin(
-        streams=state["streams"], alone=state["alone"], worker=state["worker"], replaced=state["replaced"]
+        streams=state["streams"],
+        alone=state["alone"],
+        worker=state["worker"],
+        replaced=state["replaced"],
+        replacement_trouble=state.get("replacement_trouble"),
     )
 
 

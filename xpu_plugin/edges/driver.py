@@ -7,9 +7,10 @@ cannot die. The progress word then tells which call of which device it was.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,11 +18,11 @@ from xpu_plugin.edges.answers import (
     NONSENSE,
     gauges_of,
     host_of,
+    mark_of,
     nothing_of,
     processes_of,
     scan_of,
     states_of,
-    truth_of,
     usage_of,
 )
 from xpu_plugin.edges.connection import Connection
@@ -36,10 +37,11 @@ logger = logging.getLogger(__name__)
 MOST_STUCK = 8  # workers that were killed and are still there; 9 MB each
 REAP_SECONDS = 0.1  # after a kill, to look whether the process is gone
 START_SECONDS = 30.0  # for a fresh interpreter on a loaded machine; the library's own calls are apart
+WEIGH_SECONDS = 0.1  # between looks at the memory of a worker that takes long to answer
 _LONGEST_NONSENSE = 200  # characters that are quoted
-CAUSES = ("rescan", "hung", "died", "nonsense", "failed", "cancelled")
+CAUSES = ("rescan", "hung", "died", "nonsense", "failed", "cancelled", "grown")
 """Why a worker is replaced: a scan wants a fresh one; it missed a deadline, ended, or talked nonsense; the
-library failed as a whole; whoever asked has gone."""
+library failed as a whole; whoever asked has gone; it took too much memory."""
 
 T = TypeVar("T")
 
@@ -63,6 +65,10 @@ class WorkerDiedError(WorkerError):
     """The process ended, or what it said was no answer."""
 
 
+class WorkerGrownError(WorkerError):
+    """It took more memory than it may have, and was ended before the kernel would end the whole container."""
+
+
 class TooManyStuckError(WorkerError):
     """No fresh worker is started while so many killed ones have not gone."""
 
@@ -76,9 +82,13 @@ class Target:
     """What a worker opens, and where it looks.
 
     libraries: paths, the first usable one is taken; environment: added to the worker's own
+    host_root: the directory below which links lead where they lead on the host
+    most_bytes: of memory that the worker may have; None for as many as it likes
     """
 
     libraries: tuple[str, ...]
+    host_root: Path | None = None
+    most_bytes: int | None = None
     dev_root: Path
     sysfs_root: Path
     simulated: bool = False
@@ -181,11 +191,24 @@ class Driver:
             self._told = host
             return host
 
-    async def replaced(self) -> bool:
-        """Whether the file of the library that the worker has open is another one by now, or gone. False
-        where that cannot be told. Raises WorkerError."""
+    async def replaced(self) -> str | None:
+        """None while the file of the library that the worker has open is the same, or where that cannot be
+        told; else a mark of the file that is there now, "" for none. Raises WorkerError."""
         async with self._lock:
-            return await self._ask(self._scanned(), self.call_timeout, "replaced", truth_of)
+            return await self._ask(self._scanned(), self.call_timeout, "replaced", mark_of)
+
+    async def trial(self) -> Mapping[str, str]:
+        """Open the library as a fresh worker would, and end that one: path and version of what it opened. The
+        worker of the last scan goes on.
+
+        Raises WorkerError, LibraryError, XpumlError.
+        """
+        other = Driver(self._target, call_timeout=self.call_timeout)
+        try:
+            await other._start()
+        finally:
+            await other.close()
+        return other._opened
 
     async def usage(self, indexes: Collection[int], card: str) -> Usage:
         """Who uses a card, as far as library and sysfs tell.
@@ -302,8 +325,14 @@ class Driver:
         on_stir = lambda: self.on_end()  # noqa: E731, PLW0108 - whoever is to be told by then
         self._connection = await Connection.over(process.take_socket(), on_stir)
         await self._ask(process, START_SECONDS, "ready", bool)
+        root = self._target.host_root
         self._opened = await self._ask(
-            process, self.call_timeout, "open", dict, paths=list(self._target.libraries)
+            process,
+            self.call_timeout,
+            "open",
+            dict,
+            paths=list(self._target.libraries),
+            root=str(root) if root else None,
         )
         return process
 
@@ -320,7 +349,8 @@ class Driver:
         request = json.dumps({"id": self._requests, "call": call, **arguments}).encode()
         try:
             async with asyncio.timeout(seconds):
-                answer = json.loads(await self._connection.exchange(request))
+                with self._weighed(process):
+                    answer = json.loads(await self._connection.exchange(request))
             if answer["id"] != self._requests:
                 raise ValueError(f"an answer to request {answer['id']}, not to {self._requests}")
             if "error" not in answer:
@@ -331,7 +361,12 @@ class Driver:
             self._discard("hung")
             raise WorkerHungError(f"no answer within {seconds:g} s", in_flight) from None
         except (EOFError, OSError):
-            how = await self._bury(process)
+            how, grown = await self._bury(process), process.grown
+            if grown is not None:
+                raise WorkerGrownError(
+                    f"the worker had {grown >> 20} MiB of memory, more than its share, and was ended",
+                    process.in_flight(),
+                ) from None
             raise WorkerDiedError(f"the worker ended ({how})", process.in_flight()) from None
         except NONSENSE as nonsense:
             self._discard("nonsense")
@@ -343,13 +378,36 @@ class Driver:
         self._discard("failed")  # a library that failed as a whole is opened anew
         raise failure
 
+    @contextlib.contextmanager
+    def _weighed(self, process: WorkerProcess) -> Iterator[None]:
+        """End the worker when it has too much memory: looked at after a request, and during a long one. An
+        answer that came before that counts; the next request is told."""
+        most, loop = self._target.most_bytes, asyncio.get_running_loop()
+        if most is None:
+            yield
+            return
+
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal timer
+            if not process.outgrows(most):
+                timer = loop.call_later(WEIGH_SECONDS, look)
+
+        timer = loop.call_later(WEIGH_SECONDS, look)
+        try:
+            yield
+        finally:
+            timer.cancel()
+        process.outgrows(most)
+
     async def _bury(self, process: WorkerProcess) -> str:
         """How a worker whose socket closed ended; it is as good as dead already."""
         for _ in range(20):
             if (how := process.ended()) is not None:
                 break
             await asyncio.sleep(0.005)
-        self._discard("died")
+        self._discard("died" if process.grown is None else "grown")
         return how or "its socket closed"
 
     def _discard(self, cause: str | None) -> None:

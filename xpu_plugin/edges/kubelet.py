@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 VERSION = "v1beta1"
 KUBELET_SOCKET = "kubelet.sock"
 SOCKET_PREFIX = "xpu-device-plugin"
+DESCRIPTORS = Path("/proc/self/fd")
+"""By it a kubelet's very socket is connected to, whatever has its name meanwhile."""
 
 STREAM_POLL_SECONDS = 1.0  # between looks at kubelet.sock while a stream is open
 FAST_POLL_SECONDS = 0.01  # between looks for a kubelet that has just gone ...
@@ -122,10 +124,18 @@ class InstanceLock:
         if self.held():
             return True
         self.release()
+        if not DESCRIPTORS.is_dir():
+            self._complain(
+                f"waiting for {DESCRIPTORS}: /proc is not mounted, or hides us; mount it to register"
+            )
+            return False
         try:
             descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            self._complain(f"waiting for the kubelet's directory {self._directory}: {error.strerror}")
+            self._complain(
+                f"waiting for the kubelet's directory {self._directory}: {error.strerror}; where the kubelet "
+                "has another one, name it by --device-plugin-dir, in a pod by its hostPath"
+            )
             return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

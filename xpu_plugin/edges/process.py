@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+from xpu_plugin.edges.memory import taken
 from xpu_plugin.xpuml import Call
 
 
@@ -23,6 +24,8 @@ class WorkerProcess:
 
     environment: added to our own. Raises OSError when there is no room for one.
     """
+
+    grown: int | None = None  # bytes of memory that it had when that was too much
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         with contextlib.ExitStack() as on_failure, contextlib.ExitStack() as always:
@@ -54,6 +57,14 @@ class WorkerProcess:
         assert self.socket is not None  # noqa: S101 - for the type checker: it is taken once
         own, self.socket = self.socket, None
         return own
+
+    def outgrows(self, most: int) -> bool:
+        """Kill it if it has more bytes of memory than that; whether it has."""
+        bytes = taken(self.pid)
+        if bytes is not None and bytes > most:
+            self.grown = bytes
+            self.kill()
+        return self.grown is not None
 
     def kill(self) -> None:
         """Kill it and let go of it; whether it ends is `ended`'s to tell."""

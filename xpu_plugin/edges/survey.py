@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from xpu_plugin.edges import host
+from xpu_plugin.edges.mounts import deleted
 from xpu_plugin.model.checks.evidence import Host, NodeFile
 from xpu_plugin.model.devices import CONTROL_NODE
 
@@ -52,6 +53,8 @@ def directory_trouble(directory: Path) -> str | None:
     """Why the kubelet's directory is of no use; None when it is."""
     if not directory.is_dir():
         return f"{directory} is not there, or no directory"
+    if (mount := deleted(directory)) is not None:
+        return f"{mount} was deleted on the host since this pod has started; delete the plugin's pod"
     if not os.access(directory, os.W_OK):
         return f"{directory} is not writable"
     return None

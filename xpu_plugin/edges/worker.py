@@ -21,6 +21,7 @@ from typing import Any
 from xpu_plugin import xpuml
 from xpu_plugin._xpuml import Library, die_with_parent
 from xpu_plugin.edges import host
+from xpu_plugin.edges.installation import absence, located
 from xpu_plugin.edges.wire import HEADER, LONGEST_REQUEST
 from xpu_plugin.model.devices import Host
 from xpu_plugin.record import record
@@ -41,6 +42,8 @@ class Worker:
         self._library: xpuml.Xpuml | None = None
         self._count = 0
         self._file: _File | None = None
+        self._paths: list[str] = []
+        self._root: str | None = None
         self._watch: host.Watch | None = None
         self._swept: list[tuple[int, int] | None] | None = None
 
@@ -66,27 +69,29 @@ class Worker:
     def call_ready(self) -> bool:
         return True
 
-    def call_open(self, paths: list[str]) -> dict[str, Any]:
-        """Open the first of `paths` that is a libxpuml and initialise it."""
-        failures = []
+    def call_open(self, paths: list[str], root: str | None = None) -> dict[str, Any]:
+        """Open the first of `paths` that is a libxpuml and initialise it. root: see `located`"""
+        self._paths, self._root = paths, root
+        failures: list[str] = []
+        absent: dict[str, list[str]] = {}
         for path in paths:
-            if "/" in path and not Path(path).exists():
-                failures.append(f"{path}: no such file")
+            file, own = _File.at(path, root), _libraries()
+            if "/" in path and file is None:
+                absent.setdefault(absence(path, root), []).append(path)
                 continue
-            if "/" in path and not Path(path).is_file():  # opening a FIFO would wait
+            if file is not None and not Path(file.place).is_file():  # opening a FIFO would wait
                 failures.append(f"{path}: not a regular file")
                 continue
-            before, own = _File.at(path), _libraries()
             try:
-                self._library = Library(path, self._progress_fd)
+                self._library = Library(file.place if file else path, self._progress_fd)
             except (xpuml.LibraryNotFoundError, xpuml.LibraryUnusableError) as error:
                 failures.append(str(error))
                 continue
-            if "/" in path:
-                self._file = before
-            else:  # the loader knows where
-                self._file = next((_File.at(found) for found in sorted(_libraries() - own)), None)
+            # Of a bare name, the loader knows where.
+            found = next((_File.at(found, None) for found in sorted(_libraries() - own)), None)
+            self._file = file or found
             return {"library": path, "library_version": _version(self._library.library_version)}
+        failures[:0] = [f"{', '.join(paths)}: {why}" for why, paths in absent.items()]
         raise xpuml.LibraryNotFoundError("; ".join(failures))
 
     def call_scan(
@@ -124,9 +129,14 @@ class Worker:
         facts = self._look(dev_root, sysfs_root, simulated=simulated)
         return None if changed and facts is before else asdict(facts)
 
-    def call_replaced(self) -> bool:
-        """Whether the library's file is another one than when it was opened, or gone; False if unknown."""
-        return self._file is not None and _File.at(self._file.path) != self._file
+    def call_replaced(self) -> str | None:
+        """None while the library's file is the one that was opened, or if that is unknown; else a mark of the
+        file that a fresh worker would find, "" where it would find none."""
+        if self._file is None or (now := _File.at(self._file.path, self._root)) == self._file:
+            return None
+        found = (_File.at(path, self._root) for path in self._paths if "/" in path)
+        present = next(filter(None, found), now)
+        return f"{present.place} {present.identity}" if present else ""
 
     def call_sweep(self, skip: list[int], *, changed: bool = False) -> list[tuple[int, int] | None] | None:
         """Ask all states. With `changed`, None stands for the answer of the last time."""
@@ -184,18 +194,19 @@ class Worker:
 
 @record(kw_only=False)
 class _File:
-    """A file that can be told from the one that takes its place."""
+    """A file that can be told from the one that takes its place. place: where `path` leads"""
 
     path: str
+    place: str
     identity: tuple[int, ...]
 
     @classmethod
-    def at(cls, path: str) -> "_File | None":
+    def at(cls, path: str, root: str | None) -> "_File | None":
         try:
-            status = os.stat(path)  # noqa: PTH116 - as short as that
+            status = os.stat(place := located(path, root))  # noqa: PTH116 - as short as that
         except OSError:
             return None
-        return cls(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+        return cls(path, place, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
 
 
 def _libraries() -> set[str]:

@@ -51,6 +51,7 @@ class Parts:
     """Whom to ask.
 
     drivers: all that start workers; api: the API server's edge, None while it is not asked
+    node: its name in the cluster, empty where that is not known
     ready: whether anything may be shown yet, as the first page takes the interpreter for a moment
     """
 
@@ -65,6 +66,7 @@ class Parts:
     census: Census
     audit: Audit
     api: "Callable[[], NodeApi | None]"
+    node: str
     ready: Callable[[], bool]
 
 
@@ -93,7 +95,7 @@ class Metrics:
         _virtual_functions(samples, self._parts)
         if (api := self._parts.api()) is not None:
             _api(samples, api)
-        return partial(text, samples)
+        return partial(text, samples, self._parts.node)
 
 
 # --- what there is --------------------------------------------------------------------------------
@@ -209,11 +211,11 @@ def _api(samples: Samples, api: "NodeApi") -> None:
 # --- text -----------------------------------------------------------------------------------------
 
 
-def text(samples: Samples) -> str:
+def text(samples: Samples, node: str) -> str:
     """The page. Not for the event loop: the first call imports Prometheus's client."""
     from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest  # noqa: PLC0415
 
-    samples["xpu_plugin_build_info"][version(), platform.python_version()] = 1
+    samples["xpu_plugin_build_info"][version(), platform.python_version(), node] = 1
     registry = CollectorRegistry()
     registry.register(_Collector(samples))
     ProcessCollector(registry=registry)

@@ -98,6 +98,7 @@ class Status:
             "pid": os.getpid(),
             "worker": self._driver.pid,
             "replaced": self._sweep.library_older if scan else None,
+            "replacement_trouble": self._sweep.library_unfit,
             "configuration": self._configuration,
             "generation": current.generation if current else NEVER,
             "library": scan.library if scan else None,

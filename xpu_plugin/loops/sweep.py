@@ -27,6 +27,7 @@ HASTY_SECONDS = (
     1.0  # at least, for the scan that follows a hang: at the next device, too, the library may hang
 )
 HASTY_TIMES = 4.0  # as long as the last good scan took, where that is more
+TRIAL_SECONDS = (5.0, 300.0)  # back-off of trials of one library file that cannot be used: first, most
 DOUBT_SECONDS = 5.0  # after a scan, before another one for a device that did not answer it
 UNSTABLE_SECONDS = 0.1  # before scanning again when nodes came or went during a scan
 _LENGTHS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -85,7 +86,10 @@ class Sweep:
         self._bad_since: float | None = None  # when the library was asked and failed; None after an answer
         self._hasty = False
         self._scan_seconds: float | None = None  # that the last good scan took
-        self.library_older = False  # than its file: it was replaced or removed since it was opened
+        self._present: str | None = None  # a mark of the library's file, if it is not the one that is open
+        self.library_unfit: str | None = None  # why that file could not be used when it was tried
+        self._trials = delays(*TRIAL_SECONDS)
+        self._trial_at: float | None = None  # when it is tried next; None for a file that could be used
         driver.on_end = self._wake.set
         self.claimed: Callable[[], Collection[str]] = tuple  # ids that were granted and may be held still
         self._retries = delays(*RETRY_SECONDS)
@@ -119,6 +123,7 @@ class Sweep:
             "driver_version": driver,
             "driver_release": release,
             "older_than_its_file": self.library_older,
+            "its_file_unfit": self.library_unfit,
             "trouble": self.trouble,
         }
 
@@ -149,7 +154,8 @@ class Sweep:
         """One comparison of what is known with what is; returns the seconds until the next."""
         begun = self._clock()
         try:
-            delay = await (self._scan() if self._due else self._sweep())
+            scan = self._due and not await self._waits()
+            delay = await (self._scan() if scan else self._sweep())
         except WorkerError as error:
             self._due = True
             index = error.call.index if error.call else None
@@ -208,7 +214,8 @@ class Sweep:
         self._report(scan, found)
         self._host, self._found = scan.host, found
         self._host_at = self._scanned_at = self._clock()
-        self._scan_seconds, self._hasty, self.library_older = self._clock() - begun, False, False
+        self._scan_seconds, self._hasty = self._clock() - begun, False
+        self._present = self.library_unfit = None
         facts = after_scan(self._picture.facts, found, forget=forget, claimed=self.claimed())
         verdicts = self._judge(facts, scan.host, skip)
         self._picture.submit(lambda _: after_verdicts(facts, verdicts))
@@ -235,6 +242,8 @@ class Sweep:
         answers = await self._driver.sweep(self.probation.skip)
         self.durations = self.durations.with_one(self._clock() - began)
         hint = (answers is not self._answers or not self.verdicts.settled) and self._weigh(answers)
+        if self._due:  # a scan is wanted already, and waits
+            return self._interval
         if self._doubt and self._clock() - self._scanned_at >= DOUBT_SECONDS:
             logger.info("a device that did not answer the last scan answers now: scanning again")
             self._due = True
@@ -249,15 +258,51 @@ class Sweep:
             await self._compare_library()
         return self._interval
 
+    async def _waits(self) -> bool:
+        """Whether a scan has to wait, as it would end a worker that works for a library that does not."""
+        if self._driver.pid is None:
+            return False
+        await self._compare_library()
+        return self.library_unfit is not None
+
     async def _compare_library(self) -> None:
-        """No reason to scan: that is for the administrator to say, or for whatever comes next."""
-        older = await self._driver.replaced()
-        if older and not self.library_older:
-            logger.warning(
-                "the library's file was replaced or removed: the running worker still has the former one; "
-                "send SIGHUP to have the present one opened"
-            )
-        self.library_older = older
+        """No reason to scan: a scan ends the worker that works. A trial shows whether the next one would."""
+        present = await self._driver.replaced()
+        if present != self._present:
+            self._present, self._trials, self._trial_at = present, delays(*TRIAL_SECONDS), self._clock()
+        if present is None:
+            self.library_unfit = None
+        elif self._trial_at is not None and self._clock() >= self._trial_at:
+            await self._try_library()
+
+    async def _try_library(self) -> None:
+        before = self.library_unfit
+        try:
+            opened = await self._driver.trial()
+        except (WorkerError, LibraryError, XpumlError) as error:
+            self.library_unfit, self._trial_at = str(error), self._clock() + next(self._trials)
+            if self.library_unfit != before:
+                logger.warning(
+                    "the library's file was replaced or removed, and the present one cannot be used: the "
+                    "running worker goes on with the former one, and scans wait; do not restart the plugin "
+                    "before XRE is installed whole: %s",
+                    self.library_unfit,
+                )
+        else:
+            self.library_unfit = self._trial_at = None
+            if not self._due:
+                logger.warning(
+                    "the library's file was replaced, and a trial has opened the present one: the running "
+                    "worker still has the former one; send SIGHUP to have the present one used path=%s "
+                    "version=%r",
+                    opened["library"],
+                    opened["library_version"],
+                )
+
+    @property
+    def library_older(self) -> bool:
+        """Whether the library is older than its file: it was replaced or removed since it was opened."""
+        return self._present is not None
 
     def _shared(self, answers: Mapping[str, Health]) -> dict[str, Health]:
         devices = self._found.devices.values()

@@ -204,7 +204,8 @@ FAMILIES = (
         "",
         "Workers that were replaced, both of the sweep and for devices that it leaves out: for a scan "
         "(`rescan`, which is nothing unusual), because one missed a deadline (`hung`), ended (`died`) or "
-        "talked `nonsense`, because the library `failed` as a whole, or because who asked was `cancelled`.",
+        "talked `nonsense`, because the library `failed` as a whole, because who asked was `cancelled`, or "
+        "because it took more memory than its share (`grown`).",
     ),
     Family(
         "xpu_plugin_worker_stuck", "gauge", (), "", "1 while a worker that was killed hangs in the driver."
@@ -238,7 +239,13 @@ FAMILIES = (
         "Requests that failed, by HTTP status, `none` where there was no proper answer.",
     ),
     # --- the plugin itself ------------------------------------------------------------------------
-    Family("xpu_plugin_build_info", "gauge", ("version", "python"), "", "1: which plugin this is."),
+    Family(
+        "xpu_plugin_build_info",
+        "gauge",
+        ("version", "python", "node"),
+        "",
+        "1: which plugin this is, and on which node by `--node-name`.",
+    ),
 )
 OF_THE_PROCESS = (
     Family("process_virtual_memory_bytes", "gauge", (), "bytes", "Virtual memory size in bytes."),

@@ -73,12 +73,13 @@ class Library:
 @record
 class Plugin:
     """The running plugin. replaced: whether the library's file is another one than its worker has loaded,
-    None where that cannot be seen"""
+    None where that cannot be seen; replacement_trouble: why that file cannot be used"""
 
     streams: int
     alone: bool
     worker: int | None
     replaced: bool | None = None
+    replacement_trouble: str | None = None
 
 
 @record

@@ -105,10 +105,13 @@ def worker_library(evidence: Evidence) -> Finding:
     if plugin.replaced is None:
         return skipped("what the plugin's worker has loaded cannot be seen from here")
     if plugin.replaced:
-        return warning(
-            f"worker {plugin.worker} uses a library that has been replaced since: {evidence.library.path}",
-            "send the plugin SIGHUP, or delete its pod: a fresh worker opens the new one",
-        )
+        text = f"worker {plugin.worker} uses a library that has been replaced since: {evidence.library.path}"
+        if plugin.replacement_trouble is not None:
+            return warning(
+                f"{text}; the present one cannot be used: {plugin.replacement_trouble}",
+                "install XRE whole first; until then do not restart the plugin: its worker works",
+            )
+        return warning(text, "send the plugin SIGHUP, or delete its pod: a fresh worker opens the new one")
     return ok(f"worker {plugin.worker} uses the library that is there")
 
 

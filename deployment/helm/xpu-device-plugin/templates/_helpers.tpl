@@ -16,6 +16,11 @@
 {{- end }}
 {{- end }}
 
+{{- /* Of objects that are in no namespace: releases of one name in two namespaces do not meet. */ -}}
+{{- define "xpu-device-plugin.clustername" -}}
+{{- include "xpu-device-plugin.fullname" . }}{{ if ne .Release.Namespace "kube-system" }}-{{ .Release.Namespace }}{{ end }}
+{{- end }}
+
 {{- define "xpu-device-plugin.labels" -}}
 app.kubernetes.io/name: {{ include "xpu-device-plugin.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -32,6 +37,9 @@ name: {{ include "xpu-device-plugin.fullname" . }}-ds
 - {{ printf "--sriov-num-vfs=%v" .Values.sriovNumVfs | quote }}
 - {{ printf "--metrics-address=:%v" .Values.metrics.port | quote }}
 - "--status-socket=/run/xpu-device-plugin/status.sock"
+{{- if ne .Values.xreDir "/usr/local/xpu" }}
+- {{ printf "--xre-dir=%s" .Values.xreDir | quote }}
+{{- end }}
 {{- if ne .Values.resourceName "baidu.com/xpu" }}
 - {{ printf "--resource-name=%s" .Values.resourceName | quote }}
 {{- end }}

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory as the kernel counts it: the limit of our container, and what one process has taken."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+WORKER_SHARE = 3  # a worker may have this part of the limit: two may grow at a time, and the server needs one
+LEAST_BYTES = 32 << 20  # that a worker may have in any case: three times what it needs
+_UNLIMITED = 1 << 60  # bytes; version 1 of cgroups writes no limit as a number of this size
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def for_a_worker(most: int | None) -> int | None:
+    """Bytes that a worker may have of a limit."""
+    return None if most is None else max(LEAST_BYTES, most // WORKER_SHARE)
+
+
+def limit(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Bytes that our container may have; None where there is no limit, or it cannot be told.
+
+    cgroups: where they are mounted, all of them or our own alone; own: the file that says which ours is
+    """
+    try:
+        lines = own.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        lines = []
+    return min((bytes for line in lines for bytes in _limits(cgroups, line)), default=None)
+
+
+def _limits(cgroups: Path, line: str) -> Iterator[int]:
+    """The limits of one of our cgroups, and of those that it is in."""
+    number, controllers, path = line.split(":", 2)
+    if number != "0" and "memory" not in controllers.split(","):
+        return
+    top, name = (cgroups, "memory.max") if number == "0" else (cgroups / "memory", "memory.limit_in_bytes")
+    parts = [part for part in path.split("/") if part]
+    for depth in range(0 if ".." in parts else len(parts), -1, -1):
+        try:
+            bytes = int(top.joinpath(*parts[:depth], name).read_text())
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+        if bytes < _UNLIMITED:
+            yield bytes
+
+
+def taken(pid: int) -> int | None:
+    """Bytes of memory that a process has and that are no file's; None where that cannot be told."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:  # noqa: PTH123 - at each request
+            _, resident, shared, *_ = map(int, file.read().split())
+    except (OSError, ValueError):
+        return None
+    return (resident - shared) * _PAGE_BYTES
