@@ -221,9 +221,7 @@ def decide(memory: Memory, view: View, limits: Limits) -> Decision:
     memory, drifts = _notice(memory, view)
     changed = _go_on(memory, view) if memory.change else None
     memory, action, news = changed or (memory, None, ())
-    if action is None and view.unread is not None:
-        memory, action = replace(memory, change=None), Wait(LOOK_SECONDS)
-    elif action is None:
+    if action is None:
         memory, action = _begin(memory, view, limits)
     steps = tuple(_told(memory, view, limits, card) for card in view.cards.values())
     memory, turns = _turns(memory, steps, view.wish.problem)
@@ -272,9 +270,9 @@ def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | P
     """Find a card to change; whoever is to be changed has to be looked at first."""
     memory = replace(memory, change=None)
     estranged = tuple(sorted(address for address in view.estranged if address in view.cards))
-    if not limits.apply:
+    if not limits.apply or view.unread is not None:
         unseen = tuple(address for address in estranged if not _fresh(view, address))
-        wait = Wait(LOOK_SECONDS if estranged else None)
+        wait = Wait(LOOK_SECONDS if estranged or view.unread is not None else None)
         return replace(memory, reserved={}), Prove(unseen) if unseen else wait
     actions = {address: wanted(view.wish, card).action for address, card in view.cards.items()}
     waiting = [card for card in view.cards.values() if actions[card.address] is Action.APPLY]
