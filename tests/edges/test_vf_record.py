@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from xpu_plugin.edges import vf_record
+from xpu_plugin.edges.files import StateFile
 from xpu_plugin.edges.vf_record import VfRecord
 from xpu_plugin.model.change import Request
 
@@ -91,7 +92,7 @@ async def test_a_record_that_cannot_be_read_now_is_neither_empty_nor_known(
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
-        patch.setattr(vf_record.StateFile, "load", fails)
+        patch.setattr(StateFile, "load", fails)
         record = await record_of(tmp_path)
         await record.read()
     assert record.unread
@@ -110,7 +111,7 @@ async def test_after_a_write_that_failed_it_is_not_known_what_the_file_says(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(vf_record.StateFile, "replace", fails)
+        patch.setattr(StateFile, "replace", fails)
         with pytest.raises(OSError, match="No space"):
             await record.write(REQUEST)
     assert not record.says(None)

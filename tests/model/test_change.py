@@ -1055,7 +1055,9 @@ def test_what_a_former_process_has_asked_for_is_waited_for_so_long_and_that_is_t
         story.scanned()
     else:
         story.scanned(A, 3, seen=seen)
-    assert story.next() == Wait(pytest.approx(0.1))
+    action = story.next()
+    assert isinstance(action, Wait)
+    assert action.seconds == pytest.approx(0.1)
     story.passes(0.1)
     assert story.kept_back == {A: CHANGING}
     assert story.next() == Wait(0.0)

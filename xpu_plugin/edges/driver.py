@@ -69,7 +69,7 @@ class TooManyStuckError(WorkerError):
 
 
 class BusyError(WorkerError):
-    """Nothing was asked, as the driver is changing a card and only states may be asked meanwhile."""
+    """This was not the time to ask; nothing was asked."""
 
 
 class LibraryError(Exception):

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 
-from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
+from xpu_plugin.edges.driver import BusyError, Driver, LibraryError, WorkerError
 from xpu_plugin.edges.vf_record import VfRecord, reason
 from xpu_plugin.loops.backoff import wait_for
 from xpu_plugin.loops.idleness import Idleness
@@ -258,7 +258,7 @@ class Apply:
         """Ask the driver by a worker that is started for it, and that lists the nodes before it asks."""
         try:
             if await self._changer.scan(only=index) is None:
-                raise WorkerError("device nodes came or went when the driver was about to be asked")
+                raise BusyError("device nodes came or went when the driver was about to be asked")
             logger.info("asking the driver for %s VFs of %s, which has %s", number, card.address, card.vfs)
             await self._changer.set_sriov_vf_num(index, number, card.address, seconds=self._limits.timeout)
         finally:
