@@ -407,6 +407,18 @@ async def test_what_a_killed_plugin_has_asked_for_and_never_comes_costs_a_while(
     await shows(kubelet, CARDS)
 
 
+async def test_after_a_timeout_the_card_stays_closed_until_the_driver_lets_go_of_the_request(
+    node: VfNode, kubelet: Remembering
+) -> None:
+    node.machine.set({"vf-delay": "4000"})
+    daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0", "--vf-timeout=1")
+    await daemon.says(f"{ASKED} 2 VFs of {CARDS[0]}")
+    kubelet.well.clear()
+    await daemon.says(f"VFApplied: {CARDS[0]} has 2 VFs now")
+    assert CARDS[0] not in kubelet.well
+    assert f"{ASKED} 2 VFs of {CARDS[1]}" not in daemon.log.partition("VFApplied")[0], "one at a time"
+
+
 async def test_without_a_record_the_driver_is_not_asked(node: VfNode, kubelet: Kubelet) -> None:
     (node.place / "state").write_text("no directory")
     daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0")

@@ -124,13 +124,14 @@ async def test_after_a_write_that_failed_it_is_not_known_what_the_file_says(
 async def test_a_disk_that_does_not_answer_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vf_record, "DISK_SECONDS", 0.1)
+    monkeypatch.setattr(vf_record, "READ_SECONDS", 0.05)
+    monkeypatch.setattr(vf_record, "WRITE_SECONDS", 0.05)
     record = await record_of(tmp_path)
     (tmp_path / "state").mkdir()
     monkeypatch.setattr(record, "_disk", Frozen())
     with pytest.raises(TimeoutError) as late:
         await record.write(REQUEST)
-    assert vf_record.reason(late.value) == "no answer of the disk within 0.1 s"
+    assert vf_record.reason(late.value) == "the disk does not answer"
     assert not record.says(None)
     await record.read()
     assert record.unread

@@ -69,7 +69,7 @@ class TooManyStuckError(WorkerError):
 
 
 class BusyError(WorkerError):
-    """This was not the time to ask; nothing was asked."""
+    """Nothing was asked, as it was not the time."""
 
 
 class LibraryError(Exception):
@@ -281,6 +281,11 @@ class Driver:
                 return
             await asyncio.sleep(0.01)
         logger.warning("worker %s is stuck in the driver and stays behind", self._dying[0].pid)
+
+    @property
+    def busy(self) -> bool:
+        """Whether states alone may be asked just now."""
+        return self._states_only
 
     @property
     def stuck(self) -> bool:

@@ -16,7 +16,8 @@ from xpu_plugin.model.change import Request
 
 logger = logging.getLogger(__name__)
 
-DISK_SECONDS = 10.0  # for the disk to read or write the record
+READ_SECONDS = 2.0  # for the disk, before the first list; after that it is tried again
+WRITE_SECONDS = 10.0  # for the disk
 _FILE = "vf-change.json"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -44,7 +45,7 @@ class VfRecord:
     async def read(self) -> None:
         """Take in the file; `unread` says whether that was possible."""
         try:
-            async with asyncio.timeout(DISK_SECONDS):
+            async with asyncio.timeout(READ_SECONDS):
                 self.request = await self._disk.call(self._file.load, self._decoded)
         except OSError as error:
             self.unread = True
@@ -67,7 +68,7 @@ class VfRecord:
         """Have the file say this; it is on the disk when this returns. Raises OSError."""
         fields = request and {"card": request.card, "number": request.number, "boot": self._boot}
         self._doubtful = True
-        async with asyncio.timeout(DISK_SECONDS):
+        async with asyncio.timeout(WRITE_SECONDS):
             await self._disk.call(self._file.replace, {"change": fields})
         self.request, self._doubtful, self._complaint = request, False, None
 
@@ -89,7 +90,7 @@ class VfRecord:
 
 def reason(error: OSError) -> str:
     """Why the disk did not do it."""
-    return error.strerror or f"no answer of the disk within {DISK_SECONDS:g} s"
+    return error.strerror or "the disk does not answer"
 
 
 def _boot(file: Path) -> str:
