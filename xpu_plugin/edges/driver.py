@@ -253,6 +253,20 @@ class Driver:
                 pci=pci,
             )
 
+    def dismiss(self) -> None:
+        """Kill the worker; the next scan starts a fresh one."""
+        self._discard(None)
+
+    async def close(self) -> None:
+        """Kill the worker; give it a moment to go, for a tidy exit."""
+        self._process = self._process or self._spare
+        self._discard(None)
+        for _ in range(20):
+            if not self._stuck():
+                return
+            await asyncio.sleep(0.01)
+        logger.warning("worker %s is stuck in the driver and stays behind", self._dying[0].pid)
+
     @contextlib.asynccontextmanager
     async def states_only(self) -> AsyncIterator[None]:
         """Allow no request but `sweep` until the end: any other raises BusyError at once.
@@ -267,20 +281,6 @@ class Driver:
             yield
         finally:
             self._states_only = False
-
-    def dismiss(self) -> None:
-        """Kill the worker; the next scan starts a fresh one."""
-        self._discard(None)
-
-    async def close(self) -> None:
-        """Kill the worker; give it a moment to go, for a tidy exit."""
-        self._process = self._process or self._spare
-        self._discard(None)
-        for _ in range(20):
-            if not self._stuck():
-                return
-            await asyncio.sleep(0.01)
-        logger.warning("worker %s is stuck in the driver and stays behind", self._dying[0].pid)
 
     @property
     def busy(self) -> bool:

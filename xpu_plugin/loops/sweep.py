@@ -73,7 +73,7 @@ class Sweep:
         self._wake = asyncio.Event()
         self._forget = False
         self._due = True  # a scan is wanted
-        self._changing: str | None = None  # the card that the driver is asked to change
+        self._card_in_change: str | None = None  # the card that the driver is asked to change
         self._rounding = asyncio.Lock()  # held by each round
         self._begun = 0  # scans
         self._taken_in = 0  # the number of the last scan that was
@@ -122,7 +122,7 @@ class Sweep:
         verdicts. A scan that is due waits until the end, when one is due in any case. Begins when nothing
         else is being asked.
         """
-        self._changing = card
+        self._card_in_change = card
         self._wake.set()
         try:
             async with self._rounding:
@@ -130,7 +130,7 @@ class Sweep:
             async with self._driver.states_only(), self._probes.states_only():
                 yield
         finally:
-            self._changing, self._due = None, True
+            self._card_in_change, self._due = None, True
             self._wake.set()
 
     def library(self) -> dict[str, object]:
@@ -173,8 +173,8 @@ class Sweep:
         """One comparison of what is known with what is; returns the seconds until the next."""
         begun = self._clock()
         try:
-            if self._changing is not None:
-                delay = await self._watch(self._changing)
+            if self._card_in_change is not None:
+                delay = await self._watch(self._card_in_change)
             else:
                 delay = await (self._scan() if self._due else self._sweep())
         except WorkerError as error:
@@ -319,7 +319,7 @@ class Sweep:
         """Take in answers; what they change goes into the picture. Nothing is taken in about a card that the
         driver is changing."""
         devices, before = self._found.devices, self._picture.facts.verdicts
-        answers = {id: answer for id, answer in answers.items() if devices[id].card != self._changing}
+        answers = {id: answer for id, answer in answers.items() if devices[id].card != self._card_in_change}
         verdicts = self.verdicts.hear(answers)
         changed = {id: verdict for id, verdict in verdicts.items() if verdict != before[id]}
         if changed:
