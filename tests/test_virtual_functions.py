@@ -344,13 +344,101 @@ async def test_killed_anywhere_it_goes_on_where_it_was(node: VfNode, kubelet: Ku
         daemon = node.begin("--sriov-num-vfs=3", "--grant-settle=0.1")
         await until(asked(daemon), "a change, or that there is none to make")
         await daemon.kill()
-        # A kernel ends what it has begun; the simulator's dies with its worker, and is told to look again.
-        await until(lambda: processes_that_know(node.place) == [], "the end of the worker")
-        node.machine.set({"vf-delay": "300"})
     node.machine.set({"vf-delay": "0"})
     node.begin("--sriov-num-vfs=3", "--grant-settle=0.1")
     await shows(kubelet, split(3, 3, 3, 3))
     assert node.numbers() == [3, 3, 3, 3]
+
+
+async def test_while_the_driver_changes_a_card_the_others_are_watched_and_no_node_is_opened(
+    node: VfNode, kubelet: Remembering
+) -> None:
+    """The simulated driver refuses when a node is opened meanwhile."""
+    node.machine.set_card(1, {"vfs": "1"})
+    node.machine.set_card(2, {"vfs": "2"})
+    node.machine.set_card(3, {"vfs": "2"})
+    node.machine.set({"vf-delay": "2000"})
+    daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0", "--rescan-interval=0.1")
+    await daemon.says(f"{ASKED} 2 VFs of {CARDS[0]}")
+    daemon.process.send_signal(signal.SIGHUP)  # a scan is due
+    node.machine.set_card(1, {"vf-states": "207"})
+    node.machine.set_card(0, {"state": "207"})
+    sick = vfs(CARDS[1], 1)[0]
+    await daemon.says(f"device unhealthy id={sick}")
+    with pytest.raises(grpc.aio.AioRpcError, match="state-error"):
+        await allocate(node, sick)
+    assert node.numbers() == [0, 1, 2, 2], "the driver is still at it"
+    assert "VFApplied" not in daemon.log
+    node.machine.set_card(0, {"state": "201"})
+    await daemon.says(f"VFApplied: {CARDS[0]} has 2 VFs now")
+    assert f"device unhealthy id={CARDS[0]}" not in daemon.log, "it is being changed: whatever it says"
+    assert "VFFailed" not in daemon.log
+
+
+async def test_what_a_killed_plugin_has_asked_for_comes_late_and_finds_its_card_closed(
+    node: VfNode, kubelet: Remembering
+) -> None:
+    node.machine.set({"vf-delay": "3000"})
+    daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0")
+    await until(lambda: len(processes_that_know(node.place)) == 4, "a plugin, two workers, and the driver")
+    await daemon.kill()
+    kubelet.well.clear()
+    after = node.begin("--sriov-num-vfs=keep")
+    await closed(kubelet, CARDS, held=CARDS[:1])
+    with pytest.raises(grpc.aio.AioRpcError, match="changing"):
+        await allocate(node, CARDS[0])
+    await shows(kubelet, split(2, 0, 0, 0))
+    assert CARDS[0] not in kubelet.well
+    record = node.place / "state/vf-change.json"
+    await until(lambda: json.loads(record.read_text()) == {"change": None}, "an empty record")
+    assert ASKED not in after.log
+
+
+async def test_what_a_killed_plugin_has_asked_for_and_never_comes_costs_a_while(
+    node: VfNode, kubelet: Remembering
+) -> None:
+    node.machine.add_line("fault", "function=xpumlDeviceSetSriovVfNum card=0 action=hang")
+    daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0")
+    await daemon.says(f"{ASKED} 2 VFs of {CARDS[0]}")
+    await daemon.kill()
+    after = node.begin("--sriov-num-vfs=keep", "--vf-timeout=1")
+    await closed(kubelet, CARDS, held=CARDS[:1])
+    await after.says(f"VFFailed: {CARDS[0]}: a former process of this plugin has asked the driver for 2 VFs")
+    await shows(kubelet, CARDS)
+
+
+async def test_after_a_timeout_the_card_stays_closed_until_the_driver_lets_go_of_the_request(
+    node: VfNode, kubelet: Remembering
+) -> None:
+    node.machine.set({"vf-delay": "4000"})
+    daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0", "--vf-timeout=1")
+    await daemon.says(f"{ASKED} 2 VFs of {CARDS[0]}")
+    kubelet.well.clear()
+    await daemon.says(f"VFApplied: {CARDS[0]} has 2 VFs now")
+    assert CARDS[0] not in kubelet.well
+    assert f"{ASKED} 2 VFs of {CARDS[1]}" not in daemon.log.partition("VFApplied")[0], "one at a time"
+
+
+async def test_without_a_record_the_driver_is_not_asked(node: VfNode, kubelet: Kubelet) -> None:
+    (node.place / "state").write_text("no directory")
+    daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0")
+    await daemon.says(f"VFFailed: {CARDS[0]}: the driver is not asked, as the request cannot be recorded in ")
+    await daemon.stop()
+    assert ASKED not in daemon.log
+    assert node.numbers() == [0, 0, 0, 0]
+
+
+async def test_a_card_that_is_refused_again_and_again_is_left_alone_until_the_administrator_says(
+    node: VfNode, kubelet: Kubelet
+) -> None:
+    node.machine.set_card(0, {"busy": "yes"})
+    daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0", "--grant-settle=0.1")
+    await daemon.says("5 times, so it is left alone: wish for another number")
+    assert daemon.log.count(f"{ASKED} 2 VFs of {CARDS[0]}") == 5
+    await shows(kubelet, split(0, 2, 2, 2))
+    node.machine.set_card(0, {"busy": "no"})
+    daemon.process.send_signal(signal.SIGHUP)
+    await shows(kubelet, split(2, 2, 2, 2))
 
 
 async def test_what_somebody_else_splits_is_put_back_and_reported(node: VfNode, kubelet: Kubelet) -> None:

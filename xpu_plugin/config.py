@@ -231,7 +231,7 @@ _VFS = (
         "state-dir",
         _absolute,
         "/var/lib/xpu-device-plugin",
-        "where grants and quarantines are recorded",
+        "where grants, quarantines and changes of VFs are recorded",
         "DIR",
     ),
     Option(

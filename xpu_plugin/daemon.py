@@ -24,6 +24,7 @@ from xpu_plugin.edges.listener import listen, listening_at
 from xpu_plugin.edges.process import WorkerProcess
 from xpu_plugin.edges.quarantine import QuarantineRecord
 from xpu_plugin.edges.service import DevicePluginService
+from xpu_plugin.edges.vf_record import VfRecord
 from xpu_plugin.loops.apply import Apply
 from xpu_plugin.loops.backoff import delays, wait_for
 from xpu_plugin.loops.decisions import Decisions
@@ -50,6 +51,7 @@ logger = logging.getLogger(__name__)
 STUCK_PROBES = (
     2  # workers that asked a device alone and cannot be killed: it is not asked again before they end
 )
+STUCK_CHANGERS = 2  # workers that asked for VFs and do not end; the last one may just be ending
 LISTED_SECONDS = 10.0  # at most until the API server is turned to: that takes the interpreter for a while
 SHOWN_SECONDS = 1.0  # at most until there is something to look at: that takes it for a moment
 
@@ -112,6 +114,7 @@ async def serve(config: Config, worker: WorkerProcess | None = None) -> int:
     decisions = Decisions()
     picture = Picture(policy(config), note=decisions.note)
     probes = Driver(target(config), call_timeout=config.call_timeout, most_stuck=STUCK_PROBES)
+    changer = Driver(target(config), call_timeout=config.call_timeout, most_stuck=STUCK_CHANGERS)
     sweep = Sweep(
         driver,
         probes,
@@ -124,7 +127,7 @@ async def serve(config: Config, worker: WorkerProcess | None = None) -> int:
     )
     loop.add_signal_handler(signal.SIGHUP, sweep.rescan)
     parts = asyncio.ensure_future(
-        _run(config, lock, driver, probes, picture, sweep=sweep, decisions=decisions)
+        _run(config, lock, driver, probes, picture, changer=changer, sweep=sweep, decisions=decisions)
     )
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -142,6 +145,7 @@ async def serve(config: Config, worker: WorkerProcess | None = None) -> int:
     finally:
         await driver.close()
         await probes.close()
+        await changer.close()
     return status
 
 
@@ -152,6 +156,7 @@ async def _run(
     probes: Driver,
     picture: Picture,
     *,
+    changer: Driver,
     sweep: Sweep,
     decisions: Decisions,
 ) -> None:
@@ -165,6 +170,7 @@ async def _run(
         """Whoever was before us has granted on, split cards and judged devices while we waited."""
         await record.reread()
         idleness.inherit()
+        await apply.inherit()
         await sweep.verdicts.reread()
         await sweep.rescanned()
 
@@ -190,10 +196,11 @@ async def _run(
     )
     sweep.claimed = lambda: idleness.ledger
     apply = Apply(
-        driver,
+        changer,
         picture,
         sweep,
         idleness,
+        record=VfRecord(config.state_dir),
         limits=Limits(
             settle=config.grant_settle,
             timeout=config.vf_timeout,
@@ -206,6 +213,11 @@ async def _run(
         note=decisions.note,
     )
 
+    def begin_anew() -> None:
+        sweep.rescan()
+        apply.again()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, begin_anew)
     on_grant: list[Callable[[], None]] = []
 
     def granted(ids: Collection[str]) -> None:
@@ -253,6 +265,7 @@ async def _run(
                 lock=lock,
                 driver=driver,
                 probes=probes,
+                changer=changer,
                 picture=picture,
                 sweep=sweep,
                 decisions=decisions,
@@ -284,6 +297,8 @@ async def _run(
         for name in picture.policy.unmatched(picture.facts.devices.values()):
             logger.warning("--allow or --deny names %s, which no device of this node is", name)
         await holders.first_look()  # before the first list goes out
+        if lock.held():
+            await apply.inherit()
         apply.begin(holders.seen)  # as well
         held.set_result(holders.seen)
         group.create_task(holders.run(), name="holders")

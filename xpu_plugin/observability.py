@@ -50,6 +50,7 @@ class Plugin:
     lock: InstanceLock
     driver: Driver
     probes: Driver
+    changer: Driver
     picture: Picture
     sweep: Sweep
     decisions: Decisions
@@ -131,7 +132,7 @@ def metrics_of(plugin: Plugin, meters: Meters, census: Census, audit: Audit) -> 
         Parts(
             picture=plugin.picture,
             sweep=plugin.sweep,
-            drivers=(plugin.driver, plugin.probes),
+            drivers=(plugin.driver, plugin.probes, plugin.changer),
             idleness=plugin.idleness,
             apply=plugin.apply,
             services=plugin.services,

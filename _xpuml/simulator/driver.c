@@ -5,6 +5,8 @@
 #include "nodes.h"
 #include "sysfs.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 void site_complete(struct site *site, const struct machine *machine) {
@@ -20,6 +22,25 @@ bool driver_settle(const struct machine *machine, const struct site *site, struc
            machine_write(machine, site->path, error) &&
            sysfs_settle(machine, site->sysfs_root, error) &&
            nodes_settle(machine, site->dev_root, error);
+}
+
+// The time of the lock file says it: nobody else has a use for it.
+static bool lock_file(const struct site *site, char *path, size_t size) {
+    return snprintf(path, size, "%s.lock", site->path) < (int)size;
+}
+
+void driver_note_opening(const struct site *site) {
+    char path[4096];
+    if (lock_file(site, path, sizeof path))
+        utimensat(AT_FDCWD, path, NULL, 0);
+}
+
+uint64_t driver_opened_at(const struct site *site) {
+    char path[4096];
+    struct stat status;
+    if (!lock_file(site, path, sizeof path) || stat(path, &status) != 0)
+        return 0;
+    return (uint64_t)status.st_mtim.tv_sec * 1000000000 + (uint64_t)status.st_mtim.tv_nsec;
 }
 
 bool driver_split(const struct site *site, int card, int vfs, struct error *error) {

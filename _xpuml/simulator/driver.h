@@ -18,6 +18,10 @@ void site_complete(struct site *site, const struct machine *machine);
 // Nothing is changed when the directory of nodes holds a foreign one.
 bool driver_settle(const struct machine *machine, const struct site *site, struct error *error);
 
+// Notes that all nodes are opened, for whoever splits a card meanwhile; and when they were last.
+void driver_note_opening(const struct site *site);
+uint64_t driver_opened_at(const struct site *site); // nanoseconds; 0: never
+
 // Splits a card, or takes its VFs away, on the host and in the file.
 bool driver_split(const struct site *site, int card, int vfs, struct error *error);
 

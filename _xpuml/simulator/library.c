@@ -219,8 +219,10 @@ static void drop_devices(bool quirks) {
 void library_list(void) {
     static int numbers[MAX_NODES];
     const struct machine *machine = library.machine;
-    const char *dev_root = library_site().dev_root;
+    const struct site site = library_site();
+    const char *dev_root = site.dev_root;
     bool quirks = machine->settings.quirks;
+    driver_note_opening(&site);
     drop_devices(quirks);
     unsigned count = find_nodes(dev_root, quirks, numbers);
     count = keep_usable(machine, dev_root, numbers, count);

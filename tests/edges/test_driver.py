@@ -30,6 +30,7 @@ from tests.standins import (
     wait_until,
 )
 from xpu_plugin.edges.driver import (
+    BusyError,
     Driver,
     LibraryError,
     Target,
@@ -872,6 +873,39 @@ async def test_workers_that_were_replaced_are_counted_by_cause(hasty: Driver, ma
         "died": 1,
         "failed": 1,
     }
+
+
+async def test_states_alone_are_asked_when_nothing_else_may_be(driver: Driver, machine: Machine) -> None:
+    await scanned(driver)
+    worker = driver.pid
+    async with driver.states_only():
+        assert await driver.sweep({1}) == [RUNNING, None, RUNNING, RUNNING]
+        for question in (
+            driver.scan(),
+            driver.host(),
+            driver.replaced(),
+            driver.gauges(),
+            driver.processes(),
+        ):
+            with pytest.raises(BusyError) as busy:
+                await question
+            assert busy.value.call is None
+        with pytest.raises(BusyError):
+            await driver.usage([0], CARD)
+        with pytest.raises(BusyError):
+            await driver.set_sriov_vf_num(0, 1, CARD, seconds=SECONDS)
+        assert driver.pid == worker
+    assert (await driver.host()).functions[CARD].num_vfs == 0
+
+
+async def test_the_request_under_way_is_answered_before_states_alone_are_asked(
+    driver: Driver, machine: Machine
+) -> None:
+    machine.add_fault("xpumlInit", "delay:200")
+    scan = asyncio.create_task(driver.scan())
+    await until(lambda: driver.pid, "a worker")
+    async with driver.states_only():
+        assert scan.done()
 
 
 # --- memory ---------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -12,6 +13,7 @@ import pytest
 from tests.builders import device, found
 from tests.standins import RESOURCE, until
 from xpu_plugin.edges.driver import Driver
+from xpu_plugin.edges.vf_record import VfRecord
 from xpu_plugin.loops.apply import Apply
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import Picture
@@ -27,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("leaves_no_task")
 
 
 @asynccontextmanager
-async def applying(wish: Wish) -> AsyncIterator[tuple[Apply, Callable[[], int]]]:
+async def applying(wish: Wish, directory: Path) -> AsyncIterator[tuple[Apply, Callable[[], int]]]:
     """An apply that runs over one whole card that nobody uses, and how often it has decided."""
     picture = Picture(Policy(resource=RESOURCE))
     picture.submit(lambda facts: after_scan(facts, found(device(CARD))))
@@ -41,8 +43,9 @@ async def applying(wish: Wish) -> AsyncIterator[tuple[Apply, Callable[[], int]]]
     apply = Apply(
         cast("Driver", SimpleNamespace(stuck=False)),
         picture,
-        cast("Sweep", SimpleNamespace(scans=1)),
+        cast("Sweep", SimpleNamespace(scans=1, driver_version=str)),
         cast("Idleness", idleness),
+        record=VfRecord(directory),
         limits=Limits(pending=600.0),
         wish=wish,
         alone=lambda: asyncio.sleep(0),
@@ -60,9 +63,9 @@ async def applying(wish: Wish) -> AsyncIterator[tuple[Apply, Callable[[], int]]]
         await asyncio.wait({task})
 
 
-async def test_a_grant_while_nothing_is_planned_does_not_have_every_card_looked_at() -> None:
+async def test_a_grant_while_nothing_is_planned_does_not_have_every_card_looked_at(place: Path) -> None:
     """Or each Allocate would take the longer the more devices there are."""
-    async with applying(by_argument(0)) as (apply, decided):
+    async with applying(by_argument(0), place) as (apply, decided):
         before = decided()
         apply.granted([CARD])
         for _ in range(20):
@@ -70,8 +73,8 @@ async def test_a_grant_while_nothing_is_planned_does_not_have_every_card_looked_
         assert decided() == before
 
 
-async def test_a_grant_while_a_card_is_kept_back_is_taken_into_account_at_once() -> None:
-    async with applying(UNKNOWN) as (apply, decided):
+async def test_a_grant_while_a_card_is_kept_back_is_taken_into_account_at_once(place: Path) -> None:
+    async with applying(UNKNOWN, place) as (apply, decided):
         before = decided()
         apply.granted([CARD])
         await until(lambda: decided() > before, "another decision")

@@ -113,6 +113,17 @@ async def test_pauses_grow_to_a_limit(court: Court) -> None:
         assert await court.pass_time(0.3 * pause) == [1]
 
 
+async def test_nobody_is_asked_while_the_driver_changes_a_card_and_no_pause_grows(court: Court) -> None:
+    court.driver.answers = {1: HUNG}
+    court.probation.convict(1, since=99.0)
+    async with court.driver.states_only():
+        for _ in range(5):
+            assert await court.pass_time(1000.0) == []
+    assert await court.pass_time(1000.0) == [1]
+    assert await court.pass_time(0.7 * 2000.0) == []
+    assert await court.pass_time(0.3 * 2000.0) == [1]
+
+
 async def test_how_long_a_device_has_not_answered_counts_from_its_last_answer(court: Court) -> None:
     court.driver.answers = {1: HUNG}
     court.probation.convict(1, since=95.0)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.standins import RESOURCE, SECONDS, health, make_machine, shown, target_of, until
-from xpu_plugin.edges.driver import Driver, Target
+from xpu_plugin.edges.driver import BusyError, Driver, Target
 from xpu_plugin.edges.quarantine import QuarantineRecord
 from xpu_plugin.loops import probation
 from xpu_plugin.loops import sweep as sweep_module
@@ -256,6 +256,55 @@ async def test_one_failed_answer_has_the_host_looked_at_at_once(watch: Watch, ma
     await watch.sweeps(5)
     assert watch.driver.hosts == 1
     assert len(watch.driver.scans) == 1
+
+
+# --- while the driver changes a card ------------------------------------------------------------------
+
+
+async def test_while_a_card_is_being_changed_the_others_are_watched_and_nothing_else_is_asked(
+    watch: Watch, machine: Machine
+) -> None:
+    watch.compare_each(0.0)
+    await watch.sweeps(2)
+    scans = len(watch.driver.scans)
+    async with watch.sweep.changing(IDS[1]):
+        hosts, worker = watch.driver.hosts, watch.driver.pid
+        watch.sweep.rescan()
+        machine.set_card(0, {"state": "207"})
+        machine.set_card(1, {"vfs": "2"})  # what is asked for by its index is another device now
+        machine.add_fault(STATE, "code:999", card=2)  # which has the host looked at, else
+        await watch.healths("state-error", None, "call-failed", None)
+        await watch.sweeps(20)
+        assert watch.health()[IDS[1]] is None
+        assert (watch.driver.hosts, len(watch.driver.scans), watch.driver.pid) == (hosts, scans, worker)
+        for question in (watch.driver.scan, watch.driver.host, watch.driver.gauges, watch.probes.scan):
+            with pytest.raises(BusyError, match="the driver changes the VFs of a card"):
+                await question()
+    await watch.until(lambda: len(watch.driver.scans) > scans + 1, "a scan, which was due")
+    await shown(watch.picture, lambda inventory: "0000:3c:01.1-of2" in inventory.entries)
+
+
+async def test_a_change_begins_when_the_round_under_way_has_ended(watch: Watch, machine: Machine) -> None:
+    machine.add_fault("xpumlDeviceGetAttributes", "delay:300", card=2)
+    watch.sweep.rescan()
+    await watch.until(lambda: len(watch.driver.patience) == 2, "a scan that has begun")
+    async with watch.sweep.changing(IDS[1]):
+        assert len(watch.driver.scans) == 2
+
+
+@pytest.mark.parametrize("action", ["hang", "crash"])
+async def test_a_worker_that_is_lost_while_a_card_is_being_changed_is_replaced_after_that(
+    watch: Watch, machine: Machine, action: str
+) -> None:
+    async with watch.sweep.changing(IDS[1]):
+        machine.add_fault(STATE, action, card=2)
+        await watch.shows(
+            {IDS[0]: "not-answering", IDS[1]: None, IDS[2]: "not-answering", IDS[3]: "not-answering"}
+        )
+        assert len(watch.driver.scans) == 1
+    await watch.healths(None, None, "not-answering", None)
+    machine.clear_faults()
+    await watch.healths(None, None, None, None)
 
 
 # --- devices that hang or kill the library --------------------------------------------------------

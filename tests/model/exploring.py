@@ -8,7 +8,9 @@ explores N steps (a million by default), prints how many of what kind there were
 the way that led there when an invariant is broken:
 
 * no Set call while anyone holds the card or any of its VFs, or uses a process on it;
+* what the driver does late, after the plugin that asked was killed, is done to a card that nobody holds;
 * no device of a card in change is newly granted;
+* no Set call for a card that the driver has refused too often, and nothing has changed since;
 * at rest, each card is as wished or there is a reason for it, and no card is kept back.
 """
 
@@ -21,16 +23,19 @@ from functools import cache
 
 from tests.builders import device, found
 from xpu_plugin.model.change import (
+    MOST_REFUSALS,
     Decision,
     Limits,
     Memory,
     Prove,
+    Request,
     Scan,
     SetVfs,
     View,
     Wait,
     answered,
     decide,
+    inherited,
 )
 from xpu_plugin.model.devices import Kind, Process, Usage
 from xpu_plugin.model.health import Health
@@ -55,6 +60,7 @@ POLICY = Policy(resource="baidu.com/xpu")
 LIMITS = Limits(settle=10.0, timeout=60.0, pending=60.0)
 OWN_POD = "kube-system/plugin"
 LIST_SECONDS = 3.0
+LATE_SECONDS = 60.0  # that a wait may last at rest, also a shorter one: or most steps would be looks there
 REST_SECONDS = 3 * 3600.0  # longer than any back-off
 
 
@@ -102,7 +108,10 @@ class World:
     argument: int = 0
     refuses: bool = False
     crashes: bool = False
+    stubborn: set[str] = field(default_factory=set)  # cards that the driver refuses, whoever asks
     recorded: dict[str, bool] = field(default_factory=dict)  # id -> whether it was seen listed
+    request: Request | None = None  # on record
+    late: tuple[Request, float] | None = None  # what a killed plugin has asked for, and when it is done
 
     def lists(self, pod: Pod) -> bool:
         """Whether the kubelet lists a pod's device: soon after it was granted."""
@@ -132,7 +141,7 @@ def cards_of(vfs: tuple[int, ...]) -> dict[str, Card]:
 class Plugin:
     """What of the plugin decides, with its memory. `own_pod` None: it runs outside of a pod."""
 
-    def __init__(self, world: World, *, label_mode: bool, own_pod: str | None) -> None:
+    def __init__(self, world: World, *, label_mode: bool, own_pod: str | None, readable: bool = True) -> None:
         self.world = world
         self.terms = Terms(own_pod=own_pod, settle=LIMITS.settle)
         self.label_mode = label_mode
@@ -149,6 +158,15 @@ class Plugin:
         self.kept_back: dict[str, Health] = {}
         self.scans = 1
         self.decision: Decision | None = None
+        self.driver, self.orders = "4.0.12", 0
+        self.unread: float | None = world.now
+        if readable:
+            self.read_record()
+
+    def read_record(self) -> None:
+        if self.unread is not None and self.world.request is not None:
+            self.memory = inherited(self.memory, self.view(), LIMITS, self.world.request)
+        self.unread = None
 
     @property
     def facts(self) -> Facts:
@@ -197,11 +215,16 @@ class Plugin:
             taken=frozenset(card for card in taken if card),
             estranged=frozenset(estranged(self.facts)),
             scans=self.scans,
+            unread=self.unread,
+            driver=self.driver,
+            orders=self.orders,
         )
 
     def decide(self) -> Decision:
         decision = decide(self.memory, self.view(), LIMITS)
         self.memory, self.kept_back = decision.memory, dict(decision.kept_back)
+        if self.unread is None and self.memory.request is None:
+            self.world.request = None
         self.decision = decision
         return decision
 
@@ -275,9 +298,13 @@ class Explorer:
         self.counts: Counter[str] = Counter()
         self.way: list[str] = []
         self.names = 0
+        self.refused: Counter[object] = Counter()  # by card and by what has to change, in a row
+        self.asked_for: int | None = None
 
     def _start(self) -> Plugin:
-        plugin = Plugin(self.world, label_mode=self.label_mode, own_pod=self.own_pod)
+        readable = self.random.random() < 0.9
+        plugin = Plugin(self.world, label_mode=self.label_mode, own_pod=self.own_pod, readable=readable)
+        self.refused = Counter()
         plugin.decide()
         return plugin
 
@@ -302,10 +329,43 @@ class Explorer:
             (1, self.foreign_split),
             (1, self.plugin_dies),
             (2, self.driver_turns),
+            (1, self.order),
+            (1, self.driver_is_another),
+            (4, self.record_is_read),
             (12, lambda: None),
         )
         weights, calls = zip(*moves, strict=True)
         self.random.choices(calls, weights)[0]()
+
+    def passes(self, seconds: float) -> None:
+        """Time passes, and the driver comes to what it was asked for."""
+        world = self.world
+        world.now += seconds
+        if world.late is None or world.now < world.late[1]:
+            return
+        (request, _), world.late = world.late, None
+        self.note(f"late {request}")
+        if not self.driver_allows(request.card) or request.number == world.vfs[request.card]:
+            return
+        holders = [pod.name for pod in world.pods if pod.card == request.card]
+        if holders:
+            raise BrokenInvariantError(f"late Set of {request.card} while {', '.join(holders)} hold it")
+        world.vfs[request.card] = request.number
+
+    def order(self) -> None:
+        """The administrator wants what is left alone to be tried again."""
+        self.plugin.orders += 1
+        self.refused.clear()
+        self.note("order")
+
+    def driver_is_another(self) -> None:
+        self.plugin.driver = self.random.choice(("4.0.12", "4.0.13"))
+        self.note(f"version {self.plugin.driver}")
+
+    def record_is_read(self) -> None:
+        if self.plugin.unread is not None:
+            self.plugin.read_record()
+            self.note("read")
 
     def list_goes_out(self) -> None:
         """The scheduler learns of the list with the next node status."""
@@ -381,8 +441,11 @@ class Explorer:
     def foreign_split(self) -> None:
         """Any container with the control node can do that, if nobody has the card open, held or not."""
         card = CARDS[self.random.randrange(2)]
-        if self.driver_allows(card) and not any(
-            pod.card == card and pod.id.isdecimal() for pod in self.world.pods
+        late = self.world.late
+        if (
+            self.driver_allows(card)
+            and not any(pod.card == card and pod.id.isdecimal() for pod in self.world.pods)
+            and (late is None or late[0].card != card)
         ):
             self.world.vfs[card] = self.random.randrange(4)
             self.note(f"foreign {card} {self.world.vfs[card]}")
@@ -391,7 +454,9 @@ class Explorer:
 
     def plugin_dies(self) -> None:
         self.note("killed")
-        if self.random.random() < 0.1:  # with its record lost, only the kubelet's list knows
+        if self.random.random() < 0.1 and self.world.late is None:
+            # With its records lost, only the kubelet's list knows.
+            self.world.request = None
             self.world.pods = [pod for pod in self.world.pods if self.world.lists(pod)]
             self.world.recorded = {}
         self.plugin = self._start()
@@ -401,7 +466,8 @@ class Explorer:
     def driver_turns(self) -> None:
         self.world.refuses = self.random.random() < 0.3
         self.world.crashes = self.random.random() < 0.3
-        self.note(f"driver refuses={self.world.refuses} crashes={self.world.crashes}")
+        self.world.stubborn = {card for card in CARDS if self.random.random() < 0.3}
+        self.note(f"driver {self.world.refuses=} {self.world.crashes=} {self.world.stubborn=}")
 
     # --- the plugin's moves ---------------------------------------------------------------------
 
@@ -410,21 +476,24 @@ class Explorer:
         self.disturb()
         decision = self.plugin.decide()
         plugin = self.plugin
+        if plugin.wish.number != self.asked_for:
+            self.asked_for = plugin.wish.number
+            self.refused.clear()
         self.note(type(decision.action).__name__)
         match decision.action:
             case Wait(seconds):
                 most = 30.0 if seconds is None else seconds
-                self.world.now += most if self.random.random() < 0.6 else self.random.uniform(0.0, most)
+                self.passes(most if self.random.random() < 0.6 else self.random.uniform(0.0, most))
             case Prove(addresses):
                 began = self.world.now
-                self.world.now += self.random.choice((0.0, 0.1, 3.0))
+                self.passes(self.random.choice((0.0, 0.1, 3.0)))
                 plugin.look(addresses, began)
             case Scan(seconds):
                 if self.random.random() < 0.9:
-                    self.world.now += 0.2
+                    self.passes(0.2)
                     plugin.scan()
                 else:
-                    self.world.now += seconds
+                    self.passes(seconds)
             case SetVfs(card, number):
                 self.set_vfs(card, number)
         self.random_scan()
@@ -448,22 +517,44 @@ class Explorer:
             raise BrokenInvariantError(f"Set of {address} to {number}, above its maximum")
         if card.vfs and number:
             raise BrokenInvariantError(f"Set of {address} from {card.vfs} to {number} directly")
+        if world.late is not None:
+            raise BrokenInvariantError(f"Set of {address} while the driver has {world.late[0]} to do")
+        why = (address, plugin.driver, world.vfs[address])
+        if self.refused[why] >= MOST_REFUSALS:
+            raise BrokenInvariantError(f"Set of {address}, which was refused {MOST_REFUSALS} times")
         failure = ""
-        if world.refuses or not self.driver_allows(address):
+        if self.random.random() < 0.05:  # a full disk
+            plugin.memory = answered(plugin.memory, plugin.view(), LIMITS, failure="not recorded")
+            self._not_refused(address)
+            return
+        world.request = Request(address, number)
+        if self.random.random() < 0.15:
+            world.late = (world.request, world.now + self.random.uniform(0.0, 0.99 * LIMITS.timeout))
+            self.plugin_dies()
+            return
+        refused = world.refuses or address in world.stubborn or not self.driver_allows(address)
+        if refused:
             failure = "refused"
+            self.refused[why] += 1
         elif world.crashes and self.random.random() < 0.5:
             failure = "crashed"
             world.vfs[address] = self.random.choice((0, number, world.vfs[address]))
         else:
             world.vfs[address] = number
+        if not refused:
+            self._not_refused(address)
         # While the driver is at it, pods come.
         for _ in range(2):
-            self.world.now += self.random.uniform(0.0, 2.0)
+            self.passes(self.random.uniform(0.0, 2.0))
             self.pod_starts()
         if self.random.random() < 0.05:
             self.plugin_dies()
             return
-        plugin.memory = answered(plugin.memory, plugin.view(), LIMITS, failure=failure)
+        plugin.memory = answered(plugin.memory, plugin.view(), LIMITS, failure=failure, refused=refused)
+
+    def _not_refused(self, address: str) -> None:
+        for why in [why for why in self.refused if isinstance(why, tuple) and why[0] == address]:
+            del self.refused[why]
 
     # --- rest -----------------------------------------------------------------------------------
 
@@ -471,17 +562,20 @@ class Explorer:
         """With nothing happening any more but time, everything has to end as wished or with a reason."""
         world = self.world
         world.refuses = world.crashes = False
+        world.stubborn = set()
+        self.order()
         world.api = world.synced = True
         self.plugin.hear()
         end = world.now + REST_SECONDS
         for _ in range(20_000):
+            self.record_is_read()
             plugin, action = self.plugin, self.plugin.decide().action
             self.counts[type(action).__name__] += 1
             if world.now > end and isinstance(action, Wait):
                 break
             match action:
                 case Wait(seconds):
-                    world.now += 600.0 if seconds is None else max(seconds, 0.01)
+                    self.passes(600.0 if seconds is None else max(seconds, LATE_SECONDS))
                     plugin.scan()
                 case Prove(addresses):
                     plugin.look(addresses, world.now)

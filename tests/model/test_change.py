@@ -13,19 +13,23 @@ from xpu_plugin.model.change import (
     CHECK_SECONDS,
     DRIFT_SECONDS,
     LOOK_SECONDS,
+    MOST_REFUSALS,
     RETRY_SECONDS,
+    REVIEW_SECONDS,
     Decision,
     Limits,
     Memory,
     News,
     Prove,
     Reason,
+    Request,
     Scan,
     SetVfs,
     View,
     Wait,
     answered,
     decide,
+    inherited,
 )
 from xpu_plugin.model.devices import Device, Kind
 from xpu_plugin.model.health import CHANGING, WISH_PENDING, WITHDRAWN
@@ -71,6 +75,8 @@ class Story:
         self.estranged: frozenset[str] = frozenset()
         self.scans = 1
         self.stuck = False
+        self.unread: float | None = None
+        self.driver, self.orders = "4.0.12", 0
         self.memory = Memory(started=self.now)
         self.news: list[News] = []
         self.last: Decision | None = None
@@ -86,6 +92,9 @@ class Story:
             estranged=self.estranged,
             scans=self.scans,
             stuck=self.stuck,
+            unread=self.unread,
+            driver=self.driver,
+            orders=self.orders,
         )
 
     def next(self) -> Wait | Prove | Scan | SetVfs:
@@ -125,8 +134,11 @@ class Story:
         if address is not None:
             self.cards[address] = card_of(address, vfs, seen=seen)
 
-    def answered(self, failure: str = "") -> None:
-        self.memory = answered(self.memory, self.view(), self.limits, failure=failure)
+    def answered(self, failure: str = "", *, refused: bool = False) -> None:
+        self.memory = answered(self.memory, self.view(), self.limits, failure=failure, refused=refused)
+
+    def inherited(self, request: Request) -> None:
+        self.memory = inherited(self.memory, self.view(), self.limits, request)
 
     # --- by far ---
 
@@ -872,6 +884,213 @@ def test_a_paused_card_does_not_keep_the_others_waiting() -> None:
     refused(story)
     assert story.next() == Wait(0.0)
     story.applied(2, B)
+
+
+# --- a card that the driver refuses again and again ---------------------------------------------------
+
+
+def refusals(story: Story, times: int, answer: str = "the driver refuses 2 VFs") -> None:
+    """So many changes of A that the driver refuses, each after the pause of the one before."""
+    for _ in range(times):
+        story.sent(2)
+        story.answered(answer, refused=True)
+        assert story.next() == Scan(60.0)
+        story.scanned(A, 0)
+        assert story.next() == Wait(0.0)
+        story.next()
+        story.passes(RETRY_SECONDS[1])
+
+
+def test_a_card_that_is_refused_five_times_with_the_same_answer_is_left_alone() -> None:
+    story = Story(TWO, A=0)
+    refusals(story, MOST_REFUSALS - 1)
+    assert story.told() == [("VFFailed", A)]
+    refusals(story, 1)
+    for _ in range(100):
+        assert story.next() == Wait(REVIEW_SECONDS)
+        story.passes(REVIEW_SECONDS)
+        story.scanned()
+    assert story.kept_back == {}
+    assert story.step().action is Action.FAILED
+    assert story.step().reason == (
+        "the driver refuses 2 VFs; the card was idle and the answer the same 5 times, so it is left alone: "
+        "wish for another number, or correct the cause and send SIGHUP to the plugin"
+    )
+    assert story.told() == [("VFFailed", A)], "once more, as there is something to do now"
+
+
+def test_a_card_that_is_left_alone_keeps_no_other_waiting() -> None:
+    story = Story(TWO, A=0)
+    refusals(story, MOST_REFUSALS)
+    story.scanned(B, 0)
+    story.applied(2, B)
+    assert story.told()[-1] == ("VFApplied", B)
+    assert story.next() == Wait(REVIEW_SECONDS)
+
+
+def another_wish(story: Story) -> None:
+    story.wish = ONE
+    story.next()
+    story.wish = TWO
+
+
+def order(story: Story) -> None:
+    story.orders += 1
+
+
+def another_driver(story: Story) -> None:
+    story.driver = "4.0.13"
+
+
+def another_node(story: Story) -> None:
+    story.cards[A] = cards(after_scan(Facts(), found(device(A, number=7, max_vfs=3))), POLICY)[A]
+
+
+def another_split(story: Story) -> None:
+    story.scanned(A, 1)
+
+
+@pytest.mark.parametrize("happens", [another_wish, order, another_driver, another_node, another_split])
+def test_a_card_is_left_alone_until_wish_host_or_administrator_say_otherwise(
+    happens: Callable[[Story], None],
+) -> None:
+    story = Story(TWO, A=0)
+    refusals(story, MOST_REFUSALS)
+    assert story.next() == Wait(REVIEW_SECONDS)
+    happens(story)
+    story.sent(2 if not story.cards[A].vfs else 0)
+
+
+def test_an_order_ends_the_pause_of_a_card_that_was_refused_and_no_other() -> None:
+    story = Story(TWO, A=0, B=2)
+    story.next()
+    story.scanned(B, 1)  # by somebody else
+    story.sent(2)
+    story.answered("the driver refuses", refused=True)
+    story.scanned(A, 0)
+    assert story.next() == Wait(0.0)
+    assert {*story.memory.pauses} == {A, B}
+    story.orders += 1
+    story.next()
+    assert {*story.memory.pauses} == {B}
+
+
+@pytest.mark.parametrize("success", [False, True])
+def test_only_the_same_answer_in_a_row_counts(success: bool) -> None:
+    story = Story(TWO, A=0)
+    refusals(story, MOST_REFUSALS - 1)
+    if success:
+        story.applied(2)
+        story.wish = NONE
+        story.applied(0)
+        story.wish = TWO
+    else:
+        refusals(story, 1, "another answer")
+    refusals(story, MOST_REFUSALS - 1)
+    assert story.next() == Prove((A,))
+
+
+def test_a_failure_that_is_no_refusal_breaks_the_row() -> None:
+    story = Story(TWO, A=0)
+    refusals(story, MOST_REFUSALS - 1)
+    story.sent(2)
+    story.answered("the worker crashed")
+    story.scanned(A, 0)
+    assert story.next() == Wait(0.0)
+    story.passes(RETRY_SECONDS[1])
+    refusals(story, MOST_REFUSALS - 1)
+    assert story.next() == Prove((A,))
+
+
+def test_a_card_that_is_left_alone_and_is_as_wished_all_the_same_is_well() -> None:
+    story = Story(TWO, A=0)
+    refusals(story, MOST_REFUSALS)
+    story.scanned(A, 2)
+    assert story.next() == Wait(None)
+    assert story.step().action is Action.KEEP
+
+
+# --- what a former process has asked for --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wish", [TWO, KEEP, UNKNOWN, ONE])
+@pytest.mark.parametrize("apply", [True, False])
+def test_what_a_former_process_has_asked_for_keeps_its_card_closed_until_a_scan_shows_it(
+    wish: Wish, apply: bool
+) -> None:
+    story = Story(wish, replace(LATE, apply=apply), A=0, B=2)
+    story.inherited(Request(A, 2))
+    assert story.memory.request == Request(A, 2), "which stays on record"
+    for _ in range(5):
+        left = story.limits.timeout - (story.now - 1000.0)
+        assert story.next() == Scan(left)
+        assert story.kept_back == {A: CHANGING}
+        assert "a former process of this plugin has asked the driver for 2 VFs" in story.step().reason
+        story.scanned(A, 0)
+        story.waits(CHECK_SECONDS)
+    story.scanned(A, 2)
+    story.next()
+    assert story.kept_back == {}
+    assert story.memory.request is None
+    assert ("VFFailed", A) not in story.told()
+
+
+def test_a_scan_from_before_does_not_count() -> None:
+    """The picture may be of a time when another plugin was at work."""
+    story = Story(TWO, A=2)
+    story.inherited(Request(A, 2))
+    assert story.next() == Scan(60.0)
+    assert story.kept_back == {A: CHANGING}
+    story.scanned()
+    assert story.next() == Wait(None)
+
+
+@pytest.mark.parametrize("seen", [2, None])
+def test_what_a_former_process_has_asked_for_is_waited_for_so_long_and_that_is_told(seen: int | None) -> None:
+    story = Story(Wish(number=None, origin="argument"), A=0, B=0)
+    story.inherited(Request(A, 3))
+    story.passes(59.9)
+    if seen is None:
+        del story.cards[A]
+        story.scanned()
+    else:
+        story.scanned(A, 3, seen=seen)
+    action = story.next()
+    assert isinstance(action, Wait)
+    assert action.seconds == pytest.approx(0.1)
+    story.passes(0.1)
+    assert story.kept_back == {A: CHANGING}
+    assert story.next() == Wait(0.0)
+    assert story.kept_back == {}
+    assert story.told() == [("VFFailed", A)]
+    assert story.next() == Wait(None)
+
+
+def test_what_a_former_process_has_begun_is_gone_on_with_only_after_a_look() -> None:
+    story = Story(THREE, A=2, B=0)
+    story.inherited(Request(A, 0))
+    story.next()
+    assert story.step(B).reason == "about to be looked at", "one card at a time"
+    story.scanned(A, 0)
+    assert story.next() == Prove((A, B))
+    story.looked(A, holders=[JOB])
+    story.looked(B)
+    story.next()
+    assert story.kept_back == {B: WITHDRAWN}
+
+
+def test_while_the_record_cannot_be_read_every_card_that_may_be_split_is_closed_for_a_while() -> None:
+    story = Story(TWO, A=0, B=2)
+    story.cards[C] = card_of(C, 0, most=0)
+    story.unread = story.now
+    for _ in range(12):
+        assert story.next() == Wait(LOOK_SECONDS)
+        assert story.kept_back == {A: CHANGING, B: CHANGING}
+        story.passes(LOOK_SECONDS)
+    assert story.next() == Wait(LOOK_SECONDS)
+    assert story.kept_back == {}, "open again, and none is changed"
+    story.unread = None
+    story.applied(2)
 
 
 # --- drift --------------------------------------------------------------------------------------------

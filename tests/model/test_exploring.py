@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import pytest
 
 from tests.model import exploring
+from xpu_plugin.model import change
 from xpu_plugin.model.holders import Answers, Ledger, Terms, examine
 from xpu_plugin.model.vf import Card, Proof
 
@@ -16,7 +17,20 @@ STEPS = 30_000
 def test_no_walk_breaks_an_invariant() -> None:
     counts = exploring.explore(STEPS, seed=0)
     print(f"{counts.total():,} steps: {dict(counts)}")
-    moves = ("SetVfs", "granted", "refused", "killed", "kubelet", "api", "foreign", "label", "computes")
+    moves = (
+        "SetVfs",
+        "granted",
+        "refused",
+        "killed",
+        "kubelet",
+        "api",
+        "foreign",
+        "label",
+        "computes",
+        "late",
+        "read",
+        "order",
+    )
     assert all(counts[move] > 20 for move in moves), counts
 
 
@@ -37,6 +51,20 @@ def test_the_search_finds_a_plugin_that_is_less_careful(flaw: str, monkeypatch: 
 
     monkeypatch.setattr(exploring, "examine", careless)
     with pytest.raises(exploring.BrokenInvariantError, match="hold it"):
+        exploring.explore(20 * STEPS, seed=0)
+
+
+def test_the_search_finds_a_plugin_that_does_not_know_what_the_last_one_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exploring, "inherited", lambda memory, *_: memory)
+    with pytest.raises(exploring.BrokenInvariantError, match=r"late Set|while the driver has"):
+        exploring.explore(20 * STEPS, seed=0)
+
+
+def test_the_search_finds_a_plugin_that_asks_on_and_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(change, "_left_alone", lambda *_: False)
+    with pytest.raises(exploring.BrokenInvariantError, match="which was refused 5 times"):
         exploring.explore(20 * STEPS, seed=0)
 
 

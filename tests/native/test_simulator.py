@@ -552,6 +552,42 @@ def test_a_split_may_take_its_time(make_machine: MakeMachine, make_guest: MakeGu
     assert guest.count() == (0, 4)
 
 
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_slow_split_is_carried_out_although_the_process_that_asked_is_killed(
+    make_machine: MakeMachine, make_guest: MakeGuest, number: int
+) -> None:
+    """And that process does not end before, as one that the driver holds."""
+    before = 3 - number
+    machine = make_machine(card(vfs=str(before)), vf_delay="500")
+    guest = make_guest(machine)
+    handle = guest.handle(0)
+    guest.start("xpumlDeviceSetSriovVfNum", handle, number)
+    time.sleep(0.2)
+    guest.process.kill()
+    assert make_guest(machine).count() == (0, 1 + before), "to list the nodes does not keep it from that"
+    assert guest.process.poll() is None
+    with pytest.raises(DiedError):
+        guest.finish()
+    assert make_guest(machine).count() == (0, 1 + number)
+
+
+def test_a_slow_split_is_refused_when_the_nodes_are_opened_meanwhile(
+    make_machine: MakeMachine, make_guest: MakeGuest
+) -> None:
+    machine = make_machine(card(), vf_delay="500")
+    guest = make_guest(machine)
+    handle = guest.handle(0)
+    guest.start("xpumlDeviceSetSriovVfNum", handle, 2)
+    time.sleep(0.2)
+    watching = make_guest(machine)
+    assert guest.finish()[0] == 999
+    guest.start("xpumlDeviceSetSriovVfNum", handle, 2)
+    for _ in range(3):
+        assert watching.number("xpumlDeviceGetState", watching.handle(0)) == (0, 201)
+        time.sleep(0.1)
+    assert guest.finish()[0] == 0
+
+
 def test_a_split_keeps_comments_and_other_lines(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine(card(), card(bus=0x3C))
     text = machine.text().replace("minors=0", "minors=0   # the first") + "\n# the end\n"

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,6 +73,10 @@ class TooManyStuckError(WorkerError):
     """No fresh worker is started while so many killed ones have not gone."""
 
 
+class BusyError(WorkerError):
+    """Nothing was asked, as it was not the time."""
+
+
 class LibraryError(Exception):
     """No usable libxpuml; the text says which paths were tried and what was wrong with each."""
 
@@ -117,6 +121,7 @@ class Driver:
         self._most_stuck = most_stuck
         self.on_end: Callable[[], None] = lambda: None
         self._lock = asyncio.Lock()
+        self._states_only = False
         self._process: WorkerProcess | None = None
         self._connection: Connection | None = None  # to it
         self._spare = spare
@@ -139,7 +144,7 @@ class Driver:
 
         None when device nodes came or went meanwhile. Raises WorkerError, LibraryError, XpumlError.
         """
-        async with self._lock:
+        async with self._turn():
             self._discard("rescan")
             scan = await self._ask(
                 await self._start(),
@@ -178,7 +183,7 @@ class Driver:
     async def host(self) -> Host:
         """The host's facts as they are now, to compare with those of the last scan: the very same object
         while they are the same. Raises WorkerError."""
-        async with self._lock:
+        async with self._turn():
             last = self._told
             host = await self._ask(
                 self._scanned(),
@@ -194,7 +199,7 @@ class Driver:
     async def replaced(self) -> str | None:
         """None while the file of the library that the worker has open is the same, or where that cannot be
         told; else a mark of the file that is there now, "" for none. Raises WorkerError."""
-        async with self._lock:
+        async with self._turn():
             return await self._ask(self._scanned(), self.call_timeout, "replaced", mark_of)
 
     async def trial(self) -> Mapping[str, str]:
@@ -219,7 +224,7 @@ class Driver:
         Asks the worker of the last scan; raises WorkerError, also when that is gone, WrongDeviceError for an
         index that it does not have, XpumlError, and LibraryError when sysfs cannot be read.
         """
-        async with self._lock:
+        async with self._turn():
             return await self._ask(
                 self._scanned(),
                 self.call_timeout,
@@ -235,7 +240,7 @@ class Driver:
 
         Raises WorkerError, also when that worker is gone.
         """
-        async with self._lock:
+        async with self._turn():
             return await self._ask(self._scanned(), self.call_timeout, "gauges", gauges_of, skip=sorted(skip))
 
     async def processes(self, skip: Collection[int] = ()) -> Mapping[str, tuple[Process, ...] | None]:
@@ -243,7 +248,7 @@ class Driver:
 
         Raises WorkerError, also when that worker is gone.
         """
-        async with self._lock:
+        async with self._turn():
             return await self._ask(
                 self._scanned(), self.call_timeout, "processes", processes_of, skip=sorted(skip)
             )
@@ -259,7 +264,7 @@ class Driver:
         the VFs may be there, gone, or others: only a scan tells. It is due after success, too, as the
         worker's indexes of VFs hold no longer; that of the card does.
         """
-        async with self._lock:
+        async with self._turn():
             await self._ask(
                 self._scanned(),
                 seconds,
@@ -284,6 +289,26 @@ class Driver:
             await asyncio.sleep(0.01)
         logger.warning("worker %s is stuck in the driver and stays behind", self._dying[0].pid)
 
+    @contextlib.asynccontextmanager
+    async def states_only(self) -> AsyncIterator[None]:
+        """Allow no request but `sweep` until the end: any other raises BusyError at once.
+
+        Begins when the request under way has been answered. A listing or a scan opens all nodes, and makes
+        the driver refuse to change the VFs of a card.
+        """
+        self._states_only = True
+        try:
+            async with self._lock:
+                pass
+            yield
+        finally:
+            self._states_only = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether states alone may be asked just now."""
+        return self._states_only
+
     @property
     def stuck(self) -> bool:
         """Whether a worker that was killed is still there: the driver holds it."""
@@ -297,6 +322,14 @@ class Driver:
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """The time of one request that is no sweep."""
+        async with self._lock:
+            if self._states_only:
+                raise BusyError("the driver changes the VFs of a card, and only states are asked meanwhile")
+            yield
 
     def _places(self) -> dict[str, object]:
         return {

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 
-from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
+from xpu_plugin.edges.driver import BusyError, Driver, LibraryError, WorkerError
+from xpu_plugin.edges.vf_record import VfRecord, reason
 from xpu_plugin.loops.backoff import wait_for
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import NEVER, Picture
@@ -20,37 +21,45 @@ from xpu_plugin.model.change import (
     News,
     Prove,
     Reason,
+    Request,
     Scan,
     SetVfs,
     View,
     Wait,
     answered,
     decide,
+    inherited,
 )
 from xpu_plugin.model.health import Health
 from xpu_plugin.model.holders import Holding
 from xpu_plugin.model.inventory import estranged
-from xpu_plugin.model.vf import KEEP, UNKNOWN, Action, Proof, Report, Wish, cards, described
+from xpu_plugin.model.vf import KEEP, UNKNOWN, Action, Card, Proof, Report, Wish, cards, described
 from xpu_plugin.xpuml import WrongDeviceError, XpumlError
 
 
 logger = logging.getLogger(__name__)
 
+CLEAR_SECONDS = 60.0  # between attempts to clear the record
+_SPLIT = "xpumlDeviceSetSriovVfNum"
+
 
 class Apply:
     """Brings the cards to the wish, as far as their users allow.
 
+    changer: a worker client that is used for nothing else; its worker lives for one request of the driver
+    record: where each request is written down before; it is read by `inherit`
     alone: waits until no other plugin may work on this node; tell: what the administrator should see
     note: takes each decision, as `Decisions.note` does
     """
 
     def __init__(
         self,
-        driver: Driver,
+        changer: Driver,
         picture: Picture,
         sweep: Sweep,
         idleness: Idleness,
         *,
+        record: VfRecord,
         limits: Limits,
         wish: Wish = UNKNOWN,
         alone: Callable[[], Awaitable[None]],
@@ -58,7 +67,11 @@ class Apply:
         note: Callable[..., None] = lambda *_, **__: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._driver = driver
+        self._changer = changer
+        self._record = record
+        self._unread: float | None = None  # since when the record is ours and cannot be read
+        self._clear_at = 0.0  # no sooner is it tried to clear the record
+        self._orders = 0
         self._picture = picture
         self._sweep = sweep
         self._idleness = idleness
@@ -76,6 +89,23 @@ class Apply:
         self.drifts: Mapping[str, int] = {}  # how often somebody else has split each card
         self.wish = wish
 
+    async def inherit(self) -> None:
+        """The lock is ours from now on: keep the card closed that a former process has asked the driver to
+        change. To be called before the first list, or before a scan that is to replace the picture."""
+        self._unread = self._clock()
+        await self._read()
+        if self._picture.current is not None:
+            self._keep_back(decide(self._memory, self._view(), self._limits).kept_back)
+
+    async def _read(self) -> None:
+        await self._record.read()
+        if self._record.unread:
+            return
+        self._unread = None
+        if self._record.request not in (None, self._memory.request):
+            logger.info("a former process has asked the driver for VFs request=%s", self._record.request)
+            self._memory = inherited(self._memory, self._view(), self._limits, self._record.request)
+
     def begin(self, held: Collection[Holding]) -> None:
         """Before the first list: keep new pods off cards that may have to be changed. held: by containers."""
         self._held = self._idleness.cards_of(held)
@@ -87,6 +117,11 @@ class Apply:
         if (wish.number, wish.origin) != (self.wish.number, self.wish.origin):
             logger.info("VFs wished: %s, by %s", KEEP if wish.number is None else wish.number, wish.origin)
         self.wish = wish
+        self._wake.set()
+
+    def again(self) -> None:
+        """The administrator wants cards that are left alone to be tried again."""
+        self._orders += 1
         self._wake.set()
 
     def granted(self, ids: Collection[str]) -> None:
@@ -105,7 +140,11 @@ class Apply:
             group.create_task(self._follow(), name="picture for apply")
             while True:
                 await self._alone()
-                await self._act(self._decide())
+                if self._unread is not None:
+                    await self._read()
+                decision = self._decide()
+                await self._clear()
+                await self._act(decision)
 
     async def _follow(self) -> None:
         generation = NEVER
@@ -123,7 +162,10 @@ class Apply:
             held=self._held,
             estranged=frozenset(estranged(self._picture.facts)),
             scans=self._sweep.scans,
-            stuck=self._driver.stuck,
+            stuck=self._changer.stuck,
+            unread=self._unread,
+            driver=self._sweep.driver_version(),
+            orders=self._orders,
         )
 
     def _decide(self) -> Decision:
@@ -188,21 +230,57 @@ class Apply:
                 await self._set(order)
 
     async def _set(self, order: SetVfs) -> None:
-        card, failure = order.card, ""
+        card, failure, refused = order.card, "", False
         assert card.index is not None  # noqa: S101 - or nothing would have been decided
-        logger.info("asking the driver for %s VFs of %s, which has %s", order.number, card.address, card.vfs)
         try:
-            await self._driver.set_sriov_vf_num(
-                card.index, order.number, card.address, seconds=self._limits.timeout
-            )
-        except XpumlError as error:
+            await self._record.write(Request(card.address, order.number))
+        except OSError as error:
             failure = (
-                f"the driver refuses {order.number} VFs: {error}; a process may have the card or one of its "
-                "VFs open, or this board cannot be split so"
+                f"the driver is not asked, as the request cannot be recorded in {self._record.path}: "
+                f"{reason(error)}; mount --state-dir writable"
             )
-        except (WorkerError, LibraryError, WrongDeviceError, ValueError) as error:
-            failure = str(error)
-        self._memory = answered(self._memory, self._view(), self._limits, failure=failure)
+        else:
+            try:
+                async with self._sweep.changing(card.address):
+                    await self._ask(card, card.index, order.number)
+            except XpumlError as error:
+                failure, refused = str(error), error.function == _SPLIT
+            except (WorkerError, LibraryError, WrongDeviceError, ValueError) as error:
+                failure = str(error)
+        if refused:
+            failure = (
+                f"the driver refuses {order.number} VFs: {failure}; a process may have the card or one of "
+                "its VFs open, or this board cannot be split so"
+            )
+        self._memory = answered(self._memory, self._view(), self._limits, failure=failure, refused=refused)
+
+    async def _ask(self, card: Card, index: int, number: int) -> None:
+        """Ask the driver by a worker that is started for it, and that lists the nodes before it asks."""
+        try:
+            if await self._changer.scan(only=index) is None:
+                raise BusyError("device nodes came or went when the driver was about to be asked")
+            logger.info("asking the driver for %s VFs of %s, which has %s", number, card.address, card.vfs)
+            await self._changer.set_sriov_vf_num(index, number, card.address, seconds=self._limits.timeout)
+        finally:
+            self._changer.dismiss()
+
+    async def _clear(self) -> None:
+        """Have the record say nothing of what is over."""
+        request = self._memory.request
+        if self._unread is not None or request is not None or self._record.says(None):
+            return
+        if self._clock() < self._clear_at:
+            return
+        try:
+            await self._record.write(None)
+        except OSError as error:
+            self._clear_at = self._clock() + CLEAR_SECONDS
+            logger.warning(
+                "cannot clear the record of a change of VFs %s: %s; a restart of this plugin keeps that card "
+                "from new pods for --vf-timeout",
+                self._record.path,
+                reason(error),
+            )
 
 
 def _named(action: Wait | Prove | Scan | SetVfs) -> str:

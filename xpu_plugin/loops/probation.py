@@ -105,6 +105,9 @@ class Probation:
 
     async def _try(self, convict: _Convict) -> None:
         """Ask this device, and no other."""
+        if self._driver.busy:
+            convict.retry_at = self._clock() + PAUSE_SECONDS[0]
+            return
         self._pause(convict)
         try:
             scan = await self._driver.scan(only=convict.index)

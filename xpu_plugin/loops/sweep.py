@@ -2,10 +2,11 @@
 """Health rounds and rescans: keeps the picture's devices and verdicts true to what the library says."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from functools import partial
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
@@ -61,6 +62,7 @@ class Sweep:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._driver = driver
+        self._probes = probes
         self._picture = picture
         self.verdicts = verdicts
         self.probation = Probation(probes, self._released, clock=clock)
@@ -72,6 +74,8 @@ class Sweep:
         self._wake = asyncio.Event()
         self._forget = False
         self._due = True  # a scan is wanted
+        self._card_in_change: str | None = None  # the card that the driver is asked to change
+        self._rounding = asyncio.Lock()  # held by each round
         self._begun = 0  # scans
         self._taken_in = 0  # the number of the last scan that was
         self._new = asyncio.Event()
@@ -114,6 +118,25 @@ class Sweep:
         while self._taken_in <= begun:
             await self._new.wait()
 
+    @contextlib.asynccontextmanager
+    async def changing(self, card: str) -> AsyncIterator[None]:
+        """While the driver changes the VFs of a card, watch all others, and do nothing that makes it refuse.
+
+        Only states are asked, by the indexes of before, and none of this card: its devices keep their
+        verdicts. A scan that is due waits until the end, when one is due in any case. Begins when nothing
+        else is being asked.
+        """
+        self._card_in_change = card
+        self._wake.set()
+        try:
+            async with self._rounding:
+                pass
+            async with self._driver.states_only(), self._probes.states_only():
+                yield
+        finally:
+            self._card_in_change, self._due = None, True
+            self._wake.set()
+
     def library(self) -> dict[str, object]:
         """What is known of the library that the running worker has open, or the last one had."""
         path, version, driver, release = self._versions
@@ -146,7 +169,8 @@ class Sweep:
     async def run(self) -> None:
         """Never returns; raises InitError only."""
         while True:
-            delay = await self._round()
+            async with self._rounding:
+                delay = await self._round()
             self._condemn()
             await pause(self._wake, min(delay, self._grace_left()))
 
@@ -154,8 +178,11 @@ class Sweep:
         """One comparison of what is known with what is; returns the seconds until the next."""
         begun = self._clock()
         try:
-            scan = self._due and not await self._waits()
-            delay = await (self._scan() if scan else self._sweep())
+            if self._card_in_change is not None:
+                delay = await self._watch(self._card_in_change)
+            else:
+                scan = self._due and not await self._waits()
+                delay = await (self._scan() if scan else self._sweep())
         except WorkerError as error:
             self._due = True
             index = error.call.index if error.call else None
@@ -258,6 +285,14 @@ class Sweep:
             await self._compare_library()
         return self._interval
 
+    async def _watch(self, card: str) -> float:
+        """A sweep that asks nothing of one card, and is no reason for anything else."""
+        own = {device.index for device in self._found.devices.values() if device.card == card}
+        answers = await self._driver.sweep(self.probation.skip | own)
+        if answers is not self._answers or not self.verdicts.settled:
+            self._weigh(answers)
+        return self._interval
+
     async def _waits(self) -> bool:
         """Whether a scan has to wait, as it would end a worker that works for a library that does not."""
         if self._driver.pid is None:
@@ -326,8 +361,10 @@ class Sweep:
         return any(answer.code and before[device.id].healthy for device, answer in asked)
 
     def _hear(self, answers: Mapping[str, Health]) -> None:
-        """Take in answers; what they change goes into the picture."""
-        before = self._picture.facts.verdicts
+        """Take in answers; what they change goes into the picture. Nothing is taken in about a card that the
+        driver is changing."""
+        devices, before = self._found.devices, self._picture.facts.verdicts
+        answers = {id: answer for id, answer in answers.items() if devices[id].card != self._card_in_change}
         verdicts = self.verdicts.hear(answers)
         changed = {id: verdict for id, verdict in verdicts.items() if verdict != before[id]}
         if changed:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import field, replace
 from enum import StrEnum
 
+from xpu_plugin.model.devices import Kind
 from xpu_plugin.model.health import CHANGING, WISH_PENDING, WITHDRAWN, Health
 from xpu_plugin.model.vf import Action, Card, Proof, Report, Step, Wish, proven, wanted
 from xpu_plugin.record import record
@@ -19,6 +20,8 @@ LOOK_SECONDS = 5.0  # between looks at who uses a card that is to be changed
 CHECK_SECONDS = 0.5  # between scans, until a change shows
 RETRY_SECONDS = (10.0, 600.0)  # after a change that failed: first, most
 DRIFT_SECONDS = (60.0, 3600.0)  # after a change that was not ours: first, most
+MOST_REFUSALS = 5  # of an idle card with the same answer, before it is left alone
+REVIEW_SECONDS = 60.0  # between comparisons of a card left alone with what it was when the driver refused
 
 
 @record
@@ -44,7 +47,10 @@ class View:
     held: cards that had a holder when we started
     estranged: cards that a container may hold as they were split before
     scans: how many scans have been taken in
-    stuck: whether a worker that was killed does not end: the driver may yet do what that one has asked for
+    stuck: whether the worker that asked the driver was killed and does not end: the driver may yet do what
+        that one has asked for
+    unread: since when the record of a former process's request cannot be read, None if it was read
+    driver: the driver's version; orders: how often the administrator has asked to begin anew (SIGHUP)
     """
 
     now: float
@@ -56,6 +62,9 @@ class View:
     estranged: frozenset[str] = frozenset()
     scans: int = 0
     stuck: bool = False
+    unread: float | None = None
+    driver: str = ""
+    orders: int = 0
 
 
 # --- what is remembered ---------------------------------------------------------------------------
@@ -68,8 +77,10 @@ class Change:
 
     number: VFs asked for last; was: VFs before; until: the end of the settling, or of the looking
     scans: those that say nothing new; scan_at: no sooner is another one wanted
-    failure: why the driver's answer was no success; shown: what the scans since then have shown instead
+    failure: why the driver's answer was no success; refused: whether it was a refusal of the driver's
+    shown: what the scans since then have shown instead
     stuck: whether the driver had not let go of that request when it was looked at last
+    inherited: whether a former process has asked the driver, and did not see what came of it
     """
 
     card: str
@@ -80,8 +91,18 @@ class Change:
     scans: int = 0
     scan_at: float = 0.0
     failure: str = ""
+    refused: bool = False
     shown: str = ""
     stuck: bool = False
+    inherited: bool = False
+
+
+@record(kw_only=False)
+class Request:
+    """What the driver was asked for and has not been seen to have done: written down before it is asked."""
+
+    card: str
+    number: int
 
 
 @record
@@ -95,12 +116,25 @@ class Pause:
 
 
 @record
+class Refusals:
+    """How often in a row the driver has refused a card that nobody used, always with the same answer.
+
+    host: what the host showed of card and driver then
+    """
+
+    answer: str
+    times: int
+    host: tuple[object, ...]
+
+
+@record
 class Memory:
     """All of it may be lost at any time.
 
     reserved: cards kept back since before the wish was known -> when they have settled
     settled: card -> its VFs when it was last as wished
     told: card -> the last bad news of it, until it is as wished; under no card, what is wrong with the wish
+    orders: as in View, when it was looked at last
     """
 
     started: float = 0.0
@@ -108,8 +142,16 @@ class Memory:
     change: Change | None = None
     reserved: Mapping[str, float] = field(default_factory=dict)
     pauses: Mapping[str, Pause] = field(default_factory=dict)
+    refusals: Mapping[str, Refusals] = field(default_factory=dict)
     settled: Mapping[str, int] = field(default_factory=dict)
     told: Mapping[str, object] = field(default_factory=dict)
+    orders: int = 0
+
+    @property
+    def request(self) -> Request | None:
+        """What the record has to say."""
+        change = self.change
+        return Request(change.card, change.number) if change is not None and change.sent else None
 
 
 # --- what is decided ------------------------------------------------------------------------------
@@ -196,11 +238,28 @@ def decide(memory: Memory, view: View, limits: Limits) -> Decision:
     )
 
 
-def answered(memory: Memory, view: View, limits: Limits, *, failure: str = "") -> Memory:
+def answered(
+    memory: Memory, view: View, limits: Limits, *, failure: str = "", refused: bool = False
+) -> Memory:
     """The driver has answered, or will not: `failure` says how. The truth is what the next scans say."""
     assert memory.change is not None  # noqa: S101 - only a change asks the driver
     until = view.now + limits.timeout
-    change = replace(memory.change, until=until, scans=view.scans, failure=failure)
+    change = replace(memory.change, until=until, scans=view.scans, failure=failure, refused=refused)
+    return replace(memory, change=change)
+
+
+def inherited(memory: Memory, view: View, limits: Limits, request: Request) -> Memory:
+    """A former process has asked the driver for this: its card stays closed until a later scan than those so
+    far shows it, or it has had as much time as a change of ours."""
+    change = Change(
+        card=request.card,
+        sent=True,
+        number=request.number,
+        was=request.number,
+        until=view.now + limits.timeout,
+        scans=view.scans,
+        inherited=True,
+    )
     return replace(memory, change=change)
 
 
@@ -211,13 +270,14 @@ def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | P
     """Find a card to change; whoever is to be changed has to be looked at first."""
     memory = replace(memory, change=None)
     estranged = tuple(sorted(address for address in view.estranged if address in view.cards))
-    if not limits.apply:
+    if not limits.apply or view.unread is not None:
         unseen = tuple(address for address in estranged if not _fresh(view, address))
-        wait = Wait(LOOK_SECONDS if estranged else None)
+        wait = Wait(LOOK_SECONDS if estranged or view.unread is not None else None)
         return replace(memory, reserved={}), Prove(unseen) if unseen else wait
     actions = {address: wanted(view.wish, card).action for address, card in view.cards.items()}
     waiting = [card for card in view.cards.values() if actions[card.address] is Action.APPLY]
-    due = [card for card in waiting if not _paused(memory, view, card.address)]
+    left = {card.address for card in waiting if _left_alone(memory, view, card)}
+    due = [card for card in waiting if card.address not in left and not _paused(memory, view, card.address)]
     asked = dict.fromkeys((*(card.address for card in due), *estranged))
     stale = tuple(address for address in asked if not _fresh(view, address))
     if stale:
@@ -233,7 +293,10 @@ def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | P
             if not card.vfs or card.address in memory.reserved
         }
     if not free:
-        ends = [memory.pauses[card.address].until - view.now for card in waiting if card not in due]
+        paused = [card for card in waiting if card not in due and card.address not in left]
+        ends = [memory.pauses[card.address].until - view.now for card in paused]
+        if left:
+            ends.append(REVIEW_SECONDS)
         # That a PF is well again makes no other picture, as it is not offered: nobody would wake us.
         if due or estranged or Action.BLOCKED in actions.values():
             ends.append(LOOK_SECONDS)
@@ -260,6 +323,18 @@ def _free(view: View, address: str) -> bool:
     return address in view.proofs and view.proofs[address].idle and address not in view.taken
 
 
+def _host(view: View, card: Card) -> tuple[object, ...]:
+    """What of the host may make the driver answer otherwise."""
+    own = [device for device in card.devices if device.kind is not Kind.VF]
+    return (view.driver, card.vfs, *((device.node, device.max_vfs, device.serial) for device in own))
+
+
+def _left_alone(memory: Memory, view: View, card: Card) -> bool:
+    """Whether the driver has refused this card too often, and nothing has changed since."""
+    refusals = memory.refusals.get(card.address)
+    return refusals is not None and refusals.times >= MOST_REFUSALS and refusals.host == _host(view, card)
+
+
 def _paused(memory: Memory, view: View, address: str) -> bool:
     pause = memory.pauses.get(address)
     return pause is not None and view.now < pause.until
@@ -275,6 +350,8 @@ def _go_on(memory: Memory, view: View) -> _Next:
     change = memory.change
     assert change is not None  # noqa: S101 - asked by decide
     card = view.cards.get(change.card)
+    if change.inherited:
+        return _awaited(memory, change, card, view)
     return _sent(memory, change, card, view) if change.sent else _withdrawn(memory, change, card, view)
 
 
@@ -330,16 +407,43 @@ def _sent(memory: Memory, change: Change, card: Card | None, view: View) -> _Nex
     return replace(memory, change=change), Wait(min(CHECK_SECONDS, left)), ()
 
 
+def _awaited(memory: Memory, change: Change, card: Card | None, view: View) -> _Next:
+    """Nothing follows from what a former process has asked for: a change begins with a look at the card."""
+    if view.scans != change.scans:
+        if card is not None and card.complete and card.index is not None and card.vfs == change.number:
+            return None
+        change = replace(change, scans=view.scans, scan_at=view.now + CHECK_SECONDS)
+        memory = replace(memory, change=change)
+    left = change.until - view.now
+    if left <= 0:
+        text = (
+            f"{change.card}: a former process of this plugin has asked the driver for {change.number} VFs, "
+            "and no scan has shown them within --vf-timeout"
+        )
+        news = News(reason=Reason.FAILED, card=change.card, text=text)
+        return replace(memory, change=None), Wait(0.0), (news,)
+    wait = min(change.scan_at - view.now, left)
+    return memory, Wait(wait) if wait > 0 else Scan(left), ()
+
+
 def _over(memory: Memory, card: str) -> Memory:
     pauses = {
         address: pause for address, pause in memory.pauses.items() if address != card or not pause.failed
     }
-    return replace(memory, change=None, pauses=pauses)
+    refusals = {address: refusals for address, refusals in memory.refusals.items() if address != card}
+    return replace(memory, change=None, pauses=pauses, refusals=refusals)
 
 
 def _failed(memory: Memory, change: Change, view: View, reason: str) -> _Next:
     memory = _pause(memory, view, change.card, reason, RETRY_SECONDS, failed=True)
-    return replace(memory, change=None), Wait(0.0), ()
+    refusals = {address: own for address, own in memory.refusals.items() if address != change.card}
+    card = view.cards.get(change.card)
+    if change.refused and card is not None:
+        host, last = _host(view, card), memory.refusals.get(change.card)
+        again = last is not None and (last.answer, last.host) == (reason, host)
+        times = last.times + 1 if again and last else 1
+        refusals[change.card] = Refusals(answer=reason, times=times, host=host)
+    return replace(memory, change=None, refusals=refusals), Wait(0.0), ()
 
 
 def _pause(
@@ -358,9 +462,13 @@ def _pause(
 
 
 def _notice(memory: Memory, view: View) -> tuple[Memory, tuple[News, ...]]:
-    """A new wish begins anew; a card that was as wished and is not any more was changed by somebody else."""
+    """A new wish begins anew, as an order does for cards left alone; a card that was as wished and is not any
+    more was changed by somebody else."""
     if view.wish.number != memory.number:
-        memory = replace(memory, number=view.wish.number, pauses={}, settled={})
+        memory = replace(memory, number=view.wish.number, pauses={}, refusals={}, settled={})
+    if view.orders != memory.orders:
+        pauses = {card: pause for card, pause in memory.pauses.items() if card not in memory.refusals}
+        memory = replace(memory, orders=view.orders, pauses=pauses, refusals={})
     news = []
     settled = {address: number for address, number in memory.settled.items() if address in view.cards}
     changing = memory.change.card if memory.change and memory.change.sent else None
@@ -385,7 +493,10 @@ def _pending(memory: Memory, view: View, limits: Limits) -> bool:
 
 def _kept_back(memory: Memory, view: View, limits: Limits) -> dict[str, Health]:
     kept: dict[str, Health] = {}
-    if limits.apply and _pending(memory, view, limits):
+    if view.unread is not None and view.now < view.unread + limits.timeout:
+        # Any of them may be the one that a former process has asked the driver to change.
+        kept = {address: CHANGING for address, card in view.cards.items() if card.most != 0}
+    elif limits.apply and _pending(memory, view, limits):
         unheld = view.cards.keys() - view.taken - view.held
         kept = {address: WISH_PENDING for address in unheld if _undecided(view, view.cards[address])}
         kept.update(dict.fromkeys(memory.reserved.keys() - view.taken, WITHDRAWN))
@@ -408,6 +519,8 @@ def _told(memory: Memory, view: View, limits: Limits, card: Card) -> Step:
     change = memory.change
     if change is not None and change.card == card.address:
         what = "being changed" if change.sent else "withdrawn, settling"
+        if change.inherited:
+            what = f"a former process of this plugin has asked the driver for {change.number} VFs"
         if change.failure and view.stuck:
             what = f"{change.failure}; the driver has not let go of that request"
         return replace(step, wished=view.wish.number, action=Action.APPLY, reason=what)
@@ -418,6 +531,13 @@ def _told(memory: Memory, view: View, limits: Limits, card: Card) -> Step:
         return step
     if not limits.apply:
         return replace(step, action=Action.BLOCKED, reason="--vf-policy is never")
+    if _left_alone(memory, view, card):
+        refusals = memory.refusals[card.address]
+        reason = (
+            f"{refusals.answer}; the card was idle and the answer the same {refusals.times} times, so it is "
+            "left alone: wish for another number, or correct the cause and send SIGHUP to the plugin"
+        )
+        return replace(step, action=Action.FAILED, reason=reason)
     if pause is not None and _paused(memory, view, card.address):
         reason = f"{pause.reason}; it is tried again later"
         return replace(step, action=Action.FAILED if pause.failed else Action.APPLY, reason=reason)
