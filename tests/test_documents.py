@@ -201,7 +201,20 @@ TEXT_OF = {
 }
 """Calls that are given a message, and which argument of theirs it is. `print` to stderr is one more."""
 
-RETURNING = frozenset({"_advice", "_bind", "_contradiction", "_not_listed", "_without_node", "advice"})
+RETURNING = frozenset(
+    {
+        "_advice",
+        "_bind",
+        "_contradiction",
+        "_dropped",
+        "_failed",
+        "_left_out",
+        "_not_listed",
+        "_rewritten",
+        "_without_node",
+        "advice",
+    }
+)
 """Functions that return messages."""
 
 WITHOUT_A_TEXT_OF_THEIR_OWN = {
