@@ -218,15 +218,16 @@ _KUBELET = (
         "SOCKET",
     ),
 )
+_STATE_DIR = Option(
+    "state-dir",
+    _absolute,
+    "/var/lib/xpu-device-plugin",
+    "where grants, quarantines and the node's label are recorded",
+    "DIR",
+)
 _VFS = (
     *_KUBELET,
-    Option(
-        "state-dir",
-        _absolute,
-        "/var/lib/xpu-device-plugin",
-        "where grants and quarantines are recorded",
-        "DIR",
-    ),
+    _STATE_DIR,
     Option(
         "sriov-num-vfs",
         _vfs,
@@ -353,7 +354,7 @@ _RUNNING = replace(
     default="/run/xpu-device-plugin/status.sock",
     help="where the running plugin listens, its own --status-socket",
 )
-CLEANUP_OPTIONS = _ACCESS
+CLEANUP_OPTIONS = (*_ACCESS, _STATE_DIR)
 CLEAR_OPTIONS = (_RUNNING,)
 LIST_OPTIONS = (*_PLACES, *_KUBELET, _RUNNING)
 PLAN_OPTIONS = (*_PLACES, *_VFS, _RUNNING)

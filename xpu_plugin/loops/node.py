@@ -75,6 +75,11 @@ class Node:
         self._changed = asyncio.Event()  # what is to be kept
         self._explained: str | None = None  # the origin of a wish that was explained
 
+    @property
+    def unwritten(self) -> tuple[str, ...]:
+        """A sentence for each kind of writing on the node that failed when it was tried last."""
+        return self.api.unwritten if self.api is not None else ()
+
     async def run(self, wished: Callable[[Wish], None]) -> None:
         """Tell `wished` of each wish. Never returns; cancelled, it does not wait for it."""
         loop = asyncio.get_running_loop()
