@@ -210,7 +210,6 @@ RETURNING = frozenset(
         "_failed",
         "_left_out",
         "_not_listed",
-        "_rewritten",
         "_without_node",
         "advice",
     }

@@ -37,6 +37,7 @@ ITEM = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application
 CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 15.0  # of silence while an answer is awaited, but for a watch's
 RETRY_AFTER_MOST_SECONDS = 300.0  # whatever the server asks for
+RETRY_AFTER_ODD_SECONDS = 86400.0  # more than this is no request of a server that is well
 LONGEST_LINE = 4 << 20  # bytes; a whole Node, from servers before 1.15, is less than 2 MiB
 LONGEST_REFUSAL = 64 << 10  # bytes of an error's body that are looked at
 LONGEST_WORDS = 600  # characters of the server's words that are passed on
@@ -78,7 +79,8 @@ class Failed(Exception):  # noqa: N818 - not always an error: 410, and what only
         self.status = status
         self.words = words
         self.speaker = None if status is None else speaker(status, words)
-        self.retry_after = float(min(max(retry_after, 0), RETRY_AFTER_MOST_SECONDS))  # of any whole number
+        asked = retry_after if 0 <= retry_after <= RETRY_AFTER_ODD_SECONDS else 0.0
+        self.retry_after = min(float(asked), RETRY_AFTER_MOST_SECONDS)
 
 
 @contextmanager

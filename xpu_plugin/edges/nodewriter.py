@@ -28,7 +28,6 @@ from xpu_plugin.edges.api import (
     Server,
     advice,
     node_metadata,
-    said,
 )
 from xpu_plugin.model.refusals import Speaker
 
@@ -39,6 +38,11 @@ AGAIN_SECONDS = (1.0, 60.0)  # back-off: first, most
 REFUSED_AGAIN_SECONDS = (10.0, 300.0)  # for what is left out: first, most
 EVENTS_MOST = 64  # that wait to be sent
 MESSAGE_BYTES = 1024  # of an event
+REWRITTEN = (
+    "an admission webhook of the cluster writes other values; ask its owner for an exception for this "
+    "plugin's service account"
+)
+"""Why something is not written that the API server has taken."""
 
 Delays = Callable[[float, float], Iterator[float]]
 """A back-off: (first, most) seconds -> what to wait, time after time."""
@@ -230,7 +234,7 @@ class NodeWriter:
         part.leave_out(refused)
 
     def _send(self, server: Server, part: "_Part", changes: Values) -> dict[Key, str]:
-        """Patch; what the node has otherwise than we wrote it, by the answer. Raises Failed."""
+        """Patch; what the node has otherwise than we wrote it, by the answer -> why. Raises Failed."""
         with self._news:
             before = self._seen
         try:
@@ -244,9 +248,7 @@ class NodeWriter:
             # goes on to our own change.
             if self._seen is before:
                 self._seen = now
-        return {
-            key: _rewritten(now.get(key), value) for key, value in changes.items() if now.get(key) != value
-        }
+        return {key: REWRITTEN for key, value in changes.items() if now.get(key) != value}
 
     def _others(self, part: "_Part") -> Iterable[str | None]:
         """What has been said of the other parts: the same needs no second line."""
@@ -398,13 +400,6 @@ def _left_out(names: str, why: str) -> str:
     return f"not written on this node, and tried again later: {names}: {why}"
 
 
-def _rewritten(now: str | None, wrote: str | None) -> str:
-    return (
-        f"an admission webhook of the cluster writes {_shown(now)} instead of {_shown(wrote)}; ask its owner "
-        "for an exception for this plugin's service account"
-    )
-
-
 def _failed(failure: Failed) -> str:
     if failure.speaker in _WHO_WE_ARE:
         return advice(failure)
@@ -419,10 +414,6 @@ def _dropped(failure: Failed) -> str:
 
 def _names(keys: Iterable[Key]) -> str:
     return ", ".join(f"{where.removesuffix('s')} {name}" for where, name in keys)
-
-
-def _shown(value: str | None) -> str:
-    return "nothing" if value is None else f"{said(value)[:80]!r}"
 
 
 def _event(node: str, *, kind: str, reason: str, message: str) -> dict[str, object]:
