@@ -222,7 +222,7 @@ _STATE_DIR = Option(
     "state-dir",
     _absolute,
     "/var/lib/xpu-device-plugin",
-    "where grants, quarantines and the node's label are recorded",
+    "where grants, quarantines and the label last seen are recorded",
     "DIR",
 )
 _VFS = (
@@ -261,7 +261,8 @@ _VFS = (
         "label-timeout",
         _seconds(0, 600),
         "5",
-        "seconds until --sriov-num-vfs counts when the API server refuses to show the label",
+        "seconds without an answer of the API server until the label last seen counts; if it refuses and none "
+        "was seen, --sriov-num-vfs",
         "SECONDS",
     ),
     Option(
