@@ -204,7 +204,18 @@ TEXT_OF = {
 """Calls that are given a message, and which argument of theirs it is. `print` to stderr is one more."""
 
 RETURNING = frozenset(
-    {"_advice", "_bind", "absence", "_contradiction", "_not_listed", "_without_node", "advice"}
+    {
+        "_advice",
+        "_bind",
+        "_contradiction",
+        "_dropped",
+        "_failed",
+        "_left_out",
+        "_not_listed",
+        "_without_node",
+        "absence",
+        "advice",
+    }
 )
 """Functions that return messages."""
 

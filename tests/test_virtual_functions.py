@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole plugin changes the VFs of cards, by its argument, over the simulator and a model of the kubelet:
-when it does, when it does not, and what the administrator is told."""
+"""The whole plugin changes the VFs of cards, by its argument or the node's label, over the simulator and a
+model of the kubelet: when it does, when it does not, and what the administrator is told."""
 
 import json
 import signal
@@ -11,9 +11,13 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.edges.apiserver import LIST, ApiServer, Reply
+from tests.edges.test_nodeapi import write_kubeconfig
 from tests.standins import RESOURCE, SECONDS, processes_that_know, until
 from tests.test_daemon import Daemon, Node, shows
+from xpu_plugin.cli import main
 from xpu_plugin.config import VF_POLICIES
+from xpu_plugin.model.vf import LABEL, STATE_LABEL
 from xpu_plugin.proto.deviceplugin_pb2 import AllocateRequest, ContainerAllocateRequest
 from xpu_plugin.proto.deviceplugin_pb2_grpc import DevicePluginStub
 from xpu_plugin.simulation.kubelet import AdmissionError, Grant, Kubelet
@@ -28,9 +32,10 @@ IMPATIENT = (
     """
 import sys
 from xpu_plugin import cli
-from xpu_plugin.loops import holders
+from xpu_plugin.loops import holders, node
 from xpu_plugin.model import change
 holders.LOOK_SECONDS = 0.1
+node.LOOK_SECONDS = 0.1
 change.LOOK_SECONDS = 0.1
 change.CHECK_SECONDS = 0.05
 change.RETRY_SECONDS = (0.3, 1.0)
@@ -459,6 +464,47 @@ async def test_two_plugins_do_not_both_change_cards(node: VfNode, kubelet: Kubel
     assert ASKED not in second.log
     await first.stop()
     await shows(kubelet, split(3, 3, 3, 3))
+
+
+async def test_a_label_that_was_seen_goes_before_the_argument_until_it_is_forgotten(
+    node: VfNode, kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Over a refusal, an outage, and a Node that was made anew."""
+    for variable in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    access = [f"--kubeconfig={node.place}/kubeconfig", "--node-name=here"]
+    options = ["--sriov-num-vfs=0", "--label-timeout=0", *access]
+    with ApiServer("here") as server:
+        write_kubeconfig(node.place / "kubeconfig", server.url)
+        server.labels[LABEL] = "2"
+        daemon = node.begin(*options)
+        await shows(kubelet, split(2, 2, 2, 2))
+        await until(lambda: server.labels.get(STATE_LABEL) == "success", "it is told")
+        await daemon.stop()
+
+        server.script(LIST, *[Reply.refusal(403)] * 100)
+        daemon = node.begin(*options)
+        await daemon.says("the label last seen counts, as the node's label may not be read")
+        await shows(kubelet, split(2, 2, 2, 2))
+        await daemon.stop()
+        assert ASKED not in daemon.log
+
+    daemon = node.begin(*options)
+    await daemon.says(f"VFs wished: 2, by label {LABEL} as last seen")
+    await shows(kubelet, split(2, 2, 2, 2))
+    await daemon.stop()
+    assert ASKED not in daemon.log
+
+    with ApiServer("here", port=server.port) as server:
+        server.uid = "another"
+        daemon = node.begin(*options)
+        await daemon.says("VFFailed: the Node object is new and has no label")
+        await until(lambda: server.labels.get(STATE_LABEL) == "failed", "it is told on the node")
+        await shows(kubelet, split(2, 2, 2, 2))
+        assert ASKED not in daemon.log
+        assert main(["cleanup", *access, f"--state-dir={node.place}/state"]) == 0
+        await shows(kubelet, split(0, 0, 0, 0))
+        assert node.numbers() == [0, 0, 0, 0]
 
 
 async def test_the_record_tells_what_the_kubelet_has_listed(node: VfNode, kubelet: Kubelet) -> None:

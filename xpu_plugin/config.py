@@ -225,15 +225,16 @@ _KUBELET = (
         "SOCKET",
     ),
 )
+_STATE_DIR = Option(
+    "state-dir",
+    _absolute,
+    "/var/lib/xpu-device-plugin",
+    "where grants, quarantines, changes of VFs and the label last seen are recorded",
+    "DIR",
+)
 _VFS = (
     *_KUBELET,
-    Option(
-        "state-dir",
-        _absolute,
-        "/var/lib/xpu-device-plugin",
-        "where grants, quarantines and changes of VFs are recorded",
-        "DIR",
-    ),
+    _STATE_DIR,
     Option(
         "sriov-num-vfs",
         _vfs,
@@ -267,7 +268,8 @@ _VFS = (
         "label-timeout",
         _seconds(0, 600),
         "5",
-        "seconds until --sriov-num-vfs counts when the API server refuses to show the label",
+        "seconds without an answer of the API server until the label last seen counts; if it refuses and "
+        "none was seen, --sriov-num-vfs",
         "SECONDS",
     ),
     Option(
@@ -360,7 +362,7 @@ _RUNNING = replace(
     default="/run/xpu-device-plugin/status.sock",
     help="where the running plugin listens, its own --status-socket",
 )
-CLEANUP_OPTIONS = _ACCESS
+CLEANUP_OPTIONS = (*_ACCESS, _STATE_DIR)
 CLEAR_OPTIONS = (_RUNNING,)
 LIST_OPTIONS = (*_PLACES, *_KUBELET, _RUNNING)
 PLAN_OPTIONS = (*_PLACES, *_VFS, _RUNNING)

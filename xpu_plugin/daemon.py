@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +45,7 @@ from xpu_plugin.simulation import library
 if TYPE_CHECKING:
     from xpu_plugin.edges.nodeapi import NodeApi
     from xpu_plugin.loops.node import Node
+    from xpu_plugin.model.node_label import Sight
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ async def _run(
     services: list[DevicePluginService] = []
     sockets: list[Endpoint] = []
     record = GrantRecord(config.state_dir)
-    node = node_of(config)
+    node = node_of(config, alone=lock.acquire)
     listed = asyncio.Event()
     idleness = Idleness(
         driver,
@@ -340,20 +341,27 @@ def questions_at(path: Path | None) -> Iterator[socket.socket | None]:
         yield listener
 
 
-def node_of(config: Config) -> "Node | None":
-    """The node in the API server, None where we have no way to it."""
+def node_of(config: Config, *, alone: Callable[[], Awaitable[None]] | None = None) -> "Node | None":
+    """The node in the API server, None where we have no way to it. alone: as `Node` takes it"""
     if not (config.kubeconfig or config.node_name):
         return None
     from xpu_plugin.edges.api import has_credentials  # noqa: PLC0415 - not everybody needs it
+    from xpu_plugin.edges.label import LabelRecord  # noqa: PLC0415
     from xpu_plugin.loops.node import Node  # noqa: PLC0415
 
     if not has_credentials(config.kubeconfig):
         return None
-    return Node(argument=config.sriov_num_vfs, connect=partial(node_api, config))
+    return Node(
+        argument=config.sriov_num_vfs,
+        connect=partial(node_api, config),
+        record=LabelRecord(config.state_dir),
+        alone=alone,
+        patience=config.label_timeout,
+    )
 
 
 def node_api(
-    config: Config, on_label: Callable[[str | None], None], on_denied: Callable[[str], None]
+    config: Config, on_sight: Callable[["Sight"], None], on_denied: Callable[[str], None]
 ) -> "NodeApi":
     """The node's edge, by a module that is loaded then."""
     from xpu_plugin.edges.nodeapi import NodeApi  # noqa: PLC0415
@@ -362,7 +370,7 @@ def node_api(
         node=config.node_name or os.uname().nodename.lower(),
         label=LABEL,
         kubeconfig=config.kubeconfig,
-        on_label=on_label,
+        on_sight=on_sight,
         on_denied=on_denied,
         delays=delays,
         patience=config.label_timeout,

@@ -161,5 +161,6 @@ def status_of(plugin: Plugin, meters: Meters) -> Status:
         pod_resources_socket=plugin.config.pod_resources_socket,
         streams=plugin.streams,
         alone=lambda: not plugin.lock.rival,
+        unwritten=lambda: plugin.node.unwritten if plugin.node else None,
         configuration=plugin.config.text(),
     )

@@ -18,11 +18,12 @@ NODE = "node-1"
 
 
 @pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith(("XPU_", "KUBERNETES_", "NODE_NAME"))]:
         monkeypatch.delenv(name)
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("XPU_PLUGIN_STATE_DIR", str(tmp_path / "none"))
 
 
 @pytest.fixture
@@ -49,6 +50,33 @@ def test_all_that_was_written_is_removed_and_the_wish_stays(
     captured = capsys.readouterr()
     expected = f"{NODE}: labels and annotation of xpu-device-plugin are removed\n"
     assert (captured.out, captured.err) == (expected, "")
+
+
+def test_the_label_last_seen_is_forgotten_whatever_the_api_server_does(
+    server: ApiServer, kubeconfig: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["cleanup", f"--kubeconfig={kubeconfig}", f"--node-name={NODE}", f"--state-dir={tmp_path}"]
+    record = tmp_path / "label.json"
+    for replies, status in (([], 0), ([Reply.refusal(500)], 1)):
+        server.script(PATCH, *replies)
+        record.write_text("{}")
+        assert main(command) == status
+        assert not record.exists()
+        assert capsys.readouterr().out.startswith(f"{NODE}: the label last seen is forgotten\n")
+
+
+def test_a_record_that_cannot_be_removed_is_status_1_and_one_line(
+    server: ApiServer, kubeconfig: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "label.json").mkdir()
+    assert (
+        main(["cleanup", f"--kubeconfig={kubeconfig}", f"--node-name={NODE}", f"--state-dir={tmp_path}"]) == 1
+    )
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"xpu-device-plugin: cannot forget the label of node {NODE}: ")
+    assert len(captured.err.splitlines()) == 1
+    assert server.of(PATCH) == []
 
 
 def test_a_refusal_is_status_1_and_one_line(

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from tests.edges.apiserver import ApiServer
+from tests.edges.apiserver import GATEKEEPER, ApiServer, Reply
 from tests.edges.test_nodeapi import write_kubeconfig
 from tests.standins import RESOURCE, SECONDS, children, compile_library, until
 from tests.test_daemon import IDS, Node, a_node, shows
 from xpu_plugin.cli import main
 from xpu_plugin.config import DOCTOR_OPTIONS
 from xpu_plugin.model.checks.every import CHECKS
-from xpu_plugin.model.vf import LABEL
+from xpu_plugin.model.vf import LABEL, STATE_LABEL
 from xpu_plugin.simulation.kubelet import Kubelet
 from xpu_plugin.simulation.library import shipped
 
@@ -104,8 +104,9 @@ async def started(node: Node, kubelet: Kubelet, *arguments: str) -> str:
 async def test_a_healthy_node_with_a_running_plugin_passes_every_check(
     node: Node, kubelet: Kubelet, doctor: Doctor, server: ApiServer
 ) -> None:
-    running = await started(node, kubelet)
     cluster = (f"--kubeconfig={node.place}/kubeconfig", "--node-name=here")
+    running = await started(node, kubelet, *cluster)
+    await until(lambda: server.labels, "the state is written")
     found = await doctor.findings(running, *cluster)
     assert list(found) == [check.name for check in CHECKS]
     verdicts = {name: check["verdict"] for name, check in found.items() if name not in NOT_HERE}
@@ -308,6 +309,21 @@ async def test_containers_with_former_ids_and_those_that_could_split_idle_cards(
     assert found["xpuctrl-exposure"]["verdict"] == "warning"
     assert IDS[0] not in found["xpuctrl-exposure"]["evidence"], "it is the one that is held"
     assert IDS[1] in found["xpuctrl-exposure"]["evidence"]
+
+
+async def test_what_the_running_plugin_could_not_write_on_the_node_is_told_in_the_servers_words(
+    node: Node, kubelet: Kubelet, doctor: Doctor, server: ApiServer
+) -> None:
+    server.admission = lambda changes: Reply.refusal(403, GATEKEEPER) if STATE_LABEL in changes else None
+    cluster = (f"--kubeconfig={node.place}/kubeconfig", "--node-name=here")
+    running = await started(node, kubelet, *cluster)
+    await until(lambda: server.annotations, "the detail is written")
+    async with asyncio.timeout(SECONDS):
+        while (found := (await doctor.findings(running, *cluster))["node-writes"])["verdict"] == "ok":
+            pass  # until the last answer is there
+    assert found["verdict"] == "warning"
+    assert f"label {STATE_LABEL}: " in found["evidence"]
+    assert GATEKEEPER in found["evidence"]
 
 
 async def test_the_label_the_rights_and_the_clock(

@@ -103,8 +103,12 @@ def test_the_default_is_the_manifest(helm: Helm) -> None:
 
 
 def test_rbac_adds_the_two_files(helm: Helm) -> None:
+    """And a node without the label keeps its cards as they are."""
     rendered = plain(helm.render({"rbac": {"create": True}}))
-    assert rendered == sorted(objects_of(MANIFEST, CLUSTER_ROLE, CLUSTER_ROLE_BINDING), key=title)
+    expected = sorted(objects_of(MANIFEST, CLUSTER_ROLE, CLUSTER_ROLE_BINDING), key=title)
+    arguments = Plugin(the(expected, "DaemonSet")).container["args"]
+    arguments[arguments.index("--sriov-num-vfs=0")] = "--sriov-num-vfs=keep"
+    assert rendered == expected
 
 
 def test_releases_of_one_name_in_two_namespaces_do_not_meet(helm: Helm) -> None:
@@ -138,6 +142,9 @@ def test_releases_do_not_meet(helm: Helm) -> None:
     ("values", "field", "expected"),
     [
         ({"sriovNumVfs": 3}, "sriov_num_vfs", 3),
+        ({"sriovNumVfs": ""}, "sriov_num_vfs", 0),
+        ({"rbac": {"create": True}}, "sriov_num_vfs", None),
+        ({"rbac": {"create": True}, "sriovNumVfs": 0}, "sriov_num_vfs", 0),
         ({"sriovNumVfs": "keep"}, "sriov_num_vfs", None),
         ({"resourceName": "example.com/card"}, "resource_name", "example.com/card"),
         ({"resourcePerProfile": True}, "resource_per_profile", True),
@@ -264,7 +271,8 @@ def test_the_schema_refuses(helm: Helm, values: Object) -> None:
     ("values", "said"),
     [
         ({}, "rbac.create=true"),
-        ({"rbac": {"create": True}}, "is safest with sriovNumVfs=keep"),
+        ({"rbac": {"create": True}, "sriovNumVfs": 0}, "is safest with sriovNumVfs=keep"),
+        ({"rbac": {"create": True}}, "where there is none by sriovNumVfs=keep"),
         ({"rbac": {"create": True}, "sriovNumVfs": "keep"}, "-L baidu.com/sriov-num-vfs.state"),
         ({"resourceName": "example.com/card"}, "show example.com/card"),
     ],

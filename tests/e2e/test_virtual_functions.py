@@ -30,6 +30,7 @@ KUBELET_RESTARTS = 3
 
 BY_ARGUMENT = r"VFs wished: {}, by argument --sriov-num-vfs\n"
 BY_LABEL = r"VFs wished: {}, by label baidu\.com/sriov-num-vfs\n"
+BY_LABEL_LAST_SEEN = r"VFs wished: {}, by label baidu\.com/sriov-num-vfs as last seen\n"
 
 
 def split(machine: Machine, *vfs: int) -> None:
@@ -181,7 +182,7 @@ def test_a_bad_label_changes_nothing_and_says_so(
     says_so(2)  # as before
 
 
-def test_the_argument_counts_where_the_label_may_not_be_read(
+def test_the_label_last_seen_or_the_argument_counts_where_the_label_may_not_be_read(
     cluster: Cluster, machine: Machine, daemon: Plugin, access: Access, start: Start
 ) -> None:
     split(machine, *[2] * CARDS)
@@ -192,8 +193,15 @@ def test_the_argument_counts_where_the_label_may_not_be_read(
 
     access.take()
     cluster.wish("3")  # nobody may know
-    start(2, "--label-timeout=1")
+    start(0, "--label-timeout=1")
     daemon.wait_for_log(r"the API server does not let us list nodes \(HTTP 403\)")
+    daemon.wait_for_log("the label last seen counts, as the node's label may not be read")
+    daemon.wait_for_log(BY_LABEL_LAST_SEEN.format(2))
+    nothing_is_changed(machine, daemon)
+    daemon.terminate()
+
+    # A plugin that has never seen a label.
+    start(2, "--label-timeout=1", f"--state-dir={machine.file.with_name('unseen')}")
     daemon.wait_for_log("the argument --sriov-num-vfs counts, as the node's label may not be read")
     daemon.wait_for_log(BY_ARGUMENT.format(2))
     daemon.wait_for_log(r"the API server does not let us patch nodes \(HTTP 403\)")

@@ -2,7 +2,8 @@
 """A stand-in for the API server, over real sockets: one node, watches held open, and scripted misbehaviour.
 
 Left alone it does what an API server does with a node: lists it, streams its changes, applies patches, takes
-events. A reply put into a script is given once instead.
+events. A reply put into a script is given once instead. An admission webhook or policy may refuse patches by
+their keys, or write other values.
 """
 
 import json
@@ -13,6 +14,7 @@ import subprocess
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +27,29 @@ from tests.standins import SECONDS
 
 LIST, WATCH, PATCH, POST = "list", "watch", "patch", "post"
 _END, _CUT = b"end", b"cut"
+
+USER = 'User "system:serviceaccount:kube-system:xpu-device-plugin"'
+FORBIDDEN = (
+    f'nodes is forbidden: {USER} cannot do that to resource "nodes" in API group "" at the cluster scope'
+)
+"""As an authorizer says it."""
+GATEKEEPER = (
+    'admission webhook "validation.gatekeeper.sh" denied the request: [node-label-guard] labels of domain '
+    "baidu.com may be set by the platform team only; see go/labels"
+)
+POLICY = (
+    "nodes \"node-1\" is forbidden: ValidatingAdmissionPolicy 'node-labels' with binding 'x' denied request: "
+    "label not in allow list"
+)
+KYVERNO = (
+    'admission webhook "validate.kyverno.svc-fail" denied the request: \n\nresource Node//node-1 was blocked '
+    "due to the following policies \n\nlabels: deny"
+)
+WEBHOOK_DOWN = (
+    'Internal error occurred: failed calling webhook "validate.kyverno.svc-fail": failed to call webhook: '
+    'Post "https://kyverno-svc.kyverno.svc:443/validate/fail?timeout=10s": no endpoints available for '
+    'service "kyverno-svc"'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +76,10 @@ class Reply:
     held: threading.Event | None = None
 
     @classmethod
-    def refusal(cls, status: int, message: str = "as scripted", **headers: str) -> Self:
+    def refusal(cls, status: int, message: str | None = None, **headers: str) -> Self:
+        """As the API server refuses; one that says nothing else is of the authorizer where that speaks."""
+        if message is None:
+            message = FORBIDDEN if status == 403 else "as scripted"
         body = json.dumps({"kind": "Status", "code": status, "message": message}).encode()
         return cls(status, body, {name.replace("_", "-"): value for name, value in headers.items()})
 
@@ -85,7 +113,10 @@ class ApiServer:
         self.exists = True
         self.labels: dict[str, str] = {}
         self.annotations: dict[str, str] = {}
+        self.uid = "00000000-0000-0000-0000-000000000001"
         self.version = 1000
+        self.admission: Callable[[dict[str, str | None]], Reply | None] = lambda _: None  # of a patch's keys
+        self.mutation: Callable[[str, str], str] = lambda _, value: value  # of each key and value
         self.tokens: set[str] | None = None  # that are accepted; None: any, and none
         self.denied: set[str] = set()  # `verb resource` that a review says may not be done
         self.scripts: dict[str, deque[Reply]] = {kind: deque() for kind in (LIST, WATCH, PATCH, POST)}
@@ -148,6 +179,7 @@ class ApiServer:
     def metadata(self) -> dict[str, object]:
         return {
             "name": self.node,
+            "uid": self.uid,
             "resourceVersion": str(self.version),
             "labels": dict(self.labels),
             "annotations": dict(self.annotations),
@@ -228,7 +260,15 @@ class ApiServer:
                 self._news.notify_all()
                 return reply(request.body, 201)
         changes = request.body["metadata"]
-        self.change(changes.get("labels", {}), changes.get("annotations"))
+        labels, annotations = changes.get("labels", {}), changes.get("annotations", {})
+        if (refusal := self.admission({**labels, **annotations})) is not None:
+            return refusal
+        self.change(
+            *(
+                {key: value and self.mutation(key, value) for key, value in part.items()}
+                for part in (labels, annotations)
+            )
+        )
         return reply({"metadata": self.metadata()})
 
     def opened(self, stream: Stream) -> None:

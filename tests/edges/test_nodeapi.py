@@ -17,13 +17,27 @@ from typing import Any, Protocol
 
 import pytest
 
-from tests.edges.apiserver import LIST, PATCH, POST, WATCH, ApiServer, Reply, certificate
+from tests.edges.apiserver import (
+    GATEKEEPER,
+    KYVERNO,
+    LIST,
+    PATCH,
+    POLICY,
+    POST,
+    WATCH,
+    WEBHOOK_DOWN,
+    ApiServer,
+    Reply,
+    certificate,
+)
 from tests.standins import SECONDS, wait_until
 from xpu_plugin.edges import api as api_module
-from xpu_plugin.edges import nodeapi
+from xpu_plugin.edges import nodeapi, nodewriter
 from xpu_plugin.edges.api import has_credentials
-from xpu_plugin.edges.nodeapi import ApiError, Delays, NodeApi, remove
+from xpu_plugin.edges.nodeapi import ApiError, NodeApi, remove
+from xpu_plugin.edges.nodewriter import Delays
 from xpu_plugin.loops.backoff import delays
+from xpu_plugin.model.node_label import Sight
 
 
 NODE = "node-1.example"
@@ -37,6 +51,19 @@ SOMEBODY_ELSES = json.dumps(
         "items": [{"metadata": {"name": "another", "labels": {LABEL: "9"}}}],
     }
 ).encode()
+
+ODD_LABELS = (
+    json.dumps(
+        {
+            "type": "MODIFIED",
+            "object": {"metadata": {"name": NODE, "resourceVersion": "1", "labels": {LABEL: "ODD"}}},
+        }
+    )
+    .encode()
+    .replace(b'"ODD"', b"ODD")
+    + b"\n"
+)
+"""An event; what ODD becomes is no label."""
 
 needs_openssl = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes the certificates")
 
@@ -60,17 +87,22 @@ class Plugin:
     """A NodeApi and what it calls back."""
 
     def __init__(self, kubeconfig: Path | None, delays: Delays = delays, patience: float = 0.0) -> None:
-        self.labels = Heard()
+        self.sights = Heard()
+        self.labels = Heard()  # of the sights
         self.denials = Heard()
         self.api = NodeApi(
             node=NODE,
             label=LABEL,
             kubeconfig=kubeconfig,
-            on_label=self.labels,
+            on_sight=self._saw,
             on_denied=self.denials,
             delays=delays,
             patience=patience,
         )
+
+    def _saw(self, sight: Sight) -> None:
+        self.sights(sight)
+        self.labels(sight.label)
 
 
 def threads() -> list[threading.Thread]:
@@ -95,7 +127,9 @@ def write_kubeconfig(file: Path, url: str, token: str = SECRET, **cluster: str) 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nodeapi, "AGAIN_SECONDS", (0.02, 0.1))
+    for module in (nodeapi, nodewriter):
+        monkeypatch.setattr(module, "AGAIN_SECONDS", (0.02, 0.1))
+    monkeypatch.setattr(nodewriter, "REFUSED_AGAIN_SECONDS", (0.1, 0.5))
     monkeypatch.setattr(nodeapi, "SHORT_WATCH_SECONDS", 0.02)
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(variable, raising=False)
@@ -139,7 +173,8 @@ def lines(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
     return [
         record.getMessage()
         for record in caplog.records
-        if record.name in (api_module.__name__, nodeapi.__name__) and record.levelno == level
+        if record.name in (api_module.__name__, nodeapi.__name__, nodewriter.__name__)
+        and record.levelno == level
     ]
 
 
@@ -260,7 +295,17 @@ def test_a_version_that_is_too_old_leads_to_a_list(
         b'{"type": "MODIFIED", "object": 7}\n',
         b'{"type": "WHAT", "object": {"metadata": {"resourceVersion": "1"}}}\n',
         b'{"type": "ADDED", "object": {"metadata": {"name": "another", "resourceVersion": "1"}}}\n',
+        b'{"type": ["MODIFIED"], "object": {"metadata": {"resourceVersion": "1"}}}\n',
+        b'{"type": "MODIFIED", "object": {"metadata": {"name": "node-1.example", "resourceVersion": {}}}}\n',
+        b'{"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": 7}}}\n',
+        ODD_LABELS.replace(b"ODD", b'{"a": 1}'),
+        ODD_LABELS.replace(b"ODD", b"2"),
+        ODD_LABELS.replace(b'{"baidu.com/sriov-num-vfs": ODD}', b"[1]"),
         b'{"type": "ERROR", "object": {"code": 500, "message": "etcd"}}\n',
+        b'{"type": "ERROR", "object": {"code": [], "message": {"a": "\\ud800"}}}\n',
+        b'{"type": "ERROR", "object": {"details": {"retryAfterSeconds": %b}}}\n' % (b"9" * 400),
+        b'{"type": "ERROR", "object": {"details": {"retryAfterSeconds": %b}}}\n' % (b"9" * 5000),
+        b'{"type": "ERROR", "object": {"details": {"retryAfterSeconds": true}}}\n',
         b"[" * 100_000 + b"\n",
         b"x" * 300_000,
     ],
@@ -301,6 +346,114 @@ def test_a_deleted_node_is_no_answer_and_a_new_one_is(
     server.labels.clear()
     server.exists = True
     assert plugin.labels.next() is None
+
+
+def test_a_node_that_was_made_anew_is_handed_over_by_its_uid(server: ApiServer, started: Start) -> None:
+    server.labels[LABEL] = "4"
+    plugin = started()
+    first = plugin.sights.next()
+    stream = server.stream()
+    server.uid = "00000000-0000-0000-0000-000000000002"
+    server.change({"another": "1"})
+    stream.end()
+    assert plugin.sights.next() == Sight(uid=server.uid, label="4")
+    assert (first.uid == server.uid, first.label) == (False, "4")
+
+
+# --- what is not foreseen -------------------------------------------------------------------------
+
+
+def test_what_is_not_foreseen_in_the_watch_is_a_failed_round(
+    server: ApiServer, started: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    plugin = started()
+    assert plugin.labels.next() is None
+    server.stream()
+    wait_until(lambda: plugin.api.watching, "a watch")
+    watched = []
+
+    def fail(value: object) -> None:
+        watched.append(plugin.api.watching)
+        raise OverflowError(SECRET)
+
+    plugin.labels, taken = fail, plugin.labels  # type: ignore[assignment]  # a callback that fails
+    for number, value in enumerate("123", start=2):
+        server.change({LABEL: value})
+        server.stream(number)
+    plugin.labels = taken
+    server.change({LABEL: "4"})
+    assert plugin.labels.next() == "4"
+    assert len(watched) == 3
+    assert said(caplog, logging.ERROR, "unforeseen error while talking to the API server; trying again") == 1
+    assert said(caplog, logging.ERROR, "thread=api_watch error=OverflowError at test_nodeapi.py:") == 1
+    assert SECRET not in caplog.text
+    assert plugin.api.failures["api_watch", None] == 3
+    assert len(threads()) == 2
+
+
+def test_a_watch_that_failed_is_none(server: ApiServer, started: Start) -> None:
+    """Not before the next one is open."""
+    plugin = started(delays=lambda first, most: iter([1000.0] * 9))
+    assert plugin.labels.next() is None
+    stream = server.stream()
+    wait_until(lambda: plugin.api.watching, "a watch")
+    stream.raw(b'{"type": "ERROR", "object": {"details": {"retryAfterSeconds": %b}}}\n' % (b"9" * 400))
+    wait_until(lambda: not plugin.api.watching, "it is over")
+    assert len(threads()) == 2
+
+
+def test_what_is_not_foreseen_in_writing_is_a_failed_round(
+    server: ApiServer,
+    started: Start,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = api_module.node_metadata
+    left = [MemoryError(), MemoryError()]
+
+    def metadata(document: object, what: str) -> api_module.NodeMetadata:
+        if left:
+            raise left.pop()
+        return whole(document, what)
+
+    monkeypatch.setattr(nodewriter, "node_metadata", metadata)
+    plugin = started()
+    plugin.api.event(kind="Normal", reason="Tested", message="")
+    for number, state in enumerate(("one", "two", "three"), start=1):
+        plugin.api.publish("state", labels={"state": state}, annotations={})
+        server.wait(PATCH, number)
+    wait_until(lambda: server.labels["state"] == "three", "it is written")
+    wait_until(lambda: server.events, "the event is made")
+    assert left == []
+    assert said(caplog, logging.ERROR, "thread=api_write error=MemoryError at test_nodeapi.py:") == 1
+    assert len(lines(caplog, logging.ERROR)) == 1
+
+
+def test_a_thread_that_cannot_be_started_is_started_later(
+    server: ApiServer, kubeconfig: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = Plugin(kubeconfig)
+    start = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name == "api_write":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    plugin.api.publish("state", labels={"state": "success"}, annotations={})
+    with monkeypatch.context() as lacking:
+        lacking.setattr(threading.Thread, "start", refused)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                plugin.api.start()
+    try:
+        assert plugin.labels.next() is None
+        assert [thread.name for thread in threads()] == ["api_watch"]
+        plugin.api.start()
+        server.wait(PATCH)
+        assert len(server.of(LIST)) == 1
+    finally:
+        plugin.api.stop()
 
 
 # --- outages --------------------------------------------------------------------------------------
@@ -467,6 +620,10 @@ def test_a_server_may_ask_for_patience_within_bounds(
         b"[]",
         b'{"items": 7, "metadata": {}}',
         b'{"items": []}',
+        b'{"metadata": {"resourceVersion": %b}, "items": []}' % (b"9" * 5000),
+        b'{"metadata": {"resourceVersion": "1"}, "items": [1, null, {"metadata": []}]}',
+        b'{"metadata": {"resourceVersion": "1"}, "items": [%b]}'
+        % json.dumps({"metadata": {"name": NODE, "resourceVersion": "1", "labels": {LABEL: ["x"]}}}).encode(),
         b"x" * 300_000,
         SOMEBODY_ELSES,
     ],
@@ -522,7 +679,7 @@ def test_a_missing_right_is_named_once_until_it_is_there(
     kind: str,
     verb: str,
 ) -> None:
-    server.script(kind, *[Reply.refusal(403, "nodes is forbidden")] * 3)
+    server.script(kind, *[Reply.refusal(403)] * 3)
     plugin = started()
     text = plugin.denials.next()
     assert f"does not let us {verb} (HTTP 403)" in text
@@ -558,15 +715,29 @@ def test_a_token_that_was_exchanged_is_read_again(
 
 
 def test_a_token_that_is_not_accepted_is_said_once(
-    server: ApiServer, kubeconfig: Path, started: Start
+    server: ApiServer, kubeconfig: Path, started: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.tokens = {NEXT}
     plugin = started()
-    assert "HTTP 401" in plugin.denials.next()
     server.wait(LIST, 5)
-    assert len(plugin.denials.all) == 1
+    assert said(caplog, logging.WARNING, "does not know us (HTTP 401 to list nodes)") == 1
+    assert len(lines(caplog, logging.WARNING)) == 1
+    assert "role" not in caplog.text
     write_kubeconfig(kubeconfig, server.url, token=NEXT)
     assert plugin.labels.next() is None
+    assert plugin.denials.all == [], "it is an outage and no answer"
+
+
+@pytest.mark.parametrize("reply", [Reply.refusal(403, "Forbidden"), Reply(403, b"<html>no</html>")])
+def test_only_the_authorizers_refusal_is_one(
+    server: ApiServer, started: Start, caplog: pytest.LogCaptureFixture, reply: Reply
+) -> None:
+    """A proxy in between may say 403 too."""
+    server.script(LIST, *[reply] * 3)
+    plugin = started()
+    assert plugin.labels.next() is None
+    assert plugin.denials.all == []
+    assert said(caplog, logging.WARNING, "no answer from the API server: list nodes: HTTP 403") == 1
 
 
 @needs_openssl
@@ -652,7 +823,7 @@ def test_no_token_is_logged_even_if_it_is_none(
     caplog.set_level(logging.DEBUG)
     server.tokens = set()
     plugin = started(write_kubeconfig(tmp_path / "kubeconfig", server.url, token=token))
-    plugin.api.publish(labels={LABEL: "1"}, annotations={})
+    plugin.api.publish("state", labels={LABEL: "1"}, annotations={})
     plugin.api.event(kind="Normal", reason="Tested", message="")
     if token == SECRET:
         server.wait(LIST, 3)
@@ -673,7 +844,9 @@ def test_what_differs_is_patched_and_nothing_else(server: ApiServer, started: St
     plugin = started()
     assert plugin.labels.next() is None
     plugin.api.publish(
-        labels={"state": "new", "same": "1", "never": None}, annotations={"detail": None, "more": "text"}
+        "state",
+        labels={"state": "new", "same": "1", "never": None},
+        annotations={"detail": None, "more": "text"},
     )
     [patch] = server.wait(PATCH)
     assert patch.path == f"/api/v1/nodes/{NODE}"
@@ -690,11 +863,11 @@ def test_what_is_so_already_is_not_patched(server: ApiServer, started: Start) ->
     server.labels["state"] = "one"
     plugin = started()
     assert plugin.labels.next() is None
-    plugin.api.publish(labels={"state": "one"}, annotations={})
-    plugin.api.publish(labels={"state": "two"}, annotations={})
+    plugin.api.publish("state", labels={"state": "one"}, annotations={})
+    plugin.api.publish("state", labels={"state": "two"}, annotations={})
     server.wait(PATCH)
-    plugin.api.publish(labels={"state": "two"}, annotations={})
-    plugin.api.publish(labels={"state": "three"}, annotations={})
+    plugin.api.publish("state", labels={"state": "two"}, annotations={})
+    plugin.api.publish("state", labels={"state": "three"}, annotations={})
     patches = server.wait(PATCH, 2)
     assert [patch.body["metadata"] for patch in patches] == [
         {"labels": {"state": "two"}},
@@ -706,15 +879,15 @@ def test_what_somebody_takes_away_is_mended(server: ApiServer, started: Start) -
     plugin = started()
     assert plugin.labels.next() is None
     server.stream()
-    plugin.api.publish(labels={"state": "success"}, annotations={"detail": "text"})
+    plugin.api.publish("state", labels={"state": "success"}, annotations={"detail": "text"})
     server.wait(PATCH)
     server.change({"state": None})
     assert server.wait(PATCH, 2)[-1].body == {"metadata": {"labels": {"state": "success"}}}
     server.change({"another": "1"}, {"detail": "nonsense"})
     assert server.wait(PATCH, 3)[-1].body == {"metadata": {"annotations": {"detail": "text"}}}
-    plugin.api.publish(labels={}, annotations={})
+    plugin.api.publish("state", labels={}, annotations={})
     server.change({"state": None})
-    plugin.api.publish(labels={"last": "1"}, annotations={})
+    plugin.api.publish("state", labels={"last": "1"}, annotations={})
     assert server.wait(PATCH, 4)[-1].body == {"metadata": {"labels": {"last": "1"}}}
 
 
@@ -722,7 +895,7 @@ def test_a_quarrel_is_slowed_down(server: ApiServer, started: Start, monkeypatch
     plugin = started()
     assert plugin.labels.next() is None
     server.stream()
-    plugin.api.publish(labels={"state": "success"}, annotations={})
+    plugin.api.publish("state", labels={"state": "success"}, annotations={})
     for number in range(1, 6):
         server.wait(PATCH, number)
         wait_until(lambda: "state" in server.labels, "it was patched")
@@ -749,14 +922,14 @@ def test_something_new_does_not_wait_for_a_quarrel_to_end(server: ApiServer, sta
     plugin = started(delays=Impatience(of="api_write"))
     assert plugin.labels.next() is None
     server.stream()
-    plugin.api.publish(labels={"state": "pending"}, annotations={})
+    plugin.api.publish("state", labels={"state": "pending"}, annotations={})
     server.wait(PATCH)
     wait_until(lambda: "state" in server.labels, "it was patched")
     server.change({"state": None})
     server.wait(PATCH, 2)
     wait_until(lambda: "state" in server.labels, "it was patched")
     server.change({"state": None})
-    plugin.api.publish(labels={"state": "success"}, annotations={})
+    plugin.api.publish("state", labels={"state": "success"}, annotations={})
     assert server.wait(PATCH, 3)[-1].body == {"metadata": {"labels": {"state": "success"}}}
 
 
@@ -764,7 +937,7 @@ def test_a_quarrel_of_long_ago_is_forgotten(server: ApiServer, started: Start) -
     plugin = started(delays=lambda first, most: iter([0.0, 0.02, 1000.0]))
     assert plugin.labels.next() is None
     server.stream()
-    plugin.api.publish(labels={"state": "success"}, annotations={})
+    plugin.api.publish("state", labels={"state": "success"}, annotations={})
     for number in range(1, 5):
         server.wait(PATCH, number)
         wait_until(lambda: "state" in server.labels, "it was patched")
@@ -780,7 +953,7 @@ def test_a_patch_is_tried_until_it_is_taken(
     caplog.set_level(logging.INFO)
     server.script(PATCH, *[Reply.refusal(500, "etcd")] * 2, Reply.refusal(409), Reply.refusal(429))
     plugin = started()
-    plugin.api.publish(labels={"state": "success"}, annotations={})
+    plugin.api.publish("state", labels={"state": "success"}, annotations={})
     server.wait(PATCH, 5)
     wait_until(lambda: said(caplog, logging.INFO, "lets us patch nodes again"), "it was taken")
     assert server.labels == {"state": "success"}
@@ -794,9 +967,9 @@ def test_patience_that_is_asked_for_is_kept_for_something_new_too(
     monkeypatch.setattr(api_module, "RETRY_AFTER_MOST_SECONDS", 0.5)
     server.script(PATCH, Reply.refusal(429, Retry_After="3600"))
     plugin = started()
-    plugin.api.publish(labels={"state": "pending"}, annotations={})
+    plugin.api.publish("state", labels={"state": "pending"}, annotations={})
     [first] = server.wait(PATCH)
-    plugin.api.publish(labels={"state": "success"}, annotations={})
+    plugin.api.publish("state", labels={"state": "success"}, annotations={})
     second = server.wait(PATCH, 2)[-1]
     assert second.body == {"metadata": {"labels": {"state": "success"}}}
     assert second.arrived - first.arrived >= 0.5
@@ -815,8 +988,8 @@ def test_the_last_wish_counts_after_an_outage(
     server.stream()
     server.close()
     wait_until(lambda: said(caplog, logging.WARNING, "no answer"), "the outage is noticed")
-    plugin.api.publish(labels={"state": "pending"}, annotations={})
-    plugin.api.publish(labels={"state": "success"}, annotations={})
+    plugin.api.publish("state", labels={"state": "pending"}, annotations={})
+    plugin.api.publish("state", labels={"state": "success"}, annotations={})
     wait_until(lambda: said(caplog, logging.DEBUG, "patch nodes") >= 2, "it waits long")
     with ApiServer(NODE, port=server.port) as other:
         [patch] = other.wait(PATCH)
@@ -833,18 +1006,148 @@ def test_a_missing_right_to_write_is_logged_once(
 ) -> None:
     server.script(kind, *[Reply.refusal(403)] * 3)
     plugin = started()
-    plugin.api.publish(labels={"state": "success"}, annotations={})
+    plugin.api.publish("state", labels={"state": "success"}, annotations={})
     plugin.api.event(kind="Normal", reason="Tested", message="")
     server.wait(kind, 4)
     assert said(caplog, logging.WARNING, f"does not let us {verb} (HTTP 403)") == 1
     assert plugin.denials.all == []
 
 
+@pytest.mark.parametrize("seconds", ["9" * 400, "86401", "-5", "1.5", "soon"])
+def test_a_wait_that_no_server_asks_for_is_none(server: ApiServer, started: Start, seconds: str) -> None:
+    server.script(LIST, Reply.refusal(429, Retry_After=seconds))
+    plugin = started()
+    assert plugin.labels.next() is None
+
+
+def test_a_missing_right_is_said_once_for_all_parts(
+    server: ApiServer, started: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    allowed = threading.Event()
+    server.admission = lambda _: None if allowed.is_set() else Reply.refusal(403)
+    plugin = started()
+    plugin.api.publish("state", labels={"state": "success"}, annotations={})
+    plugin.api.publish("labels", labels={"model": "R200", "count": "1"}, annotations={})
+    server.wait(PATCH, 6)
+    assert lines(caplog, logging.WARNING) == [*plugin.api.unwritten]
+    assert "apply deployment/xpu-operator_rbac" in plugin.api.unwritten[0]
+    allowed.set()
+    wait_until(lambda: len(server.labels) == 3, "all is written")
+    wait_until(lambda: said(caplog, logging.INFO, "lets us patch nodes again"), "it is said")
+    wait_until(lambda: plugin.api.unwritten == (), "nothing is unwritten")
+    assert said(caplog, logging.INFO, "lets us patch nodes again") == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(403, GATEKEEPER), (422, POLICY), (403, POLICY), (400, KYVERNO)]
+)
+def test_a_refusal_by_a_webhook_or_a_policy_is_told_in_its_words(
+    server: ApiServer, started: Start, caplog: pytest.LogCaptureFixture, status: int, message: str
+) -> None:
+    server.admission = lambda changes: Reply.refusal(status, message)
+    plugin = started()
+    plugin.api.publish("state", labels={"state": "success"}, annotations={"detail": "text"})
+    server.wait(PATCH, 3 + 2 + 2)  # together, each, and each again
+    [warning] = lines(caplog, logging.WARNING)
+    assert warning.startswith(
+        "not written on this node, and tried again later: label state, annotation detail: "
+    )
+    assert f"refuses to patch nodes (HTTP {status}): {' '.join(message.split())}" in warning
+    assert "role" not in warning
+    assert plugin.api.unwritten == (warning,)
+
+
+def test_a_webhook_that_is_down_is_told_in_the_servers_words(
+    server: ApiServer, started: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.script(PATCH, *[Reply.refusal(500, WEBHOOK_DOWN)] * 2)
+    plugin = started()
+    plugin.api.publish("state", labels={"state": "success", "more": "1"}, annotations={})
+    third = server.wait(PATCH, 3)[-1]
+    assert third.body == {"metadata": {"labels": {"state": "success", "more": "1"}}}, "all of it"
+    [warning] = lines(caplog, logging.WARNING)
+    assert warning == f"cannot write to the API server: patch nodes: HTTP 500 {WEBHOOK_DOWN}"
+
+
+def test_labels_that_are_refused_are_named_and_left_out_until_they_are_taken(
+    server: ApiServer, started: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    reserved = {"model", "count"}
+    why = 'admission webhook "guard" denied the request: reserved'
+
+    server.admission = lambda changes: Reply.refusal(403, why) if reserved & changes.keys() else None
+    plugin = started()
+    assert plugin.labels.next() is None
+    has = {"model": "R200", "count": "1", "memory": "16384", "driver": "4"}
+    plugin.api.publish("labels", labels=has, annotations={})
+    plugin.api.publish("state", labels={"state": "success"}, annotations={"detail": "text"})
+    wait_until(lambda: {"memory", "driver", "state"} <= server.labels.keys(), "the others are written")
+    assert server.annotations == {"detail": "text"}
+    wait_until(lambda: plugin.api.unwritten, "it is told")
+    [text] = plugin.api.unwritten
+    assert text.startswith("not written on this node, and tried again later: label model, label count: ")
+    assert why in text
+    plugin.api.publish("labels", labels={**has, "memory": "8192"}, annotations={})
+    wait_until(lambda: server.labels["memory"] == "8192", "what is not refused goes on")
+    assert lines(caplog, logging.WARNING) == [text]
+    reserved.clear()
+    wait_until(lambda: has.keys() <= server.labels.keys(), "they are tried again")
+    wait_until(lambda: plugin.api.unwritten == (), "nothing is left out")
+    after = [
+        line for line in lines(caplog, logging.INFO) if line.startswith("written on this node after all")
+    ]
+    assert sorted(name for line in after for name in re.findall("label ([a-z]+)", line)) == ["count", "model"]
+    assert lines(caplog, logging.WARNING) == [text]
+
+
+def test_what_is_left_out_is_tried_ever_more_rarely(server: ApiServer, started: Start) -> None:
+    server.admission = lambda _: Reply.refusal(403, GATEKEEPER)
+    plugin = started()
+    plugin.api.publish("labels", labels={"model": "R200"}, annotations={})
+    times = [request.arrived for request in server.wait(PATCH, 4)]
+    waits = [after - before for before, after in itertools.pairwise(times)]
+    for wait, least in zip(waits, (0.075, 0.15, 0.3), strict=True):
+        assert wait >= least
+
+
+def test_a_webhook_that_rewrites_what_we_write_is_told_and_not_fought(
+    server: ApiServer, started: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.mutation = lambda key, value: value.upper() if key == "state" else value
+    plugin = started()
+    assert plugin.labels.next() is None
+    server.stream()
+    plugin.api.publish("state", labels={"state": "success"}, annotations={"detail": "text"})
+    wait_until(lambda: plugin.api.unwritten, "it is told")
+    [warning] = lines(caplog, logging.WARNING)
+    assert ": label state: an admission webhook of the cluster writes other values; ask its owner" in warning
+    first, second = server.wait(PATCH, 2)
+    assert second.arrived - first.arrived >= 0.075
+    assert second.body == {"metadata": {"labels": {"state": "success"}}}
+    server.mutation = lambda key, value: value
+    wait_until(lambda: server.labels["state"] == "success", "it is written")
+    wait_until(lambda: plugin.api.unwritten == (), "and that is known")
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[]", b'{"metadata": {"labels": 5}}'])
+def test_an_odd_answer_to_a_patch_is_a_failed_round(
+    server: ApiServer, started: Start, caplog: pytest.LogCaptureFixture, body: bytes
+) -> None:
+    server.script(PATCH, *[Reply(body=body)] * 2)
+    plugin = started()
+    plugin.api.publish("state", labels={"state": "success"}, annotations={})
+    server.wait(PATCH, 3)
+    wait_until(lambda: server.labels, "it is written")
+    assert said(caplog, logging.WARNING, "cannot write to the API server: patch nodes: what comes is no") == 1
+
+
 def test_writing_does_not_wait_for_the_watch(server: ApiServer, started: Start) -> None:
     server.script(LIST, Reply(held=threading.Event()))
     plugin = started()
     server.wait(LIST)
-    plugin.api.publish(labels={"state": "success"}, annotations={})
+    plugin.api.publish("state", labels={"state": "success"}, annotations={})
     server.wait(PATCH)
     assert len(server.of(LIST)) == 1
 
@@ -856,7 +1159,7 @@ def test_requests_that_fail_are_counted_by_what_was_asked_and_status(
     server.script(PATCH, Reply.refusal(409))
     plugin = started()
     assert not plugin.api.watching
-    plugin.api.publish(labels={"state": "success"}, annotations={})
+    plugin.api.publish("state", labels={"state": "success"}, annotations={})
     server.wait(PATCH, 2)
     wait_until(lambda: plugin.api.watching, "a watch")
     assert plugin.api.failures == {
@@ -925,6 +1228,26 @@ def test_an_event_is_one_that_describe_node_shows(server: ApiServer, started: St
     assert abs(age) < 60
 
 
+def test_half_a_surrogate_pair_is_written_as_text(server: ApiServer, started: Start) -> None:
+    plugin = started()
+    plugin.api.event(kind="Warning", reason="Blocked", message="pod \ud800")
+    [post] = server.wait(POST)
+    assert post.body["message"] == "pod \\ud800"
+
+
+def test_events_that_a_webhook_refuses_are_dropped_and_that_is_said_once(
+    server: ApiServer, started: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.script(POST, *[Reply.refusal(403, GATEKEEPER)] * 2)
+    plugin = started()
+    for number in "123":
+        plugin.api.event(kind="Normal", reason="Tested", message=number)
+    wait_until(lambda: len(server.events) == 1, "the last is taken")
+    [warning] = lines(caplog, logging.WARNING)
+    assert warning.startswith("events about this node are dropped: ")
+    assert GATEKEEPER in warning
+
+
 def test_an_event_is_tried_until_it_is_taken_or_hopeless(
     server: ApiServer, started: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -951,7 +1274,7 @@ def test_of_too_many_events_the_oldest_are_dropped_and_counted(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(nodeapi, "EVENTS_MOST", 3)
+    monkeypatch.setattr(nodewriter, "EVENTS_MOST", 3)
     plugin = Plugin(kubeconfig)
     for number in range(5):
         plugin.api.event(kind="Normal", reason="Tested", message=str(number))
@@ -967,7 +1290,7 @@ def test_of_too_many_events_the_oldest_are_dropped_and_counted(
 def test_an_event_that_is_dropped_while_it_is_sent_takes_no_other_along(
     server: ApiServer, started: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nodeapi, "EVENTS_MOST", 1)
+    monkeypatch.setattr(nodewriter, "EVENTS_MOST", 1)
     held = threading.Event()
     server.script(POST, Reply(held=held))
     plugin = started()
@@ -1017,8 +1340,8 @@ assert not any(name.partition(".")[0] in ("kubernetes", "urllib3") for name in s
 from xpu_plugin.loops.backoff import delays
 answered = threading.Event()
 api = NodeApi(node={NODE!r}, label="x", kubeconfig=Path({str(kubeconfig)!r}), delays=delays,
-              on_label=lambda _: answered.set(), on_denied=print)
-api.publish(labels={{"a": "b"}}, annotations={{}})
+              on_sight=lambda _: answered.set(), on_denied=print)
+api.publish("state", labels={{"a": "b"}}, annotations={{}})
 api.event(kind="Normal", reason="Tested", message="")
 api.start()
 assert answered.wait({SECONDS})

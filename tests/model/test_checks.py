@@ -81,7 +81,7 @@ LIBRARY = Library(
         *(row(f"{vf}-of2", 2 + n, card=B, kind="vf", max_vfs=0) for n, vf in enumerate(VFS)),
     ),
 )
-PLUGIN = Plugin(streams=1, alone=True, worker=4711, replaced=False)
+PLUGIN = Plugin(streams=1, alone=True, worker=4711, replaced=False, unwritten=())
 KUBELET = Kubelet(
     age=3600.0,
     pods=frozenset({"kube-system/plugin", "default/train"}),
@@ -203,6 +203,7 @@ BROKEN: list[tuple[str, Evidence, Verdict, str]] = [
     ("node-label", cluster(label="lots"), E, "'lots' is not accepted"),
     ("node-label", cluster(trouble="list nodes: refused"), W, "list nodes: refused"),
     ("rbac", cluster(denied=("patch nodes",)), W, "patch nodes"),
+    ("node-writes", plugin(unwritten=("label a: refused", "b")), W, "label a: refused; b"),
     ("clock", cluster(ahead=-90.0), W, "90 s behind"),
     ("clock", kubelet(age=-5.0), W, "5 s in the future"),
 ]
@@ -219,6 +220,8 @@ ABSENT: list[tuple[str, Evidence]] = [
     ("rbac", cluster(untold="HTTP 503")),
     ("rbac", cluster(denied=ALL_DENIED)),
     ("node-label", cluster(denied=ALL_DENIED)),
+    ("node-writes", NO_XPU),
+    ("node-writes", plugin(unwritten=None)),
 ]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`xpu-device-plugin cleanup`: take from the node what the plugin has written on it."""
+"""`xpu-device-plugin cleanup`: take from the node what the plugin has written on it, forget its label."""
 
 import os
 import platform
@@ -8,18 +8,20 @@ import sys
 from xpu_plugin.config import CLEANUP_OPTIONS, PROGRAM, Parser, UsageError, read_config
 from xpu_plugin.edges import files
 from xpu_plugin.edges.api import has_credentials
+from xpu_plugin.edges.label import forget
 from xpu_plugin.edges.nodeapi import ApiError, remove
 from xpu_plugin.model.labels import LABELS
 from xpu_plugin.model.vf import DETAIL_ANNOTATION, STATE_LABEL
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status: 0 nothing of ours is left, 1 the API server does not do it, 2 usage."""
+    """Exit status: 0 nothing of ours is left, 1 the API server or the disk does not do it, 2 usage."""
     parser = Parser(
         prog=f"{PROGRAM} cleanup",
         description="Remove the labels and the annotation that the plugin has written on a node, for when it "
         "is uninstalled; a plugin that still runs there writes them again. The label by which you wish for "
-        "VFs is yours, and stays.",
+        "VFs is yours, and stays; what --state-dir has kept of it is removed, so that the argument may count "
+        "where the label cannot be read, or where the Node was made anew without it.",
     )
     config, _, _ = read_config(arguments, os.environ, options=CLEANUP_OPTIONS, parser=parser)
     if not has_credentials(config.kubeconfig):
@@ -31,6 +33,13 @@ def main(arguments: list[str]) -> int:
             raise UsageError(f"--kubeconfig: {error}; accepted: a readable file") from None
     node = config.node_name or platform.node().lower()
     labels = (*LABELS, STATE_LABEL)
+    try:
+        forgotten = forget(config.state_dir)
+    except OSError as error:
+        print(f"{PROGRAM}: cannot forget the label of node {node}: {error}", file=sys.stderr)
+        return 1
+    if forgotten:
+        print(f"{node}: the label last seen is forgotten")
     try:
         remove(node, config.kubeconfig, labels=labels, annotations=(DETAIL_ANNOTATION,))
     except ApiError as error:

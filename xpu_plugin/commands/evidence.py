@@ -104,12 +104,14 @@ def _library(scan: Scan, config: Config, hung: dict[int, str]) -> Library:
 def _plugin(state: dict[str, Any] | None, config: Config) -> Plugin | str:
     if state is None:
         return f"none answers at {config.status_socket}"
+    unwritten = state.get("unwritten")  # which a plugin of an older release does not tell
     return Plugin(
         streams=state["streams"],
         alone=state["alone"],
         worker=state["worker"],
         replaced=state["replaced"],
         replacement_trouble=state.get("replacement_trouble"),
+        unwritten=None if unwritten is None else tuple(map(str, unwritten)),
     )
 
 

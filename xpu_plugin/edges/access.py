@@ -5,8 +5,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from xpu_plugin.edges.api import Failed, Server, member
-from xpu_plugin.edges.nodeapi import NODE_LIST, NODES
+from xpu_plugin.edges.api import NODES, Failed, Server, member
+from xpu_plugin.edges.nodeapi import NODE_LIST
 from xpu_plugin.model import vf
 from xpu_plugin.model.checks.cluster import RIGHTS
 from xpu_plugin.model.checks.evidence import Cluster

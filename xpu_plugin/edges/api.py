@@ -12,7 +12,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeGuard
+
+from xpu_plugin.model.refusals import FORBIDDEN, UNAUTHORIZED, Speaker, speaker
+from xpu_plugin.record import record
 
 
 if TYPE_CHECKING:
@@ -27,19 +30,22 @@ CA_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/ca.crt")
 CLUSTER_ROLE = "deployment/xpu-operator_rbac.authorization.k8s.io_v1_clusterrole.yaml"
 CLUSTER_ROLE_BINDING = "deployment/xpu-operator_rbac.authorization.k8s.io_v1_clusterrolebinding.yaml"
 COMPONENT = "xpu-device-plugin"
+NODES = "/api/v1/nodes"
+# Servers take the first form they know; those before 1.15 send the object whole.
+ITEM = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
 
 CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 15.0  # of silence while an answer is awaited, but for a watch's
 RETRY_AFTER_MOST_SECONDS = 300.0  # whatever the server asks for
+RETRY_AFTER_ODD_SECONDS = 86400.0  # more than this is no request of a server that is well
 LONGEST_LINE = 4 << 20  # bytes; a whole Node, from servers before 1.15, is less than 2 MiB
 LONGEST_REFUSAL = 64 << 10  # bytes of an error's body that are looked at
+LONGEST_WORDS = 600  # characters of the server's words that are passed on
 
-UNAUTHORIZED, FORBIDDEN = 401, 403
-DENIED = (UNAUTHORIZED, FORBIDDEN)
 _OK = range(200, 300)
 _CHUNK = 64 << 10
 
-AWAY, BROKEN, MISSING, REFUSED = "away", "broken", "missing", "refused"
+AWAY, BROKEN, MISSING, REFUSED, STRANGER = "away", "broken", "missing", "refused", "stranger"
 """Why there is no answer. One kind of trouble is said once, however its text changes."""
 
 
@@ -52,7 +58,10 @@ def has_credentials(kubeconfig: Path | None) -> bool:
 
 
 class Failed(Exception):  # noqa: N818 - not always an error: 410, and what only has to be tried again
-    """What was asked for did not happen; the text says what that was, and why, and holds no secrets."""
+    """What was asked for did not happen; the text says what that was, and why, and holds no secrets.
+
+    status, speaker, words: of an HTTP answer: its status, the part that refuses, and what that says
+    """
 
     def __init__(
         self,
@@ -61,13 +70,17 @@ class Failed(Exception):  # noqa: N818 - not always an error: 410, and what only
         what: str = "",
         kind: str = AWAY,
         status: int | None = None,
+        words: str = "",
         retry_after: float = 0.0,
     ) -> None:
         super().__init__(why)
-        self.what = what
+        self.what = what or why.partition(":")[0]  # each text begins with what was asked for
         self.kind = kind
         self.status = status
-        self.retry_after = min(max(retry_after, 0.0), RETRY_AFTER_MOST_SECONDS)
+        self.words = words
+        self.speaker = None if status is None else speaker(status, words)
+        asked = retry_after if 0 <= retry_after <= RETRY_AFTER_ODD_SECONDS else 0.0
+        self.retry_after = min(float(asked), RETRY_AFTER_MOST_SECONDS)
 
 
 @contextmanager
@@ -98,7 +111,7 @@ def _why(error: Exception) -> str:
             text = error.reason
         elif isinstance(error, ConfigException | HTTPError):
             text = error
-    return " ".join(str(text).split())
+    return said(str(text))
 
 
 class Server:
@@ -151,7 +164,7 @@ class Server:
                 return answer
             with answer:
                 failure = answer.refusal()
-            if failure.status != UNAUTHORIZED:
+            if failure.speaker is not Speaker.AUTHENTICATOR:
                 raise failure
             self._forget()
             if fresh:
@@ -201,8 +214,8 @@ class Answer:
         with suppress(Exception):  # whatever is wrong with it is of no interest any more
             self._response.close()
 
-    def whole(self) -> dict[str, Any]:
-        """The JSON object that it is."""
+    def whole(self, kind: str = AWAY) -> dict[str, Any]:
+        """The JSON object that it is. kind: of the failure if it is none"""
         parts, size = [], 0
         with _translated(self._what):
             while part := self._response.read1(_CHUNK):
@@ -210,7 +223,7 @@ class Answer:
                 if size > LONGEST_LINE:
                     raise Failed(f"{self._what}: an answer of more than {LONGEST_LINE} bytes")
                 parts.append(part)
-        return parsed(b"".join(parts), self._what)
+        return parsed(b"".join(parts), self._what, kind)
 
     def date(self) -> float | None:
         """When it was sent by the server's clock, in seconds since 1970; None where it does not say."""
@@ -250,10 +263,12 @@ class Answer:
             with suppress(ValueError):
                 text = str(json.loads(body)["message"])
         seconds = self._response.headers.get("Retry-After", "")
+        words = said(text)
         return Failed(
-            f"{self._what}: HTTP {status} {' '.join(text.split())[:300]}",
+            f"{self._what}: HTTP {status} {words}",
             what=self._what,
             status=status,
+            words=words,
             retry_after=float(seconds) if seconds.isdecimal() else 0.0,
         )
 
@@ -274,14 +289,57 @@ def member(document: object, key: str) -> dict[str, Any]:
     return part if isinstance(part, dict) else {}
 
 
-def advice(failure: Failed) -> str:
-    """What to do about a refusal."""
-    if failure.status == UNAUTHORIZED:
-        return (
-            f"the API server does not know us (HTTP 401 to {failure.what}): see that the service account's "
-            f"token, or the kubeconfig, is valid; apply {CLUSTER_ROLE} and {CLUSTER_ROLE_BINDING}"
-        )
-    return (
-        f"the API server does not let us {failure.what} (HTTP 403): the service account lacks that right; "
-        f"apply {CLUSTER_ROLE} and {CLUSTER_ROLE_BINDING}"
+@record
+class NodeMetadata:
+    """A node as its metadata shows it. uid: None where a server does not tell"""
+
+    name: str
+    uid: str | None
+    version: str
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+
+
+def node_metadata(document: object, what: str) -> NodeMetadata:
+    """The metadata of an object that is a node, or a part of one. Raises Failed for anything else."""
+    metadata = member(document, "metadata")
+    name, version, uid = (metadata.get(key) for key in ("name", "resourceVersion", "uid"))
+    labels, annotations = (metadata.get(key) or {} for key in ("labels", "annotations"))
+    fine = isinstance(name, str) and isinstance(version, str) and isinstance(uid, str | None)
+    if not (fine and version and _words(labels) and _words(annotations)):
+        raise Failed(f"{what}: what comes is no node", kind=BROKEN)
+    return NodeMetadata(
+        name=str(name), uid=uid or None, version=version, labels=labels, annotations=annotations
     )
+
+
+def _words(part: object) -> TypeGuard[dict[str, str]]:
+    return isinstance(part, dict) and all(isinstance(value, str) for value in part.values())
+
+
+def said(text: str) -> str:
+    """Words of others in one printable line, cut off where they are too many."""
+    line = " ".join(text[: 2 * LONGEST_WORDS].split())[:LONGEST_WORDS]
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+
+
+def advice(failure: Failed) -> str:
+    """What happened and what to do about it; rights are spoken of where the authorizer refuses, and only
+    there."""
+    match failure.speaker:
+        case Speaker.AUTHENTICATOR:
+            return (
+                f"the API server does not know us (HTTP {UNAUTHORIZED} to {failure.what}): see that the "
+                "service account's token, or the kubeconfig, is valid"
+            )
+        case Speaker.AUTHORIZER:
+            return (
+                f"the API server does not let us {failure.what} (HTTP {FORBIDDEN}): the service account "
+                f"lacks that right; apply {CLUSTER_ROLE} and {CLUSTER_ROLE_BINDING}"
+            )
+        case Speaker.ADMISSION:
+            return (
+                f"the cluster's admission control refuses to {failure.what} (HTTP {failure.status}): "
+                f"{failure.words}; ask its owner for an exception for this plugin's service account"
+            )
+    return str(failure)

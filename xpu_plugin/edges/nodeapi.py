@@ -9,27 +9,31 @@ import logging
 import random
 import threading
 import time
-import uuid
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping
-from datetime import UTC, datetime
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from xpu_plugin.edges.api import (
     BROKEN,
-    COMPONENT,
-    DENIED,
+    ITEM,
     MISSING,
+    NODES,
     REFUSED,
+    STRANGER,
+    Answer,
     Failed,
+    NodeMetadata,
     Server,
     advice,
     member,
+    node_metadata,
     parsed,
+    said,
 )
-from xpu_plugin.record import record
+from xpu_plugin.edges.nodewriter import Delays, NodeWriter, send, values
+from xpu_plugin.model.node_label import Sight
+from xpu_plugin.model.refusals import Speaker
 
 
 logger = logging.getLogger(__name__)
@@ -38,19 +42,9 @@ WATCH_SECONDS = (240, 480)  # for how long the server is asked to keep a watch o
 WATCH_GRACE_SECONDS = 15.0  # of silence beyond that: the connection is dead, only nobody told us
 SHORT_WATCH_SECONDS = 1.0  # what ends sooner is no sign of health
 AGAIN_SECONDS = (1.0, 60.0)  # back-off: first, most
-EVENTS_MOST = 64  # that wait to be sent
-MESSAGE_BYTES = 1024  # of an event
 
-Delays = Callable[[float, float], Iterator[float]]
-"""A back-off: (first, most) seconds -> what to wait, time after time."""
-
-NODES = "/api/v1/nodes"
-_EVENTS = "/api/v1/namespaces/default/events"  # where those about what has no namespace belong
-# Servers take the first form they know; those before 1.15 send the object whole.
-_ITEM = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
 NODE_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
-_CONFLICT, _GONE = 409, 410
-_HOPELESS = (400, 404, 413, 422)  # an event that was so answered is not sent again
+_GONE = 410
 
 
 class ApiError(Exception):
@@ -61,26 +55,24 @@ def remove(
     node: str, kubeconfig: Path | None, *, labels: Collection[str], annotations: Collection[str]
 ) -> None:
     """Take labels and annotations from a node, whether or not it has them. Waits; raises ApiError."""
-    what = "patch nodes"
-    metadata = {"labels": dict.fromkeys(labels), "annotations": dict.fromkeys(annotations)}
-    path = f"{NODES}/{quote(node, safe='')}"
+    changes = values(labels=dict.fromkeys(labels), annotations=dict.fromkeys(annotations))
     try:
-        with Server(kubeconfig).open(
-            "PATCH", path, what=what, accept=_ITEM, body={"metadata": metadata}
-        ) as answer:
-            answer.whole()
+        send(Server(kubeconfig), node, "patch nodes", changes)
     except Failed as failure:
-        raise ApiError(advice(failure) if failure.status in DENIED else str(failure)) from None
+        raise ApiError(advice(failure)) from None
 
 
 class NodeApi:
     """Follows one node's label and keeps what we publish on it, in two daemon threads.
 
-    Both callbacks come from a thread. `on_label` gets the label's value, None when the node has no such
-    label: after the first answer, and then when the value changes. `on_denied` gets a sentence, which is for
-    the callee to log, when listing or watching turns out to be refused: once for each kind of refusal, until
-    that has been answered again. It has to have lasted for `patience` seconds, seen at both ends and with
-    nothing else between: an API server that has just started knows of no roles, and refuses everybody.
+    Both callbacks come from a thread. `on_sight` gets the label's value, None when the node has no such
+    label, and the node's UID: after the first answer, and then when either changes. `on_denied` gets a
+    sentence, which is for the callee to log, when the authorizer refuses to list or watch: once for each kind
+    of refusal, until that has been answered again. It has to have lasted for `patience` seconds, seen at both
+    ends and with nothing else between: an API server that has just started knows of no roles, and refuses
+    everybody. Credentials that are not accepted are an outage like any other.
+
+    What is not foreseen ends no thread: it is said once, and the thread begins anew after a while.
     """
 
     def __init__(
@@ -89,7 +81,7 @@ class NodeApi:
         node: str,
         label: str,
         kubeconfig: Path | None,
-        on_label: Callable[[str | None], None],
+        on_sight: Callable[[Sight], None],
         on_denied: Callable[[str], None],
         delays: Delays,
         patience: float = 0.0,
@@ -97,14 +89,15 @@ class NodeApi:
         self._node = node
         self._label = label
         self._kubeconfig = kubeconfig
-        self._on_label = on_label
+        self._on_sight = on_sight
         self._on_denied = on_denied
         self._delays = delays
         self._stopping = threading.Event()
+        self._threads: set[str] = set()  # names of those that were started
 
         # Of the watching thread.
-        self._told: tuple[str | None] | None = None  # the value handed over last, if any was
-        self._denied: set[tuple[str, int]] = set()  # (what, status) that on_denied has heard of
+        self._told: Sight | None = None  # what was handed over last
+        self._denied: set[str] = set()  # requests whose refusal on_denied has heard of
         self._complaint: str | None = None  # the kind of trouble there is
         self._patience = patience
         self._refused_since: float | None = None
@@ -112,64 +105,79 @@ class NodeApi:
         self.watching = False  # whether a watch is open; read from anywhere
         self._barren = 0  # streams in a row that ended at once, without a line
 
-        # Shared, under the lock of `_news`.
-        self._news = threading.Condition()
-        self._seen: _Metadata | None = None
-        self._wanted: _Metadata | None = None
-        self._wanted_anew = False
-        self._back = False  # the API server, after an outage
-        self._events: deque[dict[str, object]] = deque(maxlen=EVENTS_MOST)
-        self._lost = 0
+        self._writer = NodeWriter(node=node, kubeconfig=kubeconfig, delays=delays, failed=self._failed)
+        self._counting = threading.Lock()
         self._failures: Counter[tuple[str, int | None]] = Counter()
 
     def start(self) -> None:
-        """Begin; returns at once. The import of the client holds the interpreter for a moment."""
-        for target in (self._watch, self._write):
-            threading.Thread(
-                target=self._guarded, args=(target,), name=f"api{target.__name__}", daemon=True
-            ).start()
+        """Begin; returns at once. The import of the client holds the interpreter for a moment.
+
+        Raises RuntimeError when a thread cannot be started. Called again, it starts what is missing.
+        """
+        for name, target in (("api_watch", self._watch), ("api_write", self._writer.run)):
+            if name not in self._threads:
+                threading.Thread(target=self._kept_up, args=(name, target), name=name, daemon=True).start()
+                self._threads.add(name)
 
     def stop(self) -> None:
         """Ask both threads to end; returns at once. One that is blocked ends later, or with the process."""
         self._stopping.set()
-        with self._news:
-            self._news.notify_all()
+        self._writer.stop()
 
     @property
     def failures(self) -> dict[tuple[str, int | None], int]:
         """How many requests have failed, by what was asked and HTTP status, None where there was none."""
-        with self._news:
+        with self._counting:
             return dict(self._failures)
 
-    def publish(self, *, labels: Mapping[str, str | None], annotations: Mapping[str, str | None]) -> None:
+    @property
+    def unwritten(self) -> tuple[str, ...]:
+        """A sentence for each kind of writing that failed when it was tried last."""
+        return self._writer.unwritten
+
+    def publish(
+        self, part: str, *, labels: Mapping[str, str | None], annotations: Mapping[str, str | None]
+    ) -> None:
         """What these keys of the node are to be from now on, None for absent; returns at once.
 
-        The last call wins, and keys that it does not name are left alone. Somebody else's change of them is
-        mended, ever more slowly if it comes again and again.
+        Each part is written by patches of its own. The last call for a part wins, and keys that it does not
+        name are left alone. Somebody else's change of them is mended, ever more slowly if it comes again.
         """
-        wanted = _Metadata(labels=dict(labels), annotations=dict(annotations))
-        with self._news:
-            if wanted != self._wanted:
-                self._wanted, self._wanted_anew = wanted, True
-                self._news.notify_all()
+        self._writer.publish(part, values(labels=labels, annotations=annotations))
 
     def event(self, *, kind: str, reason: str, message: str) -> None:
         """Have an event about the node (`kubectl describe node`) made, if possible; returns at once.
 
         `kind` is Normal or Warning. Of too many that wait the oldest is dropped.
         """
-        event = _event(self._node, kind=kind, reason=reason, message=message)
-        with self._news:
-            self._lost += len(self._events) == self._events.maxlen
-            self._events.append(event)
-            self._news.notify_all()
+        self._writer.event(kind=kind, reason=reason, message=message)
 
-    def _guarded(self, target: Callable[[], None]) -> None:
-        try:
-            target()
-        except Exception:
-            if not self._stopping.is_set():  # else: who is called back has gone already
-                raise
+    def _kept_up(self, name: str, target: Callable[[], None]) -> None:
+        """Call it until it returns, as it does when it is told to stop."""
+        again = self._delays(*AGAIN_SECONDS)
+        known: set[str] = set()
+        while True:
+            began = time.monotonic()
+            try:
+                target()
+            except Exception as error:  # noqa: BLE001 - what is not foreseen is a failed round, like others
+                if self._stopping.is_set():  # who is called back may have gone already
+                    return
+                # The text of an error that is not known may quote a header, and so a token.
+                where = f"{type(error).__name__} at {_place(error)}"
+                self._failed(Failed(f"{name}: {where}"))
+                if where not in known:
+                    known.add(where)
+                    logger.error(  # noqa: TRY400 - a traceback would show the text
+                        "unforeseen error while talking to the API server; trying again: thread=%s error=%s",
+                        name,
+                        where,
+                    )
+                if time.monotonic() - began > AGAIN_SECONDS[1]:
+                    again = self._delays(*AGAIN_SECONDS)
+                self._stopping.wait(next(again))
+            else:
+                return
 
     # --- watching: list, watch from there, list again when in doubt -----------------------------------
 
@@ -192,14 +200,13 @@ class NodeApi:
                 self._failed(failure)
                 if not self._stopping.is_set():
                     self._say(failure)
-            self.watching = False
             healthy = self._streamed() >= SHORT_WATCH_SECONDS
             if healthy:
                 again = self._delays(*AGAIN_SECONDS)
             if failed or not healthy:
                 self._stopping.wait(max(next(again), least))
 
-    def _list(self, server: "Server") -> str:
+    def _list(self, server: Server) -> str:
         """Act on the node as it is; the version to watch from."""
         what = "list nodes"
         with server.open("GET", NODES, what=what, accept=NODE_LIST, query=self._selector()) as answer:
@@ -209,15 +216,13 @@ class NodeApi:
         items = document.get("items") or []
         if not isinstance(version, str) or not isinstance(items, list):
             raise Failed(f"{what}: the answer is no list")
-        nodes = [
-            metadata for item in items if (metadata := member(item, "metadata")).get("name") == self._node
-        ]
+        nodes = [item for item in items if member(item, "metadata").get("name") == self._node]
         if not nodes:
             raise Failed(f"{what}: none is named {self._node}", kind=MISSING)
-        self._saw(nodes[0])
+        self._saw(node_metadata(nodes[0], what))
         return version
 
-    def _follow(self, server: "Server", version: str) -> str | None:
+    def _follow(self, server: Server, version: str) -> str | None:
         """Act on changes until the stream ends; the version to go on from, None if that is to be listed."""
         what = "watch nodes"
         seconds = random.randint(*WATCH_SECONDS)  # noqa: S311 - so that a cluster's nodes do not ask in step
@@ -229,34 +234,45 @@ class NodeApi:
         }
         try:
             answer = server.open(
-                "GET", NODES, what=what, accept=_ITEM, query=query, silence=seconds + WATCH_GRACE_SECONDS
+                "GET", NODES, what=what, accept=ITEM, query=query, silence=seconds + WATCH_GRACE_SECONDS
             )
         except Failed as failure:
             if failure.status == _GONE:
                 return None
             raise
-        with answer:
-            self._streaming_since = time.monotonic()
-            self.watching = True
-            self._allowed(what)
-            if self._complaint != BROKEN:
-                self._answered()
-            heard = False
-            for line in answer.lines():
-                heard = True
-                if self._stopping.is_set():
+        try:
+            with answer:
+                self._streaming_since = time.monotonic()
+                self.watching = True
+                return self._heard(answer, version)
+        finally:
+            self.watching = False
+
+    def _heard(self, answer: Answer, version: str) -> str | None:
+        """Act on each line of a watch; as `_follow` returns."""
+        what = "watch nodes"
+        self._allowed(what)
+        if self._complaint != BROKEN:
+            self._answered()
+        heard = False
+        for line in answer.lines():
+            heard = True
+            if self._stopping.is_set():
+                return None
+            kind, about = _watched(line)
+            if kind is None:
+                return None
+            if kind == "BOOKMARK":
+                version = str(member(about, "metadata")["resourceVersion"])
+            else:
+                metadata = node_metadata(about, what)
+                if metadata.name != self._node:
+                    raise Failed(f"{what}: an event about another node", kind=BROKEN)
+                if kind == "DELETED":
                     return None
-                kind, metadata = _watched(line)
-                if kind is None:
-                    return None
-                if kind != "BOOKMARK":
-                    if metadata.get("name") != self._node:
-                        raise Failed(f"{what}: an event about another node", kind=BROKEN)
-                    if kind == "DELETED":
-                        return None
-                    self._saw(metadata)
-                self._answered()
-                version = str(metadata["resourceVersion"])
+                self._saw(metadata)
+                version = metadata.version
+            self._answered()
         if not heard and self._streamed() < SHORT_WATCH_SECONDS:
             self._barren += 1
             if self._barren > 1:  # the first time it may have been the server's end
@@ -273,34 +289,28 @@ class NodeApi:
         """For how many seconds this round's stream has been open."""
         return 0.0 if self._streaming_since is None else time.monotonic() - self._streaming_since
 
-    def _failed(self, failure: "Failed") -> None:
-        with self._news:
-            # The text of each begins with what was asked for.
-            self._failures[failure.what or str(failure).partition(":")[0], failure.status] += 1
+    def _failed(self, failure: Failed) -> None:
+        with self._counting:
+            self._failures[failure.what, failure.status] += 1
 
-    def _saw(self, metadata: dict[str, Any]) -> None:
-        labels, annotations = member(metadata, "labels"), member(metadata, "annotations")
-        with self._news:
-            self._seen = _Metadata(labels=labels, annotations=annotations)
-            self._news.notify_all()
-        value = labels.get(self._label)
-        if self._told != (value,) and not self._stopping.is_set():
-            self._told = (value,)
-            self._on_label(value)
+    def _saw(self, metadata: NodeMetadata) -> None:
+        self._writer.saw(metadata)
+        sight = Sight(uid=metadata.uid, label=metadata.labels.get(self._label))
+        if self._told != sight and not self._stopping.is_set():
+            self._told = sight
+            self._on_sight(sight)
 
     def _allowed(self, what: str) -> None:
-        self._denied = {refusal for refusal in self._denied if refusal[0] != what}
+        self._denied.discard(what)
 
-    def _say(self, failure: "Failed") -> None:
+    def _say(self, failure: Failed) -> None:
         """Once for each kind of trouble, until there is an answer."""
-        if failure.status in DENIED:
+        if failure.speaker is Speaker.AUTHORIZER:
             self._complaint = REFUSED
             now = time.monotonic()
             self._refused_since = self._refused_since or now
-            if now - self._refused_since < self._patience:
-                return
-            if (failure.what, failure.status) not in self._denied:
-                self._denied.add((failure.what, failure.status))
+            if now - self._refused_since >= self._patience and failure.what not in self._denied:
+                self._denied.add(failure.what)
                 self._on_denied(advice(failure))
             return
         self._refused_since = None
@@ -309,6 +319,8 @@ class NodeApi:
                 f"the API server knows no node {self._node}; see that this plugin was told the right name",
                 MISSING,
             )
+        elif failure.speaker is Speaker.AUTHENTICATOR:
+            self._complain(advice(failure), STRANGER)
         else:
             self._complain(
                 f"no answer from the API server: {failure}; until there is one, everything stays as it is",
@@ -325,166 +337,11 @@ class NodeApi:
         if self._complaint is not None:
             self._complaint = None
             logger.info("the API server answers again")
-            with self._news:
-                self._back = True
-                self._news.notify_all()
-
-    # --- writing: what differs, and events ------------------------------------------------------------
-
-    def _write(self) -> None:
-        server = Server(self._kubeconfig)
-        patching = _Errand("patch nodes", self._delays)
-        posting = _Errand("create events", self._delays)
-        while not self._stopping.is_set():
-            with self._news:
-                if self._wanted_anew:
-                    self._wanted_anew = False
-                    patching.renew()
-                if self._back:
-                    self._back = False
-                    patching.hurry()
-                    posting.hurry()
-                seen, changes = self._seen, self._changes()
-                event = self._events[0] if self._events else None
-                due = [errand.due for errand, work in ((patching, changes), (posting, event)) if work]
-                now = time.monotonic()
-                if not due or min(due) > now:
-                    self._news.wait(min(due) - now if due else None)
-                    continue
-            if changes and patching.due <= now:
-                self._patch(server, patching, changes, seen)
-            if event and posting.due <= now:
-                self._post(server, posting, event)
-
-    def _changes(self) -> dict[str, dict[str, str | None]]:
-        """The merge patch that makes the node as wanted, by what is known of it; empty if it is."""
-        if self._wanted is None:
-            return {}
-        wanted, seen = self._wanted, self._seen
-        changes = {
-            "labels": _difference(wanted.labels, seen.labels if seen else None),
-            "annotations": _difference(wanted.annotations, seen.annotations if seen else None),
-        }
-        return {where: difference for where, difference in changes.items() if difference}
-
-    def _patch(
-        self,
-        server: "Server",
-        errand: "_Errand",
-        changes: dict[str, dict[str, str | None]],
-        before: "_Metadata | None",
-    ) -> None:
-        path = f"{NODES}/{quote(self._node, safe='')}"
-        try:
-            with server.open(
-                "PATCH", path, what=errand.what, accept=_ITEM, body={"metadata": changes}
-            ) as answer:
-                metadata = member(answer.whole(), "metadata")
-        except Failed as failure:
-            self._failed(failure)
-            errand.failed(failure)
-            return
-        errand.succeeded()
-        errand.put_off()  # so that a quarrel about a label is not carried on as fast as we can
-        with self._news:
-            # What the watch has seen meanwhile may be newer than this answer; if it was older, the watch
-            # goes on to our own change.
-            if self._seen is before:
-                self._seen = _Metadata(
-                    labels=member(metadata, "labels") | changes.get("labels", {}),
-                    annotations=member(metadata, "annotations") | changes.get("annotations", {}),
-                )
-
-    def _post(self, server: "Server", errand: "_Errand", event: dict[str, object]) -> None:
-        try:
-            with server.open(
-                "POST", _EVENTS, what=errand.what, accept="application/json", body=event
-            ) as answer:
-                answer.whole()
-        except Failed as failure:
-            if failure.status != _CONFLICT:
-                self._failed(failure)
-            if failure.status in _HOPELESS:
-                logger.warning("an event about this node is dropped: %s", failure)
-            elif failure.status != _CONFLICT:  # which it has with itself, if only the answer was lost
-                errand.failed(failure)
-                return
-        errand.succeeded()
-        with self._news:
-            if self._events and self._events[0] is event:
-                self._events.popleft()
-            lost, self._lost = self._lost, 0
-        if lost:
-            logger.warning("%d events about this node could not be sent in time and were dropped", lost)
-
-
-@record
-class _Metadata:
-    """What a node's metadata is, or parts of it are to be: a value of None stands for an absent key."""
-
-    labels: Mapping[str, str | None]
-    annotations: Mapping[str, str | None]
-
-
-def _difference(
-    wanted: Mapping[str, str | None], seen: Mapping[str, str | None] | None
-) -> dict[str, str | None]:
-    return {key: value for key, value in wanted.items() if seen is None or seen.get(key) != value}
-
-
-class _Errand:
-    """One kind of writing: when it may be done next, and what has been said about its failing."""
-
-    def __init__(self, what: str, delays: Delays) -> None:
-        self.what = what
-        self.due = self._soonest = 0.0
-        self._delays = delays
-        self._again = delays(*AGAIN_SECONDS)
-        self._complaint: str | None = None
-        self._unreachable = False
-
-    def renew(self) -> None:
-        """There is something new to be done: the waits grow from the beginning."""
-        self._again = self._delays(*AGAIN_SECONDS)
-        self.due = min(self.due, self._soonest)
-
-    def hurry(self) -> None:
-        """There are answers again: what only lacked one is tried soon."""
-        if self._unreachable:
-            self.renew()
-
-    def put_off(self, least: float = 0.0) -> None:
-        """Not again before the next wait is over, nor within `least` seconds; a quiet time makes it short."""
-        now = time.monotonic()
-        if now - self.due > AGAIN_SECONDS[1]:
-            self.renew()
-        self.due = now + max(next(self._again), least)
-        self._soonest = now + max(AGAIN_SECONDS[0], least)
-
-    def failed(self, failure: "Failed") -> None:
-        """An API server that is away is not mentioned: the watch says so."""
-        self.put_off(failure.retry_after)
-        self._unreachable = failure.status is None
-        denied = failure.status in DENIED
-        complaint = REFUSED if denied else BROKEN
-        if self._unreachable or complaint == self._complaint:
-            logger.debug("%s", failure)
-            return
-        self._complaint = complaint
-        if denied:
-            logger.warning("%s", advice(failure))
-        else:
-            logger.warning("cannot write to the API server: %s", failure)
-
-    def succeeded(self) -> None:
-        self._unreachable = False
-        if self._complaint is not None:
-            logger.info("the API server lets us %s again", self.what)
-            self._complaint = None
+            self._writer.answered()
 
 
 def _watched(line: bytes) -> tuple[str | None, dict[str, Any]]:
-    """A watch event's type and its object's metadata; a type of None: what we know is too old."""
+    """A watch event's type and its object; a type of None: what we know is too old."""
     what = "watch nodes"
     document = parsed(line, what, BROKEN)
     kind, about = document.get("type"), member(document, "object")
@@ -493,31 +350,19 @@ def _watched(line: bytes) -> tuple[str | None, dict[str, Any]]:
             return None, {}
         seconds = member(about, "details").get("retryAfterSeconds")
         raise Failed(
-            f"{what}: error {about.get('code')} in the stream: {str(about.get('message'))[:300]}",
+            f"{what}: error {said(str(about.get('code')))} in the stream: {said(str(about.get('message')))}",
             kind=BROKEN,
-            retry_after=float(seconds) if isinstance(seconds, int) else 0.0,
+            retry_after=seconds if isinstance(seconds, int) else 0,
         )
-    metadata = member(about, "metadata")
-    if kind not in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK") or not metadata.get("resourceVersion"):
+    version = member(about, "metadata").get("resourceVersion")
+    if kind not in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK") or not (version and isinstance(version, str)):
         raise Failed(f"{what}: what comes is no event", kind=BROKEN)
-    return kind, metadata
+    return kind, about
 
 
-def _event(node: str, *, kind: str, reason: str, message: str) -> dict[str, object]:
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    # A name of its own: an event that is sent again because the answer was lost is not made twice.
-    name = f"{node[:200].rstrip('-.')}.{uuid.uuid4().hex[:16]}"
-    return {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {"name": name, "namespace": "default"},
-        # The node's name as UID is what the kubelet writes, and what `kubectl describe node` looks for.
-        "involvedObject": {"kind": "Node", "name": node, "uid": node},
-        "source": {"component": COMPONENT, "host": node},
-        "type": kind,
-        "reason": reason,
-        "message": message.encode()[:MESSAGE_BYTES].decode(errors="ignore"),
-        "firstTimestamp": now,
-        "lastTimestamp": now,
-        "count": 1,
-    }
+def _place(error: BaseException) -> str:
+    """`file:line` where it was raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "?"

@@ -1,75 +1,99 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node in the API server: its label is the wish, and what became of it is written there.
 
-An API server that cannot be reached changes nothing: not before it has answered once, when the wish is
-`keep`, and not later.
+An API server that cannot be reached changes nothing: not before it has answered once, when the wish is the
+label last seen, else `keep`, and not later.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from xpu_plugin.loops.backoff import delays, pause
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.model.change import News, Reason
 from xpu_plugin.model.labels import node_labels
-from xpu_plugin.model.vf import (
-    DETAIL_ANNOTATION,
-    STATE_LABEL,
-    UNKNOWN,
-    Report,
-    Wish,
-    by_argument,
-    by_label,
-)
+from xpu_plugin.model.node_label import LAST_SEEN, NEW_NODE, Kept, Sight, Silence, decide
+from xpu_plugin.model.vf import ARGUMENT, DETAIL_ANNOTATION, STATE_LABEL, UNKNOWN, Report, Wish
 
 
 if TYPE_CHECKING:
+    from xpu_plugin.edges.label import LabelRecord
     from xpu_plugin.edges.nodeapi import NodeApi
 
 logger = logging.getLogger(__name__)
 
 EVENTS_MOST = 64  # that wait for the edge
+AGAIN_SECONDS = (1.0, 60.0)  # back-off for threads and files: first, most
+LOOK_SECONDS = 10.0  # between two looks whether `cleanup` has removed the record
+STATE_PART, LABELS_PART = "state", "labels"  # of what is written, each by patches of its own
+
+T = TypeVar("T")
 
 
 class Node:
     """Turns the label into a wish, and reports into a label, an annotation and Events.
 
     argument: the number of VFs that counts without a label, or when the API server refuses to show it from
-    the start on; connect: makes the API server's edge from two callbacks, for a label's value and for a
-    refusal, that may be called on any thread. It is called by `run`; what is to be written until then waits.
+    the start on and none was ever seen
+    connect: makes the API server's edge from two callbacks, for the node as it is shown and for a refusal,
+    that may be called on any thread. It is called by `run`; what is to be written until then waits.
+    record: of the label last seen; alone: waits until that may be written, None to leave it as it is
+    patience: seconds without an answer until the label last seen counts
     """
 
     def __init__(
         self,
         *,
         argument: int | None,
-        connect: Callable[[Callable[[str | None], None], Callable[[str], None]], "NodeApi"],
+        connect: Callable[[Callable[[Sight], None], Callable[[str], None]], "NodeApi"],
+        record: "LabelRecord",
+        alone: Callable[[], Awaitable[None]] | None,
+        patience: float,
     ) -> None:
         self._argument = argument
         self._wished: Callable[[Wish], None] = _to_nobody
         self._wish = UNKNOWN
         self._last: tuple[str, str] | None = None
         self._labels: dict[str, str | None] = {}
-        self._annotations: dict[str, str | None] = {}
+        self._state: tuple[dict[str, str | None], dict[str, str | None]] | None = None
         self._events: deque[tuple[str, str, str]] = deque(maxlen=EVENTS_MOST)  # that wait
         self._connect = connect
         self.api: NodeApi | None = None  # until `run`
+
+        self._record = record
+        self._alone = alone
+        self._patience = patience
+        self._sight: Sight | Silence | None = None  # the last
+        self._unread = True  # whether the record has still to be read
+        self._kept: Kept | None = None
+        self._written: Kept | None = None  # what the record has
+        self._changed = asyncio.Event()  # what is to be kept
+        self._explained: str | None = None  # the origin of a wish that was explained
+
+    @property
+    def unwritten(self) -> tuple[str, ...]:
+        """A sentence for each kind of writing on the node that failed when it was tried last."""
+        return self.api.unwritten if self.api is not None else ()
 
     async def run(self, wished: Callable[[Wish], None]) -> None:
         """Tell `wished` of each wish. Never returns; cancelled, it does not wait for it."""
         loop = asyncio.get_running_loop()
         self._wished = wished
-        self.api = api = self._connect(partial(_hop, loop, self._label), partial(_hop, loop, self._denied))
-        if self._labels:
-            self._publish()
+        self.api = api = self._connect(partial(_hop, loop, self._see), partial(_hop, loop, self._denied))
+        self._publish_state()
+        self._publish_labels()
         while self._events:
             self.event(*self._events.popleft())
-        api.start()
         try:
-            await asyncio.Event().wait()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._remember(), name="record of the label")
+                group.create_task(self._lose_patience(), name="patience with the API server")
+                await _started(api)
         finally:
             api.stop()
 
@@ -79,8 +103,8 @@ class Node:
             written = (str(report.state), report.detail())
             if written != self._last:
                 self._last = written
-                self._labels[STATE_LABEL], self._annotations[DETAIL_ANNOTATION] = written
-                self._publish()
+                self._state = ({STATE_LABEL: written[0]}, {DETAIL_ANNOTATION: written[1]})
+                self._publish_state()
         for one in news:
             kind = "Normal" if one.reason is Reason.APPLIED else "Warning"
             self.event(kind, str(one.reason), one.text)
@@ -92,9 +116,9 @@ class Node:
             generation = (await picture.beyond(generation)).generation
             facts = picture.facts
             labels = node_labels({**facts.lost, **facts.devices}.values(), driver_version())
-            if self._labels != {**self._labels, **labels}:
-                self._labels |= labels
-                self._publish()
+            if labels != self._labels:
+                self._labels = labels
+                self._publish_labels()
 
     def event(self, kind: str, reason: str, text: str) -> None:
         """Have an Event about the node made."""
@@ -103,26 +127,125 @@ class Node:
         else:
             self.api.event(kind=kind, reason=reason, message=text)
 
-    def _publish(self) -> None:
-        if self.api is not None:
-            self.api.publish(labels=dict(self._labels), annotations=dict(self._annotations))
+    def _publish_state(self) -> None:
+        if self.api is not None and self._state is not None:
+            labels, annotations = self._state
+            self.api.publish(STATE_PART, labels=labels, annotations=annotations)
 
-    def _label(self, label: str | None) -> None:
-        self._take(by_label(self._wish, label, self._argument))
+    def _publish_labels(self) -> None:
+        if self.api is not None and self._labels:
+            self.api.publish(LABELS_PART, labels=self._labels, annotations={})
+
+    # --- the wish -------------------------------------------------------------------------------------
+
+    def _see(self, sight: Sight | Silence) -> None:
+        """The node is shown so, or is not."""
+        self._sight = sight
+        if isinstance(sight, Sight):
+            self._explained = None
+        self._decide(self._wish)
+
+    def _decide(self, before: Wish) -> None:
+        """A label counts at once; all else depends on the record, and waits until that has been read."""
+        sight = self._sight
+        if sight is None or (self._unread and not (isinstance(sight, Sight) and sight.label is not None)):
+            return
+        wish, kept = decide(sight, kept=self._kept, before=before, argument=self._argument)
+        if kept != self._kept:
+            self._kept = kept
+            self._changed.set()
+        if wish != self._wish:
+            self._wish = wish
+            self._wished(wish)
+        if sight is Silence.REFUSED:
+            self._explain()
 
     def _denied(self, text: str) -> None:
-        """Without an answer ever, a refusal makes the argument count."""
+        """Without an answer ever, a refusal makes the argument count, unless a label was seen before."""
         logger.warning("%s", text)
-        if self._wish.origin is None:
+        self._see(Silence.REFUSED)
+
+    def _explain(self) -> None:
+        """Say once what a refusal makes count."""
+        if self._explained == self._wish.origin:
+            return
+        self._explained = self._wish.origin
+        if self._wish.origin == ARGUMENT:
             logger.warning("the argument --sriov-num-vfs counts, as the node's label may not be read")
-            self._take(by_argument(self._argument))
+        elif self._wish.origin in (LAST_SEEN, NEW_NODE):
+            logger.warning(
+                "the label last seen counts, as the node's label may not be read; to let the argument count "
+                "run 'xpu-device-plugin cleanup' on this node: label=%s",
+                self._kept.label if self._kept else None,
+            )
 
-    def _take(self, wish: Wish) -> None:
-        self._wish = wish
-        self._wished(wish)
+    async def _lose_patience(self) -> None:
+        """An outage at the start lasts: the label last seen counts."""
+        await asyncio.sleep(self._patience)
+        if self._sight is None:
+            self._see(Silence.AWAY)
+
+    # --- the label last seen --------------------------------------------------------------------------
+
+    async def _remember(self) -> None:
+        """Keep the record as it is to be, and notice when it is removed."""
+        self._written = await self._read()
+        self._unread = False
+        if self._kept is None:  # else the label has been seen meanwhile
+            self._begin_with(self._written)
+        if self._alone is None:
+            return
+        await self._alone()
+        self._written = await self._read()  # the instance before us may have written
+        if not isinstance(self._sight, Sight):
+            self._begin_with(self._written)
+        again = delays(*AGAIN_SECONDS)
+        while True:
+            kept = self._kept
+            if kept != self._written and not await self._record.write(kept):
+                await pause(self._changed, next(again))
+                continue
+            self._written, again = kept, delays(*AGAIN_SECONDS)
+            await pause(self._changed, LOOK_SECONDS)
+            if self._waits and await self._record.removed() and self._waits:
+                self._written = None
+                self._begin_with(None)
+
+    @property
+    def _waits(self) -> bool:
+        """Only the record keeps the argument from counting, and `cleanup` may remove it."""
+        return self._wish.origin in (LAST_SEEN, NEW_NODE) and self._kept == self._written
+
+    async def _read(self) -> Kept | None:
+        """The record, as soon as it can be read."""
+        again = delays(*AGAIN_SECONDS)
+        while True:
+            with contextlib.suppress(OSError):
+                return await self._record.read()
+            await asyncio.sleep(next(again))
+
+    def _begin_with(self, kept: Kept | None) -> None:
+        """Decide anew, with this label kept."""
+        self._kept = kept
+        self._decide(UNKNOWN)
 
 
-def _hop(loop: asyncio.AbstractEventLoop, call: Callable[[str], None], value: str) -> None:
+async def _started(api: "NodeApi") -> None:
+    """Start its threads, as soon as the system has any for us."""
+    complained = False
+    for seconds in delays(*AGAIN_SECONDS):
+        try:
+            api.start()
+        except RuntimeError as error:
+            if not complained:
+                logger.warning("cannot start a thread for the API server: %s; it is tried again", error)
+            complained = True
+            await asyncio.sleep(seconds)
+        else:
+            return
+
+
+def _hop(loop: asyncio.AbstractEventLoop, call: Callable[[T], None], value: T) -> None:
     """From the API server's thread to the event loop, unless that has ended."""
     if not loop.is_closed():
         loop.call_soon_threadsafe(call, value)

@@ -23,6 +23,7 @@ class Status:
     """Answers, by name, in `answers`. Nothing here opens the library or is remembered.
 
     streams: how many streams the kubelet has open; alone: whether no other plugin is in our way
+    unwritten: what could not be written on the node, None where nothing is written
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Status:
         pod_resources_socket: Path,
         streams: Callable[[], int],
         alone: Callable[[], bool],
+        unwritten: Callable[[], tuple[str, ...] | None],
         configuration: str,
     ) -> None:
         self._picture = picture
@@ -51,6 +53,7 @@ class Status:
         self._socket = pod_resources_socket
         self._streams = streams
         self._alone = alone
+        self._unwritten = unwritten
         self._configuration = configuration
         self.answers: Mapping[str, Callable[..., object]] = {
             "clear": sweep.clear,
@@ -108,6 +111,7 @@ class Status:
             "trouble": self._trouble(),
             "streams": self._streams(),
             "alone": self._alone(),
+            "unwritten": self._unwritten(),
             "wish": {"number": wish.number, "origin": wish.origin, "problem": wish.problem},
         }
 

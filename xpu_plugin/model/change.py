@@ -224,7 +224,7 @@ def decide(memory: Memory, view: View, limits: Limits) -> Decision:
     if action is None:
         memory, action = _begin(memory, view, limits)
     steps = tuple(_told(memory, view, limits, card) for card in view.cards.values())
-    memory, turns = _turns(memory, steps, view.wish.problem)
+    memory, turns = _turns(memory, steps, view.wish)
     kept_back = _kept_back(memory, view, limits)
     if isinstance(action, Wait) and kept_back and _pending(memory, view, limits):
         left = memory.started + limits.pending - view.now
@@ -549,12 +549,12 @@ def _told(memory: Memory, view: View, limits: Limits, card: Card) -> Step:
     return replace(proven(step, proof), reason=proof.text if not proof.idle else "waits its turn")
 
 
-def _turns(memory: Memory, steps: Iterable[Step], problem: str) -> tuple[Memory, tuple[News, ...]]:
+def _turns(memory: Memory, steps: Iterable[Step], wish: Wish) -> tuple[Memory, tuple[News, ...]]:
     """What has turned bad. Said again only after it was well, or for another wish or another failure."""
-    told: dict[str, object] = {"": problem} if problem else {}
+    told: dict[str, object] = {"": wish.problem} if wish.problem else {}
     news = []
-    if problem and memory.told.get("") != problem:
-        news.append(News(reason=Reason.FAILED, card="", text=f"{problem}; the last valid wish stays"))
+    if wish.problem and memory.told.get("") != wish.problem:
+        news.append(News(reason=Reason.FAILED, card="", text=f"{wish.problem}; {wish.instead}"))
     for step in steps:
         before = memory.told.get(step.card)
         if step.action is Action.BLOCKED:

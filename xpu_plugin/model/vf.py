@@ -14,6 +14,7 @@ from xpu_plugin.record import record
 
 KEEP = "keep"
 MOST_VFS = 63
+LONGEST_LABEL = 63  # characters of a label's value, by Kubernetes
 ACCEPTED = f"a whole number from 0 to {MOST_VFS}, or {KEEP}"
 
 LABEL = "baidu.com/sriov-num-vfs"
@@ -30,16 +31,18 @@ class Wish:
 
     number: None means that every card is to stay as it is
     origin: where the wish is from; None until it is known
-    problem: why the label that is there does not count
+    problem: why the label that is there does not count, or that there should be one
+    instead: what counts meanwhile
     """
 
     number: int | None = None
     origin: str | None = None
     problem: str = ""
+    instead: str = "the last valid wish stays"
 
 
 UNKNOWN = Wish()
-_LABELLED, _ARGUMENT = f"label {LABEL}", "argument --sriov-num-vfs"
+_LABELLED, ARGUMENT = f"label {LABEL}", "argument --sriov-num-vfs"
 
 
 def parse(text: str) -> int | None:
@@ -48,11 +51,11 @@ def parse(text: str) -> int | None:
         return None
     if re.fullmatch(r"0|[1-9][0-9]?", text) and int(text) <= MOST_VFS:
         return int(text)
-    raise ValueError(f"{text!r} is not accepted; accepted: {ACCEPTED}")
+    raise ValueError(f"{text[:LONGEST_LABEL]!r} is not accepted; accepted: {ACCEPTED}")
 
 
 def by_argument(number: int | None) -> Wish:
-    return Wish(number=number, origin=_ARGUMENT)
+    return Wish(number=number, origin=ARGUMENT)
 
 
 def by_label(before: Wish, label: str | None, argument: int | None) -> Wish:

@@ -20,7 +20,7 @@ def label(evidence: Evidence) -> Finding:
     if isinstance(cluster, str):
         return skipped(f"{cluster}: the argument --sriov-num-vfs counts")
     if "list nodes" in cluster.denied:
-        return skipped("our account may not read the node: the argument --sriov-num-vfs counts")
+        return skipped("our account may not read the node: the label last seen counts, else --sriov-num-vfs")
     if cluster.trouble is not None:
         return warning(
             cluster.trouble, "see that the API server can be reached, and that the name is this node's"
@@ -48,6 +48,19 @@ def rbac(evidence: Evidence) -> Finding:
     if cluster.denied:
         return warning(f"our account may not {', '.join(cluster.denied)}", f"for label mode, {_RBAC}")
     return ok("our account may do all that label mode needs")
+
+
+def writes(evidence: Evidence) -> Finding:
+    plugin = evidence.plugin
+    if isinstance(plugin, str):
+        return skipped(plugin)
+    if plugin.unwritten is None:
+        return skipped("the running plugin writes nothing on the node: it has no way to the API server")
+    if plugin.unwritten:
+        return warning(
+            "; ".join(plugin.unwritten), 'see "The API server" in docs/messages.md; it is tried again'
+        )
+    return ok("all that the running plugin writes on the node is written")
 
 
 def clock(evidence: Evidence) -> Finding:

@@ -30,6 +30,7 @@ CHECKS = tuple(
         ("xpuctrl-exposure", "containers that could split idle cards", kubelet.exposure),
         ("node-label", "the label's syntax", cluster.label),
         ("rbac", "the account's rights", cluster.rbac),
+        ("node-writes", "what the running plugin could not write on the node", cluster.writes),
         ("clock", "against the API server and the kubelet's socket", cluster.clock),
     )
 )

@@ -73,13 +73,17 @@ class Library:
 @record
 class Plugin:
     """The running plugin. replaced: whether the library's file is another one than its worker has loaded,
-    None where that cannot be seen; replacement_trouble: why that file cannot be used"""
+    None where that cannot be seen; replacement_trouble: why that file cannot be used
+
+    unwritten: a sentence for each kind of writing on the node that failed last, None where none is done
+    """
 
     streams: int
     alone: bool
     worker: int | None
     replaced: bool | None = None
     replacement_trouble: str | None = None
+    unwritten: tuple[str, ...] | None = None
 
 
 @record

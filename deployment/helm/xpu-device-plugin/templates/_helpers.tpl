@@ -33,8 +33,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 name: {{ include "xpu-device-plugin.fullname" . }}-ds
 {{- end }}
 
+{{- /* A node that has no label keeps its cards as they are where labels count. */ -}}
+{{- define "xpu-device-plugin.vfs" -}}
+{{- if ne (toString .Values.sriovNumVfs) "" }}
+{{- .Values.sriovNumVfs }}
+{{- else }}
+{{- ternary "keep" "0" .Values.rbac.create }}
+{{- end }}
+{{- end }}
+
 {{- define "xpu-device-plugin.args" -}}
-- {{ printf "--sriov-num-vfs=%v" .Values.sriovNumVfs | quote }}
+- {{ printf "--sriov-num-vfs=%s" (include "xpu-device-plugin.vfs" .) | quote }}
 - {{ printf "--metrics-address=:%v" .Values.metrics.port | quote }}
 - "--status-socket=/run/xpu-device-plugin/status.sock"
 {{- if ne .Values.xreDir "/usr/local/xpu" }}

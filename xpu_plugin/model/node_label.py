@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which number of VFs counts: the node's label, the label last seen, or the argument.
+
+The label that was seen last is kept over restarts: without it, a plugin that starts while the API server
+refuses would take the argument for the wish, and take VFs away. It belongs to one Node object. A Node that
+was deleted and made anew has lost its labels without the will of the administrator, so it proves nothing.
+"""
+
+from dataclasses import replace
+from enum import StrEnum
+
+from xpu_plugin.model.vf import LABEL, UNKNOWN, Wish, by_argument, by_label, parse
+from xpu_plugin.record import record
+
+
+LAST_SEEN = f"label {LABEL} as last seen"
+NEW_NODE = "a new Node object without the label"
+
+
+@record
+class Sight:
+    """The node as the API server shows it. uid: None where it is not told; label: None for a node without"""
+
+    uid: str | None
+    label: str | None
+
+
+class Silence(StrEnum):
+    """Why the node is not seen."""
+
+    AWAY = "away"  # no answer for a while: an outage, or credentials that are not accepted
+    REFUSED = "refused"  # the authorizer refuses
+
+
+@record
+class Kept:
+    """The label that was seen last. label: None when its Node object went and the next one had no label
+
+    node: UID of the Node object that had it
+    """
+
+    label: str | None
+    node: str | None
+
+
+def decide(
+    sight: Sight | Silence, *, kept: Kept | None, before: Wish, argument: int | None
+) -> tuple[Wish, Kept | None]:
+    """The wish that counts from now on, and the label to keep.
+
+    before: the wish until now, which silence never changes
+    argument: what counts for a node without the label
+    """
+    if isinstance(sight, Silence):
+        return _unseen(sight, kept, before, argument), kept
+    anew = kept is not None and (kept.label is None or _another(kept.node, sight.uid))
+    if sight.label is None:
+        if kept is not None and anew:
+            return _new_node(argument), replace(kept, label=None)
+        return by_argument(argument), None
+    last = before if before.origin is not None else _last_seen(kept, argument)
+    wish = by_label(UNKNOWN if anew else last, sight.label, argument)
+    return wish, kept if wish.problem else Kept(label=sight.label, node=sight.uid)
+
+
+def _another(former: str | None, uid: str | None) -> bool:
+    """Both are known, and differ."""
+    return None not in (former, uid) and former != uid
+
+
+def _unseen(why: Silence, kept: Kept | None, before: Wish, argument: int | None) -> Wish:
+    if before.origin is not None:
+        return before
+    if kept is None and why is Silence.REFUSED:
+        return by_argument(argument)
+    return _last_seen(kept, argument)
+
+
+def _last_seen(kept: Kept | None, argument: int | None) -> Wish:
+    """The wish by the label that is kept."""
+    if kept is None:
+        return UNKNOWN
+    return _new_node(argument) if kept.label is None else Wish(number=parse(kept.label), origin=LAST_SEEN)
+
+
+def _new_node(argument: int | None) -> Wish:
+    """Every card stays as it is. That is no problem where the argument asks for the same."""
+    problem = (
+        f"the Node object is new and has no label {LABEL}, which the former one had: set the label, or run "
+        "'xpu-device-plugin cleanup' on this node to let the argument count"
+    )
+    return Wish(
+        number=None,
+        origin=NEW_NODE,
+        problem="" if argument is None else problem,
+        instead="until then every card stays as it is",
+    )
