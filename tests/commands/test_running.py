@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.edges.test_nodeapi import write_kubeconfig
 from tests.standins import RESOURCE, SECONDS
 from tests.test_daemon import IDS, Daemon, Node, a_node, shows
 from xpu_plugin.cli import main
@@ -234,6 +235,17 @@ async def test_plan_tells_the_wish_of_the_running_plugin(
     assert (kept["state"], kept["wish"]["number"]) == ("success", "keep")
     assert await command(node, "plan", NO_LIBRARY) == 4
     assert capsys.readouterr().out.splitlines()[0] == "wished: 2, by argument --sriov-num-vfs"
+
+
+async def test_plan_shows_a_plugin_that_knows_no_wish_yet(
+    node: Node, kubelet: Kubelet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its API server is away, and no label was ever seen."""
+    kubeconfig = write_kubeconfig(node.place / "kubeconfig", "http://127.0.0.1:1")
+    plugin(node, f"--kubeconfig={kubeconfig}", "--node-name=here")
+    await says(node, "plan", lambda answer: answer.get("cards"))
+    found = await document(capsys, node, "plan", NO_LIBRARY)
+    assert found["wish"] == {"number": "keep", "origin": None, "problem": ""}
 
 
 # --- the plugin itself ----------------------------------------------------------------------------

@@ -111,7 +111,7 @@ def _plugin(state: dict[str, Any] | None, config: Config) -> Plugin | str:
         worker=state["worker"],
         replaced=state["replaced"],
         replacement_trouble=state.get("replacement_trouble"),
-        unwritten=None if unwritten is None else tuple(map(str, unwritten)),
+        unwritten=tuple(map(str, unwritten)) if isinstance(unwritten, list) else None,
     )
 
 

@@ -36,7 +36,7 @@ def _fields(kind: type) -> dict[str, Shape]:
 
 _TEXT, _TEXT_OR_NONE, _NUMBER = (str,), (str, NoneType), (int,)
 _LISTED = {"devices": [_fields(Row)], "problems": [_TEXT], "trouble": _TEXT_OR_NONE}
-_WISH = {"number": (int, str), "origin": _TEXT, "problem": _TEXT}
+_WISH = {"number": (int, str), "origin": _TEXT_OR_NONE, "problem": _TEXT}
 _CARD = {
     "address": _TEXT,
     "wished": (int, str),

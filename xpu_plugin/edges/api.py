@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
+from xpu_plugin.log import printable
 from xpu_plugin.model.refusals import FORBIDDEN, UNAUTHORIZED, Speaker, speaker
 from xpu_plugin.record import record
 
@@ -319,8 +320,7 @@ def _words(part: object) -> TypeGuard[dict[str, str]]:
 
 def said(text: str) -> str:
     """Words of others in one printable line, cut off where they are too many."""
-    line = " ".join(text[: 2 * LONGEST_WORDS].split())[:LONGEST_WORDS]
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+    return printable(" ".join(text[: 2 * LONGEST_WORDS].split())[:LONGEST_WORDS])
 
 
 def advice(failure: Failed) -> str:
