@@ -319,7 +319,7 @@ def test_a_directory_too_deep_for_a_socket_is_refused_before_anything_runs(more:
         text = refused(f"--device-plugin-dir={deep}", *more)
         assert text.startswith("--device-plugin-dir: ")
         assert "107" in text
-    longest = "/" + "d" * (107 - len("/xpu-device-plugin.sock") - 1)
+    longest = "/" + "d" * (107 - len("/xpu-device-plugin-01234567.sock") - 1)
     assert read(f"--device-plugin-dir={longest}").device_plugin_dir == Path(longest)
     refused(f"--device-plugin-dir={longest}d")
 

@@ -30,7 +30,7 @@ from xpu_plugin.simulation.machine import Machine
 
 
 IDS = [f"0000:{bus}:00.0" for bus in ("3b", "3c", "3d", "3e")]
-SOCKET = "xpu-device-plugin.sock"
+SOCKETS = "xpu-device-plugin-*.sock"
 EXIT_SECONDS = 1.0
 """From SIGTERM to the end, as promised."""
 
@@ -111,8 +111,13 @@ class Node:
         self.machine: Machine = make_machine(place)
         self.plugins = place / "plugins"
         self.plugins.mkdir()
-        self.socket = self.plugins / SOCKET
         self.daemons: list[Daemon] = []
+
+    @property
+    def socket(self) -> Path:
+        """The plugin's only socket; it has another name each time it is bound."""
+        [path] = self.plugins.glob(SOCKETS)
+        return path
 
     def options(self) -> dict[str, str]:
         options = {

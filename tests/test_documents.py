@@ -206,12 +206,12 @@ TEXT_OF = {
 RETURNING = frozenset(
     {
         "_advice",
-        "_bind",
         "_contradiction",
         "_dropped",
         "_failed",
         "_left_out",
         "_not_listed",
+        "_unbound",
         "_without_node",
         "absence",
         "advice",

@@ -21,7 +21,7 @@ SIMULATOR = "simulator"
 LEGACY_KEEP = "99"
 VF_POLICIES = ("when-idle", "never")
 LONGEST_SOCKET_PATH = 107  # bytes of sun_path
-LONGEST_PROFILE = 24  # what a profile's name adds to the name of a socket
+LONGEST_PROFILE = 24  # what a profile's name adds to the names of sockets
 HOST_ROOT = Path("/host")
 """Where the manifests mount directories of the host that the image has, too."""
 LIBRARIES = ("lib64/libxpuml.so.1", "lib/libxpuml.so.1", "lib64/libxpuml.so", "lib/libxpuml.so")
@@ -435,7 +435,7 @@ class Config:
                 f"--state-dir: {str(self.state_dir)!r} is --device-plugin-dir, which the kubelet empties at "
                 "its start; accepted: another directory"
             )
-        longest = len(os.fsencode(self.device_plugin_dir / "xpu-device-plugin.sock"))
+        longest = len(os.fsencode(self.device_plugin_dir / "xpu-device-plugin-01234567.sock"))
         longest += LONGEST_PROFILE if self.resource_per_profile else 0
         if longest > LONGEST_SOCKET_PATH:
             raise UsageError(

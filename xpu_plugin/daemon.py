@@ -19,10 +19,12 @@ from xpu_plugin.edges import memory
 from xpu_plugin.edges.driver import Driver, Target
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.host import identity
-from xpu_plugin.edges.kubelet import Endpoint, InstanceLock, socket_name
+from xpu_plugin.edges.kubelet import Endpoint, InstanceLock, socket_stem
 from xpu_plugin.edges.listener import listen, listening_at
+from xpu_plugin.edges.podresources import checkpoint_of
 from xpu_plugin.edges.process import WorkerProcess
 from xpu_plugin.edges.quarantine import QuarantineRecord
+from xpu_plugin.edges.rivals import RivalWatch
 from xpu_plugin.edges.service import DevicePluginService
 from xpu_plugin.edges.vf_record import VfRecord
 from xpu_plugin.loops.apply import Apply
@@ -228,6 +230,12 @@ async def _run(
             tell()
 
     async def endpoint(resource: str) -> None:
+        watch = RivalWatch(
+            resource,
+            read=partial(checkpoint_of, config.device_plugin_dir),
+            settle=config.grant_settle,
+            tell=node.event if node else lambda *_: None,
+        )
         service = DevicePluginService(
             resource,
             current=lambda: picture.current,
@@ -237,15 +245,16 @@ async def _run(
             on_grant=granted,
             on_start=apply.granted,
             on_list=listed.set,
+            watch=watch,
             note=decisions.note,
         )
         services.append(service)
         socket = Endpoint(
             service,
             directory=config.device_plugin_dir,
-            socket=socket_name(resource, config.resource_name),
+            stem=socket_stem(resource, config.resource_name),
             lock=lock,
-            delays=delays,
+            watch=watch,
             note=decisions.note,
         )
         sockets.append(socket)

@@ -76,10 +76,19 @@ class Plugin:
         """How many the kubelet has open."""
         return sum(service.streams for service in self.services)
 
+    def displaced(self) -> list[str]:
+        """A sentence for each resource name that another plugin has registered."""
+        return [trouble for endpoint in self.endpoints if (trouble := endpoint.watch.trouble) is not None]
+
     def ready(self) -> str:
         """What it is waiting for. That is no reason not to be ready: an update would stall at the first node
         without a driver."""
-        return f"library: {self.sweep.trouble or 'ok'}\nkubelet: open streams: {self.streams()}"
+        lines = (
+            f"library: {self.sweep.trouble or 'ok'}",
+            f"kubelet: open streams: {self.streams()}",
+            *(f"kubelet: {trouble}" for trouble in self.displaced()),
+        )
+        return "\n".join(lines)
 
 
 async def run(plugin: Plugin) -> None:
@@ -162,5 +171,6 @@ def status_of(plugin: Plugin, meters: Meters) -> Status:
         streams=plugin.streams,
         alone=lambda: not plugin.lock.rival,
         unwritten=lambda: plugin.node.unwritten if plugin.node else None,
+        displaced=plugin.displaced,
         configuration=plugin.config.text(),
     )

@@ -16,7 +16,7 @@ from .access import Access
 from .cluster import RESOURCE, Cluster, Pod
 from .hooks import Hooks
 from .machine import CARDS, Machine, device_nodes, real_nodes, remove_nodes
-from .plugin import SOCKET_NAME, Plugin, kubelet_life
+from .plugin import FORMER_SOCKET, SOCKETS, Plugin, kubelet_life
 from .waiting import wait_until
 
 
@@ -97,15 +97,21 @@ def plugin(cluster: Cluster, daemon: Plugin) -> Plugin:
 
 
 @pytest.fixture
-def former(hooks: Hooks, cluster: Cluster, machine: Machine, tmp_path: Path) -> Iterator[Plugin]:
-    """The former plugin, serving the same four devices under ids of its own."""
+def rival(hooks: Hooks, cluster: Cluster, machine: Machine, tmp_path: Path) -> Iterator[Plugin]:
+    """The former plugin, not started yet: it offers the same four devices under ids of its own."""
     directory = hooks.device_plugin_directory
     script = Path(__file__).with_name("former.py")
-    command = (sys.executable, "-P", str(script), str(directory / SOCKET_NAME), RESOURCE)
-    former = Plugin(command, directory=directory, log=tmp_path / "former.log")
-    with closing(former, cluster):
-        serve(former, cluster)
-        yield former
+    command = (sys.executable, "-P", str(script), str(directory / FORMER_SOCKET), RESOURCE)
+    rival = Plugin(command, directory=directory, log=tmp_path / "former.log", sockets=FORMER_SOCKET)
+    with closing(rival, cluster):
+        yield rival
+
+
+@pytest.fixture
+def former(rival: Plugin, cluster: Cluster) -> Plugin:
+    """The same, serving."""
+    serve(rival, cluster)
+    return rival
 
 
 @pytest.fixture
@@ -230,10 +236,11 @@ def closing(plugin: Plugin, cluster: Cluster) -> Iterator[None]:
             plugin.close()
         finally:
             print(plugin.log)  # pytest shows it with a failure
-    assert not plugin.socket.exists()
+    assert plugin.sockets() == []
 
 
 def leftovers(hooks: Hooks, cluster: Cluster) -> list[str]:
     """What of the suite's is still there, apart from processes."""
-    sockets = [str(path) for path in hooks.device_plugin_directory.iterdir() if path.name == SOCKET_NAME]
+    directory = hooks.device_plugin_directory
+    sockets = [str(path) for name in (SOCKETS, FORMER_SOCKET) for path in directory.glob(name)]
     return [*cluster.pods(), *cluster.marks(), *device_nodes(), *sockets]

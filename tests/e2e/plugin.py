@@ -16,7 +16,9 @@ from .cluster import RESOURCE
 from .waiting import wait_until
 
 
-SOCKET_NAME = "xpu-device-plugin.sock"
+SOCKETS = "xpu-device-plugin-*.sock"
+"""Names of the plugin's sockets: each time it binds one it has another name."""
+FORMER_SOCKET = "kunlun.sock"
 CHECKPOINT_NAME = "kubelet_internal_checkpoint"
 MARK = "XPU_E2E_MARK"
 """In the environment of the plugin's processes: a worker that outlives its parent is known by it."""
@@ -29,16 +31,17 @@ LOG_SECONDS = 30
 class Plugin:
     """One daemon at a time, always with the same options but for those of a start of its own."""
 
-    def __init__(self, command: Sequence[str], *, directory: Path, log: Path) -> None:
+    def __init__(self, command: Sequence[str], *, directory: Path, log: Path, sockets: str = SOCKETS) -> None:
         self._command = tuple(command)
         self._directory = directory
         self._log = log
+        self._sockets = sockets
         self._mark = uuid.uuid4().hex
         self._process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def socket(self) -> Path:
-        return self._directory / SOCKET_NAME
+    def sockets(self) -> list[Path]:
+        """The sockets in the kubelet's directory that are called like this plugin's."""
+        return sorted(self._directory.glob(self._sockets))
 
     @property
     def log(self) -> str:
@@ -97,14 +100,17 @@ class Plugin:
         return found
 
     def streams(self) -> frozenset[str]:
-        """The connections that the kubelet holds to the plugin's socket, by inode."""
+        """The connections that the kubelet holds to the plugin's sockets, by inode."""
         connected, inodes = "03", set()
         for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
             _, _, _, _, _, state, inode, *path = line.split(maxsplit=7)
             # As it was bound, slashes and all.
-            if state == connected and path and Path(path[0]) == self.socket:
+            if state == connected and path and self._owns(Path(path[0])):
                 inodes.add(inode)
         return frozenset(inodes)
+
+    def _owns(self, path: Path) -> bool:
+        return path.parent == self._directory and path.match(self._sockets)
 
     def wait_for_new_stream(self, before: frozenset[str]) -> None:
         """Wait until a kubelet has dialled the plugin, over and above the connections of `before`."""

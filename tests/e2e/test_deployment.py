@@ -20,7 +20,7 @@ from .installation import (
     vendor_library,
 )
 from .machine import CARDS, Machine, granted
-from .plugin import SOCKET_NAME
+from .plugin import SOCKETS
 from .waiting import wait_until
 
 
@@ -87,7 +87,7 @@ def test_it_works_as_installed(
     assert granted(machine, other, CARDS - 2).isdisjoint(ids)
 
     installation.delete()
-    assert not (hooks.device_plugin_directory / SOCKET_NAME).exists()
+    assert list(hooks.device_plugin_directory.glob(SOCKETS)) == []
     assert pod.state().identity == before
     cluster.kubectl("delete", "pod", pod.name, "--grace-period=1")  # its `sleep` does not listen
 

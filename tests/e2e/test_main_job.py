@@ -163,7 +163,7 @@ def test_sigterm_ends_the_plugin_at_once_and_cleanly(
     before = identities([pod])
     status, seconds = plugin.terminate()
     assert (status, seconds < EXIT_SECONDS) == (0, True), f"status {status} after {seconds:.2f} s"
-    assert not plugin.socket.exists()
+    assert plugin.sockets() == []
     plugin.wait_for_no_process()
     cluster.wait_for_allocatable(0)
     assert identities([pod]) == before

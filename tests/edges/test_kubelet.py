@@ -5,13 +5,17 @@ import asyncio
 import itertools
 import logging
 import os
+import re
+import secrets
 import shutil
 import socket
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,10 +23,12 @@ from tests.builders import CONTROL, device, found
 from tests.standins import RESOURCE, SECONDS, Looks, until
 from xpu_plugin.edges import kubelet as kubelet_module
 from xpu_plugin.edges.grants import GrantRecord
-from xpu_plugin.edges.kubelet import Endpoint, Identity, InstanceLock, socket_name
+from xpu_plugin.edges.kubelet import Endpoint, Identity, InstanceLock, remove_stale, socket_stem
+from xpu_plugin.edges.podresources import checkpoint_of
+from xpu_plugin.edges.rivals import RivalWatch
 from xpu_plugin.edges.service import DevicePluginService
-from xpu_plugin.loops.backoff import delays
 from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model import registration
 from xpu_plugin.model.inventory import Policy, after_scan
 from xpu_plugin.proto import deviceplugin_pb2
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet, Registration
@@ -31,7 +37,8 @@ from xpu_plugin.simulation.kubelet import Endpoint as KubeletsEnd
 
 IDS = ["0000:3b:00.0", "0000:3c:00.0"]
 CARDS = [device(id, number=number, index=number) for number, id in enumerate(IDS)]
-SOCKET = "xpu-device-plugin.sock"
+PREFIX = "xpu-device-plugin"
+NAME = re.compile(r"xpu-device-plugin-[0-9a-f]{8}\.sock")
 
 pytestmark = pytest.mark.usefixtures("leaves_no_task")
 
@@ -39,10 +46,14 @@ pytestmark = pytest.mark.usefixtures("leaves_no_task")
 class Plugin:
     """An endpoint that can be run, with a picture of two healthy cards."""
 
-    def __init__(self, directory: Path, resource: str = RESOURCE) -> None:
+    def __init__(self, directory: Path, resource: str = RESOURCE, **watching: Any) -> None:
         self.picture = Picture(Policy(resource=resource))
         self.picture.submit(lambda facts: after_scan(facts, found(*CARDS)))
         nodes = {f"xpu{card.node.number}": card.node.identity for card in CARDS} | {"xpuctrl": (CONTROL, 1)}
+        self.directory = directory
+        self.watch = RivalWatch(resource, **{"read": partial(checkpoint_of, directory)} | watching)
+        self.looks = 0  # at holders
+        self.restarts: list[Callable[[], Awaitable[None]]] = []  # what happens during such a look, once each
         self.service = DevicePluginService(
             resource,
             current=lambda: self.picture.current,
@@ -50,12 +61,32 @@ class Plugin:
             node=nodes.get,
             record=GrantRecord(directory.parent / "state"),
             on_grant=lambda _: None,
+            watch=self.watch,
         )
         self.lock = InstanceLock(directory)
-        self.socket = directory / socket_name(resource, RESOURCE)
         self.endpoint = Endpoint(
-            self.service, directory=directory, socket=self.socket.name, lock=self.lock, delays=delays
+            self.service,
+            directory=directory,
+            stem=socket_stem(resource, RESOURCE),
+            lock=self.lock,
+            watch=self.watch,
+            look=self._look,
         )
+
+    async def _look(self) -> None:
+        self.looks += 1
+        if self.restarts:
+            await self.restarts.pop()()
+
+    @property
+    def socket(self) -> Path:
+        """Our socket as it is bound now."""
+        assert self.endpoint.path is not None, "bound"
+        return self.endpoint.path
+
+    def sockets(self) -> list[str]:
+        """The names of all sockets that are called like ours."""
+        return [path.name for path in self.directory.glob(f"{PREFIX}*")]
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
@@ -72,9 +103,9 @@ class Plugin:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patience for tests; what makes a restart noticed at once stays as it is."""
-    monkeypatch.setattr(kubelet_module, "DIAL_BACK_SECONDS", 0.3)
-    monkeypatch.setattr(kubelet_module, "AGAIN_SECONDS", (0.05, 0.2))
-    monkeypatch.setattr(kubelet_module, "STREAM_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(registration, "DIAL_BACK_SECONDS", 0.3)
+    monkeypatch.setattr(registration, "AGAIN_SECONDS", (0.05, 0.2))
+    monkeypatch.setattr(registration, "STREAM_POLL_SECONDS", 0.02)
     monkeypatch.setattr(kubelet_module, "LOCK_SECONDS", 0.02)
 
 
@@ -114,21 +145,18 @@ async def test_a_running_kubelet_is_registered_with_once(
     async with plugin.run():
         await listed(kubelet)
         await looks.more(40)  # more than twice the time in which a stream has to open
-    [registration] = kubelet.registrations
-    assert (registration.resource, registration.endpoint, registration.version) == (
-        RESOURCE,
-        SOCKET,
-        "v1beta1",
-    )
-    assert registration.pre_start_required
-    assert registration.preferred_allocation_available
+    [accepted] = kubelet.registrations
+    assert (accepted.resource, accepted.version) == (RESOURCE, "v1beta1")
+    assert NAME.fullmatch(accepted.endpoint)
+    assert accepted.pre_start_required
+    assert accepted.preferred_allocation_available
     assert kubelet.lists(RESOURCE) == 1
 
 
 async def test_the_socket_is_for_its_owner_only(kubelet: Kubelet, plugin: Plugin) -> None:
     async with plugin.run():
         await listed(kubelet)
-        assert plugin.socket.name == SOCKET
+        assert NAME.fullmatch(plugin.socket.name)
         assert plugin.socket.stat().st_mode & 0o777 == 0o600
 
 
@@ -155,10 +183,40 @@ async def test_a_missing_directory_is_waited_for(
             await listed(kubelet)
 
 
-async def test_a_socket_left_by_a_killed_plugin_is_no_obstacle(kubelet: Kubelet, plugin: Plugin) -> None:
-    plugin.socket.touch()
-    async with plugin.run():
-        await listed(kubelet)
+async def test_sockets_left_by_killed_plugins_are_removed_and_no_others(
+    kubelet: Kubelet, plugin: Plugin
+) -> None:
+    """Those with our prefix that no process listens at, and only by the plugin that has the lock."""
+    directory = kubelet.directory
+    stale = [f"{PREFIX}.sock", f"{PREFIX}-0123abcd.sock", f"{PREFIX}-R200-VF-8G-0123abcd.sock"]
+    for name in (*stale, "other.sock"):
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(directory / name))
+    (directory / f"{PREFIX}-file.sock").touch()
+    with socket.socket(socket.AF_UNIX) as living:
+        living.bind(str(directory / f"{PREFIX}-fedcba98.sock"))
+        living.listen()
+        rival = InstanceLock(directory)
+        await rival.acquire()
+        async with plugin.run():
+            await until(lambda: plugin.lock.rival, "a plugin that waits for the lock")
+            assert set(stale) < set(plugin.sockets())
+            rival.release()
+            await listed(kubelet)
+            assert sorted(plugin.sockets()) == sorted(
+                [plugin.socket.name, f"{PREFIX}-fedcba98.sock", f"{PREFIX}-file.sock"]
+            )
+            assert (directory / "other.sock").exists()
+
+
+async def test_a_full_backlog_is_no_stale_socket(place: Path) -> None:
+    path = place / f"{PREFIX}-0123abcd.sock"
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as caller:
+        busy.bind(str(path))
+        busy.listen(0)
+        caller.connect(str(path))
+        remove_stale(place)
+        assert path.exists()
 
 
 # --- a new life of the kubelet --------------------------------------------------------------------
@@ -171,7 +229,7 @@ async def test_each_life_of_the_kubelet_is_registered_with_once(
         for life in range(1, 6):
             await listed(kubelet)
             await looks.more(3)
-            assert [registration.life for registration in kubelet.registrations] == [*range(1, life + 1)]
+            assert [accepted.life for accepted in kubelet.registrations] == [*range(1, life + 1)]
             await kubelet.restart()
         await listed(kubelet)
         grant = await kubelet.allocate(RESOURCE, 1)
@@ -197,7 +255,7 @@ async def test_registered_within_100_ms_of_the_kubelet_coming_back(kubelet: Kube
 async def test_a_kubelet_that_is_away_for_long_is_still_looked_for(
     kubelet: Kubelet, plugin: Plugin, looks: Looks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kubelet_module, "FAST_FOR_SECONDS", 0.05)
+    monkeypatch.setattr(registration, "FAST_FOR_SECONDS", 0.05)
     async with plugin.run():
         await listed(kubelet)
         await kubelet.stop(remove_sockets=True)
@@ -261,7 +319,58 @@ async def test_a_stream_that_ends_is_replaced_in_the_same_life(kubelet: Kubelet,
             kubelet.cut(RESOURCE)
             await registered(kubelet, times + 1)
         await listed(kubelet)
-    assert {registration.life for registration in kubelet.registrations} == {1}
+    assert {accepted.life for accepted in kubelet.registrations} == {1}
+
+
+async def test_each_registration_is_by_a_socket_with_a_name_of_its_own(
+    kubelet: Kubelet, plugin: Plugin
+) -> None:
+    """A kubelet 1.37 refuses a path that it knows, for ever."""
+    async with plugin.run():
+        for turn in range(3):
+            await listed(kubelet)
+            kubelet.cut(RESOURCE)
+            await registered(kubelet, 2 * turn + 2)
+            await listed(kubelet)
+            await kubelet.restart()
+            await registered(kubelet, 2 * turn + 3)
+        await listed(kubelet)
+    names = [accepted.endpoint for accepted in kubelet.registrations]
+    assert len(names) == len(set(names)) == 7
+    assert plugin.looks >= 7, "holders are looked at before each registration"
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [lambda path: path.chmod(0o700), os.utime, lambda path: os.chown(path, -1, -1)],
+    ids=["chmod", "touch", "chown"],
+)
+async def test_a_touched_kubelet_socket_is_no_new_kubelet(
+    kubelet: Kubelet, plugin: Plugin, looks: Looks, touch: Callable[[Path], object]
+) -> None:
+    """Only its times are others. To register would be refused, for ever, by a kubelet 1.37."""
+    async with plugin.run():
+        await listed(kubelet)
+        former = Identity.of(kubelet.socket)
+        touch(kubelet.socket)
+        assert Identity.of(kubelet.socket) != former
+        await looks.more(40)
+        assert len(kubelet.registrations) == 1
+        kubelet.cut(RESOURCE)
+        await registered(kubelet, 2)
+        await listed(kubelet)
+
+
+async def test_a_cut_stream_is_replaced_at_once(
+    kubelet: Kubelet, plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a former plugin's stream cuts ours in kubelets before 1.37."""
+    monkeypatch.setattr(registration, "AGAIN_SECONDS", (600.0, 600.0))
+    async with plugin.run():
+        await listed(kubelet)
+        kubelet.cut(RESOURCE)
+        await registered(kubelet, 2)
+        await listed(kubelet)
 
 
 async def test_our_socket_deleted_by_somebody_is_bound_anew_when_the_stream_ends(
@@ -295,10 +404,10 @@ async def test_registered_again_when_no_stream_opens_in_time_and_no_sooner(
         await registered(kubelet, 3)
         kubelet.deaf = False
         await listed(kubelet)
-        times = [registration.time for registration in kubelet.registrations]
+        times = [accepted.time for accepted in kubelet.registrations]
         gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
         # From one answer to the next call: a registration's time is when the kubelet had read it.
-        assert min(gaps) > kubelet_module.DIAL_BACK_SECONDS * 0.9
+        assert min(gaps) > registration.DIAL_BACK_SECONDS * 0.9
         await looks.more(40)
         assert len(kubelet.registrations) == len(times)
 
@@ -348,10 +457,9 @@ async def test_each_resource_has_a_socket_of_its_own(kubelet: Kubelet, place: Pa
     async with one.run(), two.run():
         await kubelet.until(lambda: kubelet.streams_open == 2, timeout=SECONDS)
         await listed(kubelet, "baidu.com/R200-VF-8G")
-        assert {registration.endpoint for registration in kubelet.registrations} == {
-            SOCKET,
-            "xpu-device-plugin-R200-VF-8G.sock",
-        }
+        one_name, two_name = sorted((accepted.endpoint for accepted in kubelet.registrations), key=len)
+        assert NAME.fullmatch(one_name)
+        assert re.fullmatch(r"xpu-device-plugin-R200-VF-8G-[0-9a-f]{8}\.sock", two_name)
         await kubelet.restart()
         await kubelet.until(lambda: kubelet.streams_open == 2, timeout=SECONDS)
         assert len(kubelet.registrations) == 4
@@ -380,7 +488,7 @@ async def test_a_second_plugin_waits_saying_so_and_takes_over(
             await until(lambda: second.service.streams == 1)
             await listed(kubelet)
             assert second.socket.is_socket()
-    assert not second.socket.exists()
+    assert second.sockets() == []
 
 
 async def test_the_lock_ends_with_its_holder_and_leaves_no_file(place: Path) -> None:
@@ -439,7 +547,7 @@ async def test_stopping_ends_streams_cleanly_and_removes_the_socket(kubelet: Kub
     assert time.monotonic() - begin < 1
     await kubelet.until(lambda: kubelet.streams_open == 0, timeout=SECONDS)
     assert kubelet.troubles == []
-    assert not plugin.socket.exists()
+    assert plugin.sockets() == []
 
 
 async def test_stopping_without_a_kubelet_or_before_it_is_there(place: Path, plugin: Plugin) -> None:
@@ -451,7 +559,7 @@ async def test_stopping_without_a_kubelet_or_before_it_is_there(place: Path, plu
             await listed(kubelet)
             await kubelet.stop(remove_sockets=True)
             await until(lambda: plugin.service.streams == 0)
-        assert not plugin.socket.exists()
+        assert plugin.sockets() == []
     assert time.monotonic() - begin < SECONDS
 
 
@@ -473,7 +581,7 @@ async def test_stopping_while_registrations_are_refused(place: Path, plugin: Plu
             await kubelet.asked.wait()
             begin = time.monotonic()
         assert time.monotonic() - begin < 1
-    assert not plugin.socket.exists()
+    assert plugin.sockets() == []
 
 
 async def test_stopping_while_a_kubelet_does_not_answer(place: Path, plugin: Plugin) -> None:
@@ -487,19 +595,19 @@ async def test_stopping_while_a_kubelet_does_not_answer(place: Path, plugin: Plu
             begin = time.monotonic()
         assert time.monotonic() - begin < 1
         connection.close()
-    assert not plugin.socket.exists()
+    assert plugin.sockets() == []
 
 
 @pytest.mark.parametrize(
-    ("resource", "name"),
+    ("resource", "stem"),
     [
-        (RESOURCE, SOCKET),
-        ("baidu.com/R200", "xpu-device-plugin-R200.sock"),
-        ("baidu.com/R200-VF-16G", "xpu-device-plugin-R200-VF-16G.sock"),
+        (RESOURCE, PREFIX),
+        ("baidu.com/R200", "xpu-device-plugin-R200"),
+        ("baidu.com/R200-VF-16G", "xpu-device-plugin-R200-VF-16G"),
     ],
 )
-def test_names_of_sockets(resource: str, name: str) -> None:
-    assert socket_name(resource, RESOURCE) == name
+def test_how_names_of_sockets_begin(resource: str, stem: str) -> None:
+    assert socket_stem(resource, RESOURCE) == stem
 
 
 def test_an_identity_is_that_of_a_socket(place: Path) -> None:
@@ -509,12 +617,14 @@ def test_an_identity_is_that_of_a_socket(place: Path) -> None:
 
 
 async def test_a_socket_that_cannot_be_bound_is_said_once_and_tried_again(
-    kubelet: Kubelet, plugin: Plugin, caplog: pytest.LogCaptureFixture
+    kubelet: Kubelet, plugin: Plugin, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plugin.socket.mkdir()
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "0123abcd")
+    obstacle = kubelet.directory / f"{PREFIX}-0123abcd.sock"
+    obstacle.mkdir()
     async with plugin.run():
         await until(lambda: "cannot bind" in caplog.text, "a complaint")
-        plugin.socket.rmdir()
+        obstacle.rmdir()
         await registered(kubelet, 1)
         await listed(kubelet)
     assert caplog.text.count("cannot bind") == 1

@@ -3,7 +3,8 @@
 
 Over the simulator, a kubelet and a stand-in for the API server, at random: faults of the library, sick cards,
 cards that are pulled out, drivers unloaded, workers killed and stopped, plugins killed, stopped, ended and
-doubled, kubelets restarted, streams cut, sockets deleted, pods admitted, restarted and ended, the node's
+doubled, kubelets restarted, streams cut, sockets deleted and touched, other plugins that register the same
+resource and end, pods admitted, restarted and ended, the node's
 label changed, cards split by somebody else, also under a container. What the hardware is, is read from the
 simulated sysfs alone.
 
@@ -31,14 +32,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from tests.edges.apiserver import ApiServer
 from tests.edges.test_nodeapi import write_kubeconfig
 from tests.endurance.watched import IMPATIENT, Scene, Watched
 from tests.levels import MIB, Level, peak, tree
+from tests.rival import Rival
 from tests.standins import RESOURCE, descriptors, has_ended
-from tests.test_daemon import Daemon, shows
+from tests.test_daemon import SOCKETS, Daemon, shows
 from xpu_plugin.model.vf import LABEL
-from xpu_plugin.simulation.kubelet import AdmissionError, Grant, StartError
+from xpu_plugin.simulation.kubelet import AdmissionError, Grant, Release, StartError
 from xpu_plugin.simulation.machine import cards
 from xpu_plugin.xpuml import REQUIRED_FUNCTIONS
 
@@ -58,7 +62,10 @@ PROGRAM = (
     IMPATIENT[1].replace(
         "sys.exit",
         """
-from xpu_plugin.model import change
+from xpu_plugin.model import change, rivals
+rivals.LOOK_SECONDS = 0.2
+rivals.CONFIRM_SECONDS = 0.5
+rivals.RETURN_SECONDS = (0.2, 1.0)
 change.LOOK_SECONDS = 0.1
 change.CHECK_SECONDS = 0.05
 change.RETRY_SECONDS = (0.2, 0.5)
@@ -69,9 +76,9 @@ sys.exit""",
 
 
 STEPS = {
-    "admit": 12, "end": 6, "restart_container": 2, "kubelet": 2, "cut": 2, "sockets": 1, "fault": 3,
-    "mend": 4, "count": 1, "sick": 2, "pull": 1, "plug": 2, "driver": 1, "hup": 1, "label": 1, "foreign": 2,
-    "worker": 2, "stop": 1, "second": 1,
+    "admit": 12, "end": 6, "restart_container": 2, "kubelet": 2, "cut": 2, "sockets": 1, "touch": 1,
+    "rival": 1, "fault": 3, "mend": 4, "count": 1, "sick": 2, "pull": 1, "plug": 2, "driver": 1, "hup": 1,
+    "label": 1, "foreign": 2, "worker": 2, "stop": 1, "second": 1,
 }  # fmt: skip
 """What happens, and how often beside the others."""
 
@@ -106,10 +113,11 @@ class Storm:
         self.scene = Scene(place)
         self.server = server
         self.chance = random.Random(seed)
-        self.kubelet: Watched = self.scene.watched()
+        self.kubelet: Watched = self.scene.watched(release=self.chance.choice(list(Release)))
         self.kubeconfig = write_kubeconfig(place / "kubeconfig", server.url)
         self.daemon: Daemon | None = None
         self.second: Daemon | None = None
+        self.rival: Rival | None = None
         self.holders: list[Holder] = []
         self.robbed: list[Holder] = []  # those under whom somebody else has split their card
         self.wish = 0
@@ -226,8 +234,23 @@ class Storm:
         self.kubelet.cut(RESOURCE)
 
     async def step_sockets(self) -> None:
-        self.scene.socket.unlink(missing_ok=True)
+        for path in self.scene.plugins.glob(SOCKETS):
+            path.unlink(missing_ok=True)
         self.kubelet.cut(RESOURCE)
+
+    async def step_touch(self) -> None:
+        """No other kubelet: to register again would be refused for ever."""
+        self.kubelet.socket.chmod(self.kubelet.socket.stat().st_mode & 0o7777)
+
+    async def step_rival(self) -> None:
+        """Another plugin registers our resource, or ends."""
+        if self.rival is None:
+            self.rival = Rival(self.scene.plugins)
+            with suppress(grpc.aio.AioRpcError):
+                await self.rival.start()
+        else:
+            await self.rival.stop()
+            self.rival = None
 
     # --- library, cards, driver -------------------------------------------------------------------------
 
@@ -414,6 +437,8 @@ class Storm:
     async def rest(self) -> None:
         """Everything is mended; then everything has to come right."""
         self.way.append("rest")
+        if self.rival is not None:
+            await self.step_rival()
         for holder in list(self.robbed):
             self._end(holder)
         await self.step_mend()
@@ -433,6 +458,7 @@ class Storm:
         deadline, again = time.monotonic() + QUIET_SECONDS, 0.0
         while why := wrong():
             now = time.monotonic()
+            self.kubelet.write_checkpoint()  # as some minutes after the end of a plugin
             if now > deadline:
                 raise LostError(f"{why}\n{self.kubelet.describe()}\n{self.daemon.log[-4000:]}")
             if now > again:

@@ -9,7 +9,7 @@ from typing import Any
 from tests.levels import Level, settles
 from tests.standins import RESOURCE
 from tests.test_daemon import IDS, Daemon, Node, shows
-from xpu_plugin.simulation.kubelet import Kubelet
+from xpu_plugin.simulation.kubelet import Kubelet, Release
 
 
 # The real daemon, but for some pauses.
@@ -18,13 +18,13 @@ IMPATIENT = (
     """
 import sys
 from xpu_plugin import cli
-from xpu_plugin.edges import kubelet
 from xpu_plugin.loops import holders, probation, sweep
+from xpu_plugin.model import registration
 holders.LOOK_SECONDS = 0.1
 probation.PAUSE_SECONDS = (0.1, 0.3)
 sweep.DOUBT_SECONDS = 0.1
 sweep.RETRY_SECONDS = (0.05, 0.2)
-kubelet.AGAIN_SECONDS = (0.05, 0.3)
+registration.AGAIN_SECONDS = (0.05, 0.3)
 sys.exit(cli.main(sys.argv[1:]))
 """,
 )
@@ -53,8 +53,8 @@ class Scene(Node):
         own = [option for option in OPTIONS if option.partition("=")[0] not in given]
         return self.start(*own, *arguments, program=tuple(program))
 
-    def watched(self) -> Watched:
-        return Watched(self.plugins, pod_resources_dir=self.place / "pods")
+    def watched(self, release: Release = Release.V1_20) -> Watched:
+        return Watched(self.plugins, pod_resources_dir=self.place / "pods", release=release)
 
 
 @asynccontextmanager

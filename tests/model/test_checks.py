@@ -183,6 +183,7 @@ BROKEN: list[tuple[str, Evidence, Verdict, str]] = [
     ("registration", plugin(streams=0), E, "no stream"),
     ("registration", replace(HEALTHY, plugin="none answers at /x"), W, "none answers"),
     ("second-plugin", plugin(alone=False), E, "another one works"),
+    ("second-plugin", plugin(displaced=("another plugin has registered x/y",)), E, "has registered x/y"),
     ("second-plugin", kubelet(strangers=("vxpu.sock",)), W, "vxpu.sock"),
     ("pod-resources", kubelet(list_trouble="/x: UNAVAILABLE"), E, "UNAVAILABLE"),
     ("pod-resources", kubelet(checkpoint_trouble="/x: bad"), E, "/x: bad"),

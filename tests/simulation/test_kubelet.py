@@ -30,6 +30,7 @@ from xpu_plugin.simulation.kubelet import (
     Endpoint,
     Kubelet,
     Registration,
+    Release,
     StartError,
 )
 
@@ -243,19 +244,118 @@ async def test_a_stream_that_is_cut_is_cancelled_on_the_plugins_side(
     await listed(kubelet, 0)
 
 
-async def test_a_second_registration_of_a_resource_replaces_the_first(
-    kubelet: Kubelet, plugin: ScriptedPlugin
+def in_checkpoint(kubelet: Kubelet) -> list[str]:
+    """The ids that the kubelet has written down for the resource."""
+    document = json.loads((kubelet.directory / CHECKPOINT).read_text())
+    ids: list[str] = document["Data"]["RegisteredDevices"][RESOURCE]
+    return sorted(ids)
+
+
+@pytest.fixture
+async def pair(
+    tmp_path: Path, release: Release
+) -> AsyncIterator[tuple[Kubelet, ScriptedPlugin, ScriptedPlugin]]:
+    """A kubelet of a release, and two plugins of one resource that have registered in this order."""
+    async with Kubelet(tmp_path, release=release) as kubelet:
+        first = ScriptedPlugin(kubelet, device("a"))
+        second = ScriptedPlugin(kubelet, device("z"), endpoint="second.sock")
+        for times, plugin in enumerate((first, second), 1):
+            await plugin.serve()
+            await plugin.register()
+            await listed(kubelet, 1, times=times)
+        yield kubelet, first, second
+        await first.stop()
+        await second.stop()
+
+
+releases = pytest.mark.parametrize("release", list(Release))
+
+
+@releases
+async def test_a_second_registration_of_a_resource_replaces_the_first_unseen(
+    pair: tuple[Kubelet, ScriptedPlugin, ScriptedPlugin],
 ) -> None:
-    await plugin.register()
-    await listed(kubelet, 3)
-    second = ScriptedPlugin(kubelet, device("z"), endpoint="second.sock")
-    await second.serve()
-    await second.register()
-    await listed(kubelet, 1, times=2)
-    await plugin.gone()
+    """The last one is asked, the last list counts, and no stream ends; only the checkpoint tells."""
+    kubelet, first, second = pair
     assert set(kubelet.devices(RESOURCE)) == {"z"}
+    assert kubelet.plugin_of(RESOURCE) == second.endpoint
+    assert in_checkpoint(kubelet) == ["z"]
+    assert (first.streams, second.streams) == (1, 1)
+    first.show(device("b"))
+    await listed(kubelet, 1, times=3)
+    assert set(kubelet.devices(RESOURCE)) == {"b"}
+    assert in_checkpoint(kubelet) == ["b"]
+    await kubelet.allocate(RESOURCE, 1)
+    assert first.calls == []
+    assert second.calls == [("Allocate", ["b"])]
     assert kubelet.streams_open == 1
+
+
+@releases
+async def test_the_end_of_a_displaced_plugin(
+    pair: tuple[Kubelet, ScriptedPlugin, ScriptedPlugin], release: Release
+) -> None:
+    kubelet, first, second = pair
+    await first.stop()
+    if release is Release.V1_36:
+        await second.gone()
+        assert kubelet.allocatable(RESOURCE) == 0
+        return
+    await first.gone()
+    assert second.streams == 1
+    assert kubelet.allocatable(RESOURCE) == 1
+
+
+@releases
+async def test_the_end_of_the_plugin_that_is_asked(
+    pair: tuple[Kubelet, ScriptedPlugin, ScriptedPlugin], release: Release
+) -> None:
+    kubelet, first, second = pair
     await second.stop()
+    await second.gone()
+    if release is Release.V1_37:
+        await kubelet.until(lambda: kubelet.plugin_of(RESOURCE) == first.endpoint, timeout=SECONDS)
+        await kubelet.allocate(RESOURCE, 1)
+        assert [name for name, _ in first.calls] == ["Allocate"]
+        return
+    await kubelet.until(lambda: not kubelet.allocatable(RESOURCE), timeout=SECONDS)
+    assert first.streams == 1, "nothing tells it that the node has no device"
+
+
+@pytest.mark.parametrize("release", [Release.V1_37])
+async def test_a_path_that_is_known_is_refused_for_ever_and_its_devices_stay(
+    pair: tuple[Kubelet, ScriptedPlugin, ScriptedPlugin],
+) -> None:
+    kubelet, first, second = pair
+    for _ in range(2):
+        with pytest.raises(grpc.aio.AioRpcError, match="already connected"):
+            await second.register()
+    assert second.streams == 1
+    await second.stop()
+    await second.gone()
+    await first.stop()
+    assert kubelet.allocatable(RESOURCE) == 1, "without any plugin"
+    with pytest.raises(AdmissionError):
+        await kubelet.allocate(RESOURCE, 1)
+    third = ScriptedPlugin(kubelet, device("y"), endpoint="third.sock")
+    await third.serve()
+    await third.register()
+    await kubelet.until(lambda: set(kubelet.devices(RESOURCE)) == {"y"}, timeout=SECONDS)
+    await third.stop()
+
+
+async def test_a_path_whose_stream_has_ended_may_be_registered_again(tmp_path: Path) -> None:
+    async with Kubelet(tmp_path, release=Release.V1_37) as kubelet:
+        plugin = ScriptedPlugin(kubelet, device("a"))
+        await plugin.serve()
+        await plugin.register()
+        await listed(kubelet, 1)
+        kubelet.cut(RESOURCE)
+        await plugin.gone()
+        await kubelet.until(lambda: not kubelet.allocatable(RESOURCE), timeout=SECONDS)
+        await plugin.register()
+        await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 1, timeout=SECONDS)
+        await plugin.stop()
 
 
 async def test_an_endpoint_that_is_not_there_is_given_up(tmp_path: Path) -> None:

@@ -480,7 +480,7 @@ def main(arguments: list[str]) -> int:
     screen = Screen()
     with tempfile.TemporaryDirectory(prefix="xpu-demo-") as directory:
         layout = Layout(Path(directory))
-        if len(os.fsencode(layout.plugins / f"{PROGRAM}.sock")) > LONGEST_SOCKET_PATH:
+        if len(os.fsencode(layout.plugins / f"{PROGRAM}-01234567.sock")) > LONGEST_SOCKET_PATH:
             print(f"{PROGRAM} demo: TMPDIR is too long for sockets: {directory}", file=sys.stderr)
             return 1
         screen.say(INTRODUCTION.format(directory=directory))

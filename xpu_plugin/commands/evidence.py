@@ -108,6 +108,7 @@ def _plugin(state: dict[str, Any] | None, config: Config) -> Plugin | str:
     return Plugin(
         streams=state["streams"],
         alone=state["alone"],
+        displaced=tuple(state.get("displaced", ())),
         worker=state["worker"],
         replaced=state["replaced"],
         replacement_trouble=state.get("replacement_trouble"),

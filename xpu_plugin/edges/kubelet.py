@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The socket's life: serve, register, notice every kind of kubelet restart.
 
-A kubelet life is known by its socket's device, inode and change time: the inode alone may come back.
-Register returns before the kubelet dials back, and that may fail unseen; so a stream has to open, or we
-register again. A kubelet that starts deletes every socket in the directory, ours too.
+`model.registration` decides; this carries it out. Register returns before the kubelet dials back, and that
+may fail unseen; so a stream has to open, or we register again. A kubelet that starts deletes every socket in
+the directory, ours too. Each socket has a name that no kubelet has seen before.
 """
 
 import asyncio
@@ -11,18 +11,23 @@ import contextlib
 import fcntl
 import logging
 import os
+import random
+import secrets
+import socket
 import stat
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import grpc
 
 from xpu_plugin.edges.channel import address, held, told
+from xpu_plugin.edges.rivals import RivalWatch
 from xpu_plugin.edges.service import OPTIONS, DevicePluginService, server_of
+from xpu_plugin.model import registration
+from xpu_plugin.model.registration import Action, Look, Outcome, Standing
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
-from xpu_plugin.record import record
 
 
 logger = logging.getLogger(__name__)
@@ -32,22 +37,13 @@ KUBELET_SOCKET = "kubelet.sock"
 SOCKET_PREFIX = "xpu-device-plugin"
 DESCRIPTORS = Path("/proc/self/fd")
 """By it a kubelet's very socket is connected to, whatever has its name meanwhile."""
+SOCKET_SUFFIX = ".sock"
+RANDOM_BYTES = 4  # of a socket's name, as twice as many hexadecimal digits
 
-STREAM_POLL_SECONDS = 1.0  # between looks at kubelet.sock while a stream is open
-FAST_POLL_SECONDS = 0.01  # between looks for a kubelet that has just gone ...
-FAST_FOR_SECONDS = 30.0  # ... for so long; a restart takes two to three
-SLOW_POLL_SECONDS = 0.08  # and after that
-DIAL_BACK_SECONDS = 10.0  # for the kubelet to open a stream after a registration
 REGISTER_SECONDS = 5.0  # deadline of the call
-AGAIN_SECONDS = (1.0, 30.0)  # back-off of registrations within one kubelet life: first, most
 LOCK_SECONDS = 1.0  # between attempts to become the only plugin
 STOP_SECONDS = 0.2  # for calls in progress when a server stops
 
-Delays = Callable[[float, float], Iterator[float]]
-"""A back-off: (first, most) seconds -> what to wait, time after time."""
-
-# Within a kubelet's first moments its socket is there and nobody listens yet.
-_REFUSED_SECONDS = (0.01, 1.0)
 _CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # no connection state shared between attempts
     # Of a call on a connection that is just ending gRPC makes a new attempt at once, and again: now and then
@@ -56,13 +52,10 @@ _CHANNEL_OPTIONS = (
 )
 
 
-@record(kw_only=False)
-class Identity:
-    """One life of a kubelet, or one socket file of ours."""
+class Identity(registration.Identity):
+    """One start of a kubelet, or one socket file of ours."""
 
-    device: int
-    inode: int
-    changed_ns: int
+    __slots__ = ()
 
     @classmethod
     def of(cls, path: Path) -> "Identity | None":
@@ -156,6 +149,9 @@ class InstanceLock:
 class Endpoint:
     """One resource's socket and its registration with whatever kubelet there is.
 
+    watch: of the resource's name, the same that the service has
+    look: looks who holds devices; awaited before each registration, and before devices are offered again that
+    another plugin may have granted. It must be quick: a kubelet that waits longer than a second kills pods
     note: takes each registration, and each new reason why there is none
     """
 
@@ -164,21 +160,25 @@ class Endpoint:
         service: DevicePluginService,
         *,
         directory: Path,
-        socket: str,
+        stem: str,
         lock: InstanceLock,
-        delays: Delays,
+        watch: RivalWatch | None = None,
+        look: Callable[[], Awaitable[None]] | None = None,
         note: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self._service = service
         self._directory = directory
-        self._name = socket
-        self._path = directory / socket
+        self._stem = stem
         self._kubelet = directory / KUBELET_SOCKET
         self._lock = lock
-        self._delays = delays
+        self.watch = watch or RivalWatch(service.resource)
+        self._look = look
         self._note = note
         self._server: grpc.aio.Server | None = None
         self._bound: Identity | None = None
+        self._said: str | None = None
+        self._noted: str | None = None
+        self.path: Path | None = None  # of our socket, which has a new name each time it is bound
         self.resource = service.resource
         self.registrations = 0
         self.failures = 0  # of registrations
@@ -191,68 +191,46 @@ class Endpoint:
             await self._stop()
 
     async def _live(self) -> None:
-        registered: Identity | None = None  # the kubelet life we are known to
-        seen: Identity | None = None  # the one that was there when last looked at
-        opened_at: float | None = None  # since when a stream is open
-        asked: tuple[Identity | None, float] = (None, 0.0)  # whom we asked last, and when
-        try_at = idle_since = time.monotonic()
-        again = self._delays(*AGAIN_SECONDS)
-        refused = self._delays(*_REFUSED_SECONDS)
-        complaint: str | None = None
+        standing = Standing(idle_since=time.monotonic())
         while True:
             self._service.streams_changed.clear()
             if self._server is not None and (crash := await _crash(self._server)):
-                logger.warning("serving resource=%s anew: gRPC gave up (%s)", self._service.resource, crash)
+                logger.warning("serving resource=%s anew: gRPC gave up (%s)", self.resource, crash)
                 await self._stop()
-                registered = None
-            now = time.monotonic()
-            streaming = self._service.streams > 0
-            if streaming and opened_at is None:
-                opened_at = now
-            elif not streaming and opened_at is not None:
-                logger.info("the kubelet ended its stream resource=%s", self._service.resource)
-                if now - opened_at > DIAL_BACK_SECONDS:
-                    again = self._delays(*AGAIN_SECONDS)
-                opened_at, idle_since, try_at = None, now, now + next(again)
-
-            kubelet = Identity.of(self._kubelet)
-            if opened_at is not None and asked[0] == kubelet and opened_at >= asked[1]:
-                registered = kubelet  # it dialled back, whatever became of its answer
-            if kubelet != seen:
-                seen, idle_since, try_at = kubelet, now, now
-                refused = self._delays(*_REFUSED_SECONDS)
-            if kubelet is None:
-                if complaint is None:
-                    complaint = f"waiting for the kubelet's socket {self._kubelet}"
-                    logger.info("%s", complaint)
-            elif now >= try_at and (kubelet != registered or not streaming):
-                began = now
-                kubelet, trouble = await self._register()
-                seen, asked = kubelet, (kubelet, began)
-                if trouble is None or trouble != complaint:
-                    self._note(
-                        "registration",
-                        resource=self._service.resource,
-                        kubelet=str(kubelet),
-                        known_to=str(registered),
-                        trouble=trouble,
-                    )
-                now = time.monotonic()
-                self.registrations += trouble is None
-                self.failures += trouble is not None
-                if trouble is None:
-                    registered, idle_since, try_at = kubelet, now, now + DIAL_BACK_SECONDS
-                else:
-                    try_at = now + next(again if kubelet == registered else refused)
-                    if trouble != complaint:
-                        logger.warning("cannot register resource=%s: %s", self._service.resource, trouble)
-                complaint = trouble
-                continue
-            if streaming:
-                await self._pause(STREAM_POLL_SECONDS)
+            look = self._look_around()
+            former, standing = standing, registration.seen(standing, look)
+            if former.opened_at is not None and standing.opened_at is None:
+                logger.info("the kubelet ended its stream resource=%s", self.resource)
+            if standing.instances != former.instances:
+                self.watch.forget()
+            if registration.absent(standing, look.now):
+                self._complain(
+                    f"no kubelet answers at {self._kubelet}: see that --device-plugin-dir is the kubelet's "
+                    "directory, and that the kubelet runs",
+                )
+            elif look.kubelet is None and not look.streaming:
+                self._mention(f"waiting for the kubelet's socket {self._kubelet}")
+            action = registration.action(standing, look)
+            if action is Action.BIND:
+                standing = await self._bind_for(standing)
+            elif action is Action.REGISTER:
+                standing = await self._register_for(standing)
             else:
-                fast = now - idle_since < FAST_FOR_SECONDS
-                await self._pause(FAST_POLL_SECONDS if fast else SLOW_POLL_SECONDS)
+                if look.streaming:
+                    await self.watch.follow(self._see_holders)
+                await self._pause(registration.wait(standing, look))
+
+    def _look_around(self) -> Look:
+        now, kubelet, path = time.monotonic(), Identity.of(self._kubelet), self.path
+        return Look(
+            now=now,
+            kubelet=kubelet,
+            streaming=self._service.streams > 0,
+            bound=kubelet is not None and path is not None and Identity.of(path) == self._bound,
+            mute=self.watch.mute(now),
+            take_back=self.watch.take_back(now),
+            chance=random.random(),  # noqa: S311 - nothing secret
+        )
 
     async def _pause(self, seconds: float) -> None:
         """Wait; a stream that opens or ends is news at once."""
@@ -262,25 +240,63 @@ class Endpoint:
         except TimeoutError:
             pass
 
-    async def _register(self) -> tuple[Identity | None, str | None]:
-        """Have our socket in place, then say so to the kubelet that is there now; returns which one that was
-        and what went wrong, if anything did."""
+    async def _see_holders(self) -> None:
+        if self._look is not None:
+            await self._look()
+
+    def _complain(self, text: str) -> None:
+        """Warn of what is not as it should be, once until it is another thing."""
+        if text != self._said:
+            logger.warning("%s", text)
+            self._said = text
+
+    def _mention(self, text: str) -> None:
+        """The same for what is nothing unusual."""
+        if text != self._said:
+            logger.info("%s", text)
+            self._said = text
+
+    # --- what is decided -------------------------------------------------------------------------
+
+    async def _bind_for(self, standing: Standing) -> Standing:
+        """Have a socket with a new name; the streams of the former one end."""
         await self._lock.acquire()
-        if trouble := await self._bind():
-            return Identity.of(self._kubelet), trouble
+        self.watch.begin()
+        try:
+            await self._serve()
+        except (OSError, RuntimeError) as error:  # the latter is what gRPC raises
+            trouble = self._unbound(error)
+            await self._stop()
+            return self._told(standing, Outcome.REFUSED, trouble, asked=standing.kubelet)
+        return registration.bound(standing)
+
+    def _unbound(self, error: Exception) -> str:
+        """Why there is no socket, in the same words each time, so that it is said once."""
+        pattern = f"{self._stem}-*{SOCKET_SUFFIX}"
+        text = str(error).replace(self.path.name, pattern) if self.path else str(error)
+        return f"cannot bind {self._directory / pattern}: {text}"
+
+    async def _register_for(self, standing: Standing) -> Standing:
+        """Tell the kubelet that is there now of our socket."""
+        await self._lock.acquire()
+        await self._see_holders()
         with contextlib.ExitStack() as stack:
             try:
                 kubelet = stack.enter_context(held(self._kubelet))  # that very socket, whatever has its name
-            except OSError as error:
-                return None, f"{self._kubelet}: {error.strerror}"
-            return Identity.of(kubelet), await self._say_so(kubelet)
+            except OSError:
+                return self._told(standing, Outcome.AWAY, None, asked=None)
+            asked, path = Identity.of(kubelet), self.path
+            if path is None or Identity.of(path) != self._bound:
+                return standing  # this kubelet has started just now, and has removed our socket before
+            outcome, trouble = await self._say_so(kubelet, path.name)
+            return self._told(standing, outcome, trouble, asked=asked)
 
-    async def _say_so(self, kubelet: Path) -> str | None:
-        """Register at that socket; returns what went wrong, if anything did."""
+    async def _say_so(self, kubelet: Path, endpoint: str) -> tuple[Outcome, str | None]:
+        """Register at that socket; how that ended, and the kubelet's or gRPC's words if it was not well."""
         request = api.RegisterRequest(
             version=VERSION,
-            endpoint=self._name,
-            resource_name=self._service.resource,
+            endpoint=endpoint,
+            resource_name=self.resource,
             options=OPTIONS,
         )
         async with grpc.aio.insecure_channel(address(kubelet), options=_CHANNEL_OPTIONS) as channel:
@@ -288,30 +304,58 @@ class Endpoint:
                 stub = api_grpc.RegistrationStub(channel)  # type: ignore[no-untyped-call]  # generated
                 await stub.Register(request, timeout=REGISTER_SECONDS)
             except grpc.aio.AioRpcError as error:
-                return told(error, self._kubelet)
-        logger.info("registered resource=%s endpoint=%s", self._service.resource, self._name)
-        return None
+                trouble = told(error, self._kubelet)
+                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+                    return Outcome.REFUSED, trouble
+                return Outcome.CUT if listens(kubelet) else Outcome.AWAY, trouble
+        logger.info("registered resource=%s endpoint=%s", self.resource, endpoint)
+        return Outcome.ACCEPTED, None
 
-    async def _bind(self) -> str | None:
-        """Have our socket in place; returns what went wrong, if anything did."""
-        if self._server is None or Identity.of(self._path) != self._bound:
-            try:
-                await self._serve()
-            except (OSError, RuntimeError) as error:  # the latter is what gRPC raises
-                await self._stop()
-                return f"cannot bind {self._path}: {error}"
-        return None
+    def _told(
+        self,
+        standing: Standing,
+        outcome: Outcome,
+        trouble: str | None,
+        *,
+        asked: registration.Identity | None = None,
+    ) -> Standing:
+        """The standing after an attempt, which is noted, counted and logged."""
+        self.registrations += outcome is Outcome.ACCEPTED
+        self.failures += outcome in (Outcome.REFUSED, Outcome.CUT)
+        if outcome is Outcome.ACCEPTED or trouble != self._noted:  # what is the same is noted once
+            self._note(
+                "registration",
+                resource=self.resource,
+                kubelet=str(asked),
+                outcome=str(outcome),
+                trouble=trouble,
+            )
+            self._noted = trouble
+        if outcome is Outcome.REFUSED:
+            self._complain(f"cannot register resource={self.resource}: {trouble}")
+        elif outcome is Outcome.ACCEPTED:
+            self._said = None
+        return registration.answered(
+            standing,
+            outcome,
+            now=time.monotonic(),
+            kubelet=asked,
+            chance=random.random(),  # noqa: S311
+        )
+
+    # --- our socket ------------------------------------------------------------------------------
 
     async def _serve(self) -> None:
-        """Bind anew. The old server goes first: when it stops it unlinks its path, whoever bound it."""
+        """Bind anew, at a name that no kubelet has seen. The streams of the old server end first."""
         await self._stop()
-        self._path.unlink(missing_ok=True)
+        remove_stale(self._directory)
+        self.path = path = self._directory / f"{self._stem}-{secrets.token_hex(RANDOM_BYTES)}{SOCKET_SUFFIX}"
         server = server_of(self._service)
-        server.add_insecure_port(address(self._path))
+        server.add_insecure_port(address(path))
         self._server = server
         try:
-            self._path.chmod(0o600)
-            self._bound = Identity.of(self._path)
+            path.chmod(0o600)
+            self._bound = Identity.of(path)
             if self._bound is None:
                 raise FileNotFoundError("it was deleted at once")
         finally:
@@ -323,14 +367,14 @@ class Endpoint:
                 await starting
 
     async def _stop(self) -> None:
+        path, bound, self.path, self._bound = self.path, self._bound, None, None
         if self._server is None:
             return
         self._service.close()
         server, self._server = self._server, None
-        bound, self._bound = self._bound, None
         await server.stop(STOP_SECONDS)
-        if bound is not None and Identity.of(self._path) == bound:
-            self._path.unlink(missing_ok=True)
+        if path is not None and bound is not None and Identity.of(path) == bound:
+            path.unlink(missing_ok=True)
 
 
 async def _crash(server: grpc.aio.Server) -> Exception | None:
@@ -343,8 +387,28 @@ async def _crash(server: grpc.aio.Server) -> Exception | None:
     return None
 
 
-def socket_name(resource: str, base: str) -> str:
-    """File name of a resource's socket: the plain one for `base`, one with the profile's name otherwise."""
-    if resource == base:
-        return f"{SOCKET_PREFIX}.sock"
-    return f"{SOCKET_PREFIX}-{resource.partition('/')[2]}.sock"
+def socket_stem(resource: str, base: str) -> str:
+    """How the names of a resource's sockets begin: with the profile's name unless it is that of `base`."""
+    return SOCKET_PREFIX if resource == base else f"{SOCKET_PREFIX}-{resource.partition('/')[2]}"
+
+
+def listens(path: Path) -> bool:
+    """Whether a process listens at a socket. It does not wait, and it sends nothing."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
+        try:
+            connection.connect(os.fspath(path))
+        except BlockingIOError:
+            return True  # and has more callers than it takes
+        except OSError:
+            return False
+    return True
+
+
+def remove_stale(directory: Path) -> None:
+    """Remove sockets of ours that no process listens at: those of a plugin that was killed.
+
+    Only the plugin that holds the lock may do so: another one is just about to listen.
+    """
+    for path in directory.glob(f"{SOCKET_PREFIX}*{SOCKET_SUFFIX}"):
+        if Identity.of(path) is not None and not listens(path):
+            path.unlink(missing_ok=True)

@@ -200,10 +200,12 @@ def read_checkpoint(device_plugin_dir: Path, *, domains: Collection[str] = DOMAI
             file.stat().st_mtime_ns
         )  # before it is read: a newer content is not taken for an older one
         data = json.loads(files.read(file))["Data"]
-        registered = data.get("RegisteredDevices") or {}
+        registered = data.get("RegisteredDevices")
         return Checkpoint(
             holdings=checked(_holdings(data["PodDeviceEntries"] or []), domains),
-            registered={str(name): frozenset(map(str, ids or ())) for name, ids in registered.items()},
+            registered=None
+            if registered is None
+            else {str(name): frozenset(map(str, ids or ())) for name, ids in registered.items()},
             written_ns=written_ns,
         )
     except (FileNotFoundError, NotADirectoryError):

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence, Sized
+from dataclasses import replace
 from functools import lru_cache, wraps
 from itertools import islice
 from typing import Any, NoReturn, TypeVar
@@ -17,8 +18,10 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from xpu_plugin.edges.grants import GrantRecord
+from xpu_plugin.edges.rivals import RivalWatch
 from xpu_plugin.model import allocation
 from xpu_plugin.model.allocation import Cause, NodeIdentity, Refusal
+from xpu_plugin.model.health import Health
 from xpu_plugin.model.inventory import Entry, Inventory
 from xpu_plugin.model.timing import Durations, none_yet
 from xpu_plugin.proto import deviceplugin_pb2 as api
@@ -28,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "v1beta1.DevicePlugin"
 MOST_KEPT = 8192  # devices, serialised
+WITHHELD = Health("foreign-plugin", "another plugin may have granted it")
 OPTIONS = api.DevicePluginOptions(pre_start_required=True, get_preferred_allocation_available=True)
 
 LONGEST_MESSAGE = 1 << 18  # bytes; ten thousand device ids fit; to look at it takes some 100 times as much
@@ -74,6 +78,7 @@ class DevicePluginService:
     current: the picture as it is; beyond: the newest picture that is not of a generation
     node: what a device node is, by name; on_grant: told the ids of each grant
     on_start: told those of each start of a container; on_list: told that a list has gone out
+    watch: says when no list is to go out, or one without a healthy device; told of each list
     note: takes each grant and each refusal with what was asked for
     """
 
@@ -88,6 +93,7 @@ class DevicePluginService:
         on_grant: Callable[[Collection[str]], None],
         on_start: Callable[[Collection[str]], None] = lambda _: None,
         on_list: Callable[[], None] = lambda: None,
+        watch: RivalWatch | None = None,
         note: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self.resource = resource
@@ -100,6 +106,7 @@ class DevicePluginService:
         self._on_grant = on_grant
         self._on_start = on_start
         self._on_list = on_list
+        self._watch = watch or RivalWatch(resource)
         self._note = note
         self.lists = 0  # that have gone out
         self.granted = 0  # devices
@@ -132,15 +139,28 @@ class DevicePluginService:
         streams.add(stream)
         self.streams_changed.set()
         try:
-            sent, generation = None, 0
-            while (inventory := await self._next(generation, closing)) is not None:
-                generation = inventory.generation
-                answer = listing(inventory.of(self.resource))
-                if answer != sent:
-                    yield answer
-                    sent = answer
-                    self.lists += 1
-                    self._on_list()
+            sent, generation, change = None, 0, self._watch.change
+            while (inventory := await self._next(generation, closing, change)) is not None:
+                generation, change = inventory.generation, self._watch.change
+                entries = inventory.of(self.resource)
+                if self._watch.rivalry.withheld:
+                    entries = [replace(entry, health=WITHHELD) for entry in entries]
+                answer = listing(entries)
+                if answer == sent:
+                    continue
+                if sent is not None:  # the last list counts, so it must not replace that of another plugin
+                    await self._watch.look()
+                if closing.is_set():
+                    return
+                if self._watch.rivalry.silent:
+                    continue
+                self._watch.announce(
+                    [entry.id for entry in entries], [entry.id for entry in entries if entry.health.healthy]
+                )
+                yield answer
+                sent = answer
+                self.lists += 1
+                self._on_list()
         finally:
             streams.discard(stream)
             self.streams_changed.set()
@@ -229,16 +249,23 @@ class DevicePluginService:
         inventory = self._current()
         return allocation.prefer(inventory, self.resource, available, must, size) if inventory else []
 
-    async def _next(self, generation: int, closing: asyncio.Event) -> Inventory | None:
-        """The newest picture not of this generation; None when the service closes."""
+    async def _next(self, generation: int, closing: asyncio.Event, change: asyncio.Event) -> Inventory | None:
+        """The newest picture: one not of this generation, or any after a change.
+
+        None when the service closes.
+        """
         picture = asyncio.ensure_future(self._beyond(generation))
         closed = asyncio.ensure_future(closing.wait())
+        changed = asyncio.ensure_future(change.wait())
         try:
-            await asyncio.wait({picture, closed}, return_when=asyncio.FIRST_COMPLETED)
-            return None if closing.is_set() else picture.result()
+            await asyncio.wait({picture, closed, changed}, return_when=asyncio.FIRST_COMPLETED)
+            if closing.is_set():
+                return None
+            return picture.result() if picture.done() else self._current() or await picture
         finally:
             picture.cancel()
             closed.cancel()
+            changed.cancel()
 
     async def _refuse(
         self, context: Context, method: str, what: str, refusal: Refusal, ids: Iterable[str]

@@ -174,6 +174,8 @@ def _kubelet(samples: Samples, parts: Parts) -> None:
     for endpoint in parts.endpoints:
         samples["xpu_plugin_registrations_total"][(endpoint.resource,)] = endpoint.registrations
         samples["xpu_plugin_registration_failures_total"][(endpoint.resource,)] = endpoint.failures
+        samples["xpu_plugin_displaced"][(endpoint.resource,)] = endpoint.watch.away
+        samples["xpu_plugin_displacements_total"][(endpoint.resource,)] = endpoint.watch.displacements
 
 
 def _library(samples: Samples, parts: Parts) -> None:

@@ -41,6 +41,7 @@ class Status:
         streams: Callable[[], int],
         alone: Callable[[], bool],
         unwritten: Callable[[], tuple[str, ...] | None],
+        displaced: Callable[[], list[str]],
         configuration: str,
     ) -> None:
         self._picture = picture
@@ -54,6 +55,7 @@ class Status:
         self._streams = streams
         self._alone = alone
         self._unwritten = unwritten
+        self._displaced = displaced
         self._configuration = configuration
         self.answers: Mapping[str, Callable[..., object]] = {
             "clear": sweep.clear,
@@ -112,6 +114,7 @@ class Status:
             "streams": self._streams(),
             "alone": self._alone(),
             "unwritten": self._unwritten(),
+            "displaced": self._displaced(),
             "wish": {"number": wish.number, "origin": wish.origin, "problem": wish.problem},
         }
 

@@ -144,6 +144,21 @@ FAMILIES = (
         "",
         "Streams of lists that the kubelet has open: 1 when all is well.",
     ),
+    Family(
+        "xpu_plugin_displaced",
+        "gauge",
+        _RESOURCE,
+        "",
+        "1 while another plugin has registered this resource name, until the kubelet has this plugin's "
+        "devices again.",
+    ),
+    Family(
+        "xpu_plugin_displacements_total",
+        "counter",
+        _RESOURCE,
+        "",
+        "How often another plugin has registered this resource name.",
+    ),
     Family("xpu_plugin_lists_sent_total", "counter", _RESOURCE, "", "Lists of devices sent to the kubelet."),
     Family(
         "xpu_plugin_request_duration_seconds",

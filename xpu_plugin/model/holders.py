@@ -6,7 +6,7 @@ nothing of what ended; the driver knows only processes that compute. A card is i
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import field, replace
+from dataclasses import replace
 
 from xpu_plugin.model.devices import Device, Usage
 from xpu_plugin.model.inventory import Facts, Policy, card_of, is_old, our_resources
@@ -37,12 +37,13 @@ class Checkpoint:
     """The file in which the kubelet keeps its grants.
 
     holdings: by pod UID, also of containers that have ended until the next grant
-    registered: resource -> the device ids that the kubelet has from whichever plugin registered it last
+    registered: resource -> the healthy ids of the list that the kubelet had last, from whichever plugin; None
+    where that is not written down
     written_ns: the file's modification time in nanoseconds since 1970; 0 where there is no file
     """
 
     holdings: tuple[Holding, ...] = ()
-    registered: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    registered: Mapping[str, frozenset[str]] | None = None
     written_ns: int = 0
 
 

@@ -2,8 +2,10 @@
 """A small honest model of the kubelet's device manager over real sockets, for demo, tests and benchmarks.
 
 It follows kubelet 1.20 in what a plugin can notice: the order of events, what is asked when and with what,
-what survives a restart, what is left lying about, and the wording of refusals. Where it is stricter, a
-docstring says so. What it leaves out: CPU and memory management, NUMA alignment, the API server (only its
+what survives a restart, what is left lying about, and the wording of refusals. `Release` names what newer
+ones do otherwise. Where it is stricter, a docstring says so.
+
+What it leaves out: CPU and memory management, NUMA alignment, the API server (only its
 absence can be had, see `Kubelet.api_server_away`), and init containers handing devices on.
 
     async with Kubelet(directory, pod_resources_dir=other) as kubelet:
@@ -32,6 +34,7 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -87,6 +90,21 @@ class StartError(AdmissionError):
     def __init__(self, reason: str, grant: "Grant") -> None:
         super().__init__(reason)
         self.grant = grant
+
+
+class Release(StrEnum):
+    """What a kubelet does with several plugins of one resource; measured. In all of them the last one to
+    register is asked, the last list counts whichever plugin sent it, and no displaced stream is ended.
+
+    V1_20: the end of a displaced stream changes nothing
+    V1_36: it cuts the stream of the plugin that is asked, as streams are known by their resource alone
+    V1_37: the former plugin is asked again when the last one ends. A registration at a path whose stream is
+    open is refused, and that path for ever after, while the open stream is forgotten: its devices stay
+    """
+
+    V1_20 = "1.20"
+    V1_36 = "1.36"
+    V1_37 = "1.37"
 
 
 @record
@@ -167,6 +185,7 @@ class Kubelet:
     pod_resources_dir: where the pod resources API is served; None: nowhere
     pod_resources_v1: off for a kubelet before 1.20, which has v1alpha1 only
     checkpoint_per_numa: off for the checkpoint of a kubelet before 1.20, which has plain lists of ids
+    release: whose behaviour it has towards several plugins of one resource
     dial_timeout, call_timeout: seconds
 
     One event loop, no locks: every observation below is a plain look at the present state, and
@@ -180,6 +199,7 @@ class Kubelet:
         pod_resources_dir: Path | None = None,
         pod_resources_v1: bool = True,
         checkpoint_per_numa: bool = True,
+        release: Release = Release.V1_20,
         dial_timeout: float = DIAL_SECONDS,
         call_timeout: float = PRE_START_SECONDS,
     ) -> None:
@@ -193,13 +213,16 @@ class Kubelet:
         """What went wrong on this side: refused registrations, failed dials, broken streams."""
         self._pod_resources_v1 = pod_resources_v1
         self._checkpoint_per_numa = checkpoint_per_numa
+        self._release = release
         self._dial_timeout = dial_timeout
         self._call_timeout = call_timeout
         self._life = 0
         self._pods_unknown = False
         self._servers: list[grpc.aio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._endpoints: dict[str, Endpoint] = {}
+        self._endpoints: dict[str, Endpoint] = {}  # those that are asked
+        self._former: list[Endpoint] = []  # displaced, with an open stream; the last one last
+        self._wedged: set[tuple[str, str]] = set()  # (resource, endpoint) that are refused until a restart
         self._devices: dict[str, dict[str, Device]] = {}
         self._lists: dict[str, int] = {}
         self._grants: list[Grant] = []
@@ -241,6 +264,11 @@ class Kubelet:
     def devices(self, resource: str) -> dict[str, Device]:
         """The last list by id, all Unhealthy once its stream ended; empty before the first of this life."""
         return dict(self._devices.get(resource, {}))
+
+    def plugin_of(self, resource: str) -> str | None:
+        """The socket's name of the plugin that is asked for this resource, its stream open or not."""
+        endpoint = self._endpoints.get(resource)
+        return endpoint.registration.endpoint if endpoint else None
 
     def allocatable(self, resource: str) -> int:
         """How many healthy devices there are, granted ones included, as the node's status counts."""
@@ -315,6 +343,8 @@ class Kubelet:
             task.cancel()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         self._endpoints.clear()
+        self._former.clear()
+        self._wedged.clear()
         self._devices.clear()
         if remove_sockets:
             for path in (self.socket, self.pod_resources_socket):
@@ -475,10 +505,8 @@ class Kubelet:
             await call.code()  # until then gRPC has a task of its own for the call
 
     def displace(self, former: Endpoint) -> None:
-        """A resource was registered again while `former` had it. Its stream is ended here, so that the last
-        registration alone counts; a real kubelet leaks it until the plugin ends it."""
-        if former.task:
-            former.task.cancel()
+        """A resource was registered again while `former` had it. Its stream stays open: nothing tells the
+        plugin."""
 
     def choose(self, available: Collection[str], count: int) -> Iterable[str]:
         """Choose `count` ids where the plugin has no preference. A real kubelet's choice is arbitrary; this
@@ -489,7 +517,7 @@ class Kubelet:
 
     def _register(self, request: deviceplugin_pb2.RegisterRequest) -> Callable[[], None]:
         """Accept a registration or raise _RefusedError; returns what to call once it has been answered."""
-        reason = self.refusal(request)
+        reason = self.refusal(request) or self._known(request)
         if reason is not None:
             self._trouble(f"{request.resource_name}: refused: {reason}")
             raise _RefusedError(reason)
@@ -511,6 +539,29 @@ class Kubelet:
 
         return follow
 
+    def _known(self, request: deviceplugin_pb2.RegisterRequest) -> str | None:
+        """Why a kubelet that knows plugins by resource and path refuses; None to accept."""
+        if self._release is not Release.V1_37:
+            return None
+        path = (request.resource_name, request.endpoint)
+        connected = [
+            endpoint
+            for endpoint in (*self._former, *self._endpoints.values())
+            if not endpoint.stopped
+            and (endpoint.registration.resource, endpoint.registration.endpoint) == path
+        ]
+        for endpoint in connected:
+            self._wedged.add(path)
+            self._forget(endpoint)
+        return "device plugin already connected" if path in self._wedged else None
+
+    def _forget(self, endpoint: Endpoint) -> None:
+        """Strike a client off the list, open stream or not."""
+        if endpoint in self._former:
+            self._former.remove(endpoint)
+        elif self._endpoints.get(endpoint.registration.resource) is endpoint:
+            del self._endpoints[endpoint.registration.resource]
+
     async def _follow(self, registration: Registration) -> None:
         """Serve one registration to its end: dial, take the resource over, read lists."""
         resource = registration.resource
@@ -522,6 +573,7 @@ class Kubelet:
         former = self._endpoints.get(resource)
         self._endpoints[resource] = endpoint
         if former and not former.stopped:
+            self._former.append(former)
             self.displace(former)
         try:
             async with contextlib.aclosing(self.receive(endpoint)) as responses:
@@ -532,13 +584,29 @@ class Kubelet:
         finally:
             endpoint.open, endpoint.stopped = False, True
             endpoint.task = None  # a task knows its end, and that this frame: the channel would live on
-            if self._endpoints.get(resource) is endpoint:
-                self._devices[resource] = {
-                    device.id: Device(id=device.id, health=UNHEALTHY, numa=device.numa)
-                    for device in self.devices(resource).values()
-                }
+            self._leave(endpoint)
             self._changed()
             await endpoint.channel.close(None)
+
+    def _leave(self, endpoint: Endpoint) -> None:
+        """What becomes of a resource when one of its streams has ended."""
+        resource = endpoint.registration.resource
+        asked = self._endpoints.get(resource)
+        if asked is not endpoint:
+            displaced = endpoint in self._former
+            self._forget(endpoint)
+            if displaced and self._release is Release.V1_36 and asked and asked.task:
+                asked.task.cancel()
+            return
+        former = [other for other in self._former if other.registration.resource == resource]
+        if self._release is Release.V1_37 and former:
+            self._former.remove(former[-1])
+            self._endpoints[resource] = former[-1]
+            return
+        self._devices[resource] = {
+            device.id: Device(id=device.id, health=UNHEALTHY, numa=device.numa)
+            for device in self.devices(resource).values()
+        }
 
     def _take(self, resource: str, response: deviceplugin_pb2.ListAndWatchResponse) -> None:
         self._devices[resource] = {
@@ -568,9 +636,9 @@ class Kubelet:
     async def _admit(
         self, resource: str, count: int, *, pod: str, container: str, namespace: str, init_container: bool
     ) -> Grant:
-        if resource not in self._devices:
+        endpoint = self._endpoints.get(resource)
+        if endpoint is None or resource not in self._devices:
             raise AdmissionError(f"can't allocate unregistered device {resource}")
-        endpoint = self._endpoints[resource]
         devices = self.devices(resource)
         in_use = {id_ for grant in self._grants if grant.resource == resource for id_ in grant.ids}
         available = {device.id for device in devices.values() if device.healthy} - in_use
@@ -719,7 +787,7 @@ class Kubelet:
         self.directory.mkdir(parents=True, exist_ok=True)
         for path in self.directory.iterdir():
             if path.name != CHECKPOINT and (path.is_symlink() or not path.is_dir()):
-                path.unlink()
+                path.unlink(missing_ok=True)  # its owner may have been faster
         if socket := self.pod_resources_socket:
             socket.parent.mkdir(parents=True, exist_ok=True)
             socket.unlink(missing_ok=True)

@@ -76,11 +76,13 @@ class Plugin:
     None where that cannot be seen; replacement_trouble: why that file cannot be used
 
     unwritten: a sentence for each kind of writing on the node that failed last, None where none is done
+    displaced: a sentence for each resource name that another plugin has registered
     """
 
     streams: int
     alone: bool
     worker: int | None
+    displaced: tuple[str, ...] = ()
     replaced: bool | None = None
     replacement_trouble: str | None = None
     unwritten: tuple[str, ...] | None = None

@@ -70,6 +70,11 @@ def second_plugin(evidence: Evidence) -> Finding:
             "the running plugin waits, as another one works in the kubelet's directory",
             "remove the other DaemonSet, or let the roll-out end",
         )
+    if not isinstance(plugin, str) and plugin.displaced:
+        return error(
+            "; ".join(plugin.displaced),
+            "remove the other plugin (its DaemonSet), and delete the pods that it has given devices",
+        )
     if strangers:
         return warning(
             f"beside ours there is {', '.join(strangers)}",

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Another plugin that registers our resource name, at the kubelets of several releases: it is noticed, never
+overwritten, and the devices come back when those who hold them are known."""
+
+import asyncio
+import itertools
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.builders import found
+from tests.edges.test_kubelet import IDS, NAME, Plugin
+from tests.rival import Rival
+from tests.standins import RESOURCE, SECONDS, Looks, until
+from xpu_plugin.edges import rivals as rivals_edge
+from xpu_plugin.edges.rivals import REASON, RivalWatch
+from xpu_plugin.model import registration, rivals
+from xpu_plugin.model.health import HEALTHY, Health
+from xpu_plugin.model.holders import Checkpoint
+from xpu_plugin.model.inventory import after_scan, after_verdicts
+from xpu_plugin.model.rivals import Phase
+from xpu_plugin.proto import deviceplugin_pb2 as api
+from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet, Release
+
+
+SICK = Health("state-error", "state 207")
+OLD_IDS = set(Rival.IDS)
+SETTLE_SECONDS = 0.2
+
+pytestmark = pytest.mark.usefixtures("leaves_no_task")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patience for tests."""
+    monkeypatch.setattr(registration, "STREAM_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(rivals, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(rivals, "CONFIRM_SECONDS", 0.3)
+    monkeypatch.setattr(rivals, "RETURN_SECONDS", (0.5, 1.0))
+
+
+class Node(Kubelet):
+    """Keeps what it has shown: at each list whom it asks, and the ids that are healthy."""
+
+    def __init__(self, directory: Path, release: Release) -> None:
+        super().__init__(directory, release=release)
+        self.shown: list[tuple[str, frozenset[str]]] = []
+
+    def _take(self, resource: str, response: api.ListAndWatchResponse) -> None:
+        super()._take(resource, response)
+        healthy = {device.id for device in self.devices(resource).values() if device.healthy}
+        self.shown.append((self.plugin_of(resource) or "", frozenset(healthy)))
+
+    @property
+    def ours(self) -> bool:
+        """Whether our devices are offered, and it is our plugin that is asked for them."""
+        return self.serves(set(IDS)) and bool(NAME.fullmatch(self.plugin_of(RESOURCE) or ""))
+
+    def serves(self, ids: set[str]) -> bool:
+        listed = {device.id for device in self.devices(RESOURCE).values() if device.healthy}
+        return listed == ids and bool(self.streams_open)
+
+    def check(self) -> None:
+        """No list has shown our devices while another plugin was asked for them: every pod would fail."""
+        for asked, healthy in self.shown:
+            assert bool(NAME.fullmatch(asked)) or not healthy & set(IDS), self.shown
+
+
+@pytest.fixture(params=list(Release))
+async def node(place: Path, request: pytest.FixtureRequest) -> AsyncIterator[Node]:
+    async with Node(place / "plugins", request.param) as node:
+        yield node
+        node.check()
+
+
+@pytest.fixture
+async def rival(node: Node) -> AsyncIterator[Rival]:
+    rival = Rival(node.directory)
+    yield rival
+    await rival.stop()
+
+
+@pytest.fixture
+def events() -> list[tuple[str, str, str]]:
+    return []
+
+
+@pytest.fixture
+def plugin(node: Node, events: list[tuple[str, str, str]]) -> Plugin:
+    def tell(*event: str) -> None:
+        events.append(event)  # type: ignore[arg-type]  # three of them
+
+    return Plugin(node.directory, settle=SETTLE_SECONDS, tell=tell)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    return Looks(monkeypatch)
+
+
+async def ours(node: Node) -> None:
+    await node.until(lambda: node.ours, timeout=SECONDS, what="our devices, by our plugin")
+
+
+async def taken(node: Node) -> None:
+    await node.until(lambda: node.serves(OLD_IDS), timeout=SECONDS, what="the rival's devices")
+
+
+async def offered(node: Node, number: int) -> None:
+    await node.until(lambda: node.allocatable(RESOURCE) == number, timeout=SECONDS)
+
+
+def judge(plugin: Plugin, health: Health) -> None:
+    plugin.picture.submit(partial(after_verdicts, verdicts={IDS[0]: health}))
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno == logging.WARNING and "another plugin has registered" in record.getMessage()
+    ]
+
+
+async def test_a_rival_that_stays_is_noticed_and_gives_way(
+    node: Node,
+    plugin: Plugin,
+    rival: Rival,
+    events: list[tuple[str, str, str]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It loses the name to us; the devices that it may have granted are withheld until holders are known."""
+    async with plugin.run():
+        await ours(node)
+        await rival.start()
+        await taken(node)
+        looked = plugin.looks
+        await until(lambda: plugin.watch.rivalry.phase is Phase.DISPLACED or plugin.watch.rivalry.withheld)
+        assert plugin.watch.displacements == 1
+        assert plugin.watch.trouble
+        await ours(node)
+        await until(lambda: not plugin.watch.away, "no rival any more")
+        assert plugin.watch.trouble is None
+        healthy = [ids for _, ids in node.shown]
+        assert healthy[:2] == [set(IDS), OLD_IDS]
+        assert healthy[2] == set(), "all devices are withheld at first"
+        assert healthy[-1] == set(IDS)
+        assert plugin.looks >= looked + 2, "at the registration, and after the settle time"
+    [warning] = warnings(caplog)
+    assert f"resource={RESOURCE} ids=0,1" in warning
+    [(kind, reason, text)] = events
+    assert (kind, reason) == ("Warning", REASON)
+    assert RESOURCE in text
+
+
+async def test_a_rival_that_came_and_went_leaves_no_node_without_devices(
+    node: Node, plugin: Plugin, rival: Rival
+) -> None:
+    """It has granted a device meanwhile; its list stays in the checkpoint."""
+    async with plugin.run():
+        await ours(node)
+        await rival.start()
+        await taken(node)
+        node.hold(["0"], resource=RESOURCE)
+        await rival.stop()
+        await ours(node)
+        await until(lambda: not plugin.watch.away, "no rival any more")
+        await node.allocate(RESOURCE, 2)
+
+
+async def test_no_list_is_sent_while_a_rival_has_the_name(
+    node: Node, plugin: Plugin, rival: Rival, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Be it before the rival is noticed: a change of health is when it is looked for."""
+    monkeypatch.setattr(rivals, "LOOK_SECONDS", 600.0)
+    monkeypatch.setattr(rivals, "CONFIRM_SECONDS", 1.0)
+    async with plugin.run():
+        await ours(node)
+        await rival.start()
+        await taken(node)
+        judge(plugin, SICK)
+        await until(lambda: plugin.watch.rivalry.silent, "a suspicion")
+        judge(plugin, HEALTHY)
+        judge(plugin, SICK)
+        await node.until(lambda: node.serves({IDS[1]}), timeout=SECONDS)
+        assert [ids for _, ids in node.shown] == [set(IDS), OLD_IDS, set(), {IDS[1]}]
+        assert plugin.service.streams == 1
+
+
+async def test_a_rival_that_never_gives_up_is_answered_ever_more_slowly(
+    node: Node,
+    plugin: Plugin,
+    rival: Rival,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(rivals, "CONFIRM_SECONDS", 0.1)
+    monkeypatch.setattr(rivals, "RETURN_SECONDS", (0.4, 0.8))
+    async with plugin.run():
+        await ours(node)
+        await rival.start()
+        for turn in range(1, 4):
+            await until(lambda turn=turn: plugin.watch.displacements == turn)  # type: ignore[misc]
+            await ours(node)
+            if node._release is Release.V1_37:  # that refuses its path from now on
+                await rival.stop()
+                await rival.start()
+            else:
+                await rival.register()
+        await until(lambda: plugin.watch.displacements == 4)
+    waits = [float(warning.rpartition("=")[2]) for warning in warnings(caplog)]
+    assert len(waits) == 4
+    assert waits[0] == 0
+    times = [accepted.time for accepted in node.registrations if NAME.fullmatch(accepted.endpoint)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert gaps[1] > 0.1 + 0.75 * 0.4
+    assert gaps[2] > 0.1 + 0.75 * 0.8
+
+
+async def test_a_kubelet_that_restarts_meanwhile_has_our_devices_at_once(
+    node: Node, plugin: Plugin, rival: Rival, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plugins register anew, and pods are lost if none has devices within a second."""
+    monkeypatch.setattr(rivals, "RETURN_SECONDS", (600.0, 600.0))
+    async with plugin.run():
+        await ours(node)
+        await rival.start()
+        await until(lambda: plugin.watch.displacements == 1)
+        await ours(node)
+        await until(lambda: not plugin.watch.away)
+        await rival.stop()
+        await rival.start()
+        await until(lambda: plugin.watch.displacements == 2)
+        assert plugin.watch.rivalry.phase is Phase.DISPLACED
+        await rival.stop()
+        shown = len(node.shown)
+        await node.restart()
+        await ours(node)
+        assert node.shown[shown][1] == set(IDS), "the first list is whole"
+
+
+def spoil(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def spoiled(file: Path) -> None:
+        document = json.loads(file.read_text())
+        change(document)
+        file.write_text(json.dumps(document))
+
+    return spoiled
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        Path.unlink,
+        lambda file: file.write_text("{"),
+        lambda file: file.write_bytes(b"\xff" * 9),
+        spoil(lambda document: document["Data"].pop("RegisteredDevices")),
+        spoil(lambda document: document["Data"].update(RegisteredDevices=None)),
+        spoil(lambda document: document["Data"].update(RegisteredDevices=7)),
+    ],
+    ids=["no file", "cut off", "no text", "no registered devices", "null", "a number"],
+)
+@pytest.mark.parametrize("node", [Release.V1_20], indirect=True)
+async def test_a_checkpoint_that_does_not_tell_is_no_rival(
+    node: Node, plugin: Plugin, looks: Looks, harm: Callable[[Path], object]
+) -> None:
+    async with plugin.run():
+        await ours(node)
+        harm(node.directory / CHECKPOINT)
+        await looks.more(40)
+        assert not plugin.watch.rivalry.silent
+        assert plugin.watch.displacements == 0
+        judge(plugin, SICK)
+        await offered(node, 1)
+        assert len(node.registrations) == 1
+
+
+@pytest.mark.parametrize("node", [Release.V1_20], indirect=True)
+async def test_a_kubelet_that_has_dropped_our_resource_is_told_of_it_again(
+    node: Node, plugin: Plugin, looks: Looks
+) -> None:
+    """As it does 5 min after the end of a rival; a list of ours may have replaced the rival's in between."""
+    async with plugin.run():
+        await ours(node)
+        await looks.more(10)
+        spoil(lambda document: document["Data"].update(RegisteredDevices={}))(node.directory / CHECKPOINT)
+        await until(lambda: plugin.watch.displacements == 1)
+        await ours(node)
+        await until(lambda: not plugin.watch.away)
+
+
+async def test_a_kubelet_that_never_names_resources_has_no_rivals() -> None:
+    async def read() -> Checkpoint:
+        return Checkpoint(written_ns=1 << 62)
+
+    watch = RivalWatch(RESOURCE, read=read)
+    watch.announce(IDS, IDS)
+    await watch.look()
+    assert not watch.rivalry.silent
+
+
+@pytest.mark.parametrize("node", [Release.V1_20], indirect=True)
+async def test_the_lists_of_a_long_life_are_no_rivals(node: Node, plugin: Plugin) -> None:
+    """Devices become sick and well, are lost and come."""
+    async with plugin.run():
+        await ours(node)
+        for number in range(40):
+            health = (SICK, HEALTHY)[number % 2]
+            judge(plugin, health)
+            await offered(node, 1 + health.healthy)
+        plugin.picture.submit(lambda facts: after_scan(facts, found(), forget=True))
+        await node.until(lambda: node.devices(RESOURCE) == {}, timeout=SECONDS)
+        await until(lambda: plugin.service.lists == 42)
+        assert plugin.watch.displacements == 0
+        assert len(node.registrations) == 1
+
+
+@pytest.mark.parametrize("node", [Release.V1_20], indirect=True)
+async def test_a_checkpoint_that_cannot_be_read_in_time_holds_up_no_list(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that hangs: one read waits, and no other is begun."""
+    monkeypatch.setattr(rivals_edge, "READ_SECONDS", 0.05)
+    reads, forever = 0, asyncio.Event()
+
+    async def read() -> Checkpoint:
+        nonlocal reads
+        reads += 1
+        await forever.wait()
+        return Checkpoint()
+
+    plugin = Plugin(node.directory, read=read)
+    async with plugin.run():
+        await ours(node)
+        for health, allocatable in ((SICK, 1), (HEALTHY, 2), (SICK, 1)):
+            judge(plugin, health)
+            await offered(node, allocatable)
+        assert reads == 1
+        forever.set()
+
+
+async def test_ids_of_a_rival_are_shown_within_bounds(caplog: pytest.LogCaptureFixture) -> None:
+    """Its ids are not ours to trust: too many, too long, not printable."""
+    said: list[str] = []
+    ids = frozenset({f"card\n{number:03}" + "x" * 500 for number in range(300)})
+
+    async def read() -> Checkpoint:
+        return Checkpoint(registered={RESOURCE: ids}, written_ns=1 << 62)
+
+    watch = RivalWatch(RESOURCE, read=read, tell=lambda *event: said.extend(event))
+    watch.announce(IDS, IDS)
+    while not watch.displacements:
+        await watch.look()
+        assert watch.rivalry.silent
+        await asyncio.sleep(0.01)
+    [warning] = warnings(caplog)
+    assert len(warning) < 1000
+    assert len(said[2]) < 1000
+    assert "\n" not in warning + said[2]
+    assert "and 292 more" in said[2]
