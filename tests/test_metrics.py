@@ -272,6 +272,14 @@ async def test_grants_holders_requests_and_refusals(node: Node, kubelet: Kubelet
     )
 
 
+async def test_a_holder_is_its_cards_by_whatever_id_it_was_granted(node: Node, kubelet: Kubelet) -> None:
+    scraped = Scraped(node)
+    await shows(kubelet, IDS)
+    kubelet.hold(["1"], resource="baidu.com/R200", pod="former")  # a name that nothing is offered under
+    page = await scraped.until(lambda page: page.by_id("xpu_device_holder", pod="former"), "its holder")
+    assert page.by_id("xpu_device_holder", pod="former") == {IDS[1]: 1.0}
+
+
 async def test_the_state_of_virtual_functions(node: Node, kubelet: Kubelet) -> None:
     node.machine.set_card(0, {"busy": "yes", "vfs": "2"})
     node.machine.add_process(4711, card=0, vf=0)

@@ -20,6 +20,7 @@ from xpu_plugin.edges.driver import Driver, Target
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.host import identity
 from xpu_plugin.edges.kubelet import Endpoint, InstanceLock, socket_stem
+from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.edges.listener import listen, listening_at
 from xpu_plugin.edges.podresources import checkpoint_of
 from xpu_plugin.edges.process import WorkerProcess
@@ -163,12 +164,6 @@ async def _run(
     sweep: Sweep,
     decisions: Decisions,
 ) -> None:
-    holders = Holders(
-        picture,
-        device_plugin_dir=config.device_plugin_dir,
-        pod_resources_socket=config.pod_resources_socket,
-    )
-
     async def taken_over() -> None:
         """Whoever was before us has granted on, split cards and judged devices while we waited."""
         await record.reread()
@@ -198,6 +193,11 @@ async def _run(
         record=record,
     )
     sweep.claimed = lambda: idleness.ledger
+    view = KubeletView(
+        device_plugin_dir=config.device_plugin_dir,
+        pod_resources_socket=config.pod_resources_socket,
+    )
+    holders = Holders(picture, view, idleness)
     apply = Apply(
         changer,
         picture,
@@ -255,6 +255,7 @@ async def _run(
             stem=socket_stem(resource, config.resource_name),
             lock=lock,
             watch=watch,
+            look=holders.before_registration,
             note=decisions.note,
         )
         sockets.append(socket)
@@ -280,6 +281,7 @@ async def _run(
                 sweep=sweep,
                 decisions=decisions,
                 idleness=idleness,
+                holders=holders,
                 apply=apply,
                 record=record,
                 terms=terms(config),
@@ -313,7 +315,7 @@ async def _run(
         held.set_result(holders.seen)
         group.create_task(holders.run(), name="holders")
         group.create_task(endpoints.run(), name="endpoints")
-        group.create_task(idleness.run(), name="grants")
+        group.create_task(idleness.run(lock.acquire), name="grants")
         group.create_task(apply.run(), name="apply")
         if node is not None:
             if config.node_labels:

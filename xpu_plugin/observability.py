@@ -20,6 +20,7 @@ from xpu_plugin.loops.audit import Audit
 from xpu_plugin.loops.census import Census
 from xpu_plugin.loops.decisions import Decisions
 from xpu_plugin.loops.faults import Faults
+from xpu_plugin.loops.holders import Holders
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.metrics import CONTENT_TYPE, GATHER_SECONDS, Metrics, Parts
 from xpu_plugin.loops.node import Node
@@ -55,6 +56,7 @@ class Plugin:
     sweep: Sweep
     decisions: Decisions
     idleness: Idleness
+    holders: Holders
     apply: Apply
     record: GrantRecord
     terms: Terms
@@ -107,6 +109,7 @@ async def run(plugin: Plugin) -> None:
         serving=plugin.listed.is_set,
         left_out=plugin.left_out,
         tell=node.event if node else lambda *_: None,
+        look=plugin.holders.look,
     )
     async with contextlib.AsyncExitStack() as stack:
         if plugin.requests is not None:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from xpu_plugin.edges.files import MOST_BYTES
-from xpu_plugin.edges.grants import GrantRecord
+from xpu_plugin.edges.grants import GrantRecord, Shown
 
 
 A, B, C = (f"0000:{bus}:00.0" for bus in ("3b", "3c", "5e"))
+HOLDER = Shown("default/job/main", "a kubelet")
 
 
 def written(directory: Path) -> dict[str, str]:
@@ -46,6 +47,28 @@ def test_a_grant_is_known_at_once_and_written_when_its_container_starts(tmp_path
     assert list(tmp_path.iterdir()) == []
     asyncio.run(record.started({A: "/dev/xpu4"}))
     assert written(tmp_path / "state") == {A: "/dev/xpu4"}
+
+
+def test_the_holder_is_on_record_until_the_device_is_granted_anew_or_forgotten(tmp_path: Path) -> None:
+    record = GrantRecord(tmp_path)
+    start(record, A, B)
+    asyncio.run(record.saw(lambda: {A: HOLDER, B: Shown("default/other/main", "a kubelet"), C: HOLDER}))
+    assert GrantRecord(tmp_path).holders == {A: HOLDER, B: Shown("default/other/main", "a kubelet")}
+    record.granted({A: "/dev/xpu9"})
+    assert A not in record.holders
+    asyncio.run(record.forget(lambda: [B]))
+    assert GrantRecord(tmp_path).holders == {}
+    asyncio.run(record.started({A: "/dev/xpu9"}))
+    asyncio.run(record.saw(lambda: {A: Shown("default/next/main", "a kubelet")}))
+    assert GrantRecord(tmp_path).holders == {A: Shown("default/next/main", "a kubelet")}
+
+
+def test_a_record_of_a_release_that_wrote_no_holders_is_read(tmp_path: Path) -> None:
+    start(GrantRecord(tmp_path), A, B)
+    (file,) = tmp_path.iterdir()
+    file.write_text(json.dumps({"grants": {A: "/dev/xpu0", B: "/dev/xpu1"}, "listed": [A]}))
+    record = GrantRecord(tmp_path)
+    assert (set(record.paths), record.listed, record.holders) == ({A, B}, {A}, {})
 
 
 def test_later_grants_replace_earlier_ones_of_the_same_device(tmp_path: Path) -> None:
@@ -284,7 +307,7 @@ def listed(directory: Path) -> set[str]:
 
 
 def see(record: GrantRecord, *ids: str) -> None:
-    asyncio.run(record.saw(lambda: ids))
+    asyncio.run(record.saw(lambda: dict.fromkeys(ids, HOLDER)))
 
 
 def test_what_the_kubelet_has_listed_is_written_and_read_again(tmp_path: Path) -> None:
@@ -349,7 +372,7 @@ def test_what_is_granted_anew_while_the_list_waits_to_be_written_is_not_listed(t
 
     async def meet() -> None:
         async with record._writing:
-            waiting = asyncio.create_task(record.saw(lambda: shown))
+            waiting = asyncio.create_task(record.saw(lambda: dict.fromkeys(shown, HOLDER)))
             await asyncio.sleep(0)
             record.granted({A: "/dev/xpu0"})
             shown.clear()

@@ -16,7 +16,7 @@ import pytest
 
 from tests.builders import CONTROL, MAJOR, device, found
 from tests.standins import RESOURCE, SECONDS, until
-from xpu_plugin.edges.grants import GrantRecord
+from xpu_plugin.edges.grants import GrantRecord, Shown
 from xpu_plugin.edges.service import LONGEST_NOTED_ID, NOTED_IDS, DevicePluginService, server_of
 from xpu_plugin.loops.decisions import Decisions
 from xpu_plugin.loops.picture import Picture
@@ -484,7 +484,7 @@ async def test_whether_a_starting_container_is_ever_listed_is_open_again(
     of before has granted in its last moment."""
     await allocate(stub, [A])
     await start(stub, A)
-    await plugin.record.saw(lambda: [A])
+    await plugin.record.saw(lambda: {A: Shown("default/job/main", "")})
     plugin.forget()
     assert plugin.record.listed == {A}
     await start(stub, A)

@@ -4,6 +4,7 @@ granted, until it is certain that the container has ended."""
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -11,9 +12,16 @@ import pytest
 
 from tests.builders import device, found
 from tests.standins import RESOURCE, until
+from xpu_plugin.edges import kubelet_view
+from xpu_plugin.edges.driver import Driver, Target
+from xpu_plugin.edges.grants import GrantRecord
+from xpu_plugin.edges.kubelet_view import KubeletView
+from xpu_plugin.edges.podresources import checkpoint_of
 from xpu_plugin.loops import holders as holders_module
 from xpu_plugin.loops.holders import SETTLE_SECONDS, Holders
+from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model.holders import Checkpoint, Terms
 from xpu_plugin.model.inventory import Policy, after_scan
 from xpu_plugin.proto import podresources_v1_pb2
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet
@@ -21,6 +29,7 @@ from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet
 
 IDS = [f"0000:{bus:02x}:00.0" for bus in (0x3B, 0x3C, 0x3D, 0x3E)]
 PROFILE = "baidu.com/R200"
+TERMS = Terms(own_pod="kube-system/plugin", settle=10.0)
 
 pytestmark = pytest.mark.usefixtures("leaves_no_task")
 
@@ -68,12 +77,20 @@ def clock() -> Clock:
 
 
 def holders_of(kubelet: Kubelet, picture: Picture, clock: Clock | None = None) -> Holders:
-    return Holders(
+    clock = clock or Clock()
+    plugins, pods = kubelet.directory, kubelet.pod_resources_socket or kubelet.directory / "no-such-socket"
+    nowhere = Target(libraries=(), dev_root=plugins, sysfs_root=plugins, simulated=True, environment={})
+    idleness = Idleness(
+        Driver(nowhere, call_timeout=1.0),
         picture,
-        device_plugin_dir=kubelet.directory,
-        pod_resources_socket=kubelet.pod_resources_socket or kubelet.directory / "no-such-socket",
-        clock=clock or Clock(),
+        TERMS,
+        device_plugin_dir=plugins,
+        pod_resources_socket=pods,
+        record=GrantRecord(plugins.parent / "state"),
+        clock=clock,
     )
+    view = KubeletView(device_plugin_dir=plugins, pod_resources_socket=pods, clock=clock)
+    return Holders(picture, view, idleness, clock=clock)
 
 
 @pytest.fixture
@@ -403,3 +420,55 @@ async def test_what_is_held_and_released_is_told(
     messages = [record.message for record in caplog.records if record.name == holders_module.__name__]
     assert len(messages) == 2
     assert all("id=0" in message for message in messages)
+
+
+# --- before a registration, and when the checkpoint changes ---------------------------------------
+
+
+async def test_before_a_registration_the_checkpoint_alone_is_asked(
+    kubelet: CountingKubelet, holders: Holders, picture: Picture
+) -> None:
+    kubelet.hold(["0"], resource=RESOURCE)
+    await holders.before_registration()
+    assert offered(picture) == with_old(0)
+    assert kubelet.questions == 0
+
+
+async def test_the_look_before_a_registration_is_bounded(
+    kubelet: CountingKubelet,
+    holders: Holders,
+    picture: Picture,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A kubelet that waits for a second kills pods."""
+    gate = asyncio.Event()
+
+    async def frozen(directory: Path) -> Checkpoint:
+        await gate.wait()
+        return await checkpoint_of(directory)
+
+    monkeypatch.setattr(kubelet_view, "checkpoint_of", frozen)
+    kubelet.hold(["0"], resource=RESOURCE)
+    began = time.monotonic()
+    await holders.before_registration()
+    assert holders_module.BEFORE_SECONDS <= time.monotonic() - began < 1.0
+    assert offered(picture) == OWN
+    assert "cannot tell who holds devices: the checkpoint was not read within 0.1 s" in caplog.text
+    gate.set()
+    await holders.look()
+    assert offered(picture) == with_old(0)
+
+
+async def test_the_loop_reads_a_checkpoint_that_has_changed_and_asks_nothing_else(
+    kubelet: CountingKubelet, holders: Holders, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holders_module, "WATCH_SECONDS", 0.01)
+    await holders.look()
+    questions = kubelet.questions
+    loop = asyncio.create_task(holders.run())
+    kubelet.hold(["3"], resource=RESOURCE)
+    await until(lambda: offered(picture) == with_old(3))
+    assert kubelet.questions == questions
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)

@@ -11,11 +11,12 @@ import pytest
 
 from tests.standins import RESOURCE, SECONDS, make_machine, target_of, until
 from xpu_plugin.edges.driver import Driver
-from xpu_plugin.edges.grants import GrantRecord
+from xpu_plugin.edges.grants import GrantRecord, Shown
+from xpu_plugin.edges.kubelet import Identity
 from xpu_plugin.loops.idleness import SHOW_SECONDS, Idleness
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.devices import identify
-from xpu_plugin.model.holders import Holding, Terms
+from xpu_plugin.model.holders import Holding, Listing, Terms, Word
 from xpu_plugin.model.inventory import Policy, after_scan
 from xpu_plugin.model.vf import Card, Proof, cards
 from xpu_plugin.proto import podresources_v1_pb2
@@ -376,7 +377,7 @@ async def test_what_a_former_process_saw_listed_ends_with_the_list_at_once(
 ) -> None:
     """Although the checkpoint names it still."""
     record.granted({FIRST: "/dev/xpu3", A: "/dev/xpu0"})
-    await record.saw(lambda: [FIRST])
+    await record.saw(lambda: {FIRST: Shown("default/job/main", "")})
     for id in (FIRST, A):
         kubelet.hold([id], resource="none", init_container=True)
     idleness = make()
@@ -401,10 +402,14 @@ async def test_cards_of_containers_are_known_by_what_they_hold(idleness: Idlenes
 
 @pytest.fixture
 async def loop(idleness: Idleness, leaves_no_task: None) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(idleness.run())
+    task = asyncio.create_task(idleness.run(at_once))
     yield task
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def at_once() -> None:
+    """No other plugin is there."""
 
 
 @pytest.mark.usefixtures("loop")
@@ -469,3 +474,94 @@ async def test_the_loop_survives_a_kubelet_that_does_not_answer(
     assert not loop.done()
     aside.rename(socket)
     await until(lambda: A in record.listed, "that it is listed")
+
+
+# --- what the kubelet says ----------------------------------------------------------------------------
+
+
+def word(kubelet: Kubelet, *, began: float, life: object = None, **holders: str) -> Word:
+    """A whole list. holders: pod -> the device that it is listed with, empty for none"""
+    holdings = tuple(
+        Holding(container=f"default/{pod}/main", resource=RESOURCE, ids=(id,))
+        for pod, id in holders.items()
+        if id
+    )
+    pods = frozenset({"kube-system/plugin", *(f"default/{pod}" for pod in holders)})
+    return Word(
+        began=began,
+        life=life or Identity.of(kubelet.socket),
+        listing=Listing(pods=pods, holdings=holdings),
+        whole=True,
+        checkpoint=(),
+    )
+
+
+@pytest.mark.usefixtures("loop")
+async def test_what_the_kubelet_says_is_written_down_with_the_holder(
+    idleness: Idleness, kubelet: HookedKubelet, clock: Clock, record: GrantRecord, place: Path
+) -> None:
+    for id in (A, FIRST):
+        record.granted({id: "/dev/xpu0"})
+        await record.started({id: "/dev/xpu0"})
+        idleness.granted([id])
+    clock.now += 1.0
+    idleness.hear(word(kubelet, began=clock.now, train=A, other=FIRST))
+    life = str(Identity.of(kubelet.socket))
+    wanted = {A: Shown("default/train/main", life), FIRST: Shown("default/other/main", life)}
+    await until(lambda: GrantRecord(place / "state").holders == wanted, "both holders on record")
+
+    idleness.hear(word(kubelet, began=clock.now + 1.0, train=A))
+    await until(lambda: GrantRecord(place / "state").holders == {A: wanted[A]}, "the end of one")
+    assert GrantRecord(place / "state").paths.keys() == {A}
+
+
+async def test_a_plugin_that_waits_for_another_one_writes_nothing(
+    idleness: Idleness, kubelet: HookedKubelet, clock: Clock, record: GrantRecord, place: Path
+) -> None:
+    record.granted({A: "/dev/xpu0"})
+    await record.started({A: "/dev/xpu0"})
+    idleness.inherit()
+    waits, free = asyncio.Event(), asyncio.Event()
+
+    async def alone() -> None:
+        waits.set()
+        await free.wait()
+
+    task = asyncio.create_task(idleness.run(alone))
+    clock.now += 1.0
+    idleness.hear(word(kubelet, began=clock.now, train=A))
+    async with asyncio.timeout(SECONDS):
+        await waits.wait()
+    assert GrantRecord(place / "state").holders == {}
+    free.set()
+    await until(lambda: GrantRecord(place / "state").holders.keys() == {A}, "the record")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_the_next_process_knows_what_the_same_kubelet_does_not_list_any_more_for_ended(
+    make: Make, kubelet: HookedKubelet, clock: Clock, record: GrantRecord
+) -> None:
+    life = str(Identity.of(kubelet.socket))
+    record.granted({A: "/dev/xpu0", FIRST: "/dev/xpu1"})
+    await record.saw(
+        lambda: {A: Shown("default/web-0/main", life), FIRST: Shown("default/x/main", "another")}
+    )
+    idleness = make()
+    clock.now += 1.0
+    idleness.hear(word(kubelet, began=clock.now, **{"web-0": SECOND, "x": ""}))
+    assert idleness.ledger.keys() == {FIRST, SECOND}, "web-0 is another pod of the same name"
+    assert idleness.forgotten == {FIRST}
+    assert idleness.taken() == frozenset()
+
+
+async def test_what_another_plugin_granted_is_known_as_held_until_it_is_not_listed(
+    idleness: Idleness, kubelet: HookedKubelet, clock: Clock
+) -> None:
+    idleness.hear(word(kubelet, began=clock.now, former="0"))
+    clock.now += 1.0
+    idleness.hear(word(kubelet, began=clock.now, life="another kubelet", former=""))
+    assert idleness.forgotten == {"0"}
+    clock.now += 1.0
+    idleness.hear(word(kubelet, began=clock.now, life="another kubelet"))
+    assert (idleness.forgotten, dict(idleness.ledger)) == (frozenset(), {})

@@ -11,6 +11,7 @@ the way that led there when an invariant is broken:
 * what the driver does late, after the plugin that asked was killed, is done to a card that nobody holds;
 * no device of a card in change is newly granted;
 * no Set call for a card that the driver has refused too often, and nothing has changed since;
+* no device that a pod holds is granted to another one, also by a kubelet that has lost its checkpoint;
 * at rest, each card is as wished or there is a reason for it, and no card is kept back.
 """
 
@@ -47,10 +48,14 @@ from xpu_plugin.model.holders import (
     Ledger,
     Listing,
     Terms,
+    Word,
+    after_word,
     examine,
-    shown,
+    forgotten,
+    word_of,
 )
 from xpu_plugin.model.inventory import Entry, Facts, Policy, after_scan, card_of, entries, estranged
+from xpu_plugin.model.ownership import withheld
 from xpu_plugin.model.vf import UNKNOWN, Action, Card, by_argument, by_label, cards, plan
 
 
@@ -70,8 +75,11 @@ class BrokenInvariantError(Exception):
 
 @dataclass
 class Pod:
-    """A pod with one device, admitted at `born`. init: its container is an init container, which the kubelet
-    never lists"""
+    """A pod with one device, admitted at `born`.
+
+    init: its container is an init container, which the kubelet never lists
+    forgotten: the kubelet has lost its record of it; known: the plugin has seen it listed
+    """
 
     name: str
     id: str
@@ -79,6 +87,8 @@ class Pod:
     born: float = 0.0
     init: bool = False
     computes: bool = False
+    forgotten: bool = False
+    known: bool = False
 
     @property
     def split(self) -> str:
@@ -101,6 +111,7 @@ class World:
     shown: dict[str, Entry] = field(default_factory=dict)  # the list as the scheduler knows it
     checkpoint: dict[str, str] = field(default_factory=dict)  # id -> container
     life: int = 1
+    wrote: int = 0  # the life that has written the checkpoint
     born: float = 0.0
     synced: bool = True  # whether the kubelet has heard from the API server in this life
     api: bool = True
@@ -109,13 +120,29 @@ class World:
     refuses: bool = False
     crashes: bool = False
     stubborn: set[str] = field(default_factory=set)  # cards that the driver refuses, whoever asks
-    recorded: dict[str, bool] = field(default_factory=dict)  # id -> whether it was seen listed
     request: Request | None = None  # on record
     late: tuple[Request, float] | None = None  # what a killed plugin has asked for, and when it is done
+    recorded: dict[str, str | None] = field(default_factory=dict)  # id -> the pod it was seen listed with
 
     def lists(self, pod: Pod) -> bool:
         """Whether the kubelet lists a pod's device: soon after it was granted."""
-        return self.synced and not pod.init and self.now - pod.born > LIST_SECONDS
+        return self.synced and not pod.init and not pod.forgotten and self.now - pod.born > LIST_SECONDS
+
+    def listing(self) -> Listing:
+        """The kubelet's list: of every pod, but not of each device."""
+        return Listing(
+            pods=frozenset({OWN_POD, *(f"default/{pod.name}" for pod in self.pods)} if self.synced else ()),
+            holdings=tuple(
+                Holding(container=f"default/{pod.name}/main", resource=POLICY.resource, ids=(pod.id,))
+                for pod in self.pods
+                if self.lists(pod)
+            ),
+        )
+
+    def write_checkpoint(self) -> None:
+        """A kubelet that admits forgets the dead."""
+        self.checkpoint = {pod.id: f"uid-{pod.name}/main" for pod in self.pods if not pod.forgotten}
+        self.wrote = self.life
 
 
 @cache
@@ -148,16 +175,26 @@ class Plugin:
         self.wish = UNKNOWN if label_mode else by_argument(world.argument)
         self.memory = Memory(started=world.now)
         self.ledger: Ledger = {
-            id: Grant(at=world.now, inherited=True, shown=FORMER if seen else None)
+            id: Grant(
+                at=world.now - 0.001,
+                inherited=True,
+                shown=FORMER if seen else None,
+                holder=seen,
+                known_to=seen,
+                noted=seen is not None,
+            )
             for id, seen in world.recorded.items()
         }
         self.proofs: dict[str, object] = {}
         self.scanned = tuple(world.vfs.values())
         self.claimed = frozenset(self.ledger)
-        self.adopt()
         self.kept_back: dict[str, Health] = {}
+        self.forgotten: frozenset[str] = frozenset()
+        self.withheld: dict[str, Health] = {}
         self.scans = 1
         self.decision: Decision | None = None
+        self.listen()
+        self.adopt()
         self.driver, self.orders = "4.0.12", 0
         self.unread: float | None = world.now
         if readable:
@@ -173,7 +210,7 @@ class Plugin:
         return replace(facts_of(self.scanned), claimed=self.claimed)
 
     def entries(self) -> dict[str, Entry]:
-        return entries(replace(self.facts, kept_back=self.kept_back), POLICY)
+        return entries(replace(self.facts, kept_back=self.kept_back, withheld=self.withheld), POLICY)
 
     def adopt(self) -> None:
         """What the kubelet knows, whatever the record says."""
@@ -192,18 +229,45 @@ class Plugin:
         entry = self.entries().get(id)
         if entry is None or not entry.health.grantable:
             return False
-        self.ledger = {**self.ledger, id: Grant(at=self.world.now)}
-        self.world.recorded[id] = False
+        self.ledger = {**self.ledger, id: Grant(at=self.world.now, known_to=self.world.life)}
+        self.world.recorded[id] = None
         return True
 
-    def see_listed(self) -> None:
-        """What becomes of grants is written down."""
+    def listen(self, *, checkpoint_alone: bool = False) -> None:
+        """The kubelet is asked who holds what, and what becomes of grants is written down."""
         world = self.world
-        listed = {pod.id for pod in world.pods if world.lists(pod)}
-        self.ledger = shown(self.ledger, listed, began=world.now, life=world.life)
-        for id, grant in self.ledger.items():
-            if grant.shown == world.life and id in world.recorded:
-                world.recorded[id] = True
+        listing = None if checkpoint_alone else world.listing()
+        word = Word(
+            began=world.now,
+            life=world.life,
+            listing=listing,
+            whole=listing is not None and self.terms.own_pod in listing.pods,
+            checkpoint=frozenset(world.checkpoint),
+            own=world.wrote == world.life,
+        )
+        found = {
+            id: Grant(at=world.now, inherited=True, shown=world.life, holder=container, known_to=world.life)
+            for id, container in word.listed.items()
+            if id not in self.ledger and card_of(id, self.facts)
+        }
+        self.ledger = after_word({**found, **self.ledger}, word, self.terms.settle)
+        for pod in world.pods:
+            pod.known |= pod.id in word.listed
+        self.conclude(word)
+
+    def conclude(self, word: Word) -> None:
+        """What follows from it."""
+        world = self.world
+        self.claimed = frozenset(self.ledger)
+        self.forgotten = forgotten(self.ledger, word, self.forgotten)
+        holdings = word.listing.holdings if word.listing else ()
+        self.withheld = withheld(holdings, self.ledger, self.forgotten, facts=self.facts, policy=POLICY)
+        world.recorded = {
+            id: self.ledger[id].holder or seen for id, seen in world.recorded.items() if id in self.ledger
+        }
+
+    def see_listed(self) -> None:
+        self.listen()
 
     def view(self) -> View:
         taken = {card_of(id, self.facts) for id, grant in self.ledger.items() if not grant.inherited}
@@ -235,18 +299,11 @@ class Plugin:
 
     def look(self, addresses: tuple[str, ...], began: float) -> None:
         world, known = self.world, cards_of(self.scanned)
-        listing = Listing(
-            pods=frozenset({OWN_POD} if world.synced else ()),
-            holdings=tuple(
-                Holding(container=f"default/{pod.name}/main", resource=POLICY.resource, ids=(pod.id,))
-                for pod in world.pods
-                if world.lists(pod)
-            ),
-        )
         answers = Answers(
             began=began,
             done=world.now,
-            listing=listing,
+            listing=world.listing(),
+            own=world.wrote == world.life,
             checkpoint=tuple(
                 Holding(container=container, resource=POLICY.resource, ids=(id,))
                 for id, container in world.checkpoint.items()
@@ -263,8 +320,8 @@ class Plugin:
             facts=self.facts,
             policy=POLICY,
         )
-        self.claimed = frozenset(self.ledger)
         self.proofs = {**self.proofs, **proofs}
+        self.conclude(word_of(answers, self.terms))
 
     def _usage(self, card: Card) -> Usage | str:
         world = self.world
@@ -293,7 +350,7 @@ class Explorer:
         self.world.pods = [
             Pod(f"former{n}", str(n), card) for n, card in enumerate(CARDS) if self.random.random() < 0.3
         ]
-        self.world.checkpoint = {pod.id: f"uid-{pod.name}/main" for pod in self.world.pods}
+        self.world.write_checkpoint()
         self.plugin = self._start()
         self.counts: Counter[str] = Counter()
         self.way: list[str] = []
@@ -325,6 +382,7 @@ class Explorer:
             (2, self.label_changes),
             (1, self.host_process),
             (1, self.kubelet_restarts),
+            (1, self.kubelet_forgets),
             (1, self.api_turns),
             (1, self.foreign_split),
             (1, self.plugin_dies),
@@ -374,7 +432,8 @@ class Explorer:
 
     def pod_starts(self) -> None:
         world = self.world
-        held = {pod.id for pod in world.pods} | {pod.card for pod in world.pods if pod.id.isdecimal()}
+        counted = [pod for pod in world.pods if not pod.forgotten]
+        held = {pod.id for pod in counted} | {pod.card for pod in counted if pod.id.isdecimal()}
         free = [id for id, entry in world.shown.items() if entry.health.healthy and id not in held]
         if not free:
             return
@@ -387,14 +446,17 @@ class Explorer:
             return
         if change is not None and change.sent and card == change.card:
             raise BrokenInvariantError(f"{id} was granted while its card is being changed")
-        others = [pod for pod in world.pods if pod.card == card and pod.split != split_of(id)]
+        others = [
+            pod
+            for pod in world.pods
+            if pod.card == card and (pod.split != split_of(id) or pod.id == id or pod.id.isdecimal())
+        ]
         if others:
             raise BrokenInvariantError(f"{id} was granted, and {others[0].name} has {others[0].id}")
         self.names += 1
         pod = Pod(f"pod{self.names}", id, str(card), born=world.now, init=self.random.random() < 0.2)
         world.pods.append(pod)
-        # A kubelet that admits forgets the dead.
-        world.checkpoint = {own.id: f"uid-{own.name}/main" for own in world.pods}
+        world.write_checkpoint()
 
     def pod_ends(self) -> None:
         if self.world.pods:
@@ -430,6 +492,34 @@ class Explorer:
         world.born = world.now
         world.synced = world.api
         self.note(f"kubelet synced={world.synced}")
+        self.registers()
+
+    def kubelet_forgets(self) -> None:
+        """It is started anew, without its checkpoint, and does not ask for devices of running pods again.
+
+        Not while there is a holder of which neither we nor the kubelet's list can know: that may end by its
+        process alone.
+        """
+        world = self.world
+        unknown = [pod for pod in world.pods if not pod.known or pod.init]
+        if self.own_pod is None or unknown or world.now - world.born < LIMITS.settle:
+            return
+        self.passes(0.1)
+        world.checkpoint, world.wrote = {}, 0
+        for pod in world.pods:
+            pod.forgotten = True
+        world.life += 1
+        world.born = world.now
+        world.synced = world.api
+        self.note(f"forgets {len(world.pods)} pods")
+        self.registers()
+
+    def registers(self) -> None:
+        """The plugin looks at the checkpoint, registers and sends its list, with which that is written."""
+        world = self.world
+        self.plugin.listen(checkpoint_alone=True)
+        world.shown = self.plugin.entries()
+        world.wrote = world.life
 
     def api_turns(self) -> None:
         self.world.api = not self.world.api
@@ -459,6 +549,10 @@ class Explorer:
             self.world.request = None
             self.world.pods = [pod for pod in self.world.pods if self.world.lists(pod)]
             self.world.recorded = {}
+        for pod in self.world.pods:
+            pod.known = bool(self.world.recorded.get(pod.id))
+        # What was never on record and is forgotten by both is not known to anybody any more.
+        self.world.pods = [pod for pod in self.world.pods if pod.known or not pod.forgotten]
         self.plugin = self._start()
         if self.world.api:
             self.plugin.hear()
@@ -577,6 +671,9 @@ class Explorer:
                 case Wait(seconds):
                     self.passes(600.0 if seconds is None else max(seconds, LATE_SECONDS))
                     plugin.scan()
+                    plugin.listen()
+                    if asked := {str(card_of(id, plugin.facts)) for id in plugin.forgotten}:
+                        plugin.look(tuple(sorted(asked)), world.now)
                 case Prove(addresses):
                     plugin.look(addresses, world.now)
                 case Scan():

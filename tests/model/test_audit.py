@@ -71,6 +71,24 @@ def test_a_device_with_two_holders_is_found_with_both_named() -> None:
 
 
 @pytest.mark.parametrize(
+    ("id", "resource"), [("0", XPU), ("0", "baidu.com/R200"), (A, "other.com/card"), (A, "baidu.com/R200")]
+)
+def test_a_second_holder_is_found_by_whatever_name_also_one_that_is_not_on_our_list(
+    id: str, resource: str
+) -> None:
+    ours = frozenset({XPU, "baidu.com/R200"})
+    finding = only(evidence(holding("a", A), holding("b", id, resource=resource), ours=ours))
+    assert (finding.kind, finding.device, finding.certain) == (Kind.DOUBLE_HOLDER, A, True)
+    assert finding.text == (
+        f"{A} is held by default/a/main as {A} of {XPU} and by default/b/main as {id} of {resource}"
+    )
+
+
+def test_a_number_under_a_name_that_is_not_ours_is_not_ours() -> None:
+    assert findings(evidence(holding("a", A), holding("b", "0", resource="other.com/card"))) == frozenset()
+
+
+@pytest.mark.parametrize(
     "other",
     [
         holding("b", A, resource="other.com/card"),  # another plugin gives the same hardware away
@@ -174,3 +192,33 @@ def test_a_kubelet_that_has_forgotten_at_its_restart_is_found() -> None:
     assert finding.text.startswith(f"{A} was held by default/a/main before the kubelet was restarted")
     assert findings(replace(own, listing=replace(listing, pods=frozenset()))) == frozenset(), "the pod ended"
     assert findings(replace(own, checkpoint={A})) == frozenset()
+
+
+# --- what another plugin has granted --------------------------------------------------------------
+
+
+def test_a_former_id_that_was_not_granted_here_is_found_with_its_device() -> None:
+    finding = only(evidence(holding("b", "1"), recorded=frozenset()))
+    assert (finding.kind, finding.device) == (Kind.WITHOUT_GRANT, B)
+    assert finding.text == "1 is held by default/b/main, and this plugin has not granted it"
+    assert findings(evidence(holding("b", "1"), recorded=frozenset(), before={"1"})) == frozenset()
+
+
+def test_an_id_under_our_name_that_nobody_can_place_is_found() -> None:
+    finding = only(evidence(holding("b", "xpu-7"), recorded=frozenset(), ours={XPU}))
+    assert (finding.kind, finding.device) == (Kind.WITHOUT_GRANT, "xpu-7")
+    assert finding.text.startswith(
+        "default/b/main holds xpu-7 of baidu.com/xpu, which this plugin neither has"
+    )
+    assert findings(evidence(holding("b", "xpu-7"), recorded=frozenset())) == frozenset()
+
+
+def test_a_holder_that_is_listed_without_its_device_is_certain() -> None:
+    gone = evidence(former={A: "default/a/main"}, listing=Listing(pods=frozenset({"default/a"}), holdings=()))
+    assert only(gone).certain
+    by_its_number = replace(
+        gone,
+        listing=Listing(pods=frozenset({"default/a"}), holdings=(holding("a", "0"),)),
+        recorded=frozenset({"0"}),
+    )
+    assert findings(by_its_number) == frozenset()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pytest
 
 from tests.model import exploring
-from xpu_plugin.model import change
+from xpu_plugin.model import change, holders
 from xpu_plugin.model.holders import Answers, Ledger, Terms, examine
 from xpu_plugin.model.vf import Card, Proof
 
@@ -23,6 +23,7 @@ def test_no_walk_breaks_an_invariant() -> None:
         "refused",
         "killed",
         "kubelet",
+        "forgets",
         "api",
         "foreign",
         "label",
@@ -71,4 +72,21 @@ def test_the_search_finds_a_plugin_that_asks_on_and_on(monkeypatch: pytest.Monke
 def test_the_search_finds_a_plugin_that_grants_a_card_in_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exploring.Plugin, "allocate", lambda plugin, own: own in plugin.entries())
     with pytest.raises(exploring.BrokenInvariantError, match="granted while its card is being changed"):
+        exploring.explore(20 * STEPS, seed=0)
+
+
+def test_the_search_finds_a_plugin_that_offers_what_the_kubelet_has_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exploring, "forgotten", lambda *_: frozenset())
+    with pytest.raises(exploring.BrokenInvariantError, match=r"was granted, and (pod|former)"):
+        exploring.explore(20 * STEPS, seed=0)
+
+
+def test_the_search_finds_a_plugin_that_takes_what_is_not_listed_for_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As if each holder's pod were gone, whatever pods the kubelet lists."""
+    monkeypatch.setattr(holders, "pod_of", lambda _: "")
+    with pytest.raises(exploring.BrokenInvariantError, match=r"was granted, and (pod|former)|hold it"):
         exploring.explore(20 * STEPS, seed=0)

@@ -81,7 +81,7 @@ def test_many_devices_are_one_notice() -> None:
 
 
 def test_a_device_under_an_old_id_is_found_by_it() -> None:
-    ((_, text),) = Ear().hears(entry(A, LOST, listed_as="2"), holders={"2": ("default/old/main",)})
+    ((_, text),) = Ear().hears(entry(A, LOST, listed_as="2"), holders={A: ("default/old/main",)})
     assert text.startswith(f"{A} at /dev/xpu0: ")
     assert text.endswith("held by: default/old/main")
 

@@ -17,12 +17,13 @@ from xpu_plugin.model.holders import (
     Ledger,
     Listing,
     Terms,
-    after_list,
+    Word,
+    after_word,
     by_card,
     by_usage,
     distrust,
     examine,
-    shown,
+    forgotten,
     unused_devices,
 )
 from xpu_plugin.model.inventory import Facts, Policy, after_scan, card_of
@@ -165,24 +166,24 @@ def left(
     checkpoint: Collection[str] | None = (),
 ) -> Grant | None:
     """What is left of one grant after a list that the kubelet of LIFE gave at NOW."""
-    return after_list(
-        {A: grant},
-        [A] if listed else [],
+    container = Holding(container="default/job/main", resource=POLICY.resource, ids=(A,))
+    word = Word(
         began=NOW,
         life=LIFE,
-        own_pod_listed=own_pod_listed,
-        unused=[A] if unused else [],
+        listing=Listing(pods=frozenset(), holdings=(container,) if listed else ()),
+        whole=own_pod_listed,
         checkpoint=checkpoint,
-        settle=SETTLE,
-    ).get(A)
+    )
+    return after_word({A: grant}, word, SETTLE, [A] if unused else []).get(A)
 
 
 LONG_AGO = NOW - 10 * SETTLE
 
 
 def test_a_grant_that_is_listed_goes_on_and_is_known_to_have_been_shown() -> None:
-    assert left(Grant(at=LONG_AGO), listed=True) == Grant(at=LONG_AGO, shown=LIFE)
-    assert left(Grant(at=LONG_AGO, shown=OTHER_LIFE), listed=True) == Grant(at=LONG_AGO, shown=LIFE)
+    known = Grant(at=LONG_AGO, shown=LIFE, holder="default/job/main", known_to=LIFE, noted=True)
+    assert left(Grant(at=LONG_AGO), listed=True) == known
+    assert left(Grant(at=LONG_AGO, shown=OTHER_LIFE, holder="default/x/y"), listed=True) == known
 
 
 def test_a_grant_that_was_shown_ends_when_it_is_not_any_more_in_the_same_life() -> None:
@@ -242,9 +243,92 @@ def test_a_grant_younger_than_the_question_is_not_judged_by_the_answer(at: float
         assert left(grant, own_pod_listed=True, listed=True) == grant
 
 
-def test_what_has_been_shown_is_noted_without_ending_anything() -> None:
-    ledger = {A: Grant(at=LONG_AGO), B: Grant(at=LONG_AGO, shown=LIFE), VF: Grant(at=NOW)}
-    assert shown(ledger, [A, VF], began=NOW, life=LIFE) == {**ledger, A: Grant(at=LONG_AGO, shown=LIFE)}
+# --- a kubelet that has lost its checkpoint -----------------------------------------------------------
+
+HOLDER = "default/train/main"
+SHOWN = Grant(at=LONG_AGO, shown=OTHER_LIFE, holder=HOLDER, known_to=OTHER_LIFE, noted=True)
+INIT = Grant(at=LONG_AGO, known_to=OTHER_LIFE, noted=True)
+
+
+def word(
+    *named: str,
+    pods: Collection[str] | None = (),
+    whole: bool = True,
+    checkpoint: Collection[str] | None = (),
+    own: bool = True,
+    life: object = LIFE,
+) -> Word:
+    """What the kubelet of LIFE says at NOW. pods: that it lists, None where its list is not to be had"""
+    holdings = (Holding(container="default/x/main", resource=POLICY.resource, ids=named),)
+    listing = None if pods is None else Listing(pods=frozenset(pods), holdings=holdings)
+    return Word(began=NOW, life=life, listing=listing, whole=whole, checkpoint=checkpoint, own=own)
+
+
+@pytest.mark.parametrize(
+    ("grant", "said", "goes_on"),
+    [
+        # The pod is there still, and its device is not counted: it is in use all the same.
+        (SHOWN, word(pods=["default/train"]), True),
+        (SHOWN, word(pods=["default/train"], whole=False), True),
+        # The pod is gone, by a list that can be trusted.
+        (SHOWN, word(pods=["default/other"]), False),
+        (SHOWN, word(pods=[], whole=False), True),
+        (SHOWN, word(pods=None), True),
+        # An init container's is never listed: the instance that wrote it down and does not any more tells.
+        (INIT, word(), True),
+        (replace(INIT, known_to=LIFE), word(), False),
+        (replace(INIT, known_to=LIFE), word(checkpoint=[A]), True),
+        (replace(INIT, known_to=LIFE), word(checkpoint=None), True),
+        (replace(INIT, known_to=LIFE), word(own=False), True),
+        (replace(INIT, known_to=LIFE), word(life=None), True),
+        # It was granted, and has never been written down.
+        (Grant(at=LONG_AGO, known_to=LIFE), word(), True),
+        (Grant(at=NOW + 0.1, known_to=LIFE, noted=True), word(), True),
+    ],
+)
+def test_a_grant_ends_with_its_pod_and_not_with_the_kubelets_memory(
+    grant: Grant, said: Word, *, goes_on: bool
+) -> None:
+    assert (A in after_word({A: grant}, said, SETTLE)) is goes_on
+
+
+@pytest.mark.parametrize(
+    ("grant", "said", "lost"),
+    [
+        (SHOWN, word(pods=None), True),  # the look before a registration: the checkpoint is gone
+        (SHOWN, word(pods=["default/train"]), True),
+        (INIT, word(), True),
+        (Grant(at=LONG_AGO, known_to=OTHER_LIFE), word(pods=None), True),  # granted, never seen anywhere
+        (Grant(at=LONG_AGO, shown=FORMER, holder=HOLDER, known_to="a text"), word(), True),
+        # The kubelet counts it.
+        (SHOWN, word(A), False),
+        (SHOWN, word(checkpoint=[A]), False),
+        (SHOWN, word(checkpoint=[A], own=False), False),
+        # This very instance has asked for it, or knew of it: it has not lost anything.
+        (replace(SHOWN, known_to=LIFE), word(), False),
+        (Grant(at=NOW + 1.0, known_to=OTHER_LIFE), word(), False),
+        # A record of a release that did not write down holders proves nothing.
+        (Grant(at=LONG_AGO, inherited=True, shown=FORMER), word(), False),
+        (Grant(at=LONG_AGO, inherited=True), word(), False),
+    ],
+)
+def test_forgotten_is_what_only_an_earlier_instance_has_known(
+    grant: Grant, said: Word, *, lost: bool
+) -> None:
+    assert forgotten({A: grant}, said) == ({A} if lost else set())
+
+
+@pytest.mark.parametrize("said", [word(checkpoint=None), word(life=None)])
+def test_where_the_kubelet_cannot_tell_nothing_is_newly_forgotten_nor_remembered(said: Word) -> None:
+    assert forgotten({A: SHOWN, B: SHOWN}, said, before=[A, VF]) == {A}
+    assert forgotten({A: SHOWN}, word(A, checkpoint=None), before=[A]) == set()
+
+
+def test_what_the_instance_itself_wrote_down_it_knows() -> None:
+    assert after_word({A: SHOWN}, word(pods=None, checkpoint=[A]), SETTLE) == {
+        A: replace(SHOWN, known_to=LIFE)
+    }
+    assert after_word({A: SHOWN}, word(pods=None, checkpoint=[A], own=False), SETTLE) == {A: SHOWN}
 
 
 # --- whether the kubelet is believed ------------------------------------------------------------------

@@ -5,6 +5,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -635,6 +636,58 @@ def checkpoint(kubelet: Kubelet) -> Any:
 
 def entries(kubelet: Kubelet) -> Any:
     return checkpoint(kubelet)["Data"]["PodDeviceEntries"]
+
+
+async def test_a_kubelet_without_its_checkpoint_lists_pods_and_counts_their_devices_as_free(
+    kubelet: Kubelet, plugin: ScriptedPlugin
+) -> None:
+    await plugin.register()
+    await listed(kubelet, 3)
+    held = await kubelet.allocate(RESOURCE, 2, pod="train")
+    await kubelet.restart_without_checkpoint()
+    assert not (kubelet.directory / CHECKPOINT).exists()
+    assert (kubelet.grants, kubelet.forgotten) == ((), (held,))
+    (pod,) = kubelet.pod_resources().pod_resources
+    assert (pod.name, len(pod.containers)) == ("train", 0)
+
+    async with succeeded(plugin):
+        await listed(kubelet, 3, times=2)
+        assert set((await kubelet.allocate(RESOURCE, 3, pod="next")).ids) > set(held.ids)
+        kubelet.free(held)
+        assert kubelet.forgotten == ()
+
+
+async def test_an_older_kubelet_without_its_checkpoint_allocates_again_in_order(tmp_path: Path) -> None:
+    async with Kubelet(tmp_path / "plugins", asks_again=True) as kubelet:
+        plugin = ScriptedPlugin(kubelet, device("a"), device("b"), device("c"))
+        await plugin.serve()
+        await plugin.register()
+        await listed(kubelet, 3)
+        for pod in ("first", "second", "third"):
+            await kubelet.allocate(RESOURCE, 1, pod=pod)
+        await kubelet.restart_without_checkpoint()
+        plugin.show(device("a", "Unhealthy"), device("b"), device("c"))
+        async with succeeded(plugin):
+            await kubelet.until(lambda: len(kubelet.grants) == 2, timeout=SECONDS)
+            await kubelet.until(lambda: not kubelet.forgotten, timeout=SECONDS)
+            assert [(grant.pod, grant.ids) for grant in kubelet.grants] == [
+                ("first", ("b",)),
+                ("second", ("c",)),
+            ]
+            assert kubelet.troubles[-1].startswith("third is killed: requested number of devices unavailable")
+
+
+@asynccontextmanager
+async def succeeded(plugin: ScriptedPlugin) -> AsyncIterator[None]:
+    """The same plugin at a new socket, as the kubelet's start has removed the old one."""
+    await plugin.stop()
+    successor = ScriptedPlugin(plugin.kubelet, *plugin.devices)
+    await successor.serve()
+    await successor.register()
+    try:
+        yield
+    finally:
+        await successor.stop()
 
 
 async def test_the_checkpoint_has_the_shape_of_kubelet_1_20(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:

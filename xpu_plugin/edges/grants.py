@@ -23,19 +23,34 @@ _FILE = "grants.json"
 
 
 @record(kw_only=False)
+class Shown:
+    """The holder of a device as the kubelet's list has shown it last.
+
+    container: `namespace/pod/container`; kubelet: that kubelet instance, in a text
+    """
+
+    container: str
+    kubelet: str
+
+
+@record(kw_only=False)
 class _Contents:
-    """Of the file. listed: ids that the kubelet's list of pods has shown since they were granted"""
+    """Of the file. listed: ids that the kubelet's list of pods has shown since they were granted
+
+    holders: of those ids, as far as they are known
+    """
 
     paths: Mapping[str, str]
     listed: frozenset[str]
+    holders: Mapping[str, Shown]
 
 
-_EMPTY = _Contents({}, frozenset())
+_EMPTY = _Contents({}, frozenset(), {})
 
 
 class GrantRecord:
     """id -> path, in memory and, from a container's first start on, in `directory`/grants.json; and which of
-    the ids the kubelet has listed since.
+    the ids the kubelet has listed since, with their holders.
 
     unread: the file is there and could not be read yet. It counts as neither empty nor known; it is not
     written before it has been read.
@@ -47,6 +62,7 @@ class GrantRecord:
         self._written = _EMPTY
         self.paths: dict[str, str] = {}
         self.listed: set[str] = set()
+        self.holders: dict[str, Shown] = {}
         self._complained = False
         self._writing = asyncio.Lock()
         self.unread = True
@@ -65,6 +81,7 @@ class GrantRecord:
         """Allocate answered; the container has not started yet."""
         self.paths.update(paths)
         self.listed.difference_update(paths)
+        self.holders = {id: shown for id, shown in self.holders.items() if id not in paths}
 
     async def started(self, paths: Mapping[str, str]) -> None:
         """A container starts with these: write them down, if they are not yet.
@@ -90,17 +107,21 @@ class GrantRecord:
             ended = frozenset(ids())
             self.paths = {id: path for id, path in self.paths.items() if id not in ended}
             self.listed -= ended
+            self.holders = {id: shown for id, shown in self.holders.items() if id not in ended}
             if ended & self._written.paths.keys():
                 await self._write({id: at for id, at in self._written.paths.items() if id not in ended})
 
-    async def saw(self, ids: Callable[[], Collection[str]]) -> None:
+    async def saw(self, holders: Callable[[], Mapping[str, Shown]]) -> None:
         """The kubelet's list of pods shows these; asked for when there is nothing to wait for any more, as
         one of them may be granted anew meanwhile."""
         async with self._writing:
-            self.listed.update(ids())
-            if not self.unread and not self._written.listed.issuperset(
-                self._written.paths.keys() & self.listed
-            ):
+            shown = holders()
+            self.listed.update(shown)
+            self.holders.update(shown)
+            if self.unread:
+                return
+            wanted = self._wanted(self._written.paths)
+            if (wanted.listed, wanted.holders) != (self._written.listed, self._written.holders):
                 await self._write(self._written.paths)
 
     async def _reread(self) -> bool:
@@ -114,10 +135,19 @@ class GrantRecord:
         self.unread, self._written = False, found
         self.paths = {**found.paths, **ours}
         self.listed = set(found.listed) - ours.keys()
+        self.holders = {id: shown for id, shown in found.holders.items() if id not in ours}
+
+    def _wanted(self, paths: Mapping[str, str]) -> _Contents:
+        holders = {id: self.holders[id] for id in paths.keys() & self.holders.keys()}
+        return _Contents(paths, frozenset(paths.keys() & self.listed), holders)
 
     async def _write(self, paths: Mapping[str, str]) -> None:
-        wanted = _Contents(paths, frozenset(paths.keys() & self.listed))
-        document = {"grants": dict(paths), "listed": sorted(wanted.listed)}
+        wanted = self._wanted(paths)
+        document = {
+            "grants": dict(paths),
+            "listed": sorted(wanted.listed),
+            "holders": {id: [shown.container, shown.kubelet] for id, shown in wanted.holders.items()},
+        }
         try:
             await self._disk.call(self._file.replace, document)
         except OSError as error:
@@ -158,5 +188,9 @@ class GrantRecord:
 
 def _decoded(document: Any) -> _Contents:
     grants = {str(id): str(path) for id, path in document["grants"].items()}
-    # Without the word, the file is of a release that did not ask.
-    return _Contents(grants, frozenset(map(str, document.get("listed", grants))))
+    holders = {
+        str(id): Shown(str(container), str(kubelet))
+        for id, (container, kubelet) in document.get("holders", {}).items()
+    }
+    # Without the words, the file is of a release that did not ask.
+    return _Contents(grants, frozenset(map(str, document.get("listed", grants))), holders)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who holds what: the kubelet's pod resources API, and its checkpoint as a second witness.
 
-Neither is the whole truth. The API leaves out init containers, lags a grant, and lists no pods at all
-while a restarted kubelet cannot reach its API server. The checkpoint names no pods and keeps a dead
-pod's devices until the next grant. A holder that either of them names is a holder.
+Neither is the whole truth. The API leaves out ordinary init containers (it lists sidecars, from 1.29 on),
+lags a grant, and lists no pods at all while a restarted kubelet cannot reach its API server. The checkpoint
+names no pods and keeps a dead pod's devices until the next grant. A holder that either of them names is a
+holder.
 """
 
 import contextlib

@@ -231,7 +231,7 @@ class DevicePluginService:
         except Refusal as refusal:
             asked = request.devices_ids
             await self._refuse(context, "PreStartContainer", "container start", refusal, asked)
-        # Whoever granted it, and whenever: now it is held, be it by an init container, which nobody lists.
+        # Whenever it was granted: now it is held, be it by an ordinary init container, which is never listed.
         self._on_start(list(paths))
         self._record.granted(paths)
         await self._record.started(paths)

@@ -5,12 +5,13 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.kubelet import KUBELET_SOCKET, Identity
+from xpu_plugin.edges.kubelet_view import written_by
 from xpu_plugin.edges.podresources import UnknownHoldersError, checkpoint_of
 from xpu_plugin.loops.backoff import delays, wait_for
 from xpu_plugin.loops.census import Census
@@ -18,14 +19,15 @@ from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.model.audit import EVENTS, Evidence, Finding, Kind, findings
 from xpu_plugin.model.devices import Process
-from xpu_plugin.model.holders import Answers, Holding, Listing, Terms, distrust
+from xpu_plugin.model.holders import Answers, Checkpoint, Holding, Listing, Terms, distrust, word_of
+from xpu_plugin.model.inventory import our_resources
 from xpu_plugin.xpuml import XpumlError
 
 
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 60.0
-CONFIRM_SECONDS = 10.0  # until a suspicion is looked at again; it counts when it is still there
+CONFIRM_SECONDS = 10.0  # until a suspicion that is not certain is looked at again; then it counts
 AGAIN_SECONDS = 3600.0  # before the same finding is told once more, if it was gone meanwhile
 MUTE_SECONDS = (60.0, 3600.0)  # for the driver, when asking it has cost a worker: first, most
 
@@ -33,6 +35,7 @@ MUTE_SECONDS = (60.0, 3600.0)  # for the driver, when asking it has cost a worke
 class Audit:
     """Finds contradictions. terms: on which the kubelet's list is believed
 
+    look: looks who holds devices, so that what was granted otherwise is withheld
     serving: whether the kubelet has heard of us, so that it is us whom it asks
     left_out: indexes that the driver is not to be asked about; tell: kind, reason and text of an Event
     """
@@ -50,6 +53,7 @@ class Audit:
         serving: Callable[[], bool],
         left_out: Callable[[], Collection[int]],
         tell: Callable[[str, str, str], None],
+        look: Callable[[], Awaitable[object]] | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -63,14 +67,12 @@ class Audit:
         self._serving = serving
         self._left_out = left_out
         self._tell = tell
+        self._look_at_holders = look
         self._clock = clock
         self._wall_clock = wall_clock
         self._wake = asyncio.Event()
         self._before: set[str] = set()
         self._begun = False  # our record: from the first list that can be trusted on
-        self._life: object = None
-        self._holders: dict[str, str] = {}  # in this life of the kubelet
-        self._former: dict[str, str] = {}  # in the last one
         self._suspected: frozenset[Finding] = frozenset()
         self._confirmed: frozenset[Finding] = frozenset()
         self._told: dict[Finding, float] = {}
@@ -115,6 +117,8 @@ class Audit:
 
     async def look(self) -> None:
         """Ask everybody once. Where the kubelet cannot be believed, what was found stays."""
+        if self._look_at_holders is not None:
+            await self._look_at_holders()
         life = Identity.of(self._directory / KUBELET_SOCKET)
         count = await self._census.take(oldest=0.0)
         checkpoint = await self._checkpoint()
@@ -122,7 +126,8 @@ class Audit:
             began=count.began,
             done=self._clock(),
             listing=count.listing,
-            checkpoint=checkpoint,
+            checkpoint=None if checkpoint is None else checkpoint.holdings,
+            own=written_by(life, checkpoint),
             life=life if life == Identity.of(self._directory / KUBELET_SOCKET) else None,
             age=self._wall_clock() - life.changed_ns / 1e9 if life else 0.0,
             usages={},
@@ -133,37 +138,26 @@ class Audit:
         if listing is None or self._picture.current is None or distrust(answers, self._terms):
             return
         processes = await self._processes()
-        self._remember(listing, life)
+        self._idleness.hear(word_of(answers, self._terms))
         if self._serving():
             self._begun = True
+        ledger, lost, facts = self._idleness.ledger, self._idleness.forgotten, self._picture.facts
         evidence = Evidence(
             listing=listing,
-            checkpoint=None if checkpoint is None else {id for own in checkpoint for id in own.ids},
+            checkpoint=None if checkpoint is None else {id for own in checkpoint.holdings for id in own.ids},
             entries=self._picture.current.entries,
             recorded=self._record.paths.keys(),
-            settled={
-                id
-                for id, grant in self._idleness.ledger.items()
-                if count.began - grant.at > self._terms.settle
-            },
+            settled={id for id, grant in ledger.items() if count.began - grant.at > self._terms.settle},
             before=self._before,
-            former=self._former,
+            former={id: grant.holder for id, grant in ledger.items() if id in lost and grant.holder},
+            ours=our_resources((*facts.lost.values(), *facts.devices.values()), self._picture.policy),
             processes=processes,
         )
         self._looked_at = count.began
         self._judge(findings(evidence))
 
-    def _remember(self, listing: Listing, life: object) -> None:
-        """Who holds what in this life of the kubelet; what the last one said is kept until the next."""
-        now = {id: holding.container for holding in listing.holdings for id in holding.ids}
-        if life != self._life:
-            self._former = {id: who for id, who in self._holders.items() if id not in now}
-            self._life = life
-        self._former = {id: who for id, who in self._former.items() if id not in now}
-        self._holders = now
-
     def _judge(self, found: frozenset[Finding]) -> None:
-        confirmed = found & self._suspected
+        confirmed = (found & self._suspected) | {finding for finding in found if finding.certain}
         for finding in sorted(confirmed - self._confirmed, key=str):
             logger.warning("%s: %s", finding.kind, finding.text)
         for finding in sorted(self._confirmed - confirmed, key=str):
@@ -180,9 +174,9 @@ class Audit:
                 self._tell("Warning", EVENTS[kind], " | ".join(texts))
         self._told.update(dict.fromkeys(news, now))
 
-    async def _checkpoint(self) -> tuple[Holding, ...] | None:
+    async def _checkpoint(self) -> Checkpoint | None:
         try:
-            return (await checkpoint_of(self._directory)).holdings
+            return await checkpoint_of(self._directory)
         except UnknownHoldersError:
             return None
 

@@ -11,6 +11,7 @@ from xpu_plugin.loops.census import Census
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.model.faults import BAD, Notice, Told, notices
 from xpu_plugin.model.holders import Listing
+from xpu_plugin.model.rows import holders
 
 
 LOOK_SECONDS = 2.0  # between looks at the driver, which gives no notice
@@ -72,14 +73,9 @@ class Faults:
 
     def _news(self, listing: Listing | None) -> tuple[Told, tuple[Notice, ...]]:
         entries = self._picture.current.entries if self._picture.current else {}
-        holders: dict[str, set[str]] | None = None
-        if listing is not None:
-            holders = {}
-            for holding in listing.holdings:
-                for id in holding.ids:
-                    if id in entries and entries[id].resource == holding.resource:
-                        holders.setdefault(id, set()).add(holding.container)
-        return notices(self._told, entries.values(), self._driver_gone(), holders)
+        picture = self._picture
+        held = None if listing is None else holders(listing.holdings, picture.facts, picture.policy)
+        return notices(self._told, entries.values(), self._driver_gone(), held)
 
     def _say(self, found: Iterable[Notice]) -> None:
         for notice in found:

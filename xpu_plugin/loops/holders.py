@@ -1,27 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices held otherwise than they would be offered: keeps them listed the way their holders know them.
+"""Devices held otherwise than they would be offered: lists them so that no second pod gets them.
 
-The former plugin called devices "0", "1" and so on; and an administrator may change how resources are
-named. A device counts as taken only while it is on the list of the resource, and under the id, that its
-container was granted. So until that container ends, this is how the device is offered.
+The former plugin called devices "0", "1" and so on; an administrator may change how resources are named; and
+a kubelet may lose its checkpoint. A device counts as taken only while it is on the list of the resource, and
+under the id, that its container was granted. So until that container ends, this is how the device is
+offered; where that is no help, it is withheld.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
 
-from xpu_plugin.edges.podresources import ask_both
+from xpu_plugin.edges.kubelet import Identity
+from xpu_plugin.edges.kubelet_view import KubeletView, Listed, Written, written_by
+from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.model.holders import Holding
-from xpu_plugin.model.inventory import held_otherwise
+from xpu_plugin.model.health import HELD_OTHERWISE, Health
+from xpu_plugin.model.holders import Holding, Word
+from xpu_plugin.model.inventory import card_of, held_otherwise
+from xpu_plugin.model.ownership import withheld
+from xpu_plugin.model.vf import cards
 
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 10.0  # between looks, while something is held or nobody could tell
+LOOK_SECONDS = 10.0  # between looks at both sources, while something is held or nobody could tell
+WATCH_SECONDS = 1.0  # between looks whether the checkpoint has changed ...
+NEW_SECONDS = 0.1  # ... and soon after another kubelet has come, which may have lost it ...
+NEW_FOR_SECONDS = 10.0  # ... for so long
+BEFORE_SECONDS = 0.1  # for the look before a registration: a kubelet that waits a second kills pods
 SETTLE_SECONDS = 30.0  # a grant counts as held so long although nobody lists it yet
 SOURCES = 2  # the pod resources API and the checkpoint
 FIRST_LOOKS = 30  # before the first list, while neither answers ...
@@ -30,24 +39,26 @@ LOOKS_TO_RELEASE = 2  # in a row, with both sources answering
 
 
 class Holders:
-    """Keeps `Facts.held` true."""
+    """Keeps `Facts.held` and `Facts.withheld` true."""
 
     def __init__(
         self,
         picture: Picture,
+        view: KubeletView,
+        idleness: Idleness,
         *,
-        device_plugin_dir: Path,
-        pod_resources_socket: Path,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._picture = picture
-        self._directory = device_plugin_dir
-        self._socket = pod_resources_socket
+        self._view = view
+        self._idleness = idleness
         self._clock = clock
         self._granted: dict[str, float] = {}
         self._absent: dict[str, int] = {}
         self._complete = False
         self._complaint: str | None = None
+        self._instance: object = None
+        self._examined: frozenset[str] = frozenset()  # what was forgotten at the last look at both sources
         self.seen: tuple[Holding, ...] = ()  # at the last look, by both sources
 
     def granted(self, ids: Collection[str]) -> None:
@@ -56,58 +67,127 @@ class Holders:
         self._granted.update({id: now for id in ids if id in self._picture.facts.held})
 
     async def run(self) -> None:
-        """Never returns."""
+        """Look at both sources while there is something to ask, and at a checkpoint that has changed. Never
+        returns."""
+        waited, new_for = 0.0, 0.0
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            if self._picture.facts.held or not self._complete:
+            pause = min(NEW_SECONDS if new_for > 0 else WATCH_SECONDS, LOOK_SECONDS)
+            await asyncio.sleep(pause)
+            waited, new_for = waited + pause, new_for - pause
+            instance = self._view.instance
+            if instance not in (None, self._instance):
+                self._instance, new_for = instance, NEW_FOR_SECONDS
+            facts = self._picture.facts
+            asking = facts.held or facts.withheld or self._idleness.forgotten or not self._complete
+            if waited >= LOOK_SECONDS and asking:
+                waited = 0.0
+                await self.look()
+                await self._look_for_users()
+            elif self._view.checkpoint_changed:
+                await self.glance()
+            if self._idleness.forgotten - self._examined:  # the list may say that the pod is gone
                 await self.look()
 
     async def first_look(self) -> None:
         """Look before the first list goes out; wait for a source that answers, but not for ever."""
+        self._instance = self._view.instance
         for _ in range(FIRST_LOOKS):
             if await self.look():
                 return
             await asyncio.sleep(FIRST_SECONDS)
+
+    async def before_registration(self) -> None:
+        """Look at the checkpoint, for a bounded time: another plugin may have granted devices while the
+        kubelet asked that one, and a kubelet that was started anew may have lost it."""
+        try:
+            async with asyncio.timeout(BEFORE_SECONDS):
+                await self.glance()
+        except TimeoutError:
+            self._complain(f"the checkpoint was not read within {BEFORE_SECONDS:g} s")
 
     async def look(self) -> bool:
         """Ask both sources, and submit what is held otherwise. In doubt what was held stays held.
 
         Returns whether any source answered.
         """
-        named, answers = await self._named()
-        self._complete = answers == SOURCES
-        facts = self._picture.facts
-        present = held_otherwise(named, facts.devices, self._picture.policy)
-        now = self._clock()
-        self._granted = {id: at for id, at in self._granted.items() if now - at < SETTLE_SECONDS}
-        gone = facts.held.keys() - present.keys() - self._granted.keys()
-        self._absent = {id: self._absent.get(id, 0) + self._complete for id in gone}
-        released = {id for id, looks in self._absent.items() if looks >= LOOKS_TO_RELEASE}
-        wanted = {id: resource for id, resource in {**facts.held, **present}.items() if id not in released}
-        if wanted != facts.held:
-            self._submit(wanted)
-        return answers > 0
+        life = self._view.instance
+        listed = await self._view.listing(oldest=0.0)
+        written = await self._view.checkpoint(oldest=0.0)
+        complaints = [trouble for trouble in (listed.trouble, written.trouble) if trouble]
+        self._complain("; ".join(complaints) or None)
+        self._complete = not complaints
+        self._take_in(listed, written, life)
+        self._examined = self._idleness.forgotten
+        return len(complaints) < SOURCES
 
-    def _submit(self, wanted: dict[str, str]) -> None:
+    async def glance(self) -> None:
+        """Look at the checkpoint alone. Nothing is released by that."""
+        life = self._view.instance
+        written = await self._view.checkpoint(oldest=0.0)
+        if written.trouble:
+            self._complete = False
+        self._take_in(None, written, life)
+
+    async def _look_for_users(self) -> None:
+        """Ask the driver who uses devices whose holder's end the kubelet cannot tell."""
         facts = self._picture.facts
-        for id in sorted(wanted.keys() - facts.held.keys()):
+        asked = {card_of(id, facts) for id in self._idleness.forgotten}
+        known = cards(facts, self._picture.policy)
+        if here := [card for address, card in known.items() if address in asked]:
+            await self._idleness.look(here)
+
+    def _take_in(self, listed: Listed | None, written: Written, before: Identity | None) -> None:
+        """Draw the conclusions. listed: None where it was not asked for; before: the instance at that time"""
+        listing = listed.listing if listed else None
+        noted = {id for own in written.holdings for id in own.ids}
+        life = before if before == self._view.instance else None
+        self._idleness.hear(
+            Word(
+                began=listed.began if listed else written.began,
+                life=life,
+                listing=listing,
+                whole=listing is not None and self._idleness.terms.own_pod in listing.pods,
+                checkpoint=None if written.checkpoint is None else noted,
+                own=written_by(life, written.checkpoint),
+            )
+        )
+        self.seen = (*(listing.holdings if listing else ()), *written.holdings)
+        facts, policy = self._picture.facts, self._picture.policy
+        named = {(id, holding.resource) for holding in self.seen for id in holding.ids}
+        present = held_otherwise(named, facts.devices, policy)
+        lost = self._idleness.forgotten
+        present.update({id: resource for id, resource in facts.held.items() if id in lost})
+        closed = withheld(self.seen, self._idleness.ledger, lost, facts=facts, policy=policy)
+        complete = listed is not None and self._complete
+        if not complete:
+            stays = {id: own for id, own in facts.withheld.items() if own.reason == HELD_OTHERWISE}
+            closed = {**stays, **closed}
+        self._submit(self._with_absent(present, complete=complete), closed)
+
+    def _with_absent(self, present: Mapping[str, str], *, complete: bool) -> dict[str, str]:
+        """What is held otherwise, with what was until now and is not certain to have ended."""
+        now, held = self._clock(), self._picture.facts.held
+        self._granted = {id: at for id, at in self._granted.items() if now - at < SETTLE_SECONDS}
+        gone = held.keys() - present.keys() - self._granted.keys()
+        self._absent = {id: self._absent.get(id, 0) + complete for id in gone}
+        released = {id for id, looks in self._absent.items() if looks >= LOOKS_TO_RELEASE}
+        return {id: resource for id, resource in {**held, **present}.items() if id not in released}
+
+    def _submit(self, held: Mapping[str, str], closed: Mapping[str, Health]) -> None:
+        facts = self._picture.facts
+        if (held, closed) == (facts.held, facts.withheld):
+            return
+        for id in sorted(held.keys() - facts.held.keys()):
             logger.info(
                 "held from before id=%s resource=%s: offered so while the kubelet counts it as held",
                 id,
-                wanted[id],
+                held[id],
             )
-        for id in sorted(facts.held.keys() - wanted.keys()):
+        for id in sorted(facts.held.keys() - held.keys()):
             logger.info("not held any more id=%s: its device is offered as configured again", id)
-        self._picture.submit(lambda facts: replace(facts, held=wanted))
+        self._picture.submit(lambda facts: replace(facts, held=held, withheld=closed))
 
-    async def _named(self) -> tuple[set[tuple[str, str]], int]:
-        """The (id, resource) pairs that a source names as held, and how many sources answered."""
-        witnesses = await ask_both(self._socket, self._directory)
-        holdings, complaints = witnesses.named, witnesses.complaints
-        complaint = "; ".join(complaints) or None
+    def _complain(self, complaint: str | None) -> None:
         if complaint != self._complaint and complaint:
             logger.warning("cannot tell who holds devices: %s", complaint)
         self._complaint = complaint
-        self.seen = holdings
-        named = {(id, holding.resource) for holding in holdings for id in holding.ids}
-        return named, SOURCES - len(complaints)

@@ -4,14 +4,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
-from xpu_plugin.edges.grants import GrantRecord
+from xpu_plugin.edges.grants import GrantRecord, Shown
 from xpu_plugin.edges.kubelet import KUBELET_SOCKET, Identity
+from xpu_plugin.edges.kubelet_view import written_by
 from xpu_plugin.edges.podresources import UnknownHoldersError, checkpoint_of, list_pods
 from xpu_plugin.loops.backoff import delays
 from xpu_plugin.loops.picture import Picture
@@ -19,16 +19,19 @@ from xpu_plugin.model.devices import Usage
 from xpu_plugin.model.holders import (
     FORMER,
     Answers,
+    Checkpoint,
     Grant,
     Holding,
     Ledger,
     Listing,
     Terms,
+    Word,
+    after_word,
     by_card,
     examine,
-    shown,
+    forgotten,
 )
-from xpu_plugin.model.inventory import card_of, estranged, is_old
+from xpu_plugin.model.inventory import card_of, estranged, is_old, our_resources
 from xpu_plugin.model.vf import Card, Proof
 from xpu_plugin.xpuml import WrongDeviceError, XpumlError
 
@@ -36,7 +39,7 @@ from xpu_plugin.xpuml import WrongDeviceError, XpumlError
 logger = logging.getLogger(__name__)
 
 MUTE_SECONDS = (60.0, 3600.0)  # for a card at which asking who uses it costs a worker: first, most
-SHOW_SECONDS = 60.0  # after a grant, for the kubelet's list to show it; an init container's it never does
+SHOW_SECONDS = 60.0  # after a grant, for the kubelet's list; an ordinary init container's it never shows
 
 
 @dataclass(slots=True)
@@ -67,13 +70,16 @@ class Idleness:
     ) -> None:
         self._driver = driver
         self._picture = picture
-        self._terms = terms
+        self.terms = terms
         self._directory = device_plugin_dir
         self._socket = pod_resources_socket
         self._clock = clock
         self._wall_clock = wall_clock
         self._record = record
         self._granted = asyncio.Event()
+        self._heard = asyncio.Event()
+        self._ended: set[str] = set()  # grants whose end is to be written down
+        self._forgotten: frozenset[str] = frozenset()
         self._mute: dict[str, _Mute] = {}
         self._ledger: Ledger = {}
         self.inherit(clock() - (terms.settle if settled else 0.0))
@@ -82,11 +88,23 @@ class Idleness:
         """What the record says is what former plugins have granted. at: since when that is known, or now"""
         moment = self._clock() if at is None else at
         own = {id: grant for id, grant in self._ledger.items() if not grant.inherited}
-        former = {
-            id: Grant(at=moment, inherited=True, shown=FORMER if id in self._record.listed else None)
-            for id in self._record.paths
-        }
+        life = self._life()
+        former = {id: self._inherited(id, moment, life) for id in self._record.paths}
         self._ledger = {**former, **own}
+
+    def _inherited(self, id: str, at: float, life: Identity | None) -> Grant:
+        shown = self._record.holders.get(id)
+        if shown is None:
+            return Grant(at=at, inherited=True, shown=FORMER if id in self._record.listed else None)
+        same = life is not None and shown.kubelet == str(life)
+        return Grant(
+            at=at,
+            inherited=True,
+            shown=life if same else FORMER,
+            holder=shown.container,
+            known_to=life if same else shown.kubelet,
+            noted=True,
+        )
 
     def adopt(self, holdings: Iterable[Holding]) -> None:
         """What containers hold of our cards when we start is as good as granted, whatever the record says."""
@@ -106,33 +124,82 @@ class Idleness:
 
     def granted(self, ids: Collection[str]) -> None:
         """An Allocate was answered with these ids, or a container starts with them."""
-        self._ledger = {**self._ledger, **dict.fromkeys(ids, Grant(at=self._clock()))}
+        grant = Grant(at=self._clock(), known_to=self._life())
+        self._ledger = {**self._ledger, **dict.fromkeys(ids, grant)}
         self._granted.set()
 
-    async def run(self) -> None:
+    def hear(self, word: Word) -> None:
+        """Take in what the kubelet says of holders: some grants end by it, and some turn out forgotten."""
+        before = self._ledger
+        self._ledger = after_word({**self._found(word), **before}, word, self.terms.settle)
+        self._forgotten = forgotten(self._ledger, word, self._forgotten)
+        if self._ledger != before:
+            self._ended = (self._ended | before.keys()) - self._ledger.keys()
+            self._heard.set()
+            self._claim()
+
+    def _found(self, word: Word) -> Ledger:
+        """Listed devices of ours of which there is no grant, as another plugin may have given them."""
+        facts, policy = self._picture.facts, self._picture.policy
+        ours = our_resources((*facts.lost.values(), *facts.devices.values()), policy)
+        grant = Grant(at=word.began, inherited=True, shown=word.life, known_to=word.life, noted=True)
+        return {
+            id: replace(grant, holder=holding.container)
+            for holding in (word.listing.holdings if word.listing else ())
+            for id in holding.ids
+            if id not in self._ledger and (not is_old(id) or holding.resource in ours) and card_of(id, facts)
+        }
+
+    async def run(self, alone: Callable[[], Awaitable[None]]) -> None:
         """Write down which grants the kubelet lists, so that a later process knows one that has ended from
-        one that is never listed. Never returns."""
+        one that is never listed; and which have ended. Never returns.
+
+        alone: waits until no other plugin may write the record
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow(alone), name="ends of grants")
+            while True:
+                await self._granted.wait()
+                await asyncio.sleep(self.terms.settle)
+                since = self._clock() - SHOW_SECONDS
+                if not any(grant.at > since and grant.shown is None for grant in self._ledger.values()):
+                    self._granted.clear()
+                    continue
+                began, life = self._clock(), self._life()
+                listing = await self._list()
+                if isinstance(listing, Listing):
+                    self.hear(Word(began=began, life=life, listing=listing))
+
+    async def _follow(self, alone: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await self._granted.wait()
-            await asyncio.sleep(self._terms.settle)
-            since = self._clock() - SHOW_SECONDS
-            if not any(grant.at > since and grant.shown is None for grant in self._ledger.values()):
-                self._granted.clear()
-                continue
-            began, life = self._clock(), self._life()
-            listing = await self._list()
-            if isinstance(listing, Listing):
-                ids = {id for holding in listing.holdings for id in holding.ids}
-                self._ledger = shown(self._ledger, ids, began=began, life=life)
-                await self._record.saw(partial(self._shown_in, life))
+            await self._heard.wait()
+            await alone()
+            self._heard.clear()
+            await self._record.forget(self._over)
+            await self._record.saw(self._shown)
+
+    def _over(self) -> frozenset[str]:
+        """Asked for when they are about to be written: one may be granted anew meanwhile."""
+        ended, self._ended = self._ended, set()
+        return frozenset(ended - self._ledger.keys())
+
+    def _shown(self) -> dict[str, Shown]:
+        life = self._life()
+        return {
+            id: Shown(grant.holder, str(life))
+            for id, grant in self._ledger.items()
+            if life is not None and grant.shown == life and grant.holder is not None
+        }
 
     @property
     def ledger(self) -> Ledger:
         """What was granted and is not known to have ended."""
         return self._ledger
 
-    def _shown_in(self, life: Identity | None) -> list[str]:
-        return [id for id, grant in self._ledger.items() if grant.shown == life]
+    @property
+    def forgotten(self) -> frozenset[str]:
+        """Those of them that the kubelet counts as free, having lost its checkpoint."""
+        return self._forgotten & self._ledger.keys()
 
     def taken(self) -> frozenset[str]:
         """Cards of which something was granted by us, and that is not known to have ended."""
@@ -163,7 +230,8 @@ class Idleness:
             began=began,
             done=self._clock(),
             listing=listing,
-            checkpoint=checkpoint,
+            checkpoint=None if checkpoint is None else checkpoint.holdings,
+            own=written_by(life, checkpoint),
             life=life if life == self._life() else None,
             age=self._wall_clock() - life.changed_ns / 1e9 if life else 0.0,
             usages=usages,
@@ -173,7 +241,7 @@ class Idleness:
             self._ledger,
             cards,
             answers,
-            self._terms,
+            self.terms,
             facts=self._picture.facts,
             policy=self._picture.policy,
         )
@@ -213,9 +281,9 @@ class Idleness:
         except UnknownHoldersError as error:
             return str(error)
 
-    async def _checkpoint(self) -> tuple[Holding, ...] | None:
+    async def _checkpoint(self) -> Checkpoint | None:
         try:
-            return (await checkpoint_of(self._directory)).holdings
+            return await checkpoint_of(self._directory)
         except UnknownHoldersError:
             return None
 

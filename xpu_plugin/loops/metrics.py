@@ -27,6 +27,7 @@ from xpu_plugin.loops.sweep import Sweep
 from xpu_plugin.model.devices import Device
 from xpu_plugin.model.families import FAMILIES
 from xpu_plugin.model.holders import Listing
+from xpu_plugin.model.rows import holders
 from xpu_plugin.model.timing import Durations
 from xpu_plugin.model.vf import Action, State, described
 from xpu_plugin.record import record
@@ -143,14 +144,13 @@ def _readings(samples: Samples, parts: Parts, readings: Readings) -> None:
 
 
 def _holders(samples: Samples, parts: Parts, count: Count) -> None:
-    entries = parts.picture.current.entries if parts.picture.current else {}
-    listed = isinstance(count.listing, Listing)
-    samples["xpu_plugin_pod_resources_up"][()] = listed
-    for holding in count.listing.holdings if isinstance(count.listing, Listing) else ():
-        who = holding.container.split("/", 2)
-        for id in holding.ids:
-            if id in entries and entries[id].resource == holding.resource:
-                samples["xpu_device_holder"][*_named(entries[id].device), *who] = 1
+    entries = parts.picture.current.entries.values() if parts.picture.current else ()
+    listing = count.listing if isinstance(count.listing, Listing) else None
+    samples["xpu_plugin_pod_resources_up"][()] = listing is not None
+    held = holders(listing.holdings, parts.picture.facts, parts.picture.policy) if listing else {}
+    for entry in entries:
+        for container in held.get(entry.device.id, ()):
+            samples["xpu_device_holder"][*_named(entry.device), *container.split("/", 2)] = 1
 
 
 def _audit(samples: Samples, audit: Audit) -> None:

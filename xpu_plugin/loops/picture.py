@@ -118,7 +118,9 @@ def _log_changes(old: Mapping[str, Entry], new: Mapping[str, Entry]) -> None:
             if health.healthy:
                 logger.info("device open to new pods again id=%s", id)
             else:
-                logger.info("device closed to new pods id=%s reason=%s (%s)", id, health.reason, health.text)
+                level = logging.WARNING if health.held else logging.INFO
+                why = (id, health.reason, health.text)
+                logger.log(level, "device closed to new pods id=%s reason=%s (%s)", *why)
         elif before.health != health and health.healthy:
             logger.info("device healthy again id=%s", id)
         elif before.health != health:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether everybody agrees on who has what: what each says -> contradictions, with both sides named.
 
-The kubelet's list is taken for what it is: it leaves out init containers, and what it does not show may be
-an init container's. So silence alone is never a finding. Nor is a grant of which we have no record, if the
-container was there before we could have had one.
+The kubelet's list is taken for what it is: it leaves out ordinary init containers, and a device that it does
+not show may be an init container's. So silence alone is never a finding. Nor is a grant of which we have no
+record, if the container was there before we could have had one.
 """
 
 import re
@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from xpu_plugin.model.devices import Kind as DeviceKind
 from xpu_plugin.model.devices import Process
-from xpu_plugin.model.holders import Listing
+from xpu_plugin.model.holders import Listing, pod_of
 from xpu_plugin.model.inventory import Entry, is_old
 from xpu_plugin.record import record
 
@@ -35,24 +35,29 @@ EVENTS = {
 
 @record
 class Finding:
-    """One contradiction. device: its id; text: both sides, in a sentence"""
+    """One contradiction. device: its id; text: both sides, in a sentence
+
+    certain: one list shows both sides, so that a second look is not needed
+    """
 
     kind: Kind
     device: str
     text: str
+    certain: bool = False
 
 
 @record
 class Evidence:
     """What is known at one moment.
 
-    listing: the kubelet's, that can be trusted to be whole but for init containers
+    listing: the kubelet's, that can be trusted to be whole but for ordinary init containers
     checkpoint: ids that it has written down; None where that cannot be read
     entries: what is offered, by the id it is offered under
     recorded: ids that we have granted in this life, or have a record of
     settled: those of them granted so long ago that the kubelet has to know
     before: ids that containers held before our record begins
-    former: id -> container, by an earlier life of this kubelet
+    former: id -> container, by an earlier kubelet instance; this one does not know of it
+    ours: the resource names that our devices are or were offered under
     processes: by PCI address, as in `Usage`
     """
 
@@ -63,39 +68,50 @@ class Evidence:
     settled: Collection[str] = ()
     before: Collection[str] = ()
     former: Mapping[str, str] = field(default_factory=dict)
+    ours: Collection[str] = ()
     processes: Mapping[str, tuple[Process, ...] | None] = field(default_factory=dict)
 
 
 def findings(evidence: Evidence) -> frozenset[Finding]:
-    """All contradictions. One that shows only once may be a change that not everybody has heard of yet."""
+    """All contradictions. One that is not certain may be a change of which the kubelet's list does not tell
+    yet, if it shows only once."""
     return frozenset(
         [*_double_holders(evidence), *_without_grant(evidence), *_unknown_grants(evidence)],
     )
 
 
-def _seat(id: str, resource: str, entries: Mapping[str, Entry]) -> str | None:
-    """What hardware a listed id is, whatever it is called; None if it is none of ours.
+def _device(id: str, resource: str, evidence: Evidence) -> str | None:
+    """The offered device that a listed id stands for, by whatever name; None if it is none of ours."""
+    entries = evidence.entries
+    if is_old(id) and not (id in entries and entries[id].resource == resource):
+        ours = {*evidence.ours, *(entry.resource for entry in entries.values())}
+        here = (own.device.id for own in entries.values() if own.device.node.number == int(id))
+        return next(here, None) if resource in ours else None
+    return entries[id].device.id if id in entries else None
+
+
+def _seat(id: str, resource: str, evidence: Evidence) -> str | None:
+    """The hardware that a listed id stands for; None if it is none of ours.
 
     A VF is known by its address: with another number of VFs on its card it has another id.
     """
-    entry = entries.get(id)
-    if is_old(id):
-        return entry.device.id if entry is not None and entry.resource == resource else None
-    if entry is None and not re.match(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]($|-)", id):
+    own = _device(id, resource, evidence)
+    if own is None and not re.match(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]($|-)", id):
         return None
-    return re.sub(r"-of[0-9]+$", "", id if entry is None else entry.device.id)
+    return re.sub(r"-of[0-9]+$", "", own or id)
 
 
 def _double_holders(evidence: Evidence) -> Iterable[Finding]:
     holders: dict[str, dict[str, str]] = {}
     for holding in evidence.listing.holdings:
         for id in holding.ids:
-            if (seat := _seat(id, holding.resource, evidence.entries)) is not None:
+            if (seat := _seat(id, holding.resource, evidence)) is not None:
                 holders.setdefault(seat, {})[holding.container] = f"{id} of {holding.resource}"
     for seat, own in holders.items():
         if len(own) > 1:
             sides = " and by ".join(f"{container} as {what}" for container, what in sorted(own.items()))
-            yield Finding(kind=Kind.DOUBLE_HOLDER, device=seat, text=f"{seat} is held by {sides}")
+            text = f"{seat} is held by {sides}"
+            yield Finding(kind=Kind.DOUBLE_HOLDER, device=seat, text=text, certain=True)
 
 
 def _without_grant(evidence: Evidence) -> Iterable[Finding]:
@@ -103,33 +119,45 @@ def _without_grant(evidence: Evidence) -> Iterable[Finding]:
     held = set()
     for holding in evidence.listing.holdings:
         for id in holding.ids:
-            entry = evidence.entries.get(id)
-            if entry is None or entry.resource != holding.resource:
+            own = _device(id, holding.resource, evidence)
+            if own is None:
+                if holding.resource in evidence.ours and id not in known:
+                    text = (
+                        f"{holding.container} holds {id} of {holding.resource}, which this plugin neither "
+                        "has granted nor offers; another plugin uses that resource name"
+                    )
+                    yield Finding(kind=Kind.WITHOUT_GRANT, device=id, text=text)
                 continue
-            held.add(id)
+            if not is_old(id) and evidence.entries[id].resource != holding.resource:
+                continue
+            held.add(own)
             if id not in known:
                 text = f"{id} is held by {holding.container}, and this plugin has not granted it"
-                yield Finding(kind=Kind.WITHOUT_GRANT, device=entry.device.id, text=text)
+                yield Finding(kind=Kind.WITHOUT_GRANT, device=own, text=text)
     for id, entry in evidence.entries.items():
         pids = [str(own.host_pid) for own in _users(entry, evidence) if own.host_pid is not None]
-        if pids and id not in held and id not in known and not _written(id, evidence):
+        unknown = entry.device.id not in held and id not in known
+        if pids and unknown and not _written(id, evidence):
             who = ", ".join(pids)
             text = f"{id} at {entry.device.path} is used by process {who}, and nobody was granted it"
             yield Finding(kind=Kind.WITHOUT_GRANT, device=entry.device.id, text=text)
 
 
 def _unknown_grants(evidence: Evidence) -> Iterable[Finding]:
-    listed = {id for holding in evidence.listing.holdings for id in holding.ids}
+    listed: set[str | None] = set()
+    for holding in evidence.listing.holdings:
+        listed.update(holding.ids)
+        listed.update(_device(id, holding.resource, evidence) for id in holding.ids)
     for id, entry in evidence.entries.items():
-        if id in listed or _written(id, evidence):
+        if id in listed or entry.device.id in listed or _written(id, evidence):
             continue
         former = evidence.former.get(id)
-        if former is not None and former.rpartition("/")[0] in evidence.listing.pods:
+        if former is not None and pod_of(former) in evidence.listing.pods:
             text = (
                 f"{id} was held by {former} before the kubelet was restarted, and the kubelet lists that pod "
                 "without it"
             )
-            yield Finding(kind=Kind.UNKNOWN_GRANT, device=entry.device.id, text=text)
+            yield Finding(kind=Kind.UNKNOWN_GRANT, device=entry.device.id, text=text, certain=True)
         elif id in evidence.settled and (users := _users(entry, evidence)):
             text = (
                 f"{id} was granted by this plugin, the kubelet does not know by whom it is held, and "

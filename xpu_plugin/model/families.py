@@ -90,7 +90,7 @@ FAMILIES = (
         "gauge",
         (*_DEVICE, "namespace", "pod", "container"),
         "",
-        "1 for each container that the kubelet lists with a device. It never lists init containers.",
+        "1 for each container that the kubelet lists with a device. Of init containers it lists sidecars.",
     ),
     Family(
         "xpu_plugin_pod_resources_up",

@@ -53,7 +53,7 @@ def notices(
 
     entries: what is offered; a device kept from new pods without being sick is of no concern
     driver_gone: why there is no driver, or no library, to ask
-    holders: id, as offered -> containers; None where nobody can tell
+    holders: device id -> containers; None where nobody can tell
     """
     entries = list(entries)
     sick = {entry.device.id: _sickness(entry.health) for entry in entries if not entry.health.well}
@@ -105,5 +105,5 @@ def _held(entries: list[Entry], holders: Mapping[str, Collection[str]] | None) -
 def _who(entries: list[Entry], holders: Mapping[str, Collection[str]] | None) -> str:
     if holders is None:
         return "not known"
-    found = {who for entry in entries for who in holders.get(entry.id, ())}
+    found = {who for entry in entries for who in holders.get(entry.device.id, ())}
     return ", ".join(sorted(found)) or "nobody"

@@ -31,12 +31,17 @@ class Health:
     @property
     def well(self) -> bool:
         """Healthy, or merely kept back from new pods."""
-        return self.healthy or self in (WISH_PENDING, WITHDRAWN, CHANGING)
+        return self.healthy or self in (WISH_PENDING, WITHDRAWN, CHANGING) or self.held
+
+    @property
+    def held(self) -> bool:
+        """Kept back as a container holds it that the kubelet does not count."""
+        return self.reason in (FORGOTTEN_HOLDER, HELD_OTHERWISE)
 
     @property
     def grantable(self) -> bool:
         """Healthy, or kept back in a way that lets through what the kubelet asked for before it knew."""
-        return self.well and self != CHANGING
+        return self.well and self != CHANGING and not self.held
 
     def __str__(self) -> str:
         """The kubelet's word for it."""
@@ -58,6 +63,10 @@ WISH_PENDING = Health("wish-pending", "whether its card's number of VFs is to be
 WITHDRAWN = Health("withdrawn", "kept back from new pods, as its card's number of VFs is to be changed")
 CHANGING = Health("changing", "its card's number of VFs is being changed")
 
+# Not sick, but held by a container that the kubelet does not count.
+FORGOTTEN_HOLDER = "forgotten-holder"
+HELD_OTHERWISE = "held-otherwise"
+
 _KL1_RESETS = (103, 104)  # before and after
 _KL1_CARD = (100, 102, *_KL1_RESETS)  # states of the card; the others are those of one of its chips
 _KL2_STATES = {
@@ -71,6 +80,24 @@ _KL2_STATES = {
 def card_held(ids: Iterable[str]) -> Health:
     """What a device says whose card containers hold under `ids`, as it was split before."""
     return Health("card-held", f"a container still holds its card as {', '.join(ids)}, which it was before")
+
+
+def forgotten_holder(holder: str | None) -> Health:
+    """A device of which the kubelet has lost the record; `holder`: the container, as far as it is known."""
+    return Health(
+        FORGOTTEN_HOLDER,
+        f"{holder or 'a container'} was granted it, and the kubelet has lost its record of that; delete that "
+        "pod, and the device is offered again",
+    )
+
+
+def held_otherwise(holder: str, id: str, resource: str) -> Health:
+    """A device that a container holds in a way that the kubelet does not count for the device as offered."""
+    return Health(
+        HELD_OTHERWISE,
+        f"{holder} holds it as {id} of {resource}, which another plugin has granted; remove that plugin and "
+        "delete that pod",
+    )
 
 
 def judge(code: int, state: int | None, arch: int | None = None) -> Health:

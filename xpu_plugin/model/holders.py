@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who uses a card: what each witness says -> the proof that nobody does, or who does.
 
-No witness is enough. The kubelet's list leaves out init containers and lags a grant; our own grants know
-nothing of what ended; the driver knows only processes that compute. A card is idle when all say so.
+No witness is enough. The kubelet's list leaves out ordinary init containers (it has sidecars, from 1.29 on)
+and lags a grant; our own grants know nothing of what ended; the driver knows only processes that compute. A
+card is idle when all say so.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -53,7 +54,7 @@ class Answers:
 
     began, done: when they were asked, in seconds of the caller's clock
     listing: the kubelet's, None where it has no such API, or why it did not answer
-    checkpoint: what it wrote down, None where that cannot be read
+    checkpoint: what it wrote down, None where that cannot be read; own: that very instance has written it
     life: of that kubelet, None if there was none or another one before the answer; age: its seconds
     usages: card -> what driver and sysfs say, or why they do not
     """
@@ -65,6 +66,7 @@ class Answers:
     life: object
     age: float
     usages: Mapping[str, Usage | str]
+    own: bool = False
 
 
 @record
@@ -113,13 +115,19 @@ class Grant:
     """A device that we gave away and that may be held still.
 
     at: when, or when we started for one from the record; inherited: it is from the record
-    shown: the kubelet's life in which its list has shown it, None if it never has; FORMER when we were
+    shown: the kubelet instance whose list has shown it last, None if none has; FORMER when we were
         another process
+    holder: the container that the list has shown it with
+    known_to: the kubelet instance that knew of it last: one that asked for it, listed it or wrote it down
+    noted: whether that one has listed it or written it down
     """
 
     at: float
     inherited: bool = False
     shown: object = None
+    holder: str | None = None
+    known_to: object = None
+    noted: bool = False
 
 
 FORMER = "former"
@@ -129,44 +137,98 @@ Ledger = Mapping[str, Grant]
 """Grants by device id."""
 
 
-def shown(ledger: Ledger, listed: Collection[str], *, began: float, life: object) -> dict[str, Grant]:
-    """The grants after a list of the kubelet, trusted or not, that was asked for at `began`."""
-    return {
-        id: replace(grant, shown=life) if id in listed and grant.at < began else grant
-        for id, grant in ledger.items()
-    }
+@record
+class Word:
+    """The word of one kubelet instance on the holders, asked for at `began`.
 
-
-def after_list(
-    ledger: Ledger,
-    listed: Collection[str],
-    *,
-    began: float,
-    life: object,
-    own_pod_listed: bool,
-    unused: Collection[str],
-    checkpoint: Collection[str] | None,
-    settle: float,
-) -> dict[str, Grant]:
-    """What is left of the grants after a list of the kubelet that can be trusted, asked for at `began`.
-
-    A grant that it has shown ends when it does not any more: in the same life of the kubelet, or when it
-    names our own pod and so has heard from the API server. Any other (an init container's is never listed)
-    ends `settle` seconds after we know of it at the earliest, and only while its device is `unused` by any
-    process and not named by the kubelet's checkpoint (None: not readable), which forgets the dead late.
+    life: the instance, None if there was none or another one before the answer
+    listing: None where it was not asked for or not to be had; whole: it can be trusted to name every pod
+    checkpoint: the ids in it, None where it cannot be read; own: this very instance has written it
     """
 
+    began: float
+    life: object
+    listing: Listing | None = None
+    whole: bool = False
+    checkpoint: Collection[str] | None = None
+    own: bool = False
+
+    @property
+    def listed(self) -> dict[str, str]:
+        """Device id -> container."""
+        holdings = self.listing.holdings if self.listing else ()
+        return {id: holding.container for holding in holdings for id in holding.ids}
+
+
+def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str] = ()) -> Ledger:
+    """The grants that are left, with what the kubelet has said of them.
+
+    A grant ends when the instance that has listed it does not list it any more, or when the one that has
+    written it down has written a checkpoint without it since. A grant that only an earlier instance has
+    listed ends when its holder's pod is not in a list that is `whole`: an instance that has lost its
+    checkpoint lists the pod without the device. Any other ends `settle` seconds after we know of it at the
+    earliest, and only while its device is `unused` by any process and not named by the checkpoint.
+    """
+    listed, checkpoint = word.listed, word.checkpoint
+
     def goes_on(id: str, grant: Grant) -> bool:
-        if id in listed or grant.at >= began:
+        if id in listed or grant.at >= word.began:
             return True
-        if grant.shown is not None and (own_pod_listed or grant.shown == life):
+        if word.listing is not None and grant.shown is not None:
+            if grant.shown == word.life:
+                return False
+            if grant.holder is not None and pod_of(grant.holder) in word.listing.pods:
+                return not _dropped(id, grant, word)
+            if word.whole:
+                return False
+        if _dropped(id, grant, word):
             return False
-        if began - grant.at < settle or id not in unused:
+        if word.began - grant.at < settle or id not in unused:
             return True
         return checkpoint is None or id in checkpoint
 
-    left = {id: grant for id, grant in ledger.items() if goes_on(id, grant)}
-    return shown(left, listed, began=began, life=life)
+    return {id: _marked(id, grant, word, listed) for id, grant in ledger.items() if goes_on(id, grant)}
+
+
+def _dropped(id: str, grant: Grant, word: Word) -> bool:
+    """Whether the instance that has written a grant down has written since that it is over."""
+    same = grant.noted and word.life is not None and grant.known_to == word.life
+    return same and word.own and word.checkpoint is not None and id not in word.checkpoint
+
+
+def _marked(id: str, grant: Grant, word: Word, listed: Mapping[str, str]) -> Grant:
+    if grant.at >= word.began:
+        return grant
+    if id in listed:
+        return replace(grant, shown=word.life, holder=listed[id], known_to=word.life, noted=True)
+    if word.own and id in (word.checkpoint or ()):
+        return replace(grant, known_to=word.life, noted=True)
+    return grant
+
+
+def forgotten(ledger: Ledger, word: Word, before: Collection[str] = ()) -> frozenset[str]:
+    """The ids that a container may hold although this kubelet instance does not count them as held.
+
+    A kubelet that has lost its checkpoint lets the containers run and gives their devices to others.
+    before: the ids that were forgotten until now; they stay so where the kubelet cannot tell
+    """
+    listed = word.listed
+    if word.checkpoint is None or word.life is None:
+        return frozenset(before) & ledger.keys() - listed.keys()
+    return frozenset(
+        id
+        for id, grant in ledger.items()
+        if id not in listed
+        and id not in word.checkpoint
+        and grant.at < word.began
+        and grant.known_to != word.life
+        and (grant.known_to is not None or grant.holder is not None)
+    )
+
+
+def pod_of(container: str) -> str:
+    """The `namespace/name` of a listed container's pod."""
+    return container.rpartition("/")[0]
 
 
 # --- the proof ------------------------------------------------------------------------------------
@@ -269,16 +331,19 @@ def _strike_out(
         unused |= here
         if len(here) == len(card.devices):  # then also what is not there any more
             unused |= {id for id in ledger if card_of(id, facts) == card.address}
+    return after_word(ledger, word_of(answers, terms), terms.settle, unused)
+
+
+def word_of(answers: Answers, terms: Terms) -> Word:
+    """The kubelet's part of the answers."""
     listing = answers.listing if isinstance(answers.listing, Listing) else None
-    return after_list(
-        ledger,
-        _ids(listing.holdings) if listing else frozenset(),
+    return Word(
         began=answers.began,
         life=answers.life,
-        own_pod_listed=listing is not None and terms.own_pod in listing.pods,
-        unused=unused,
+        listing=listing,
+        whole=listing is not None and terms.own_pod in listing.pods,
         checkpoint=None if answers.checkpoint is None else _ids(answers.checkpoint),
-        settle=terms.settle,
+        own=answers.own,
     )
 
 

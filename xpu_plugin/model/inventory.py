@@ -85,6 +85,7 @@ class Facts:
         old id ("2" stands for whatever is /dev/xpu2), or under a name from before a change of options
     claimed: ids of which containers may hold the device by our own word, when the last scan was taken in
     kept_back: card -> why new pods are to be kept off it although it is not sick
+    withheld: the same by device id, as a container holds that device and the kubelet does not count it
     """
 
     devices: Mapping[str, Device] = field(default_factory=dict)
@@ -93,6 +94,7 @@ class Facts:
     held: Mapping[str, str] = field(default_factory=dict)
     claimed: frozenset[str] = frozenset()
     kept_back: Mapping[str, Health] = field(default_factory=dict)
+    withheld: Mapping[str, Health] = field(default_factory=dict)
     control: int | None = None
 
 
@@ -134,6 +136,23 @@ def after_verdicts(facts: Facts, verdicts: Mapping[str, Health]) -> Facts:
     if verdicts.items() <= facts.verdicts.items():
         return facts
     return replace(facts, verdicts={**facts.verdicts, **verdicts})
+
+
+def numbered(devices: Mapping[str, Device], lost: Mapping[str, Device]) -> dict[int, str]:
+    """N -> the id of the device at /dev/xpuN: the one that is there, else the first of the lost ones that had
+    it one after the other."""
+    return {
+        device.node.number: id
+        for known in (lost, devices)
+        for id, device in sorted(known.items(), reverse=True)
+    }
+
+
+def device_of(id: str, facts: Facts) -> str | None:
+    """The id of the device that an id stands for: its own, or N for /dev/xpuN. None if it is none of ours."""
+    if is_old(id):
+        return numbered(facts.devices, facts.lost).get(int(id))
+    return id if id in facts.devices or id in facts.lost else None
 
 
 _ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
@@ -220,19 +239,16 @@ def entries(facts: Facts, policy: Policy) -> dict[str, Entry]:
     """What is offered. Equal facts and policy give equal entries; ids are unique."""
     known = {**facts.lost, **facts.devices}
     others = estranged(facts)
-    # Who has N now, else the first of the lost devices that had it one after the other.
-    at = {
-        device.node.number: own
-        for devices in (facts.lost, facts.devices)
-        for own, device in sorted(devices.items(), reverse=True)
-    }
+    at = numbered(facts.devices, facts.lost)
     offered = {}
     for own, device in sorted(known.items()):
         if not policy.offers(device):
             continue
         lost = own not in facts.devices
         old = str(device.node.number)
-        id = old if old in facts.held and at[device.node.number] == own else own
+        # Withheld, it is listed as its other holder knows it.
+        is_held = old in facts.held and at[device.node.number] == own and own not in facts.withheld
+        id = old if is_held else own
         offered[id] = Entry(
             id=id,
             resource=facts.held.get(id, policy.resource_of(device)),
@@ -255,4 +271,6 @@ def _health(facts: Facts, device: Device, held: Mapping[str, Collection[str]]) -
         return verdict
     if device.card in held:
         return card_held(held[device.card])
+    if device.id in facts.withheld:
+        return facts.withheld[device.id]
     return facts.kept_back.get(device.card, verdict)

@@ -6,7 +6,16 @@ from collections.abc import Iterable
 from xpu_plugin.model.devices import Device
 from xpu_plugin.model.health import LOST
 from xpu_plugin.model.holders import Holding
-from xpu_plugin.model.inventory import Entry, Facts, Policy, entries, estranged, is_old, our_resources
+from xpu_plugin.model.inventory import (
+    Entry,
+    Facts,
+    Policy,
+    entries,
+    estranged,
+    is_old,
+    numbered,
+    our_resources,
+)
 from xpu_plugin.record import record
 
 
@@ -73,12 +82,12 @@ def holders(holdings: Iterable[Holding], facts: Facts, policy: Policy) -> dict[s
     """
     known = {**facts.lost, **facts.devices}
     ours = our_resources(known.values(), policy)
-    at = {str(device.node.number): id for id, device in known.items()}  # who is there goes before who was
+    at = numbered(facts.devices, facts.lost)
     cards = {id: card for card, ids in estranged(facts).items() for id in ids}
     held: dict[str, set[str]] = {}
     for holding in holdings:
         for id in holding.ids:
-            own = at.get(id) if is_old(id) and holding.resource in ours else id
+            own = at.get(int(id)) if is_old(id) and holding.resource in ours else id
             others = (
                 [other.id for other in facts.devices.values() if other.card == cards[id]]
                 if id in cards

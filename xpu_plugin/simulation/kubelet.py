@@ -186,6 +186,9 @@ class Kubelet:
     pod_resources_v1: off for a kubelet before 1.20, which has v1alpha1 only
     checkpoint_per_numa: off for the checkpoint of a kubelet before 1.20, which has plain lists of ids
     release: whose behaviour it has towards several plugins of one resource
+    asks_again: on for a kubelet before 1.25: without a checkpoint it allocates again for pods that run, in
+        the order in which they were admitted, once the resource has been listed. Newer ones let such pods
+        run and count their devices as free (kubernetes PR 118635)
     dial_timeout, call_timeout: seconds
 
     One event loop, no locks: every observation below is a plain look at the present state, and
@@ -200,6 +203,7 @@ class Kubelet:
         pod_resources_v1: bool = True,
         checkpoint_per_numa: bool = True,
         release: Release = Release.V1_20,
+        asks_again: bool = False,
         dial_timeout: float = DIAL_SECONDS,
         call_timeout: float = PRE_START_SECONDS,
     ) -> None:
@@ -214,6 +218,7 @@ class Kubelet:
         self._pod_resources_v1 = pod_resources_v1
         self._checkpoint_per_numa = checkpoint_per_numa
         self._release = release
+        self._asks_again = asks_again
         self._dial_timeout = dial_timeout
         self._call_timeout = call_timeout
         self._life = 0
@@ -226,6 +231,7 @@ class Kubelet:
         self._devices: dict[str, dict[str, Device]] = {}
         self._lists: dict[str, int] = {}
         self._grants: list[Grant] = []
+        self._forgotten: list[Grant] = []
         self._pod_numbers = itertools.count(1)
         self._admission = asyncio.Lock()
         self._change = asyncio.Event()
@@ -252,6 +258,11 @@ class Kubelet:
     @property
     def grants(self) -> tuple[Grant, ...]:
         return tuple(self._grants)
+
+    @property
+    def forgotten(self) -> tuple[Grant, ...]:
+        """Those of containers that run and of which this kubelet knows the pod, but no devices."""
+        return tuple(self._forgotten)
 
     def resources(self) -> tuple[str, ...]:
         """The resources that were listed in this life."""
@@ -359,6 +370,14 @@ class Kubelet:
         await self.stop()
         await self.start()
 
+    async def restart_without_checkpoint(self) -> None:
+        """Start anew without knowledge of what containers hold; these run on."""
+        await self.stop()
+        (self.directory / CHECKPOINT).unlink(missing_ok=True)
+        self._forgotten += self._grants
+        self._grants = []
+        await self.start()
+
     async def aclose(self) -> None:
         """Stop and leave no socket behind; harmless when stopped already."""
         await self.stop(remove_sockets=True)
@@ -430,7 +449,7 @@ class Kubelet:
     def free(self, grant: Grant) -> None:
         """Let the grant's container end. The checkpoint keeps it until it is written next time: with the
         next list, the next grant, or `write_checkpoint`."""
-        self._grants.remove(grant)
+        (self._forgotten if grant in self._forgotten else self._grants).remove(grant)
         self._changed()
 
     def hold(
@@ -620,6 +639,27 @@ class Kubelet:
         self._lists[resource] = self.lists(resource) + 1
         self.write_checkpoint()
         self._changed()
+        if self._asks_again and any(grant.resource == resource for grant in self._forgotten):
+            self._spawn(self._admit_again(resource))
+
+    async def _admit_again(self, resource: str) -> None:
+        """Allocate for pods that run already. One for which that fails is killed."""
+        async with self._admission:
+            for former in [grant for grant in self._forgotten if grant.resource == resource]:
+                self._forgotten.remove(former)
+                try:
+                    grant = await self._admit(
+                        resource,
+                        len(former.ids),
+                        pod=former.pod,
+                        container=former.container,
+                        namespace=former.namespace,
+                        init_container=former.init_container,
+                    )
+                except AdmissionError as error:
+                    self._trouble(f"{former.pod} is killed: {error}")
+                else:
+                    self._record(grant)
 
     # --- admission ---
 
@@ -762,18 +802,19 @@ class Kubelet:
         draft.rename(path)
 
     def pod_resources(self) -> podresources_v1_pb2.ListPodResourcesResponse:
-        """Who holds what, as PodResources tells it: no init containers, and see `api_server_away`."""
+        """Who holds what, as PodResources tells it: no ordinary init containers, no forgotten devices; and
+        see `api_server_away`."""
         response = podresources_v1_pb2.ListPodResourcesResponse()
         self._pods_unknown &= self.api_server_away
         if self._pods_unknown:
             return response
         pods: dict[tuple[str, str], podresources_v1_pb2.PodResources] = {}
         containers: dict[tuple[str, str, str], podresources_v1_pb2.ContainerResources] = {}
-        for grant in self._grants:
+        for grant in (*self._grants, *self._forgotten):
             key = (grant.namespace, grant.pod)
             if key not in pods:
                 pods[key] = response.pod_resources.add(name=grant.pod, namespace=grant.namespace)
-            if grant.init_container:
+            if grant.init_container or grant in self._forgotten:
                 continue
             if (*key, grant.container) not in containers:
                 containers[*key, grant.container] = pods[key].containers.add(name=grant.container)

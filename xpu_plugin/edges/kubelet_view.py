@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kubelet as it shows itself: its list of pods, its checkpoint, its instance. One reader for all.
+
+Answers are shared between those who ask and kept for a while; each says when it was asked for. None of this
+keeps the event loop waiting.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from xpu_plugin.edges.kubelet import KUBELET_SOCKET, Identity
+from xpu_plugin.edges.podresources import CHECKPOINT, UnknownHoldersError, checkpoint_of, list_pods
+from xpu_plugin.model.holders import Checkpoint, Holding, Listing
+from xpu_plugin.record import record
+
+
+FRESH_SECONDS = 5.0
+
+
+@record
+class Listed:
+    """An answer of the pod resources API.
+
+    began: when it was asked for, in seconds of the view's clock
+    listing: None where there is no such API, or no answer; trouble: why there is no answer
+    """
+
+    began: float
+    listing: Listing | None = None
+    trouble: str | None = None
+
+
+@record
+class Written:
+    """The checkpoint as it was read.
+
+    began: as in `Listed`; state: the file's identity then, None where there is no file
+    checkpoint: None where it cannot be read; trouble: why it cannot
+    """
+
+    began: float
+    state: tuple[int, ...] | None = None
+    checkpoint: Checkpoint | None = None
+    trouble: str | None = None
+
+    @property
+    def holdings(self) -> tuple[Holding, ...]:
+        return self.checkpoint.holdings if self.checkpoint else ()
+
+
+class KubeletView:
+    """Reads what the kubelet of one node shows of itself."""
+
+    def __init__(
+        self,
+        *,
+        device_plugin_dir: Path,
+        pod_resources_socket: Path,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._checkpoint = device_plugin_dir / CHECKPOINT
+        self._kubelet = device_plugin_dir / KUBELET_SOCKET
+        self._directory = device_plugin_dir
+        self._socket = pod_resources_socket
+        self._clock = clock
+        self._asking = asyncio.Lock()
+        self._listed: Listed | None = None
+        self._written: Written | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._asked = self._read = self._done = 0  # lists asked for; checkpoints begun to be read, and read
+
+    @property
+    def instance(self) -> Identity | None:
+        """The kubelet instance that is there now; None when there is none."""
+        return Identity.of(self._kubelet)
+
+    @property
+    def checkpoint_changed(self) -> bool:
+        """Whether the checkpoint is another file than the one that was read last."""
+        return self._written is None or self._written.state != _state(self._checkpoint)
+
+    async def listing(self, *, oldest: float = FRESH_SECONDS) -> Listed:
+        """The list of pods, asked for no earlier than `oldest` seconds ago. Never raises for the kubelet."""
+        since, asked = self._clock() - oldest, self._asked
+        async with self._asking:
+            # Asked for after this call, by another caller, it is new enough too.
+            if self._listed is None or (self._asked == asked and self._listed.began <= since):
+                self._asked += 1
+                began = self._clock()
+                try:
+                    self._listed = Listed(began=began, listing=await list_pods(self._socket))
+                except UnknownHoldersError as error:
+                    self._listed = Listed(began=began, trouble=str(error))
+            return self._listed
+
+    async def checkpoint(self, *, oldest: float = FRESH_SECONDS) -> Written:
+        """The checkpoint, read no earlier than `oldest` seconds ago. Never raises for the file.
+
+        Cancelled, as by a deadline, the reading goes on; the next caller waits for that one first.
+        """
+        since, read = self._clock() - oldest, self._read
+        while self._written is None or (self._done <= read and self._written.began <= since):
+            if self._reading is None or self._reading.done():
+                self._reading = asyncio.create_task(self._look(), name="kubelet's checkpoint")
+            await asyncio.shield(self._reading)
+        return self._written
+
+    async def _look(self) -> None:
+        self._read += 1
+        number = self._read
+        began, state = self._clock(), _state(self._checkpoint)
+        try:
+            checkpoint = await checkpoint_of(self._directory)
+            written = Written(began=began, state=state, checkpoint=checkpoint)
+        except UnknownHoldersError as error:
+            written = Written(began=began, state=state, trouble=str(error))
+        self._written, self._done = written, number
+
+
+def written_by(instance: Identity | None, checkpoint: Checkpoint | None) -> bool:
+    """Whether this very instance has written the checkpoint; an earlier one may have, which is still read."""
+    return instance is not None and checkpoint is not None and (checkpoint.written_ns > instance.changed_ns)
+
+
+def _state(file: Path) -> tuple[int, ...] | None:
+    try:
+        status = os.stat(file)  # noqa: PTH116 - a look, no wait
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
