@@ -12,7 +12,7 @@ import socket
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -547,6 +547,29 @@ async def test_stopping_ends_streams_cleanly_and_removes_the_socket(kubelet: Kub
     assert time.monotonic() - begin < 1
     await kubelet.until(lambda: kubelet.streams_open == 0, timeout=SECONDS)
     assert kubelet.troubles == []
+    assert plugin.sockets() == []
+
+
+async def test_stopping_is_not_lost_in_the_stop_of_a_server(
+    kubelet: Kubelet, plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a kubelet ends just before us, and gRPC swallows the cancellation of the bind that follows."""
+    task = asyncio.create_task(plugin.endpoint.run())
+    await listed(kubelet)
+    stop = plugin.endpoint._stop
+
+    async def swallow() -> None:
+        monkeypatch.setattr(plugin.endpoint, "_stop", stop)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(SECONDS)
+        await stop()
+
+    monkeypatch.setattr(plugin.endpoint, "_stop", swallow)
+    kubelet.cut(RESOURCE)
+    done, _ = await asyncio.wait({task}, timeout=SECONDS)
+    plugin.lock.release()
+    assert done == {task}
     assert plugin.sockets() == []
 
 

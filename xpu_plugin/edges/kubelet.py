@@ -192,7 +192,10 @@ class Endpoint:
 
     async def _live(self) -> None:
         standing = Standing(idle_since=time.monotonic())
-        while True:
+        task = asyncio.current_task()
+        # gRPC's stop waits by `asyncio.wait_for`, which in Python 3.11 loses a cancellation that comes just
+        # as the wait is over.
+        while not (task and task.cancelling()):
             self._service.streams_changed.clear()
             if self._server is not None and (crash := await _crash(self._server)):
                 logger.warning("serving resource=%s anew: gRPC gave up (%s)", self.resource, crash)
