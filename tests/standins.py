@@ -183,5 +183,5 @@ def descriptor(pid: int, number: int) -> str:
 
 def unix_sockets(path: Path) -> int:
     """How many sockets there are at a path: who listens, and each connection taken there and not closed."""
-    lines = Path("/proc/net/unix").read_text().splitlines()
+    lines = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()
     return sum(line.endswith(str(path)) for line in lines)  # the name may begin with more slashes
