@@ -18,6 +18,9 @@ GRPC_ENVIRONMENT = {
     "GRPC_VERBOSITY": "ERROR",  # or it tells of each connection that ends
     # Its server polls in the thread that serves, not in another: two hand-overs less for each call.
     "GRPC_EXPERIMENTS": "-event_engine_listener",
+    # Its handlers of fork() end all of its threads and start them again. No worker is started by fork() but where
+    # vfork() fails, for lack of processes; then the threads cannot be started again, and gRPC hangs for ever.
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
 }
 COMMANDS = ("list", "plan", "top", "doctor", "bundle", "clear", "cleanup", "simulate", "demo")
 
