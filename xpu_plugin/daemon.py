@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from xpu_plugin.config import HOST_ROOT, VF_POLICIES, Config
 from xpu_plugin.edges import memory
@@ -32,6 +32,7 @@ from xpu_plugin.loops.endpoints import Endpoints
 from xpu_plugin.loops.holders import Holders
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import NEVER, Picture
+from xpu_plugin.loops.supervision import Run, Supervisor, Vital, described
 from xpu_plugin.loops.sweep import InitError, Sweep
 from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.change import Limits
@@ -55,6 +56,7 @@ STUCK_PROBES = (
 STUCK_CHANGERS = 2  # workers that asked for VFs and do not end; the last one may just be ending
 LISTED_SECONDS = 10.0  # at most until the API server is turned to: that takes the interpreter for a while
 SHOWN_SECONDS = 1.0  # at most until there is something to look at: that takes it for a moment
+END_SECONDS = 0.6  # for all parts to end; the process does not wait longer for one that hangs
 
 
 def target(config: Config) -> Target:
@@ -127,27 +129,58 @@ async def serve(config: Config, worker: WorkerProcess | None = None) -> int:
         fail_on_init_error=config.fail_on_init_error,
     )
     loop.add_signal_handler(signal.SIGHUP, sweep.rescan)
+    supervisor, serving = Supervisor(note=decisions.note), Vital()
     parts = asyncio.ensure_future(
-        _run(config, lock, driver, probes, picture, changer=changer, sweep=sweep, decisions=decisions)
+        _run(
+            config,
+            lock,
+            driver,
+            probes,
+            picture,
+            changer=changer,
+            sweep=sweep,
+            decisions=decisions,
+            supervisor=supervisor,
+            serving=serving,
+        )
     )
-    stopping = asyncio.ensure_future(stop.wait())
-    await asyncio.wait({parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    ends = [asyncio.ensure_future(event.wait()) for event in (stop, serving.failed)]
+    await asyncio.wait({parts, *ends}, return_when=asyncio.FIRST_COMPLETED)
     if stop.is_set():
         logger.info("stopping")
-    stopping.cancel()
-    parts.cancel()
-    status = 0
-    try:
-        with contextlib.suppress(asyncio.CancelledError):
-            await parts
-    except* (InitError, AddressError) as errors:
-        logger.error("%s", errors.exceptions[0])  # noqa: TRY400 - the sentence is for the administrator
-        status = 1
-    finally:
-        await driver.close()
-        await probes.close()
-        await changer.close()
+    for end_of in (*ends, parts):
+        end_of.cancel()
+    await asyncio.wait({parts}, timeout=END_SECONDS)
+    await asyncio.gather(driver.close(), probes.close(), changer.close())
+    error = serving.error
+    if parts.done() and not parts.cancelled():
+        error = error or parts.exception()
+    status = 0 if error is None else _failed(error, serving.part)
+    if not parts.done():
+        _abandon(parts, status)
     return status
+
+
+def _failed(error: BaseException, part: str) -> int:
+    """Say in one line why the plugin ends; the exit status."""
+    if isinstance(error, InitError | AddressError):
+        logger.error("%s", error)
+    else:
+        logger.error(
+            "the plugin ends with status 1, as an unforeseen error ended a part that serves part=%s: %s",
+            part,
+            described(error),
+        )
+        logger.debug("its traceback", exc_info=error)
+    return 1
+
+
+def _abandon(parts: asyncio.Future[None], status: int) -> NoReturn:
+    """End the process without the parts that do not end."""
+    names = sorted(task.get_name() for task in asyncio.all_tasks() - {asyncio.current_task()} - {parts})
+    logger.warning("parts that do not end are left behind: %s", ", ".join(names))
+    logging.shutdown()
+    os._exit(status)
 
 
 async def _run(
@@ -160,7 +193,13 @@ async def _run(
     changer: Driver,
     sweep: Sweep,
     decisions: Decisions,
+    supervisor: Supervisor,
+    serving: Vital,
 ) -> None:
+    """Three groups of parts: those that observe, and within those that serve, the one that changes VFs.
+
+    A part that observes or changes is started again when it fails; one that serves ends them all.
+    """
     holders = Holders(
         picture,
         device_plugin_dir=config.device_plugin_dir,
@@ -281,6 +320,7 @@ async def _run(
                 held=held,
                 listed=listed,
                 started=started,
+                supervisor=supervisor,
                 requests=requests,
                 questions=questions,
             )
@@ -289,11 +329,16 @@ async def _run(
     async with contextlib.AsyncExitStack() as stack:
         requests = stack.enter_context(requests_at(config.metrics_address))
         questions = stack.enter_context(questions_at(config.status_socket))
-        group = await stack.enter_async_context(asyncio.TaskGroup())
-        group.create_task(show(), name="observability")
-        group.create_task(sweep.run(), name="sweep")
-        group.create_task(sweep.probation.run(), name="probation")
-        group.create_task(keep_quarantine(), name="quarantine")
+        observing = await stack.enter_async_context(asyncio.TaskGroup())
+        await stack.enter_async_context(serving)
+
+        def observe(part: str, run: Run) -> None:
+            observing.create_task(supervisor.keep(part, run), name=part)
+
+        observe("observability", show)
+        serving.start("sweep", sweep.run())
+        serving.start("probation", sweep.probation.run())
+        serving.start("quarantine", keep_quarantine())
         await picture.beyond(NEVER)
         for name in picture.policy.unmatched(picture.facts.devices.values()):
             logger.warning("--allow or --deny names %s, which no device of this node is", name)
@@ -302,15 +347,15 @@ async def _run(
             await apply.inherit()
         apply.begin(holders.seen)  # as well
         held.set_result(holders.seen)
-        group.create_task(holders.run(), name="holders")
-        group.create_task(endpoints.run(), name="endpoints")
-        group.create_task(idleness.run(), name="grants")
-        group.create_task(apply.run(), name="apply")
+        serving.start("holders", holders.run())
+        serving.start("endpoints", endpoints.run())
+        serving.start("grants", idleness.run())
+        serving.start("virtual functions", supervisor.keep("virtual functions", apply.run))
         if node is not None:
             if config.node_labels:
-                group.create_task(node.describe(picture, sweep.driver_version), name="node labels")
+                observe("node labels", partial(node.describe, picture, sweep.driver_version))
             await wait_for(listed, LISTED_SECONDS)
-            group.create_task(node.run(apply.wished), name="node")
+            observe("node", partial(node.run, apply.wished))
 
 
 @contextlib.contextmanager
@@ -391,4 +436,7 @@ def run(config: Config, worker: WorkerProcess | None = None) -> int:
     logger.info("starting %s", config.text())
     gc.freeze()  # no collection looks at modules and classes any more
     gc.enable()
-    return asyncio.run(serve(config, worker))
+    try:
+        return asyncio.run(serve(config, worker))
+    except Exception as error:  # noqa: BLE001 - it is said in one line
+        return _failed(error, "start")

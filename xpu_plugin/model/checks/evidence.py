@@ -76,6 +76,7 @@ class Plugin:
     None where that cannot be seen; replacement_trouble: why that file cannot be used
 
     unwritten: a sentence for each kind of writing on the node that failed last, None where none is done
+    down: parts that have failed, each with the reason
     """
 
     streams: int
@@ -84,6 +85,7 @@ class Plugin:
     replaced: bool | None = None
     replacement_trouble: str | None = None
     unwritten: tuple[str, ...] | None = None
+    down: Mapping[str, str] = field(default_factory=dict)
 
 
 @record
