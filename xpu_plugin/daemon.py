@@ -21,8 +21,10 @@ from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.host import identity
 from xpu_plugin.edges.kubelet import Endpoint, InstanceLock, socket_name
 from xpu_plugin.edges.listener import listen, listening_at
+from xpu_plugin.edges.podresources import reader
 from xpu_plugin.edges.process import WorkerProcess
 from xpu_plugin.edges.quarantine import QuarantineRecord
+from xpu_plugin.edges.replacing import replace_apart
 from xpu_plugin.edges.service import DevicePluginService
 from xpu_plugin.edges.vf_record import VfRecord
 from xpu_plugin.loops.apply import Apply
@@ -110,6 +112,7 @@ async def serve(config: Config, worker: WorkerProcess | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     os.umask(0o077)  # before any socket or file is made
+    reader()  # its thread, while there is one to be had
 
     lock = InstanceLock(config.device_plugin_dir)
     lock.acquire_at_once()
@@ -122,7 +125,7 @@ async def serve(config: Config, worker: WorkerProcess | None = None) -> int:
         driver,
         probes,
         picture,
-        Verdicts(rules(config), QuarantineRecord(config.state_dir)),
+        Verdicts(rules(config), QuarantineRecord(config.state_dir, replace_apart)),
         interval=config.health_interval,
         rescan_interval=config.rescan_interval,
         grace=config.health_grace,
@@ -223,7 +226,7 @@ async def _run(
     started = time.monotonic()
     services: list[DevicePluginService] = []
     sockets: list[Endpoint] = []
-    record = GrantRecord(config.state_dir)
+    record = GrantRecord(config.state_dir, replace_apart)
     node = node_of(config, alone=lock.acquire)
     listed = asyncio.Event()
     idleness = Idleness(
