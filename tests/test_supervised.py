@@ -179,6 +179,47 @@ threading.Thread.start = start
     assert await daemon.stop() < EXIT_SECONDS
 
 
+async def test_a_kubelet_that_restarts_while_there_are_no_threads_is_served_when_there_are(
+    node: Node, kubelet: Kubelet
+) -> None:
+    """gRPC breaks for ever when it is started without; so it is not."""
+    flaw = """
+import os
+was = threading.Thread.start
+def start(self):
+    if os.path.exists("lack"):
+        raise RuntimeError("can't start new thread")
+    was(self)
+threading.Thread.start = start
+"""
+    daemon = node.start(program=flawed(flaw))
+    await shows(kubelet, IDS)
+    (node.place / "lack").touch()
+    await kubelet.restart()
+    await daemon.says("no thread can be started")
+    (node.place / "lack").unlink()
+    await serves(node, kubelet)
+    assert await daemon.stop() < EXIT_SECONDS
+
+
+async def test_a_disk_that_does_not_answer_delays_neither_containers_nor_the_end(
+    node: Node, kubelet: Kubelet
+) -> None:
+    flaw = """
+import time
+from xpu_plugin.edges import grants, replacing
+grants.WRITE_SECONDS = 0.1
+def replace_apart(*_, **__):
+    time.sleep(3600)
+replacing.replace_apart = replace_apart
+"""
+    daemon = node.start(program=flawed(flaw))
+    await serves(node, kubelet)
+    await daemon.says("the disk does not answer")
+    assert len((await kubelet.allocate(RESOURCE, 1)).nodes) == 2
+    assert await daemon.stop() < EXIT_SECONDS
+
+
 INNER = {
     "sweep": """
 from xpu_plugin.loops import sweep

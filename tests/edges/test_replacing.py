@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -93,7 +94,7 @@ async def test_a_child_that_is_killed_is_an_error(tmp_path: Path) -> None:
 def test_a_child_that_hangs_is_killed_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replacing, "GIVE_UP_SECONDS", 0.2)
     os.mkfifo(tmp_path / "hangs")
-    monkeypatch.setattr(replacing.sys, "executable", str(hanging(tmp_path)))
+    monkeypatch.setattr(sys, "executable", str(hanging(tmp_path)))
     with pytest.raises(TimeoutError):
         replace_apart(str(tmp_path / "x.json"), b"one")
     assert not (tmp_path / "x.json").exists()

@@ -1,17 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether gRPC's engine for asyncio can be started: where it cannot, it must not be tried."""
+"""Whether gRPC's engine can be started: where it cannot, it must not be tried."""
 
+import contextlib
 import errno
+import os
 import threading
 
 
-def require_thread() -> None:
-    """Raise BlockingIOError while no thread can be started.
+DESCRIPTORS = 6  # that gRPC opens at its start, of which it does without none
 
-    To be called before a channel or a server is made. The first of them starts a thread; where that fails,
-    gRPC is left broken: it logs tracebacks and may crash (grpcio 1.85).
+
+def require_room() -> None:
+    """Raise OSError while there are too few threads or descriptors for gRPC to start.
+
+    To be called before a channel or a server is made: the first of them starts gRPC. Where it lacks a thread
+    it is left broken, logs tracebacks and may crash; where it lacks descriptors it ends the process
+    (grpcio 1.85).
     """
-    thread = threading.Thread(target=lambda: None, name="engine", daemon=True)
+    with contextlib.ExitStack() as stack:
+        for _ in range(DESCRIPTORS):
+            stack.callback(os.close, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    thread = threading.Thread(target=lambda: None, name="room", daemon=True)
     try:
         thread.start()
     except RuntimeError:

@@ -19,7 +19,7 @@ from pathlib import Path
 import grpc
 
 from xpu_plugin.edges.channel import address, held, told
-from xpu_plugin.edges.engine import require_thread
+from xpu_plugin.edges.engine import require_room
 from xpu_plugin.edges.service import OPTIONS, DevicePluginService, server_of
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
@@ -307,7 +307,7 @@ class Endpoint:
         """Bind anew. The old server goes first: when it stops it unlinks its path, whoever bound it."""
         await self._stop()
         self._path.unlink(missing_ok=True)
-        require_thread()
+        require_room()
         server = server_of(self._service)
         server.add_insecure_port(address(self._path))
         self._server = server

@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 from xpu_plugin.edges import files
 from xpu_plugin.edges.channel import address, held, told
 from xpu_plugin.edges.disk import DiskThread
-from xpu_plugin.edges.engine import require_thread
+from xpu_plugin.edges.engine import require_room
 from xpu_plugin.model.holders import Checkpoint, Holding, Listing
 from xpu_plugin.proto import podresources_v1_pb2 as v1
 from xpu_plugin.proto import podresources_v1alpha1_pb2 as v1alpha1
@@ -70,7 +70,7 @@ async def list_pods(socket: Path, *, domains: Collection[str] = DOMAINS) -> List
         except OSError as error:
             raise UnknownHoldersError(f"{socket}: {error.strerror}") from None
         try:
-            require_thread()
+            require_room()
         except OSError as error:
             raise UnknownHoldersError(f"{socket}: {error.strerror}") from None
         return await _list(own, socket, domains)
