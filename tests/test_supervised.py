@@ -220,6 +220,21 @@ replacing.replace_apart = replace_apart
     assert await daemon.stop() < EXIT_SECONDS
 
 
+async def test_a_busy_thread_does_not_delay_the_end(node: Node, kubelet: Kubelet) -> None:
+    """Be it one that computes, or one that never returns from a call."""
+    flaw = """
+import time
+def compute():
+    while True:
+        sum(range(1000))
+threading.Thread(target=compute, daemon=True).start()
+threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+"""
+    daemon = node.start(program=flawed(flaw))
+    await shows(kubelet, IDS)
+    assert await daemon.stop() < EXIT_SECONDS
+
+
 INNER = {
     "sweep": """
 from xpu_plugin.loops import sweep
