@@ -17,7 +17,7 @@ from tests.standins import RESOURCE, SECONDS
 from tests.test_daemon import EXIT_SECONDS, IDS, Daemon, Node, a_node, shows
 from xpu_plugin.config import DOCTOR_OPTIONS
 from xpu_plugin.edges.status import StatusError, ask
-from xpu_plugin.simulation.kubelet import Kubelet
+from xpu_plugin.simulation.kubelet import AdmissionError, Kubelet
 
 
 pytestmark = pytest.mark.usefixtures("leaves_no_process")
@@ -265,6 +265,29 @@ async def test_an_unforeseen_error_of_what_serves_ends_it_in_one_line(
     assert await daemon.ends() == 1
     (line,) = (line for line in daemon.log.splitlines() if " ERROR " in line)
     assert f"part={part}: LookupError: planted" in line
+    node.assert_tidy()
+
+
+@pytest.mark.parametrize("method", ["Allocate", "ListAndWatch"])
+async def test_an_unforeseen_error_of_a_call_ends_it_too(node: Node, kubelet: Kubelet, method: str) -> None:
+    """gRPC would log a traceback for each and serve on, for ever."""
+    flaw = """
+from xpu_plugin.edges import service
+def broken(*_):
+    raise LookupError("planted")
+"""
+    flaw += {
+        "Allocate": "service.allocation.grant = broken",
+        "ListAndWatch": "service.listing = broken",
+    }[method]
+    daemon = node.start(program=flawed(flaw))
+    if method == "Allocate":
+        await shows(kubelet, IDS)
+        with pytest.raises(AdmissionError, match="the plugin failed, and is started again"):
+            await kubelet.allocate(RESOURCE, 1)
+    assert await daemon.ends() == 1
+    (line,) = (line for line in daemon.log.splitlines() if " ERROR " in line)
+    assert f"part=endpoint {RESOURCE}: LookupError: planted" in line
     node.assert_tidy()
 
 

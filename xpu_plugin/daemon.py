@@ -279,6 +279,7 @@ async def _run(
             on_grant=granted,
             on_start=apply.granted,
             on_list=listed.set,
+            on_error=partial(serving.fail, part=f"endpoint {resource}"),
             note=decisions.note,
         )
         services.append(service)

@@ -103,7 +103,7 @@ class Vital:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and not isinstance(error, asyncio.CancelledError):
-            self._fail(error, self.part)
+            self.fail(error, self.part)
         await self._group.__aexit__(kind, error, trace)
 
     def start(self, part: str, run: Coroutine[Any, Any, None]) -> None:
@@ -111,9 +111,10 @@ class Vital:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(error, task.get_name())
+            self.fail(error, task.get_name())
 
-    def _fail(self, error: BaseException, part: str) -> None:
+    def fail(self, error: BaseException, part: str) -> None:
+        """Take a part for failed, whether or not it runs on."""
         if self.error is None:
             self.error, self.part = error, part
             self.failed.set()
