@@ -58,7 +58,7 @@ STUCK_PROBES = (
 STUCK_CHANGERS = 2  # workers that asked for VFs and do not end; the last one may just be ending
 LISTED_SECONDS = 10.0  # at most until the API server is turned to: that takes the interpreter for a while
 SHOWN_SECONDS = 1.0  # at most until there is something to look at: that takes it for a moment
-END_SECONDS = 0.6  # for all parts to end; the process does not wait longer for one that hangs
+END_SECONDS = 0.7  # for all parts to end; the process does not wait longer for one that hangs
 
 
 def target(config: Config) -> Target:
