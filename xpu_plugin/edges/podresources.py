@@ -65,12 +65,9 @@ async def list_pods(socket: Path, *, domains: Collection[str] = DOMAINS) -> List
     with contextlib.ExitStack() as stack:
         try:
             own = stack.enter_context(held(socket))
+            require_room()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except OSError as error:
-            raise UnknownHoldersError(f"{socket}: {error.strerror}") from None
-        try:
-            require_room()
         except OSError as error:
             raise UnknownHoldersError(f"{socket}: {error.strerror}") from None
         return await _list(own, socket, domains)
