@@ -243,7 +243,7 @@ async def _run(
         picture,
         sweep,
         idleness,
-        record=VfRecord(config.state_dir),
+        record=VfRecord(config.state_dir, replace_apart),
         limits=Limits(
             settle=config.grant_settle,
             timeout=config.vf_timeout,
@@ -403,7 +403,7 @@ def node_of(config: Config, *, alone: Callable[[], Awaitable[None]] | None = Non
     return Node(
         argument=config.sriov_num_vfs,
         connect=partial(node_api, config),
-        record=LabelRecord(config.state_dir),
+        record=LabelRecord(config.state_dir, replace_apart),
         alone=alone,
         patience=config.label_timeout,
     )
