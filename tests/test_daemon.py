@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -64,15 +64,19 @@ class Daemon:
         began = time.monotonic_ns()
         self.output_file, self.log_file = place / f"stdout-{began}", place / f"stderr-{began}"
         with self.output_file.open("wb") as output, self.log_file.open("wb") as log:
-            self.process = subprocess.Popen(
+            self.process = self.start(
                 [sys.executable, "-P", *program, *arguments],
                 env={**os.environ, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
-                stderr=log,
+                stderr=log.fileno(),
                 cwd=place,
             )
         self.pid = self.process.pid
+
+    def start(self, command: Sequence[str], *, stderr: int, **options: Any) -> subprocess.Popen[bytes]:
+        """For those whose log goes elsewhere."""
+        return subprocess.Popen(command, stderr=stderr, **options)
 
     @property
     def log(self) -> str:
@@ -106,6 +110,8 @@ class Daemon:
 class Node:
     """A machine of four cards, the kubelet's directories, and plugins started there."""
 
+    daemon_type: type[Daemon] = Daemon
+
     def __init__(self, place: Path) -> None:
         self.place = place
         self.machine: Machine = make_machine(place)
@@ -137,7 +143,7 @@ class Node:
     def start(self, *arguments: str, program: Sequence[str] = PLAIN) -> Daemon:
         given = {argument.lstrip("-").partition("=")[0] for argument in arguments}
         own = [f"--{name}={value}" for name, value in self.options().items() if name not in given]
-        self.daemons.append(Daemon(self.place, [*own, *arguments], program=program))
+        self.daemons.append(self.daemon_type(self.place, [*own, *arguments], program=program))
         return self.daemons[-1]
 
     def kubelet(self) -> Kubelet:

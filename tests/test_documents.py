@@ -176,6 +176,7 @@ TEXT_OF = {
     "AddressError": 0,
     "BusyError": 0,
     "_refusal": 0,
+    "_warning": 0,
     "argparse.ArgumentTypeError": 0,
     "complaints.append": 0,
     "dict.fromkeys": 1,

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Events: one a line on standard error, as text or as JSON, in UTC."""
 
+import fcntl
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -127,3 +132,144 @@ def test_the_last_configuration_counts_and_events_are_logged_once(
     logger.info("once")
     (line,) = lines(capsys)
     assert TEXT.fullmatch(line)
+
+
+# --- a reader that stops to read --------------------------------------------------------------------
+
+F_SETPIPE_SZ = 1031
+PIPE_BYTES = 4096
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """Both ends of a pipe with little room."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, F_SETPIPE_SZ, PIPE_BYTES)
+    yield reader, writer
+    os.close(reader)
+    os.close(writer)
+
+
+def read_until(reader: int, words: str) -> str:
+    text = ""
+    deadline = time.monotonic() + 10
+    while words not in text:
+        assert time.monotonic() < deadline, text[-2000:]
+        text += os.read(reader, 1 << 16).decode()
+    return text
+
+
+def test_a_queued_event_is_written_as_it_was_when_it_happened(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    log.configure(level="info", form="text", handler=log.QueuedHandler(writer))
+    devices = ["a"]
+    logger.info("devices %s", devices)
+    devices.append("b")
+    assert TEXT.fullmatch(read_until(reader, "\n").rstrip())
+    logger.info("devices %s", devices)
+    assert "['a', 'b']" in read_until(reader, "\n")
+
+
+@pytest.mark.parametrize("form", log.FORMATS)
+def test_without_a_reader_nothing_waits_and_the_oldest_lines_are_dropped_counted_and_told(
+    form: str, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "MOST_LINES", 100)
+    reader, writer = pipe
+    os.write(writer, b"x" * PIPE_BYTES)
+    handler = log.QueuedHandler(writer)
+    log.configure(level="info", form=form, handler=handler)
+    began = time.monotonic()
+    for number in range(2000):
+        logger.info("event number=%s.", number)
+    assert time.monotonic() - began < 5
+    assert log.dropped() == handler.dropped > 1000
+    text = read_until(reader, "number=1999.")
+    lost = re.findall(r"log lines were lost, as standard error was not read in time: (\d+)", text)
+    assert sum(map(int, lost)) == handler.dropped
+    assert len(lost) <= 2, "one more where the thread was slow to take its first line"
+    shown = [int(number) for number in re.findall(r"number=(\d+)\.", text)]
+    assert shown == sorted(shown)
+    assert len(shown) == 2000 - handler.dropped
+    assert shown[-100:] == list(range(1900, 2000))
+
+
+def test_the_queue_is_bounded_in_bytes_too(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "MOST_BYTES", 100_000)
+    reader, writer = pipe
+    handler = log.QueuedHandler(writer)
+    log.configure(level="info", form="text", handler=handler)
+    for number in range(50):
+        logger.info("event number=%s. %s", number, "x" * 10_000)
+    assert 38 <= handler.dropped <= 41
+    assert "number=49." in read_until(reader, "number=49.")
+
+
+def test_the_end_waits_for_what_is_being_read_and_not_for_a_reader_that_has_stopped(
+    pipe: tuple[int, int],
+) -> None:
+    reader, writer = pipe
+    handler = log.QueuedHandler(writer)
+    log.configure(level="info", form="text", handler=handler)
+    logger.info("a few words")
+    handler.flush()
+    assert "a few words" in os.read(reader, PIPE_BYTES).decode()
+    for _ in range(100):
+        logger.info("x" * 1000)
+    began = time.monotonic()
+    handler.flush()
+    assert log.FLUSH_SECONDS <= time.monotonic() - began < log.FLUSH_SECONDS + 1
+
+
+def test_lines_wait_while_no_thread_can_be_started(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    reader, writer = pipe
+    with monkeypatch.context() as lack:
+        lack.setattr(threading.Thread, "start", none_left)
+        log.configure(level="info", form="text", handler=log.QueuedHandler(writer))
+        logger.info("one")
+    logger.info("two")
+    text = read_until(reader, "two")
+    assert "one" in text
+
+
+def test_a_closed_reader_costs_the_lines_only() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    handler = log.QueuedHandler(writer)
+    log.configure(level="info", form="text", handler=handler)
+    for _ in range(3):
+        logger.info("nobody reads this")
+        handler.flush()
+    os.close(writer)
+    assert handler.dropped == 3
+
+
+DETACHED = """
+import os, sys
+from xpu_plugin import log
+log.detach()
+try:
+    for _ in range(100):
+        os.write(2, b"x" * 1000)  # as gRPC does, or a worker
+except BlockingIOError:
+    print("not written")
+"""
+
+
+def test_whoever_else_writes_to_a_pipe_that_is_full_does_not_wait(pipe: tuple[int, int]) -> None:
+    _, writer = pipe
+    done = subprocess.run(
+        [sys.executable, "-c", DETACHED],
+        stdout=subprocess.PIPE,
+        stderr=writer,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout == "not written\n"
+    assert os.get_blocking(writer), "the pipe is as it was for others"

@@ -10,6 +10,7 @@ import signal
 import sys
 from typing import Any
 
+from xpu_plugin import log
 from xpu_plugin.config import PROGRAM, Config, UsageError, read_config
 from xpu_plugin.edges.process import WorkerProcess
 
@@ -18,6 +19,10 @@ GRPC_ENVIRONMENT = {
     "GRPC_VERBOSITY": "ERROR",  # or it tells of each connection that ends
     # Its server polls in the thread that serves, not in another: two hand-overs less for each call.
     "GRPC_EXPERIMENTS": "-event_engine_listener",
+    # Its fork handlers end its threads and start them again. The interpreter starts a worker by vfork(),
+    # without them, and by fork() where that fails for lack of processes. The threads then cannot be started
+    # again, and gRPC hangs for ever.
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
 }
 COMMANDS = ("list", "plan", "top", "doctor", "bundle", "clear", "cleanup", "simulate", "demo")
 
@@ -100,10 +105,11 @@ def _daemon(arguments: list[str]) -> int:
     for name, value in GRPC_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     gc.disable()  # what is imported stays for ever; `daemon.run` goes on from there
+    log.detach()  # the worker's as well
     worker = _worker(config)
-    from xpu_plugin import daemon, log  # noqa: PLC0415 - usage errors need no gRPC, and the worker has begun
+    from xpu_plugin import daemon  # noqa: PLC0415 - usage errors need no gRPC, and the worker has begun
 
-    log.configure(level=config.log_level, form=config.log_format)
+    log.configure(level=config.log_level, form=config.log_format, handler=log.QueuedHandler())
     for warning in warnings:
         logging.getLogger(__name__).warning("%s", warning)
     return daemon.run(config, worker)

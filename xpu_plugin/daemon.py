@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from xpu_plugin.config import HOST_ROOT, VF_POLICIES, Config
 from xpu_plugin.edges import memory
@@ -22,9 +22,10 @@ from xpu_plugin.edges.host import identity
 from xpu_plugin.edges.kubelet import Endpoint, InstanceLock, socket_stem
 from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.edges.listener import listen, listening_at
-from xpu_plugin.edges.podresources import checkpoint_of
+from xpu_plugin.edges.podresources import checkpoint_of, reader
 from xpu_plugin.edges.process import WorkerProcess
 from xpu_plugin.edges.quarantine import QuarantineRecord
+from xpu_plugin.edges.replacing import replace_apart
 from xpu_plugin.edges.rivals import RivalWatch
 from xpu_plugin.edges.service import DevicePluginService
 from xpu_plugin.edges.vf_record import VfRecord
@@ -35,6 +36,7 @@ from xpu_plugin.loops.endpoints import Endpoints
 from xpu_plugin.loops.holders import Holders
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import NEVER, Picture
+from xpu_plugin.loops.supervision import Run, Supervisor, Vital, described
 from xpu_plugin.loops.sweep import InitError, Sweep
 from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.change import Limits
@@ -58,6 +60,7 @@ STUCK_PROBES = (
 STUCK_CHANGERS = 2  # workers that asked for VFs and do not end; the last one may just be ending
 LISTED_SECONDS = 10.0  # at most until the API server is turned to: that takes the interpreter for a while
 SHOWN_SECONDS = 1.0  # at most until there is something to look at: that takes it for a moment
+END_SECONDS = 0.7  # for all parts to end; the process does not wait longer for one that hangs
 
 
 def target(config: Config) -> Target:
@@ -111,6 +114,7 @@ async def serve(config: Config, worker: WorkerProcess | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     os.umask(0o077)  # before any socket or file is made
+    reader()  # its thread, while there is one to be had
 
     lock = InstanceLock(config.device_plugin_dir)
     lock.acquire_at_once()
@@ -123,34 +127,65 @@ async def serve(config: Config, worker: WorkerProcess | None = None) -> int:
         driver,
         probes,
         picture,
-        Verdicts(rules(config), QuarantineRecord(config.state_dir)),
+        Verdicts(rules(config), QuarantineRecord(config.state_dir, replace_apart)),
         interval=config.health_interval,
         rescan_interval=config.rescan_interval,
         grace=config.health_grace,
         fail_on_init_error=config.fail_on_init_error,
     )
     loop.add_signal_handler(signal.SIGHUP, sweep.rescan)
+    supervisor, serving = Supervisor(note=decisions.note), Vital()
     parts = asyncio.ensure_future(
-        _run(config, lock, driver, probes, picture, changer=changer, sweep=sweep, decisions=decisions)
+        _run(
+            config,
+            lock,
+            driver,
+            probes,
+            picture,
+            changer=changer,
+            sweep=sweep,
+            decisions=decisions,
+            supervisor=supervisor,
+            serving=serving,
+        )
     )
-    stopping = asyncio.ensure_future(stop.wait())
-    await asyncio.wait({parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    ends = [asyncio.ensure_future(event.wait()) for event in (stop, serving.failed)]
+    await asyncio.wait({parts, *ends}, return_when=asyncio.FIRST_COMPLETED)
     if stop.is_set():
         logger.info("stopping")
-    stopping.cancel()
-    parts.cancel()
-    status = 0
-    try:
-        with contextlib.suppress(asyncio.CancelledError):
-            await parts
-    except* (InitError, AddressError) as errors:
-        logger.error("%s", errors.exceptions[0])  # noqa: TRY400 - the sentence is for the administrator
-        status = 1
-    finally:
-        await driver.close()
-        await probes.close()
-        await changer.close()
+    for end_of in (*ends, parts):
+        end_of.cancel()
+    await asyncio.wait({parts}, timeout=END_SECONDS)
+    await asyncio.gather(driver.close(), probes.close(), changer.close())
+    error = serving.error
+    if parts.done() and not parts.cancelled():
+        error = error or parts.exception()
+    status = 0 if error is None else _failed(error, serving.part)
+    if not parts.done():
+        _abandon(parts, status)
     return status
+
+
+def _failed(error: BaseException, part: str) -> int:
+    """Say in one line why the plugin ends; the exit status."""
+    if isinstance(error, InitError | AddressError):
+        logger.error("%s", error)
+    else:
+        logger.error(
+            "the plugin ends with status 1, as an unforeseen error ended a part that serves part=%s: %s",
+            part,
+            described(error),
+        )
+        logger.debug("its traceback", exc_info=error)
+    return 1
+
+
+def _abandon(parts: asyncio.Future[None], status: int) -> NoReturn:
+    """End the process without the parts that do not end."""
+    names = sorted(task.get_name() for task in asyncio.all_tasks() - {asyncio.current_task()} - {parts})
+    logger.warning("parts that do not end are left behind: %s", ", ".join(names))
+    logging.shutdown()
+    os._exit(status)
 
 
 async def _run(
@@ -163,7 +198,14 @@ async def _run(
     changer: Driver,
     sweep: Sweep,
     decisions: Decisions,
+    supervisor: Supervisor,
+    serving: Vital,
 ) -> None:
+    """Three groups of parts: those that observe, and within those that serve, the one that changes VFs.
+
+    A part that observes or changes is started again when it fails; one that serves ends them all.
+    """
+
     async def taken_over() -> None:
         """Whoever was before us has granted on, split cards and judged devices while we waited."""
         await record.reread()
@@ -181,7 +223,7 @@ async def _run(
     started = time.monotonic()
     services: list[DevicePluginService] = []
     sockets: list[Endpoint] = []
-    record = GrantRecord(config.state_dir)
+    record = GrantRecord(config.state_dir, replace_apart)
     node = node_of(config, alone=lock.acquire)
     listed = asyncio.Event()
     idleness = Idleness(
@@ -203,7 +245,7 @@ async def _run(
         picture,
         sweep,
         idleness,
-        record=VfRecord(config.state_dir),
+        record=VfRecord(config.state_dir, replace_apart),
         limits=Limits(
             settle=config.grant_settle,
             timeout=config.vf_timeout,
@@ -246,6 +288,7 @@ async def _run(
             on_start=apply.granted,
             on_list=listed.set,
             watch=watch,
+            on_error=partial(serving.fail, part=f"endpoint {resource}"),
             note=decisions.note,
         )
         services.append(service)
@@ -292,6 +335,7 @@ async def _run(
                 held=held,
                 listed=listed,
                 started=started,
+                supervisor=supervisor,
                 requests=requests,
                 questions=questions,
             )
@@ -300,11 +344,16 @@ async def _run(
     async with contextlib.AsyncExitStack() as stack:
         requests = stack.enter_context(requests_at(config.metrics_address))
         questions = stack.enter_context(questions_at(config.status_socket))
-        group = await stack.enter_async_context(asyncio.TaskGroup())
-        group.create_task(show(), name="observability")
-        group.create_task(sweep.run(), name="sweep")
-        group.create_task(sweep.probation.run(), name="probation")
-        group.create_task(keep_quarantine(), name="quarantine")
+        observing = await stack.enter_async_context(asyncio.TaskGroup())
+        await stack.enter_async_context(serving)
+
+        def observe(part: str, run: Run) -> None:
+            observing.create_task(supervisor.keep(part, run), name=part)
+
+        observe("observability", show)
+        serving.start("sweep", sweep.run())
+        serving.start("probation", sweep.probation.run())
+        serving.start("quarantine", keep_quarantine())
         await picture.beyond(NEVER)
         for name in picture.policy.unmatched(picture.facts.devices.values()):
             logger.warning("--allow or --deny names %s, which no device of this node is", name)
@@ -313,15 +362,15 @@ async def _run(
             await apply.inherit()
         apply.begin(holders.seen)  # as well
         held.set_result(holders.seen)
-        group.create_task(holders.run(), name="holders")
-        group.create_task(endpoints.run(), name="endpoints")
-        group.create_task(idleness.run(lock.acquire), name="grants")
-        group.create_task(apply.run(), name="apply")
+        serving.start("holders", holders.run())
+        serving.start("endpoints", endpoints.run())
+        serving.start("grants", idleness.run(lock.acquire))
+        serving.start("virtual functions", supervisor.keep("virtual functions", apply.run))
         if node is not None:
             if config.node_labels:
-                group.create_task(node.describe(picture, sweep.driver_version), name="node labels")
+                observe("node labels", partial(node.describe, picture, sweep.driver_version))
             await wait_for(listed, LISTED_SECONDS)
-            group.create_task(node.run(apply.wished), name="node")
+            observe("node", partial(node.run, apply.wished))
 
 
 @contextlib.contextmanager
@@ -365,7 +414,7 @@ def node_of(config: Config, *, alone: Callable[[], Awaitable[None]] | None = Non
     return Node(
         argument=config.sriov_num_vfs,
         connect=partial(node_api, config),
-        record=LabelRecord(config.state_dir),
+        record=LabelRecord(config.state_dir, replace_apart),
         alone=alone,
         patience=config.label_timeout,
     )
@@ -402,4 +451,7 @@ def run(config: Config, worker: WorkerProcess | None = None) -> int:
     logger.info("starting %s", config.text())
     gc.freeze()  # no collection looks at modules and classes any more
     gc.enable()
-    return asyncio.run(serve(config, worker))
+    try:
+        return asyncio.run(serve(config, worker))
+    except Exception as error:  # noqa: BLE001 - it is said in one line
+        return _failed(error, "start")

@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logging: one event a line on standard error, as text or as JSON."""
+"""Logging: one event a line on standard error, as text or as JSON; nothing waits until it is written."""
 
 import json
 import logging
+import os
+import select
+import stat
 import sys
+import threading
 import time
+from collections import deque
 
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
+STDERR = 2
+MOST_LINES, MOST_BYTES = 4096, 1 << 20  # that wait to be written
+FLUSH_SECONDS = 0.3  # at the end, for what still waits
 
 
 class _UtcFormatter(logging.Formatter):
@@ -47,8 +55,125 @@ def printable(line: str) -> str:
     return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in line)
 
 
-def configure(*, level: str, form: str) -> None:
-    """Send every logger's events to standard error."""
-    stream = logging.StreamHandler(sys.stderr)
-    stream.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[stream], force=True)
+class QueuedHandler(logging.Handler):
+    """Puts events into a bounded queue, from which a thread writes them to a descriptor.
+
+    Logging never waits, also where the reader of the descriptor has stopped to read. The oldest lines are
+    dropped then; once there is room again, one line tells how many. `flush`, which logging calls at the end,
+    waits for a bounded time.
+    """
+
+    def __init__(self, descriptor: int = STDERR) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._lines: deque[bytes] = deque()
+        self._bytes = 0
+        self._busy = False  # the thread writes a line that is not in the queue any more
+        self._untold = 0
+        self.dropped = 0
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self._line(record)
+        except Exception:  # noqa: BLE001 - as all handlers of the standard library
+            self.handleError(record)
+            return
+        self._start()
+        with self._changed:
+            self._lines.append(line)
+            self._bytes += len(line)
+            while len(self._lines) > MOST_LINES or (self._bytes > MOST_BYTES and len(self._lines) > 1):
+                self._bytes -= len(self._lines.popleft())
+                self._drop()
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._lines and not self._busy, FLUSH_SECONDS)
+
+    def _start(self) -> None:
+        """Start the thread; without one, lines wait in the queue and the next event tries again."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._work, name="log", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # a lack of threads, which may pass
+                return
+            self._thread = thread
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return f"{self.format(record)}\n".encode(errors="backslashreplace")
+
+    def _drop(self) -> None:
+        self.dropped += 1
+        self._untold += 1
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._lines)
+                self._busy = True
+                line = self._lines.popleft()
+                self._bytes -= len(line)
+                lost, self._untold = self._untold, 0
+            told = not lost or self._write(
+                self._line(_warning("log lines were lost, as standard error was not read in time: %s", lost))
+            )
+            written = self._write(line)
+            with self._changed:
+                self._untold += 0 if told else lost
+                if not written:
+                    self._drop()
+
+    def _write(self, line: bytes) -> bool:
+        """Write it, however long that takes; whether it could be."""
+        rest = memoryview(line)
+        while rest:
+            try:
+                rest = rest[os.write(self._descriptor, rest) :]
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(self._descriptor, select.POLLOUT)
+                poll.poll()
+            except OSError:
+                return False
+        return True
+
+
+def _warning(text: str, *values: object) -> logging.LogRecord:
+    level = logging.WARNING
+    return logging.LogRecord(__name__, level, __file__, 0, text, values, None)
+
+
+def detach(descriptor: int = STDERR) -> None:
+    """Let no write to a pipe wait, be it by gRPC, by a worker or by the interpreter: without room it fails.
+
+    The pipe is opened anew for that, so that other processes which write to it notice nothing.
+    """
+    try:
+        if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            return
+        own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return  # then only our own lines do not wait
+    try:
+        os.dup2(own, descriptor)
+    finally:
+        os.close(own)
+
+
+def configure(*, level: str, form: str, handler: logging.Handler | None = None) -> None:
+    """Send every logger's events to the handler; without one, to standard error."""
+    handler = handler or logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def dropped() -> int:
+    """Lines that have not been written."""
+    return sum(handler.dropped for handler in logging.root.handlers if isinstance(handler, QueuedHandler))

@@ -3,11 +3,11 @@
 so it is loaded after the first list."""
 
 import asyncio
-import contextlib
 import logging
 import socket
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from xpu_plugin.config import Config
 from xpu_plugin.edges.driver import Driver
@@ -27,6 +27,7 @@ from xpu_plugin.loops.node import Node
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.readings import Meters
 from xpu_plugin.loops.status import Status
+from xpu_plugin.loops.supervision import Run, Supervisor
 from xpu_plugin.loops.sweep import Sweep
 from xpu_plugin.model.holders import Holding, Terms
 from xpu_plugin.record import record
@@ -67,6 +68,7 @@ class Plugin:
     held: asyncio.Future[Collection[Holding]]
     listed: asyncio.Event
     started: float
+    supervisor: Supervisor
     requests: socket.socket | None
     questions: socket.socket | None
 
@@ -94,7 +96,7 @@ class Plugin:
 
 
 async def run(plugin: Plugin) -> None:
-    """Show and tell until cancelled."""
+    """Show and tell until cancelled. Each part fails alone."""
     config, sweep, picture, node = plugin.config, plugin.sweep, plugin.picture, plugin.node
     census = Census(config.pod_resources_socket)
     meters = Meters(plugin.driver, picture, left_out=plugin.left_out)
@@ -111,31 +113,51 @@ async def run(plugin: Plugin) -> None:
         tell=node.event if node else lambda *_: None,
         look=plugin.holders.look,
     )
-    async with contextlib.AsyncExitStack() as stack:
-        if plugin.requests is not None:
-            from xpu_plugin.edges.http import HttpServer, Page, plain  # noqa: PLC0415 - 2 MB not all need
 
-            metrics = metrics_of(plugin, meters, census, audit)
-            pages = {
+    async def pages(listener: socket.socket) -> None:
+        from xpu_plugin.edges.http import HttpServer, Page, plain  # noqa: PLC0415 - 2 MB not all need
+
+        metrics = metrics_of(plugin, meters, census, audit)
+        server = HttpServer(
+            listener,
+            {
                 "/healthz": plain(lambda: "ok"),
                 "/readyz": plain(plugin.ready),
                 "/metrics": Page(
                     contents=metrics.contents, content_type=CONTENT_TYPE, seconds=GATHER_SECONDS
                 ),
-            }
-            stack.callback(HttpServer(plugin.requests, pages).close)
-        if plugin.questions is not None:
-            server = StatusServer(status_of(plugin, meters).answers)
-            await server.start(plugin.questions)
-            stack.callback(server.close)
-        group = await stack.enter_async_context(asyncio.TaskGroup())
-        group.create_task(meters.run(), name="meters")
+            },
+            partial(plugin.supervisor.failed, "pages"),
+        )
+        try:
+            await asyncio.Event().wait()
+        finally:
+            server.close()
+
+    async def questions(listener: socket.socket) -> None:
+        answers = status_of(plugin, meters).answers
+        server = StatusServer(answers, partial(plugin.supervisor.failed, "status socket"))
+        await server.start(listener)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            server.close()
+
+    async def agree() -> None:
         audit.begin(await plugin.held)
-        plugin.on_grant.append(audit.granted)
-        group.create_task(audit.run(), name="audit")
-        if node is not None:
-            faults = Faults(picture, census, driver_gone=lambda: sweep.driver_gone, tell=node.event)
-            group.create_task(faults.run(), name="faults")
+        await audit.run()
+
+    plugin.on_grant.append(audit.granted)
+    parts: dict[str, Run] = {"measurements": meters.run, "audit": agree}
+    if plugin.requests is not None:
+        parts["pages"] = partial(pages, plugin.requests)
+    if plugin.questions is not None:
+        parts["status socket"] = partial(questions, plugin.questions)
+    if node is not None:
+        parts["events"] = Faults(picture, census, driver_gone=lambda: sweep.driver_gone, tell=node.event).run
+    async with asyncio.TaskGroup() as group:
+        for part, run in parts.items():
+            group.create_task(plugin.supervisor.keep(part, run), name=part)
 
 
 def metrics_of(plugin: Plugin, meters: Meters, census: Census, audit: Audit) -> Metrics:
@@ -154,6 +176,7 @@ def metrics_of(plugin: Plugin, meters: Meters, census: Census, audit: Audit) -> 
             audit=audit,
             api=lambda: plugin.node.api if plugin.node else None,
             node=plugin.config.node_name or "",
+            supervisor=plugin.supervisor,
             ready=lambda: plugin.listed.is_set() or time.monotonic() - plugin.started > LATEST_SECONDS,
         )
     )
@@ -175,5 +198,6 @@ def status_of(plugin: Plugin, meters: Meters) -> Status:
         alone=lambda: not plugin.lock.rival,
         unwritten=lambda: plugin.node.unwritten if plugin.node else None,
         displaced=plugin.displaced,
+        supervisor=plugin.supervisor,
         configuration=plugin.config.text(),
     )

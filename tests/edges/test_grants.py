@@ -6,11 +6,15 @@ import errno
 import json
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.standins import until
+from xpu_plugin.edges import grants, replacing
+from xpu_plugin.edges.disk import state_thread
 from xpu_plugin.edges.files import MOST_BYTES
 from xpu_plugin.edges.grants import GrantRecord, Shown
 
@@ -419,3 +423,68 @@ def test_what_was_listed_and_could_not_be_written_is_tried_again_at_the_next_lis
     assert listed(directory) == set()
     see(record, A)
     assert listed(directory) == {A}
+
+
+# --- a disk that does not answer --------------------------------------------------------------------------
+
+
+class Frozen:
+    """A way to replace files that waits until it is thawed."""
+
+    def __init__(self) -> None:
+        self.thawed = threading.Event()
+
+    def __call__(self, path: str, text: bytes, **how: bool) -> None:
+        self.thawed.wait()
+        replacing.replace(path, text, **how)
+
+
+async def test_a_container_waits_a_bounded_time_and_the_next_one_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(grants, "WRITE_SECONDS", 0.1)
+    frozen = Frozen()
+    record = GrantRecord(tmp_path, frozen)
+    try:
+        async with asyncio.timeout(5):
+            await record.started({A: "/dev/xpu0"})
+        monkeypatch.setattr(grants, "WRITE_SECONDS", 3600.0)
+        async with asyncio.timeout(5):
+            await record.started({B: "/dev/xpu1"})
+            await record.saw(lambda: {A: HOLDER})
+            await record.forget(lambda: [A])
+        assert sum("the disk does not answer" in event.message for event in caplog.records) == 1
+        assert not (tmp_path / "grants.json").exists()
+    finally:
+        frozen.thawed.set()
+    async with asyncio.timeout(5):
+        await record.started({C: "/dev/xpu2"})
+    wanted = {A: "/dev/xpu0", B: "/dev/xpu1", C: "/dev/xpu2"}
+    await until(lambda: written(tmp_path) == wanted, "all of them on the disk")
+    async with asyncio.timeout(5):
+        await record.forget(lambda: [A])
+    assert written(tmp_path) == {B: "/dev/xpu1", C: "/dev/xpu2"}
+
+
+async def test_a_record_that_is_not_read_in_time_cannot_be_read_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start_of = {"grants": {A: "/dev/xpu0"}, "listed": []}
+    (tmp_path / "grants.json").write_text(json.dumps(start_of))
+    monkeypatch.setattr(grants, "READ_SECONDS", 0.1)
+    held = threading.Event()
+    waits = asyncio.ensure_future(state_thread().call(held.wait))
+    await asyncio.sleep(0)
+    try:
+        record = GrantRecord(tmp_path)
+        assert record.unread
+        assert not await record.reread()
+        assert (
+            sum("the disk does not answer; it is tried again" in one.message for one in caplog.records) == 1
+        )
+    finally:
+        held.set()
+    await waits
+    monkeypatch.setattr(grants, "READ_SECONDS", 5.0)
+    assert await record.reread()
+    assert record.paths == {A: "/dev/xpu0"}

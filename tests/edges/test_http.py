@@ -25,9 +25,13 @@ async def start() -> AsyncIterator[Start]:
     before = set(threading.enumerate())
     servers: list[HttpServer] = []
 
-    def make(pages: Mapping[str, Callable[[], str] | Page], host: str = "127.0.0.1") -> HttpServer:
+    def make(
+        pages: Mapping[str, Callable[[], str] | Page],
+        host: str = "127.0.0.1",
+        on_error: Callable[[Exception], None] = lambda _: None,
+    ) -> HttpServer:
         made = {path: page if isinstance(page, Page) else plain(page) for path, page in pages.items()}
-        servers.append(HttpServer(listen((host, 0)), made))
+        servers.append(HttpServer(listen((host, 0)), made, on_error))
         return servers[-1]
 
     yield make
@@ -234,3 +238,24 @@ async def test_an_address_that_is_taken_is_refused(start: Start) -> None:
     server = start({})
     with pytest.raises(OSError, match="in use"):
         listen(("127.0.0.1", server.port))
+
+
+def broken() -> str:
+    raise RuntimeError("planted")
+
+
+async def broken_when_written() -> Callable[[], str]:
+    return broken
+
+
+@pytest.mark.parametrize("page", [broken, Page(contents=broken_when_written)])
+async def test_a_page_that_fails_is_status_500_and_others_are_served(
+    start: Start, page: Callable[[], str] | Page
+) -> None:
+    """Be it on the event loop or on the thread, as when an import there fails."""
+    errors: list[Exception] = []
+    server = start({"/x": page, "/y": lambda: "ok"}, on_error=errors.append)
+    status, text = await asyncio.to_thread(ask, server.port, "/x")
+    assert (status, text) == (500, "this page failed: see the log\n")
+    assert (await asyncio.to_thread(ask, server.port, "/y"))[0] == 200
+    assert [str(error) for error in errors] == ["planted"]

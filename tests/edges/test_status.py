@@ -244,3 +244,19 @@ async def test_an_answer_does_not_have_to_be_waited_for_long(
         listener.listen()
         with pytest.raises(StatusError, match="timed out"):
             await asked(path, "now")
+
+
+async def test_an_answer_that_fails_is_told_and_others_are_given(path: Path) -> None:
+    errors: list[Exception] = []
+
+    def broken() -> object:
+        raise MemoryError("planted")
+
+    with listening_at(path) as listener:
+        server = StatusServer({"broken": broken, "now": lambda: 1}, errors.append)
+        await server.start(listener)
+        with pytest.raises(StatusError, match="the plugin failed to answer: planted"):
+            await asked(path, "broken")
+        assert await asked(path, "now") == 1
+        server.close()
+    assert [str(error) for error in errors] == ["planted"]

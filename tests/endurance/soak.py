@@ -4,9 +4,9 @@
 Over the simulator, a kubelet and a stand-in for the API server, at random: faults of the library, sick cards,
 cards that are pulled out, drivers unloaded, workers killed and stopped, plugins killed, stopped, ended and
 doubled, kubelets restarted, streams cut, sockets deleted and touched, other plugins that register the same
-resource and end, pods admitted, restarted and ended, the node's
-label changed, cards split by somebody else, also under a container. What the hardware is, is read from the
-simulated sysfs alone.
+resource and end, pods admitted, restarted and ended, the node's label changed, cards split by somebody else,
+also under a container, logs that find no reader, disks that do not answer. What the hardware is, is read from
+the simulated sysfs alone.
 
 At every step: no hardware is held by two containers, each has the node of the very device that its kubelet
 asked for, and no card that is held has been changed by the plugin. Now and then the storm lies: then the
@@ -36,10 +36,10 @@ import grpc
 
 from tests.edges.apiserver import ApiServer
 from tests.edges.test_nodeapi import write_kubeconfig
-from tests.endurance.watched import IMPATIENT, Scene, Watched
+from tests.endurance.watched import IMPATIENT, Relay, Relayed, Scene, Watched
 from tests.levels import MIB, Level, peak, tree
 from tests.rival import Rival
-from tests.standins import RESOURCE, descriptors, has_ended
+from tests.standins import RESOURCE, descriptors, has_ended, until
 from tests.test_daemon import SOCKETS, Daemon, shows
 from xpu_plugin.model.vf import LABEL
 from xpu_plugin.simulation.kubelet import AdmissionError, Grant, Release, StartError
@@ -62,7 +62,14 @@ PROGRAM = (
     IMPATIENT[1].replace(
         "sys.exit",
         """
+import os, time
+from xpu_plugin.edges import replacing
 from xpu_plugin.model import change, rivals
+def replace(*what, was=replacing.replace_apart, **how):
+    while os.path.exists("frozen"):
+        time.sleep(0.05)
+    was(*what, **how)
+replacing.replace_apart = replace
 rivals.LOOK_SECONDS = 0.2
 rivals.CONFIRM_SECONDS = 0.5
 rivals.RETURN_SECONDS = (0.2, 1.0)
@@ -78,7 +85,7 @@ sys.exit""",
 STEPS = {
     "admit": 12, "end": 6, "restart_container": 2, "kubelet": 2, "cut": 2, "sockets": 1, "touch": 1,
     "rival": 1, "fault": 3, "mend": 4, "count": 1, "sick": 2, "pull": 1, "plug": 2, "driver": 1, "hup": 1,
-    "label": 1, "foreign": 2, "worker": 2, "stop": 1, "second": 1,
+    "label": 1, "foreign": 2, "worker": 2, "stop": 1, "second": 1, "pipe": 2, "disk": 2,
 }  # fmt: skip
 """What happens, and how often beside the others."""
 
@@ -128,6 +135,7 @@ class Storm:
         self.way: deque[str] = deque(maxlen=80)
         self.unplugged: set[int] = set()
         self.looks = 0
+        self.frozen = self.scene.place / "frozen"  # while it is there, no record is written
 
     # --- the truth ----------------------------------------------------------------------------------
 
@@ -360,6 +368,26 @@ class Storm:
             await self._gone(self.second)
             self.second = None
 
+    async def step_pipe(self) -> None:
+        """The reader of the log stops to read, or goes on."""
+        if self.daemon is not None:
+            reads = self._relay(self.daemon).reads
+            if reads.is_set():
+                reads.clear()
+            else:
+                reads.set()
+
+    async def step_disk(self) -> None:
+        """The disk of the records does not answer any more, or does again."""
+        if self.frozen.exists():
+            self.frozen.unlink()
+        else:
+            self.frozen.touch()
+
+    def _relay(self, daemon: Daemon) -> Relay:
+        assert isinstance(daemon, Relayed)
+        return daemon.relay
+
     def _signal(self, number: signal.Signals) -> None:
         begun = self.daemon is not None and "starting" in self.daemon.log
         if self.daemon is not None and begun and self.daemon.process.poll() is None:
@@ -370,8 +398,13 @@ class Storm:
         assert self.daemon
         number = self.chance.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
         self.counts[f"plugin {number.name}"] += 1
+        self._relay(self.daemon).reads.clear()
+        self.frozen.touch()
         with self._no_split_begun():
             self.daemon.process.send_signal(number)
+        pid = self.daemon.pid
+        await until(lambda: has_ended(pid), "the end of a plugin")
+        self.frozen.unlink()
         await self._gone(self.daemon)
         self.daemon, self.second = self.second or self.begin(), None
         self.young, self.rests = None, 0
@@ -441,6 +474,9 @@ class Storm:
             await self.step_rival()
         for holder in list(self.robbed):
             self._end(holder)
+        assert self.daemon
+        self._relay(self.daemon).reads.set()
+        self.frozen.unlink(missing_ok=True)
         await self.step_mend()
         await self.step_plug()
         for card in range(CARDS):

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real daemon over the simulator, and a kubelet that remembers everything it was ever told."""
 
-from collections.abc import AsyncIterator, Collection
+import asyncio
+import fcntl
+import os
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +33,7 @@ registration.AGAIN_SECONDS = (0.05, 0.3)
 sys.exit(cli.main(sys.argv[1:]))
 """,
 )
+F_SETPIPE_SZ, PIPE_BYTES = 1031, 4096
 OPTIONS = ("--health-grace=0.2", "--health-flaps=1000", "--rescan-interval=0.2", "--call-timeout=0.4")
 
 
@@ -45,8 +51,49 @@ class Watched(Kubelet):
         self.sick |= {device.id for device in self.devices(resource).values() if not device.healthy}
 
 
+class Relay:
+    """A pipe with little room, whose reader copies to a file and may pause."""
+
+    def __init__(self, file: Path) -> None:
+        self._reader, self.writer = os.pipe()
+        fcntl.fcntl(self.writer, F_SETPIPE_SZ, PIPE_BYTES)
+        self.reads = threading.Event()
+        self.reads.set()
+        self._thread = threading.Thread(target=self._copy, args=(file,), daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """For the end of what writes, of which this side has closed its writer."""
+        self.reads.set()
+        self._thread.join()
+
+    def _copy(self, file: Path) -> None:
+        with os.fdopen(self._reader, "rb", buffering=0) as reader, file.open("ab", buffering=0) as log:
+            while part := reader.read(PIPE_BYTES):
+                log.write(part)
+                self.reads.wait()
+
+
+class Relayed(Daemon):
+    """A plugin whose log may find no reader."""
+
+    def start(self, command: Sequence[str], *, stderr: int, **options: Any) -> subprocess.Popen[bytes]:
+        self.relay = Relay(self.log_file)
+        try:
+            return super().start(command, stderr=self.relay.writer, **options)
+        finally:
+            os.close(self.relay.writer)
+
+    async def ends(self) -> int:
+        status = await super().ends()
+        await asyncio.to_thread(self.relay.wait)
+        return status
+
+
 class Scene(Node):
     """A node with a kubelet that watches."""
+
+    daemon_type = Relayed
 
     def begin(self, *arguments: str, program: Collection[str] = IMPATIENT) -> Daemon:
         given = {argument.partition("=")[0] for argument in arguments}

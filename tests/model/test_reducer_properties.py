@@ -4,7 +4,7 @@ containers that hold devices under old names. Checked after every step, and at e
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -123,10 +123,7 @@ class Stream:
         self.task = asyncio.ensure_future(self._run())
 
     async def _run(self) -> None:
-        lists = cast(
-            "AsyncGenerator[bytes]",
-            self.service.ListAndWatch(api.Empty(), cast("Context", SimpleNamespace())),
-        )
+        lists = self.service.ListAndWatch(api.Empty(), cast("Context", SimpleNamespace()))
         async with aclosing(lists):
             async for answer in lists:
                 assert not self.sent or answer != self.sent[-1], "sent without a change"

@@ -104,7 +104,7 @@ def _library(scan: Scan, config: Config, hung: dict[int, str]) -> Library:
 def _plugin(state: dict[str, Any] | None, config: Config) -> Plugin | str:
     if state is None:
         return f"none answers at {config.status_socket}"
-    unwritten = state.get("unwritten")  # which a plugin of an older release does not tell
+    unwritten, down = state.get("unwritten"), state.get("parts_down")  # which older releases do not tell
     return Plugin(
         streams=state["streams"],
         alone=state["alone"],
@@ -113,6 +113,7 @@ def _plugin(state: dict[str, Any] | None, config: Config) -> Plugin | str:
         replaced=state["replaced"],
         replacement_trouble=state.get("replacement_trouble"),
         unwritten=tuple(map(str, unwritten)) if isinstance(unwritten, list) else None,
+        down={str(part): str(why) for part, why in down.items()} if isinstance(down, dict) else {},
     )
 
 

@@ -2,9 +2,12 @@
 """A thread for file work, which may take its time: the event loop never waits for a disk."""
 
 import asyncio
+import contextlib
+import errno
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import cache
 from typing import ParamSpec, TypeVar
 
@@ -16,17 +19,36 @@ T = TypeVar("T")
 class DiskThread:
     """One daemon thread that makes the calls it is given, one after the other.
 
-    It is started at once and kept, so that a later lack of threads stops no work. A call that does not return
-    holds up the calls behind it; it holds up neither the event loop nor the end of the process.
-    Raises RuntimeError when no thread can be started.
+    It is started at once and kept, so that a later lack of threads stops no work; where none can be started,
+    each call tries again. A call that does not return holds up the calls behind it, and not the event loop.
+    It holds up the end of the process only while it waits in the kernel for a disk.
     """
 
     def __init__(self, name: str) -> None:
+        self._name = name
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        self._thread: threading.Thread | None = None
+        with contextlib.suppress(OSError):
+            self._start()
+
+    def call_now(self, seconds: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `call`, before the event loop serves: waits here. Raises TimeoutError after `seconds`."""
+        self._start()
+        done: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                done.set_result(function(*args, **kwargs))
+            except BaseException as raised:  # noqa: BLE001 - it is raised where the result is awaited
+                done.set_exception(raised)
+
+        self._calls.put(work)
+        return done.result(seconds)
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The function's result, or what it raises. Cancelled, the call is still made."""
+        """The function's result, or what it raises; OSError where there is no thread. Cancelled, the call is
+        still made."""
+        self._start()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
 
@@ -49,6 +71,15 @@ class DiskThread:
 
         self._calls.put(work)
         return await done
+
+    def _start(self) -> None:
+        if self._thread is None:
+            thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                raise BlockingIOError(errno.EAGAIN, "no thread can be started") from None
+            self._thread = thread
 
     def _work(self) -> None:
         while True:

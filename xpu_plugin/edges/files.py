@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small files: read whole and within bounds, from regular files only; replaced whole or not at all."""
 
-import contextlib
 import json
 import os
 import stat
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+
+from xpu_plugin.edges import replacing
+from xpu_plugin.edges.replacing import Replace
 
 
 MOST_BYTES = 4 << 20
@@ -44,10 +45,14 @@ def read(file: Path, *, most: int = MOST_BYTES) -> bytes:
 
 
 class StateFile:
-    """One JSON file that outlives the process. It has one writer: the instance that holds the lock."""
+    """One JSON file that outlives the process. It has one writer: the instance that holds the lock.
 
-    def __init__(self, file: Path) -> None:
+    replace: how it is written, here or by another process
+    """
+
+    def __init__(self, file: Path, replace: Replace = replacing.replace) -> None:
         self.path = file
+        self._replace = replace
         self._damaged = False
         self._tidied = False
 
@@ -73,30 +78,5 @@ class StateFile:
         Raises OSError.
         """
         text = json.dumps(document, indent=1, sort_keys=True)
-        directory = self.path.parent
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        prefix = f".{self.path.name}-"
-        if not self._tidied:
-            for draft in directory.glob(f"{prefix}*"):
-                draft.unlink(missing_ok=True)
-            self._tidied = True
-        if self._damaged:
-            with contextlib.suppress(FileNotFoundError):  # it was removed by hand
-                self.path.replace(self.path.with_name(f"{self.path.name}.damaged"))
-            self._damaged = False
-        descriptor, draft_name = tempfile.mkstemp(dir=directory, prefix=prefix)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(draft_name, self.path)  # noqa: PTH105
-            held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(held)
-            finally:
-                os.close(held)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(draft_name)  # noqa: PTH108
-            raise
+        self._replace(os.fspath(self.path), text.encode(), tidy=not self._tidied, aside=self._damaged)
+        self._tidied, self._damaged = True, False

@@ -12,13 +12,17 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from xpu_plugin.edges import replacing
 from xpu_plugin.edges.disk import state_thread
 from xpu_plugin.edges.files import DAMAGED, StateFile
+from xpu_plugin.edges.replacing import Replace
 from xpu_plugin.record import record
 
 
 logger = logging.getLogger(__name__)
 
+WRITE_SECONDS = 1.0  # that a container's start waits for the record
+READ_SECONDS = 2.0  # for the disk; then the record counts as one that cannot be read now
 _FILE = "grants.json"
 
 
@@ -56,8 +60,8 @@ class GrantRecord:
     written before it has been read.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._file = StateFile(directory / _FILE)
+    def __init__(self, directory: Path, replace: Replace = replacing.replace) -> None:
+        self._file = StateFile(directory / _FILE, replace)
         self._disk = state_thread()
         self._written = _EMPTY
         self.paths: dict[str, str] = {}
@@ -65,9 +69,16 @@ class GrantRecord:
         self.holders: dict[str, Shown] = {}
         self._complained = False
         self._writing = asyncio.Lock()
+        self._due: dict[str, str] = {}  # what containers have started with, to be written
+        self._writer: asyncio.Task[None] | None = None
+        self._working: set[asyncio.Task[None]] = set()
+        self._late = False  # the disk has not answered in time, and not since
         self.unread = True
         self._unreadable: str | None = None
-        self._take_in(self._read())
+        try:
+            self._take_in(self._disk.call_now(READ_SECONDS, self._read))
+        except OSError as error:  # the disk does not answer, or there is no thread
+            self._cannot_read(error)
 
     async def reread(self) -> bool:
         """Take in what another plugin has written since; what was granted here and is not written stays.
@@ -87,20 +98,36 @@ class GrantRecord:
         """A container starts with these: write them down, if they are not yet.
 
         A device that is not offered just now may be held still, so none is forgotten here. A directory that
-        cannot be written is complained of once and costs no more than the record.
+        cannot be written is complained of once and costs no more than the record, and so does a disk that
+        does not answer: what it is asked to write is written when it does.
         """
+        self._due.update(paths)
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.ensure_future(self._write_due())
+        await self._wait_for(self._writer)
+
+    async def _write_due(self) -> None:
         async with self._writing:
-            if self.unread and not await self._reread():
-                return
-            written = self._written
-            if all(written.paths.get(id) == path for id, path in paths.items()) and (
-                self.listed.issuperset(written.listed.intersection(paths))
-            ):
-                return
-            await self._write({**written.paths, **paths})
+            while self._due:
+                paths, self._due = self._due, {}
+                if self.unread and not await self._reread():
+                    return
+                written = self._written
+                if all(written.paths.get(id) == path for id, path in paths.items()) and (
+                    self.listed.issuperset(written.listed.intersection(paths))
+                ):
+                    continue
+                await self._write({**written.paths, **paths})
 
     async def forget(self, ids: Callable[[], Collection[str]]) -> None:
-        """No container has these any more; asked for when there is nothing to wait for, as for `saw`."""
+        """No container has these any more; asked for when there is nothing to wait for, as for `saw`.
+
+        While the disk does not answer nothing is forgotten.
+        """
+        if not self._late:
+            await self._wait_for(asyncio.ensure_future(self._forget(ids)))
+
+    async def _forget(self, ids: Callable[[], Collection[str]]) -> None:
         async with self._writing:
             if self.unread:
                 return
@@ -113,7 +140,11 @@ class GrantRecord:
 
     async def saw(self, holders: Callable[[], Mapping[str, Shown]]) -> None:
         """The kubelet's list of pods shows these; asked for when there is nothing to wait for any more, as
-        one of them may be granted anew meanwhile."""
+        one of them may be granted anew meanwhile. While the disk does not answer nothing is taken in."""
+        if not self._late:
+            await self._wait_for(asyncio.ensure_future(self._saw(holders)))
+
+    async def _saw(self, holders: Callable[[], Mapping[str, Shown]]) -> None:
         async with self._writing:
             shown = holders()
             self.listed.update(shown)
@@ -124,12 +155,37 @@ class GrantRecord:
             if (wanted.listed, wanted.holders) != (self._written.listed, self._written.holders):
                 await self._write(self._written.paths)
 
+    async def _wait_for(self, work: asyncio.Task[None]) -> None:
+        """Wait for work on the disk to end, for a bounded time and not again before the disk answers."""
+        self._working.add(work)
+        work.add_done_callback(self._answered)
+        done, _ = await asyncio.wait({work}, timeout=0 if self._late else WRITE_SECONDS)
+        if done:
+            work.result()
+        elif not self._late:
+            self._late = True
+            logger.warning(
+                "the disk does not answer: the record of grants %s is written later, and containers start "
+                "without",
+                self._file.path,
+            )
+
+    def _answered(self, work: asyncio.Task[None]) -> None:
+        self._working.discard(work)
+        self._late = False
+
     async def _reread(self) -> bool:
-        self._take_in(await self._disk.call(self._read))
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                self._take_in(await self._disk.call(self._read))
+        except OSError as error:
+            self._take_in(None)
+            self._cannot_read(error)
         return not self.unread
 
     def _take_in(self, found: _Contents | None) -> None:
         if found is None:
+            self.unread = True
             return
         ours = {id: path for id, path in self.paths.items() if self._written.paths.get(id) != path}
         self.unread, self._written = False, found
@@ -163,18 +219,22 @@ class GrantRecord:
         self._complained = False
         self._written = wanted
 
+    def _cannot_read(self, error: OSError) -> None:
+        why = error.strerror or "the disk does not answer"
+        if why != self._unreadable:
+            self._unreadable = why
+            logger.warning(
+                "cannot read the record of grants %s: %s; it is tried again, and no card is split before",
+                self._file.path,
+                why,
+            )
+
     def _read(self) -> _Contents | None:
         """The file's contents; None when it cannot be read now."""
         try:
             return self._file.load(_decoded) or _EMPTY
         except OSError as error:
-            if error.strerror != self._unreadable:
-                self._unreadable = error.strerror
-                logger.warning(
-                    "cannot read the record of grants %s: %s; it is tried again, and no card is split before",
-                    self._file.path,
-                    error.strerror,
-                )
+            self._cannot_read(error)
             return None
         except DAMAGED as error:
             logger.warning(

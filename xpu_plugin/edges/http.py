@@ -50,10 +50,19 @@ def plain(text: Text) -> Page:
 
 
 class HttpServer:
-    """Serves `pages` by path: 200, or 503 while the event loop does not answer. Takes the listener over."""
+    """Serves `pages` by path: 200, or 503 while the event loop does not answer. Takes the listener over.
 
-    def __init__(self, listener: socket.socket, pages: Mapping[str, Page]) -> None:
+    on_error: called on the event loop with an unforeseen error of a page, whose answer is 500
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        pages: Mapping[str, Page],
+        on_error: Callable[[Exception], None] = lambda _: None,
+    ) -> None:
         self._pages = pages
+        self._on_error = on_error
         self._loop = asyncio.get_running_loop()
         self._server = _Server(listener, self._handler())
         self.port: int = self._server.server_address[1]
@@ -74,15 +83,22 @@ class HttpServer:
         async def asked() -> Text | None:
             return await page.contents()
 
-        future = asyncio.run_coroutine_threadsafe(asked(), self._loop)
+        try:
+            future = asyncio.run_coroutine_threadsafe(asked(), self._loop)
+        except RuntimeError:
+            raise TimeoutError("the loop has ended") from None
         try:
             return future.result(page.seconds or ANSWER_SECONDS)
         except TimeoutError:
             future.cancel()
             raise
 
+    def _failed(self, error: Exception) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._on_error, error)
+
     def _handler(self) -> type[BaseHTTPRequestHandler]:
-        pages, contents_of = self._pages, self._contents
+        pages, contents_of, failed = self._pages, self._contents, self._failed
 
         class Handler(BaseHTTPRequestHandler):
             timeout = IDLE_SECONDS
@@ -96,13 +112,18 @@ class HttpServer:
                     return
                 try:
                     text = contents_of(page)
-                except (TimeoutError, CancelledError, RuntimeError):  # the last two when the loop has ended
+                    made = None if text is None else text()
+                except (TimeoutError, CancelledError):
                     self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "the event loop does not answer\n")
                     return
-                if text is None:
+                except Exception as error:  # noqa: BLE001 - whatever it is, other pages are served
+                    failed(error)
+                    self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, "this page failed: see the log\n")
+                    return
+                if made is None:
                     self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "nothing to show yet\n")
                 else:
-                    self._answer(HTTPStatus.OK, text(), page.content_type)
+                    self._answer(HTTPStatus.OK, made, page.content_type)
 
             def _answer(self, status: HTTPStatus, text: str, kind: str = PLAIN) -> None:
                 body = text.encode(errors="backslashreplace")

@@ -22,6 +22,7 @@ from pathlib import Path
 import grpc
 
 from xpu_plugin.edges.channel import address, held, told
+from xpu_plugin.edges.engine import require_room
 from xpu_plugin.edges.rivals import RivalWatch
 from xpu_plugin.edges.service import OPTIONS, DevicePluginService, server_of
 from xpu_plugin.model import registration
@@ -351,6 +352,7 @@ class Endpoint:
     async def _serve(self) -> None:
         """Bind anew, at a name that no kubelet has seen. The streams of the old server end first."""
         await self._stop()
+        require_room()
         remove_stale(self._directory)
         self.path = path = self._directory / f"{self._stem}-{secrets.token_hex(RANDOM_BYTES)}{SOCKET_SUFFIX}"
         server = server_of(self._service)

@@ -7,6 +7,7 @@ names no pods and keeps a dead pod's devices until the next grant. A holder that
 holder.
 """
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -22,6 +23,7 @@ from google.protobuf.message import DecodeError
 from xpu_plugin.edges import files
 from xpu_plugin.edges.channel import address, held, told
 from xpu_plugin.edges.disk import DiskThread
+from xpu_plugin.edges.engine import require_room
 from xpu_plugin.model.holders import Checkpoint, Holding, Listing
 from xpu_plugin.proto import podresources_v1_pb2 as v1
 from xpu_plugin.proto import podresources_v1alpha1_pb2 as v1alpha1
@@ -49,7 +51,7 @@ class UnknownHoldersError(Exception):
 
 
 @cache
-def _thread() -> DiskThread:
+def reader() -> DiskThread:
     """The thread that parses answers and reads the checkpoint, so that the event loop does not wait."""
     return DiskThread("kubelet reader")
 
@@ -64,6 +66,7 @@ async def list_pods(socket: Path, *, domains: Collection[str] = DOMAINS) -> List
     with contextlib.ExitStack() as stack:
         try:
             own = stack.enter_context(held(socket))
+            require_room()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -78,16 +81,19 @@ async def _list(own: Path, socket: Path, domains: Collection[str]) -> Listing:
             # The raw answer: gRPC would parse it on the event loop, and give None for what does not parse.
             ask = channel.unary_unary(f"/{version}.PodResourcesLister/List", None, None)
             try:
-                answer = await ask(b"", timeout=LIST_SECONDS)
+                async with asyncio.timeout(LIST_SECONDS + 1.0):  # gRPC's own has failed for lack of threads
+                    answer = await ask(b"", timeout=LIST_SECONDS)
+            except TimeoutError:
+                raise UnknownHoldersError(f"{socket}: no answer within {LIST_SECONDS:g} s") from None
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                     continue
                 raise UnknownHoldersError(f"{socket}: {told(error, socket)}") from None
             try:
-                return await _thread().call(_listing, answer, messages, domains)
+                return await reader().call(_listing, answer, messages, domains)
             except DecodeError:
                 raise UnknownHoldersError(f"{socket}: the answer cannot be parsed") from None
-            except ValueError as error:
+            except (ValueError, OSError) as error:  # the latter where there is no thread to parse it
                 raise UnknownHoldersError(f"{socket}: {error}") from None
     raise UnknownHoldersError(f"{socket}: neither v1 nor v1alpha1 of the pod resources API")
 
@@ -187,7 +193,10 @@ def _ignore(resource: str) -> None:
 
 async def checkpoint_of(device_plugin_dir: Path, *, domains: Collection[str] = DOMAINS) -> Checkpoint:
     """`read_checkpoint`, without keeping the event loop waiting."""
-    return await _thread().call(read_checkpoint, device_plugin_dir, domains=domains)
+    try:
+        return await reader().call(read_checkpoint, device_plugin_dir, domains=domains)
+    except OSError as error:
+        raise UnknownHoldersError(f"{device_plugin_dir / CHECKPOINT}: {error}") from None
 
 
 def read_checkpoint(device_plugin_dir: Path, *, domains: Collection[str] = DOMAINS) -> Checkpoint:

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The record of quarantined devices, so that a restart of the plugin sets none of them free."""
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from xpu_plugin.edges import replacing
 from xpu_plugin.edges.disk import state_thread
 from xpu_plugin.edges.files import DAMAGED, StateFile
+from xpu_plugin.edges.replacing import Replace
 
 
 logger = logging.getLogger(__name__)
 
+READ_SECONDS = 2.0  # for the disk; then the record counts as one that cannot be read now
 _FILE = "quarantine.json"
 
 
@@ -22,18 +26,26 @@ class QuarantineRecord:
     unread: the file is there and could not be read yet; it is not to be written before it has been read
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._file = StateFile(directory / _FILE)
+    def __init__(self, directory: Path, replace: Replace = replacing.replace) -> None:
+        self._file = StateFile(directory / _FILE, replace)
         self._disk = state_thread()
         self._complained = False
         self._unreadable: str | None = None
         self.reasons: Mapping[str, str] = {}
         self.unread = True
-        self._take_in(self._read())
+        try:
+            self._take_in(self._disk.call_now(READ_SECONDS, self._read))
+        except OSError as error:  # the disk does not answer, or there is no thread
+            self._cannot_read(error)
 
     async def reread(self) -> Mapping[str, str]:
         """`reasons` as they are in the file now; as they were where it cannot be read."""
-        self._take_in(await self._disk.call(self._read))
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                self._take_in(await self._disk.call(self._read))
+        except OSError as error:
+            self._take_in(None)
+            self._cannot_read(error)
         return self.reasons
 
     async def write(self, reasons: Mapping[str, str]) -> None:
@@ -55,21 +67,26 @@ class QuarantineRecord:
         self.reasons = wanted
 
     def _take_in(self, found: Mapping[str, str] | None) -> None:
+        self.unread = found is None
         if found is not None:
-            self.unread, self.reasons = False, found
+            self.reasons = found
+
+    def _cannot_read(self, error: OSError) -> None:
+        why = error.strerror or "the disk does not answer"
+        if why != self._unreadable:
+            self._unreadable = why
+            logger.warning(
+                "cannot read the record of quarantined devices %s: %s; it is tried again",
+                self._file.path,
+                why,
+            )
 
     def _read(self) -> Mapping[str, str] | None:
         """The file's contents; None when it cannot be read now."""
         try:
             return self._file.load(_decoded) or {}
         except OSError as error:
-            if error.strerror != self._unreadable:
-                self._unreadable = error.strerror
-                logger.warning(
-                    "cannot read the record of quarantined devices %s: %s; it is tried again",
-                    self._file.path,
-                    error.strerror,
-                )
+            self._cannot_read(error)
             return None
         except DAMAGED as error:
             logger.warning(

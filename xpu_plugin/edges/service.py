@@ -8,7 +8,17 @@ socket; but a peer that is broken or worse gets no more than a refusal, and cost
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence, Sized
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Sequence,
+    Sized,
+)
+from contextlib import aclosing
 from dataclasses import replace
 from functools import lru_cache, wraps
 from itertools import islice
@@ -30,6 +40,7 @@ from xpu_plugin.proto import deviceplugin_pb2 as api
 logger = logging.getLogger(__name__)
 
 NAME = "v1beta1.DevicePlugin"
+_FAILED = "the plugin failed, and is started again"
 MOST_KEPT = 8192  # devices, serialised
 WITHHELD = Health("foreign-plugin", "another plugin may have granted it")
 OPTIONS = api.DevicePluginOptions(pre_start_required=True, get_preferred_allocation_available=True)
@@ -80,6 +91,7 @@ class DevicePluginService:
     on_start: told those of each start of a container; on_list: told that a list has gone out
     watch: says when no list is to go out, or one without a healthy device; told of each list
     note: takes each grant and each refusal with what was asked for
+    on_error: told of an unforeseen error of a method; the caller is refused
     """
 
     def __init__(
@@ -94,6 +106,7 @@ class DevicePluginService:
         on_start: Callable[[Collection[str]], None] = lambda _: None,
         on_list: Callable[[], None] = lambda: None,
         watch: RivalWatch | None = None,
+        on_error: Callable[[Exception], None] = lambda _: None,
         note: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self.resource = resource
@@ -107,6 +120,7 @@ class DevicePluginService:
         self._on_start = on_start
         self._on_list = on_list
         self._watch = watch or RivalWatch(resource)
+        self.on_error = on_error
         self._note = note
         self.lists = 0  # that have gone out
         self.granted = 0  # devices
@@ -133,7 +147,7 @@ class DevicePluginService:
 
     async def ListAndWatch(  # noqa: N802
         self, request: object, context: Context
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """The list at once, then again whenever it is another one; a slow reader skips what came between."""
         stream, streams, closing = object(), self._streams, self._closing
         streams.add(stream)
@@ -288,7 +302,12 @@ class DevicePluginService:
         await context.abort(code, text)
 
 
-def _parsed(method: Callable[[Any, Context], Awaitable[Any]], request: Any, answer: Any) -> Any:
+def _parsed(
+    method: Callable[[Any, Context], Awaitable[Any]],
+    request: Any,
+    answer: Any,
+    on_error: Callable[[Exception], None],
+) -> Any:
     """A handler that parses its request where an error can be answered: gRPC itself would log a traceback for
     each that is malformed, and answer that something unexpected has happened. `Any`: messages and their types
     are generated."""
@@ -300,9 +319,32 @@ def _parsed(method: Callable[[Any, Context], Awaitable[Any]], request: Any, answ
             path = f"/{NAME}/{method.__name__}"
             logger.warning("a request that is no message of the kubelet's: %s", path)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "malformed request")
-        return await method(message, context)
+        try:
+            return await method(message, context)
+        except grpc.aio.BaseError:
+            raise  # the answer is a refusal
+        except Exception as error:  # noqa: BLE001 - whatever it is, gRPC would serve on
+            on_error(error)
+            await context.abort(grpc.StatusCode.INTERNAL, _FAILED)
 
     return grpc.unary_unary_rpc_method_handler(handle, None, answer.SerializeToString)
+
+
+def _streamed(service: DevicePluginService) -> Any:
+    """The handler of ListAndWatch: nothing could be wrong in its request, and its answers are serialised."""
+
+    async def handle(request: object, context: Context) -> AsyncIterator[bytes]:
+        try:
+            async with aclosing(service.ListAndWatch(request, context)) as answers:
+                async for answer in answers:
+                    yield answer
+        except grpc.aio.BaseError:
+            raise  # as above
+        except Exception as error:  # noqa: BLE001 - as above
+            service.on_error(error)
+            await context.abort(grpc.StatusCode.INTERNAL, _FAILED)
+
+    return grpc.unary_stream_rpc_method_handler(handle)
 
 
 def server_of(service: DevicePluginService) -> grpc.aio.Server:
@@ -321,9 +363,11 @@ def server_of(service: DevicePluginService) -> grpc.aio.Server:
         (service.GetPreferredAllocation, api.PreferredAllocationRequest, api.PreferredAllocationResponse),
         (service.PreStartContainer, api.PreStartContainerRequest, api.PreStartContainerResponse),
     )
-    handlers = {method.__name__: _parsed(method, request, answer) for method, request, answer in unary}
-    # In whose request nothing could be wrong, and whose answers are serialised already.
-    handlers["ListAndWatch"] = grpc.unary_stream_rpc_method_handler(service.ListAndWatch)
+    handlers = {
+        method.__name__: _parsed(method, request, answer, service.on_error)
+        for method, request, answer in unary
+    }
+    handlers["ListAndWatch"] = _streamed(service)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, handlers),))
     return server
 

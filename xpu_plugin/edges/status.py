@@ -31,10 +31,16 @@ class StatusError(Exception):
 
 
 class StatusServer:
-    """Answers questions by name, until closed. Takes the listener over."""
+    """Answers questions by name, until closed. Takes the listener over.
 
-    def __init__(self, answers: Mapping[str, Answer]) -> None:
+    on_error: called with an unforeseen error of an answer; the question is refused
+    """
+
+    def __init__(
+        self, answers: Mapping[str, Answer], on_error: Callable[[Exception], None] = lambda _: None
+    ) -> None:
         self._answers = answers
+        self._on_error = on_error
         self._server: asyncio.Server | None = None
 
     async def start(self, listener: socket.socket) -> None:
@@ -69,6 +75,9 @@ class StatusServer:
             return {"answer": await found if inspect.isawaitable(found) else found}
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             return _refusal(f"not a question: {error}")
+        except Exception as error:  # noqa: BLE001 - whatever it is, other questions are answered
+            self._on_error(error)
+            return _refusal(f"the plugin failed to answer: {error}")
 
 
 def _refusal(text: str) -> dict[str, object]:

@@ -9,8 +9,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from xpu_plugin.edges import replacing
 from xpu_plugin.edges.disk import state_thread
 from xpu_plugin.edges.files import DAMAGED, StateFile
+from xpu_plugin.edges.replacing import Replace
 from xpu_plugin.model.change import Request
 
 
@@ -29,8 +31,10 @@ class VfRecord:
     unread: the file was not read yet, or could not be; it is not to be written before
     """
 
-    def __init__(self, directory: Path, *, boot_id: Path = _BOOT_ID) -> None:
-        self._file = StateFile(directory / _FILE)
+    def __init__(
+        self, directory: Path, replace: Replace = replacing.replace, *, boot_id: Path = _BOOT_ID
+    ) -> None:
+        self._file = StateFile(directory / _FILE, replace)
         self._disk = state_thread()
         self._boot = _boot(boot_id)
         self.request: Request | None = None

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from xpu_plugin import log
 from xpu_plugin.edges.driver import CAUSES, Driver
 from xpu_plugin.edges.kubelet import Endpoint
 from xpu_plugin.edges.service import CODES, METHODS, DevicePluginService
@@ -23,6 +24,7 @@ from xpu_plugin.loops.census import Census, Count
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.readings import Meters, Readings
+from xpu_plugin.loops.supervision import Supervisor
 from xpu_plugin.loops.sweep import Sweep
 from xpu_plugin.model.devices import Device
 from xpu_plugin.model.families import FAMILIES
@@ -68,6 +70,7 @@ class Parts:
     audit: Audit
     api: "Callable[[], NodeApi | None]"
     node: str
+    supervisor: Supervisor
     ready: Callable[[], bool]
 
 
@@ -96,6 +99,7 @@ class Metrics:
         _virtual_functions(samples, self._parts)
         if (api := self._parts.api()) is not None:
             _api(samples, api)
+        _plugin(samples, self._parts.supervisor)
         return partial(text, samples, self._parts.node)
 
 
@@ -208,6 +212,13 @@ def _api(samples: Samples, api: "NodeApi") -> None:
     for (what, status), number in api.failures.items():
         code = "none" if status is None else str(status)
         samples["xpu_plugin_api_errors_total"][what, code] = number
+
+
+def _plugin(samples: Samples, supervisor: Supervisor) -> None:
+    for part, number in supervisor.failures.items():
+        samples["xpu_plugin_part_failures_total"][(part,)] = number
+        samples["xpu_plugin_part_down"][(part,)] = part in supervisor.down
+    samples["xpu_plugin_log_lines_dropped_total"][()] = log.dropped()
 
 
 # --- text -----------------------------------------------------------------------------------------

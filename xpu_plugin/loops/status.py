@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from xpu_plugin import log
 from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.podresources import ask_both
 from xpu_plugin.loops.apply import Apply
@@ -13,6 +14,7 @@ from xpu_plugin.loops.decisions import Decisions
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.loops.readings import Meters
+from xpu_plugin.loops.supervision import Supervisor
 from xpu_plugin.loops.sweep import Sweep
 from xpu_plugin.model.inventory import Facts, Policy
 from xpu_plugin.model.rows import holders, rows
@@ -42,6 +44,7 @@ class Status:
         alone: Callable[[], bool],
         unwritten: Callable[[], tuple[str, ...] | None],
         displaced: Callable[[], list[str]],
+        supervisor: Supervisor,
         configuration: str,
     ) -> None:
         self._picture = picture
@@ -56,6 +59,7 @@ class Status:
         self._alone = alone
         self._unwritten = unwritten
         self._displaced = displaced
+        self._supervisor = supervisor
         self._configuration = configuration
         self.answers: Mapping[str, Callable[..., object]] = {
             "clear": sweep.clear,
@@ -115,6 +119,8 @@ class Status:
             "alone": self._alone(),
             "unwritten": self._unwritten(),
             "displaced": self._displaced(),
+            "parts_down": dict(self._supervisor.down),
+            "log_lines_dropped": log.dropped(),
             "wish": {"number": wish.number, "origin": wish.origin, "problem": wish.problem},
         }
 

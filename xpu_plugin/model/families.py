@@ -255,6 +255,27 @@ FAMILIES = (
     ),
     # --- the plugin itself ------------------------------------------------------------------------
     Family(
+        "xpu_plugin_part_failures_total",
+        "counter",
+        ("part",),
+        "",
+        "Unforeseen errors of each part that is started again after one.",
+    ),
+    Family(
+        "xpu_plugin_part_down",
+        "gauge",
+        ("part",),
+        "",
+        "1 for a part that has failed, until it has run for a minute again; the log says why.",
+    ),
+    Family(
+        "xpu_plugin_log_lines_dropped_total",
+        "counter",
+        (),
+        "",
+        "Log lines that were lost, as standard error was not read in time.",
+    ),
+    Family(
         "xpu_plugin_build_info",
         "gauge",
         ("version", "python", "node"),

@@ -24,6 +24,7 @@ CHECKS = tuple(
         ("kubelet-directory", "the kubelet's directory of device plugins", kubelet.directory),
         ("kubelet-socket", "the kubelet listens", kubelet.socket),
         ("registration", "the kubelet has a stream open to the running plugin", kubelet.registration),
+        ("plugin-parts", "every part of the running plugin runs", kubelet.parts),
         ("second-plugin", "who else offers XPUs here", kubelet.second_plugin),
         ("pod-resources", "how far the kubelet's word on holders can be trusted", kubelet.pod_resources),
         ("former-ids", "containers with ids of the former plugin", kubelet.former_ids),

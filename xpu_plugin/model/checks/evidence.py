@@ -77,6 +77,7 @@ class Plugin:
 
     unwritten: a sentence for each kind of writing on the node that failed last, None where none is done
     displaced: a sentence for each resource name that another plugin has registered
+    down: parts that have failed, each with the reason
     """
 
     streams: int
@@ -86,6 +87,7 @@ class Plugin:
     replaced: bool | None = None
     replacement_trouble: str | None = None
     unwritten: tuple[str, ...] | None = None
+    down: Mapping[str, str] = field(default_factory=dict)
 
 
 @record

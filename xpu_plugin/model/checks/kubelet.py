@@ -42,6 +42,20 @@ def registration(evidence: Evidence) -> Finding:
     )
 
 
+def parts(evidence: Evidence) -> Finding:
+    """Whether every part of the running plugin runs."""
+    plugin = evidence.plugin
+    if isinstance(plugin, str):
+        return skipped(f"no running plugin: {plugin}")
+    if plugin.down:
+        failed = "; ".join(f"{part}: {why}" for part, why in sorted(plugin.down.items()))
+        return error(
+            f"parts of the running plugin have failed: {failed}",
+            "they are tried again; if this lasts, report it with the output of `xpu-device-plugin bundle`",
+        )
+    return ok("every part of the running plugin runs")
+
+
 def pod_resources(evidence: Evidence) -> Finding:
     """How far the kubelet's word on who holds what can be trusted."""
     kubelet, own = evidence.kubelet, evidence.own_pod

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Supervision: a part that only watches is started again when it fails; one that serves ends the plugin."""
+
+import asyncio
+import logging
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from pathlib import PurePath
+from types import TracebackType
+from typing import Any, Self
+
+from xpu_plugin.loops.backoff import delays
+
+
+logger = logging.getLogger(__name__)
+
+AGAIN_SECONDS = (1.0, 300.0)  # before a part that failed is started again: first, most
+STEADY_SECONDS = 60.0  # without a failure, until a part counts as up and its pauses begin anew
+LONGEST_REASON = 300  # characters of an error's text
+
+Run = Callable[[], Awaitable[None]]
+Note = Callable[..., None]
+
+
+class Supervisor:
+    """Runs outer parts. One that raises ends neither the others nor whatever runs beside them.
+
+    failures: how often each part has failed; down: why, for each part that has not been steady since
+    note: takes each failure with its traceback, as `Decisions.note` does
+    """
+
+    def __init__(self, *, note: Note = lambda *_, **__: None) -> None:
+        self._note = note
+        self._failures: dict[str, int] = {}
+        self._down: dict[str, str] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        return self._failures
+
+    @property
+    def down(self) -> Mapping[str, str]:
+        return self._down
+
+    async def keep(self, part: str, run: Run) -> None:
+        """Run a part; after it has raised, again, with pauses that grow. Returns when the part returns."""
+        self._failures.setdefault(part, 0)
+        pauses = delays(*AGAIN_SECONDS)
+        while True:
+            began = time.monotonic()
+            try:
+                await run()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the rest goes on
+                if time.monotonic() - began >= STEADY_SECONDS:
+                    pauses = delays(*AGAIN_SECONDS)
+                self.failed(part, error)
+            else:
+                return
+            await asyncio.sleep(next(pauses))
+            self._await_steady(part)
+
+    def failed(self, part: str, error: Exception) -> None:
+        """Count an error of a part, which may run on. It is told once, until the part has been steady."""
+        self._failures[part] = self._failures.get(part, 0) + 1
+        why = described(error)
+        if self._down.get(part) != why:
+            logger.error("a part of the plugin failed, and is tried again part=%s: %s", part, why)
+        self._down[part] = why
+        self._note("failure", part=part, why=why, traceback=traceback.format_exception(error))
+        self._await_steady(part)
+
+    def _await_steady(self, part: str) -> None:
+        if part in self._timers:
+            self._timers[part].cancel()
+        self._timers[part] = asyncio.get_running_loop().call_later(STEADY_SECONDS, self._up, part)
+
+    def _up(self, part: str) -> None:
+        del self._timers[part], self._down[part]
+        logger.info("a part of the plugin works again part=%s", part)
+
+
+class Vital:
+    """A task group of parts that the plugin cannot go on without; used as `async with`.
+
+    failed: set when the first of them raises, or the body does; the group itself ends with its last part,
+    which may hang
+    error: what that part raised; part: its name
+    """
+
+    def __init__(self) -> None:
+        self.failed = asyncio.Event()
+        self.error: BaseException | None = None
+        self.part = "start"
+        self._group = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and not isinstance(error, asyncio.CancelledError):
+            self.fail(error, self.part)
+        await self._group.__aexit__(kind, error, trace)
+
+    def start(self, part: str, run: Coroutine[Any, Any, None]) -> None:
+        self._group.create_task(run, name=part).add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fail(error, task.get_name())
+
+    def fail(self, error: BaseException, part: str) -> None:
+        """Take a part for failed, whether or not it runs on."""
+        if self.error is None:
+            self.error, self.part = error, part
+            self.failed.set()
+
+
+def described(error: BaseException) -> str:
+    """An unforeseen error in one line: its type and text, and the place of ours that it passed last."""
+    error = _first(error)
+    text = " ".join(str(error).split())
+    if len(text) > LONGEST_REASON:
+        text = f"{text[:LONGEST_REASON]}..."
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "xpu_plugin" in PurePath(frame.filename).parts] or frames
+    name = type(error).__name__
+    said = f"{name}: {text}" if text else name
+    if not ours:
+        return said
+    return f"{said} ({PurePath(ours[-1].filename).name}:{ours[-1].lineno})"
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first error of a group, of however many."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
