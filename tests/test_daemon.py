@@ -274,6 +274,22 @@ async def test_a_node_without_devices_registers_an_empty_list(node: Node, kubele
     assert kubelet.capacity(RESOURCE) == 0
 
 
+async def test_64_functions_at_10_ms_a_request_are_registered(node: Node, kubelet: Kubelet) -> None:
+    """Their scan takes 7 s, which is more than --call-timeout, and each call little."""
+    for card in range(4, 16):
+        node.machine.set_card(card, {"model": "R200", "pci": f"0000:{0x40 + card:02x}:00.0"})
+    for card in range(16):
+        node.machine.set_card(card, {"vfs": "3"})
+    node.machine.set({"request-delay": "10"})
+    daemon = node.start("--call-timeout=5")
+    began = time.monotonic()
+    await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 48, timeout=3 * SECONDS)
+    assert time.monotonic() - began > 64 * 11 * 0.01
+    node.machine.set_card(15, {"vf-states": "201,207,201"})
+    await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 47, timeout=SECONDS)
+    assert "no answer" not in daemon.log
+
+
 async def test_resources_per_profile_have_an_endpoint_each(node: Node, kubelet: Kubelet) -> None:
     node.machine.set_card(0, {"vfs": "2"})
     daemon = node.start("--resource-per-profile")

@@ -160,6 +160,7 @@ static const struct key setting_keys[] = {
     {"library-version", SETTING(library_version), TEXT(struct settings, library_version)},
     {"wrong-count", SETTING(wrong_count), NUMBER(0, MAX_NODES, UNSET)},
     {"vf-delay", SETTING(vf_delay), NUMBER(0, 3600000, 0)},
+    {"request-delay", SETTING(request_delay), NUMBER(0, 3600000, 0)},
     {"dev-root", SETTING(dev_root), TEXT(struct settings, dev_root)},
     {"sysfs-root", SETTING(sysfs_root), TEXT(struct settings, sysfs_root)},
     END,

@@ -48,7 +48,7 @@ enum call {
 };
 
 struct settings {
-    int quirks, major, gone, wrong_count, vf_delay;
+    int quirks, major, gone, wrong_count, vf_delay, request_delay;
     char driver_version[80], library_version[80];
     char dev_root[2048], sysfs_root[2048];
 };

@@ -20,6 +20,9 @@
 
 enum { PAGE = 4096, PROCESSES_AT_MOST = 99 };
 
+// Requests of the driver that a call makes, of those that make more than one.
+enum { REQUESTS_OF_AN_ENTRY = 6, REQUESTS_OF_MEMORY = 2, REQUESTS_OF_UTILIZATION = 3 };
+
 // --- what calls have in common -------------------------------------------------------------------
 
 static bool has_quirks(void) { return library.machine->settings.quirks; }
@@ -32,7 +35,8 @@ static int crash(int signal) {
 }
 
 // What the driver knows under the number of a handle; NULL when it does not answer for it.
-static const struct unit *ask(const struct xpuml_device *device) {
+static const struct unit *ask(const struct xpuml_device *device, int requests) {
+    delay(library.machine->settings.request_delay * requests);
     const struct unit *unit = library.machine->by_node[device->number];
     return unit != NULL && !unit->card->lost ? unit : NULL;
 }
@@ -177,6 +181,7 @@ int xpumlDeviceGetCount(unsigned *count) {
         return XPUML_UNKNOWN;
     bool wrong = settings->wrong_count != UNSET;
     unsigned driver = wrong ? (unsigned)settings->wrong_count : library.machine->unit_count;
+    delay(settings->request_delay);
     if (driver != library.count)
         library_list();
     *count = wrong ? driver : library.count;
@@ -243,7 +248,7 @@ int xpumlDeviceGetHandleByIndex(unsigned index, xpumlDevice_t *handle) {
     if (device == NULL || device->number == UNSET)
         return crash(SIGSEGV);
     if (!device->valid) {
-        const struct unit *unit = ask(device);
+        const struct unit *unit = ask(device, REQUESTS_OF_AN_ENTRY);
         if (unit == NULL)
             return XPUML_UNKNOWN;
         fill(&device->attributes, unit);
@@ -290,7 +295,7 @@ int xpumlDeviceGetPciInfo(xpumlDevice_t device, xpumlPciInfo_t *pci) {
         return XPUML_DRIVER_NOT_LOADED;
     if (!device->valid)
         return XPUML_INVALID_ARGUMENT;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, 1);
     if (unit == NULL)
         return XPUML_UNKNOWN;
     unsigned address = unit_pci(unit);
@@ -323,7 +328,7 @@ int xpumlDeviceGetMemoryInfo(xpumlDevice_t device, xpumlMemory_t *memory) {
     int code;
     if (!enter_checked(CALL_MEMORY_INFO, device, memory, &code))
         return code;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, REQUESTS_OF_MEMORY);
     if (unit == NULL)
         return XPUML_UNKNOWN;
     uint64_t total = unit_memory(unit);
@@ -342,7 +347,7 @@ int xpumlDeviceGetUtilizationRates(xpumlDevice_t device, xpumlUtilization_t *rat
     int code;
     if (!enter_checked(CALL_UTILIZATION_RATES, device, rates, &code))
         return code;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, REQUESTS_OF_UTILIZATION);
     if (unit == NULL)
         return XPUML_UNKNOWN;
     uint64_t total = unit_memory(unit);
@@ -358,7 +363,7 @@ static int reading(enum call call, xpumlDevice_t device, size_t field, unsigned 
     int code;
     if (!enter_device(call, device, &code))
         return code;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, 1);
     if (unit == NULL || output == NULL)
         return XPUML_UNKNOWN;
     *output = (unsigned)*(const int *)((const char *)unit->card + field);
@@ -396,7 +401,7 @@ int xpumlDeviceGetState(xpumlDevice_t device, int *state) {
     }
     if (!device->valid)
         return XPUML_INVALID_ARGUMENT;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, 1);
     if (unit == NULL) {
         device->valid = false;
         return XPUML_UNKNOWN;
@@ -413,7 +418,7 @@ int xpumlDeviceGetComputeRunningProcesses(xpumlDevice_t device, unsigned *count,
         return code;
     if (has_quirks() && *count > PROCESSES_AT_MOST)
         return XPUML_INVALID_ARGUMENT;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, 1);
     if (unit == NULL)
         return XPUML_UNKNOWN;
     unsigned room = *count;
@@ -440,7 +445,7 @@ int xpumlDeviceGetHostVxpuMode(xpumlDevice_t device, int *mode) {
         return code;
     if (mode == NULL)
         return XPUML_DRIVER_NOT_LOADED;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, 1);
     int model = device->attributes.modelId;
     if (unit == NULL) // guessed from the model, without a word about it
         *mode = model <= 1     ? XPUML_MODE_NON_SRIOV
@@ -498,7 +503,7 @@ int xpumlDeviceSetSriovVfNum(xpumlDevice_t device, int number) {
     int code;
     if (!enter_device(CALL_SET_SRIOV_VF_NUM, device, &code))
         return code;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, 1);
     if (unit == NULL)
         return XPUML_UNKNOWN;
     if (unit->vf)
@@ -536,7 +541,7 @@ int xpumlDeviceGetSerial(xpumlDevice_t device, char *serial, unsigned size) {
     int code;
     if (!enter_checked(CALL_SERIAL, device, serial, &code))
         return code;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, 1);
     if (unit == NULL)
         return XPUML_UNKNOWN;
     serial_of(unit, serial, size);
@@ -556,7 +561,7 @@ int xpumlDeviceGetMinorNumber(xpumlDevice_t device, unsigned *minor) {
     int code;
     if (!enter_checked(CALL_MINOR_NUMBER, device, minor, &code))
         return code;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, 1);
     if (unit == NULL)
         return XPUML_UNKNOWN;
     *minor = (unsigned)unit->minor;
@@ -567,7 +572,7 @@ int xpumlDeviceGetName(xpumlDevice_t device, char *name, unsigned size) {
     int code;
     if (!enter_checked(CALL_NAME, device, name, &code))
         return code;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, 1);
     if (unit == NULL)
         return XPUML_UNKNOWN;
     const char *model = unit->card->model->name;

@@ -178,6 +178,25 @@ async def test_a_scan_can_have_a_deadline_of_its_own(driver: Driver, machine: Ma
     assert hung.value.call == Call(STATE, 1)
 
 
+async def test_a_round_of_slow_calls_may_take_longer_than_each_of_them(
+    hasty: Driver, machine: Machine
+) -> None:
+    """The deadline is one for progress: each call has it to itself."""
+    machine.set({"request-delay": "30"})
+    began = time.monotonic()
+    scan = await scanned(hasty)
+    assert time.monotonic() - began > 2 * TIMEOUT
+    assert [reading.state for reading in scan.readings] == [201] * 4
+    machine.set({"request-delay": "150"})
+    began = time.monotonic()
+    assert await hasty.sweep() == [RUNNING] * 4
+    assert time.monotonic() - began > TIMEOUT
+    machine.add_fault(STATE, "hang", card=2)
+    with pytest.raises(WorkerHungError) as hung:
+        await hasty.sweep()
+    assert hung.value.call == Call(STATE, 2)
+
+
 async def test_a_worker_that_ends_while_nobody_asks_it_is_told_of_once(driver: Driver) -> None:
     ended: list[int | None] = []
     driver.on_end = lambda: ended.append(driver.pid)

@@ -434,6 +434,43 @@ async def test_a_worker_killed_from_outside_changes_nothing(watch: Watch) -> Non
     assert watch.picture.current.generation == 1
 
 
+# --- slow rounds ----------------------------------------------------------------------------------
+
+
+async def test_a_slow_round_leaves_no_device_healthy_that_it_has_not_reached_in_time(
+    watch: Watch, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is let finish, and as long as the next ones may be no slower."""
+    monkeypatch.setattr(sweep_module, "LOOK_SECONDS", 0.05)
+    watch.grace(CALL_TIMEOUT)
+    watch.sweep._scan_seconds = 0.0
+    before = watch.driver.pid
+    machine.add_fault(STATE, "delay:300")
+    await watch.healths(*["not-answering"] * 4)
+    await watch.healths(None, None, None, None)
+    generation = watch.picture.current.generation if watch.picture.current else 0
+    await watch.sweeps(3)
+    assert watch.picture.current
+    assert watch.picture.current.generation == generation
+    assert watch.driver.pid == before
+    assert "no round has told its state" in str(watch.inventories)
+
+
+async def test_scans_that_prove_nothing_are_no_answers(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that come and go at each scan keep all devices unwatched."""
+
+    async def unstable(*_: object, **__: object) -> None:
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(watch.driver, "scan", unstable)
+    watch.grace(0.1)
+    watch.sweep._scan_seconds = 0.0
+    watch.sweep.rescan()
+    await watch.healths(*["not-answering"] * 4)
+    monkeypatch.undo()
+    await watch.healths(None, None, None, None)
+
+
 # --- 0 devices ------------------------------------------------------------------------------------
 
 

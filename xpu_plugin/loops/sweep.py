@@ -13,9 +13,19 @@ from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.loops.backoff import delays, pause
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.probation import Probation
+from xpu_plugin.loops.silence import Silence
 from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.devices import Found, Host, Kind, Scan, identify
-from xpu_plugin.model.health import LIBRARY_GONE, LOST, NODE_MISSING, NOT_ANSWERING, Health, judge, shared
+from xpu_plugin.model.health import (
+    LIBRARY_GONE,
+    LOST,
+    NODE_MISSING,
+    NOT_ANSWERING,
+    UNHEARD,
+    Health,
+    judge,
+    shared,
+)
 from xpu_plugin.model.inventory import Facts, after_scan, after_verdicts
 from xpu_plugin.model.timing import none_yet
 from xpu_plugin.xpuml import DriverNotLoadedError, StateAnswer, XpumlError, is_too_old
@@ -31,6 +41,8 @@ HASTY_TIMES = 4.0  # as long as the last good scan took, where that is more
 TRIAL_SECONDS = (5.0, 300.0)  # back-off of trials of one library file that cannot be used: first, most
 DOUBT_SECONDS = 5.0  # after a scan, before another one for a device that did not answer it
 UNSTABLE_SECONDS = 0.1  # before scanning again when nodes came or went during a scan
+LOOK_SECONDS = 1.0  # within a round that lasts, between looks at how long devices have been silent
+ROUNDS = 2.0  # that may be missed before a device counts as silent, where that is longer than the grace
 _LENGTHS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -44,7 +56,8 @@ class Sweep:
 
     probes: the worker that devices which hang or kill the library are asked by, apart from all others
     rescan_interval: seconds between comparisons of the host with what it was at the last scan
-    grace: seconds that verdicts stand while the library cannot be asked, about one device or about all
+    grace: seconds that verdicts stand while the library cannot be asked, about one device or about all, or
+        does not come round to it
     fail_on_init_error: raise InitError when the first scan fails, instead of trying on
     """
 
@@ -94,6 +107,9 @@ class Sweep:
         self.library_unfit: str | None = None  # why that file could not be used when it was tried
         self._trials = delays(*TRIAL_SECONDS)
         self._trial_at: float | None = None  # when it is tried next; None for a file that could be used
+        self._sweep_seconds = 0.0  # that the last good sweep took
+        self._silence = Silence(clock)  # of the devices that are not left out
+        self._whole = False  # the last failure was one of the whole library
         driver.on_end = self._wake.set
         self.claimed: Callable[[], Collection[str]] = tuple  # ids that were granted and may be held still
         self._retries = delays(*RETRY_SECONDS)
@@ -170,9 +186,23 @@ class Sweep:
         """Never returns; raises InitError only."""
         while True:
             async with self._rounding:
-                delay = await self._round()
+                self._look_later()
+                try:
+                    delay = await self._round()
+                finally:
+                    self._next_look.cancel()
             self._condemn()
-            await pause(self._wake, min(delay, self._grace_left()))
+            delay = min(delay, self._grace_left())
+            await pause(self._wake, delay)
+            self._silence.look(delay)
+
+    def _look_later(self) -> None:
+        """A round may last, and no device is forgotten meanwhile."""
+        self._next_look = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look_in_between)
+
+    def _look_in_between(self) -> None:
+        self._condemn()
+        self._look_later()
 
     async def _round(self) -> float:
         """One comparison of what is known with what is; returns the seconds until the next."""
@@ -246,6 +276,7 @@ class Sweep:
         facts = after_scan(self._picture.facts, found, forget=forget, claimed=self.claimed())
         verdicts = self._judge(facts, scan.host, skip)
         self._picture.submit(lambda _: after_verdicts(facts, verdicts))
+        self._silence.end()
         return None
 
     def _judge(self, facts: Facts, host: Host, skip: Collection[int]) -> Mapping[str, Health]:
@@ -267,7 +298,9 @@ class Sweep:
     async def _sweep(self) -> float:
         began = self._clock()
         answers = await self._driver.sweep(self.probation.skip)
-        self.durations = self.durations.with_one(self._clock() - began)
+        self._silence.end()
+        self._sweep_seconds = self._clock() - began
+        self.durations = self.durations.with_one(self._sweep_seconds)
         hint = (answers is not self._answers or not self.verdicts.settled) and self._weigh(answers)
         if self._due:  # a scan is wanted already, and waits
             return self._interval
@@ -289,6 +322,7 @@ class Sweep:
         """A sweep that asks nothing of one card, and is no reason for anything else."""
         own = {device.index for device in self._found.devices.values() if device.card == card}
         answers = await self._driver.sweep(self.probation.skip | own)
+        self._silence.end()
         if answers is not self._answers or not self.verdicts.settled:
             self._weigh(answers)
         return self._interval
@@ -390,7 +424,12 @@ class Sweep:
         return min((left for at in since if (left := at + self._grace - now) > 0), default=math.inf)
 
     def _condemn(self) -> None:
-        """What has been left out for longer than the grace is not called healthy any more."""
+        """What has been left out or silent for too long is not called healthy any more."""
+        longest_round = self._interval + max(self._sweep_seconds, self._scan_seconds or 0.0)
+        if self._silence.look(LOOK_SECONDS) >= max(self._grace, ROUNDS * longest_round):
+            skip, verdict = self.probation.skip, LIBRARY_GONE if self._whole else UNHEARD
+            silent = [id for id, device in self._found.devices.items() if device.index not in skip]
+            self._hear(dict.fromkeys(silent, verdict))
         overdue = self.probation.overdue(self._grace)
         if overdue:
             guilty = [id for id, device in self._found.devices.items() if device.index in overdue]
@@ -413,6 +452,7 @@ class Sweep:
             self._bad_since = max(begun, now - self._driver.call_timeout)
         if whole and self._fail_on_init_error and self._picture.current is None:
             raise InitError(text) from error
+        self._whole = whole
         first = self.trouble is None
         if text != self.trouble:
             logger.warning("%s", text)
@@ -426,7 +466,7 @@ class Sweep:
         return 0.0 if first else next(self._retries)
 
     def _recovered(self) -> None:
-        self._bad_since, self._answered_at = None, self._clock()
+        self._bad_since, self._answered_at, self._whole = None, self._clock(), False
         if self._due:
             return  # nothing has been scanned yet
         self.driver_gone = None

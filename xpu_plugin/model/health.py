@@ -51,7 +51,14 @@ LOST = Health("lost", "not found by the last scan, nor shown by sysfs")
 NODE_MISSING = Health("node-missing", "its PCI function is there, and no /dev/xpuN of it that can be opened")
 NOT_ANSWERING = Health("not-answering", "the library hung or crashed when it was asked about this device")
 LIBRARY_GONE = Health("not-answering", "the library cannot be opened any more")
+UNHEARD = Health(
+    "not-answering",
+    "no round has told its state for longer than --health-grace and than two rounds take: the library is "
+    "slow, or fails at other devices",
+)
 RECOVERING = Health("recovering", "it is back, and has to answer well for a while before it is offered")
+
+_NOT_ITS_OWN = (LIBRARY_GONE, UNHEARD)  # the library's illness, and no change of the device
 
 # Not sick, but kept back while their card's number of VFs is in question.
 WISH_PENDING = Health("wish-pending", "whether its card's number of VFs is to be changed is not known yet")
@@ -159,7 +166,8 @@ def begin(answer: Health, now: float, *, quarantine: str | None = None) -> Histo
 
 
 def heard(history: History, answer: Health, now: float, rules: Rules) -> History:
-    """Take in one more answer, or what stands for one: LOST, NODE_MISSING, NOT_ANSWERING, LIBRARY_GONE."""
+    """Take in one more answer, or what stands for one: LOST, NODE_MISSING, NOT_ANSWERING, LIBRARY_GONE,
+    UNHEARD."""
     good = answer.healthy
     if good and history.settled:
         return history  # as nearly always
@@ -167,7 +175,7 @@ def heard(history: History, answer: Health, now: float, rules: Rules) -> History
         history = replace(history, changed_at=now, good_since=now if good else None)
     history = replace(history, failures=history.failures + 1 if answer.reason == CALL_FAILED else 0)
     before, verdict = history, _verdict(history, answer, now, rules)
-    blameless = verdict == LIBRARY_GONE or (verdict == RECOVERING and history.blameless)
+    blameless = verdict in _NOT_ITS_OWN or (verdict == RECOVERING and history.blameless)
     history = replace(history, verdict=verdict, blameless=blameless)
     if verdict.healthy is before.verdict.healthy:
         return _freed(history, now, rules)
@@ -214,7 +222,7 @@ def _verdict(history: History, answer: Health, now: float, rules: Rules) -> Heal
         return last if excused else answer
     if last.healthy or now - history.good_since >= rules.recovery:
         return HEALTHY
-    return RECOVERING if last in (LOST, NODE_MISSING, LIBRARY_GONE) else last
+    return RECOVERING if last in (LOST, NODE_MISSING, *_NOT_ITS_OWN) else last
 
 
 def _freed(history: History, now: float, rules: Rules) -> History:
