@@ -293,6 +293,7 @@ async def _run(
         group.create_task(show(), name="observability")
         group.create_task(sweep.run(), name="sweep")
         group.create_task(sweep.probation.run(), name="probation")
+        group.create_task(sweep.openings.run(), name="openings")
         group.create_task(keep_quarantine(), name="quarantine")
         await picture.beyond(NEVER)
         for name in picture.policy.unmatched(picture.facts.devices.values()):

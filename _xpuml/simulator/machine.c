@@ -115,6 +115,7 @@ static const struct kind action_kind = {action_read, NULL};
 
 static const char *const off_on[] = {"off", "on", NULL};
 static const char *const call_halfway[] = {"call", "halfway", NULL};
+static const char *const no_or_errno[] = {"no", "yes", "EIO", "ENXIO", "EBUSY", "EPERM", NULL};
 static const char *const loaded_gone[] = {"loaded", "gone", NULL};
 static const char *const calls[] = {
     [CALL_INIT] = "xpumlInit",
@@ -185,7 +186,7 @@ static const struct key card_keys[] = {
     {"vf-drivers", CARD(vf_drivers), OWN(&drivers_kind, "for each VF kunlun, vfio-pci or none")},
     {"lost", CARD(lost), WORD(yes_no, 0)},
     {"busy", CARD(busy), WORD(yes_no, 0)},
-    {"unreadable", CARD(unreadable), WORD(yes_no, 0)},
+    {"unreadable", CARD(unreadable), WORD(no_or_errno, 0)},
     {"splits", CARD(splits), WORD(yes_no, 1)},
     {"cold-split", CARD(cold_split), WORD(yes_no, 0)},
     {"utilization", CARD(utilization), NUMBER(0, 100, 0)},
@@ -652,6 +653,11 @@ void card_split(struct card *card, int vfs) {
     card->vfs = vfs;
     card->vf_nodes.count = card->vf_minors.count = 0;
     card->vf_states.count = card->vf_drivers.count = 0;
+}
+
+int card_refusal(const struct card *card) {
+    static const int numbers[] = {0, EACCES, EIO, ENXIO, EBUSY, EPERM};
+    return numbers[card->unreadable];
 }
 
 int card_memory(const struct card *card) {

@@ -149,6 +149,9 @@ bool card_splits(const struct card *card);
 bool card_in_use(const struct machine *machine, const struct card *card);
 int card_memory(const struct card *card); // MiB
 
+// The errno that an open of the card's nodes ends with, 0 when they open.
+int card_refusal(const struct card *card);
+
 unsigned unit_pci(const struct unit *unit);
 uint64_t unit_memory(const struct unit *unit); // bytes
 

@@ -94,7 +94,7 @@ int xpumlInit(void) {
     snprintf(path, sizeof path, "%s/xpuctrl", library_site().dev_root);
     int control = open(path, O_RDWR | O_NONBLOCK);
     if (control < 0 && (errno == ENXIO || errno == ENODEV))
-        control = open("/dev/null", O_RDWR); // see can_be_opened() in library.c
+        control = open("/dev/null", O_RDWR); // see refusal() in library.c
     if (control < 0)
         return XPUML_DRIVER_NOT_LOADED;
     library.control = control;

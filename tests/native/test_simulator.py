@@ -21,7 +21,7 @@ from .guest import NULL, DiedError, Guest, Output
 
 MIB = 1 << 20
 SPLIT = "xpumlDeviceSetSriovVfNum"
-CONTROL_FUNCTIONS = ("xpumlSimulatorCheck", "xpumlSimulatorSettle")
+CONTROL_FUNCTIONS = ("xpumlSimulatorCheck", "xpumlSimulatorSettle", "xpumlSimulatorOpen")
 WITH_HANDLE = [
     name
     for name in REQUIRED_FUNCTIONS

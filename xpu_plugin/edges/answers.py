@@ -35,9 +35,13 @@ def scan_of(answer: dict[str, Any], opened: Mapping[str, str]) -> Scan:
     usable = tuple(_of(int, number) for number in answer["usable"])
     if not {node.number for node in host.nodes}.issuperset(usable):
         raise ValueError("usable nodes that there are not")
+    refused = {int(number): _of(int, code) for number, code in answer["refused"].items()}
+    if refused.keys() & set(usable) or not {node.number for node in host.nodes}.issuperset(refused):
+        raise ValueError("refused nodes that are usable, or are none")
     return Scan(
         readings=readings,
         usable=usable,
+        refused=refused,
         host=host,
         library=opened["library"],
         library_version=opened["library_version"],

@@ -277,6 +277,27 @@ class Driver:
                 pci=pci,
             )
 
+    async def opens(self, number: int) -> bool:
+        """Whether the node xpuN can be opened: tried by a worker of its own that opens nothing else.
+
+        A worker of a former scan ends. Raises WorkerError.
+        """
+        async with self._turn():
+            self._discard(None)
+            process = await self._spawn()
+            try:
+                return await self._ask(
+                    process,
+                    self.call_timeout,
+                    "opens",
+                    truth_of,
+                    dev_root=str(self._target.dev_root),
+                    number=number,
+                    simulator=self._target.libraries[0] if self._target.simulated else None,
+                )
+            finally:
+                self._discard(None)
+
     def dismiss(self) -> None:
         """Kill the worker; the next scan starts a fresh one."""
         self._discard(None)
@@ -349,6 +370,19 @@ class Driver:
         return self._process
 
     async def _start(self) -> WorkerProcess:
+        """A worker that has opened the library."""
+        process, root = await self._spawn(), self._target.host_root
+        self._opened = await self._ask(
+            process,
+            self.call_timeout,
+            "open",
+            dict,
+            paths=list(self._target.libraries),
+            root=str(root) if root else None,
+        )
+        return process
+
+    async def _spawn(self) -> WorkerProcess:
         if len(stuck := self._stuck()) >= self._most_stuck:
             pids = ", ".join(str(process.pid) for process in stuck)
             raise TooManyStuckError(f"workers {pids} were killed and do not end: the driver holds them")
@@ -360,15 +394,6 @@ class Driver:
         on_stir = lambda: self.on_end()  # noqa: E731, PLW0108 - whoever is to be told by then
         self._connection = await Connection.over(process.take_socket(), on_stir)
         await self._ask(process, START_SECONDS, "ready", bool)
-        root = self._target.host_root
-        self._opened = await self._ask(
-            process,
-            self.call_timeout,
-            "open",
-            dict,
-            paths=list(self._target.libraries),
-            root=str(root) if root else None,
-        )
         return process
 
     async def _ask(

@@ -182,6 +182,8 @@ def _library(samples: Samples, parts: Parts) -> None:
     if (scan := sweep.last) is not None:
         samples["xpu_plugin_library_outdated"][()] = sweep.library_older
         samples["xpu_plugin_library_info"][scan.library, scan.library_version, sweep.driver_version()] = 1
+    for node in sweep.unlisted:
+        samples["xpu_plugin_unlisted_nodes"][(node.path,)] = 1
     samples["xpu_plugin_sweep_duration_seconds"][()] = sweep.durations
     samples["xpu_plugin_sweep_age_seconds"][()] = sweep.age
     samples["xpu_plugin_scans_total"][()] = sweep.scans

@@ -8,26 +8,31 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from functools import partial
+from os import strerror
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.loops.backoff import delays, pause
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.probation import Probation
 from xpu_plugin.loops.silence import Silence
+from xpu_plugin.loops.unlisted import Openings
 from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.devices import Found, Host, Kind, Scan, identify
 from xpu_plugin.model.health import (
+    CHANGING,
     LIBRARY_GONE,
     LOST,
     NODE_MISSING,
     NOT_ANSWERING,
     UNHEARD,
+    WITHDRAWN,
     Health,
     judge,
     shared,
 )
 from xpu_plugin.model.inventory import Facts, after_scan, after_verdicts
 from xpu_plugin.model.timing import none_yet
+from xpu_plugin.model.unlisted import Unlisted, sentences, unlisted
 from xpu_plugin.xpuml import DriverNotLoadedError, StateAnswer, XpumlError, is_too_old
 
 
@@ -79,6 +84,7 @@ class Sweep:
         self._picture = picture
         self.verdicts = verdicts
         self.probation = Probation(probes, self._released, clock=clock)
+        self.openings = Openings(probes, self._released, self._changing, clock=clock)
         self._interval = interval
         self._rescan_interval = rescan_interval
         self._grace = grace
@@ -116,6 +122,7 @@ class Sweep:
         self.trouble: str | None = None  # with the library, in a sentence
         self._versions: tuple[str | None, ...] = (None,) * 4
         self.problems: tuple[str, ...] = ()  # why something is not offered
+        self.unlisted: tuple[Unlisted, ...] = ()  # nodes, by the last scan
         self._answered_at = clock()
         self.last: Scan | None = None  # that was taken in
         self.durations = none_yet(*_LENGTHS)  # of sweeps that all went well
@@ -228,8 +235,12 @@ class Sweep:
             self._recovered()
         return delay
 
+    def _changing(self) -> bool:
+        """Whether a card's number of VFs is being changed, or soon will be."""
+        return any(health in (WITHDRAWN, CHANGING) for health in self._picture.facts.kept_back.values())
+
     def _released(self) -> None:
-        """A device that was left out has answered: it is looked at with all others."""
+        """A device that was left out has answered, or a node opens: it is looked at with all others."""
         self._due = True
         self._wake.set()
 
@@ -495,10 +506,27 @@ class Sweep:
                     "libxpuml %s is older than 4.0.11: install XRE 4.0.11 or newer on this node",
                     scan.library_version,
                 )
+        nodes = unlisted(scan, found)
+        self.openings.expect([node.number for node in nodes if not node.beyond])
+        if nodes != self.unlisted:
+            self._report_unlisted(nodes, scan)
         if found.problems != self.problems:
             self.problems = found.problems
             for problem in found.problems:
                 logger.warning("not offered: %s", problem)
+
+    def _report_unlisted(self, nodes: tuple[Unlisted, ...], scan: Scan) -> None:
+        said, self.unlisted = sentences(self.unlisted), nodes
+        if nodes and len(nodes) == len(scan.host.nodes) and all(node.denied for node in nodes):
+            logger.warning(
+                "none of %s device nodes may be opened (%s): the plugin's container has to be privileged",
+                len(nodes),
+                strerror(nodes[0].errno),
+            )
+            return
+        for sentence in sentences(nodes):
+            if sentence not in said:
+                logger.warning("device node without an index: %s", sentence)
 
 
 def _at(answers: list[StateAnswer | None], index: int) -> StateAnswer | None:

@@ -8,7 +8,7 @@ card is split, lost or not readable.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import field, replace
 from enum import StrEnum
 from os import makedev
 
@@ -73,6 +73,7 @@ class Scan:
     """What one worker saw.
 
     usable: the N that the library could open, ascending, so that index is the rank in it
+    refused: of other N, the errno that opening the node ended with
     driver_release: the driver's own version file, of which the library leaves out the third number
     """
 
@@ -83,6 +84,7 @@ class Scan:
     library_version: str
     driver_version: str
     driver_release: str | None = None
+    refused: Mapping[int, int] = field(default_factory=dict)
 
 
 @record

@@ -183,6 +183,13 @@ FAMILIES = (
         "It is compared each --rescan-interval.",
     ),
     Family(
+        "xpu_plugin_unlisted_nodes",
+        "gauge",
+        ("path",),
+        "",
+        "1 for each /dev/xpuN that the library does not list: it cannot be opened, or comes after the 99th.",
+    ),
+    Family(
         "xpu_plugin_sweep_duration_seconds",
         "histogram",
         (),
