@@ -189,9 +189,9 @@ static const struct key card_keys[] = {
     {"unreadable", CARD(unreadable), WORD(no_or_errno, 0)},
     {"splits", CARD(splits), WORD(yes_no, 1)},
     {"cold-split", CARD(cold_split), WORD(yes_no, 0)},
-    {"utilization", CARD(utilization), NUMBER(0, 100, 0)},
-    {"temperature", CARD(temperature), NUMBER(0, 200, 40)},
-    {"power", CARD(power), NUMBER(0, 1000000, 60)},
+    {"utilization", CARD(utilization), NUMBER(0, 42949671, 0)},
+    {"temperature", CARD(temperature), NUMBER(-616, 200, 40)},
+    {"power", CARD(power), NUMBER(-1, 1000000, 60)},
     {"clock", CARD(clock), NUMBER(0, 5200, UNSET)},
     END,
 };

@@ -317,11 +317,24 @@ static bool runs_on(const struct process *process, const struct unit *unit) {
 }
 
 static uint64_t used_memory(const struct unit *unit) {
-    uint64_t used = 0, total = unit_memory(unit);
+    uint64_t used = 0;
     for (unsigned i = 0; i < library.machine->process_count; i++)
         if (runs_on(&library.machine->processes[i], unit))
             used += (uint64_t)library.machine->processes[i].memory << 20;
-    return used < total ? used : total;
+    return used; // above the total as well, if the machine file says so
+}
+
+// Of the PF of a card that was split when the driver came up, the driver has no memory table: it
+// leaves the record as it was sent, with N in the first word and what was on the stack behind it.
+// The stack is clean for N = 0.
+static bool is_unfilled(const struct unit *unit) {
+    return !unit->vf && unit->card->vfs > 0 && unit->card->cold_split;
+}
+
+static uint64_t stack(const struct unit *unit) {
+    static unsigned calls;
+    uint64_t word = 133873775ull + 7919ull * calls++;
+    return unit->node == 0 ? 0 : word << 20;
 }
 
 int xpumlDeviceGetMemoryInfo(xpumlDevice_t device, xpumlMemory_t *memory) {
@@ -331,12 +344,11 @@ int xpumlDeviceGetMemoryInfo(xpumlDevice_t device, xpumlMemory_t *memory) {
     const struct unit *unit = ask(device, REQUESTS_OF_MEMORY);
     if (unit == NULL)
         return XPUML_UNKNOWN;
-    uint64_t total = unit_memory(unit);
-    // A driver without a memory table leaves the record as it was sent: with N in the first word.
-    memory->pageSizeGlobalMemory = total == 0 ? (uint64_t)unit->node : PAGE;
-    memory->totalGlobalMemory = total;
-    memory->usedGlobalMemory = used_memory(unit);
-    memory->freeGlobalMemory = total - memory->usedGlobalMemory;
+    bool unfilled = is_unfilled(unit);
+    memory->pageSizeGlobalMemory = unfilled ? (uint64_t)unit->node : PAGE;
+    memory->totalGlobalMemory = unfilled ? stack(unit) : unit_memory(unit);
+    memory->usedGlobalMemory = unfilled ? stack(unit) : used_memory(unit);
+    memory->freeGlobalMemory = memory->totalGlobalMemory - memory->usedGlobalMemory;
     memory->pageSizeL3Memory = PAGE;
     memory->totalL3Memory = memory->freeL3Memory = engines_of(unit)->l3;
     memory->usedL3Memory = 0;
@@ -370,9 +382,16 @@ static int reading(enum call call, xpumlDevice_t device, size_t field, unsigned 
     return XPUML_SUCCESS;
 }
 
+// Degrees are 356 - 0.23751 * word, cut off.
+static const double ZERO_WORD = 355.5, DEGREES_A_WORD = 0.23751;
+
 int xpumlDeviceGetTemperature(xpumlDevice_t device, int sensor, unsigned *celsius) {
     (void)sensor;
-    return reading(CALL_TEMPERATURE, device, offsetof(struct card, temperature), celsius);
+    int code = reading(CALL_TEMPERATURE, device, offsetof(struct card, temperature), celsius);
+    // Of a board that it does not know the library answers the sensor's word as KL2 has it.
+    if (code == XPUML_SUCCESS && device->attributes.modelId == UNKNOWN_MODEL)
+        *celsius = (unsigned)((ZERO_WORD - *(int *)celsius) / DEGREES_A_WORD);
+    return code;
 }
 
 int xpumlDeviceGetPowerUsage(xpumlDevice_t device, unsigned *power) {

@@ -11,7 +11,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from xpu_plugin.model.devices import Function, Gauges, Host, Node, Process, Scan, Usage
+from xpu_plugin.model.devices import Function, Gauges, Host, Node, Process, Scan, Usage, credible
 from xpu_plugin.xpuml import Failure, Reading, StateAnswer
 
 
@@ -82,7 +82,7 @@ def processes_of(records: list[dict[str, Any]]) -> dict[str, tuple[Process, ...]
 
 
 def gauges_of(answer: list[dict[str, Any]]) -> list[Gauges]:
-    return [_record(Gauges, record) for record in answer]
+    return [credible(_record(Gauges, record)) for record in answer]
 
 
 def states_of(answer: list[list[int] | None]) -> list[StateAnswer | None]:

@@ -88,6 +88,7 @@ class Metrics:
         if readings is not None:
             samples["xpu_plugin_readings_age_seconds"][()] = self._clock() - readings.at
             _readings(samples, self._parts, readings)
+        _impossible(samples, self._parts)
         _holders(samples, self._parts, count)
         _audit(samples, self._parts.audit)
         _kubelet(samples, self._parts)
@@ -140,6 +141,13 @@ def _readings(samples: Samples, parts: Parts, readings: Readings) -> None:
         ):
             if value is not None:
                 samples[f"xpu_device_{name}"][_named(device)] = value * unit
+
+
+def _impossible(samples: Samples, parts: Parts) -> None:
+    devices = parts.picture.facts.devices
+    for (id, name), number in parts.meters.impossible.items():
+        if id in devices:
+            samples["xpu_device_impossible_readings_total"][*_named(devices[id]), name] = number
 
 
 def _holders(samples: Samples, parts: Parts, count: Count) -> None:

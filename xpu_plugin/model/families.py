@@ -70,6 +70,14 @@ FAMILIES = (
         "xpu_device_processes", "gauge", _DEVICE, "", "Processes that compute there; 99 may also be more."
     ),
     Family(
+        "xpu_device_impossible_readings_total",
+        "counter",
+        (*_DEVICE, "reading"),
+        "",
+        "Readings that cannot be, which are left out: more than 100 %, more memory in use than there is, "
+        "a temperature outside -40 to 150.",
+    ),
+    Family(
         "xpu_plugin_readings_age_seconds",
         "gauge",
         (),
