@@ -256,6 +256,18 @@ async def test_a_failing_first_scan_ends_it_with_status_1_where_that_is_wanted(n
     node.assert_tidy()
 
 
+async def test_a_serial_number_to_deny_that_the_library_does_not_tell_ends_it_before_it_offers_anything(
+    node: Node, kubelet: Kubelet
+) -> None:
+    daemon = node.start("--deny=02K00Y6218V0003A")
+    assert await daemon.ends() == 1
+    assert daemon.log.count("ERROR") == 1
+    assert "--deny names 02K00Y6218V0003A, and this libxpuml tells no serial numbers" in daemon.log
+    assert "device offered" not in daemon.log
+    assert kubelet.registrations == []
+    node.assert_tidy()
+
+
 async def test_a_driver_that_comes_late_is_served_when_it_is_there(node: Node, kubelet: Kubelet) -> None:
     node.machine.set({"driver": "gone"})
     daemon = node.start()

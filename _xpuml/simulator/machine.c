@@ -167,6 +167,9 @@ static const struct key setting_keys[] = {
     END,
 };
 
+// What a card is bound to.
+static const char *const card_drivers[] = {XPU_DRIVER, "vfio-pci", "none", NULL};
+
 #define CARD(field) offsetof(struct card, field)
 static const struct key card_keys[] = {
     {"model", CARD(model),
@@ -184,6 +187,7 @@ static const struct key card_keys[] = {
     {"vf-minors", CARD(vf_minors), NUMBERS(0, MAX_MINOR)},
     {"vf-states", CARD(vf_states), NUMBERS(0, 9999)},
     {"vf-drivers", CARD(vf_drivers), OWN(&drivers_kind, "for each VF kunlun, vfio-pci or none")},
+    {"driver", CARD(driver), WORD(card_drivers, 0)},
     {"lost", CARD(lost), WORD(yes_no, 0)},
     {"busy", CARD(busy), WORD(yes_no, 0)},
     {"unreadable", CARD(unreadable), WORD(no_or_errno, 0)},
@@ -418,7 +422,7 @@ static void give_minors(struct card *card, struct numbers *minors, int count, in
 
 // The XPU driver makes a node for a function that it is bound to.
 static bool has_node(const struct card *card, int part, bool vf) {
-    const char *driver = vf ? vf_driver(card, part) : XPU_DRIVER;
+    const char *driver = vf ? vf_driver(card, part) : card_driver(card);
     return driver != NULL && strcmp(driver, XPU_DRIVER) == 0;
 }
 
@@ -491,6 +495,8 @@ static bool number_cards(struct machine *machine, struct numbering *numbering,
             card_split(card, 0);
             card->nodes.count = card->minors.count = 0;
         }
+        if (card->driver != 0) // the XPU driver takes the VFs away when it is unbound
+            card_split(card, 0);
         if (card->vf_drivers.count > 0 && card->vf_drivers.count != card->vfs) {
             card->vf_drivers.count = 0; // bound when the VFs were other ones
             card->changed = true;
@@ -683,6 +689,10 @@ unsigned vf_pci(const struct card *card, int vf) {
 const char *vf_driver(const struct card *card, int vf) {
     const char *name = vf_driver_names[card->vf_drivers.count > 0 ? card->vf_drivers.items[vf] : 0];
     return strcmp(name, "none") == 0 ? NULL : name;
+}
+
+const char *card_driver(const struct card *card) {
+    return strcmp(card_drivers[card->driver], "none") == 0 ? NULL : card_drivers[card->driver];
 }
 
 unsigned unit_pci(const struct unit *unit) {

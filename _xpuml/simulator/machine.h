@@ -60,6 +60,7 @@ struct card {
     const struct model *model;
     unsigned pci; // domain, bus, slot and function in 16, 8, 5 and 3 bits
     int numa, memory, vfs, lost, busy, unreadable, splits, cold_split;
+    int driver; // place in card_drivers
     int utilization, temperature, power, clock;
     char serial[17];
     struct numbers nodes, minors, states, vf_nodes, vf_minors, vf_states;
@@ -155,8 +156,9 @@ int card_refusal(const struct card *card);
 unsigned unit_pci(const struct unit *unit);
 uint64_t unit_memory(const struct unit *unit); // bytes
 
-// The kernel driver that a VF is bound to, NULL for none.
+// The kernel driver that a VF or a card is bound to, NULL for none.
 const char *vf_driver(const struct card *card, int vf);
+const char *card_driver(const struct card *card);
 
 // A target without a unit, as in calls that concern no device, matches only if it names none.
 bool target_matches(const struct target *target, const struct unit *unit);

@@ -693,6 +693,40 @@ async def test_a_node_that_goes_and_leaves_its_card_on_the_bus_is_missing(
     await watch.healths(None, None, None, None)
 
 
+@pytest.mark.parametrize(
+    ("driver", "said"), [("none", "bound to no driver"), ("vfio-pci", "bound to vfio-pci")]
+)
+async def test_a_card_that_is_unbound_is_missing_and_not_lost(
+    watch: Watch, machine: Machine, driver: str, said: str
+) -> None:
+    watch.compare_each(0.1)
+    machine.set_card(1, {"driver": driver})
+    await watch.healths(None, "node-missing", None, None)
+    await watch.until(lambda: said in str(watch.inventories[-1].entries[IDS[1]].health.text), said)
+    machine.set_card(1, {"driver": ""})
+    await watch.healths(None, None, None, None)
+
+
+async def test_a_kl1_card_in_low_power_is_sick_only_while_it_may_be_held(
+    place: Path, make_watch: MakeWatch
+) -> None:
+    directory = place / "kl1"
+    directory.mkdir()
+    machine = make_machine(directory, {"model": "K200", "pci": IDS[0], "state": "202,201"})
+    halves = [f"{IDS[0]}-half{half}" for half in (0, 1)]
+    watch = make_watch(target=target_of(machine))
+    await watch.shows(dict.fromkeys(halves))
+    watch.sweep.claimed = lambda: {halves[0]}
+    await watch.shows({halves[0]: "state-error", halves[1]: None})
+    watch.sweep.rescan()
+    await watch.scans(1)
+    assert watch.health() == {halves[0]: "state-error", halves[1]: None}
+    watch.sweep.claimed = tuple
+    await watch.shows(dict.fromkeys(halves))
+    machine.set_card(0, {"state": "201,203"})
+    await watch.shows({halves[0]: None, halves[1]: "state-error"})
+
+
 async def test_a_node_that_does_not_open_is_said_once_and_scanned_when_it_does(
     make_watch: MakeWatch, machine: Machine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.edges.podresources import ask_both
 from xpu_plugin.loops.status import listed
 from xpu_plugin.model.devices import Found, Host, identify
-from xpu_plugin.model.inventory import Facts, after_scan
+from xpu_plugin.model.inventory import Facts, after_scan, untold
 from xpu_plugin.model.rows import holders
 from xpu_plugin.model.unlisted import Unlisted, unlisted
 from xpu_plugin.xpuml import Failure, XpumlError
@@ -31,11 +31,13 @@ class Own:
         """Raises WorkerError, LibraryError, XpumlError."""
         await self._look()
         facts, rules = after_scan(Facts(), self._found), policy(self._config)
-        answer = listed(facts, rules, self._found.problems, self._unlisted)
+        refusal = untold(rules, self._found.devices.values())
+        problems = (*self._found.problems, *([refusal] if refusal else []))
+        answer = listed(facts, rules, problems, self._unlisted)
         if wide:
             witnesses = await ask_both(self._config.pod_resources_socket, self._config.device_plugin_dir)
             answer["holders"] = holders(witnesses.shown, facts, rules)
-            answer["problems"] = [*self._found.problems, *witnesses.complaints]
+            answer["problems"] = [*problems, *witnesses.complaints]
         return answer
 
     async def top(self) -> dict[str, Any]:

@@ -94,6 +94,12 @@ def nothing_of(answer: None) -> None:
         raise ValueError(f"{answer!r} where there is nothing to say")
 
 
+def truth_of(answer: object) -> bool:
+    if answer is not True and answer is not False:
+        raise ValueError(f"{answer!r} is neither true nor false")
+    return answer
+
+
 def mark_of(answer: object) -> str | None:
     return _of_or_none(str, answer)
 

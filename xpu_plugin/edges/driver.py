@@ -23,6 +23,7 @@ from xpu_plugin.edges.answers import (
     processes_of,
     scan_of,
     states_of,
+    truth_of,
     usage_of,
 )
 from xpu_plugin.edges.connection import Connection

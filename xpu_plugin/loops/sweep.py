@@ -17,12 +17,11 @@ from xpu_plugin.loops.probation import Probation
 from xpu_plugin.loops.silence import Silence
 from xpu_plugin.loops.unlisted import Openings
 from xpu_plugin.loops.verdicts import Verdicts
+from xpu_plugin.model.absence import absent
 from xpu_plugin.model.devices import Found, Host, Kind, Scan, identify
 from xpu_plugin.model.health import (
     CHANGING,
     LIBRARY_GONE,
-    LOST,
-    NODE_MISSING,
     NOT_ANSWERING,
     UNHEARD,
     WITHDRAWN,
@@ -30,7 +29,7 @@ from xpu_plugin.model.health import (
     judge,
     shared,
 )
-from xpu_plugin.model.inventory import Facts, after_scan, after_verdicts
+from xpu_plugin.model.inventory import Facts, after_scan, after_verdicts, may_be_held, untold
 from xpu_plugin.model.timing import none_yet
 from xpu_plugin.model.unlisted import Unlisted, sentences, unlisted
 from xpu_plugin.xpuml import DriverNotLoadedError, StateAnswer, XpumlError, is_too_old
@@ -52,7 +51,8 @@ _LENGTHS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 
 class InitError(Exception):
-    """The first scan failed and the administrator wants to be told by the exit status."""
+    """The plugin must not go on: the first scan failed and the administrator wants to be told by the exit
+    status, or the configuration cannot be followed on this node."""
 
 
 class Sweep:
@@ -104,6 +104,7 @@ class Sweep:
         self._scanned_at = 0.0
         self._found = Found(devices={})
         self._answers: list[StateAnswer | None] = []  # of the last sweep
+        self._held: frozenset[str] = frozenset()  # ids that a container may have, at the last sweep
         self._doubt = False  # a device that did not answer the scan did answer those
         self._empty_believed = False
         self._bad_since: float | None = None  # when the library was asked and failed; None after an answer
@@ -279,25 +280,24 @@ class Sweep:
             return 0.0
         self._empty_believed = not scan.readings
         found = identify(scan, self._found)
+        if (refusal := untold(self._picture.policy, found.devices.values())) is not None:
+            raise InitError(refusal)  # before anything is offered that was to be denied
         self._report(scan, found)
         self._host, self._found = scan.host, found
         self._host_at = self._scanned_at = self._clock()
         self._scan_seconds, self._hasty = self._clock() - begun, False
         self._present = self.library_unfit = None
         facts = after_scan(self._picture.facts, found, forget=forget, claimed=self.claimed())
-        verdicts = self._judge(facts, scan.host, skip)
+        verdicts = self._judge(facts, scan, skip)
         self._picture.submit(lambda _: after_verdicts(facts, verdicts))
         self._silence.end()
         return None
 
-    def _judge(self, facts: Facts, host: Host, skip: Collection[int]) -> Mapping[str, Health]:
+    def _judge(self, facts: Facts, scan: Scan, skip: Collection[int]) -> Mapping[str, Health]:
         """Verdicts by a scan: of what it found, what it left out, and what is missing."""
         left_out = {id for id, device in facts.devices.items() if device.index in skip}
         answers = self._shared({id: facts.verdicts[id] for id in facts.devices.keys() - left_out})
-        answers |= {
-            id: NODE_MISSING if device.address in host.functions else LOST
-            for id, device in facts.lost.items()
-        }
+        answers |= {id: absent(device, scan) for id, device in facts.lost.items()}
         self.verdicts.keep(facts.devices.keys() | facts.lost.keys())
         standing = self.verdicts.miss(left_out)
         return standing | self.verdicts.hear(
@@ -312,7 +312,10 @@ class Sweep:
         self._silence.end()
         self._sweep_seconds = self._clock() - began
         self.durations = self.durations.with_one(self._sweep_seconds)
-        hint = (answers is not self._answers or not self.verdicts.settled) and self._weigh(answers)
+        held = frozenset(self.claimed()).union(self._picture.facts.held)
+        new = answers is not self._answers or held != self._held or not self.verdicts.settled
+        self._held = held
+        hint = new and self._weigh(answers)
         if self._due:  # a scan is wanted already, and waits
             return self._interval
         if self._doubt and self._clock() - self._scanned_at >= DOUBT_SECONDS:
@@ -399,7 +402,12 @@ class Sweep:
         ]
         self._hear(
             self._shared(
-                {device.id: judge(answer.code, answer.state, device.arch) for device, answer in asked}
+                {
+                    device.id: judge(
+                        answer.code, answer.state, device.arch, held=may_be_held(device, self._held)
+                    )
+                    for device, answer in asked
+                }
             )
         )
         self._doubt = any(not answer.code and device.state is None for device, answer in asked)

@@ -44,7 +44,7 @@ class Node:
 
 @record
 class Function:
-    """What sysfs says about a PCI function; None where it says nothing."""
+    """What sysfs says about a PCI function; None where it says nothing. driver: that it is bound to"""
 
     vendor: int | None = None
     device: int | None = None
@@ -53,6 +53,7 @@ class Function:
     num_vfs: int | None = None
     total_vfs: int | None = None
     physfn: str | None = None
+    driver: str | None = None
 
 
 @record
@@ -150,8 +151,8 @@ def credible(gauges: Gauges) -> Gauges:
     """The same without what cannot be.
 
     libxpuml 4.0.12.1 passes on whatever a driver answers. Temperatures are the sensor's word for boards that
-    it does not know, and wrap below zero. The PF of a card that was split when the driver came up has as memory
-    what was on the stack.
+    it does not know, and wrap below zero. The memory of the PF of a card that was split when the driver came
+    up is what was on the stack.
     """
     celsius = gauges.temperature_celsius
     if celsius is not None and celsius > _MOST_SIGNED:
@@ -322,6 +323,18 @@ def _profile(family: str, memory_bytes: int, vfs: int) -> str:
 def resource_name(device: Device, *, base: str, per_profile: bool) -> str:
     """The resource a device is offered as: `base`, or in base's domain one named by model and profile."""
     return f"{base.partition('/')[0]}/{device.model}" if per_profile else base
+
+
+_ID = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7](-.*)?", re.IGNORECASE)
+_MODEL = re.compile(
+    rf"({'|'.join(sorted({*_FAMILIES.values(), *_SUBSYSTEMS.values(), 'P800', 'KL3', _UNKNOWN}))})(-.*)?",
+    re.IGNORECASE,
+)
+
+
+def may_be_serial(name: str) -> bool:
+    """Whether a name is neither an id nor a model, and so a serial number as far as anybody can tell."""
+    return not (_ID.fullmatch(name) or _MODEL.fullmatch(name))
 
 
 def matches(device: Device, names: Iterable[str]) -> bool:

@@ -58,6 +58,7 @@ UNHEARD = Health(
 )
 RECOVERING = Health("recovering", "it is back, and has to answer well for a while before it is offered")
 
+_ABSENT = (LOST.reason, NODE_MISSING.reason)
 _NOT_ITS_OWN = (LIBRARY_GONE, UNHEARD)  # the library's illness, and no change of the device
 
 # Not sick, but kept back while their card's number of VFs is in question.
@@ -65,6 +66,7 @@ WISH_PENDING = Health("wish-pending", "whether its card's number of VFs is to be
 WITHDRAWN = Health("withdrawn", "kept back from new pods, as its card's number of VFs is to be changed")
 CHANGING = Health("changing", "its card's number of VFs is being changed")
 
+_KL1_LOW_POWER = 202
 _KL1_RESETS = (103, 104)  # before and after
 _KL1_CARD = (100, 102, *_KL1_RESETS)  # states of the card; the others are those of one of its chips
 _KL2_STATES = {
@@ -80,13 +82,16 @@ def card_held(ids: Iterable[str]) -> Health:
     return Health("card-held", f"a container still holds its card as {', '.join(ids)}, which it was before")
 
 
-def judge(code: int, state: int | None, arch: int | None = None) -> Health:
-    """What a state query's return code and raw state mean."""
+def judge(code: int, state: int | None, arch: int | None = None, *, held: bool = True) -> Health:
+    """What a state query's return code and raw state mean. held: whether a container may have the device
+
+    A KL1 chip that nobody uses goes to low power by itself, and wakes up when it is used.
+    """
     if code != ReturnCode.SUCCESS or state is None:
         known = code in ReturnCode.__members__.values()
         text = ReturnCode(code).name.lower().replace("_", " ") if known else "unknown code"
         return Health(CALL_FAILED, f"the state query failed: {text} ({code})")
-    if state == State.RUNNING:
+    if state == State.RUNNING or (arch == Arch.KL1 and state == _KL1_LOW_POWER and not held):
         return HEALTHY
     if arch == Arch.KL1:
         reason = IN_RESET if state in _KL1_RESETS else "state-error"
@@ -222,7 +227,7 @@ def _verdict(history: History, answer: Health, now: float, rules: Rules) -> Heal
         return last if excused else answer
     if last.healthy or now - history.good_since >= rules.recovery:
         return HEALTHY
-    return RECOVERING if last in (LOST, NODE_MISSING, *_NOT_ITS_OWN) else last
+    return RECOVERING if last.reason in _ABSENT or last in _NOT_ITS_OWN else last
 
 
 def _freed(history: History, now: float, rules: Rules) -> History:
