@@ -48,6 +48,7 @@ cdef enum:
     SERIAL_SIZE = 30
     ROOM = 99               # process records asked for at once; libxpuml 4.0.12.1 refuses 100
     MOST_DEVICES = 65535
+    SRIOV_ON = 2            # of xpumlHostVxpuMode_t
 
 cdef uint32_t NO_DEVICE = 0xFFFFFFFF
 
@@ -360,15 +361,21 @@ cdef class Library:
 
         cdef xpumlMemory_t memory
         cdef xpumlUtilization_t utilization
+        cdef int mode = 0
         memset(&memory, 0, sizeof(memory))
         memset(&utilization, 0, sizeof(utilization))
         self._enter(MEMORY, index)
         if not self._failed(self.api.memory(device, &memory), MEMORY, failures):
             record["memory_total_bytes"] = memory.totalGlobalMemory
             record["memory_used_bytes"] = memory.usedGlobalMemory
-            # The library divides by the total: SIGFPE for the PF of a card that was split when the
-            # driver came up.
-            if memory.totalGlobalMemory > 0:
+            # The library divides by the total, which it asks again: SIGFPE where that is 0. Of the PF of a
+            # card that was split when the driver came up it is what was on the stack, another number each
+            # time. A PF that has VFs computes nothing, so there is nothing to ask.
+            self._enter(MODE, index)
+            if self.api.mode(device, &mode) != 0:
+                mode = 0
+            self._leave()
+            if mode != SRIOV_ON and memory.totalGlobalMemory > 0:
                 self._enter(UTILIZATION, index)
                 if not self._failed(self.api.utilization(device, &utilization), UTILIZATION, failures):
                     record["utilization_percent"] = utilization.xpu

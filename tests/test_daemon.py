@@ -267,6 +267,18 @@ async def test_a_failing_first_scan_ends_it_with_status_1_where_that_is_wanted(n
     node.assert_tidy()
 
 
+async def test_a_serial_number_to_deny_that_the_library_does_not_tell_ends_it_before_it_offers_anything(
+    node: Node, kubelet: Kubelet
+) -> None:
+    daemon = node.start("--deny=02K00Y6218V0003A")
+    assert await daemon.ends() == 1
+    assert daemon.log.count("ERROR") == 1
+    assert "--deny names 02K00Y6218V0003A, and this libxpuml tells no serial numbers" in daemon.log
+    assert "device offered" not in daemon.log
+    assert kubelet.registrations == []
+    node.assert_tidy()
+
+
 async def test_a_driver_that_comes_late_is_served_when_it_is_there(node: Node, kubelet: Kubelet) -> None:
     node.machine.set({"driver": "gone"})
     daemon = node.start()
@@ -283,6 +295,22 @@ async def test_a_node_without_devices_registers_an_empty_list(node: Node, kubele
     node.start()
     await kubelet.until(lambda: kubelet.lists(RESOURCE) == 1, timeout=SECONDS)
     assert kubelet.capacity(RESOURCE) == 0
+
+
+async def test_64_functions_at_10_ms_a_request_are_registered(node: Node, kubelet: Kubelet) -> None:
+    """Their scan takes 7 s, which is more than --call-timeout, and each call little."""
+    for card in range(4, 16):
+        node.machine.set_card(card, {"model": "R200", "pci": f"0000:{0x40 + card:02x}:00.0"})
+    for card in range(16):
+        node.machine.set_card(card, {"vfs": "3"})
+    node.machine.set({"request-delay": "10"})
+    daemon = node.start("--call-timeout=5")
+    began = time.monotonic()
+    await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 48, timeout=3 * SECONDS)
+    assert time.monotonic() - began > 64 * 11 * 0.01
+    node.machine.set_card(15, {"vf-states": "201,207,201"})
+    await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 47, timeout=SECONDS)
+    assert "no answer" not in daemon.log
 
 
 async def test_resources_per_profile_have_an_endpoint_each(node: Node, kubelet: Kubelet) -> None:

@@ -216,6 +216,7 @@ RETURNING = frozenset(
         "_without_node",
         "absence",
         "advice",
+        "untold",
     }
 )
 """Functions that return messages."""

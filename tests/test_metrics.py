@@ -138,6 +138,8 @@ SELDOM = {
     "xpu_plugin_audit_age_seconds",
     "xpu_plugin_api_watching",
     "xpu_plugin_api_errors_total",
+    "xpu_plugin_unlisted_nodes",
+    "xpu_device_impossible_readings_total",
 }
 """Families that have no series when nothing is the matter and nobody has anything."""
 
@@ -182,6 +184,23 @@ def test_names_follow_the_conventions() -> None:
 
 
 # --- the values -----------------------------------------------------------------------------------
+
+
+async def test_a_reading_that_cannot_be_is_counted_and_not_shown(node: Node, kubelet: Kubelet) -> None:
+    node.machine.set_card(0, {"power": "-1"})
+    scraped = Scraped(node)
+    await shows(kubelet, IDS)
+    page = await scraped.page()
+    own = {"id": IDS[0], "card": IDS[0], "model": "R200", "path": "/dev/xpu0"}
+    assert page.one("xpu_device_impossible_readings_total", **own, reading="power") == 1
+    assert page.by_id("xpu_device_power_reported").keys() == set(IDS[1:])
+
+
+async def test_a_node_that_the_library_does_not_list_has_a_series(node: Node, kubelet: Kubelet) -> None:
+    node.machine.set_card(2, {"unreadable": "EIO"})
+    scraped = Scraped(node)
+    await shows(kubelet, [IDS[0], IDS[1], IDS[3]])
+    assert (await scraped.page()).one("xpu_plugin_unlisted_nodes", path="/dev/xpu2") == 1
 
 
 async def test_values_are_those_of_the_machine(node: Node, kubelet: Kubelet) -> None:

@@ -192,7 +192,7 @@ _PLACES = (
         "DIR",
     ),
     Option("simulator-file", _absolute, None, "the simulator's machine file", "FILE"),
-    Option("call-timeout", _seconds(0.05, 600), "5", "seconds for the library to answer", "SECONDS"),
+    Option("call-timeout", _seconds(0.05, 600), "5", "seconds for each call of the library", "SECONDS"),
     Option("resource-name", _resource, "baidu.com/xpu", "name under which devices are offered", "NAME"),
     Option(
         "resource-per-profile",

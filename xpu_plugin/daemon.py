@@ -351,6 +351,7 @@ async def _run(
             observing.create_task(supervisor.keep(part, run), name=part)
 
         observe("observability", show)
+        observe("openings", sweep.openings.run)
         serving.start("sweep", sweep.run())
         serving.start("probation", sweep.probation.run())
         serving.start("quarantine", keep_quarantine())

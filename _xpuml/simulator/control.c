@@ -3,6 +3,7 @@
 // The functions for those who edit the machine file.
 #include "control.h"
 #include "driver.h"
+#include "library.h"
 
 enum { RIGHT, WRONG_TEXT, WRONG_HOST };
 
@@ -10,6 +11,8 @@ static int answer(int code, const struct error *reason, char *error, unsigned si
     snprintf(error, size, "%s", code == RIGHT ? "" : reason->text);
     return code;
 }
+
+int xpumlSimulatorOpen(int number) { return library_refusal(number); }
 
 int xpumlSimulatorCheck(const char *text, char *error, unsigned size) {
     struct error reason;

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What the simulator exports besides the vendor's functions: the tools that edit a machine file ask
-// here whether it is right and have the host follow. Both answer 0 when all is well, 1 when
+// here whether it is right and have the host follow. Those two answer 0 when all is well, 1 when
 // the text is wrong, 2 when the host cannot follow, with the reason in one line.
 #ifndef CONTROL_H
 #define CONTROL_H
 
 #include "xpuml.h"
+
+// The errno that an open of the node xpuN ends with on the machine that the environment names, 0
+// when it opens: for programs that open nodes themselves, as there is no driver behind these.
+XPUML_API int xpumlSimulatorOpen(int number);
 
 // Whether the text is that of a machine file.
 XPUML_API int xpumlSimulatorCheck(const char *text, char *error, unsigned size);

@@ -21,6 +21,8 @@ void die(int number) {
 }
 
 void delay(int milliseconds) {
+    if (milliseconds == 0)
+        return;
     struct timespec rest = {milliseconds / 1000, milliseconds % 1000 * 1000000L};
     while (nanosleep(&rest, &rest) != 0 && errno == EINTR)
         ;

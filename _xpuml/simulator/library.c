@@ -155,25 +155,35 @@ static unsigned find_nodes(const char *dev_root, bool quirks, int *numbers) {
     return quirks && count > LISTED_AT_MOST ? LISTED_AT_MOST : count;
 }
 
-// The node of a driverless major opens with ENXIO. There is no driver behind a simulated node, so
-// that is success.
-static bool can_be_opened(const char *dev_root, int number) {
+// The errno that an open of a node ends with, 0 for success. The node of a driverless major opens
+// with ENXIO. There is no driver behind a simulated node, so that is success.
+static int refusal(const struct machine *machine, const char *dev_root, int number) {
     char path[4096];
+    const struct unit *unit = machine->by_node[number];
+    if (unit == NULL)
+        return ENODEV;
+    if (unit->card->unreadable)
+        return card_refusal(unit->card);
     snprintf(path, sizeof path, "%s/xpu%d", dev_root, number);
     int descriptor = open(path, O_RDWR | O_NONBLOCK);
     if (descriptor >= 0)
         close(descriptor);
-    return descriptor >= 0 || errno == ENXIO || errno == ENODEV;
+    return descriptor >= 0 || errno == ENXIO || errno == ENODEV ? 0 : errno;
+}
+
+int library_refusal(int number) {
+    struct error error;
+    bool known = library_load(&error) && number >= 0 && number < MAX_NODES;
+    return known ? refusal(library.machine, library_site().dev_root, number) : ENODEV;
 }
 
 static unsigned keep_usable(const struct machine *machine, const char *dev_root, int *numbers,
                             unsigned count) {
     unsigned kept = 0;
     for (unsigned i = 0; i < count; i++) {
-        const struct unit *unit = machine->by_node[numbers[i]];
-        if (unit == NULL)
+        if (machine->by_node[numbers[i]] == NULL)
             continue;
-        if (!unit->card->unreadable && can_be_opened(dev_root, numbers[i]))
+        if (refusal(machine, dev_root, numbers[i]) == 0)
             numbers[kept++] = numbers[i];
         else if (machine->settings.quirks)
             printf("open device %s/xpu%d failed\n", dev_root, numbers[i]);

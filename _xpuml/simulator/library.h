@@ -43,6 +43,9 @@ void library_refresh(void);
 // Roots and file, complete.
 struct site library_site(void);
 
+// The errno that an open of a node ends with, 0 when it opens; the machine need not be known yet.
+int library_refusal(int number);
+
 // Lists the device nodes anew. Handles of the listing before are freed: with quirks using one
 // crashes.
 void library_list(void);

@@ -115,6 +115,7 @@ static const struct kind action_kind = {action_read, NULL};
 
 static const char *const off_on[] = {"off", "on", NULL};
 static const char *const call_halfway[] = {"call", "halfway", NULL};
+static const char *const no_or_errno[] = {"no", "yes", "EIO", "ENXIO", "EBUSY", "EPERM", NULL};
 static const char *const loaded_gone[] = {"loaded", "gone", NULL};
 static const char *const calls[] = {
     [CALL_INIT] = "xpumlInit",
@@ -160,10 +161,14 @@ static const struct key setting_keys[] = {
     {"library-version", SETTING(library_version), TEXT(struct settings, library_version)},
     {"wrong-count", SETTING(wrong_count), NUMBER(0, MAX_NODES, UNSET)},
     {"vf-delay", SETTING(vf_delay), NUMBER(0, 3600000, 0)},
+    {"request-delay", SETTING(request_delay), NUMBER(0, 3600000, 0)},
     {"dev-root", SETTING(dev_root), TEXT(struct settings, dev_root)},
     {"sysfs-root", SETTING(sysfs_root), TEXT(struct settings, sysfs_root)},
     END,
 };
+
+// What a card is bound to.
+static const char *const card_drivers[] = {XPU_DRIVER, "vfio-pci", "none", NULL};
 
 #define CARD(field) offsetof(struct card, field)
 static const struct key card_keys[] = {
@@ -182,14 +187,15 @@ static const struct key card_keys[] = {
     {"vf-minors", CARD(vf_minors), NUMBERS(0, MAX_MINOR)},
     {"vf-states", CARD(vf_states), NUMBERS(0, 9999)},
     {"vf-drivers", CARD(vf_drivers), OWN(&drivers_kind, "for each VF kunlun, vfio-pci or none")},
+    {"driver", CARD(driver), WORD(card_drivers, 0)},
     {"lost", CARD(lost), WORD(yes_no, 0)},
     {"busy", CARD(busy), WORD(yes_no, 0)},
-    {"unreadable", CARD(unreadable), WORD(yes_no, 0)},
+    {"unreadable", CARD(unreadable), WORD(no_or_errno, 0)},
     {"splits", CARD(splits), WORD(yes_no, 1)},
     {"cold-split", CARD(cold_split), WORD(yes_no, 0)},
-    {"utilization", CARD(utilization), NUMBER(0, 100, 0)},
-    {"temperature", CARD(temperature), NUMBER(0, 200, 40)},
-    {"power", CARD(power), NUMBER(0, 1000000, 60)},
+    {"utilization", CARD(utilization), NUMBER(0, 42949671, 0)},
+    {"temperature", CARD(temperature), NUMBER(-616, 200, 40)},
+    {"power", CARD(power), NUMBER(-1, 1000000, 60)},
     {"clock", CARD(clock), NUMBER(0, 5200, UNSET)},
     END,
 };
@@ -416,7 +422,7 @@ static void give_minors(struct card *card, struct numbers *minors, int count, in
 
 // The XPU driver makes a node for a function that it is bound to.
 static bool has_node(const struct card *card, int part, bool vf) {
-    const char *driver = vf ? vf_driver(card, part) : XPU_DRIVER;
+    const char *driver = vf ? vf_driver(card, part) : card_driver(card);
     return driver != NULL && strcmp(driver, XPU_DRIVER) == 0;
 }
 
@@ -489,6 +495,8 @@ static bool number_cards(struct machine *machine, struct numbering *numbering,
             card_split(card, 0);
             card->nodes.count = card->minors.count = 0;
         }
+        if (card->driver != 0) // the XPU driver takes the VFs away when it is unbound
+            card_split(card, 0);
         if (card->vf_drivers.count > 0 && card->vf_drivers.count != card->vfs) {
             card->vf_drivers.count = 0; // bound when the VFs were other ones
             card->changed = true;
@@ -653,6 +661,11 @@ void card_split(struct card *card, int vfs) {
     card->vf_states.count = card->vf_drivers.count = 0;
 }
 
+int card_refusal(const struct card *card) {
+    static const int numbers[] = {0, EACCES, EIO, ENXIO, EBUSY, EPERM};
+    return numbers[card->unreadable];
+}
+
 int card_memory(const struct card *card) {
     return card->memory == UNSET ? card->model->memory : card->memory;
 }
@@ -676,6 +689,10 @@ unsigned vf_pci(const struct card *card, int vf) {
 const char *vf_driver(const struct card *card, int vf) {
     const char *name = vf_driver_names[card->vf_drivers.count > 0 ? card->vf_drivers.items[vf] : 0];
     return strcmp(name, "none") == 0 ? NULL : name;
+}
+
+const char *card_driver(const struct card *card) {
+    return strcmp(card_drivers[card->driver], "none") == 0 ? NULL : card_drivers[card->driver];
 }
 
 unsigned unit_pci(const struct unit *unit) {

@@ -48,7 +48,7 @@ enum call {
 };
 
 struct settings {
-    int quirks, major, gone, wrong_count, vf_delay;
+    int quirks, major, gone, wrong_count, vf_delay, request_delay;
     char driver_version[80], library_version[80];
     char dev_root[2048], sysfs_root[2048];
 };
@@ -60,6 +60,7 @@ struct card {
     const struct model *model;
     unsigned pci; // domain, bus, slot and function in 16, 8, 5 and 3 bits
     int numa, memory, vfs, lost, busy, unreadable, splits, cold_split;
+    int driver; // place in card_drivers
     int utilization, temperature, power, clock;
     char serial[17];
     struct numbers nodes, minors, states, vf_nodes, vf_minors, vf_states;
@@ -149,11 +150,15 @@ bool card_splits(const struct card *card);
 bool card_in_use(const struct machine *machine, const struct card *card);
 int card_memory(const struct card *card); // MiB
 
+// The errno that an open of the card's nodes ends with, 0 when they open.
+int card_refusal(const struct card *card);
+
 unsigned unit_pci(const struct unit *unit);
 uint64_t unit_memory(const struct unit *unit); // bytes
 
-// The kernel driver that a VF is bound to, NULL for none.
+// The kernel driver that a VF or a card is bound to, NULL for none.
 const char *vf_driver(const struct card *card, int vf);
+const char *card_driver(const struct card *card);
 
 // A target without a unit, as in calls that concern no device, matches only if it names none.
 bool target_matches(const struct target *target, const struct unit *unit);

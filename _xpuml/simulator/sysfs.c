@@ -216,7 +216,8 @@ static bool put_all(int root, const struct machine *machine) {
     if (!make_directories(root, "class/xpu") || !make_directories(root, "bus/pci/devices"))
         return false;
     for (unsigned i = 0; i < machine->card_count; i++)
-        if (!put_card(root, &machine->cards[i], machine->settings.gone ? NULL : XPU_DRIVER))
+        if (!put_card(root, &machine->cards[i],
+                      machine->settings.gone ? NULL : card_driver(&machine->cards[i])))
             return false;
     for (unsigned i = 0; i < machine->unit_count; i++)
         if (!put_unit(root, machine, &machine->units[i]))

@@ -20,6 +20,9 @@
 
 enum { PAGE = 4096, PROCESSES_AT_MOST = 99 };
 
+// Requests of the driver that a call makes, of those that make more than one.
+enum { REQUESTS_OF_AN_ENTRY = 6, REQUESTS_OF_MEMORY = 2, REQUESTS_OF_UTILIZATION = 3 };
+
 // --- what calls have in common -------------------------------------------------------------------
 
 static bool has_quirks(void) { return library.machine->settings.quirks; }
@@ -32,7 +35,8 @@ static int crash(int signal) {
 }
 
 // What the driver knows under the number of a handle; NULL when it does not answer for it.
-static const struct unit *ask(const struct xpuml_device *device) {
+static const struct unit *ask(const struct xpuml_device *device, int requests) {
+    delay(library.machine->settings.request_delay * requests);
     const struct unit *unit = library.machine->by_node[device->number];
     return unit != NULL && !unit->card->lost ? unit : NULL;
 }
@@ -90,7 +94,7 @@ int xpumlInit(void) {
     snprintf(path, sizeof path, "%s/xpuctrl", library_site().dev_root);
     int control = open(path, O_RDWR | O_NONBLOCK);
     if (control < 0 && (errno == ENXIO || errno == ENODEV))
-        control = open("/dev/null", O_RDWR); // see can_be_opened() in library.c
+        control = open("/dev/null", O_RDWR); // see refusal() in library.c
     if (control < 0)
         return XPUML_DRIVER_NOT_LOADED;
     library.control = control;
@@ -177,6 +181,7 @@ int xpumlDeviceGetCount(unsigned *count) {
         return XPUML_UNKNOWN;
     bool wrong = settings->wrong_count != UNSET;
     unsigned driver = wrong ? (unsigned)settings->wrong_count : library.machine->unit_count;
+    delay(settings->request_delay);
     if (driver != library.count)
         library_list();
     *count = wrong ? driver : library.count;
@@ -243,7 +248,7 @@ int xpumlDeviceGetHandleByIndex(unsigned index, xpumlDevice_t *handle) {
     if (device == NULL || device->number == UNSET)
         return crash(SIGSEGV);
     if (!device->valid) {
-        const struct unit *unit = ask(device);
+        const struct unit *unit = ask(device, REQUESTS_OF_AN_ENTRY);
         if (unit == NULL)
             return XPUML_UNKNOWN;
         fill(&device->attributes, unit);
@@ -290,7 +295,7 @@ int xpumlDeviceGetPciInfo(xpumlDevice_t device, xpumlPciInfo_t *pci) {
         return XPUML_DRIVER_NOT_LOADED;
     if (!device->valid)
         return XPUML_INVALID_ARGUMENT;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, 1);
     if (unit == NULL)
         return XPUML_UNKNOWN;
     unsigned address = unit_pci(unit);
@@ -312,26 +317,38 @@ static bool runs_on(const struct process *process, const struct unit *unit) {
 }
 
 static uint64_t used_memory(const struct unit *unit) {
-    uint64_t used = 0, total = unit_memory(unit);
+    uint64_t used = 0;
     for (unsigned i = 0; i < library.machine->process_count; i++)
         if (runs_on(&library.machine->processes[i], unit))
             used += (uint64_t)library.machine->processes[i].memory << 20;
-    return used < total ? used : total;
+    return used; // above the total as well, if the machine file says so
+}
+
+// Of the PF of a card that was split when the driver came up, the driver has no memory table: it
+// leaves the record as it was sent, with N in the first word and what was on the stack behind it.
+// The stack is clean for N = 0.
+static bool is_unfilled(const struct unit *unit) {
+    return !unit->vf && unit->card->vfs > 0 && unit->card->cold_split;
+}
+
+static uint64_t stack(const struct unit *unit) {
+    static unsigned calls;
+    uint64_t word = 133873775ull + 7919ull * calls++;
+    return unit->node == 0 ? 0 : word << 20;
 }
 
 int xpumlDeviceGetMemoryInfo(xpumlDevice_t device, xpumlMemory_t *memory) {
     int code;
     if (!enter_checked(CALL_MEMORY_INFO, device, memory, &code))
         return code;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, REQUESTS_OF_MEMORY);
     if (unit == NULL)
         return XPUML_UNKNOWN;
-    uint64_t total = unit_memory(unit);
-    // A driver without a memory table leaves the record as it was sent: with N in the first word.
-    memory->pageSizeGlobalMemory = total == 0 ? (uint64_t)unit->node : PAGE;
-    memory->totalGlobalMemory = total;
-    memory->usedGlobalMemory = used_memory(unit);
-    memory->freeGlobalMemory = total - memory->usedGlobalMemory;
+    bool unfilled = is_unfilled(unit);
+    memory->pageSizeGlobalMemory = unfilled ? (uint64_t)unit->node : PAGE;
+    memory->totalGlobalMemory = unfilled ? stack(unit) : unit_memory(unit);
+    memory->usedGlobalMemory = unfilled ? stack(unit) : used_memory(unit);
+    memory->freeGlobalMemory = memory->totalGlobalMemory - memory->usedGlobalMemory;
     memory->pageSizeL3Memory = PAGE;
     memory->totalL3Memory = memory->freeL3Memory = engines_of(unit)->l3;
     memory->usedL3Memory = 0;
@@ -342,7 +359,7 @@ int xpumlDeviceGetUtilizationRates(xpumlDevice_t device, xpumlUtilization_t *rat
     int code;
     if (!enter_checked(CALL_UTILIZATION_RATES, device, rates, &code))
         return code;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, REQUESTS_OF_UTILIZATION);
     if (unit == NULL)
         return XPUML_UNKNOWN;
     uint64_t total = unit_memory(unit);
@@ -358,16 +375,23 @@ static int reading(enum call call, xpumlDevice_t device, size_t field, unsigned 
     int code;
     if (!enter_device(call, device, &code))
         return code;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, 1);
     if (unit == NULL || output == NULL)
         return XPUML_UNKNOWN;
     *output = (unsigned)*(const int *)((const char *)unit->card + field);
     return XPUML_SUCCESS;
 }
 
+// Degrees are 356 - 0.23751 * word, cut off.
+static const double ZERO_WORD = 355.5, DEGREES_A_WORD = 0.23751;
+
 int xpumlDeviceGetTemperature(xpumlDevice_t device, int sensor, unsigned *celsius) {
     (void)sensor;
-    return reading(CALL_TEMPERATURE, device, offsetof(struct card, temperature), celsius);
+    int code = reading(CALL_TEMPERATURE, device, offsetof(struct card, temperature), celsius);
+    // Of a board that it does not know the library answers the sensor's word as KL2 has it.
+    if (code == XPUML_SUCCESS && device->attributes.modelId == UNKNOWN_MODEL)
+        *celsius = (unsigned)((ZERO_WORD - *(int *)celsius) / DEGREES_A_WORD);
+    return code;
 }
 
 int xpumlDeviceGetPowerUsage(xpumlDevice_t device, unsigned *power) {
@@ -396,7 +420,7 @@ int xpumlDeviceGetState(xpumlDevice_t device, int *state) {
     }
     if (!device->valid)
         return XPUML_INVALID_ARGUMENT;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, 1);
     if (unit == NULL) {
         device->valid = false;
         return XPUML_UNKNOWN;
@@ -413,7 +437,7 @@ int xpumlDeviceGetComputeRunningProcesses(xpumlDevice_t device, unsigned *count,
         return code;
     if (has_quirks() && *count > PROCESSES_AT_MOST)
         return XPUML_INVALID_ARGUMENT;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, 1);
     if (unit == NULL)
         return XPUML_UNKNOWN;
     unsigned room = *count;
@@ -440,7 +464,7 @@ int xpumlDeviceGetHostVxpuMode(xpumlDevice_t device, int *mode) {
         return code;
     if (mode == NULL)
         return XPUML_DRIVER_NOT_LOADED;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, 1);
     int model = device->attributes.modelId;
     if (unit == NULL) // guessed from the model, without a word about it
         *mode = model <= 1     ? XPUML_MODE_NON_SRIOV
@@ -498,7 +522,7 @@ int xpumlDeviceSetSriovVfNum(xpumlDevice_t device, int number) {
     int code;
     if (!enter_device(CALL_SET_SRIOV_VF_NUM, device, &code))
         return code;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, 1);
     if (unit == NULL)
         return XPUML_UNKNOWN;
     if (unit->vf)
@@ -536,7 +560,7 @@ int xpumlDeviceGetSerial(xpumlDevice_t device, char *serial, unsigned size) {
     int code;
     if (!enter_checked(CALL_SERIAL, device, serial, &code))
         return code;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, 1);
     if (unit == NULL)
         return XPUML_UNKNOWN;
     serial_of(unit, serial, size);
@@ -556,7 +580,7 @@ int xpumlDeviceGetMinorNumber(xpumlDevice_t device, unsigned *minor) {
     int code;
     if (!enter_checked(CALL_MINOR_NUMBER, device, minor, &code))
         return code;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, 1);
     if (unit == NULL)
         return XPUML_UNKNOWN;
     *minor = (unsigned)unit->minor;
@@ -567,7 +591,7 @@ int xpumlDeviceGetName(xpumlDevice_t device, char *name, unsigned size) {
     int code;
     if (!enter_checked(CALL_NAME, device, name, &code))
         return code;
-    const struct unit *unit = ask(device);
+    const struct unit *unit = ask(device, 1);
     if (unit == NULL)
         return XPUML_UNKNOWN;
     const char *model = unit->card->model->name;

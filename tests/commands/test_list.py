@@ -3,8 +3,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from errno import EIO
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,22 @@ def test_all_shows_pfs_and_denied_devices_too(tmp_path: Path, capsys: pytest.Cap
     assert list(found) == [A, *VFS, *HALVES]
     assert (found[A]["kind"], found[A]["card"], found[A]["path"]) == ("pf", A, "/dev/xpu0")
     assert list(records(capsys, machine, f"--allow={A}")) == VFS
+
+
+def test_a_node_that_the_library_does_not_list_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = make_machine(tmp_path, R200, R200 | {"pci": "0000:44:00.0"})
+    machine.set_card(1, {"unreadable": "EIO"})
+    assert main(["list", *options(machine)]) == 0
+    captured = capsys.readouterr()
+    assert "/dev/xpu1" not in captured.out
+    assert "not listed: /dev/xpu1: it cannot be opened (Input/output error)" in captured.err
+    assert main(["list", *options(machine), "--all"]) == 0
+    assert re.search(r"^- .* /dev/xpu1 .* not-listed +-$", capsys.readouterr().out, re.MULTILINE)
+    assert main(["list", *options(machine), "--all", "--json"]) == 0
+    (node,) = json.loads(capsys.readouterr().out)["unlisted"]
+    assert (node["path"], node["errno"]) == ("/dev/xpu1", EIO)
 
 
 def test_an_error_state_is_unhealthy_with_its_reason(

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from errno import ENXIO
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,40 @@ async def test_a_scan_can_have_a_deadline_of_its_own(driver: Driver, machine: Ma
     with pytest.raises(WorkerHungError, match=r"within 0\.3 s") as hung:
         await driver.scan(seconds=0.3)
     assert hung.value.call == Call(STATE, 1)
+
+
+async def test_a_node_is_opened_by_a_worker_that_opens_nothing_else(driver: Driver, machine: Machine) -> None:
+    machine.add_fault("xpumlInit", "crash")
+    machine.set_card(2, {"unreadable": "EBUSY"})
+    assert [await driver.opens(number) for number in range(5)] == [True, True, False, True, False]
+    assert driver.pid is None
+
+
+async def test_a_scan_tells_why_a_node_was_left_out(driver: Driver, machine: Machine) -> None:
+    machine.set_card(2, {"unreadable": "ENXIO"})
+    scan = await scanned(driver)
+    assert (scan.usable, scan.refused) == ((0, 1, 3), {2: ENXIO})
+    machine.set_card(2, {"unreadable": ""})
+    assert (await scanned(driver)).refused == {}
+
+
+async def test_a_round_of_slow_calls_may_take_longer_than_each_of_them(
+    hasty: Driver, machine: Machine
+) -> None:
+    """The deadline is one for progress: each call has it to itself."""
+    machine.set({"request-delay": "30"})
+    began = time.monotonic()
+    scan = await scanned(hasty)
+    assert time.monotonic() - began > 2 * TIMEOUT
+    assert [reading.state for reading in scan.readings] == [201] * 4
+    machine.set({"request-delay": "150"})
+    began = time.monotonic()
+    assert await hasty.sweep() == [RUNNING] * 4
+    assert time.monotonic() - began > TIMEOUT
+    machine.add_fault(STATE, "hang", card=2)
+    with pytest.raises(WorkerHungError) as hung:
+        await hasty.sweep()
+    assert hung.value.call == Call(STATE, 2)
 
 
 async def test_a_worker_that_ends_while_nobody_asks_it_is_told_of_once(driver: Driver) -> None:
@@ -699,12 +734,12 @@ NONSENSE = {
     "a result without its parts": 'frame:{"id": 3, "result": {"stable": true}}',
     "parts of other kinds": 'frame:{"id": 3, "result": {"stable": true, "readings": [7], "usable": []}}',
     "a list for a mapping": 'frame:{"id": 3, "result": {"stable": true, "readings": [], "usable": [], '
-    '"host": {"nodes": [], "control": null, "addresses": [], "functions": {}}, "driver_version": "", '
-    '"driver_release": null}}',
+    '"refused": {}, "host": {"nodes": [], "control": null, "addresses": [], "functions": {}}, '
+    '"driver_version": "", "driver_release": null}}',
     "an answer without a number": 'frame:{"result": {"stable": false}}',
     "an answer to another request": 'frame:{"id": 2, "result": {"stable": false}}',
-    "indexes that do not count": 'frame:{"id": 3, "result": {"stable": true, "usable": [0], "readings": '
-    '[{"index": 1, "failures": []}], "host": {"nodes": [], "control": null, "addresses": {}, '
+    "indexes that do not count": 'frame:{"id": 3, "result": {"stable": true, "usable": [0], "refused": {}, '
+    '"readings": [{"index": 1, "failures": []}], "host": {"nodes": [], "control": null, "addresses": {}, '
     '"functions": {}}, "driver_version": "", "driver_release": null}}',
     "an endless length": "length",
     "a thing too deep": "deep",

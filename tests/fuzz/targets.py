@@ -76,6 +76,7 @@ SCAN: dict[str, Any] = {
         for index in range(2)
     ],
     "usable": [0, 1],
+    "refused": {},
     "driver_version": "4.0",
     "driver_release": None,
     "host": {

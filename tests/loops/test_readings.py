@@ -152,6 +152,18 @@ async def test_a_call_that_fails_leaves_a_gap_and_the_rest_is_there(tried: Tried
     assert readings.gauges[A].power == 60
 
 
+async def test_readings_that_cannot_be_are_left_out_and_counted(tried: Tried, machine: Machine) -> None:
+    machine.set_card(0, {"power": "-1", "temperature": "-12", "utilization": "300"})
+    machine.add_process(7, card=0, memory=20000)
+    readings = await tried.read()
+    own = readings.gauges[A]
+    assert (own.power, own.utilization_percent, own.memory_used_bytes) == (None, None, None)
+    assert (own.temperature_celsius, own.memory_total_bytes, own.clock_mhz) == (-12, 16 << 30, 1300)
+    assert tried.meters.impossible == {
+        (A, name): 1 for name in ("power", "utilization_percent", "memory_used_bytes")
+    }
+
+
 async def test_a_pf_without_memory_is_not_asked_how_busy_it_is(tried: Tried, machine: Machine) -> None:
     """The library would divide by zero and take the worker along."""
     machine.set_card(0, {"vfs": "2", "cold-split": "yes"})

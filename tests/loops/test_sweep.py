@@ -9,6 +9,9 @@ import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Collection
+from dataclasses import replace
+from errno import EIO
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,14 +19,15 @@ import pytest
 from tests.standins import RESOURCE, SECONDS, health, make_machine, shown, target_of, until
 from xpu_plugin.edges.driver import BusyError, Driver, Target
 from xpu_plugin.edges.quarantine import QuarantineRecord
-from xpu_plugin.loops import probation
+from xpu_plugin.loops import probation, unlisted
 from xpu_plugin.loops import sweep as sweep_module
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.sweep import InitError, Sweep
 from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.devices import Host, Scan
-from xpu_plugin.model.health import Rules
+from xpu_plugin.model.health import CHANGING, WITHDRAWN, Rules
 from xpu_plugin.model.inventory import Inventory, Policy
+from xpu_plugin.model.unlisted import Unlisted
 from xpu_plugin.simulation.machine import Machine
 from xpu_plugin.xpuml import StateAnswer, is_too_old
 
@@ -110,6 +114,7 @@ class Watch:
         )
         self.task = asyncio.create_task(self.sweep.run())
         self._probation = asyncio.create_task(self.sweep.probation.run())
+        self._openings = asyncio.create_task(self.sweep.openings.run())
         self._record = asyncio.create_task(self.verdicts.run())
         self.inventories: list[Inventory] = []
         self._following = asyncio.create_task(self._follow())
@@ -121,11 +126,11 @@ class Watch:
             generation = self.inventories[-1].generation
 
     async def close(self) -> None:
-        tasks = (self.task, self._probation, self._record, self._following)
+        tasks = (self.task, self._probation, self._openings, self._record, self._following)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        del self.task, self._probation, tasks  # how they ended keeps a worker's descriptors
+        del self.task, self._probation, self._openings, tasks  # how they ended keeps a worker's descriptors
         await self.driver.close()
         await self.probes.close()
 
@@ -434,6 +439,43 @@ async def test_a_worker_killed_from_outside_changes_nothing(watch: Watch) -> Non
     assert watch.picture.current.generation == 1
 
 
+# --- slow rounds ----------------------------------------------------------------------------------
+
+
+async def test_a_slow_round_leaves_no_device_healthy_that_it_has_not_reached_in_time(
+    watch: Watch, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is let finish, and as long as the next ones may be no slower."""
+    monkeypatch.setattr(sweep_module, "LOOK_SECONDS", 0.05)
+    watch.grace(CALL_TIMEOUT)
+    watch.sweep._scan_seconds = 0.0
+    before = watch.driver.pid
+    machine.add_fault(STATE, "delay:300")
+    await watch.healths(*["not-answering"] * 4)
+    await watch.healths(None, None, None, None)
+    generation = watch.picture.current.generation if watch.picture.current else 0
+    await watch.sweeps(3)
+    assert watch.picture.current
+    assert watch.picture.current.generation == generation
+    assert watch.driver.pid == before
+    assert "no round has told its state" in str(watch.inventories)
+
+
+async def test_scans_that_prove_nothing_are_no_answers(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that come and go at each scan keep all devices unwatched."""
+
+    async def unstable(*_: object, **__: object) -> None:
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(watch.driver, "scan", unstable)
+    watch.grace(0.1)
+    watch.sweep._scan_seconds = 0.0
+    watch.sweep.rescan()
+    await watch.healths(*["not-answering"] * 4)
+    monkeypatch.undo()
+    await watch.healths(None, None, None, None)
+
+
 # --- 0 devices ------------------------------------------------------------------------------------
 
 
@@ -649,6 +691,119 @@ async def test_a_node_that_goes_and_leaves_its_card_on_the_bus_is_missing(
     async with asyncio.timeout(SECONDS):
         await watch.sweep.rescanned()
     await watch.healths(None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("driver", "said"), [("none", "bound to no driver"), ("vfio-pci", "bound to vfio-pci")]
+)
+async def test_a_card_that_is_unbound_is_missing_and_not_lost(
+    watch: Watch, machine: Machine, driver: str, said: str
+) -> None:
+    watch.compare_each(0.1)
+    machine.set_card(1, {"driver": driver})
+    await watch.healths(None, "node-missing", None, None)
+    await watch.until(lambda: said in str(watch.inventories[-1].entries[IDS[1]].health.text), said)
+    machine.set_card(1, {"driver": ""})
+    await watch.healths(None, None, None, None)
+
+
+async def test_a_kl1_card_in_low_power_is_sick_only_while_it_may_be_held(
+    place: Path, make_watch: MakeWatch
+) -> None:
+    directory = place / "kl1"
+    directory.mkdir()
+    machine = make_machine(directory, {"model": "K200", "pci": IDS[0], "state": "202,201"})
+    halves = [f"{IDS[0]}-half{half}" for half in (0, 1)]
+    watch = make_watch(target=target_of(machine))
+    await watch.shows(dict.fromkeys(halves))
+    watch.sweep.claimed = lambda: {halves[0]}
+    await watch.shows({halves[0]: "state-error", halves[1]: None})
+    watch.sweep.rescan()
+    await watch.scans(1)
+    assert watch.health() == {halves[0]: "state-error", halves[1]: None}
+    watch.sweep.claimed = tuple
+    await watch.shows(dict.fromkeys(halves))
+    machine.set_card(0, {"state": "201,203"})
+    await watch.shows({halves[0]: None, halves[1]: "state-error"})
+
+
+async def test_a_node_that_does_not_open_is_said_once_and_scanned_when_it_does(
+    make_watch: MakeWatch, machine: Machine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unlisted, "PAUSE_SECONDS", (0.05, 0.2))
+    machine.set_card(2, {"unreadable": "EIO"})
+    watch = make_watch()
+    await watch.shows(dict.fromkeys([IDS[0], IDS[1], IDS[3]]))
+    assert [*watch.sweep.unlisted] == [Unlisted(number=2, errno=EIO)]
+    await watch.sweeps(10)
+    watch.sweep.rescan()
+    await watch.scans(1)
+    said = [record.message for record in caplog.records if "without an index" in record.message]
+    assert said == ["device node without an index: /dev/xpu2: it cannot be opened (Input/output error)"]
+    machine.set_card(2, {"unreadable": ""})
+    await watch.healths(None, None, None, None)
+    assert not watch.sweep.unlisted
+
+
+async def test_a_node_that_did_not_open_for_one_scan_only_is_scanned_again(
+    make_watch: MakeWatch, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unlisted, "PAUSE_SECONDS", (0.05, 0.2))
+    machine.set_card(2, {"unreadable": "EBUSY"})
+    watch = make_watch()
+    watch.driver.after_scan = lambda _: machine.set_card(2, {"unreadable": ""})
+    await watch.healths(None, None, None, None)
+
+
+async def test_no_node_is_opened_while_a_card_is_withdrawn_or_changed(
+    make_watch: MakeWatch, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unlisted, "PAUSE_SECONDS", (0.05, 0.2))
+    monkeypatch.setattr(unlisted, "BUSY_SECONDS", 0.05)
+    machine.set_card(2, {"unreadable": "EBUSY"})
+    watch = make_watch()
+    await watch.shows(dict.fromkeys([IDS[0], IDS[1], IDS[3]]))
+    for reason in (WITHDRAWN, CHANGING):
+        watch.picture.submit(partial(replace, kept_back={IDS[0]: reason}))
+        machine.set_card(2, {"unreadable": ""})
+        scans = len(watch.driver.scans)
+        await watch.sweeps(20)
+        assert len(watch.driver.scans) == scans
+    watch.picture.submit(partial(replace, kept_back={}))
+    await watch.healths(None, None, None, None)
+
+
+async def test_a_container_that_may_open_nothing_is_told_to_be_privileged(
+    make_watch: MakeWatch, machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    for card in range(4):
+        machine.set_card(card, {"unreadable": "EPERM"})
+    watch = make_watch()
+    await watch.shows({})
+    await watch.sweeps(2)
+    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    (sentence,) = said
+    assert sentence.startswith("none of 4 device nodes may be opened (Operation not permitted): ")
+    assert "privileged" in sentence
+
+
+async def test_more_nodes_than_the_library_lists_are_no_reason_to_scan(
+    place: Path,
+    make_watch: MakeWatch,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(unlisted, "PAUSE_SECONDS", (0.02, 0.05))
+    directory = place / "many"
+    directory.mkdir()
+    watch = make_watch(target=target_of(make_machine(directory, number=104)))
+    await shown(watch.picture, lambda inventory: len(inventory.entries) == 99)
+    await watch.sweeps(10)
+    assert len(watch.driver.scans) == 1
+    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert said == [
+        "device node without an index: /dev/xpu99 to /dev/xpu103: the library lists 99 nodes at most"
+    ]
 
 
 async def test_a_card_that_is_off_the_bus_is_noticed_by_the_first_call_that_fails(

@@ -21,6 +21,7 @@ from xpu_plugin.model.checks.verdict import Verdict, error, exit_status, ok, ski
 from xpu_plugin.model.devices import Function
 from xpu_plugin.model.holders import Holding
 from xpu_plugin.model.rows import Row
+from xpu_plugin.model.unlisted import Unlisted
 
 
 A, B = "0000:3b:00.0", "0000:3c:00.0"
@@ -162,6 +163,9 @@ BROKEN: list[tuple[str, Evidence, Verdict, str]] = [
     ("devices-answer", with_row(sick("state-error", "state 207")), E, "state 207"),
     ("devices-answer", with_row(sick("quarantined")), W, "quarantined"),
     ("devices-answer", library(rows=()), E, "lists no device"),
+    ("listed-nodes", library(unlisted=(Unlisted(number=3, errno=5),)), E, "xpu3: it cannot be opened (Input"),
+    ("listed-nodes", library(unlisted=(Unlisted(number=3, errno=13),)), E, "Permission denied"),
+    ("listed-nodes", library(unlisted=(Unlisted(number=99, beyond=True),)), W, "99 nodes at most"),
     ("ranking", library(problems=("device index 0: two minds",)), E, "two minds"),
     (
         "ranking",
@@ -214,7 +218,7 @@ ABSENT: list[tuple[str, Evidence]] = [
     *((name, NO_XPU) for name in ("control-node", "device-nodes", "char-links", "library", "devices-answer")),
     *((name, NO_XPU) for name in ("functions", "ranking", "vf-capability", "driver-match", "cgroup-driver")),
     *((name, NO_XPU) for name in ("worker-library", "registration", "second-plugin", "node-label", "rbac")),
-    *((name, NO_XPU) for name in ("clock", "plugin-parts")),
+    *((name, NO_XPU) for name in ("listed-nodes", "clock", "plugin-parts")),
     ("registration", replace(NO_XPU, plugin=replace(PLUGIN, streams=0), expected=True)),
     ("char-links", replace(HEALTHY, simulated=True)),
     ("worker-library", plugin(replaced=None)),

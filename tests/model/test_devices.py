@@ -4,6 +4,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import assume, example, given
@@ -25,10 +26,13 @@ from tests.builders import (
     seats_of,
 )
 from xpu_plugin.model.devices import (
+    MOST_MEMORY,
     Found,
     Function,
+    Gauges,
     Kind,
     Scan,
+    credible,
     identify,
     matches,
     resource_name,
@@ -645,3 +649,98 @@ def test_the_machines_of_these_tests_have_every_kind() -> None:
     """The properties above would prove little over machines that cannot be split."""
     kinds = {seat.kind for kind in CARD_KINDS for vfs in (0, 3) for seat in seats_of(kind, 1, vfs, 0)}
     assert kinds == set(Kind)
+
+
+# --- readings that cannot be ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "believed"),
+    [
+        ("temperature_celsius", 48, 48),
+        ("temperature_celsius", 150, 150),
+        ("temperature_celsius", 151, None),
+        ("temperature_celsius", 1293, None),
+        ("temperature_celsius", 4294967284, -12),
+        ("temperature_celsius", (1 << 32) - 40, -40),
+        ("temperature_celsius", (1 << 32) - 41, None),
+        ("temperature_celsius", (1 << 32) - 616, None),
+        ("utilization_percent", 100, 100),
+        ("utilization_percent", 101, None),
+        ("utilization_percent", 42949671, None),
+        ("power", 60000, 60000),
+        ("power", (1 << 32) - 1, None),
+        ("clock_mhz", (1 << 32) - 1, None),
+        ("memory_total_bytes", MOST_MEMORY, MOST_MEMORY),
+        ("memory_total_bytes", MOST_MEMORY + 1, None),
+        ("memory_used_bytes", 0, 0),
+        ("memory_used_bytes", MOST_MEMORY + 1, None),
+    ],
+)
+def test_what_cannot_be_is_left_out(name: str, told: int, believed: int | None) -> None:
+    fields: dict[str, Any] = {name: told}
+    gauges = credible(Gauges(index=0, **fields))
+    assert getattr(gauges, name) == believed
+    assert gauges.impossible == (() if believed is not None else (name,))
+
+
+def test_no_more_memory_is_used_than_there_is() -> None:
+    gauges = credible(Gauges(index=0, memory_total_bytes=100, memory_used_bytes=101))
+    assert (gauges.memory_total_bytes, gauges.memory_used_bytes) == (100, None)
+    gauges = credible(Gauges(index=0, memory_total_bytes=133873775 * MIB, memory_used_bytes=7))
+    assert (gauges.memory_total_bytes, gauges.memory_used_bytes) == (None, None)
+
+
+def test_a_gauge_that_tells_nothing_is_not_impossible() -> None:
+    assert credible(Gauges(index=3)) == Gauges(index=3)
+
+
+SENSELESS = (0, 133873775 * MIB, MOST_MEMORY + 1)
+"""Bytes of memory that no device has."""
+
+
+@pytest.mark.parametrize("memory", SENSELESS)
+def test_a_name_does_not_follow_memory_that_cannot_be(memory: int) -> None:
+    """An unknown board is named by its memory, where that is known."""
+    odd = reading(0, A, model=9999)
+    before = identify(scan([odd], nodes=[node(0)]))
+    assert before.devices[A].model == "XPU-16G"
+    now = identify(scan([replace(odd, memory_bytes=memory)], nodes=[node(0)]), before)
+    assert (now.devices[A].model, now.devices[A].memory_bytes) == ("XPU-16G", 16384 * MIB)
+    alone = identify(scan([replace(odd, memory_bytes=memory)], nodes=[node(0)]))
+    assert (alone.devices[A].model, alone.devices[A].memory_bytes) == ("XPU", 0)
+
+
+@pytest.mark.parametrize("memory", SENSELESS)
+def test_a_profile_does_not_follow_memory_that_cannot_be(memory: int) -> None:
+    pf = reading(0, A, mode=2, model=200)
+    vfs = [
+        reading(1 + n, f"0000:3b:01.{n}", model=202, mode=0, memory_bytes=8192 * MIB, max_vfs=0)
+        for n in range(2)
+    ]
+    nodes = [node(number) for number in range(3)]
+    before = identify(scan([pf, *vfs], nodes=nodes))
+    ids = [f"0000:3b:01.{n}-of2" for n in range(2)]
+    assert [before.devices[id].model for id in ids] == ["R200-VF-8G"] * 2
+    now = identify(scan([pf, replace(vfs[0], memory_bytes=memory), vfs[1]], nodes=nodes), before)
+    assert [now.devices[id].model for id in ids] == ["R200-VF-8G"] * 2
+    assert now.devices[ids[0]].memory_bytes == 8192 * MIB
+
+
+@pytest.mark.parametrize("memory", [500 << 30, 3 << 30])
+def test_vfs_of_an_unknown_board_are_not_named_by_memory_that_its_pf_cannot_have(memory: int) -> None:
+    """Their PF may tell what was on the stack: as much as a card can have, and not what its VFs have."""
+    pf = reading(0, A, mode=2, model=9999)
+    vfs = [
+        reading(1 + n, f"0000:3b:01.{n}", model=9999, mode=0, memory_bytes=8192 * MIB, max_vfs=0)
+        for n in range(2)
+    ]
+    nodes = [node(number) for number in range(3)]
+    id = "0000:3b:01.0-of2"
+    before = identify(scan([pf, *vfs], nodes=nodes))
+    assert before.devices[id].model == "XPU-16G-VF-8G"
+    now = identify(scan([replace(pf, memory_bytes=memory), *vfs], nodes=nodes), before)
+    assert {own: device.model for own, device in now.devices.items()} == {
+        own: device.model for own, device in before.devices.items()
+    }
+    assert now.devices[A].memory_bytes == 16384 * MIB

@@ -90,6 +90,24 @@ def test_a_health_is_shown_in_the_kubelets_words() -> None:
 # --- over time ------------------------------------------------------------------------------------
 
 RULES = Rules(failures=2, recovery=10.0, flaps=5, window=600.0)
+
+
+@pytest.mark.parametrize(
+    ("state", "arch", "held", "healthy"),
+    [
+        (202, Arch.KL1, False, True),
+        (202, Arch.KL1, True, False),
+        (202, Arch.KL2, False, False),
+        (203, Arch.KL1, False, False),
+        (201, Arch.KL1, True, True),
+    ],
+)
+def test_low_power_of_a_kl1_chip_that_nobody_has_is_no_illness(
+    state: int, arch: int, held: bool, healthy: bool
+) -> None:
+    assert judge(0, state, arch, held=held).healthy is healthy
+
+
 FAILED = judge(999, None)
 SICK = judge(0, 207)
 RESET = judge(0, 205)

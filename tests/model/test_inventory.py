@@ -32,6 +32,7 @@ from xpu_plugin.model.inventory import (
     estranged,
     held_otherwise,
     is_old,
+    untold,
 )
 
 
@@ -303,6 +304,26 @@ def test_a_card_names_all_its_vfs_in_allow() -> None:
 def test_names_that_match_no_device_are_told() -> None:
     policy = Policy(resource="baidu.com/xpu", allow=(A, "R300"), deny=("slip",))
     assert policy.unmatched([card(A)]) == ["R300", "slip"]
+
+
+@pytest.mark.parametrize(
+    ("names", "refused"),
+    [
+        (("02K00Y6218V0003A",), True),
+        (("slip",), True),
+        ((B, B.upper(), f"{B}-of2"), False),
+        (("R300", "r200-vf-8g", "P800-OAM", "XPU-3690-16G"), False),
+        ((A,), False),
+    ],
+)
+def test_a_serial_number_is_refused_where_the_library_tells_none(
+    names: tuple[str, ...], refused: bool
+) -> None:
+    """A name that no device has and that is no id nor model may be one: then nothing may be offered."""
+    for policy in (Policy(resource="a/b", deny=names), Policy(resource="a/b", allow=names)):
+        assert (untold(policy, [card(A)]) is not None) is refused
+        assert untold(policy, [replace(card(A), serial="02K00Y6218V0007B")]) is None
+        assert untold(policy, []) is None, "nothing is offered yet"
 
 
 def test_resources_are_one_for_all_or_one_a_profile() -> None:

@@ -627,6 +627,21 @@ def test_utilization_is_not_asked_where_there_is_no_memory(
     assert all(record["failures"] == [] for record in readings)
 
 
+def test_utilization_is_not_asked_of_a_pf_that_has_vfs(
+    make_machine: MakeMachine, simulator: Path, tmp_path: Path
+) -> None:
+    """Its memory may be what was on the stack, which says nothing of the next question's."""
+    machine = make_machine(
+        {"model": "R200", "pci": "0000:3b:00.0", "vfs": "2", "cold-split": "yes", "nodes": "5"},
+        {"model": "R200", "pci": "0000:3c:00.0"},
+    )
+    readings = Binding(tmp_path, simulator, machine.environment())("library.readings()")
+    totals = [record["memory_total_bytes"] for record in readings]
+    assert totals[:3] == [16 * GIB, 8 * GIB, 8 * GIB]
+    assert totals[3] > 1 << 40
+    assert ["utilization_percent" in record for record in readings] == [True, True, True, False]
+
+
 def test_utilization_is_not_asked_where_the_memory_is_unknown(
     strict: Binding, machine: Machine, binding: Binding
 ) -> None:

@@ -21,7 +21,7 @@ from .guest import NULL, DiedError, Guest, Output
 
 MIB = 1 << 20
 SPLIT = "xpumlDeviceSetSriovVfNum"
-CONTROL_FUNCTIONS = ("xpumlSimulatorCheck", "xpumlSimulatorSettle")
+CONTROL_FUNCTIONS = ("xpumlSimulatorCheck", "xpumlSimulatorSettle", "xpumlSimulatorOpen")
 WITH_HANDLE = [
     name
     for name in REQUIRED_FUNCTIONS
@@ -725,16 +725,57 @@ def test_a_rank_that_is_none_leaves_a_gap_that_crashes(
 
 
 def test_utilization_without_memory_dies(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    machine = make_machine(card(nodes="5", vfs="2", cold_split="yes"))
+    machine = make_machine(card(vfs="2", cold_split="yes"))
     guest = make_guest(machine)
-    pf = 2  # its N is the highest
-    assert guest.memory(pf)[:4] == (5, 0, 0, 0)
-    assert guest.memory(0)[1] == 8192 * MIB
-    handle = guest.handle(pf)
+    assert guest.memory(0)[:4] == (0, 0, 0, 0)
+    assert guest.memory(1)[1] == 8192 * MIB
+    handle = guest.handle(0)
     machine.set({"quirks": "off"})
     assert guest.call("xpumlDeviceGetUtilizationRates", handle, Output())[0] == 2
     machine.set({"quirks": "on"})
     assert dies(guest, "xpumlDeviceGetUtilizationRates", handle, Output()) == signal.SIGFPE
+
+
+def test_without_a_memory_table_there_is_what_was_on_the_stack(
+    make_machine: MakeMachine, make_guest: MakeGuest
+) -> None:
+    """It says nothing of what utilization is divided by."""
+    guest = make_guest(make_machine(card(nodes="5", vfs="2", cold_split="yes")))
+    pf = 2  # its N is the highest
+    page, total, *_ = guest.memory(pf)
+    assert page == 5
+    assert total > 1 << 40
+    assert guest.memory(pf)[1] not in (0, total)
+    assert dies(guest, "xpumlDeviceGetUtilizationRates", guest.handle(pf), Output()) == signal.SIGFPE
+
+
+@pytest.mark.parametrize(
+    ("model", "celsius", "told"),
+    [
+        ("R200", "48", 48),
+        ("R200", "-12", -12),
+        ("R100", "48", 1294),
+        ("P800", "-12", 1547),
+        ("R420", "-616", 4090),
+    ],
+)
+def test_temperatures_that_are_none(
+    make_machine: MakeMachine, make_guest: MakeGuest, *, model: str, celsius: str, told: int
+) -> None:
+    """Below zero they wrap, here read as signed; a board that is unknown has the sensor's word."""
+    guest = make_guest(make_machine(card(model, temperature=celsius)))
+    assert guest.number("xpumlDeviceGetTemperature", guest.handle(0), 0) == (0, told)
+
+
+def test_numbers_of_the_driver_come_through_as_they_are(
+    make_machine: MakeMachine, make_guest: MakeGuest
+) -> None:
+    machine = make_machine(card(power="-1", utilization="300"))
+    machine.add_process(7, card=0, memory=20000)
+    guest = make_guest(machine)
+    assert guest.number("xpumlDeviceGetPowerUsage", guest.handle(0)) == (0, -1)
+    assert guest.number("xpumlDeviceGetUtilizationRates", guest.handle(0)) == (0, 300)
+    assert guest.memory(0)[3] == 20000 * MIB
 
 
 def test_at_most_99_devices(make_machine: MakeMachine, make_guest: MakeGuest) -> None:

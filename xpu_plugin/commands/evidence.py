@@ -21,6 +21,7 @@ from xpu_plugin.model.checks.evidence import Cluster, Evidence, Kubelet, Library
 from xpu_plugin.model.devices import Scan, identify
 from xpu_plugin.model.inventory import FORMER_RESOURCE, Facts, after_scan
 from xpu_plugin.model.rows import Row, rows
+from xpu_plugin.model.unlisted import Unlisted, unlisted
 from xpu_plugin.xpuml import XpumlError
 
 
@@ -68,6 +69,10 @@ def _told(state: dict[str, Any], answer: dict[str, Any]) -> Library:
             Row(**{name: record[name] for name in Row.__dataclass_fields__}) for record in answer["devices"]
         ),
         problems=tuple(answer["problems"]),
+        unlisted=tuple(
+            Unlisted(**{name: node[name] for name in Unlisted.__dataclass_fields__})
+            for node in answer.get("unlisted", ())
+        ),
     )
 
 
@@ -97,6 +102,7 @@ def _library(scan: Scan, config: Config, hung: dict[int, str]) -> Library:
         driver_release=scan.driver_release,
         rows=tuple(row for row in rows(after_scan(Facts(), found), policy(config)) if row.index not in hung),
         problems=found.problems,
+        unlisted=unlisted(scan, found),
         hung=tuple(hung.values()),
     )
 

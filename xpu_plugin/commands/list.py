@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from xpu_plugin.commands.output import pause, table
@@ -31,7 +32,11 @@ def main(arguments: list[str]) -> int:
         "an instant.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, additive only")
-    parser.add_argument("--all", action="store_true", help="also PFs that have VFs, and denied devices")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="also PFs that have VFs, denied devices, and device nodes that the library does not list",
+    )
     parser.add_argument("--wide", action="store_true", help="also which containers hold each device")
     parser.add_argument("--watch", action="store_true", help="print again on each change, until Ctrl-C")
     config, namespace, warnings = read_config(arguments, os.environ, options=LIST_OPTIONS, parser=parser)
@@ -75,7 +80,11 @@ async def _list(config: Config, options: argparse.Namespace) -> int:
 
 def _shown(answer: dict[str, Any], options: argparse.Namespace) -> tuple[str, list[str]]:
     """The text of an answer, and what is to be said beside it."""
-    complaints = [_not_listed(problem) for problem in answer["problems"]]
+    nodes = answer.get("unlisted", [])  # a plugin of another release may not tell
+    complaints = [
+        _not_listed(problem)
+        for problem in (*answer["problems"], *(f"{node['path']}: {node['why']}" for node in nodes))
+    ]
     if (trouble := answer.get("trouble")) and answer["devices"]:
         complaints.append(f"{PROGRAM}: as it was last, as the running plugin has trouble: {trouble}")
     elif trouble:
@@ -84,9 +93,16 @@ def _shown(answer: dict[str, Any], options: argparse.Namespace) -> tuple[str, li
     rows = [row for row in found if options.all or row.offered_as is not None]
     held = answer.get("holders")
     if options.json:
-        return json.dumps({"devices": [_record(row, held) for row in rows]}, indent=2), complaints
+        shown: dict[str, object] = {"devices": [_record(row, held) for row in rows]}
+        return json.dumps(
+            shown | ({"unlisted": nodes} if options.all and nodes else {}), indent=2
+        ), complaints
     columns = _COLUMNS if held is None else (*_COLUMNS, "holders")
-    return table(columns, [_row(row, held) for row in rows], "no devices"), complaints
+    cells = [_row(row, held) for row in rows]
+    if options.all:
+        paths = {row.path for row in rows}
+        cells += [_node(node, columns) for node in nodes if node["path"] not in paths]
+    return table(columns, cells, "no devices"), complaints
 
 
 def _not_listed(problem: str) -> str:
@@ -96,6 +112,12 @@ def _not_listed(problem: str) -> str:
 def _record(row: Row, held: dict[str, list[str]] | None) -> dict[str, object]:
     record = {name: getattr(row, name) for name in Row.__dataclass_fields__}
     return record if held is None else record | {"holders": list(held.get(row.id, ()))}
+
+
+def _node(node: dict[str, str], columns: Sequence[str]) -> tuple[str, ...]:
+    """A device node that the library does not list: nothing else is known of it."""
+    known = {"path": node["path"], "reason": "not-listed"}
+    return tuple(known.get(column, "-") for column in columns)
 
 
 def _row(row: Row, held: dict[str, list[str]] | None) -> tuple[str, ...]:

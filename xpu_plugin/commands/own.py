@@ -11,8 +11,9 @@ from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.edges.podresources import ask_both
 from xpu_plugin.loops.status import listed
 from xpu_plugin.model.devices import Found, Host, identify
-from xpu_plugin.model.inventory import Facts, after_scan
+from xpu_plugin.model.inventory import Facts, after_scan, untold
 from xpu_plugin.model.rows import holders
+from xpu_plugin.model.unlisted import Unlisted, unlisted
 from xpu_plugin.xpuml import Failure, XpumlError
 
 
@@ -24,16 +25,19 @@ class Own:
         self._driver = Driver(target(config), call_timeout=config.call_timeout)
         self._host: Host | None = None
         self._found = Found(devices={})
+        self._unlisted: tuple[Unlisted, ...] = ()
 
     async def list(self, *, wide: bool = False) -> dict[str, Any]:
         """Raises WorkerError, LibraryError, XpumlError."""
         await self._look()
         facts, rules = after_scan(Facts(), self._found), policy(self._config)
-        answer = listed(facts, rules, self._found.problems)
+        refusal = untold(rules, self._found.devices.values())
+        problems = (*self._found.problems, *([refusal] if refusal else []))
+        answer = listed(facts, rules, problems, self._unlisted)
         if wide:
             witnesses = await ask_both(self._config.pod_resources_socket, self._config.device_plugin_dir)
             answer["holders"] = holders(witnesses.shown, facts, rules)
-            answer["problems"] = [*self._found.problems, *witnesses.complaints]
+            answer["problems"] = [*problems, *witnesses.complaints]
         return answer
 
     async def top(self) -> dict[str, Any]:
@@ -59,6 +63,7 @@ class Own:
             if self._host is None or await self._driver.host() != self._host:
                 scan = await scanned(self._driver)
                 self._host, self._found = scan.host, identify(scan, self._found)
+                self._unlisted = unlisted(scan, self._found)
             else:
                 await self._ask_states()
         except (WorkerError, LibraryError, XpumlError):

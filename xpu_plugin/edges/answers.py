@@ -11,7 +11,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from xpu_plugin.model.devices import Function, Gauges, Host, Node, Process, Scan, Usage
+from xpu_plugin.model.devices import Function, Gauges, Host, Node, Process, Scan, Usage, credible
 from xpu_plugin.xpuml import Failure, Reading, StateAnswer
 
 
@@ -35,9 +35,13 @@ def scan_of(answer: dict[str, Any], opened: Mapping[str, str]) -> Scan:
     usable = tuple(_of(int, number) for number in answer["usable"])
     if not {node.number for node in host.nodes}.issuperset(usable):
         raise ValueError("usable nodes that there are not")
+    refused = {int(number): _of(int, code) for number, code in answer["refused"].items()}
+    if refused.keys() & set(usable) or not {node.number for node in host.nodes}.issuperset(refused):
+        raise ValueError("refused nodes that are usable, or are none")
     return Scan(
         readings=readings,
         usable=usable,
+        refused=refused,
         host=host,
         library=opened["library"],
         library_version=opened["library_version"],
@@ -78,7 +82,7 @@ def processes_of(records: list[dict[str, Any]]) -> dict[str, tuple[Process, ...]
 
 
 def gauges_of(answer: list[dict[str, Any]]) -> list[Gauges]:
-    return [_record(Gauges, record) for record in answer]
+    return [credible(_record(Gauges, record)) for record in answer]
 
 
 def states_of(answer: list[list[int] | None]) -> list[StateAnswer | None]:
@@ -88,6 +92,12 @@ def states_of(answer: list[list[int] | None]) -> list[StateAnswer | None]:
 def nothing_of(answer: None) -> None:
     if answer is not None:
         raise ValueError(f"{answer!r} where there is nothing to say")
+
+
+def truth_of(answer: object) -> bool:
+    if answer is not True and answer is not False:
+        raise ValueError(f"{answer!r} is neither true nor false")
+    return answer
 
 
 def mark_of(answer: object) -> str | None:

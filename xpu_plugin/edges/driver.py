@@ -23,6 +23,7 @@ from xpu_plugin.edges.answers import (
     processes_of,
     scan_of,
     states_of,
+    truth_of,
     usage_of,
 )
 from xpu_plugin.edges.connection import Connection
@@ -35,6 +36,7 @@ from xpu_plugin.xpuml import Call, StateAnswer, WrongDeviceError, error
 logger = logging.getLogger(__name__)
 
 MOST_STUCK = 8  # workers that were killed and are still there; 9 MB each
+LOOKS = 8  # at the progress word within a deadline, which may end that much later than it should
 REAP_SECONDS = 0.1  # after a kill, to look whether the process is gone
 START_SECONDS = 30.0  # for a fresh interpreter on a loaded machine; the library's own calls are apart
 WEIGH_SECONDS = 0.1  # between looks at the memory of a worker that takes long to answer
@@ -102,7 +104,8 @@ class Target:
 class Driver:
     """Asks the worker, one request at a time; starts it when there is none.
 
-    call_timeout: seconds for a request that makes one round of native calls
+    call_timeout: seconds without progress after which a request fails: each native call has as long, so that
+        a round of many slow calls may take longer
     spare: a worker that has been started already, for the first scan
     most_stuck: workers that were killed and are still there, at which no further one is started
     on_end: called when the worker of the last scan ends while nobody asks it
@@ -140,7 +143,7 @@ class Driver:
         """Scan with a fresh worker, as a library lists devices honestly only once.
 
         skip: indexes not to touch; only: the one index to touch, where all others are to be left out
-        seconds: the deadline, if it is to be another one than that of all requests
+        seconds: without progress, if that is to be another limit than that of all requests
 
         None when device nodes came or went meanwhile. Raises WorkerError, LibraryError, XpumlError.
         """
@@ -256,7 +259,7 @@ class Driver:
     async def set_sriov_vf_num(self, index: int, number: int, pci: str, *, seconds: float) -> None:
         """Split the card at an index of the last scan into `number` VFs; 0 takes them away.
 
-        pci: the card's address; seconds: the deadline of this request, whatever others have
+        pci: the card's address; seconds: for each native call of this request, whatever others have
 
         Nothing was changed after WrongDeviceError (the index is another device, or none), ValueError (more
         VFs than the device can have, or no number of VFs) and "there is no worker that has scanned". After
@@ -274,6 +277,27 @@ class Driver:
                 number=number,
                 pci=pci,
             )
+
+    async def opens(self, number: int) -> bool:
+        """Whether the node xpuN can be opened: tried by a worker of its own that opens nothing else.
+
+        A worker of a former scan ends. Raises WorkerError.
+        """
+        async with self._turn():
+            self._discard(None)
+            process = await self._spawn()
+            try:
+                return await self._ask(
+                    process,
+                    self.call_timeout,
+                    "opens",
+                    truth_of,
+                    dev_root=str(self._target.dev_root),
+                    number=number,
+                    simulator=self._target.libraries[0] if self._target.simulated else None,
+                )
+            finally:
+                self._discard(None)
 
     def dismiss(self) -> None:
         """Kill the worker; the next scan starts a fresh one."""
@@ -347,6 +371,19 @@ class Driver:
         return self._process
 
     async def _start(self) -> WorkerProcess:
+        """A worker that has opened the library."""
+        process, root = await self._spawn(), self._target.host_root
+        self._opened = await self._ask(
+            process,
+            self.call_timeout,
+            "open",
+            dict,
+            paths=list(self._target.libraries),
+            root=str(root) if root else None,
+        )
+        return process
+
+    async def _spawn(self) -> WorkerProcess:
         if len(stuck := self._stuck()) >= self._most_stuck:
             pids = ", ".join(str(process.pid) for process in stuck)
             raise TooManyStuckError(f"workers {pids} were killed and do not end: the driver holds them")
@@ -358,15 +395,6 @@ class Driver:
         on_stir = lambda: self.on_end()  # noqa: E731, PLW0108 - whoever is to be told by then
         self._connection = await Connection.over(process.take_socket(), on_stir)
         await self._ask(process, START_SECONDS, "ready", bool)
-        root = self._target.host_root
-        self._opened = await self._ask(
-            process,
-            self.call_timeout,
-            "open",
-            dict,
-            paths=list(self._target.libraries),
-            root=str(root) if root else None,
-        )
         return process
 
     async def _ask(
@@ -381,9 +409,8 @@ class Driver:
         self._requests += 1
         request = json.dumps({"id": self._requests, "call": call, **arguments}).encode()
         try:
-            async with asyncio.timeout(seconds):
-                with self._weighed(process):
-                    answer = json.loads(await self._connection.exchange(request))
+            with self._weighed(process):
+                answer = json.loads(await self._exchange(self._connection, process, request, seconds))
             if answer["id"] != self._requests:
                 raise ValueError(f"an answer to request {answer['id']}, not to {self._requests}")
             if "error" not in answer:
@@ -433,6 +460,32 @@ class Driver:
         finally:
             timer.cancel()
         process.outgrows(most)
+
+    @staticmethod
+    async def _exchange(
+        connection: Connection, process: WorkerProcess, request: bytes, seconds: float
+    ) -> bytes:
+        """The worker's answer. Raises TimeoutError when its progress word stays as it is for `seconds`.
+
+        Within a request no native call is made twice for a device, so that a call which lasts shows as the
+        same word.
+        """
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(seconds) as deadline:
+            seen = process.progress
+            timer: asyncio.TimerHandle
+
+            def look() -> None:
+                nonlocal seen, timer
+                if seen != (seen := process.progress) and not deadline.expired():
+                    deadline.reschedule(loop.time() + seconds)
+                timer = loop.call_later(seconds / LOOKS, look)
+
+            timer = loop.call_later(seconds / LOOKS, look)
+            try:
+                return await connection.exchange(request)
+            finally:
+                timer.cancel()
 
     async def _bury(self, process: WorkerProcess) -> str:
         """How a worker whose socket closed ended; it is as good as dead already."""

@@ -20,6 +20,7 @@ _ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _LONGEST_NUMBER = 64  # bytes of a file in sysfs that holds one
 _CLASS = "class/xpu"  # below the root of sysfs, as the next
 _FUNCTIONS = "bus/pci/devices"
+_FOREIGN = "bus/pci/drivers/vfio-pci"  # has an entry for each function that is given to a virtual machine
 _NODES = "xpu"  # what their names, and the control node's, begin with
 _NODE = re.compile(_NODES + r"(0|[1-9][0-9]{0,8})")
 
@@ -77,6 +78,7 @@ class Watch:
             _entries(self._dev_root, _NODES, links=self._simulated),
             _entries(self._sysfs_root / _CLASS),
             _entries(self._sysfs_root / _FUNCTIONS),
+            _entries(self._sysfs_root / _FOREIGN),
         )
         if self.last is not None and self._settled and entries == self._entries:
             return self.last
@@ -96,16 +98,13 @@ def read_host(dev_root: Path, sysfs_root: Path, *, simulated: bool) -> Host:
         for number in sorted({node.number for node in nodes} | _class_numbers(sysfs_root))
         if (address := _class_address(sysfs_root, number))
     }
-    # Also what no class entry leads to, as with drivers that make no class `xpu`.
-    unnamed = not nodes or any(node.number not in addresses for node in nodes)
     own = identity(dev_root / CONTROL_NODE, simulated=simulated)
     return Host(
         nodes=nodes,
         control=own[0] if own else None,
         addresses=addresses,
-        functions=_functions(
-            sysfs_root, {*addresses.values(), *(vendor_functions(sysfs_root) if unnamed else ())}
-        ),
+        # Also what no class entry leads to: a card that is unbound, or of a driver that makes no class `xpu`.
+        functions=_functions(sysfs_root, {*addresses.values(), *vendor_functions(sysfs_root)}),
     )
 
 
@@ -183,10 +182,7 @@ def read_function(sysfs_root: Path, address: str) -> Function:
     # Texts, not Paths: seven for each function every few seconds.
     directory = f"{sysfs_root}/{_FUNCTIONS}/{address}"
     numa = _number(f"{directory}/numa_node")
-    try:
-        parent = os.readlink(f"{directory}/physfn").rpartition("/")[2]  # noqa: PTH115
-    except OSError:
-        parent = None
+    parent = _link(f"{directory}/physfn")
     return Function(
         vendor=_number(f"{directory}/vendor"),
         device=_number(f"{directory}/device"),
@@ -195,7 +191,16 @@ def read_function(sysfs_root: Path, address: str) -> Function:
         num_vfs=_vfs(sysfs_root, address),
         total_vfs=_number(f"{directory}/sriov_totalvfs"),
         physfn=parent,
+        driver=_link(f"{directory}/driver"),
     )
+
+
+def _link(path: str) -> str | None:
+    """The last part of what a link leads to; None where there is no link."""
+    try:
+        return os.readlink(path).rpartition("/")[2]  # noqa: PTH115 - as for `directory` above
+    except OSError:
+        return None
 
 
 def _vfs(sysfs_root: Path, address: str) -> int | None:

@@ -49,8 +49,13 @@ class WorkerProcess:
         self.pid = self._child.pid
         self.socket: socket.socket | None = ours
 
+    @property
+    def progress(self) -> int:
+        """The progress word: another one when another call is in flight, or none any more."""
+        return int.from_bytes(self._progress[:_WORD], sys.byteorder)
+
     def in_flight(self) -> Call | None:
-        return Call.from_word(int.from_bytes(self._progress[:_WORD], sys.byteorder))
+        return Call.from_word(self.progress)
 
     def take_socket(self) -> socket.socket:
         """Our end; from now on it is the caller's to close."""

@@ -7,7 +7,6 @@ and mends nothing: whoever started it watches it and replaces it.
 """
 
 import contextlib
-import errno
 import json
 import os
 import signal
@@ -22,16 +21,15 @@ from xpu_plugin import xpuml
 from xpu_plugin._xpuml import Library, die_with_parent
 from xpu_plugin.edges import host
 from xpu_plugin.edges.installation import absence, located
+from xpu_plugin.edges.opening import refusal
 from xpu_plugin.edges.wire import HEADER, LONGEST_REQUEST
 from xpu_plugin.model.devices import Host
+from xpu_plugin.model.unlisted import MOST_LISTED
 from xpu_plugin.record import record
 
 
 HIDING_VARIABLE = "XPU_VISIBLE_DEVICES"
 """The library would hide devices by it, and cuts its value up while reading."""
-
-# What opening a simulated node answers, as no driver stands behind it.
-_DRIVERLESS = frozenset({errno.ENXIO, errno.ENODEV})
 
 
 class Worker:
@@ -107,18 +105,24 @@ class Worker:
         left_out = skip if only is None else set(range(count)) - {only}
         readings = library.scan(left_out)
         nodes = host.list_nodes(Path(dev_root), simulated=simulated)
-        usable = [node.number for node in nodes]
-        if count != len(usable):
-            usable = [number for number in usable if _opens(dev_root, number, simulated=simulated)]
+        numbers = [node.number for node in nodes]
+        # Opened only when the library left a node out; of more than it lists, only those that it could have.
+        asked = numbers if count > MOST_LISTED else numbers[:MOST_LISTED]
+        refused = self._refused(dev_root, asked, simulated=simulated) if count < len(asked) else {}
         facts = self._look(dev_root, sysfs_root, simulated=simulated)
         return {
             "readings": readings,
-            "usable": usable,
+            "usable": [number for number in numbers if number not in refused],
+            "refused": {str(number): code for number, code in refused.items()},
             "stable": before == nodes == facts.nodes,
             "driver_version": _version(library.driver_version),
             "driver_release": host.driver_release(),
             "host": asdict(facts),
         }
+
+    def call_opens(self, dev_root: str, number: int, simulator: str | None) -> bool:
+        """Whether a node opens; asked of a worker that has opened no library, as that opens all."""
+        return not refusal(dev_root, number, simulator=simulator)
 
     def call_host(
         self, dev_root: str, sysfs_root: str, *, simulated: bool, changed: bool = False
@@ -180,6 +184,12 @@ class Worker:
             self._watch = host.Watch(Path(dev_root), Path(sysfs_root), simulated=simulated)
         return self._watch.read()
 
+    def _refused(self, dev_root: str, numbers: Iterable[int], *, simulated: bool) -> dict[int, int]:
+        """Of nodes that cannot be opened: N -> errno."""
+        simulator = self._opened().path if simulated else None
+        codes = {number: refusal(dev_root, number, simulator=simulator) for number in numbers}
+        return {number: code for number, code in codes.items() if code}
+
     def _check(self, indexes: Iterable[int]) -> None:
         """Refuse indexes of another scan than this worker's."""
         for index in indexes:
@@ -229,18 +239,6 @@ def _version(ask: Callable[[], str]) -> str:
         return ask()
     except xpuml.XpumlError as error:
         return f"unknown ({error})"
-
-
-def _opens(dev_root: str, number: int, *, simulated: bool) -> bool:
-    """Whether a node can be opened as the library opens it.
-
-    It makes the device "in use" for an instant, so it is asked only when the library left a node out.
-    """
-    try:
-        os.close(os.open(f"{dev_root}/xpu{number}", os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        return simulated and error.errno in _DRIVERLESS
-    return True
 
 
 def serve(connection: socket.socket, worker: Worker) -> None:

@@ -92,6 +92,7 @@ class Metrics:
         if readings is not None:
             samples["xpu_plugin_readings_age_seconds"][()] = self._clock() - readings.at
             _readings(samples, self._parts, readings)
+        _impossible(samples, self._parts)
         _holders(samples, self._parts, count)
         _audit(samples, self._parts.audit)
         _kubelet(samples, self._parts)
@@ -147,6 +148,13 @@ def _readings(samples: Samples, parts: Parts, readings: Readings) -> None:
                 samples[f"xpu_device_{name}"][_named(device)] = value * unit
 
 
+def _impossible(samples: Samples, parts: Parts) -> None:
+    devices = parts.picture.facts.devices
+    for (id, name), number in parts.meters.impossible.items():
+        if id in devices:
+            samples["xpu_device_impossible_readings_total"][*_named(devices[id]), name] = number
+
+
 def _holders(samples: Samples, parts: Parts, count: Count) -> None:
     entries = parts.picture.current.entries.values() if parts.picture.current else ()
     listing = count.listing if isinstance(count.listing, Listing) else None
@@ -188,6 +196,8 @@ def _library(samples: Samples, parts: Parts) -> None:
     if (scan := sweep.last) is not None:
         samples["xpu_plugin_library_outdated"][()] = sweep.library_older
         samples["xpu_plugin_library_info"][scan.library, scan.library_version, sweep.driver_version()] = 1
+    for node in sweep.unlisted:
+        samples["xpu_plugin_unlisted_nodes"][(node.path,)] = 1
     samples["xpu_plugin_sweep_duration_seconds"][()] = sweep.durations
     samples["xpu_plugin_sweep_age_seconds"][()] = sweep.age
     samples["xpu_plugin_scans_total"][()] = sweep.scans

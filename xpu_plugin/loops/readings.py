@@ -4,6 +4,7 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -63,6 +64,9 @@ class Meters:
         self._done = asyncio.Event()
         self._last: Readings | None = None
         self._mutes: dict[str, _Mute] = {}
+        self.impossible: Counter[tuple[str, str]] = (
+            Counter()
+        )  # by device id and name: readings that cannot be
 
     async def read(self) -> Readings | None:
         """The readings as they are, a few seconds old at most if the worker can be had soon; else the last
@@ -101,6 +105,7 @@ class Meters:
         known = {(device.index, device.address): id for id, device in self._picture.facts.devices.items()}
         found = {(answer.index, answer.pci): answer for answer in answers}
         self._last = Readings(at=began, gauges={known[key]: found[key] for key in found if key in known})
+        self.impossible.update((id, name) for id, own in self._last.gauges.items() for name in own.impossible)
         left = devices.keys() - self._last.gauges.keys()
         self._mutes = {id: mute for id, mute in self._mutes.items() if id in left}
 

@@ -18,6 +18,7 @@ from xpu_plugin.loops.supervision import Supervisor
 from xpu_plugin.loops.sweep import Sweep
 from xpu_plugin.model.inventory import Facts, Policy
 from xpu_plugin.model.rows import holders, rows
+from xpu_plugin.model.unlisted import Unlisted
 from xpu_plugin.model.vf import Action, Report, Wish, by_argument, cards, document, parse, plan, wanted
 
 
@@ -73,7 +74,7 @@ class Status:
 
     async def list(self, *, wide: bool = False) -> dict[str, object]:
         """Every device that is known. wide: and who holds it, as the kubelet says now."""
-        answer = listed(self._picture.facts, self._picture.policy, self._sweep.problems)
+        answer = listed(self._picture.facts, self._picture.policy, self._sweep.problems, self._sweep.unlisted)
         answer["trouble"] = self._trouble()
         if wide:
             witnesses = await ask_both(self._socket, self._directory)
@@ -130,9 +131,15 @@ class Status:
         return self._sweep.trouble
 
 
-def listed(facts: Facts, policy: Policy, problems: tuple[str, ...]) -> dict[str, object]:
-    """What `list` shows, by a plugin or by a worker of its own."""
-    return {"devices": [asdict(row) for row in rows(facts, policy)], "problems": list(problems)}
+def listed(
+    facts: Facts, policy: Policy, problems: tuple[str, ...], nodes: tuple[Unlisted, ...] = ()
+) -> dict[str, object]:
+    """What `list` shows, by a plugin or by a worker of its own. nodes: those without an index"""
+    return {
+        "devices": [asdict(row) for row in rows(facts, policy)],
+        "problems": list(problems),
+        "unlisted": [asdict(node) | {"path": node.path, "why": node.why} for node in nodes],
+    }
 
 
 async def planned(wish: Wish, facts: Facts, policy: Policy, idleness: Idleness) -> Report:

@@ -8,16 +8,30 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from functools import partial
+from os import strerror
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.loops.backoff import delays, pause
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.probation import Probation
+from xpu_plugin.loops.silence import Silence
+from xpu_plugin.loops.unlisted import Openings
 from xpu_plugin.loops.verdicts import Verdicts
+from xpu_plugin.model.absence import absent
 from xpu_plugin.model.devices import Found, Host, Kind, Scan, identify
-from xpu_plugin.model.health import LIBRARY_GONE, LOST, NODE_MISSING, NOT_ANSWERING, Health, judge, shared
-from xpu_plugin.model.inventory import Facts, after_scan, after_verdicts
+from xpu_plugin.model.health import (
+    CHANGING,
+    LIBRARY_GONE,
+    NOT_ANSWERING,
+    UNHEARD,
+    WITHDRAWN,
+    Health,
+    judge,
+    shared,
+)
+from xpu_plugin.model.inventory import Facts, after_scan, after_verdicts, may_be_held, untold
 from xpu_plugin.model.timing import none_yet
+from xpu_plugin.model.unlisted import Unlisted, sentences, unlisted
 from xpu_plugin.xpuml import DriverNotLoadedError, StateAnswer, XpumlError, is_too_old
 
 
@@ -31,11 +45,14 @@ HASTY_TIMES = 4.0  # as long as the last good scan took, where that is more
 TRIAL_SECONDS = (5.0, 300.0)  # back-off of trials of one library file that cannot be used: first, most
 DOUBT_SECONDS = 5.0  # after a scan, before another one for a device that did not answer it
 UNSTABLE_SECONDS = 0.1  # before scanning again when nodes came or went during a scan
+LOOK_SECONDS = 1.0  # within a round that lasts, between looks at how long devices have been silent
+ROUNDS = 2.0  # that may be missed before a device counts as silent, where that is longer than the grace
 _LENGTHS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class InitError(Exception):
-    """The first scan failed and the administrator wants to be told by the exit status."""
+    """The plugin must not go on: the first scan failed and the administrator wants to be told by the exit
+    status, or the configuration cannot be followed on this node."""
 
 
 class Sweep:
@@ -44,7 +61,8 @@ class Sweep:
 
     probes: the worker that devices which hang or kill the library are asked by, apart from all others
     rescan_interval: seconds between comparisons of the host with what it was at the last scan
-    grace: seconds that verdicts stand while the library cannot be asked, about one device or about all
+    grace: seconds that verdicts stand while the library cannot be asked, about one device or about all, or
+        does not come round to it
     fail_on_init_error: raise InitError when the first scan fails, instead of trying on
     """
 
@@ -66,6 +84,7 @@ class Sweep:
         self._picture = picture
         self.verdicts = verdicts
         self.probation = Probation(probes, self._released, clock=clock)
+        self.openings = Openings(probes, self._released, self._changing, clock=clock)
         self._interval = interval
         self._rescan_interval = rescan_interval
         self._grace = grace
@@ -85,6 +104,7 @@ class Sweep:
         self._scanned_at = 0.0
         self._found = Found(devices={})
         self._answers: list[StateAnswer | None] = []  # of the last sweep
+        self._held: frozenset[str] = frozenset()  # ids that a container may have, at the last sweep
         self._doubt = False  # a device that did not answer the scan did answer those
         self._empty_believed = False
         self._bad_since: float | None = None  # when the library was asked and failed; None after an answer
@@ -94,12 +114,16 @@ class Sweep:
         self.library_unfit: str | None = None  # why that file could not be used when it was tried
         self._trials = delays(*TRIAL_SECONDS)
         self._trial_at: float | None = None  # when it is tried next; None for a file that could be used
+        self._sweep_seconds = 0.0  # that the last good sweep took
+        self._silence = Silence(clock)  # of the devices that are not left out
+        self._whole = False  # the last failure was one of the whole library
         driver.on_end = self._wake.set
         self.claimed: Callable[[], Collection[str]] = tuple  # ids that were granted and may be held still
         self._retries = delays(*RETRY_SECONDS)
         self.trouble: str | None = None  # with the library, in a sentence
         self._versions: tuple[str | None, ...] = (None,) * 4
         self.problems: tuple[str, ...] = ()  # why something is not offered
+        self.unlisted: tuple[Unlisted, ...] = ()  # nodes, by the last scan
         self._answered_at = clock()
         self.last: Scan | None = None  # that was taken in
         self.durations = none_yet(*_LENGTHS)  # of sweeps that all went well
@@ -170,9 +194,23 @@ class Sweep:
         """Never returns; raises InitError only."""
         while True:
             async with self._rounding:
-                delay = await self._round()
+                self._look_later()
+                try:
+                    delay = await self._round()
+                finally:
+                    self._next_look.cancel()
             self._condemn()
-            await pause(self._wake, min(delay, self._grace_left()))
+            delay = min(delay, self._grace_left())
+            await pause(self._wake, delay)
+            self._silence.look(delay)
+
+    def _look_later(self) -> None:
+        """A round may last, and no device is forgotten meanwhile."""
+        self._next_look = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look_in_between)
+
+    def _look_in_between(self) -> None:
+        self._condemn()
+        self._look_later()
 
     async def _round(self) -> float:
         """One comparison of what is known with what is; returns the seconds until the next."""
@@ -198,8 +236,12 @@ class Sweep:
             self._recovered()
         return delay
 
+    def _changing(self) -> bool:
+        """Whether a card's number of VFs is being changed, or soon will be."""
+        return any(health in (WITHDRAWN, CHANGING) for health in self._picture.facts.kept_back.values())
+
     def _released(self) -> None:
-        """A device that was left out has answered: it is looked at with all others."""
+        """A device that was left out has answered, or a node opens: it is looked at with all others."""
         self._due = True
         self._wake.set()
 
@@ -238,24 +280,24 @@ class Sweep:
             return 0.0
         self._empty_believed = not scan.readings
         found = identify(scan, self._found)
+        if (refusal := untold(self._picture.policy, found.devices.values())) is not None:
+            raise InitError(refusal)  # before anything is offered that was to be denied
         self._report(scan, found)
         self._host, self._found = scan.host, found
         self._host_at = self._scanned_at = self._clock()
         self._scan_seconds, self._hasty = self._clock() - begun, False
         self._present = self.library_unfit = None
         facts = after_scan(self._picture.facts, found, forget=forget, claimed=self.claimed())
-        verdicts = self._judge(facts, scan.host, skip)
+        verdicts = self._judge(facts, scan, skip)
         self._picture.submit(lambda _: after_verdicts(facts, verdicts))
+        self._silence.end()
         return None
 
-    def _judge(self, facts: Facts, host: Host, skip: Collection[int]) -> Mapping[str, Health]:
+    def _judge(self, facts: Facts, scan: Scan, skip: Collection[int]) -> Mapping[str, Health]:
         """Verdicts by a scan: of what it found, what it left out, and what is missing."""
         left_out = {id for id, device in facts.devices.items() if device.index in skip}
         answers = self._shared({id: facts.verdicts[id] for id in facts.devices.keys() - left_out})
-        answers |= {
-            id: NODE_MISSING if device.address in host.functions else LOST
-            for id, device in facts.lost.items()
-        }
+        answers |= {id: absent(device, scan) for id, device in facts.lost.items()}
         self.verdicts.keep(facts.devices.keys() | facts.lost.keys())
         standing = self.verdicts.miss(left_out)
         return standing | self.verdicts.hear(
@@ -267,8 +309,13 @@ class Sweep:
     async def _sweep(self) -> float:
         began = self._clock()
         answers = await self._driver.sweep(self.probation.skip)
-        self.durations = self.durations.with_one(self._clock() - began)
-        hint = (answers is not self._answers or not self.verdicts.settled) and self._weigh(answers)
+        self._silence.end()
+        self._sweep_seconds = self._clock() - began
+        self.durations = self.durations.with_one(self._sweep_seconds)
+        held = frozenset(self.claimed()).union(self._picture.facts.held)
+        new = answers is not self._answers or held != self._held or not self.verdicts.settled
+        self._held = held
+        hint = new and self._weigh(answers)
         if self._due:  # a scan is wanted already, and waits
             return self._interval
         if self._doubt and self._clock() - self._scanned_at >= DOUBT_SECONDS:
@@ -289,6 +336,7 @@ class Sweep:
         """A sweep that asks nothing of one card, and is no reason for anything else."""
         own = {device.index for device in self._found.devices.values() if device.card == card}
         answers = await self._driver.sweep(self.probation.skip | own)
+        self._silence.end()
         if answers is not self._answers or not self.verdicts.settled:
             self._weigh(answers)
         return self._interval
@@ -354,7 +402,12 @@ class Sweep:
         ]
         self._hear(
             self._shared(
-                {device.id: judge(answer.code, answer.state, device.arch) for device, answer in asked}
+                {
+                    device.id: judge(
+                        answer.code, answer.state, device.arch, held=may_be_held(device, self._held)
+                    )
+                    for device, answer in asked
+                }
             )
         )
         self._doubt = any(not answer.code and device.state is None for device, answer in asked)
@@ -390,7 +443,12 @@ class Sweep:
         return min((left for at in since if (left := at + self._grace - now) > 0), default=math.inf)
 
     def _condemn(self) -> None:
-        """What has been left out for longer than the grace is not called healthy any more."""
+        """What has been left out or silent for too long is not called healthy any more."""
+        longest_round = self._interval + max(self._sweep_seconds, self._scan_seconds or 0.0)
+        if self._silence.look(LOOK_SECONDS) >= max(self._grace, ROUNDS * longest_round):
+            skip, verdict = self.probation.skip, LIBRARY_GONE if self._whole else UNHEARD
+            silent = [id for id, device in self._found.devices.items() if device.index not in skip]
+            self._hear(dict.fromkeys(silent, verdict))
         overdue = self.probation.overdue(self._grace)
         if overdue:
             guilty = [id for id, device in self._found.devices.items() if device.index in overdue]
@@ -413,6 +471,7 @@ class Sweep:
             self._bad_since = max(begun, now - self._driver.call_timeout)
         if whole and self._fail_on_init_error and self._picture.current is None:
             raise InitError(text) from error
+        self._whole = whole
         first = self.trouble is None
         if text != self.trouble:
             logger.warning("%s", text)
@@ -426,7 +485,7 @@ class Sweep:
         return 0.0 if first else next(self._retries)
 
     def _recovered(self) -> None:
-        self._bad_since, self._answered_at = None, self._clock()
+        self._bad_since, self._answered_at, self._whole = None, self._clock(), False
         if self._due:
             return  # nothing has been scanned yet
         self.driver_gone = None
@@ -455,10 +514,27 @@ class Sweep:
                     "libxpuml %s is older than 4.0.11: install XRE 4.0.11 or newer on this node",
                     scan.library_version,
                 )
+        nodes = unlisted(scan, found)
+        self.openings.expect([node.number for node in nodes if not node.beyond])
+        if nodes != self.unlisted:
+            self._report_unlisted(nodes, scan)
         if found.problems != self.problems:
             self.problems = found.problems
             for problem in found.problems:
                 logger.warning("not offered: %s", problem)
+
+    def _report_unlisted(self, nodes: tuple[Unlisted, ...], scan: Scan) -> None:
+        said, self.unlisted = sentences(self.unlisted), nodes
+        if nodes and len(nodes) == len(scan.host.nodes) and all(node.denied for node in nodes):
+            logger.warning(
+                "none of %s device nodes may be opened (%s): the plugin's container has to be privileged",
+                len(nodes),
+                strerror(nodes[0].errno),
+            )
+            return
+        for sentence in sentences(nodes):
+            if sentence not in said:
+                logger.warning("device node without an index: %s", sentence)
 
 
 def _at(answers: list[StateAnswer | None], index: int) -> StateAnswer | None:

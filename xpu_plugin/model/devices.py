@@ -8,9 +8,10 @@ card is split, lost or not readable.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import field, replace
 from enum import StrEnum
 from os import makedev
+from typing import Any
 
 from xpu_plugin.record import record
 from xpu_plugin.xpuml import Failure, Reading, VxpuMode
@@ -43,7 +44,7 @@ class Node:
 
 @record
 class Function:
-    """What sysfs says about a PCI function; None where it says nothing."""
+    """What sysfs says about a PCI function; None where it says nothing. driver: that it is bound to"""
 
     vendor: int | None = None
     device: int | None = None
@@ -52,6 +53,7 @@ class Function:
     num_vfs: int | None = None
     total_vfs: int | None = None
     physfn: str | None = None
+    driver: str | None = None
 
 
 @record
@@ -73,6 +75,7 @@ class Scan:
     """What one worker saw.
 
     usable: the N that the library could open, ascending, so that index is the rank in it
+    refused: of other N, the errno that opening the node ended with
     driver_release: the driver's own version file, of which the library leaves out the third number
     """
 
@@ -83,6 +86,7 @@ class Scan:
     library_version: str
     driver_version: str
     driver_release: str | None = None
+    refused: Mapping[int, int] = field(default_factory=dict)
 
 
 @record
@@ -122,6 +126,7 @@ class Gauges:
     index, pci: the library's rank and PCI address, both of which say which device this is
     utilization_percent: of the cores; power: the driver's number, watts or milliwatts by release
     processes: how many compute there, 99 at most
+    impossible: names of fields that are None as what the library told cannot be: see `credible`
     """
 
     index: int
@@ -133,6 +138,39 @@ class Gauges:
     power: int | None = None
     clock_mhz: int | None = None
     processes: int | None = None
+    impossible: tuple[str, ...] = ()
+
+
+MOST_MEMORY = 1 << 40  # bytes that a device may have
+_TEMPERATURES = range(-40, 151)
+_MOST_PERCENT = 100
+_MOST_SIGNED = (1 << 31) - 1  # numbers of the library beyond it are negative ones of the driver
+
+
+def credible(gauges: Gauges) -> Gauges:
+    """The same without what cannot be.
+
+    libxpuml 4.0.12.1 passes on whatever a driver answers. Temperatures are the sensor's word for boards that
+    it does not know, and wrap below zero. The memory of the PF of a card that was split when the driver came
+    up is what was on the stack.
+    """
+    celsius = gauges.temperature_celsius
+    if celsius is not None and celsius > _MOST_SIGNED:
+        celsius -= 1 << 32
+    gauges = replace(gauges, temperature_celsius=celsius)
+    total, used = gauges.memory_total_bytes, gauges.memory_used_bytes
+    most = MOST_MEMORY if total is None else total
+    possible = {
+        "memory_total_bytes": most <= MOST_MEMORY,
+        "memory_used_bytes": used is None or used <= most <= MOST_MEMORY,
+        "utilization_percent": (gauges.utilization_percent or 0) <= _MOST_PERCENT,
+        "temperature_celsius": celsius is None or celsius in _TEMPERATURES,
+        "power": (gauges.power or 0) <= _MOST_SIGNED,
+        "clock_mhz": (gauges.clock_mhz or 0) <= _MOST_SIGNED,
+    }
+    impossible = tuple(name for name, may_be in possible.items() if not may_be)
+    left_out: dict[str, Any] = dict.fromkeys(impossible)  # Any: mypy takes it for every field
+    return replace(gauges, **left_out, impossible=impossible)
 
 
 class Kind(StrEnum):
@@ -247,7 +285,13 @@ def _sriov_base(model: int | None) -> int | None:
     return base if base in _SRIOV_FAMILIES else None
 
 
-def _family(reading: Reading, function: Function) -> str:
+def _memory(reading: Reading) -> int | None:
+    """Bytes of main memory; None where the library did not tell, or what cannot be."""
+    bytes = reading.memory_bytes
+    return bytes if bytes is not None and 0 < bytes <= MOST_MEMORY else None
+
+
+def _family(reading: Reading, function: Function, memory_bytes: int | None) -> str:
     """The board's name, made of whatever is known of it."""
     if (base := _sriov_base(reading.model)) is not None:
         return _SRIOV_FAMILIES[base]
@@ -262,8 +306,8 @@ def _family(reading: Reading, function: Function) -> str:
     if reading.model in _KL3_MODELS:
         return "KL3"
     known = [f"{function.device:04x}"] if function.device is not None else []
-    if reading.memory_bytes:
-        known.append(f"{-(-reading.memory_bytes // _GIB)}G")
+    if memory_bytes is not None:
+        known.append(f"{-(-memory_bytes // _GIB)}G")
     return "-".join([_UNKNOWN, *known])
 
 
@@ -279,6 +323,18 @@ def _profile(family: str, memory_bytes: int, vfs: int) -> str:
 def resource_name(device: Device, *, base: str, per_profile: bool) -> str:
     """The resource a device is offered as: `base`, or in base's domain one named by model and profile."""
     return f"{base.partition('/')[0]}/{device.model}" if per_profile else base
+
+
+_ID = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7](-.*)?", re.IGNORECASE)
+_MODEL = re.compile(
+    rf"({'|'.join(sorted({*_FAMILIES.values(), *_SUBSYSTEMS.values(), 'P800', 'KL3', _UNKNOWN}))})(-.*)?",
+    re.IGNORECASE,
+)
+
+
+def may_be_serial(name: str) -> bool:
+    """Whether a name is neither an id nor a model, and so a serial number as far as anybody can tell."""
+    return not (_ID.fullmatch(name) or _MODEL.fullmatch(name))
 
 
 def matches(device: Device, names: Iterable[str]) -> bool:
@@ -375,7 +431,8 @@ def parent_by_rule(address: str) -> str:
 def identify(scan: Scan, before: Found | None = None) -> Found:
     """Name every device of a scan. Two that would share an id are both left out, with the reason.
 
-    before: what an earlier scan found; a device that does not answer now is what it was then
+    before: what an earlier scan found; a device that does not answer now is what it was then, and one whose
+        memory cannot be what the library tells has the memory and the name that it had
     """
     problems: list[str] = []
     numbers, refused = _numbers(scan)
@@ -397,7 +454,12 @@ def identify(scan: Scan, before: Found | None = None) -> Found:
             continue
         located[address].append((reading, node))
 
-    cards = _Cards(scan.host.functions, {address: own[0][0] for address, own in located.items()}, devices)
+    cards = _Cards(
+        scan.host.functions,
+        {address: own[0][0] for address, own in located.items()},
+        devices,
+        before.devices if before else {},
+    )
     # A card that is silent since it was split: its VFs tell.
     devices = [device for device in devices if device.kind is Kind.PF or device.address not in cards.with_vfs]
     devices += [
@@ -469,10 +531,15 @@ class _Cards:
     """Which functions of a scan belong to which card."""
 
     def __init__(
-        self, functions: Mapping[str, Function], readings: Mapping[str, Reading], known: Iterable[Device]
+        self,
+        functions: Mapping[str, Function],
+        readings: Mapping[str, Reading],
+        known: Iterable[Device],
+        before: Mapping[str, Device],
     ) -> None:
         self._functions = functions
         self._readings = readings
+        self._before = before
         self._models = {device.address: device.model for device in known}
         self._split = {address for address in readings if self._is_pf(address)}
         self._split |= {device.address for device in known if device.kind is Kind.PF}
@@ -514,26 +581,52 @@ class _Cards:
         by_model = 0 if base is None or model is None else model - base
         return self._function(card).num_vfs or by_model or self._vfs[card]
 
+    def _board(self, address: str, reading: Reading) -> tuple[str, int]:
+        """A board's name and bytes of memory, by its own reading. While that does not tell its memory, both
+        are what they were; the name of a board that is known needs no memory."""
+        memory, last = _memory(reading), self._before.get(address)
+        if memory is not None and address in self._split and not self._holds_vfs(address, memory):
+            memory = None
+        model = _family(reading, self._function(address), memory)
+        if memory is None and last is not None:
+            return (last.model if model.startswith(_UNKNOWN) else model), last.memory_bytes
+        return model, memory or 0
+
+    def _holds_vfs(self, card: str, memory: int) -> bool:
+        """Whether so much can be the memory of a PF: what its VFs have, and at most twice that."""
+        known = (
+            _memory(reading)
+            for address, reading in self._readings.items()
+            if self._parents.get(address) == card
+        )
+        vfs = sum(own for own in known if own is not None)
+        return not vfs or vfs <= memory <= 2 * vfs or self._vfs[card] < (self._function(card).num_vfs or 0)
+
     def _family(self, card: str) -> str | None:
         if card in self._readings:
-            return _family(self._readings[card], self._function(card))
+            return self._board(card, self._readings[card])[0]
         return self._models.get(card)
 
     def device(self, address: str, reading: Reading, node: Node, *, shared: bool) -> Device:
         function = self._function(address)
         card, kind, split, id = address, Kind.WHOLE, "whole", address
-        model = _family(reading, function)
-        memory = reading.memory_bytes or 0
+        model, memory = self._board(address, reading)
         if (parent := self._parents.get(address)) is not None:
             vfs = self._vf_count(parent, reading.model)
             card, kind, split, id = parent, Kind.VF, f"of{vfs}", f"{address}-of{vfs}"
-            if model.startswith(_UNKNOWN):
-                model = self._family(parent) or model
-            model = _profile(model, memory, vfs)
+            last = self._before.get(id)
+            if _memory(reading) is None and last is not None:
+                model, memory = last.model, last.memory_bytes
+            else:
+                if model.startswith(_UNKNOWN):
+                    model = self._family(parent) or model
+                model = _profile(model, memory, vfs)
         elif address in self._split:
             kind, split = Kind.PF, f"of{self._vf_count(address, None)}"
         elif shared or reading.model == _K200:
             kind, split, id = Kind.HALF, "half", f"{address}-half{node.minor & 1}"
+            last = self._before.get(id)
+            memory = memory or (last.memory_bytes if last is not None else 0)
         return Device(
             id=id,
             card=card,

@@ -70,6 +70,14 @@ FAMILIES = (
         "xpu_device_processes", "gauge", _DEVICE, "", "Processes that compute there; 99 may also be more."
     ),
     Family(
+        "xpu_device_impossible_readings_total",
+        "counter",
+        (*_DEVICE, "reading"),
+        "",
+        "Readings that cannot be, which are left out: more than 100 %, more memory in use than there is, "
+        "a temperature outside -40 to 150.",
+    ),
+    Family(
         "xpu_plugin_readings_age_seconds",
         "gauge",
         (),
@@ -196,6 +204,13 @@ FAMILIES = (
         "",
         "1 when the library's file is another one than the worker has opened, as after an update of XRE. "
         "It is compared each --rescan-interval.",
+    ),
+    Family(
+        "xpu_plugin_unlisted_nodes",
+        "gauge",
+        ("path",),
+        "",
+        "1 for each /dev/xpuN that the library does not list: it cannot be opened, or comes after the 99th.",
     ),
     Family(
         "xpu_plugin_sweep_duration_seconds",

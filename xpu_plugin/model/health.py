@@ -56,7 +56,15 @@ LOST = Health("lost", "not found by the last scan, nor shown by sysfs")
 NODE_MISSING = Health("node-missing", "its PCI function is there, and no /dev/xpuN of it that can be opened")
 NOT_ANSWERING = Health("not-answering", "the library hung or crashed when it was asked about this device")
 LIBRARY_GONE = Health("not-answering", "the library cannot be opened any more")
+UNHEARD = Health(
+    "not-answering",
+    "no round has told its state for longer than --health-grace and than two rounds take: the library is "
+    "slow, or fails at other devices",
+)
 RECOVERING = Health("recovering", "it is back, and has to answer well for a while before it is offered")
+
+_ABSENT = (LOST.reason, NODE_MISSING.reason)
+_NOT_ITS_OWN = (LIBRARY_GONE, UNHEARD)  # the library's illness, and no change of the device
 
 # Not sick, but kept back while their card's number of VFs is in question.
 WISH_PENDING = Health("wish-pending", "whether its card's number of VFs is to be changed is not known yet")
@@ -67,6 +75,7 @@ CHANGING = Health("changing", "its card's number of VFs is being changed")
 FORGOTTEN_HOLDER = "forgotten-holder"
 HELD_OTHERWISE = "held-otherwise"
 
+_KL1_LOW_POWER = 202
 _KL1_RESETS = (103, 104)  # before and after
 _KL1_CARD = (100, 102, *_KL1_RESETS)  # states of the card; the others are those of one of its chips
 _KL2_STATES = {
@@ -100,13 +109,16 @@ def held_otherwise(holder: str, id: str, resource: str) -> Health:
     )
 
 
-def judge(code: int, state: int | None, arch: int | None = None) -> Health:
-    """What a state query's return code and raw state mean."""
+def judge(code: int, state: int | None, arch: int | None = None, *, held: bool = True) -> Health:
+    """What a state query's return code and raw state mean. held: whether a container may have the device
+
+    A KL1 chip that nobody uses goes to low power by itself, and wakes up when it is used.
+    """
     if code != ReturnCode.SUCCESS or state is None:
         known = code in ReturnCode.__members__.values()
         text = ReturnCode(code).name.lower().replace("_", " ") if known else "unknown code"
         return Health(CALL_FAILED, f"the state query failed: {text} ({code})")
-    if state == State.RUNNING:
+    if state == State.RUNNING or (arch == Arch.KL1 and state == _KL1_LOW_POWER and not held):
         return HEALTHY
     if arch == Arch.KL1:
         reason = IN_RESET if state in _KL1_RESETS else "state-error"
@@ -186,7 +198,8 @@ def begin(answer: Health, now: float, *, quarantine: str | None = None) -> Histo
 
 
 def heard(history: History, answer: Health, now: float, rules: Rules) -> History:
-    """Take in one more answer, or what stands for one: LOST, NODE_MISSING, NOT_ANSWERING, LIBRARY_GONE."""
+    """Take in one more answer, or what stands for one: LOST, NODE_MISSING, NOT_ANSWERING, LIBRARY_GONE,
+    UNHEARD."""
     good = answer.healthy
     if good and history.settled:
         return history  # as nearly always
@@ -194,7 +207,7 @@ def heard(history: History, answer: Health, now: float, rules: Rules) -> History
         history = replace(history, changed_at=now, good_since=now if good else None)
     history = replace(history, failures=history.failures + 1 if answer.reason == CALL_FAILED else 0)
     before, verdict = history, _verdict(history, answer, now, rules)
-    blameless = verdict == LIBRARY_GONE or (verdict == RECOVERING and history.blameless)
+    blameless = verdict in _NOT_ITS_OWN or (verdict == RECOVERING and history.blameless)
     history = replace(history, verdict=verdict, blameless=blameless)
     if verdict.healthy is before.verdict.healthy:
         return _freed(history, now, rules)
@@ -241,7 +254,7 @@ def _verdict(history: History, answer: Health, now: float, rules: Rules) -> Heal
         return last if excused else answer
     if last.healthy or now - history.good_since >= rules.recovery:
         return HEALTHY
-    return RECOVERING if last in (LOST, NODE_MISSING, LIBRARY_GONE) else last
+    return RECOVERING if last.reason in _ABSENT or last in _NOT_ITS_OWN else last
 
 
 def _freed(history: History, now: float, rules: Rules) -> History:

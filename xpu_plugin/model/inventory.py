@@ -5,7 +5,15 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field, replace
 
-from xpu_plugin.model.devices import Device, Found, Kind, matches, parent_by_rule, resource_name
+from xpu_plugin.model.devices import (
+    Device,
+    Found,
+    Kind,
+    matches,
+    may_be_serial,
+    parent_by_rule,
+    resource_name,
+)
 from xpu_plugin.model.health import LOST, Health, card_held, judge
 from xpu_plugin.record import record
 from xpu_plugin.xpuml import ReturnCode
@@ -37,6 +45,20 @@ class Policy:
             for name in (*self.allow, *self.deny)
             if not any(matches(device, (name,)) for device in devices)
         ]
+
+
+def untold(policy: Policy, devices: Collection[Device]) -> str | None:
+    """Why a policy cannot be followed, a sentence: it names serial numbers, and the library tells none. None
+    when it can be."""
+    if not devices or any(device.serial for device in devices):
+        return None
+    names = [name for name in policy.unmatched(devices) if may_be_serial(name)]
+    if not names:
+        return None
+    return (
+        f"--allow or --deny names {', '.join(names)}, and this libxpuml tells no serial numbers: "
+        "name devices by PCI address or model"
+    )
 
 
 FORMER_RESOURCE = "baidu.com/xpu"
@@ -109,6 +131,7 @@ def after_scan(
     for device in found.devices.values():
         splits.setdefault(device.card, set()).add(device.split)
     known = {} if forget else {**facts.lost, **facts.devices}
+    claims = facts.claimed if claimed is None else frozenset(claimed)
     return replace(
         facts,
         devices=found.devices,
@@ -117,16 +140,24 @@ def after_scan(
             for id, device in known.items()
             if id not in found.devices and device.split in splits.get(device.card, {device.split})
         },
-        verdicts={id: first_verdict(device) for id, device in found.devices.items()},
-        claimed=facts.claimed if claimed is None else frozenset(claimed),
+        verdicts={
+            id: first_verdict(device, held=may_be_held(device, claims | facts.held.keys()))
+            for id, device in found.devices.items()
+        },
+        claimed=claims,
         control=found.control,
     )
 
 
-def first_verdict(device: Device) -> Health:
-    """A device's health by the scan that found it."""
+def may_be_held(device: Device, ids: Collection[str]) -> bool:
+    """Whether a device is one of these ids, be it a former one."""
+    return device.id in ids or str(device.node.number) in ids
+
+
+def first_verdict(device: Device, *, held: bool) -> Health:
+    """A device's health by the scan that found it. held: whether a container may have it"""
     if device.state is not None:
-        return judge(ReturnCode.SUCCESS, device.state, device.arch)
+        return judge(ReturnCode.SUCCESS, device.state, device.arch, held=held)
     return judge(device.failure.code if device.failure else ReturnCode.UNKNOWN, None)
 
 

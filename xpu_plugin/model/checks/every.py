@@ -16,6 +16,7 @@ CHECKS = tuple(
         ("driver-match", "the library's release against the driver's", library.driver_match),
         ("worker-library", "the running worker's library against the file", library.worker_library),
         ("devices-answer", "every device answers, and runs", library.devices_answer),
+        ("listed-nodes", "every /dev/xpuN is a device of the library", library.listed_nodes),
         ("ranking", "which /dev/xpuN a device is, by the library and by sysfs", library.ranking),
         ("functions", "PFs and VFs, by sysfs and by the library", host.functions),
         ("vf-capability", "VFs that cards can have against those wished", library.vf_capability),

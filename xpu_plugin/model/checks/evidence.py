@@ -7,6 +7,7 @@ from dataclasses import field
 from xpu_plugin.model.devices import Function
 from xpu_plugin.model.holders import Holding
 from xpu_plugin.model.rows import Row
+from xpu_plugin.model.unlisted import Unlisted
 from xpu_plugin.record import record
 
 
@@ -57,7 +58,7 @@ class Library:
     """What it says, by the running plugin or by a worker of our own.
 
     trouble: why it says nothing; hung: a sentence for each device at which it hung or crashed
-    rows: the devices; problems: why something is none
+    rows: the devices; problems: why something is none; unlisted: device nodes that it does not list
     """
 
     trouble: str | None = None
@@ -67,6 +68,7 @@ class Library:
     driver_release: str | None = None
     rows: tuple[Row, ...] = ()
     problems: tuple[str, ...] = ()
+    unlisted: tuple[Unlisted, ...] = ()
     hung: tuple[str, ...] = ()
 
 

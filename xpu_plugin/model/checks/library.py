@@ -7,6 +7,7 @@ from xpu_plugin.model.checks.evidence import Evidence
 from xpu_plugin.model.checks.host import NO_XPU
 from xpu_plugin.model.checks.verdict import Finding, error, ok, skipped, warning
 from xpu_plugin.model.devices import Kind
+from xpu_plugin.model.unlisted import sentences
 from xpu_plugin.xpuml import OLDEST_LIBRARY, is_too_old
 
 
@@ -56,6 +57,23 @@ def devices_answer(evidence: Evidence) -> Finding:
             return error("the library lists no device, and there are XPUs", advice)
         return skipped(NO_XPU)
     return ok(f"all {len(seen.rows)} devices answer, and run")
+
+
+def listed_nodes(evidence: Evidence) -> Finding:
+    """Every /dev/xpuN has an index: the library drops without a word what it cannot open."""
+    seen = evidence.library
+    if seen.trouble is not None:
+        return skipped(_NO_ANSWER)
+    if not evidence.host.nodes:
+        return skipped(NO_XPU)
+    if not seen.unlisted:
+        return ok("the library lists every device node")
+    text = "; ".join(sentences(seen.unlisted))
+    if all(node.beyond for node in seen.unlisted):
+        return warning(text, "these devices cannot be offered: split fewer cards")
+    if any(node.denied for node in seen.unlisted):
+        return error(text, "run the plugin's container privileged; see that the nodes have mode 0666")
+    return error(text, "look at the kernel's log for these devices; a node is taken up when it opens")
 
 
 def ranking(evidence: Evidence) -> Finding:
