@@ -12,6 +12,7 @@ from xpu_plugin.model.vf import Card, Proof
 
 
 STEPS = 30_000
+MOST_WALKS = 30  # that break an invariant, until one breaks the one that is looked for
 
 
 def test_no_walk_breaks_an_invariant() -> None:
@@ -51,8 +52,14 @@ def test_the_search_finds_a_plugin_that_is_less_careful(flaw: str, monkeypatch: 
         return ledger, proofs
 
     monkeypatch.setattr(exploring, "examine", careless)
-    with pytest.raises(exploring.BrokenInvariantError, match="hold it"):
-        exploring.explore(20 * STEPS, seed=0)
+    # Some walks come upon a card that is granted twice before they come upon one that is split while held.
+    found: list[str] = []
+    while not any("hold it" in text for text in found):
+        assert len(found) < MOST_WALKS, found
+        seed = int(found[-1].split()[1].rstrip(":")) + 1 if found else 0
+        with pytest.raises(exploring.BrokenInvariantError) as broken:
+            exploring.explore(20 * STEPS, seed=seed)
+        found.append(str(broken.value).partition("\n")[0])
 
 
 def test_the_search_finds_a_plugin_that_does_not_know_what_the_last_one_asked_for(
