@@ -102,7 +102,7 @@ class Plugin:
     def streams(self) -> frozenset[str]:
         """The connections that the kubelet holds to the plugin's sockets, by inode."""
         connected, inodes = "03", set()
-        for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        for line in Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:]:
             _, _, _, _, _, state, inode, *path = line.split(maxsplit=7)
             # As it was bound, slashes and all.
             if state == connected and path and self._owns(Path(path[0])):

@@ -17,7 +17,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(150)]
 
 STATE = "xpumlDeviceGetState"
 ALL = Amount(CARDS, CARDS)
-QUICK = ("--call-timeout=1", "--health-grace=1", "--health-recovery=1", "--rescan-interval=1")
+# Longer than a hang lasts until it is found: else the round that it holds up takes the others along.
+QUICK = ("--call-timeout=1", "--health-grace=3", "--health-recovery=1", "--rescan-interval=1")
 STEADY_SECONDS = 3
 KILLS = 8
 
