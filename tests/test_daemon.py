@@ -191,7 +191,9 @@ async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
         yield kubelet
 
 
-async def shows(kubelet: Kubelet, ids: Sequence[str], resource: str = RESOURCE) -> None:
+async def shows(
+    kubelet: Kubelet, ids: Sequence[str], resource: str = RESOURCE, *, seconds: float = SECONDS
+) -> None:
     """Wait until exactly these devices are listed, by an open stream and all healthy."""
     await kubelet.until(
         lambda: (
@@ -199,7 +201,7 @@ async def shows(kubelet: Kubelet, ids: Sequence[str], resource: str = RESOURCE) 
             and {device.id: device.healthy for device in kubelet.devices(resource).values()}
             == dict.fromkeys(ids, True)
         ),
-        timeout=SECONDS,
+        timeout=seconds,
         what=f"{ids} on {resource}",
     )
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: the daemon itself, or a sub-command named by the first argument."""
 
+import errno
 import gc
 import importlib
 import io
@@ -42,10 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT  # as shells have it
     except OutputError as error:
-        print(f"{PROGRAM}: cannot write standard output: {error}", file=sys.stderr)  # noqa: T201
-        _drop_output()
-        return 1
-    except BrokenPipeError:  # the reader of our output has had enough
+        if error.errno != errno.EPIPE:  # else the reader of our output has had enough
+            print(f"{PROGRAM}: cannot write standard output: {error}", file=sys.stderr)  # noqa: T201
         _drop_output()
         return 1
 
@@ -64,17 +63,19 @@ def take_streams() -> None:
 
 
 class OutputError(Exception):
-    """Standard output cannot be written, for another reason than that its reader has gone."""
+    """Standard output cannot be written. No OSError: argparse passes over those."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error.strerror)
+        self.errno = error.errno
 
 
 class _Output(io.FileIO):
     def write(self, data: Any, /) -> int:  # `Any`: Python 3.11 has no name for buffers
         try:
             return super().write(data)
-        except BrokenPipeError:
-            raise
         except OSError as error:
-            raise OutputError(error.strerror) from None
+            raise OutputError(error) from None
 
 
 def _drop_output() -> None:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """gRPC at sockets of any path: served, registered with, listed from; the same trouble has the same words."""
 
-import asyncio
-import logging
 import os
 import shutil
 import socket
@@ -13,7 +11,7 @@ import grpc
 import pytest
 
 from tests.edges.test_kubelet import IDS, Plugin, listed
-from tests.standins import RESOURCE, Looks
+from tests.standins import RESOURCE
 from xpu_plugin.edges import channel
 from xpu_plugin.edges.channel import LONGEST_DETAILS, told
 from xpu_plugin.edges.podresources import UnknownHoldersError, list_pods
@@ -85,29 +83,6 @@ async def test_trouble_has_the_path_in_it_and_no_number_of_a_descriptor(place: P
     assert text.startswith(f"{dead}: UNAVAILABLE: ")
     assert f"unix:{dead}: connect failed" in text
     assert "/proc/" not in text
-
-
-async def test_a_dead_socket_is_warned_of_once_whatever_descriptors_are_taken(
-    place: Path, looks: Looks, caplog: pytest.LogCaptureFixture
-) -> None:
-    (place / "plugins").mkdir()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(place / "plugins/kubelet.sock"))
-    plugin = Plugin(place / "plugins")
-    caplog.set_level(logging.WARNING)
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(plugin.run())
-        for failures in (1, 2, 3, 4):
-            async with asyncio.timeout(20):
-                while plugin.endpoint.failures < failures:
-                    await looks.more(1)
-            stack.enter_context((place / "taken").open("a"))
-    assert len([record for record in caplog.records if "cannot register" in record.getMessage()]) == 1
-
-
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
-    return Looks(monkeypatch)
 
 
 def test_details_have_a_bound_and_the_same_words_for_any_descriptor() -> None:
