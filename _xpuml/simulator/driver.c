@@ -24,7 +24,7 @@ bool driver_settle(const struct machine *machine, const struct site *site, struc
            nodes_settle(machine, site->dev_root, error);
 }
 
-// The time of the lock file says it: nobody else has a use for it.
+// The time of the lock file says it: it has no other use.
 static bool lock_file(const struct site *site, char *path, size_t size) {
     return snprintf(path, size, "%s.lock", site->path) < (int)size;
 }

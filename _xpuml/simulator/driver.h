@@ -18,7 +18,7 @@ void site_complete(struct site *site, const struct machine *machine);
 // Nothing is changed when the directory of nodes holds a foreign one.
 bool driver_settle(const struct machine *machine, const struct site *site, struct error *error);
 
-// Notes that all nodes are opened, for whoever splits a card meanwhile; and when they were last.
+// Notes that all nodes are opened, for a split of a card meanwhile; and when they were last.
 void driver_note_opening(const struct site *site);
 uint64_t driver_opened_at(const struct site *site); // nanoseconds; 0: never
 

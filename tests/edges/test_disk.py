@@ -2,11 +2,14 @@
 """The thread for disks: there from the start, and nothing waits for it without a bound."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 
+from tests.standins import until
 from xpu_plugin.edges.disk import DiskThread
 
 
@@ -60,3 +63,27 @@ async def test_the_event_loop_goes_on_while_the_disk_does_not() -> None:
     assert not call.done()
     held.set()
     assert await call
+
+
+class Witness:
+    """Content that is seen to go."""
+
+
+async def test_an_error_keeps_nothing_of_the_call_that_raised_it() -> None:
+    """Without a garbage collection: what was read may have megabytes, each time."""
+    seen: list[weakref.ref[Witness]] = []
+
+    def fail() -> None:
+        content = Witness()
+        seen.append(weakref.ref(content))
+        raise ValueError("damaged")
+
+    thread = DiskThread("test")
+    gc.disable()
+    try:
+        for _ in range(3):
+            with pytest.raises(ValueError, match="damaged"):
+                await thread.call(fail)
+        await until(lambda: not any(one() for one in seen), "the end of what was read")
+    finally:
+        gc.enable()

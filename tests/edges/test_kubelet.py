@@ -30,7 +30,7 @@ from xpu_plugin.edges.service import DevicePluginService
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model import registration
 from xpu_plugin.model.inventory import Policy, after_scan
-from xpu_plugin.proto import deviceplugin_pb2
+from xpu_plugin.proto import deviceplugin_pb2, deviceplugin_pb2_grpc
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet, Registration
 from xpu_plugin.simulation.kubelet import Endpoint as KubeletsEnd
 
@@ -437,6 +437,58 @@ async def test_a_refused_registration_is_tried_again_and_told_once(
     assert RESOURCE in complaints[0]
 
 
+async def test_a_registration_without_an_answer_ends_though_grpc_keeps_no_deadline(
+    kubelet: Kubelet, plugin: Plugin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stub = deviceplugin_pb2_grpc.RegistrationStub
+    ended: list[BaseException] = []
+
+    class Silent:
+        def __init__(self, channel: object) -> None:
+            monkeypatch.setattr(deviceplugin_pb2_grpc, "RegistrationStub", stub)  # the next call is answered
+
+        async def Register(self, request: object, *, timeout: float) -> None:  # noqa: N802, ASYNC109
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError as error:
+                ended.append(error)
+                raise
+
+    monkeypatch.setattr(deviceplugin_pb2_grpc, "RegistrationStub", Silent)
+    monkeypatch.setattr(kubelet_module, "REGISTER_SECONDS", 0.1)
+    monkeypatch.setattr(kubelet_module, "MARGIN_SECONDS", 0.05)
+    async with plugin.run():
+        await until(lambda: ended, "the end of a call")
+        monkeypatch.setattr(kubelet_module, "REGISTER_SECONDS", SECONDS)
+        await listed(kubelet)
+    assert plugin.endpoint.failures == 1
+    assert f"cannot register resource={RESOURCE}: no answer within 0.15 s" in caplog.messages
+
+
+@pytest.mark.parametrize("mount", ["/var/lib/kubelet/device-plugins", None])
+async def test_a_kubelet_that_stays_away_is_told_with_the_remedy(
+    place: Path,
+    plugin: Plugin,
+    mount: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A new pod is needed where the host has deleted the directory since this one has started."""
+    monkeypatch.setattr(kubelet_module, "deleted", lambda path: mount if path == plugin.directory else "")
+    monkeypatch.setattr(registration, "ABSENT_SECONDS", 0.05)
+    (place / "plugins").mkdir()
+    async with plugin.run():
+        await until(lambda: "no kubelet answers" in caplog.text, "a complaint")
+        (said,) = [message for message in caplog.messages if "no kubelet answers" in message]
+        async with Kubelet(place / "plugins") as kubelet:
+            await listed(kubelet)
+    if mount:
+        assert f"{mount} was deleted on the host" in said
+        assert "delete the plugin's pod" in said
+    else:
+        assert "see that --device-plugin-dir is the kubelet's directory" in said
+
+
 async def test_a_socket_nobody_listens_on_is_tried_again(
     place: Path, plugin: Plugin, looks: Looks, kubelet: Kubelet
 ) -> None:
@@ -570,6 +622,30 @@ async def test_stopping_is_not_lost_in_the_stop_of_a_server(
     done, _ = await asyncio.wait({task}, timeout=SECONDS)
     plugin.lock.release()
     assert done == {task}
+    assert plugin.sockets() == []
+
+
+async def test_a_server_that_grpc_does_not_stop_is_left(
+    kubelet: Kubelet, plugin: Plugin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kubelet_module, "STOP_SECONDS", 0.05)
+    monkeypatch.setattr(kubelet_module, "MARGIN_SECONDS", 0.05)
+
+    async def hang(grace: float) -> None:
+        await asyncio.Event().wait()
+
+    async with plugin.run():
+        await listed(kubelet)
+        server = plugin.endpoint._server
+        assert server is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(server, "stop", hang)
+            await kubelet.restart()
+            await listed(kubelet)
+            grant = await kubelet.allocate(RESOURCE, 1)
+        assert grant.nodes
+        await server.stop(None)
+    assert f"gRPC does not stop the server of a socket; it is left resource={RESOURCE}" in caplog.messages
     assert plugin.sockets() == []
 
 

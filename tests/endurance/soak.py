@@ -5,8 +5,8 @@ Over the simulator, a kubelet and a stand-in for the API server, at random: faul
 cards that are pulled out, drivers unloaded, workers killed and stopped, plugins killed, stopped, ended and
 doubled, kubelets restarted, streams cut, sockets deleted and touched, other plugins that register the same
 resource and end, pods admitted, restarted and ended, the node's label changed, cards split by somebody else,
-also under a container, logs that find no reader, disks that do not answer. What the hardware is, is read from
-the simulated sysfs alone.
+also under a container, logs that find no reader, disks that do not answer, odd answers of the kubelet, odd
+checkpoints. What the hardware is, is read from the simulated sysfs alone.
 
 At every step: no hardware is held by two containers, each has the node of the very device that its kubelet
 asked for, and no card that is held has been changed by the plugin. Now and then the storm lies: then the
@@ -42,6 +42,7 @@ from tests.rival import Rival
 from tests.standins import RESOURCE, descriptors, has_ended, until
 from tests.test_daemon import SOCKETS, Daemon, shows
 from xpu_plugin.model.vf import LABEL
+from xpu_plugin.proto.podresources_v1_pb2 import ListPodResourcesResponse
 from xpu_plugin.simulation.kubelet import AdmissionError, Grant, Release, StartError
 from xpu_plugin.simulation.machine import cards
 from xpu_plugin.xpuml import REQUIRED_FUNCTIONS
@@ -56,6 +57,9 @@ HUP_SECONDS = 5.0  # between two signals to look again
 PAUSE_SECONDS = 0.15  # between steps, at most
 GROWTH = 24 * MIB  # of a plugin between its second rest and any later one
 OWN_GROWTH = 64  # descriptors of this process
+SERVING = 2  # processes at least of a plugin that has a worker
+HUGE_BYTES = 64 << 20  # of a checkpoint, without a block on the disk
+LOG_SECONDS = 1.0  # for a log that had no reader
 LOG_BYTES = 60_000  # of a plugin, that are shown when something is not as it must be
 PROGRAM = (
     "-c",
@@ -85,9 +89,41 @@ sys.exit""",
 STEPS = {
     "admit": 12, "end": 6, "restart_container": 2, "kubelet": 2, "cut": 2, "sockets": 1, "touch": 1,
     "rival": 1, "fault": 3, "mend": 4, "count": 1, "sick": 2, "pull": 1, "plug": 2, "driver": 1, "hup": 1,
-    "label": 1, "foreign": 2, "worker": 2, "stop": 1, "second": 1, "pipe": 2, "disk": 2,
+    "label": 1, "foreign": 2, "worker": 2, "stop": 1, "second": 1, "pipe": 2, "disk": 2, "odd": 2,
 }  # fmt: skip
 """What happens, and how often beside the others."""
+
+
+def with_id(resource: str, id: str) -> Callable[[ListPodResourcesResponse], bytes]:
+    """An answer in which one more container holds that id."""
+
+    def answer(true: ListPodResourcesResponse) -> bytes:
+        container = true.pod_resources.add(name="odd", namespace="default").containers.add(name="odd")
+        container.devices.add(resource_name=resource, device_ids=[id])
+        return true.SerializeToString()
+
+    return answer
+
+
+def huge(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(HUGE_BYTES)
+
+
+ODD_ANSWERS: tuple[Callable[[ListPodResourcesResponse], bytes], ...] = (
+    with_id(RESOURCE, "x" * 1000),
+    with_id(RESOURCE, "0000:3b:00.0\n"),
+    with_id("example.com/other", "x" * 1000),
+    with_id("example.com/other", "\0"),
+    lambda _: b"\xff\xff\xff",
+)
+ODD_CHECKPOINTS: tuple[Callable[[Path], object], ...] = (
+    os.mkfifo,
+    huge,
+    lambda path: path.write_bytes(b'\xff{"Data"'),
+    lambda path: path.write_bytes(b'{"Data": ' + b"9" * 5000 + b"}"),
+    lambda path: path.write_bytes(b""),
+)
 
 
 class LostError(Exception):
@@ -238,6 +274,21 @@ class Storm:
     async def step_kubelet(self) -> None:
         await self.kubelet.restart()
 
+    async def step_odd(self) -> None:
+        """What the kubelet says of holders cannot be understood, or can again."""
+        if self.kubelet.odd_answer or self.kubelet.odd_checkpoint:
+            self._even()
+            return
+        if self.chance.random() < 0.7:
+            self.kubelet.odd_answer = self.chance.choice(ODD_ANSWERS)
+        if self.chance.random() < 0.7:
+            self.kubelet.odd_checkpoint = self.chance.choice(ODD_CHECKPOINTS)
+        self.kubelet.write_checkpoint()
+
+    def _even(self) -> None:
+        self.kubelet.odd_answer = self.kubelet.odd_checkpoint = None
+        self.kubelet.write_checkpoint()
+
     async def step_cut(self) -> None:
         self.kubelet.cut(RESOURCE)
 
@@ -332,6 +383,7 @@ class Storm:
         """Hardware that somebody else has changed is not asked for before the plugin has seen it: until then
         a node may be another device's, with the same numbers. No plugin can tell in that moment."""
         await self.step_mend()
+        self._even()
         await self._until(self._unseen)
 
     def _unseen(self) -> str:
@@ -477,6 +529,7 @@ class Storm:
         assert self.daemon
         self._relay(self.daemon).reads.set()
         self.frozen.unlink(missing_ok=True)
+        self._even()
         await self.step_mend()
         await self.step_plug()
         for card in range(CARDS):
@@ -485,7 +538,7 @@ class Storm:
         self.check()
         for holder in self.holders:
             await self.kubelet.restart_container(holder.grant)
-        self._weigh()
+        await self._weigh()
         self.looks += 1
 
     async def _until(self, wrong: Callable[[], str]) -> None:
@@ -521,11 +574,11 @@ class Storm:
             return f"{level} is more than {self.young}"
         return ""
 
-    def _weigh(self) -> None:
+    async def _weigh(self) -> None:
         assert self.daemon
         self.rests += 1
         if self.rests == 2:  # all that is made once has been made
-            self.young = Level.of(self.daemon.pid)
+            self.young = await self._serving(self.daemon)
         if self.young and (most := peak(self.daemon.pid)) > self.young.memory + GROWTH:
             raise LostError(f"the plugin had {most} KiB at once, and when it was young {self.young}")
         own = len(descriptors())
@@ -535,6 +588,13 @@ class Storm:
         log = self.daemon.log
         if "Traceback" in log:
             raise LostError(log[log.index("Traceback") - 2000 :][:6000])
+
+    async def _serving(self, daemon: Daemon) -> Level:
+        """Its level while it has a worker, which it has not for a moment between two of them."""
+        async with asyncio.timeout(QUIET_SECONDS):
+            while (level := Level.of(daemon.pid)).processes < SERVING:  # noqa: ASYNC110 - nothing tells us
+                await asyncio.sleep(0.05)
+        return level
 
 
 async def storm(place: Path, options: argparse.Namespace) -> int:
@@ -552,6 +612,9 @@ async def storm(place: Path, options: argparse.Namespace) -> int:
                 await run.restarts(options.restarts)
             except (LostError, AssertionError, TimeoutError, StartError) as error:
                 failed = 1
+                for daemon in run.scene.daemons:
+                    run._relay(daemon).reads.set()
+                await asyncio.sleep(LOG_SECONDS)
                 print(f"FAILED after {', '.join(run.way)}\n{type(error).__name__}: {error}")
                 print(run.kubelet.describe())
                 for daemon in run.scene.daemons:

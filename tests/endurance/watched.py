@@ -6,7 +6,7 @@ import fcntl
 import os
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 from tests.levels import Level, settles
 from tests.standins import RESOURCE
 from tests.test_daemon import IDS, Daemon, Node, shows
-from xpu_plugin.simulation.kubelet import Kubelet, Release
+from xpu_plugin.proto.podresources_v1_pb2 import ListPodResourcesResponse
+from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet, Release
 
 
 # The real daemon, but for some pauses.
@@ -38,12 +39,29 @@ OPTIONS = ("--health-grace=0.2", "--health-flaps=1000", "--rescan-interval=0.2",
 
 
 class Watched(Kubelet):
-    """Remembers which devices were ever listed, and which of them as unhealthy."""
+    """Remembers which devices were ever listed, and which of them as unhealthy.
+
+    odd_answer: makes the answer of the pod resources API, instead of the true one
+    odd_checkpoint: makes the file, instead of the true one; it is removed before
+    """
 
     def __init__(self, directory: Path, **options: Any) -> None:
         super().__init__(directory, **options)
         self.sick: set[str] = set()
         self.known: set[str] = set()
+        self.odd_answer: Callable[[ListPodResourcesResponse], bytes] | None = None
+        self.odd_checkpoint: Callable[[Path], object] | None = None
+
+    def pod_resources_answer(self) -> bytes:
+        return self.odd_answer(self.pod_resources()) if self.odd_answer else super().pod_resources_answer()
+
+    def write_checkpoint(self) -> None:
+        if self.odd_checkpoint is None:
+            super().write_checkpoint()
+            return
+        path = self.directory / CHECKPOINT
+        path.unlink(missing_ok=True)
+        self.odd_checkpoint(path)
 
     def _take(self, resource: str, response: Any) -> None:
         super()._take(resource, response)

@@ -50,27 +50,33 @@ class DiskThread:
         still made."""
         self._start()
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
+        done: asyncio.Future[tuple[T | None, BaseException | None]] = loop.create_future()
 
-        def settle(result: T | None, error: BaseException | None) -> None:
-            if done.done():
-                return
-            if error is not None:
-                done.set_exception(error)
-            else:
-                done.set_result(result)  # type: ignore[arg-type]  # without an error it is a T
+        def settle(outcome: tuple[T | None, BaseException | None]) -> None:
+            if not done.done():
+                done.set_result(outcome)
 
         def work() -> None:
-            result, error = None, None
+            outcome: tuple[T | None, BaseException | None]
             try:
-                result = function(*args, **kwargs)
+                outcome = function(*args, **kwargs), None
             except BaseException as raised:  # noqa: BLE001 - it is raised where the result is awaited
-                error = raised
+                outcome = None, raised
             if not loop.is_closed():
-                loop.call_soon_threadsafe(settle, result, error)
+                loop.call_soon_threadsafe(settle, outcome)
+            del outcome  # as below
 
         self._calls.put(work)
-        return await done
+        result, error = await done
+        if error is not None:
+            # An error holds the frames that it has passed, with megabytes in them at times. No such frame may
+            # hold the error: both would stay until a garbage collection.
+            del done
+            try:
+                raise error
+            finally:
+                del error
+        return result  # type: ignore[return-value]  # without an error it is a T
 
     def _start(self) -> None:
         if self._thread is None:

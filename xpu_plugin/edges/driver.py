@@ -43,7 +43,7 @@ WEIGH_SECONDS = 0.1  # between looks at the memory of a worker that takes long t
 _LONGEST_NONSENSE = 200  # characters that are quoted
 CAUSES = ("rescan", "hung", "died", "nonsense", "failed", "cancelled", "grown")
 """Why a worker is replaced: a scan wants a fresh one; it missed a deadline, ended, or talked nonsense; the
-library failed as a whole; whoever asked has gone; it took too much memory."""
+library failed as a whole; the caller has gone; it took too much memory."""
 
 T = TypeVar("T")
 

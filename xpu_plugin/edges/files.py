@@ -32,8 +32,11 @@ def read(file: Path, *, most: int = MOST_BYTES) -> bytes:
         raise ValueError("not a regular file")
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError("not a regular file")
+        if status.st_size > most:
+            raise ValueError(f"more than {most} bytes")
         content = bytearray()
         while part := os.read(descriptor, _CHUNK):
             content += part

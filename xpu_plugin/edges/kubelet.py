@@ -23,6 +23,7 @@ import grpc
 
 from xpu_plugin.edges.channel import address, held, told
 from xpu_plugin.edges.engine import require_room
+from xpu_plugin.edges.mounts import deleted
 from xpu_plugin.edges.rivals import RivalWatch
 from xpu_plugin.edges.service import OPTIONS, DevicePluginService, server_of
 from xpu_plugin.model import registration
@@ -44,6 +45,7 @@ RANDOM_BYTES = 4  # of a socket's name, as twice as many hexadecimal digits
 REGISTER_SECONDS = 5.0  # deadline of the call
 LOCK_SECONDS = 1.0  # between attempts to become the only plugin
 STOP_SECONDS = 0.2  # for calls in progress when a server stops
+MARGIN_SECONDS = 1.0  # beyond either, as gRPC without a thread keeps no deadline of its own
 
 _CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # no connection state shared between attempts
@@ -179,6 +181,7 @@ class Endpoint:
         self._bound: Identity | None = None
         self._said: str | None = None
         self._noted: str | None = None
+        self._absent = False  # whether it was said that no kubelet answers
         self.path: Path | None = None  # of our socket, which has a new name each time it is bound
         self.resource = service.resource
         self.registrations = 0
@@ -207,13 +210,12 @@ class Endpoint:
                 logger.info("the kubelet ended its stream resource=%s", self.resource)
             if standing.instances != former.instances:
                 self.watch.forget()
-            if registration.absent(standing, look.now):
-                self._complain(
-                    f"no kubelet answers at {self._kubelet}: see that --device-plugin-dir is the kubelet's "
-                    "directory, and that the kubelet runs",
-                )
-            elif look.kubelet is None and not look.streaming:
+            absent = registration.absent(standing, look.now)
+            if absent and not self._absent:
+                self._complain_of_absence()
+            elif look.kubelet is None and not look.streaming and not absent:
                 self._mention(f"waiting for the kubelet's socket {self._kubelet}")
+            self._absent = absent
             action = registration.action(standing, look)
             if action is Action.BIND:
                 standing = await self._bind_for(standing)
@@ -235,6 +237,18 @@ class Endpoint:
             take_back=self.watch.take_back(now),
             chance=random.random(),  # noqa: S311 - nothing secret
         )
+
+    def _complain_of_absence(self) -> None:
+        if mount := deleted(self._directory):
+            self._complain(
+                f"no kubelet answers at {self._kubelet}: {mount} was deleted on the host since this pod has "
+                "started; delete the plugin's pod, a new one has the present directory"
+            )
+        else:
+            self._complain(
+                f"no kubelet answers at {self._kubelet}: see that --device-plugin-dir is the kubelet's "
+                "directory, and that the kubelet runs"
+            )
 
     async def _pause(self, seconds: float) -> None:
         """Wait; a stream that opens or ends is news at once."""
@@ -306,7 +320,10 @@ class Endpoint:
         async with grpc.aio.insecure_channel(address(kubelet), options=_CHANNEL_OPTIONS) as channel:
             try:
                 stub = api_grpc.RegistrationStub(channel)  # type: ignore[no-untyped-call]  # generated
-                await stub.Register(request, timeout=REGISTER_SECONDS)
+                async with asyncio.timeout(REGISTER_SECONDS + MARGIN_SECONDS):
+                    await stub.Register(request, timeout=REGISTER_SECONDS)
+            except TimeoutError:
+                return Outcome.REFUSED, f"no answer within {REGISTER_SECONDS + MARGIN_SECONDS:g} s"
             except grpc.aio.AioRpcError as error:
                 trouble = told(error, self._kubelet)
                 if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
@@ -377,9 +394,17 @@ class Endpoint:
             return
         self._service.close()
         server, self._server = self._server, None
-        await server.stop(STOP_SECONDS)
+        await self._end(server)
         if path is not None and bound is not None and Identity.of(path) == bound:
             path.unlink(missing_ok=True)
+
+    async def _end(self, server: grpc.aio.Server) -> None:
+        """Stop a server within a bounded time. It is left when it has not ended by then."""
+        try:
+            async with asyncio.timeout(STOP_SECONDS + MARGIN_SECONDS):
+                await server.stop(STOP_SECONDS)
+        except TimeoutError:
+            logger.warning("gRPC does not stop the server of a socket; it is left resource=%s", self.resource)
 
 
 async def _crash(server: grpc.aio.Server) -> Exception | None:

@@ -141,7 +141,7 @@ class NodeApi:
         """What these keys of the node are to be from now on, None for absent; returns at once.
 
         Each part is written by patches of its own. The last call for a part wins, and keys that it does not
-        name are left alone. Somebody else's change of them is mended, ever more slowly if it comes again.
+        name are left alone. A change of them by another client is mended, ever more slowly if it comes again.
         """
         self._writer.publish(part, values(labels=labels, annotations=annotations))
 

@@ -26,7 +26,7 @@ from xpu_plugin.model.vf import cards
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 10.0  # between looks at both sources, while something is held or nobody could tell
+LOOK_SECONDS = 10.0  # between looks at both sources, while something is held, or the holders are not known
 WATCH_SECONDS = 1.0  # between looks whether the checkpoint has changed ...
 NEW_SECONDS = 0.1  # ... and soon after another kubelet has come, which may have lost it ...
 NEW_FOR_SECONDS = 10.0  # ... for so long

@@ -117,7 +117,7 @@ class Pause:
 
 @record
 class Refusals:
-    """How often in a row the driver has refused a card that nobody used, always with the same answer.
+    """How often in a row the driver has refused a card without a holder, always with the same answer.
 
     host: what the host showed of card and driver then
     """

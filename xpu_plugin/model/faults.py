@@ -53,7 +53,7 @@ def notices(
 
     entries: what is offered; a device kept from new pods without being sick is of no concern
     driver_gone: why there is no driver, or no library, to ask
-    holders: device id -> containers; None where nobody can tell
+    holders: device id -> containers; None where they are not known
     """
     entries = list(entries)
     sick = {entry.device.id: _sickness(entry.health) for entry in entries if not entry.health.well}

@@ -112,7 +112,7 @@ def held_otherwise(holder: str, id: str, resource: str) -> Health:
 def judge(code: int, state: int | None, arch: int | None = None, *, held: bool = True) -> Health:
     """What a state query's return code and raw state mean. held: whether a container may have the device
 
-    A KL1 chip that nobody uses goes to low power by itself, and wakes up when it is used.
+    A KL1 chip without a user goes to low power by itself, and wakes up when it is used.
     """
     if code != ReturnCode.SUCCESS or state is None:
         known = code in ReturnCode.__members__.values()

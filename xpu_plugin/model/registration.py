@@ -162,7 +162,7 @@ def action(standing: Standing, look: Look) -> Action:
 
 
 def bound(standing: Standing) -> Standing:
-    """A socket with a new name is there; nobody has a stream, and nobody was told."""
+    """A socket with a new name is there. It has no stream, and no kubelet was told of it."""
     return replace(standing, told=False, opened_at=None, known=None, try_at=0.0)
 
 

@@ -46,9 +46,6 @@ from xpu_plugin.proto import (
     deviceplugin_pb2,
     deviceplugin_pb2_grpc,
     podresources_v1_pb2,
-    podresources_v1_pb2_grpc,
-    podresources_v1alpha1_pb2,
-    podresources_v1alpha1_pb2_grpc,
 )
 from xpu_plugin.record import record
 
@@ -527,6 +524,10 @@ class Kubelet:
         """A resource was registered again while `former` had it. Its stream stays open: nothing tells the
         plugin."""
 
+    def pod_resources_answer(self) -> bytes:
+        """What the pod resources API answers, as it goes over the wire."""
+        return self.pod_resources().SerializeToString()
+
     def choose(self, available: Collection[str], count: int) -> Iterable[str]:
         """Choose `count` ids where the plugin has no preference. A real kubelet's choice is arbitrary; this
         one's is repeatable."""
@@ -844,13 +845,10 @@ class Kubelet:
 
     async def _serve_pod_resources(self, path: Path) -> None:
         server = grpc.aio.server()
-        podresources_v1alpha1_pb2_grpc.add_PodResourcesListerServicer_to_server(  # type: ignore[no-untyped-call]
-            _PodResourcesV1alpha1(self.pod_resources), server
+        versions = ("v1", "v1alpha1") if self._pod_resources_v1 else ("v1alpha1",)
+        server.add_generic_rpc_handlers(
+            [_pod_resources_lister(version, self.pod_resources_answer) for version in versions]
         )
-        if self._pod_resources_v1:
-            podresources_v1_pb2_grpc.add_PodResourcesListerServicer_to_server(
-                _PodResourcesV1(self.pod_resources), server
-            )  # type: ignore[no-untyped-call]
         await self._serve(server, path)
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
@@ -897,28 +895,17 @@ class _Registry(deviceplugin_pb2_grpc.RegistrationServicer):
         return deviceplugin_pb2.Empty()
 
 
-class _PodResourcesV1(podresources_v1_pb2_grpc.PodResourcesListerServicer):
-    def __init__(self, answer: Callable[[], podresources_v1_pb2.ListPodResourcesResponse]) -> None:
-        self._answer = answer
+def _pod_resources_lister(
+    version: str, answer: Callable[[], bytes]
+) -> "grpc.GenericRpcHandler[bytes, bytes]":
+    """Serves the pod resources API, whose versions are one on the wire."""
 
-    async def List(  # noqa: N802  # the API's name
-        self, request: object, context: object
-    ) -> podresources_v1_pb2.ListPodResourcesResponse:
+    async def list_(request: bytes, context: object) -> bytes:
         del request, context
-        return self._answer()
+        return answer()
 
-
-class _PodResourcesV1alpha1(podresources_v1alpha1_pb2_grpc.PodResourcesListerServicer):
-    def __init__(self, answer: Callable[[], podresources_v1_pb2.ListPodResourcesResponse]) -> None:
-        self._answer = answer
-
-    async def List(  # noqa: N802  # the API's name
-        self, request: object, context: object
-    ) -> podresources_v1alpha1_pb2.ListPodResourcesResponse:
-        del request, context
-        # On the wire the two versions are one.
-        wire = self._answer().SerializeToString()
-        return podresources_v1alpha1_pb2.ListPodResourcesResponse.FromString(wire)
+    handlers = {"List": grpc.unary_unary_rpc_method_handler(list_)}
+    return grpc.method_handlers_generic_handler(f"{version}.PodResourcesLister", handlers)
 
 
 def _per_numa(devices: Iterable[Device]) -> dict[int, tuple[str, ...]]:
