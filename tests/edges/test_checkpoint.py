@@ -111,6 +111,17 @@ def test_what_is_not_understood_is_never_taken_for_nobody(garbage: bytes, tmp_pa
         read_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "garbage", [b"\xff" * 1_000_000, json.dumps(entry("x" * 1_000_000)).encode()], ids=["no text", "a text"]
+)
+def test_what_is_said_of_it_is_short(garbage: bytes, tmp_path: Path) -> None:
+    """Python's errors quote what they are about, which goes into logs, Events and answers."""
+    (tmp_path / CHECKPOINT).write_bytes(garbage)
+    with pytest.raises(UnknownHoldersError) as raised:
+        read_checkpoint(tmp_path)
+    assert len(str(raised.value)) < len(str(tmp_path)) + 400
+
+
 def test_a_file_that_cannot_be_read_is_never_taken_for_nobody(tmp_path: Path) -> None:
     (tmp_path / CHECKPOINT).mkdir()
     with pytest.raises(UnknownHoldersError, match=CHECKPOINT):

@@ -221,7 +221,7 @@ def read_checkpoint(device_plugin_dir: Path, *, domains: Collection[str] = DOMAI
     except (FileNotFoundError, NotADirectoryError):
         return Checkpoint()
     except (OSError, *files.DAMAGED) as error:
-        raise UnknownHoldersError(f"{file}: {error!r}") from None
+        raise UnknownHoldersError(f"{file}: {files.reason(error)}") from None
 
 
 def _holdings(entries: list[dict[str, Any]]) -> Iterator[Holding]:
