@@ -287,8 +287,11 @@ class Endpoint:
         with contextlib.ExitStack() as stack:
             try:
                 kubelet = stack.enter_context(held(self._kubelet))  # that very socket, whatever has its name
-            except OSError:
+                require_room()
+            except (FileNotFoundError, NotADirectoryError):
                 return self._told(standing, Outcome.AWAY, None, asked=None)
+            except OSError as error:
+                return self._told(standing, Outcome.UNABLE, error.strerror, asked=standing.kubelet)
             asked, path = Identity.of(kubelet), self.path
             if path is None or Identity.of(path) != self._bound:
                 return standing  # this kubelet has started just now, and has removed our socket before
@@ -325,7 +328,7 @@ class Endpoint:
     ) -> Standing:
         """The standing after an attempt, which is noted, counted and logged."""
         self.registrations += outcome is Outcome.ACCEPTED
-        self.failures += outcome in (Outcome.REFUSED, Outcome.CUT)
+        self.failures += outcome in (Outcome.REFUSED, Outcome.CUT, Outcome.UNABLE)
         if outcome is Outcome.ACCEPTED or trouble != self._noted:  # what is the same is noted once
             self._note(
                 "registration",
@@ -335,7 +338,7 @@ class Endpoint:
                 trouble=trouble,
             )
             self._noted = trouble
-        if outcome is Outcome.REFUSED:
+        if outcome in (Outcome.REFUSED, Outcome.UNABLE):
             self._complain(f"cannot register resource={self.resource}: {trouble}")
         elif outcome is Outcome.ACCEPTED:
             self._said = None
@@ -398,8 +401,12 @@ def socket_stem(resource: str, base: str) -> str:
 
 
 def listens(path: Path) -> bool:
-    """Whether a process listens at a socket. It does not wait, and it sends nothing."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
+    """Whether a process listens at a socket; in doubt it does. It does not wait, and it sends nothing."""
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError:
+        return True  # for lack of descriptors
+    with connection:
         try:
             connection.connect(os.fspath(path))
         except BlockingIOError:
