@@ -656,7 +656,11 @@ def test_an_identity_is_that_of_a_socket(place: Path) -> None:
 
 
 async def test_a_socket_that_cannot_be_bound_is_said_once_and_tried_again(
-    kubelet: Kubelet, plugin: Plugin, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    kubelet: Kubelet,
+    plugin: Plugin,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(secrets, "token_hex", lambda _: "0123abcd")
     obstacle = kubelet.directory / f"{PREFIX}-0123abcd.sock"
@@ -667,6 +671,7 @@ async def test_a_socket_that_cannot_be_bound_is_said_once_and_tried_again(
         await registered(kubelet, 1)
         await listed(kubelet)
     assert caplog.text.count("cannot bind") == 1
+    assert "add_port" not in capfd.readouterr().err, "gRPC says nothing of its own"
 
 
 @pytest.mark.parametrize("free", [0, 1])

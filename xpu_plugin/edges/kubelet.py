@@ -358,6 +358,7 @@ class Endpoint:
         require_room()
         remove_stale(self._directory)
         self.path = path = self._directory / f"{self._stem}-{secrets.token_hex(RANDOM_BYTES)}{SOCKET_SUFFIX}"
+        _require_bindable(path)
         server = server_of(self._service)
         server.add_insecure_port(address(path))
         self._server = server
@@ -383,6 +384,13 @@ class Endpoint:
         await server.stop(STOP_SECONDS)
         if path is not None and bound is not None and Identity.of(path) == bound:
             path.unlink(missing_ok=True)
+
+
+def _require_bindable(path: Path) -> None:
+    """Raise OSError where no socket can be bound. gRPC would write a line of its own at each attempt."""
+    with socket.socket(socket.AF_UNIX) as attempt:
+        attempt.bind(os.fspath(path))
+        path.unlink(missing_ok=True)
 
 
 async def _crash(server: grpc.aio.Server) -> Exception | None:
