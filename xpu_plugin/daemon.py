@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from xpu_plugin.config import HOST_ROOT, VF_POLICIES, Config
 from xpu_plugin.edges import memory
+from xpu_plugin.edges.disk import state_thread
 from xpu_plugin.edges.driver import Driver, Target
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.host import identity
@@ -104,12 +105,14 @@ async def serve(config: Config, worker: WorkerProcess | None = None) -> int:
     """Be the plugin until SIGTERM or SIGINT; returns the exit status. worker: one that was started already"""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    disk = state_thread()
 
     def end(*_: object) -> None:
         # The loop's own handlers end with the loop; a second signal in the last moments would count.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         loop.call_soon_threadsafe(stop.set)
+        disk.give_up()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xpu_plugin.edges.podresources import CHECKPOINT, UnknownHoldersError, read_checkpoint
+from xpu_plugin.edges.podresources import CHECKPOINT, MOST_IDS, UnknownHoldersError, read_checkpoint
 from xpu_plugin.model.holders import Checkpoint, Holding
 
 
@@ -111,6 +111,17 @@ def test_what_is_not_understood_is_never_taken_for_nobody(garbage: bytes, tmp_pa
         read_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "garbage", [b"\xff" * 1_000_000, json.dumps(entry("x" * 1_000_000)).encode()], ids=["no text", "a text"]
+)
+def test_what_is_said_of_it_is_short(garbage: bytes, tmp_path: Path) -> None:
+    """Python's errors quote what they are about, which goes into logs, Events and answers."""
+    (tmp_path / CHECKPOINT).write_bytes(garbage)
+    with pytest.raises(UnknownHoldersError) as raised:
+        read_checkpoint(tmp_path)
+    assert len(str(raised.value)) < len(str(tmp_path)) + 400
+
+
 def test_a_file_that_cannot_be_read_is_never_taken_for_nobody(tmp_path: Path) -> None:
     (tmp_path / CHECKPOINT).mkdir()
     with pytest.raises(UnknownHoldersError, match=CHECKPOINT):
@@ -130,6 +141,21 @@ def test_an_id_that_no_plugin_of_ours_gives_is_left_out_for_others_and_a_doubt_u
     assert len(caplog.records) == 1, "it is said once"
     with pytest.raises(UnknownHoldersError, match=XPU):
         read_checkpoint(write(tmp_path, entry([id])))
+
+
+@pytest.mark.parametrize("resource", ["example.com/gpu", XPU])
+def test_of_very_many_ids_only_those_are_looked_at_that_may_be_ours(resource: str, tmp_path: Path) -> None:
+    """The event loop looks at each of them. Another plugin may share its devices in many pieces."""
+    ours = ["0000:3b:00.0", "0000:3b:01.0-of2", "7", "0000:3b:00.0"]
+    document = entry([*ours, *(f"piece-{number}" for number in range(MOST_IDS)), "20240101"])
+    document["Data"]["PodDeviceEntries"][0]["ResourceName"] = resource
+    write(tmp_path, document)
+    if resource == XPU:
+        with pytest.raises(UnknownHoldersError, match=f"more than {MOST_IDS} device ids"):
+            read_checkpoint(tmp_path)
+    else:
+        (holding,) = read_checkpoint(tmp_path).holdings
+        assert holding.ids == ("0000:3b:00.0", "0000:3b:01.0-of2", "7")
 
 
 def huge(file: Path) -> None:

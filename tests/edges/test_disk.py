@@ -3,6 +3,7 @@
 
 import asyncio
 import gc
+import signal
 import threading
 import time
 import weakref
@@ -54,6 +55,31 @@ def test_a_call_that_is_waited_for_here_has_a_bound() -> None:
         disk.call_now(0.1, held.wait)
     assert time.monotonic() - began < 5
     held.set()
+
+
+def test_a_signal_handler_ends_such_a_wait_and_those_after_it() -> None:
+    disk, held, went_on = DiskThread("disk"), threading.Event(), threading.Event()
+
+    def stuck() -> None:
+        held.wait()
+        went_on.set()
+
+    def alarm(*_: object) -> None:
+        disk.give_up()
+
+    former = signal.signal(signal.SIGALRM, alarm)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    began = time.monotonic()
+    try:
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                disk.call_now(60, stuck)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+    assert time.monotonic() - began < 30
+    held.set()
+    assert went_on.wait(30), "the thread goes on"
 
 
 async def test_the_event_loop_goes_on_while_the_disk_does_not() -> None:

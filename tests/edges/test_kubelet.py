@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import re
+import resource
 import secrets
 import shutil
 import socket
@@ -207,6 +208,21 @@ async def test_sockets_left_by_killed_plugins_are_removed_and_no_others(
                 [plugin.socket.name, f"{PREFIX}-fedcba98.sock", f"{PREFIX}-file.sock"]
             )
             assert (directory / "other.sock").exists()
+
+
+def test_without_a_descriptor_no_socket_counts_as_stale(place: Path) -> None:
+    path = place / f"{PREFIX}-1.sock"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = os.dup(0)
+    os.close(spare)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
+    try:
+        assert kubelet_module.listens(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not kubelet_module.listens(path)
 
 
 async def test_a_full_backlog_is_no_stale_socket(place: Path) -> None:
@@ -716,7 +732,11 @@ def test_an_identity_is_that_of_a_socket(place: Path) -> None:
 
 
 async def test_a_socket_that_cannot_be_bound_is_said_once_and_tried_again(
-    kubelet: Kubelet, plugin: Plugin, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    kubelet: Kubelet,
+    plugin: Plugin,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(secrets, "token_hex", lambda _: "0123abcd")
     obstacle = kubelet.directory / f"{PREFIX}-0123abcd.sock"
@@ -727,3 +747,28 @@ async def test_a_socket_that_cannot_be_bound_is_said_once_and_tried_again(
         await registered(kubelet, 1)
         await listed(kubelet)
     assert caplog.text.count("cannot bind") == 1
+    assert "add_port" not in capfd.readouterr().err, "gRPC says nothing of its own"
+
+
+@pytest.mark.parametrize("free", [0, 1])
+async def test_a_lack_of_descriptors_at_a_registration_is_said_and_passes(
+    kubelet: Kubelet, plugin: Plugin, caplog: pytest.LogCaptureFixture, free: int
+) -> None:
+    """It is neither an unforeseen error nor a kubelet that is away."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def lack() -> None:
+        spare = [os.dup(0) for _ in range(free + 1)]
+        for descriptor in spare:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(spare), hard))
+
+    plugin.restarts.append(lack)
+    try:
+        async with plugin.run():
+            await until(lambda: "cannot register" in caplog.text, "a complaint")
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await listed(kubelet)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "Too many open files" in caplog.text

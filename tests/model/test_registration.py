@@ -92,7 +92,13 @@ def test_no_step_but_a_bind_or_a_wait_while_a_stream_is_open() -> None:
 
 @pytest.mark.parametrize(
     ("outcome", "told"),
-    [(Outcome.ACCEPTED, True), (Outcome.REFUSED, True), (Outcome.CUT, True), (Outcome.AWAY, False)],
+    [
+        (Outcome.ACCEPTED, True),
+        (Outcome.REFUSED, True),
+        (Outcome.CUT, True),
+        (Outcome.AWAY, False),
+        (Outcome.UNABLE, False),
+    ],
 )
 def test_a_name_that_a_kubelet_may_know_is_used_once(outcome: Outcome, told: bool) -> None:
     after = answered(BOUND, outcome, now=0.0, kubelet=A)
@@ -168,7 +174,7 @@ def test_a_kubelet_that_does_not_answer_for_a_minute_is_missed(outcome: Outcome)
         standing = answered(seen(standing, look(A, now)), outcome, now=now, kubelet=A)
     assert not registration.absent(standing, ABSENT_SECONDS)
     assert registration.absent(standing, ABSENT_SECONDS + 1.0)
-    for answer in (Outcome.ACCEPTED, Outcome.REFUSED):
+    for answer in (Outcome.ACCEPTED, Outcome.REFUSED, Outcome.UNABLE):
         assert not registration.absent(answered(standing, answer, now=70.0, kubelet=A), 1000.0)
     assert not registration.absent(seen(standing, look(A, 70.0, streaming=True)), 1000.0)
 

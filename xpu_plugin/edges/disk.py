@@ -7,9 +7,9 @@ import errno
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from functools import cache
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 
 P = ParamSpec("P")
@@ -28,22 +28,41 @@ class DiskThread:
         self._name = name
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._awaited: Future[Any] | None = None  # by `call_now`
+        self._given_up = False
         with contextlib.suppress(OSError):
             self._start()
 
     def call_now(self, seconds: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `call`, before the event loop serves: waits here. Raises TimeoutError after `seconds`."""
+        """As `call`, before the event loop serves: waits here. Raises TimeoutError after `seconds`, and once
+        `give_up` was called."""
         self._start()
         done: Future[T] = Future()
+        self._awaited = done
+        if self._given_up:
+            raise TimeoutError
 
         def work() -> None:
+            result, error = None, None
             try:
-                done.set_result(function(*args, **kwargs))
+                result = function(*args, **kwargs)
             except BaseException as raised:  # noqa: BLE001 - it is raised where the result is awaited
-                done.set_exception(raised)
+                error = raised
+            with contextlib.suppress(InvalidStateError):  # given up
+                if error is not None:
+                    done.set_exception(error)
+                else:
+                    done.set_result(result)  # type: ignore[arg-type]  # without an error it is a T
 
         self._calls.put(work)
         return done.result(seconds)
+
+    def give_up(self) -> None:
+        """The process is to end: `call_now` waits no longer. For a signal handler, which interrupts it."""
+        self._given_up = True
+        if self._awaited is not None:
+            with contextlib.suppress(InvalidStateError):
+                self._awaited.set_exception(TimeoutError())
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The function's result, or what it raises; OSError where there is no thread. Cancelled, the call is

@@ -17,6 +17,9 @@ MOST_BYTES = 4 << 20
 DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """What reading or decoding raises for content that is not as it should be."""
 
+LONGEST_REASON = 200
+"""Characters of a sentence about content from outside, which Python may quote whole."""
+
 _CHUNK = 1 << 20  # bytes that are read at a time
 
 T = TypeVar("T")
@@ -45,6 +48,12 @@ def read(file: Path, *, most: int = MOST_BYTES) -> bytes:
         return bytes(content)
     finally:
         os.close(descriptor)
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be used, in one bounded line: type and text of the error."""
+    text = str(error)
+    return f"{type(error).__name__}: {text[:LONGEST_REASON]}{'...' if len(text) > LONGEST_REASON else ''}"
 
 
 class StateFile:

@@ -301,8 +301,11 @@ class Endpoint:
         with contextlib.ExitStack() as stack:
             try:
                 kubelet = stack.enter_context(held(self._kubelet))  # that very socket, whatever has its name
-            except OSError:
+                require_room()
+            except (FileNotFoundError, NotADirectoryError):
                 return self._told(standing, Outcome.AWAY, None, asked=None)
+            except OSError as error:
+                return self._told(standing, Outcome.UNABLE, error.strerror, asked=standing.kubelet)
             asked, path = Identity.of(kubelet), self.path
             if path is None or Identity.of(path) != self._bound:
                 return standing  # this kubelet has started just now, and has removed our socket before
@@ -342,7 +345,7 @@ class Endpoint:
     ) -> Standing:
         """The standing after an attempt, which is noted, counted and logged."""
         self.registrations += outcome is Outcome.ACCEPTED
-        self.failures += outcome in (Outcome.REFUSED, Outcome.CUT)
+        self.failures += outcome in (Outcome.REFUSED, Outcome.CUT, Outcome.UNABLE)
         if outcome is Outcome.ACCEPTED or trouble != self._noted:  # what is the same is noted once
             self._note(
                 "registration",
@@ -352,7 +355,7 @@ class Endpoint:
                 trouble=trouble,
             )
             self._noted = trouble
-        if outcome is Outcome.REFUSED:
+        if outcome in (Outcome.REFUSED, Outcome.UNABLE):
             self._complain(f"cannot register resource={self.resource}: {trouble}")
         elif outcome is Outcome.ACCEPTED:
             self._said = None
@@ -372,6 +375,7 @@ class Endpoint:
         require_room()
         remove_stale(self._directory)
         self.path = path = self._directory / f"{self._stem}-{secrets.token_hex(RANDOM_BYTES)}{SOCKET_SUFFIX}"
+        _require_bindable(path)
         server = server_of(self._service)
         server.add_insecure_port(address(path))
         self._server = server
@@ -407,6 +411,13 @@ class Endpoint:
             logger.warning("gRPC does not stop the server of a socket; it is left resource=%s", self.resource)
 
 
+def _require_bindable(path: Path) -> None:
+    """Raise OSError where no socket can be bound. gRPC would write a line of its own at each attempt."""
+    with socket.socket(socket.AF_UNIX) as attempt:
+        attempt.bind(os.fspath(path))
+        path.unlink(missing_ok=True)
+
+
 async def _crash(server: grpc.aio.Server) -> Exception | None:
     """Why a server takes no more calls although nobody stopped it. A call of a method whose name is no text
     has that effect (grpcio 1.85), and whoever has a stream open, or waits for an answer, is not told."""
@@ -423,8 +434,12 @@ def socket_stem(resource: str, base: str) -> str:
 
 
 def listens(path: Path) -> bool:
-    """Whether a process listens at a socket. It does not wait, and it sends nothing."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
+    """Whether a process listens at a socket; in doubt it does. It does not wait, and it sends nothing."""
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError:
+        return True  # for lack of descriptors
+    with connection:
         try:
             connection.connect(os.fspath(path))
         except BlockingIOError:

@@ -25,6 +25,7 @@ from xpu_plugin.edges.channel import address, held, told
 from xpu_plugin.edges.disk import DiskThread
 from xpu_plugin.edges.engine import require_room
 from xpu_plugin.model.holders import Checkpoint, Holding, Listing
+from xpu_plugin.model.inventory import may_be_ours
 from xpu_plugin.proto import podresources_v1_pb2 as v1
 from xpu_plugin.proto import podresources_v1alpha1_pb2 as v1alpha1
 from xpu_plugin.record import record
@@ -36,6 +37,7 @@ LIST_SECONDS = 2.0
 CHECKPOINT = "kubelet_internal_checkpoint"
 LONGEST_ANSWER = 16 << 20  # bytes; a node's 250 pods with a hundred devices each have about two mebibytes
 LONGEST_ID = 256  # characters of a device id; newer kubelets take 63
+MOST_IDS = 8192  # in one answer; a node of 64 cards with 64 functions each has half of that
 DOMAINS = frozenset({"baidu.com"})
 _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
@@ -167,20 +169,37 @@ def _listing(answer: bytes, messages: Any, domains: Collection[str]) -> Listing:
 def checked(holdings: Iterable[Holding], domains: Collection[str]) -> tuple[Holding, ...]:
     """The holdings without ids that are too long or not printable, which other plugins may give.
 
-    domains: of resource names that are ours. Raises ValueError for such an id under one of those names: what
-    holds our devices cannot be told then.
+    Where there are more than MOST_IDS, other plugins' ids that are of another form than ours are left out, as
+    the event loop looks at each id.
+
+    domains: of resource names that are ours. Raises ValueError for such an id under one of those names, and
+    for too many ids: what holds our devices cannot be told then.
     """
-    good = []
+    good: list[Holding] = []
+    number, crowded = 0, False
     for holding in holdings:
         bad = {id for id in holding.ids if len(id) > LONGEST_ID or not id.isprintable()}
         if bad and holding.resource.partition("/")[0] in domains:
             raise ValueError(f"{holding.resource} has a device id that is too long or not printable")
         if bad:
             _ignore(holding.resource)
-        good.append(
-            replace(holding, ids=tuple(id for id in holding.ids if id not in bad)) if bad else holding
-        )
+        ids = tuple(id for id in dict.fromkeys(holding.ids) if id not in bad)
+        own = holding if ids == holding.ids else replace(holding, ids=ids)
+        good.append(_of_interest(own, domains) if crowded else own)
+        number += len(good[-1].ids)
+        if number > MOST_IDS and not crowded:
+            crowded, good = True, [_of_interest(one, domains) for one in good]
+            number = sum(len(one.ids) for one in good)
+        if number > MOST_IDS:
+            raise ValueError(f"more than {MOST_IDS} device ids that may be ours")
     return tuple(good)
+
+
+def _of_interest(holding: Holding, domains: Collection[str]) -> Holding:
+    """The holding, if it is another plugin's without the ids that cannot be ours."""
+    if holding.resource.partition("/")[0] in domains:
+        return holding
+    return replace(holding, ids=tuple(filter(may_be_ours, holding.ids)))
 
 
 @cache
@@ -221,7 +240,7 @@ def read_checkpoint(device_plugin_dir: Path, *, domains: Collection[str] = DOMAI
     except (FileNotFoundError, NotADirectoryError):
         return Checkpoint()
     except (OSError, *files.DAMAGED) as error:
-        raise UnknownHoldersError(f"{file}: {error!r}") from None
+        raise UnknownHoldersError(f"{file}: {files.reason(error)}") from None
 
 
 def _holdings(entries: list[dict[str, Any]]) -> Iterator[Holding]:

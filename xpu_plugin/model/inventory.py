@@ -65,12 +65,21 @@ FORMER_RESOURCE = "baidu.com/xpu"
 """The name that the former plugin offered everything under, whatever ours is."""
 
 
+LONGEST_NUMBER = 4  # digits of the number of a node /dev/xpuN
 _OLD_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 def is_old(id: str) -> bool:
     """Whether an id is one that the former plugin gave: N of /dev/xpuN, in decimal."""
     return _OLD_ID.fullmatch(id) is not None
+
+
+def may_be_ours(id: str) -> bool:
+    """Whether an id has the form of ours, or of the former plugin's with the number of a node that there may
+    be."""
+    if len(id) <= LONGEST_NUMBER and is_old(id):
+        return True
+    return _ADDRESS.fullmatch(id.partition("-")[0]) is not None
 
 
 def our_resources(devices: Iterable[Device], policy: Policy) -> frozenset[str]:

@@ -49,12 +49,14 @@ class Outcome(StrEnum):
     """How a step ended. AWAY: the kubelet is not there, or is just leaving; it was told nothing.
 
     CUT: the connection ended before an answer came, so that the kubelet may have been told
+    UNABLE: we cannot ask, as for lack of descriptors; the kubelet, which is there, was told nothing
     """
 
     ACCEPTED = "accepted"
     REFUSED = "refused"
     CUT = "cut"
     AWAY = "away"
+    UNABLE = "unable"
 
 
 @record
@@ -173,7 +175,7 @@ def answered(
 
     `told` is kept when the kubelet was told nothing: the same name may be told next time.
     """
-    told = standing.told or outcome is not Outcome.AWAY
+    told = standing.told or outcome not in (Outcome.AWAY, Outcome.UNABLE)
     if outcome is Outcome.ACCEPTED:
         return replace(
             standing,
@@ -185,7 +187,7 @@ def answered(
             idle_since=now,
             try_at=now + DIAL_BACK_SECONDS,
         )
-    present = outcome is Outcome.REFUSED
+    present = outcome in (Outcome.REFUSED, Outcome.UNABLE)
     since = now if standing.absent_since is None else standing.absent_since
     return replace(
         standing,
