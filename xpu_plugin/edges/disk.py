@@ -55,7 +55,10 @@ class DiskThread:
                     done.set_result(result)  # type: ignore[arg-type]  # without an error it is a T
 
         self._calls.put(work)
-        return done.result(seconds)
+        try:
+            return done.result(seconds)
+        finally:
+            self._awaited = None
 
     def give_up(self) -> None:
         """The process is to end: `call_now` waits no longer. For a signal handler, which interrupts it."""
