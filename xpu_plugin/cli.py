@@ -47,6 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{PROGRAM}: cannot write standard output: {error}", file=sys.stderr)  # noqa: T201
         _drop_output()
         return 1
+    except BrokenPipeError:  # seen while a command waits to print again
+        _drop_output()
+        return 1
 
 
 def take_streams() -> None:

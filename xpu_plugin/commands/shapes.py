@@ -7,7 +7,7 @@ shape is left alone: releases add to it.
 
 from collections.abc import Mapping
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from xpu_plugin.log import printable
 from xpu_plugin.model import vf
@@ -31,7 +31,14 @@ class Each:
 
 
 def _fields(kind: type) -> dict[str, Shape]:
-    return {name: get_args(own) or (own,) for name, own in get_type_hints(kind).items()}
+    return {name: _field(own) for name, own in get_type_hints(kind).items()}
+
+
+def _field(hint: Any) -> Shape:
+    """Of a type as it is written; JSON has lists for tuples."""
+    if get_origin(hint) is tuple:
+        return [_field(get_args(hint)[0])]
+    return get_args(hint) or (hint,)
 
 
 _TEXT, _TEXT_OR_NONE, _NUMBER = (str,), (str, NoneType), (int,)

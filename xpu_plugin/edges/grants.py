@@ -14,7 +14,7 @@ from typing import Any
 
 from xpu_plugin.edges import replacing
 from xpu_plugin.edges.disk import state_thread
-from xpu_plugin.edges.files import DAMAGED, StateFile
+from xpu_plugin.edges.files import DAMAGED, StateFile, reason
 from xpu_plugin.edges.replacing import Replace
 from xpu_plugin.record import record
 
@@ -241,7 +241,7 @@ class GrantRecord:
                 "the record of grants %s is damaged and counts as empty: %s; it is kept aside when a new one "
                 "is written",
                 self._file.path,
-                error,
+                reason(error),
             )
             return _EMPTY
 

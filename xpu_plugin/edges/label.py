@@ -7,7 +7,7 @@ from typing import Any
 
 from xpu_plugin.edges import replacing
 from xpu_plugin.edges.disk import state_thread
-from xpu_plugin.edges.files import DAMAGED, StateFile
+from xpu_plugin.edges.files import DAMAGED, StateFile, reason
 from xpu_plugin.edges.replacing import Replace
 from xpu_plugin.model.node_label import Kept
 from xpu_plugin.model.vf import parse
@@ -43,13 +43,13 @@ class LabelRecord:
                 )
             raise
         except DAMAGED as error:
-            if str(error) != self._trouble:
-                self._trouble = str(error)
+            if (why := reason(error)) != self._trouble:
+                self._trouble = why
                 logger.warning(
                     "the record of the node's label %s is damaged and counts as empty: %s; it is kept aside "
                     "when a new one is written",
                     self._file.path,
-                    error,
+                    why,
                 )
             return None
         self._trouble = None

@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from xpu_plugin.edges import replacing
+from xpu_plugin.edges import files, replacing
 from xpu_plugin.edges.disk import state_thread
 from xpu_plugin.edges.files import DAMAGED, StateFile
 from xpu_plugin.edges.replacing import Replace
@@ -85,8 +85,8 @@ class VfRecord:
             raise TypeError(f"a card {card!r} and a number {number!r}")
         return Request(card, number)
 
-    def _complain(self, text: str, error: BaseException) -> None:
-        why = reason(error) if isinstance(error, OSError) else str(error)
+    def _complain(self, text: str, error: Exception) -> None:
+        why = reason(error) if isinstance(error, OSError) else files.reason(error)
         if why != self._complaint:
             self._complaint = why
             logger.warning(text, self.path, why)
