@@ -18,6 +18,7 @@ from tests.edges.test_kubelet import IDS, NAME, Plugin
 from tests.rival import Rival
 from tests.standins import RESOURCE, SECONDS, Looks, until
 from xpu_plugin.edges import rivals as rivals_edge
+from xpu_plugin.edges.podresources import UnknownHoldersError
 from xpu_plugin.edges.rivals import REASON, RivalWatch
 from xpu_plugin.model import registration, rivals
 from xpu_plugin.model.health import HEALTHY, Health
@@ -156,6 +157,33 @@ async def test_a_rival_that_stays_is_noticed_and_gives_way(
     [(kind, reason, text)] = events
     assert (kind, reason) == ("Warning", REASON)
     assert RESOURCE in text
+
+
+async def test_a_rival_that_came_and_went_unseen_takes_the_name_for_minutes_only(
+    node: Node, plugin: Plugin, rival: Rival, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of ours that goes out meanwhile hides it: the checkpoint shows our ids, and the kubelet asks a
+    plugin that has ended. The kubelet drops the resource then, and that is seen."""
+
+    async def fail() -> Checkpoint:
+        raise UnknownHoldersError("damaged")
+
+    async with plugin.run():
+        await ours(node)
+        with monkeypatch.context() as damaged:
+            damaged.setattr(plugin.watch, "_read", fail)
+            await rival.start()
+            await taken(node)
+            await rival.stop()
+            judge(plugin, SICK)
+            await offered(node, 1)
+            judge(plugin, HEALTHY)
+            await offered(node, 2)
+            node.shown.clear()  # a checkpoint that cannot be read shows no rival
+        node.expire()
+        await ours(node)
+        await until(lambda: not plugin.watch.away, "no rival any more")
+        await node.allocate(RESOURCE, 2)
 
 
 async def test_a_rival_that_came_and_went_leaves_no_node_without_devices(

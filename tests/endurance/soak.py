@@ -547,7 +547,7 @@ class Storm:
         deadline, again = time.monotonic() + QUIET_SECONDS, 0.0
         while why := wrong():
             now = time.monotonic()
-            self.kubelet.write_checkpoint()  # as some minutes after the end of a plugin
+            self.kubelet.expire()
             if now > deadline:
                 raise LostError(f"{why}\n{self.kubelet.describe()}\n{self.daemon.log[-4000:]}")
             if now > again:

@@ -479,6 +479,17 @@ class Kubelet:
         if endpoint and endpoint.task:
             endpoint.task.cancel()
 
+    def expire(self) -> None:
+        """Do what a kubelet does 5 min after the end of a stream: a resource without its last plugin leaves
+        the node and the checkpoint, though a displaced plugin still has a stream."""
+        for resource in list(self._devices):
+            endpoint = self._endpoints.get(resource)
+            if endpoint is None or endpoint.stopped:
+                self._endpoints.pop(resource, None)
+                del self._devices[resource]
+        self.write_checkpoint()
+        self._changed()
+
     # --- manners: what a subclass may do badly ---
 
     def refusal(self, request: deviceplugin_pb2.RegisterRequest) -> str | None:
