@@ -374,7 +374,11 @@ async def test_hundreds_of_kubelet_restarts_are_one_registration_each(scene: Sce
         # A pod has just ended, as soon as it was admitted. To the plugin it might be one that a kubelet
         # without its checkpoint has forgotten, until no process is seen to use the devices.
         await kubelet.restart()
-        await daemon.says("reason=forgotten-holder")
+        await kubelet.until(
+            lambda: not any(device.healthy for device in kubelet.devices(RESOURCE).values()),
+            timeout=SECONDS,
+            what="devices that are withheld",
+        )
         await shows(kubelet, IDS, seconds=SECONDS + 2 * LOOK_SECONDS)
         kubelet.sick.clear()
         log = len(daemon.log)

@@ -35,7 +35,8 @@ sys.exit(cli.main(sys.argv[1:]))
 """,
 )
 F_SETPIPE_SZ, PIPE_BYTES = 1031, 4096
-OPTIONS = ("--health-grace=0.2", "--health-flaps=1000", "--rescan-interval=0.2", "--call-timeout=0.4")
+# The grace is longer than a hang lasts until it is found: else the round that it holds up takes all along.
+OPTIONS = ("--health-grace=1.5", "--health-flaps=1000", "--rescan-interval=0.2", "--call-timeout=0.4")
 
 
 class Watched(Kubelet):
