@@ -170,11 +170,16 @@ async def test_a_rival_that_came_and_went_unseen_takes_the_name_for_minutes_only
 
     async with plugin.run():
         await ours(node)
+        await until(lambda: plugin.watch._named, "a look at the checkpoint")
         with monkeypatch.context() as damaged:
             damaged.setattr(plugin.watch, "_read", fail)
             await rival.start()
             await taken(node)
             await rival.stop()
+            await node.until(
+                lambda: not node.serves(OLD_IDS) or NAME.fullmatch(node.plugin_of(RESOURCE) or ""),
+                timeout=SECONDS,
+            )
             judge(plugin, SICK)
             await offered(node, 1)
             judge(plugin, HEALTHY)
