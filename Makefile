@@ -25,10 +25,10 @@ NATIVE := pyproject.toml CMakeLists.txt $(wildcard cmake/*.cmake proto/*.proto _
 # Both are inherited by every process that a test starts.
 MEASURE = COVERAGE_FILE=$(CURDIR)/build/coverage/data COVERAGE_CORE=ctrace build/trace/bin/python -m coverage
 # A finding ends its process with 99 and is written to a file, so that no test can take it for a crash it
-# expects. Faults stay with the kernel: tests want to see SIGSEGV and SIGFPE. Compilers run without all that.
+# expects. Faults stay with the kernel: tests want to see SIGSEGV, SIGBUS and SIGFPE. Compilers run without all that.
 FINDING = $(CURDIR)/build/sanitize/finding
 SANITIZED = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0:handle_segv=0:handle_sigfpe=0:exitcode=99:log_path=$(FINDING) \
+	ASAN_OPTIONS=detect_leaks=0:handle_segv=0:handle_sigbus=0:handle_sigfpe=0:exitcode=99:log_path=$(FINDING) \
 	UBSAN_OPTIONS=print_stacktrace=1:exitcode=99:log_path=$(FINDING) PYTHONMALLOC=malloc \
 	CC="env -u LD_PRELOAD $(CC)" CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all"
 

@@ -16,12 +16,12 @@ from xpu_plugin.edges import kubelet_view
 from xpu_plugin.edges.driver import Driver, Target
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.kubelet_view import KubeletView
-from xpu_plugin.edges.podresources import checkpoint_of
+from xpu_plugin.edges.podresources import UnknownHoldersError, checkpoint_of
 from xpu_plugin.loops import holders as holders_module
 from xpu_plugin.loops.holders import SETTLE_SECONDS, Holders
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.model.holders import Checkpoint, Terms
+from xpu_plugin.model.holders import Checkpoint, Listing, Terms
 from xpu_plugin.model.inventory import Policy, after_scan
 from xpu_plugin.proto import podresources_v1_pb2
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet
@@ -472,3 +472,25 @@ async def test_the_loop_reads_a_checkpoint_that_has_changed_and_asks_nothing_els
     assert kubelet.questions == questions
     loop.cancel()
     await asyncio.gather(loop, return_exceptions=True)
+
+
+async def test_a_kubelet_that_restarts_is_no_warning_and_one_that_does_not_answer_for_long_is(
+    holders: Holders, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = 0
+
+    async def away(socket: Path) -> Listing:
+        nonlocal asked
+        asked += 1
+        raise UnknownHoldersError("away")
+
+    monkeypatch.setattr(kubelet_view, "list_pods", away)
+    monkeypatch.setattr(holders_module, "LOOK_SECONDS", 0.01)
+    running = asyncio.create_task(holders.run())
+    try:
+        await until(lambda: asked >= 3, "looks")
+        assert caplog.records == []
+        clock.now += holders_module.RESTART_SECONDS
+        await until(lambda: "cannot tell who holds devices: away" in caplog.text, "a warning")
+    finally:
+        running.cancel()

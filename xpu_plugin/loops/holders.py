@@ -31,6 +31,7 @@ WATCH_SECONDS = 1.0  # between looks whether the checkpoint has changed ...
 NEW_SECONDS = 0.1  # ... and soon after another kubelet has come, which may have lost it ...
 NEW_FOR_SECONDS = 10.0  # ... for so long
 BEFORE_SECONDS = 0.1  # for the look before a registration: a kubelet that waits a second kills pods
+RESTART_SECONDS = 5.0  # for a kubelet that restarts to answer again
 SETTLE_SECONDS = 30.0  # a grant counts as held so long although nobody lists it yet
 SOURCES = 2  # the pod resources API and the checkpoint
 FIRST_LOOKS = 30  # before the first list, while neither answers ...
@@ -56,7 +57,9 @@ class Holders:
         self._granted: dict[str, float] = {}
         self._absent: dict[str, int] = {}
         self._complete = False
+        self._serving = False  # the first list has gone out
         self._complaint: str | None = None
+        self._trouble_since: float | None = None
         self._instance: object = None
         self._examined: frozenset[str] = frozenset()  # what was forgotten at the last look at both sources
         self.seen: tuple[Holding, ...] = ()  # at the last look, by both sources
@@ -69,6 +72,7 @@ class Holders:
     async def run(self) -> None:
         """Look at both sources while there is something to ask, and at a checkpoint that has changed. Never
         returns."""
+        self._serving = True
         waited, new_for = 0.0, 0.0
         while True:
             pause = min(NEW_SECONDS if new_for > 0 else WATCH_SECONDS, LOOK_SECONDS)
@@ -114,11 +118,20 @@ class Holders:
         listed = await self._view.listing(oldest=0.0)
         written = await self._view.checkpoint(oldest=0.0)
         complaints = [trouble for trouble in (listed.trouble, written.trouble) if trouble]
-        self._complain("; ".join(complaints) or None)
+        if not complaints:
+            self._trouble_since = None
+        elif self._trouble_since is None:
+            self._trouble_since = self._clock()
+        if self._trouble_since is None or self._lasts(self._trouble_since):
+            self._complain("; ".join(complaints) or None)
         self._complete = not complaints
         self._take_in(listed, written, life)
         self._examined = self._idleness.forgotten
         return len(complaints) < SOURCES
+
+    def _lasts(self, since: float) -> bool:
+        """Whether trouble is worth a warning. Once we serve, a kubelet that restarts is no trouble."""
+        return not self._serving or self._clock() - since >= RESTART_SECONDS
 
     async def glance(self) -> None:
         """Look at the checkpoint alone. Nothing is released by that."""
