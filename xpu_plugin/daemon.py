@@ -160,9 +160,9 @@ async def serve(config: Config, worker: WorkerProcess | None = None) -> int:
         end_of.cancel()
     await asyncio.wait({parts}, timeout=END_SECONDS)
     await asyncio.gather(driver.close(), probes.close(), changer.close())
-    error = serving.error
-    if parts.done() and not parts.cancelled():
-        error = error or parts.exception()
+    # What is not asked for asyncio tells with a traceback.
+    raised = parts.exception() if parts.done() and not parts.cancelled() else None
+    error = serving.error or raised
     status = 0 if error is None else _failed(error, serving.part)
     if not parts.done():
         _abandon(parts, status)
