@@ -8,7 +8,7 @@ explores N steps (a million by default), prints how many of what kind there were
 the way that led there when an invariant is broken:
 
 * no Set call while anyone holds the card or any of its VFs, or uses a process on it;
-* what the driver does late, after the plugin that asked was killed, is done to a card that nobody holds;
+* what the driver does late, after the plugin that asked was killed, is done to a card without a holder;
 * no device of a card in change is newly granted;
 * no Set call for a card that the driver has refused too often, and nothing has changed since;
 * no device that a pod holds is granted to another one, also by a kubelet that has lost its checkpoint;
@@ -119,7 +119,7 @@ class World:
     argument: int = 0
     refuses: bool = False
     crashes: bool = False
-    stubborn: set[str] = field(default_factory=set)  # cards that the driver refuses, whoever asks
+    stubborn: set[str] = field(default_factory=set)  # cards that the driver refuses, at every request
     request: Request | None = None  # on record
     late: tuple[Request, float] | None = None  # what a killed plugin has asked for, and when it is done
     recorded: dict[str, str | None] = field(default_factory=dict)  # id -> the pod it was seen listed with

@@ -70,7 +70,7 @@ class NodeApi:
     sentence, which is for the callee to log, when the authorizer refuses to list or watch: once for each kind
     of refusal, until that has been answered again. It has to have lasted for `patience` seconds, seen at both
     ends and with nothing else between: an API server that has just started knows of no roles, and refuses
-    everybody. Credentials that are not accepted are an outage like any other.
+    all clients. Credentials that are not accepted are an outage like any other.
 
     What is not foreseen ends no thread: it is said once, and the thread begins anew after a while.
     """

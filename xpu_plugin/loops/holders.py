@@ -142,7 +142,7 @@ class Holders:
         self._take_in(None, written, life)
 
     async def _look_for_users(self) -> None:
-        """Ask the driver who uses devices whose holder's end the kubelet cannot tell."""
+        """Ask the driver for users of forgotten devices: the kubelet cannot tell that a holder has ended."""
         facts = self._picture.facts
         asked = {card_of(id, facts) for id in self._idleness.forgotten}
         known = cards(facts, self._picture.policy)

@@ -78,7 +78,7 @@ class Idleness:
         self._record = record
         self._granted = asyncio.Event()
         self._heard = asyncio.Event()
-        self._ended: set[str] = set()  # grants whose end is to be written down
+        self._ended: set[str] = set()  # grants that have ended, which the record does not say yet
         self._forgotten: frozenset[str] = frozenset()
         self._mute: dict[str, _Mute] = {}
         self._ledger: Ledger = {}

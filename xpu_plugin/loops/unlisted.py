@@ -29,7 +29,7 @@ class _Node:
 class Openings:
     """Tries to open what was not listed.
 
-    driver: one whose workers nobody else needs
+    driver: one whose workers have no other use
     opened: called when a node opens that did not; whether the library lists it, only a scan tells
     busy: whether a card is being changed: a node that is open then makes the driver refuse
     """

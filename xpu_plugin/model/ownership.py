@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices that containers hold and the kubelet counts as free: what is known of holders -> what is withheld.
+"""Devices that containers hold and the kubelet counts as free: holders and grants -> withheld devices.
 
 The kubelet counts a device as taken only while it is on our list by the id, and under the resource, that its
 container was granted. Another plugin grants by other ids. A kubelet that has lost its checkpoint knows of no
