@@ -187,6 +187,7 @@ TEXT_OF = {
     "logger.log": 1,
     "logger.warning": 0,
     "MachineError": 0,
+    "NoRoomError": 0,
     "problems.append": 0,
     "Refusal": 1,
     "self._complain": 0,

@@ -13,6 +13,7 @@ from typing import Any
 
 from xpu_plugin import log
 from xpu_plugin.config import PROGRAM, Config, UsageError, read_config
+from xpu_plugin.edges.engine import NoRoomError, require_limits
 from xpu_plugin.edges.process import WorkerProcess
 
 
@@ -108,6 +109,11 @@ def _daemon(arguments: list[str]) -> int:
         signal.signal(number, end)
     for name, value in GRPC_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    try:
+        require_limits()
+    except NoRoomError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)  # noqa: T201 - the log needs a thread
+        return 1
     gc.disable()  # what is imported stays for ever; `daemon.run` goes on from there
     log.detach()  # the worker's as well
     worker = _worker(config)

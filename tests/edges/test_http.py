@@ -189,6 +189,23 @@ async def test_a_client_that_says_nothing_or_breaks_off_harms_nobody(
     assert capfd.readouterr() == ("", "")
 
 
+async def test_a_probe_is_answered_without_a_thread_of_its_own(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a lack of threads that passes would be the end of the container."""
+    server = start({"/healthz": lambda: "ok"})
+    ours, begin = threading.current_thread(), threading.Thread.start
+
+    def none_left(thread: threading.Thread) -> None:
+        if threading.current_thread() is not ours and thread.name.startswith("Thread-"):
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    probe = asyncio.create_task(asyncio.to_thread(ask, server.port, "/healthz"))
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    assert await probe == (200, "ok\n")
+
+
 async def test_whoever_keeps_many_connections_open_gets_few_threads_and_keeps_nobody_out(
     start: Start,
 ) -> None:

@@ -169,7 +169,10 @@ class _Server(ThreadingHTTPServer):
         if oldest is not None:
             with contextlib.suppress(OSError):
                 oldest.shutdown(socket.SHUT_RDWR)  # its thread sees the end, and closes it
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be started: else the kubelet would end us by its probe
+            self.process_request_thread(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
         with self._lock, contextlib.suppress(ValueError):

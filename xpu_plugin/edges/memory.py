@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory as the kernel counts it: the limit of our container, and what one process has taken."""
+"""Memory as the kernel counts it: the limits of our container, and what one process has taken."""
 
 import os
 from collections.abc import Iterator
@@ -22,27 +22,39 @@ def limit(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/c
 
     cgroups: where they are mounted, all of them or our own alone; own: the file that says which ours is
     """
+    return _least("memory", ("memory.max", "memory.limit_in_bytes"), cgroups, own)
+
+
+def most_processes(
+    cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> int | None:
+    """Processes and threads that our container may have, otherwise as `limit`."""
+    return _least("pids", ("pids.max", "pids.max"), cgroups, own)
+
+
+def _least(controller: str, names: tuple[str, str], cgroups: Path, own: Path) -> int | None:
+    """The least limit by a controller. names: of its file in version 2 of cgroups, and in version 1"""
     try:
         lines = own.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         lines = []
-    return min((bytes for line in lines for bytes in _limits(cgroups, line)), default=None)
+    return min((most for line in lines for most in _limits(controller, names, cgroups, line)), default=None)
 
 
-def _limits(cgroups: Path, line: str) -> Iterator[int]:
+def _limits(controller: str, names: tuple[str, str], cgroups: Path, line: str) -> Iterator[int]:
     """The limits of one of our cgroups, and of those that it is in."""
     number, controllers, path = line.split(":", 2)
-    if number != "0" and "memory" not in controllers.split(","):
+    if number != "0" and controller not in controllers.split(","):
         return
-    top, name = (cgroups, "memory.max") if number == "0" else (cgroups / "memory", "memory.limit_in_bytes")
+    top, name = (cgroups, names[0]) if number == "0" else (cgroups / controller, names[1])
     parts = [part for part in path.split("/") if part]
     for depth in range(0 if ".." in parts else len(parts), -1, -1):
         try:
-            bytes = int(top.joinpath(*parts[:depth], name).read_text())
+            most = int(top.joinpath(*parts[:depth], name).read_text())
         except (OSError, ValueError):  # no such file, or "max"
             continue
-        if bytes < _UNLIMITED:
-            yield bytes
+        if most < _UNLIMITED:
+            yield most
 
 
 def taken(pid: int) -> int | None:
