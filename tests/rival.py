@@ -25,12 +25,16 @@ class Rival(api_grpc.DevicePluginServicer):
 
     async def start(self) -> None:
         """Serve at a new socket, and register."""
+        await self.bind()
+        await self.register()
+
+    async def bind(self) -> None:
+        """Serve at a new socket."""
         self._starts += 1
         self._server = grpc.aio.server()
         api_grpc.add_DevicePluginServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
         self._server.add_insecure_port(f"unix:{self._directory / self._socket}")
         await self._server.start()
-        await self.register()
 
     async def register(self) -> None:
         """Register, once more."""
@@ -41,6 +45,13 @@ class Rival(api_grpc.DevicePluginServicer):
     async def stop(self) -> None:
         """End all streams."""
         await self._server.stop(None)
+
+    async def kill(self) -> None:
+        """End all streams, and leave the socket."""
+        path, aside = self._directory / self._socket, self._directory / "aside"
+        path.rename(aside)
+        await self.stop()
+        aside.rename(path)
 
     async def ListAndWatch(  # noqa: N802
         self, request: api.Empty, context: "grpc.aio.ServicerContext[Any, Any]"

@@ -20,7 +20,7 @@ from xpu_plugin.edges.disk import state_thread
 from xpu_plugin.edges.driver import Driver, Target
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.host import identity
-from xpu_plugin.edges.kubelet import Endpoint, InstanceLock, socket_stem
+from xpu_plugin.edges.kubelet import Endpoint, InstanceLock, neighbours, socket_stem
 from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.edges.listener import listen, listening_at
 from xpu_plugin.edges.podresources import checkpoint_of, reader
@@ -278,6 +278,7 @@ async def _run(
         watch = RivalWatch(
             resource,
             read=partial(checkpoint_of, config.device_plugin_dir),
+            neighbours=partial(reader().call, neighbours, config.device_plugin_dir),
             settle=config.grant_settle,
             tell=node.event if node else lambda *_: None,
         )

@@ -24,8 +24,8 @@ from tests.builders import CONTROL, device, found
 from tests.standins import RESOURCE, SECONDS, Looks, until
 from xpu_plugin.edges import kubelet as kubelet_module
 from xpu_plugin.edges.grants import GrantRecord
-from xpu_plugin.edges.kubelet import Endpoint, Identity, InstanceLock, remove_stale, socket_stem
-from xpu_plugin.edges.podresources import checkpoint_of
+from xpu_plugin.edges.kubelet import Endpoint, Identity, InstanceLock, neighbours, remove_stale, socket_stem
+from xpu_plugin.edges.podresources import checkpoint_of, reader
 from xpu_plugin.edges.rivals import RivalWatch
 from xpu_plugin.edges.service import DevicePluginService
 from xpu_plugin.loops.picture import Picture
@@ -52,7 +52,11 @@ class Plugin:
         self.picture.submit(lambda facts: after_scan(facts, found(*CARDS)))
         nodes = {f"xpu{card.node.number}": card.node.identity for card in CARDS} | {"xpuctrl": (CONTROL, 1)}
         self.directory = directory
-        self.watch = RivalWatch(resource, **{"read": partial(checkpoint_of, directory)} | watching)
+        own = {
+            "read": partial(checkpoint_of, directory),
+            "neighbours": partial(reader().call, neighbours, directory),
+        }
+        self.watch = RivalWatch(resource, **own | watching)
         self.looks = 0  # at holders
         self.restarts: list[Callable[[], Awaitable[None]]] = []  # what happens during such a look, once each
         self.service = DevicePluginService(

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rivals, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(rivals, "CONFIRM_SECONDS", 0.3)
     monkeypatch.setattr(rivals, "RETURN_SECONDS", (0.5, 1.0))
+    monkeypatch.setattr(rivals, "YOUNG_SECONDS", 0.1)
+    monkeypatch.setattr(rivals, "ANEW_SECONDS", 0.1)
 
 
 class Node(Kubelet):
@@ -189,6 +192,74 @@ async def test_a_rival_that_came_and_went_unseen_takes_the_name_for_minutes_only
         await ours(node)
         await until(lambda: not plugin.watch.away, "no rival any more")
         await node.allocate(RESOURCE, 2)
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["it stays", "it ends"])
+async def test_a_rival_that_our_list_hides_is_found_by_its_socket(
+    node: Node, plugin: Plugin, rival: Rival, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It registers between our look and our list. The checkpoint shows our ids, and no pod would get one."""
+    monkeypatch.setattr(rivals_edge, "READ_SECONDS", SECONDS)
+    monkeypatch.setattr(rivals, "LOOK_SECONDS", 600.0)
+    monkeypatch.setattr(rivals, "ANEW_SECONDS", 0.5)
+    read = plugin.watch._read
+    assert read is not None
+
+    async def late() -> Checkpoint:
+        checkpoint = await read()
+        plugin.watch._read = read
+        await rival.start()
+        await taken(node)
+        await (rival.kill() if ends else asyncio.sleep(0))
+        return checkpoint
+
+    async with plugin.run():
+        await ours(node)
+        await until(lambda: plugin.watch._company.before is not None, "a look that shows our list")
+        plugin.watch._read = late
+        judge(plugin, SICK)
+        await until(lambda: plugin.watch.rivalry.doubted, "a doubt")
+        await until(lambda: not plugin.watch.rivalry.doubted, "a registration for it")
+        await node.until(
+            lambda: node.serves({IDS[1]}) and NAME.fullmatch(node.plugin_of(RESOURCE) or ""), timeout=SECONDS
+        )
+        await node.allocate(RESOURCE, 1)
+        assert plugin.watch.displacements == 0
+        node.shown.clear()  # our list was shown while the rival was asked: that cannot be helped
+
+
+async def test_a_list_waits_until_a_plugin_that_has_just_come_has_registered(
+    node: Node, plugin: Plugin, rival: Rival, looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would hide that plugin."""
+    monkeypatch.setattr(rivals, "YOUNG_SECONDS", 1.0)
+    monkeypatch.setattr(rivals, "CONFIRM_SECONDS", SECONDS)
+    async with plugin.run():
+        await ours(node)
+        await rival.bind()
+        judge(plugin, SICK)
+        await looks.more(5)
+        await rival.register()
+        await until(lambda: plugin.watch.rivalry.silent, "a suspicion")
+        assert [ids for _, ids in node.shown] == [set(IDS), OLD_IDS]
+
+
+@pytest.mark.parametrize("node", [Release.V1_20], indirect=True)
+async def test_plugins_of_other_resources_come_and_go(node: Node, plugin: Plugin, looks: Looks) -> None:
+    """No registration, as it would take the devices away for an instant. A list goes out a little later."""
+    other = node.directory / "other.sock"
+    async with plugin.run():
+        await ours(node)
+        for health, allocatable in ((SICK, 1), (HEALTHY, 2)):
+            with socket.socket(socket.AF_UNIX) as bound:
+                bound.bind(str(other))
+                judge(plugin, health)
+                await offered(node, allocatable)
+                await until(lambda: not plugin.watch._company.listed, "a look at our list")
+            other.unlink()
+            await looks.more(3)
+        assert not plugin.watch.rivalry.doubted
+        assert len(node.registrations) == 1
 
 
 async def test_a_rival_that_came_and_went_leaves_no_node_without_devices(

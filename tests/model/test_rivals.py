@@ -6,12 +6,16 @@ from collections.abc import Collection
 import pytest
 
 from xpu_plugin.model import rivals
+from xpu_plugin.model.registration import Identity
 from xpu_plugin.model.rivals import (
+    ANEW_SECONDS,
     CONFIRM_SECONDS,
     QUIET_SECONDS,
     TICK_NS,
     UNSEEN_SECONDS,
+    YOUNG_SECONDS,
     Announced,
+    Company,
     Phase,
     Rivalry,
     Sight,
@@ -105,9 +109,9 @@ DISPLACED = after((0, FOREIGN), (10, FOREIGN))
         (after((0, FOREIGN), (CONFIRM_SECONDS, UNKNOWN)), False, False, False),
         (rivals.listed(after((0, FOREIGN))), False, False, False),
         (DISPLACED, True, False, True),
-        (rivals.returning(DISPLACED, 11), False, True, True),
-        (after((12, OURS), begin=rivals.returning(DISPLACED, 11)), False, True, True),
-        (after((12, FOREIGN), begin=rivals.returning(DISPLACED, 11)), True, True, True),
+        (rivals.begun(DISPLACED, 11), False, True, True),
+        (after((12, OURS), begin=rivals.begun(DISPLACED, 11)), False, True, True),
+        (after((12, FOREIGN), begin=rivals.begun(DISPLACED, 11)), True, True, True),
         (rivals.returned(DISPLACED, 11), False, False, False),
     ],
 )
@@ -117,7 +121,7 @@ def test_what_is_sent_meanwhile(rivalry: Rivalry, silent: bool, withheld: bool, 
 
 
 def test_the_way_back() -> None:
-    back = rivals.returning(DISPLACED, 11)
+    back = rivals.begun(DISPLACED, 11)
     assert back.phase is Phase.RETURNING
     assert not rivals.settled(back, 1000, 5)
     assert after((12, UNKNOWN), (40, UNKNOWN), begin=back).phase is Phase.RETURNING
@@ -131,11 +135,11 @@ def test_the_way_back() -> None:
 
 def test_a_list_that_never_shows_does_not_keep_the_devices_back_for_ever() -> None:
     """As when the checkpoint cannot be read any more. The look at holders comes all the same."""
-    back = rivals.returning(DISPLACED, 11)
+    back = rivals.begun(DISPLACED, 11)
     assert after((11 + UNSEEN_SECONDS, UNKNOWN), begin=back).phase is Phase.SETTLING
 
 
-BACK = rivals.returning(DISPLACED, 11)
+BACK = rivals.begun(DISPLACED, 11)
 
 
 @pytest.mark.parametrize("begin", [BACK, after((12, OURS), begin=BACK)])
@@ -151,8 +155,83 @@ def test_pauses_grow_when_it_happens_again() -> None:
         rivalry = after((now, FOREIGN), (now + CONFIRM_SECONDS, FOREIGN), begin=rivalry)
         now += CONFIRM_SECONDS
         waits.append(rivals.returns_at(rivalry, 0.0) - now)
-        rivalry = rivals.returned(rivals.returning(rivalry, now), now)
+        rivalry = rivals.returned(rivals.begun(rivalry, now), now)
     assert waits == [0.0, 30.0, 60.0, 120.0, 240.0, 480.0, 600.0]
     now += QUIET_SECONDS
     rivalry = after((now, FOREIGN), (now + CONFIRM_SECONDS, FOREIGN), begin=rivalry)
     assert rivals.returns_at(rivalry, 0.0) == rivalry.since
+
+
+# --- a rival that a list of ours hides --------------------------------------------------------------
+
+SECOND_NS = 10**9
+OTHER, NEW = Identity(1, 7, SENT_NS - 3600 * SECOND_NS), Identity(1, 8, SENT_NS - TICK_NS)
+LATER = Identity(1, 9, AFTER_NS + SECOND_NS)
+TOUCHED = Identity(1, 7, SENT_NS)
+NONE: frozenset[Identity] = frozenset()
+
+
+@pytest.mark.parametrize(
+    ("sockets", "seconds"),
+    [
+        pytest.param([], 0, id="no other plugin"),
+        pytest.param([OTHER], 0, id="one that is there for long"),
+        pytest.param([Identity(1, 8, SENT_NS)], YOUNG_SECONDS, id="one that is just there"),
+        pytest.param(
+            [Identity(1, 8, SENT_NS - SECOND_NS), OTHER], YOUNG_SECONDS - 1, id="one that came 1 s ago"
+        ),
+        pytest.param([Identity(1, 8, SENT_NS - int(YOUNG_SECONDS * SECOND_NS))], 0, id="no longer new"),
+        pytest.param([Identity(1, 8, SENT_NS + SECOND_NS)], 0, id="of the future, as the clock was set back"),
+    ],
+)
+def test_a_list_waits_for_a_plugin_that_may_be_about_to_register(
+    sockets: list[Identity], seconds: float
+) -> None:
+    assert rivals.quiet_in(sockets, SENT_NS) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("before", "sockets", "hidden"),
+    [
+        pytest.param(NONE, NONE, False, id="no other plugin"),
+        pytest.param({OTHER}, {OTHER}, False, id="the same ones"),
+        pytest.param({OTHER}, {OTHER, NEW}, True, id="one came"),
+        pytest.param({OTHER, NEW}, {OTHER}, True, id="one went"),
+        pytest.param({OTHER}, {TOUCHED}, True, id="one was bound again"),
+        pytest.param({OTHER}, {OTHER, LATER}, False, id="one came after the checkpoint was written"),
+        pytest.param(None, {NEW}, False, id="before our first list, as after a kubelet restart"),
+        pytest.param({OTHER}, None, False, id="a directory that cannot be read"),
+    ],
+)
+def test_what_a_list_of_ours_may_hide(
+    before: set[Identity] | None, sockets: set[Identity] | None, hidden: bool
+) -> None:
+    seen = None if sockets is None else frozenset(sockets)
+    company = Company(before=None if before is None else frozenset(before), listed=True)
+    after_look, found = rivals.accompanied(company, seen, AFTER_NS)
+    assert found is hidden
+    assert after_look == Company(before=seen)
+
+
+def test_without_a_list_of_ours_nothing_is_hidden() -> None:
+    """The checkpoint shows a rival's list until ours replaces it."""
+    assert rivals.accompanied(Company(before=NONE), frozenset({NEW}), AFTER_NS)[1] is False
+
+
+@pytest.mark.parametrize(
+    ("rivalry", "now", "expected"),
+    [
+        (Rivalry(), 1000, False),
+        (rivals.doubted(Rivalry(bound_at=10)), 10 + ANEW_SECONDS - 0.1, False),
+        (rivals.doubted(Rivalry(bound_at=10)), 10 + ANEW_SECONDS, True),
+        (rivals.listed(rivals.doubted(Rivalry())), 1000, True),
+        (rivals.doubted(DISPLACED), 1000, False),
+        (after((900, FOREIGN), begin=rivals.doubted(Rivalry())), 1000, False),
+        (rivals.begun(rivals.doubted(Rivalry()), 500), 1000, False),
+        (rivals.returned(rivals.begun(rivals.doubted(DISPLACED), 500), 600), 1000, False),
+    ],
+)
+def test_a_doubt_registers_again_once_and_no_more_than_once_a_minute(
+    rivalry: Rivalry, now: float, expected: bool
+) -> None:
+    assert rivals.anew(rivalry, now) is expected

@@ -17,6 +17,7 @@ import socket
 import stat
 import time
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from pathlib import Path
 
 import grpc
@@ -40,6 +41,7 @@ SOCKET_PREFIX = "xpu-device-plugin"
 DESCRIPTORS = Path("/proc/self/fd")
 """By it a kubelet's very socket is connected to, whatever has its name meanwhile."""
 SOCKET_SUFFIX = ".sock"
+MOST_ENTRIES = 1024  # of the kubelet's directory that are looked at
 RANDOM_BYTES = 4  # of a socket's name, as twice as many hexadecimal digits
 
 REGISTER_SECONDS = 5.0  # deadline of the call
@@ -431,6 +433,17 @@ async def _crash(server: grpc.aio.Server) -> Exception | None:
 def socket_stem(resource: str, base: str) -> str:
     """How the names of a resource's sockets begin: with the profile's name unless it is that of `base`."""
     return SOCKET_PREFIX if resource == base else f"{SOCKET_PREFIX}-{resource.partition('/')[2]}"
+
+
+def neighbours(directory: Path) -> frozenset[registration.Identity]:
+    """The sockets of other plugins in the kubelet's directory. Raises OSError."""
+    with os.scandir(directory) as entries:
+        return frozenset(
+            socket
+            for entry in islice(entries, MOST_ENTRIES)
+            if entry.name != KUBELET_SOCKET and not entry.name.startswith(SOCKET_PREFIX)
+            if (socket := Identity.of(Path(entry.path))) is not None
+        )
 
 
 def listens(path: Path) -> bool:

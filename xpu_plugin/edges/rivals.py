@@ -6,11 +6,14 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
 
 from xpu_plugin.edges.podresources import UnknownHoldersError
 from xpu_plugin.model import rivals
 from xpu_plugin.model.holders import Checkpoint
-from xpu_plugin.model.rivals import Announced, Phase, Rivalry, Sight
+from xpu_plugin.model.registration import Identity
+from xpu_plugin.model.rivals import Announced, Company, Phase, Rivalry, Sight
+from xpu_plugin.record import record
 
 
 logger = logging.getLogger(__name__)
@@ -20,12 +23,26 @@ SHOWN_IDS, LONGEST_ID = 8, 64  # of a rival in a sentence: how many, and how muc
 REASON = "XPUForeignPlugin"
 
 
+@record
+class _Looked:
+    """One look. strange: ids in the checkpoint that we never announced
+
+    sockets: of other plugins, read before the checkpoint; None where they could not be read
+    """
+
+    sight: Sight = Sight.UNKNOWN
+    strange: frozenset[str] = frozenset()
+    written_ns: int = 0
+    sockets: frozenset[Identity] | None = None
+
+
 class RivalWatch:
     """Whose list the kubelet has under one resource name.
 
     Written by the resource's endpoint and its service; anybody may read `rivalry`.
 
     read: reads the checkpoint, off the event loop; None: nothing is seen, ever
+    neighbours: reads which sockets of other plugins there are, off the event loop
     settle: seconds until a grant shows in the kubelet's lists; tell: kind, reason and text of an Event
     """
 
@@ -34,6 +51,7 @@ class RivalWatch:
         resource: str,
         *,
         read: Callable[[], Awaitable[Checkpoint]] | None = None,
+        neighbours: Callable[[], Awaitable[frozenset[Identity]]] | None = None,
         settle: float = 0.0,
         tell: Callable[[str, str, str], None] = lambda *_: None,
     ) -> None:
@@ -41,10 +59,13 @@ class RivalWatch:
         self.rivalry = Rivalry()
         self.displacements = 0
         self._read = read
-        self._reading: asyncio.Future[Checkpoint] | None = None
+        self._neighbours = neighbours
+        self._reading: asyncio.Future[tuple[frozenset[Identity] | None, Checkpoint | None]] | None = None
         self._settle = settle
         self._tell = tell
         self._announced = Announced()
+        self._listed_at = 0.0
+        self._company = Company()
         self._named = False  # whether a checkpoint has ever named our resource
         self._looked_at: float | None = None
         self._chance = 0.0
@@ -69,28 +90,42 @@ class RivalWatch:
     def announce(self, ids: Collection[str], healthy: Collection[str]) -> None:
         """A list is about to be sent."""
         self._announced = self._announced.then(ids, healthy, time.time_ns())
+        self._listed_at = time.monotonic()
+        self._company = replace(self._company, listed=True)
         self._become(rivals.listed(self.rivalry))
 
-    async def look(self) -> None:
-        """Look at the checkpoint."""
+    async def look_before_list(self) -> None:
+        """Look; again after a while if there is a plugin that may be about to register."""
+        looked = await self.look()
+        if (seconds := rivals.quiet_in(looked.sockets or (), time.time_ns())) > 0:
+            await asyncio.sleep(seconds)
+            await self.look()
+
+    async def look(self) -> _Looked:
+        """Look at the checkpoint, and at the sockets of other plugins."""
         now = time.monotonic()
         self._looked_at = now
-        seen, strange = await self._sight()
+        looked = await self._look()
         before = self.rivalry
-        self._become(rivals.looked(before, seen, strange, now))
+        self._become(rivals.looked(before, looked.sight, looked.strange, now))
+        if looked.sight is Sight.OURS:
+            self._company, hidden = rivals.accompanied(self._company, looked.sockets, looked.written_ns)
+            if hidden:
+                self._become(rivals.doubted(self.rivalry))
         if self.rivalry.phase is Phase.DISPLACED and before.phase is not Phase.DISPLACED:
             self._displaced()
+        return looked
 
     # --- for the endpoint -----------------------------------------------------------------------
 
     def begin(self) -> None:
         """Our socket is bound anew: nothing has been announced by it."""
-        self._announced = Announced()
+        self._announced, self._company = Announced(), Company()
         if self.rivalry.phase is Phase.DISPLACED:
-            self._become(rivals.returning(self.rivalry, time.monotonic()))
             logger.info("coming back with all devices withheld resource=%s", self.resource)
-        else:
-            self._become(rivals.listed(self.rivalry))
+        elif self.rivalry.doubted:
+            logger.info("another plugin may have registered meanwhile resource=%s", self.resource)
+        self._become(rivals.begun(self.rivalry, time.monotonic()))
 
     def forget(self) -> None:
         """Another kubelet is there: plugins register anew, and the last one counts."""
@@ -101,13 +136,15 @@ class RivalWatch:
         return self.rivalry.phase is Phase.DISPLACED and now < rivals.returns_at(self.rivalry, self._chance)
 
     def take_back(self, now: float) -> bool:
-        """Whether it is time to come back."""
-        return self.rivalry.phase is Phase.DISPLACED and not self.mute(now)
+        """Whether it is time to come back, or to register again for a doubt."""
+        displaced = self.rivalry.phase is Phase.DISPLACED and not self.mute(now)
+        return displaced or rivals.anew(self.rivalry, now)
 
     async def follow(self, holders: Callable[[], Awaitable[None]]) -> None:
         """Look when it is time to; send full lists again once `holders` has looked who holds devices."""
         now = time.monotonic()
-        pause = 0.0 if self.rivalry.away or self.rivalry.silent else rivals.LOOK_SECONDS
+        soon = self._company.listed and now - self._listed_at < rivals.LOOK_SECONDS
+        pause = 0.0 if soon or self.rivalry.away or self.rivalry.silent else rivals.LOOK_SECONDS
         if self._looked_at is None or now - self._looked_at >= pause:
             await self.look()
         if rivals.settled(self.rivalry, time.monotonic(), self._settle):
@@ -117,36 +154,52 @@ class RivalWatch:
 
     # --- within ---------------------------------------------------------------------------------
 
-    async def _sight(self) -> tuple[Sight, frozenset[str]]:
-        """What the checkpoint shows, and the ids in it that we never announced."""
-        announced, checkpoint = self._announced, await self._checkpoint()
+    async def _look(self) -> _Looked:
+        announced, (sockets, checkpoint) = self._announced, await self._read_both()
         if (
             checkpoint is None
             or checkpoint.registered is None
             or announced is not self._announced  # a list has gone out meanwhile
         ):
-            return Sight.UNKNOWN, frozenset()
+            return _Looked(sockets=sockets)
         # A kubelet that names no resource at all may never do so. One that has named ours has dropped it, as
         # 5 min after the end of a rival.
         self._named |= self.resource in checkpoint.registered
         named = self._named or bool(checkpoint.registered)
         ids = checkpoint.registered.get(self.resource, frozenset()) if named else None
-        return (
-            rivals.sight(announced, ids, checkpoint.written_ns),
-            (ids or frozenset()) - announced.ever,
+        return _Looked(
+            sight=rivals.sight(announced, ids, checkpoint.written_ns),
+            strange=(ids or frozenset()) - announced.ever,
+            written_ns=checkpoint.written_ns,
+            sockets=sockets,
         )
 
-    async def _checkpoint(self) -> Checkpoint | None:
-        """The checkpoint; None when it cannot be read, or not in time. A read that hangs is the only one."""
-        if self._read is None:
-            return None
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.ensure_future(self._read())
-        await asyncio.wait({self._reading}, timeout=READ_SECONDS)
+    async def _read_both(self) -> tuple[frozenset[Identity] | None, Checkpoint | None]:
+        """Sockets and checkpoint, read after this call; None for what cannot be read, or not in time.
+
+        A read that hangs is the only one.
+        """
+        former = self._reading
+        if former is not None and not former.done():
+            await asyncio.wait({former}, timeout=READ_SECONDS)
+            if not former.done():
+                return None, None
+        if self._reading is former:  # else another look has begun one meanwhile
+            self._reading = asyncio.ensure_future(self._read_now())
+        reading = self._reading
+        assert reading is not None  # noqa: S101 - mypy takes it for unchanged
+        await asyncio.wait({reading}, timeout=READ_SECONDS)
+        return reading.result() if reading.done() else (None, None)
+
+    async def _read_now(self) -> tuple[frozenset[Identity] | None, Checkpoint | None]:
         try:
-            return self._reading.result() if self._reading.done() else None
+            sockets = await self._neighbours() if self._neighbours is not None else None
+        except OSError:
+            sockets = None
+        try:
+            return sockets, await self._read() if self._read is not None else None
         except UnknownHoldersError:
-            return None  # said by those who need to know the holders
+            return sockets, None  # said by those who need to know the holders
 
     def _displaced(self) -> None:
         self.displacements += 1

@@ -163,7 +163,7 @@ class DevicePluginService:
                 if answer == sent:
                     continue
                 if sent is not None:  # the last list counts, so it must not replace that of another plugin
-                    await self._watch.look()
+                    await self._watch.look_before_list()
                 if closing.is_set():
                     return
                 if self._watch.rivalry.silent:

@@ -4,13 +4,17 @@
 A kubelet lets any plugin register any name: the last one gets the calls, and the last list counts, whichever
 plugin sent it. The stream of the former plugin stays open. Only the kubelet's checkpoint shows whose list it
 has: `RegisteredDevices`, the healthy ids of each resource, written at each list.
+
+A list of ours that goes out just after another plugin has registered hides that plugin: the checkpoint shows
+our ids, and the kubelet asks the other plugin, or none once that has ended. Only the socket of that plugin
+tells of it, which is new in the kubelet's directory (`Company`).
 """
 
 from collections.abc import Collection
 from dataclasses import replace
 from enum import StrEnum
 
-from xpu_plugin.model.registration import pause
+from xpu_plugin.model.registration import Identity, pause
 from xpu_plugin.record import record
 
 
@@ -20,6 +24,10 @@ RETURN_SECONDS = (30.0, 600.0)  # until we register again, the second time on: f
 QUIET_SECONDS = 3600.0  # without a rival, until it is the first time again
 UNSEEN_SECONDS = 30.0  # for a list of ours to show in the checkpoint
 TICK_NS = 10_000_000  # of the clock of files, which may be so far behind ours
+YOUNG_SECONDS = (
+    2.0  # from the bind of a plugin's socket until its list shows; no list of ours goes out meanwhile
+)
+ANEW_SECONDS = 60.0  # from a registration to one for a doubt: a kubelet that starts needs its devices at once
 
 
 class Sight(StrEnum):
@@ -54,6 +62,38 @@ def sight(announced: Announced, registered: Collection[str] | None, written_ns: 
     return Sight.OURS if announced.healthy <= ids <= announced.ever else Sight.FOREIGN
 
 
+def quiet_in(sockets: Collection[Identity], now_ns: int) -> float:
+    """Seconds until none of these sockets is so new that its plugin may be about to register."""
+    ages = ((now_ns - socket.changed_ns) / 1e9 for socket in sockets)
+    return max((YOUNG_SECONDS - age for age in ages if 0 <= age < YOUNG_SECONDS), default=0.0)
+
+
+@record
+class Company:
+    """The sockets of other plugins, whatever they register.
+
+    before: at the last look that showed our list, None before the first one
+    listed: whether a list of ours has gone out since
+    """
+
+    before: frozenset[Identity] | None = None
+    listed: bool = False
+
+
+def accompanied(
+    company: Company, sockets: frozenset[Identity] | None, written_ns: int
+) -> tuple[Company, bool]:
+    """After a look that shows our list; and whether that list may hide another plugin.
+
+    It may if a socket came or went between the two looks around our list. One that came after the checkpoint
+    was written has not registered by then. sockets: None where they could not be read
+    """
+    if company.before is None or sockets is None or not company.listed:
+        return Company(before=sockets), False
+    changed = company.before ^ sockets
+    return Company(before=sockets), any(socket.changed_ns - TICK_NS <= written_ns for socket in changed)
+
+
 class Phase(StrEnum):
     """How far we are. Lists are full while SERVING, none go out while DISPLACED, and all devices are
     listed as unhealthy until we have come back."""
@@ -70,6 +110,7 @@ class Rivalry:
 
     suspected_at: of the first mismatch in a row; strange: ids of the last one that we never announced
     since: when the phase began; times: that we were displaced, not long ago; last: when that was
+    bound_at: when our socket was bound; doubted: whether a list from it may hide a rival
     """
 
     phase: Phase = Phase.SERVING
@@ -78,6 +119,8 @@ class Rivalry:
     since: float = 0.0
     times: int = 0
     last: float | None = None
+    bound_at: float = 0.0
+    doubted: bool = False
 
     @property
     def silent(self) -> bool:
@@ -111,6 +154,7 @@ def looked(rivalry: Rivalry, seen: Sight, strange: frozenset[str], now: float) -
             since=now,
             times=rivalry.times + 1 if again else 1,
             last=now,
+            bound_at=rivalry.bound_at,
         )
     doubted = rivalry.suspected_at is not None and now - rivalry.suspected_at >= CONFIRM_SECONDS
     if seen is Sight.OURS or doubted:  # what nothing confirms in time is no suspicion
@@ -132,9 +176,21 @@ def returns_at(rivalry: Rivalry, chance: float) -> float:
     return rivalry.since + (pause(RETURN_SECONDS, rivalry.times - 2, chance) if rivalry.times > 1 else 0.0)
 
 
-def returning(rivalry: Rivalry, now: float) -> Rivalry:
-    """We bind a new socket, to come back."""
-    return replace(rivalry, phase=Phase.RETURNING, suspected_at=None, since=now)
+def doubted(rivalry: Rivalry) -> Rivalry:
+    """A list of ours may hide a rival."""
+    return replace(rivalry, doubted=True)
+
+
+def anew(rivalry: Rivalry, now: float) -> bool:
+    """Whether to register again for a doubt: the last plugin to register is asked."""
+    quiet = not rivalry.away and rivalry.suspected_at is None  # a rival in sight is waited for
+    return rivalry.doubted and quiet and now - rivalry.bound_at >= ANEW_SECONDS
+
+
+def begun(rivalry: Rivalry, now: float) -> Rivalry:
+    """We bind a new socket; a displaced resource comes back by it."""
+    rivalry = replace(rivalry, suspected_at=None, bound_at=now, doubted=False)
+    return replace(rivalry, phase=Phase.RETURNING, since=now) if rivalry.phase is Phase.DISPLACED else rivalry
 
 
 def settled(rivalry: Rivalry, now: float, settle: float) -> bool:
