@@ -84,13 +84,18 @@ class Plugin:
         """A sentence for each resource name that another plugin has registered."""
         return [trouble for endpoint in self.endpoints if (trouble := endpoint.watch.trouble) is not None]
 
+    def obstacles(self) -> list[str]:
+        """Why the kubelet's socket, which is there, cannot be used."""
+        found = (endpoint.obstacle for endpoint in self.endpoints)
+        return sorted({str(obstacle) for obstacle in found if obstacle is not None})
+
     def ready(self) -> str:
         """What it is waiting for. That is no reason not to be ready: an update would stall at the first node
         without a driver."""
         lines = (
             f"library: {self.sweep.trouble or 'ok'}",
             f"kubelet: open streams: {self.streams()}",
-            *(f"kubelet: {trouble}" for trouble in self.displaced()),
+            *(f"kubelet: {trouble}" for trouble in (*self.obstacles(), *self.displaced())),
         )
         return "\n".join(lines)
 

@@ -2,6 +2,8 @@
 """The endpoint against a kubelet's real sockets: registered once in each of its lives, whatever happens."""
 
 import asyncio
+import errno
+import fcntl
 import itertools
 import logging
 import os
@@ -22,6 +24,7 @@ import pytest
 
 from tests.builders import CONTROL, device, found
 from tests.standins import RESOURCE, SECONDS, Looks, until
+from xpu_plugin.edges import channel
 from xpu_plugin.edges import kubelet as kubelet_module
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.kubelet import Endpoint, Identity, InstanceLock, neighbours, remove_stale, socket_stem
@@ -52,7 +55,7 @@ class Plugin:
         self.picture.submit(lambda facts: after_scan(facts, found(*CARDS)))
         nodes = {f"xpu{card.node.number}": card.node.identity for card in CARDS} | {"xpuctrl": (CONTROL, 1)}
         self.directory = directory
-        own = {
+        own: dict[str, Any] = {
             "read": partial(checkpoint_of, directory),
             "neighbours": partial(reader().call, neighbours, directory),
         }
@@ -507,6 +510,83 @@ async def test_a_kubelet_that_stays_away_is_told_with_the_remedy(
         assert "delete the plugin's pod" in said
     else:
         assert "see that --device-plugin-dir is the kubelet's directory" in said
+
+
+def _circle(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def _file(path: Path) -> None:
+    path.write_text("")
+
+
+@pytest.mark.parametrize("kind", [(_circle, "ELOOP"), (_file, "ENOTSOCK")], ids=["a circle", "a file"])
+async def test_a_kubelet_socket_that_refuses_is_not_taken_for_absent(
+    place: Path,
+    plugin: Plugin,
+    kind: tuple[Callable[[Path], None], str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is said at once and once, in the endpoint's state too; the kubelet is found when it comes."""
+    monkeypatch.setattr(registration, "ABSENT_SECONDS", 0.1)
+    make, name = kind
+    looks = Looks(monkeypatch)
+    path = place / "plugins/kubelet.sock"
+    path.parent.mkdir()
+    make(path)
+    async with plugin.run():
+        await until(lambda: plugin.endpoint.obstacle is not None, "an obstacle")
+        await looks.more(20)
+        [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert str(path) in warning
+        assert f"({name})" in warning
+        path.unlink()
+        async with Kubelet(place / "plugins") as kubelet:
+            await listed(kubelet)
+            assert plugin.endpoint.obstacle is None
+
+
+async def test_a_connection_that_is_denied_is_not_taken_for_absent(
+    kubelet: Kubelet, plugin: Plugin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by SELinux, which lets the file be looked at. Our socket's name stays: the kubelet was not told."""
+    monkeypatch.setattr(registration, "ABSENT_SECONDS", 0.1)
+    await kubelet.stop()  # the socket stays
+    denied = True
+
+    def reached(path: Path) -> int:
+        return errno.EACCES if denied else channel.reached(path)
+
+    monkeypatch.setattr(kubelet_module, "reached", reached)
+    async with plugin.run():
+        await until(lambda: plugin.endpoint.failures >= 4, "attempts")
+        assert str(plugin.endpoint.obstacle).startswith(f"{kubelet.socket}: Permission denied (EACCES); ")
+        [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert "privileged" in warning
+        assert len(plugin.sockets()) == 1
+        denied = False
+        await kubelet.start()
+        await listed(kubelet)
+        assert plugin.endpoint.obstacle is None
+
+
+def test_a_directory_that_refuses_is_neither_absent_nor_another_plugins(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by SELinux, which knows a permission to lock."""
+    lock = InstanceLock(place)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    lock.acquire_at_once()
+    assert not lock.rival
+    monkeypatch.setattr(os, "open", refuse)
+    lock.acquire_at_once()
+    [warning] = caplog.messages
+    assert warning.startswith(f"cannot use the kubelet's directory {place}: Permission denied (EACCES); ")
 
 
 async def test_a_socket_nobody_listens_on_is_tried_again(

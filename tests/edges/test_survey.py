@@ -98,13 +98,13 @@ def test_the_kubelets_directory(tmp_path: Path, place: Path) -> None:
     assert survey.directory_trouble(tmp_path) is None
     assert "not there" in (survey.directory_trouble(tmp_path / "none") or "")
     path = place / "kubelet.sock"
-    assert "No such file" in (survey.socket_trouble(path) or "")
+    assert "No such file" in str(survey.obstacle(path))
     assert survey.socket_age(path) is None
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.fspath(path))
-        assert "refused" in (survey.socket_trouble(path) or "")
+        assert "refused" in str(survey.obstacle(path))
         listener.listen()
-        assert survey.socket_trouble(path) is None
+        assert survey.obstacle(path) is None
     age = survey.socket_age(path)
     assert age is not None
     assert abs(age) < SECONDS
@@ -113,6 +113,15 @@ def test_the_kubelets_directory(tmp_path: Path, place: Path) -> None:
             other.bind(os.fspath(place / name))
     (place / "xpu.txt").write_text("")
     assert survey.strangers(place, "xpu-device-plugin") == ("KunlunShare.sock",)
+
+
+def test_what_is_there_and_cannot_be_used_is_not_absent(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    assert "ELOOP" in (survey.directory_trouble(tmp_path / "circle") or "")
+    assert "ELOOP" in str(survey.obstacle(tmp_path / "circle"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(os.fspath(tmp_path / "kubelet.sock"))
+        assert "EPROTOTYPE" in str(survey.obstacle(tmp_path / "kubelet.sock"))
 
 
 def test_a_directory_that_may_not_be_written(tmp_path: Path) -> None:

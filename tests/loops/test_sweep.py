@@ -603,6 +603,18 @@ async def test_a_missing_driver_is_waited_for(
     assert "/dev/xpuctrl" in complaints[0]
 
 
+async def test_a_control_node_that_may_not_be_opened_is_not_a_missing_driver(
+    make_watch: MakeWatch, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The library says the same of both."""
+    monkeypatch.setattr(Driver, "control_denied", True)
+    machine.set({"driver": "gone"})
+    watch = make_watch()
+    await watch.scans(2)
+    [complaint] = [record.message for record in caplog.records if "no driver" in record.message]
+    assert "/dev/xpuctrl is there and may not be opened: run the pod privileged" in complaint
+
+
 async def test_a_missing_library_is_waited_for(
     make_watch: MakeWatch, machine: Machine, place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The checks of `doctor`: each is content with a healthy node, and each can be made to fail."""
 
+import errno
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from xpu_plugin.model.checks.evidence import (
 from xpu_plugin.model.checks.verdict import Verdict, error, exit_status, ok, skipped, warning
 from xpu_plugin.model.devices import Function
 from xpu_plugin.model.holders import Holding
+from xpu_plugin.model.obstacles import Obstacle
 from xpu_plugin.model.rows import Row
 from xpu_plugin.model.unlisted import Unlisted
 
@@ -183,7 +185,9 @@ BROKEN: list[tuple[str, Evidence, Verdict, str]] = [
     ("cgroup-driver", nodes(0, linked=False), E, "daemon-reload"),
     ("cgroup-driver", host(cgroup_drivers=frozenset({"systemd", "cgroupfs"})), W, "cgroupfs"),
     ("kubelet-directory", kubelet(directory_trouble="/x is not there"), E, "/x"),
-    ("kubelet-socket", kubelet(socket_trouble="/x: Connection refused"), E, "refused"),
+    ("kubelet-socket", kubelet(socket=Obstacle(path="/x", code=errno.ECONNREFUSED)), E, "refused"),
+    ("kubelet-socket", kubelet(socket=Obstacle(path="/x", code=errno.EACCES)), E, "EACCES"),
+    ("control-node", control(usable=False), E, "may not be opened"),
     ("registration", plugin(streams=0), E, "no stream"),
     ("registration", replace(HEALTHY, plugin="none answers at /x"), W, "none answers"),
     ("plugin-parts", plugin(down={"audit": "ValueError: x (audit.py:1)"}), E, "audit: ValueError"),

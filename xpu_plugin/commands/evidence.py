@@ -128,7 +128,7 @@ async def _kubelet(config: Config) -> Kubelet:
     witnesses = await ask_both(config.pod_resources_socket, directory)
     return Kubelet(
         directory_trouble=survey.directory_trouble(directory),
-        socket_trouble=await asyncio.to_thread(survey.socket_trouble, socket),
+        socket=await asyncio.to_thread(survey.obstacle, socket),
         age=survey.socket_age(socket),
         strangers=survey.strangers(directory, SOCKET_PREFIX),
         pods=witnesses.listing.pods if witnesses.listing else None,

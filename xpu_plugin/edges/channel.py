@@ -6,8 +6,10 @@ bytes. So a server listens at a quoted path, and a client connects by the number
 """
 
 import contextlib
+import errno
 import os
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -37,6 +39,18 @@ def held(path: Path) -> Iterator[Path]:
         yield own if own.exists() else path
     finally:
         os.close(descriptor)
+
+
+def reached(path: Path) -> int:
+    """The errno of a connection to a socket; 0 when it is taken. It does not wait, and it sends nothing."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
+            connection.connect(os.fspath(path))
+    except BlockingIOError:
+        return 0  # and has more callers than it takes
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 def told(error: grpc.aio.AioRpcError, path: Path) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ from xpu_plugin.edges.answers import (
 )
 from xpu_plugin.edges.connection import Connection
 from xpu_plugin.edges.process import WorkerProcess
-from xpu_plugin.model.devices import Gauges, Host, Process, Scan, Usage
+from xpu_plugin.model.devices import CONTROL_NODE, Gauges, Host, Process, Scan, Usage
 from xpu_plugin.record import record
 from xpu_plugin.xpuml import Call, StateAnswer, WrongDeviceError, error
 
@@ -346,6 +347,12 @@ class Driver:
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
+
+    @property
+    def control_denied(self) -> bool:
+        """Whether the driver's control node is there, and the kernel lets this process not open it."""
+        node = os.fspath(self._target.dev_root / CONTROL_NODE)
+        return os.path.exists(node) and not os.access(node, os.R_OK | os.W_OK)  # noqa: PTH110 - never raises
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:

@@ -8,6 +8,7 @@ the directory, ours too. Each socket has a name that no kubelet has seen before.
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -22,12 +23,13 @@ from pathlib import Path
 
 import grpc
 
-from xpu_plugin.edges.channel import address, held, told
+from xpu_plugin.edges.channel import address, held, reached, told
 from xpu_plugin.edges.engine import require_room
 from xpu_plugin.edges.mounts import deleted
 from xpu_plugin.edges.rivals import RivalWatch
 from xpu_plugin.edges.service import OPTIONS, DevicePluginService, server_of
 from xpu_plugin.model import registration
+from xpu_plugin.model.obstacles import Obstacle
 from xpu_plugin.model.registration import Action, Look, Outcome, Standing
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
@@ -72,6 +74,17 @@ class Identity(registration.Identity):
         if not stat.S_ISSOCK(status.st_mode):
             return None
         return cls(status.st_dev, status.st_ino, status.st_ctime_ns)
+
+
+def in_the_way(path: Path) -> Obstacle | None:
+    """Why what is at `path` is no socket that can be used; None for a socket, and where nothing is."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - as above
+        code = 0 if stat.S_ISSOCK(mode) else errno.ENOTSOCK
+    except OSError as error:
+        code = error.errno or errno.EIO
+    obstacle = Obstacle(path=os.fspath(path), code=code)
+    return None if code == 0 or obstacle.absent else obstacle
 
 
 class InstanceLock:
@@ -130,20 +143,31 @@ class InstanceLock:
         try:
             descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            self._complain(
-                f"waiting for the kubelet's directory {self._directory}: {error.strerror}; where the kubelet "
-                "has another one, name it by --device-plugin-dir, in a pod by its hostPath"
-            )
+            if not self._refused(error):
+                self._complain(
+                    f"waiting for the kubelet's directory {self._directory}: {error.strerror}; where the "
+                    "kubelet has another one, name it by --device-plugin-dir, in a pod by its hostPath"
+                )
             return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             os.close(descriptor)
+            if not isinstance(error, BlockingIOError):
+                self._refused(error)
+                return False
             self.rival = True
             self._complain(f"waiting: another plugin works in {self._directory}")
             return False
         self._descriptor, self.rival = descriptor, False
         return self.held()
+
+    def _refused(self, error: OSError) -> bool:
+        """Whether the directory is there, which is said."""
+        obstacle = Obstacle(path=os.fspath(self._directory), code=error.errno or errno.EIO)
+        if not obstacle.absent:
+            self._complain(f"cannot use the kubelet's directory {obstacle}")
+        return not obstacle.absent
 
     def _complain(self, text: str) -> None:
         if text != self._complaint:
@@ -184,6 +208,7 @@ class Endpoint:
         self._said: str | None = None
         self._noted: str | None = None
         self._absent = False  # whether it was said that no kubelet answers
+        self.obstacle: Obstacle | None = None  # why the kubelet's socket, which is there, cannot be used
         self.path: Path | None = None  # of our socket, which has a new name each time it is bound
         self.resource = service.resource
         self.registrations = 0
@@ -213,11 +238,15 @@ class Endpoint:
             if standing.instances != former.instances:
                 self.watch.forget()
             absent = registration.absent(standing, look.now)
-            if absent and not self._absent:
+            if look.kubelet is None or look.streaming:
+                self.obstacle = None if look.streaming else in_the_way(self._kubelet)
+            if look.kubelet is None and self.obstacle is not None:
+                self._complain(f"cannot use the kubelet's socket {self.obstacle}")
+            elif absent and not self._absent:
                 self._complain_of_absence()
             elif look.kubelet is None and not look.streaming and not absent:
                 self._mention(f"waiting for the kubelet's socket {self._kubelet}")
-            self._absent = absent
+            self._absent = absent and self.obstacle is None
             action = registration.action(standing, look)
             if action is Action.BIND:
                 standing = await self._bind_for(standing)
@@ -294,6 +323,8 @@ class Endpoint:
         """Why there is no socket, in the same words each time, so that it is said once."""
         pattern = f"{self._stem}-*{SOCKET_SUFFIX}"
         text = str(error).replace(self.path.name, pattern) if self.path else str(error)
+        if isinstance(error, OSError) and error.errno is not None:
+            text = f"{text}; {Obstacle(path=text, code=error.errno).remedy or 'it is tried again'}"
         return f"cannot bind {self._directory / pattern}: {text}"
 
     async def _register_for(self, standing: Standing) -> Standing:
@@ -307,7 +338,8 @@ class Endpoint:
             except (FileNotFoundError, NotADirectoryError):
                 return self._told(standing, Outcome.AWAY, None, asked=None)
             except OSError as error:
-                return self._told(standing, Outcome.UNABLE, error.strerror, asked=standing.kubelet)
+                self.obstacle = Obstacle(path=os.fspath(self._kubelet), code=error.errno or errno.EIO)
+                return self._told(standing, Outcome.UNABLE, str(self.obstacle), asked=standing.kubelet)
             asked, path = Identity.of(kubelet), self.path
             if path is None or Identity.of(path) != self._bound:
                 return standing  # this kubelet has started just now, and has removed our socket before
@@ -333,7 +365,13 @@ class Endpoint:
                 trouble = told(error, self._kubelet)
                 if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                     return Outcome.REFUSED, trouble
-                return Outcome.CUT if listens(kubelet) else Outcome.AWAY, trouble
+                obstacle = Obstacle(path=os.fspath(self._kubelet), code=reached(kubelet))
+                if obstacle.remedy is not None:
+                    self.obstacle = obstacle
+                    return Outcome.UNABLE, str(obstacle)
+                self.obstacle = None
+                return Outcome.AWAY if obstacle.absent else Outcome.CUT, trouble
+        self.obstacle = None
         logger.info("registered resource=%s endpoint=%s", self.resource, endpoint)
         return Outcome.ACCEPTED, None
 
@@ -448,18 +486,8 @@ def neighbours(directory: Path) -> frozenset[registration.Identity]:
 
 def listens(path: Path) -> bool:
     """Whether a process listens at a socket; in doubt it does. It does not wait, and it sends nothing."""
-    try:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    except OSError:
-        return True  # for lack of descriptors
-    with connection:
-        try:
-            connection.connect(os.fspath(path))
-        except BlockingIOError:
-            return True  # and has more callers than it takes
-        except OSError:
-            return False
-    return True
+    code = reached(path)
+    return code == 0 or not Obstacle(path=os.fspath(path), code=code).absent
 
 
 def remove_stale(directory: Path) -> None:

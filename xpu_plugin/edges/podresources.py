@@ -9,6 +9,7 @@ holder.
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 from collections.abc import Collection, Iterable, Iterator
@@ -21,11 +22,12 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from xpu_plugin.edges import files
-from xpu_plugin.edges.channel import address, held, told
+from xpu_plugin.edges.channel import address, held, reached, told
 from xpu_plugin.edges.disk import DiskThread
 from xpu_plugin.edges.engine import require_room
 from xpu_plugin.model.holders import Checkpoint, Holding, Listing
 from xpu_plugin.model.inventory import may_be_ours
+from xpu_plugin.model.obstacles import Obstacle
 from xpu_plugin.proto import podresources_v1_pb2 as v1
 from xpu_plugin.proto import podresources_v1alpha1_pb2 as v1alpha1
 from xpu_plugin.record import record
@@ -72,7 +74,9 @@ async def list_pods(socket: Path, *, domains: Collection[str] = DOMAINS) -> List
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise UnknownHoldersError(f"{socket}: {error.strerror}") from None
+            raise UnknownHoldersError(
+                str(Obstacle(path=str(socket), code=error.errno or errno.EIO))
+            ) from None
         return await _list(own, socket, domains)
 
 
@@ -90,6 +94,9 @@ async def _list(own: Path, socket: Path, domains: Collection[str]) -> Listing:
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                     continue
+                refusal = Obstacle(path=str(socket), code=reached(own))
+                if refusal.remedy is not None:
+                    raise UnknownHoldersError(str(refusal)) from None
                 raise UnknownHoldersError(f"{socket}: {told(error, socket)}") from None
             try:
                 return await reader().call(_listing, answer, messages, domains)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `doctor` sees of the host and of the kubelet's directory: it looks at files, and changes none."""
 
+import errno
 import os
 import re
 import socket
@@ -13,6 +14,7 @@ from xpu_plugin.edges import host
 from xpu_plugin.edges.mounts import deleted
 from xpu_plugin.model.checks.evidence import Host, NodeFile
 from xpu_plugin.model.devices import CONTROL_NODE
+from xpu_plugin.model.obstacles import Obstacle
 
 
 PROC = Path("/proc")
@@ -51,8 +53,12 @@ def read_host(
 
 def directory_trouble(directory: Path) -> str | None:
     """Why the kubelet's directory is of no use; None when it is."""
-    if not directory.is_dir():
-        return f"{directory} is not there, or no directory"
+    try:
+        with os.scandir(directory):
+            pass
+    except OSError as error:
+        obstacle = Obstacle(path=os.fspath(directory), code=error.errno or errno.EIO)
+        return f"{directory} is not there, or no directory" if obstacle.absent else str(obstacle)
     if (mount := deleted(directory)) is not None:
         return f"{mount} was deleted on the host since this pod has started; delete the plugin's pod"
     if not os.access(directory, os.W_OK):
@@ -60,14 +66,14 @@ def directory_trouble(directory: Path) -> str | None:
     return None
 
 
-def socket_trouble(path: Path) -> str | None:
-    """Why nobody can be talked to at a socket; None when somebody listens."""
+def obstacle(path: Path) -> Obstacle | None:
+    """Why there is no connection to a socket; None when a process listens."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(CONNECT_SECONDS)
         try:
             connection.connect(os.fspath(path))
         except OSError as error:
-            return f"{path}: {error.strerror or error}"
+            return Obstacle(path=os.fspath(path), code=error.errno or errno.ETIMEDOUT)
     return None
 
 
@@ -125,6 +131,7 @@ def _node(dev_root: Path, name: str, *, simulated: bool) -> NodeFile | None:
         minor=minor,
         mode=stat.S_IMODE(status.st_mode),
         linked=linked,
+        usable=os.geteuid() != 0 or os.access(dev_root / name, os.R_OK | os.W_OK),
     )
 
 

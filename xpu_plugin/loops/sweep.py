@@ -231,7 +231,7 @@ class Sweep:
                 delay = 0.0 if new else delay  # on without it
         except (LibraryError, XpumlError) as error:
             self._due = True
-            delay = self._failed(error, _advice(error), begun, whole=True)
+            delay = self._failed(error, _advice(error, denied=self._driver.control_denied), begun, whole=True)
         else:
             self._recovered()
         return delay
@@ -541,7 +541,12 @@ def _at(answers: list[StateAnswer | None], index: int) -> StateAnswer | None:
     return answers[index] if index < len(answers) else None
 
 
-def _advice(error: Exception) -> str:
+def _advice(error: Exception, *, denied: bool) -> str:
+    if isinstance(error, DriverNotLoadedError) and denied:
+        return (
+            f"no driver: {error}; /dev/xpuctrl is there and may not be opened: run the pod privileged; on a "
+            "host with SELinux or AppArmor see its audit log"
+        )
     if isinstance(error, DriverNotLoadedError):
         return (
             f"no driver: {error}; load the kunlun driver, and see that /dev/xpuctrl is there and may be "

@@ -6,6 +6,7 @@ from dataclasses import field
 
 from xpu_plugin.model.devices import Function
 from xpu_plugin.model.holders import Holding
+from xpu_plugin.model.obstacles import Obstacle
 from xpu_plugin.model.rows import Row
 from xpu_plugin.model.unlisted import Unlisted
 from xpu_plugin.record import record
@@ -16,6 +17,7 @@ class NodeFile:
     """What is at the name of a device node. character: whether it is a character device
 
     mode: the permission bits; linked: whether /dev/char has a link to it
+    usable: whether root may open it, by device cgroup, SELinux and AppArmor; true where we are not root
     """
 
     name: str
@@ -24,6 +26,7 @@ class NodeFile:
     minor: int = 0
     mode: int = 0o666
     linked: bool = True
+    usable: bool = True
 
 
 @record
@@ -96,13 +99,15 @@ class Plugin:
 class Kubelet:
     """The kubelet's side. Troubles are sentences, None where all is well.
 
+    socket: why there is no connection to the kubelet's socket
+
     age: seconds since its socket was made, by this clock
     strangers: sockets of others beside ours that sound like XPUs
     pods: `namespace/name` of those listed, None without such an API; holdings: by list and checkpoint
     """
 
     directory_trouble: str | None = None
-    socket_trouble: str | None = None
+    socket: Obstacle | None = None
     age: float | None = None
     strangers: tuple[str, ...] = ()
     pods: frozenset[str] | None = None

@@ -13,6 +13,7 @@ NO_XPU = "this node has no XPU on its PCI bus, and no driver of one"
 _EVERYBODY = 0o666
 _LOAD = "load the kunlun driver and look at the kernel's log; in a container, mount the /dev of the host"
 _UDEV = "have udev give the nodes mode 0666 (the vendor's /etc/udev/rules.d/99-kunlun.rules)"
+_PRIVILEGED = "run the pod privileged; on a host with SELinux or AppArmor see its audit log"
 
 
 def control_node(evidence: Evidence) -> Finding:
@@ -28,6 +29,8 @@ def control_node(evidence: Evidence) -> Finding:
     driver = (host.majors or {}).get(node.major)
     if driver is None and host.majors is not None and not evidence.simulated:
         return error(f"xpuctrl is {_number(node)}, and no driver has major {node.major}", _LOAD)
+    if not node.usable and not evidence.simulated:
+        return error("xpuctrl may not be opened by this process", _PRIVILEGED)
     if node.mode & _EVERYBODY != _EVERYBODY:
         return warning(
             f"xpuctrl has mode {node.mode:04o}: only root can use an XPU, also in containers", _UDEV

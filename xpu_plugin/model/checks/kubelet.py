@@ -17,8 +17,8 @@ def directory(evidence: Evidence) -> Finding:
 
 def socket(evidence: Evidence) -> Finding:
     kubelet = evidence.kubelet
-    if kubelet.socket_trouble:
-        return error(kubelet.socket_trouble, f"start the kubelet; {_SEE_MOUNTS}")
+    if kubelet.socket is not None:
+        return error(kubelet.socket.reason, kubelet.socket.remedy or f"start the kubelet; {_SEE_MOUNTS}")
     return ok("the kubelet listens" + (f", for {kubelet.age:.0f} s" if kubelet.age is not None else ""))
 
 

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why a file or socket that is there cannot be used, and the remedy. A refusal is no absence."""
+
+import errno
+import os
+
+from xpu_plugin.record import record
+
+
+_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED})
+_DENIED = (
+    "run the pod privileged; on a host with SELinux or AppArmor see its audit log (ausearch -m avc, dmesg)"
+)
+_NO_SOCKET = "something else has the socket's name: see the pod's mounts, then restart the kubelet"
+_REMEDIES = {
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+    errno.ELOOP: "links lead in a circle: see the pod's mounts",
+    errno.ENOTSOCK: _NO_SOCKET,
+    errno.EPROTOTYPE: _NO_SOCKET,
+    errno.EROFS: "mount the directory writable",
+    errno.ENOSPC: "free space and inodes",
+    errno.ESTALE: "the mount is dead: delete the plugin's pod",
+    errno.ENOTCONN: "the mount is dead: delete the plugin's pod",
+}
+
+
+@record
+class Obstacle:
+    """What came of a try. path: of what was tried; code: the errno"""
+
+    path: str
+    code: int
+
+    @property
+    def absent(self) -> bool:
+        """Whether nothing is there, or no process listens, as before a start."""
+        return self.code in _ABSENT
+
+    @property
+    def remedy(self) -> str | None:
+        return _REMEDIES.get(self.code)
+
+    @property
+    def reason(self) -> str:
+        """The path and the system's words."""
+        name = errno.errorcode.get(self.code, str(self.code))
+        return f"{self.path}: {os.strerror(self.code)} ({name})"
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.remedy}" if self.remedy else self.reason
