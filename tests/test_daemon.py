@@ -3,6 +3,7 @@
 and what has to survive them. How it ends is in test_shutdown.py."""
 
 import asyncio
+import errno
 import http.client
 import os
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,8 @@ from tests.standins import (
     processes_that_know,
     until,
 )
+from xpu_plugin.daemon import SHOWN_SECONDS
+from xpu_plugin.model.rivals import YOUNG_SECONDS
 from xpu_plugin.simulation.kubelet import Kubelet, StartError
 from xpu_plugin.simulation.machine import Machine
 
@@ -557,6 +560,45 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
+
+
+async def test_a_kubelet_socket_that_cannot_be_used_shows_in_log_page_and_doctor(node: Node) -> None:
+    """With errno and remedy; the kubelet is served when it comes."""
+    port = free_port()
+    (node.plugins / "kubelet.sock").write_text("")
+    daemon = node.start(f"--metrics-address=127.0.0.1:{port}")
+    reason = f"{node.plugins / 'kubelet.sock'}: {os.strerror(errno.ENOTSOCK)} (ENOTSOCK)"
+    await daemon.says(f"cannot use the kubelet's socket {reason}; ")
+
+    async def page() -> str:
+        with suppress(OSError):
+            return (await asyncio.to_thread(probed, port, "/readyz"))[1]
+        return ""
+
+    deadline = time.monotonic() + SHOWN_SECONDS + SECONDS
+    while f"kubelet: {reason}; " not in (text := await page()):
+        assert time.monotonic() < deadline, text
+        await asyncio.sleep(0.1)
+    (node.plugins / "kubelet.sock").unlink()
+    async with node.kubelet() as kubelet:
+        await shows(kubelet, IDS)
+        assert "ENOTSOCK" not in await page()
+        assert await daemon.stop() < EXIT_SECONDS
+
+
+async def test_a_list_waits_while_another_plugin_may_be_about_to_register(
+    node: Node, kubelet: Kubelet
+) -> None:
+    """The socket of another plugin is new: until it is 2 s old no list of ours goes out."""
+    daemon = node.start()
+    await shows(kubelet, IDS)
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(node.plugins / "other.sock"))
+        bound = time.time()
+        node.machine.set_card(1, {"state": "207"})
+        await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == len(IDS) - 1, timeout=SECONDS)
+        assert time.time() - bound >= YOUNG_SECONDS - 0.1
+    assert await daemon.stop() < EXIT_SECONDS
 
 
 async def test_it_is_ready_also_while_it_waits_and_says_what_for(node: Node, kubelet: Kubelet) -> None:

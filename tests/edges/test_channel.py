@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """gRPC at sockets of any path: served, registered with, listed from; the same trouble has the same words."""
 
+import errno
 import os
 import shutil
 import socket
@@ -12,7 +13,7 @@ import pytest
 
 from tests.edges.test_kubelet import IDS, Plugin, listed
 from tests.standins import RESOURCE
-from xpu_plugin.edges import channel
+from xpu_plugin.edges import channel, podresources
 from xpu_plugin.edges.channel import LONGEST_DETAILS, told
 from xpu_plugin.edges.podresources import UnknownHoldersError, list_pods
 from xpu_plugin.simulation.kubelet import Kubelet
@@ -59,6 +60,19 @@ async def test_a_socket_that_may_not_be_looked_at_is_not_taken_for_none(place: P
     with pytest.raises(UnknownHoldersError, match="Too many levels"):
         await list_pods(place / "loop/kubelet.sock")
     assert await list_pods(place / "none/kubelet.sock") is None
+
+
+async def test_a_pod_resources_socket_that_refuses_is_told_with_errno_and_remedy(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by SELinux, which lets the file be looked at. gRPC says no more than that it is unavailable."""
+    path = place / "kubelet.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+    monkeypatch.setattr(podresources, "reached", lambda _: errno.EACCES)
+    with pytest.raises(UnknownHoldersError) as raised:
+        await list_pods(path)
+    assert str(raised.value).startswith(f"{path}: Permission denied (EACCES); run the pod privileged")
 
 
 async def test_without_proc_an_ordinary_path_is_asked(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
