@@ -199,6 +199,18 @@ def test_how_long_until_the_next_look(streaming: bool, since: float, seconds: fl
     assert registration.wait(standing, look(None, LATER + since, streaming=streaming)) == seconds
 
 
+def test_a_stream_that_ends_just_after_its_kubelet_is_seen_as_touched_was_of_a_former_kubelet() -> None:
+    """The file may be another kubelet's before the stream ends. That kubelet is registered with at once."""
+    serving = replace(SERVING, short=5)
+    touched = seen(serving, look(TOUCHED, 2.0, streaming=True))
+    assert touched.instances == serving.instances
+    ended = seen(touched, look(TOUCHED, 2.1))
+    assert ended.instances == serving.instances + 1
+    assert action(ended, look(TOUCHED, 2.1)) is Action.BIND
+    cut = seen(serving, look(A, 2.1))
+    assert action(cut, look(A, 2.1)) is Action.WAIT, "the same kubelet has cut the stream"
+
+
 @pytest.mark.parametrize(("turn", "seconds"), [(0, 2.0), (1, 4.0), (2, 8.0), (3, 10.0), (10_000, 10.0)])
 def test_pauses_grow_to_a_bound_and_differ_by_chance(turn: int, seconds: float) -> None:
     assert pause((2.0, 10.0), turn, 0.0) == seconds

@@ -120,6 +120,8 @@ def seen(standing: Standing, look: Look) -> Standing:
             idle_since=look.now,
             try_at=look.now + (pause(AGAIN_SECONDS, short - 1, look.chance) if short else 0.0),
             short=short + 1,
+            # So a socket that seemed to be touched while the stream was open is now that of another kubelet.
+            kubelet=standing.known or standing.kubelet,
         )
     if look.kubelet != standing.kubelet:
         standing = replace(standing, kubelet=look.kubelet)
