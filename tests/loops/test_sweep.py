@@ -25,7 +25,7 @@ from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.sweep import InitError, Sweep
 from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.devices import Host, Scan
-from xpu_plugin.model.health import CHANGING, WITHDRAWN, Rules
+from xpu_plugin.model.health import ASKED_BEFORE, CHANGING, RECORD_UNREAD, WITHDRAWN, Rules
 from xpu_plugin.model.inventory import Inventory, Policy
 from xpu_plugin.model.unlisted import Unlisted
 from xpu_plugin.simulation.machine import Machine
@@ -775,7 +775,7 @@ async def test_no_node_is_opened_while_a_card_is_withdrawn_or_changed(
     machine.set_card(2, {"unreadable": "EBUSY"})
     watch = make_watch()
     await watch.shows(dict.fromkeys([IDS[0], IDS[1], IDS[3]]))
-    for reason in (WITHDRAWN, CHANGING):
+    for reason in (WITHDRAWN, CHANGING, ASKED_BEFORE, RECORD_UNREAD):
         watch.picture.submit(partial(replace, kept_back={IDS[0]: reason}))
         machine.set_card(2, {"unreadable": ""})
         scans = len(watch.driver.scans)

@@ -273,8 +273,9 @@ def test_a_node_without_xpus_has_no_error() -> None:
     assert exit_status(finding for _, finding in diagnose(NO_XPU)) == 0
 
 
-def test_a_card_kept_back_is_no_sick_card() -> None:
-    assert verdict("devices-answer", with_row(sick("withdrawn"))).verdict == Verdict.OK
+@pytest.mark.parametrize("reason", ["wish-pending", "withdrawn", "changing", "change-unknown"])
+def test_a_card_kept_back_is_no_sick_card(reason: str) -> None:
+    assert verdict("devices-answer", with_row(sick(reason))).verdict == Verdict.OK
 
 
 def test_a_wish_for_nothing_needs_no_capability() -> None:

@@ -230,11 +230,12 @@ class Apply:
                 await self._set(order)
 
     async def _set(self, order: SetVfs) -> None:
-        card, failure, refused = order.card, "", False
+        card, failure, refused, asked = order.card, "", False, True
         assert card.index is not None  # noqa: S101 - or nothing would have been decided
         try:
             await self._record.write(Request(card.address, order.number))
         except OSError as error:
+            asked = False
             failure = (
                 f"the driver is not asked, as the request cannot be recorded in {self._record.path}: "
                 f"{reason(error)}; mount --state-dir writable"
@@ -252,7 +253,10 @@ class Apply:
                 f"the driver refuses {order.number} VFs: {failure}; a process may have the card or one of "
                 "its VFs open, or this board cannot be split so"
             )
-        self._memory = answered(self._memory, self._view(), self._limits, failure=failure, refused=refused)
+        view = self._view()
+        self._memory = answered(
+            self._memory, view, self._limits, failure=failure, refused=refused, asked=asked
+        )
 
     async def _ask(self, card: Card, index: int, number: int) -> None:
         """Ask the driver by a worker that is started for it, and that lists the nodes before it asks."""

@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
 
-from xpu_plugin.model.health import CHANGING
 from xpu_plugin.model.inventory import Entry, Facts, Inventory, Policy, entries
 
 
@@ -93,7 +92,7 @@ def _log_changes(old: Mapping[str, Entry], new: Mapping[str, Entry]) -> None:
     now = {entry.device.id: entry for entry in new.values()}
     for id in sorted(then.keys() - now.keys()):
         logger.log(
-            logging.INFO if then[id].health == CHANGING else logging.WARNING,
+            logging.INFO if then[id].health.in_change else logging.WARNING,
             "device no longer offered id=%s",
             id,
         )

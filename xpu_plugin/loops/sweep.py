@@ -20,7 +20,6 @@ from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.absence import absent
 from xpu_plugin.model.devices import Found, Host, Kind, Scan, identify
 from xpu_plugin.model.health import (
-    CHANGING,
     LIBRARY_GONE,
     NOT_ANSWERING,
     UNHEARD,
@@ -238,7 +237,8 @@ class Sweep:
 
     def _changing(self) -> bool:
         """Whether a card's number of VFs is being changed, or soon will be."""
-        return any(health in (WITHDRAWN, CHANGING) for health in self._picture.facts.kept_back.values())
+        kept_back = self._picture.facts.kept_back.values()
+        return any(health == WITHDRAWN or health.in_change for health in kept_back)
 
     def _released(self) -> None:
         """A device that was left out has answered, or a node opens: it is looked at with all others."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
 
 from xpu_plugin.model.devices import CONTROL_NODE, CONTROL_PATH, Identity
-from xpu_plugin.model.health import CHANGING
 from xpu_plugin.model.inventory import Entry, Inventory, is_old
 from xpu_plugin.record import record
 
@@ -113,7 +112,7 @@ def check_start(
     paths = {}
     for id in ids:
         entry = lookup(inventory, resource, id)
-        if entry.health == CHANGING:
+        if entry.health.in_change:
             _check_grantable(entry)
         then = f"/dev/xpu{id}" if is_old(id) else granted.get(id)
         if then is None:

@@ -31,7 +31,7 @@ class Health:
     @property
     def well(self) -> bool:
         """Healthy, or merely kept back from new pods."""
-        return self.healthy or self in (WISH_PENDING, WITHDRAWN, CHANGING) or self.held
+        return self.healthy or self.reason in KEPT_BACK or self.held
 
     @property
     def held(self) -> bool:
@@ -39,9 +39,14 @@ class Health:
         return self.reason in (FORGOTTEN_HOLDER, HELD_OTHERWISE)
 
     @property
+    def in_change(self) -> bool:
+        """Kept back as the driver changes its card's VFs, or may do so."""
+        return self.reason in (CHANGING.reason, CHANGE_UNKNOWN)
+
+    @property
     def grantable(self) -> bool:
         """Healthy, or kept back in a way that lets through what the kubelet asked for before it knew."""
-        return self.well and self != CHANGING and not self.held
+        return self.well and not self.in_change and not self.held
 
     def __str__(self) -> str:
         """The kubelet's word for it."""
@@ -70,6 +75,20 @@ _NOT_ITS_OWN = (LIBRARY_GONE, UNHEARD)  # the library's illness, and no change o
 WISH_PENDING = Health("wish-pending", "whether its card's number of VFs is to be changed is not known yet")
 WITHDRAWN = Health("withdrawn", "kept back from new pods, as its card's number of VFs is to be changed")
 CHANGING = Health("changing", "its card's number of VFs is being changed")
+
+# The same: the driver may carry out late what a former process has asked for.
+CHANGE_UNKNOWN = "change-unknown"
+ASKED_BEFORE = Health(
+    CHANGE_UNKNOWN,
+    "a former process of this plugin has asked the driver to change its card's VFs, and no scan has shown "
+    "the result yet",
+)
+RECORD_UNREAD = Health(
+    CHANGE_UNKNOWN,
+    "whether a former process of this plugin has asked the driver to change its card's VFs is not known: "
+    "vf-change.json in --state-dir cannot be read",
+)
+KEPT_BACK = (WISH_PENDING.reason, WITHDRAWN.reason, CHANGING.reason, CHANGE_UNKNOWN)
 
 # Not sick, but held by a container that the kubelet does not count.
 FORGOTTEN_HOLDER = "forgotten-holder"

@@ -7,12 +7,12 @@ from xpu_plugin.model.checks.evidence import Evidence
 from xpu_plugin.model.checks.host import NO_XPU
 from xpu_plugin.model.checks.verdict import Finding, error, ok, skipped, warning
 from xpu_plugin.model.devices import Kind
+from xpu_plugin.model.health import KEPT_BACK
 from xpu_plugin.model.unlisted import sentences
 from xpu_plugin.xpuml import OLDEST_LIBRARY, is_too_old
 
 
 _PASSING = ("recovering", "in-reset", "quarantined")
-_KEPT_BACK = ("wish-pending", "withdrawn", "changing")
 _NO_ANSWER = "the library does not answer: see the check library"
 
 
@@ -45,7 +45,7 @@ def devices_answer(evidence: Evidence) -> Finding:
     seen = evidence.library
     if seen.trouble is not None:
         return skipped(_NO_ANSWER)
-    sick = [row for row in seen.rows if row.reason is not None and row.reason not in _KEPT_BACK]
+    sick = [row for row in seen.rows if row.reason is not None and row.reason not in KEPT_BACK]
     words = [*seen.hung, *(f"{row.id} ({row.path}): {row.text or row.reason}" for row in sick)]
     advice = "look at the kernel's log; reset or exchange the card"
     if seen.hung or any(row.reason not in _PASSING for row in sick):
