@@ -446,6 +446,23 @@ async def test_a_record_that_is_damaged_costs_availability_and_never_safety(
     assert json.loads(file.read_text())["grants"] == {A: "/dev/xpu0"}
 
 
+async def test_a_container_starts_again_once_the_record_can_be_read(
+    plugin: Plugin, stub: api_grpc.DevicePluginStub
+) -> None:
+    await allocate(stub, [A])
+    await start(stub, A)
+    [file] = plugin.state.iterdir()
+    aside = file.rename(file.with_name("aside"))
+    file.symlink_to(file.name)
+    plugin.forget()
+    code, text = await refused(start(stub, A))
+    assert code is NOT_READY
+    assert "cannot be read for now" in text
+    aside.replace(file)
+    assert await plugin.record.reread()
+    await start(stub, A)
+
+
 async def test_a_state_directory_that_cannot_be_written_costs_no_more_than_the_record(
     plugin: Plugin, stub: api_grpc.DevicePluginStub, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -248,6 +248,13 @@ def test_a_start_without_a_record_is_refused_and_says_what_to_do() -> None:
     assert "delete the pod" in text
 
 
+def test_a_start_without_a_record_that_can_be_read_is_refused_and_no_pod_is_to_be_deleted_for_it() -> None:
+    with pytest.raises(Refusal) as refusal:
+        check_start(THREE, XPU, [A, B], {A: "/dev/xpu4"}, nodes_of(THREE), unread=True)
+    assert f"device {B}: the record of the node it was granted as" in str(refusal.value)
+    assert "delete" not in str(refusal.value)
+
+
 def test_a_start_on_a_path_that_is_another_devices_now_is_refused() -> None:
     """The cached answer names /dev/xpu9; the device has moved to /dev/xpu4."""
     cause, text = start_refused(THREE, A, granted={A: "/dev/xpu9"})

@@ -240,7 +240,12 @@ class DevicePluginService:
     ) -> api.PreStartContainerResponse:
         try:
             paths = allocation.check_start(
-                self._picture(), self.resource, list(request.devices_ids), self._record.paths, self._node
+                self._picture(),
+                self.resource,
+                list(request.devices_ids),
+                self._record.paths,
+                self._node,
+                unread=self._record.unread,
             )
         except Refusal as refusal:
             asked = request.devices_ids

@@ -100,14 +100,20 @@ def check_node(entry: Entry, node: NodeIdentity) -> None:
 
 
 def check_start(
-    inventory: Inventory, resource: str, ids: Sequence[str], granted: Mapping[str, str], node: NodeIdentity
+    inventory: Inventory,
+    resource: str,
+    ids: Sequence[str],
+    granted: Mapping[str, str],
+    node: NodeIdentity,
+    *,
+    unread: bool = False,
 ) -> dict[str, str]:
     """The paths that a starting container may rely on, or Refusal.
 
     A container that restarts gets the nodes it was granted then, whatever they are now. So each path of
     then (`granted`: id -> path) has to be the device's path still. An old id is its own record: "2" was
     granted as /dev/xpu2. Health is not asked, as a restart may be what heals; but whether the card is being
-    split at this moment.
+    split at this moment. unread: whether the record could not be read yet, and `granted` lacks what it says
     """
     paths = {}
     for id in ids:
@@ -115,6 +121,12 @@ def check_start(
         if entry.health.in_change:
             _check_grantable(entry)
         then = f"/dev/xpu{id}" if is_old(id) else granted.get(id)
+        if then is None and unread:
+            raise Refusal(
+                Cause.NOT_READY,
+                f"device {id}: the record of the node it was granted as, grants.json in --state-dir, cannot be "
+                "read for now; the kubelet starts the container again later",
+            )
         if then is None:
             raise Refusal(
                 Cause.NOT_READY,
