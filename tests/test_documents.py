@@ -195,6 +195,7 @@ TEXT_OF = {
     "TooManyStuckError": 0,
     "UnknownHoldersError": 0,
     "UnknownWishError": 0,
+    "UnwatchedError": 0,
     "UsageError": 0,
     "warnings.append": 0,
     "WorkerDiedError": 0,

@@ -78,7 +78,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def holders_of(kubelet: Kubelet, picture: Picture, clock: Clock | None = None) -> Holders:
+def holders_of(kubelet: Kubelet, picture: Picture, clock: Callable[[], float] | None = None) -> Holders:
     clock = clock or Clock()
     plugins, pods = kubelet.directory, kubelet.pod_resources_socket or kubelet.directory / "no-such-socket"
     nowhere = Target(libraries=(), dev_root=plugins, sysfs_root=plugins, simulated=True, environment={})

@@ -299,15 +299,25 @@ async def test_a_change_begins_when_the_round_under_way_has_ended(watch: Watch, 
 
 @pytest.mark.parametrize("action", ["hang", "crash"])
 async def test_a_worker_that_is_lost_while_a_card_is_being_changed_is_replaced_after_that(
-    watch: Watch, machine: Machine, action: str
+    watch: Watch, machine: Machine, action: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with watch.sweep.changing(IDS[1]):
         machine.add_fault(STATE, action, card=2)
+        await watch.until(lambda: watch.sweep.unwatched, "that nothing is watched")
+        assert set(watch.health().values()) == {None}, "the last known states stay for the grace"
         await watch.shows(
             {IDS[0]: "not-answering", IDS[1]: None, IDS[2]: "not-answering", IDS[3]: "not-answering"}
         )
         assert len(watch.driver.scans) == 1
+        said = (
+            f"the worker has ended while the driver changes the VFs of {IDS[1]}: device states are not asked"
+        )
+        assert sum(said in record.message for record in caplog.records) == 1
+        assert said in str(watch.sweep.library()["trouble"])
+        assert watch.picture.current
+        assert "the driver changes another card" in watch.picture.current.entries[IDS[0]].health.text
     await watch.healths(None, None, "not-answering", None)
+    assert not watch.sweep.unwatched
     machine.clear_faults()
     await watch.healths(None, None, None, None)
 

@@ -83,8 +83,8 @@ class Holders:
             if instance not in (None, self._instance):
                 self._instance, new_for = instance, NEW_FOR_SECONDS
             facts = self._picture.facts
-            asking = facts.held or facts.withheld or self._idleness.forgotten
-            asking = asking or self._behind or not self._complete
+            known = self._complete and not self._behind
+            asking = facts.held or facts.withheld or self._idleness.forgotten or not known
             if waited >= LOOK_SECONDS and asking:
                 waited = 0.0
                 await self.look()

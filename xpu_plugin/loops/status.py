@@ -116,6 +116,7 @@ class Status:
             "driver_version": scan.driver_version if scan else None,
             "driver_release": scan.driver_release if scan else None,
             "trouble": self._trouble(),
+            "unwatched": self._sweep.unwatched,
             "streams": self._streams(),
             "alone": self._alone(),
             "unwritten": self._unwritten(),

@@ -23,6 +23,7 @@ from xpu_plugin.model.health import (
     LIBRARY_GONE,
     NOT_ANSWERING,
     UNHEARD,
+    UNWATCHED,
     WITHDRAWN,
     Health,
     judge,
@@ -52,6 +53,10 @@ _LENGTHS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 class InitError(Exception):
     """The plugin must not go on: the first scan failed and the administrator wants to be told by the exit
     status, or the configuration cannot be followed on this node."""
+
+
+class UnwatchedError(WorkerError):
+    """No states are asked, as there is no worker for it while the driver changes the VFs of a card."""
 
 
 class Sweep:
@@ -115,7 +120,7 @@ class Sweep:
         self._trial_at: float | None = None  # when it is tried next; None for a file that could be used
         self._sweep_seconds = 0.0  # that the last good sweep took
         self._silence = Silence(clock)  # of the devices that are not left out
-        self._whole = False  # the last failure was one of the whole library
+        self._verdict = UNHEARD  # on silent devices; another one when the whole library has failed
         driver.on_end = self._wake.set
         self.claimed: Callable[[], Collection[str]] = tuple  # ids that were granted and may be held still
         self._retries = delays(*RETRY_SECONDS)
@@ -179,6 +184,11 @@ class Sweep:
         if verdicts:
             self._picture.submit(partial(after_verdicts, verdicts=verdicts))
         return verdicts is not None
+
+    @property
+    def unwatched(self) -> bool:
+        """Whether no states are asked, as the worker ended while the driver changes the VFs of a card."""
+        return self._verdict == UNWATCHED
 
     def driver_version(self) -> str:
         """As the last scan heard it; empty before the first."""
@@ -333,7 +343,16 @@ class Sweep:
         return self._interval
 
     async def _watch(self, card: str) -> float:
-        """A sweep that asks nothing of one card, and is no reason for anything else."""
+        """A sweep that asks nothing of one card, and is no reason for anything else.
+
+        A worker that has ended is not replaced before the driver is done. The library opens every node when
+        it lists them, and the driver refuses to change the VFs of a card of which a node is open.
+        """
+        if self._driver.pid is None:
+            raise UnwatchedError(
+                f"the worker has ended while the driver changes the VFs of {card}: device states are not "
+                "asked until that is over"
+            )
         own = {device.index for device in self._found.devices.values() if device.card == card}
         answers = await self._driver.sweep(self.probation.skip | own)
         self._silence.end()
@@ -446,7 +465,7 @@ class Sweep:
         """What has been left out or silent for too long is not called healthy any more."""
         longest_round = self._interval + max(self._sweep_seconds, self._scan_seconds or 0.0)
         if self._silence.look(LOOK_SECONDS) >= max(self._grace, ROUNDS * longest_round):
-            skip, verdict = self.probation.skip, LIBRARY_GONE if self._whole else UNHEARD
+            skip, verdict = self.probation.skip, self._verdict
             silent = [id for id, device in self._found.devices.items() if device.index not in skip]
             self._hear(dict.fromkeys(silent, verdict))
         overdue = self.probation.overdue(self._grace)
@@ -471,7 +490,8 @@ class Sweep:
             self._bad_since = max(begun, now - self._driver.call_timeout)
         if whole and self._fail_on_init_error and self._picture.current is None:
             raise InitError(text) from error
-        self._whole = whole
+        gone = UNWATCHED if isinstance(error, UnwatchedError) else LIBRARY_GONE
+        self._verdict = gone if whole else UNHEARD
         first = self.trouble is None
         if text != self.trouble:
             logger.warning("%s", text)
@@ -481,11 +501,11 @@ class Sweep:
         if whole:
             self.verdicts.miss(self._found.devices)
             if now - self._bad_since >= self._grace:
-                self._hear(dict.fromkeys(self._found.devices, LIBRARY_GONE))
+                self._hear(dict.fromkeys(self._found.devices, gone))
         return 0.0 if first else next(self._retries)
 
     def _recovered(self) -> None:
-        self._bad_since, self._answered_at, self._whole = None, self._clock(), False
+        self._bad_since, self._answered_at, self._verdict = None, self._clock(), UNHEARD
         if self._due:
             return  # nothing has been scanned yet
         self.driver_gone = None

@@ -124,8 +124,8 @@ def check_start(
         if then is None and unread:
             raise Refusal(
                 Cause.NOT_READY,
-                f"device {id}: the record of the node it was granted as, grants.json in --state-dir, cannot be "
-                "read for now; the kubelet starts the container again later",
+                f"device {id}: the record of the node it was granted as, grants.json in --state-dir, cannot "
+                "be read for now; the kubelet starts the container again later",
             )
         if then is None:
             raise Refusal(

@@ -66,10 +66,15 @@ UNHEARD = Health(
     "no round has told its state for longer than --health-grace and than two rounds take: the library is "
     "slow, or fails at other devices",
 )
+UNWATCHED = Health(
+    "not-answering",
+    "its state is not asked for longer than --health-grace: the worker ended while the driver changes "
+    "another card, and a new one would make the driver refuse that",
+)
 RECOVERING = Health("recovering", "it is back, and has to answer well for a while before it is offered")
 
 _ABSENT = (LOST.reason, NODE_MISSING.reason)
-_NOT_ITS_OWN = (LIBRARY_GONE, UNHEARD)  # the library's illness, and no change of the device
+_NOT_ITS_OWN = (LIBRARY_GONE, UNHEARD, UNWATCHED)  # the library's illness, and no change of the device
 
 # Not sick, but kept back while their card's number of VFs is in question.
 WISH_PENDING = Health("wish-pending", "whether its card's number of VFs is to be changed is not known yet")
@@ -218,7 +223,7 @@ def begin(answer: Health, now: float, *, quarantine: str | None = None) -> Histo
 
 def heard(history: History, answer: Health, now: float, rules: Rules) -> History:
     """Take in one more answer, or what stands for one: LOST, NODE_MISSING, NOT_ANSWERING, LIBRARY_GONE,
-    UNHEARD."""
+    UNHEARD, UNWATCHED."""
     good = answer.healthy
     if good and history.settled:
         return history  # as nearly always

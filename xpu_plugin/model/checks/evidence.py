@@ -61,10 +61,12 @@ class Library:
     """What it says, by the running plugin or by a worker of our own.
 
     trouble: why it says nothing; hung: a sentence for each device at which it hung or crashed
+    unwatched: it is not asked, as a worker ended while the driver changes the VFs of a card
     rows: the devices; problems: why something is none; unlisted: device nodes that it does not list
     """
 
     trouble: str | None = None
+    unwatched: bool = False
     path: str | None = None
     version: str | None = None
     driver_version: str | None = None

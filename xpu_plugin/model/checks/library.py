@@ -22,6 +22,8 @@ def library(evidence: Evidence) -> Finding:
     if seen.trouble is not None:
         if evidence.host.empty:
             return skipped(f"{NO_XPU}; {seen.trouble}")
+        if seen.unwatched:
+            return warning(seen.trouble, "wait for --vf-timeout; if it stays, look at the kernel's log")
         return error(seen.trouble, f"install XRE {oldest} or newer, or name the library by --xpuml-library")
     if seen.version is not None and is_too_old(seen.version):
         return warning(f"{seen.path} is {_short(seen.version)}", f"install XRE {oldest} or newer")
