@@ -389,6 +389,30 @@ async def test_what_a_former_process_saw_listed_ends_with_the_list_at_once(
     assert A in proofs[A].text
 
 
+async def test_a_record_without_holders_keeps_a_device_until_no_process_uses_it(
+    make: Make, picture: Picture, clock: Clock, place: Path
+) -> None:
+    """The plugin is updated, and the kubelet loses its checkpoint: the pod is listed without the device."""
+    file = place / "state/grants.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({"grants": {A: "/dev/xpu0"}, "listed": [A]}))
+    idleness = make(record=GrantRecord(file.parent))
+    clock.now += 0.1
+    idleness.hear(
+        Word(
+            began=clock(),
+            life="another",
+            listing=Listing(pods=frozenset(), holdings=()),
+            whole=True,
+            checkpoint=(),
+        )
+    )
+    assert idleness.forgotten == {A}
+    clock.now += 1.0
+    assert (await look(idleness, picture))[A].idle
+    assert idleness.forgotten == set()
+
+
 async def test_cards_of_containers_are_known_by_what_they_hold(idleness: Idleness) -> None:
     holdings = [
         Holding(container="a/b/c", resource=RESOURCE, ids=("0",)),

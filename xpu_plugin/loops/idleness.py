@@ -118,7 +118,9 @@ class Idleness:
     def _inherited(self, id: str, at: float, life: Identity | None) -> Grant:
         shown = self._record.holders.get(id)
         if shown is None:
-            return Grant(at=at, inherited=True, shown=FORMER if id in self._record.listed else None)
+            # The record of an older release names no holder.
+            known = FORMER if id in self._record.listed else None
+            return Grant(at=at, inherited=True, shown=known, known_to=known)
         same = life is not None and shown.kubelet == str(life)
         return Grant(
             at=at,

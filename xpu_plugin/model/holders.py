@@ -167,7 +167,8 @@ def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str
     written it down has written a checkpoint without it since. A grant that only an earlier instance has
     listed ends when its holder's pod is not in a list that is `whole`: an instance that has lost its
     checkpoint lists the pod without the device. Any other ends `settle` seconds after we know of it at the
-    earliest, and only while its device is `unused` by any process and not named by the checkpoint.
+    earliest, and only while its device is `unused` by any process and not named by the checkpoint; so does
+    one that an older release has written down as listed without its pod.
     """
     listed, checkpoint = word.listed, word.checkpoint
 
@@ -179,7 +180,7 @@ def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str
                 return False
             if grant.holder is not None and pod_of(grant.holder) in word.listing.pods:
                 return not _dropped(id, grant, word)
-            if word.whole:
+            if word.whole and not _nameless(grant):
                 return False
         if _dropped(id, grant, word):
             return False
@@ -188,6 +189,11 @@ def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str
         return checkpoint is None or id in checkpoint
 
     return {id: _marked(id, grant, word, listed) for id, grant in ledger.items() if goes_on(id, grant)}
+
+
+def _nameless(grant: Grant) -> bool:
+    """Whether an older release has written down that it was listed, and not for which pod."""
+    return grant.holder is None and grant.known_to == FORMER
 
 
 def _dropped(id: str, grant: Grant, word: Word) -> bool:
