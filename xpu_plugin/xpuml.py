@@ -11,7 +11,7 @@ from dataclasses import field
 from enum import IntEnum
 from typing import Protocol
 
-from xpu_plugin.record import record
+from xpu_plugin.frozen import frozen
 
 
 # The order is the numbering of calls in the progress word (see `Call`); append, never reorder.
@@ -167,7 +167,7 @@ def is_too_old(version: str) -> bool:
     return tuple(map(int, numbers)) < OLDEST_LIBRARY
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class Call:
     """A call that was in flight, as read from the progress word: the function's C name and the device's
     index, None for calls that concern no single device."""
@@ -187,7 +187,7 @@ class Call:
         return self.function if self.index is None else f"{self.function} of device index {self.index}"
 
 
-@record
+@frozen
 class Failure:
     """A call that failed for one device during a batch."""
 
@@ -199,7 +199,7 @@ class Failure:
         return f"{self.function}: {self.text} ({self.code})"
 
 
-@record
+@frozen
 class Reading:
     """Everything the library says about one device in a scan. A field is None where its call failed
     (see `failures`), was not made, or does not exist in this library.
@@ -229,7 +229,7 @@ class Reading:
     failures: tuple[Failure, ...] = field(default=())
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class StateAnswer:
     """One device's answer in a sweep: the return code, and the raw state where the code is 0."""
 

@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
+from xpu_plugin.frozen import frozen
 from xpu_plugin.log import printable
 from xpu_plugin.model.refusals import FORBIDDEN, UNAUTHORIZED, Speaker, speaker
-from xpu_plugin.record import record
 
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ def member(document: object, key: str) -> dict[str, Any]:
     return part if isinstance(part, dict) else {}
 
 
-@record
+@frozen
 class NodeMetadata:
     """A node as its metadata shows it. uid: None where a server does not tell"""
 

@@ -29,8 +29,8 @@ from xpu_plugin.edges.answers import (
 )
 from xpu_plugin.edges.connection import Connection
 from xpu_plugin.edges.process import WorkerProcess
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import CONTROL_NODE, Gauges, Host, Process, Scan, Usage
-from xpu_plugin.record import record
 from xpu_plugin.xpuml import Call, StateAnswer, WrongDeviceError, error
 
 
@@ -84,7 +84,7 @@ class LibraryError(Exception):
     """No usable libxpuml; the text says which paths were tried and what was wrong with each."""
 
 
-@record
+@frozen
 class Target:
     """What a worker opens, and where it looks.
 

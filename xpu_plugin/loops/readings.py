@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
+from xpu_plugin.frozen import frozen
 from xpu_plugin.loops.backoff import delays, wait_for
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.devices import Gauges
-from xpu_plugin.record import record
 from xpu_plugin.xpuml import XpumlError
 
 
@@ -24,7 +24,7 @@ WAIT_SECONDS = 2.0  # for new ones; after that the last ones are given
 MUTE_SECONDS = (60.0, 3600.0)  # for a device at which asking has cost a worker: first, most
 
 
-@record
+@frozen
 class Readings:
     """By device id. at: when they were asked for, in seconds of the caller's clock"""
 

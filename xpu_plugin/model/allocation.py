@@ -5,9 +5,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
 
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import CONTROL_NODE, CONTROL_PATH, Identity
 from xpu_plugin.model.inventory import Entry, Inventory, is_old
-from xpu_plugin.record import record
 
 
 IDS_VARIABLE = "BAIDU_COM_XPU_DEVICE_IDS"
@@ -33,7 +33,7 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, not an error of ours
         self.cause = cause
 
 
-@record
+@frozen
 class Grant:
     """A container's answer: node paths (the same inside and outside) and environment."""
 

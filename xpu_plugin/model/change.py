@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import field, replace
 from enum import StrEnum
 
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import Kind
 from xpu_plugin.model.health import (
     ASKED_BEFORE,
@@ -20,7 +21,6 @@ from xpu_plugin.model.health import (
     Health,
 )
 from xpu_plugin.model.vf import Action, Card, Proof, Report, Step, Wish, proven, wanted
-from xpu_plugin.record import record
 
 
 LOOK_SECONDS = 5.0  # between looks at who uses a card that is to be changed
@@ -31,7 +31,7 @@ MOST_REFUSALS = 5  # of an idle card with the same answer, before it is left alo
 REVIEW_SECONDS = 60.0  # between comparisons of a card left alone with what it was when the driver refused
 
 
-@record
+@frozen
 class Limits:
     """What the administrator sets, in seconds.
 
@@ -45,7 +45,7 @@ class Limits:
     apply: bool = True
 
 
-@record
+@frozen
 class View:
     """What is known now.
 
@@ -77,7 +77,7 @@ class View:
 # --- what is remembered ---------------------------------------------------------------------------
 
 
-@record
+@frozen
 class Change:
     """The one change under way: its card is withdrawn first, then the driver is asked (`sent`) and its effect
     looked for.
@@ -104,7 +104,7 @@ class Change:
     inherited: bool = False
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class Request:
     """What the driver was asked for and has not been seen to have done: written down before it is asked."""
 
@@ -112,7 +112,7 @@ class Request:
     number: int
 
 
-@record
+@frozen
 class Pause:
     """A card that is left alone for a while. failed: because a change failed, else because of drift."""
 
@@ -122,7 +122,7 @@ class Pause:
     failed: bool
 
 
-@record
+@frozen
 class Refusals:
     """How often in a row the driver has refused a card without a holder, always with the same answer.
 
@@ -134,7 +134,7 @@ class Refusals:
     host: tuple[object, ...]
 
 
-@record
+@frozen
 class Memory:
     """All of it may be lost at any time.
 
@@ -164,28 +164,28 @@ class Memory:
 # --- what is decided ------------------------------------------------------------------------------
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class Wait:
     """Nothing to do for so many seconds, None: until something changes."""
 
     seconds: float | None
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class Prove:
     """Look who uses these cards."""
 
     cards: tuple[str, ...]
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class Scan:
     """Scan anew; give up after so many seconds."""
 
     seconds: float
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class SetVfs:
     """Ask the driver, and tell `answered`. Nobody may be granted the card from here on."""
 
@@ -202,7 +202,7 @@ class Reason(StrEnum):
     DRIFT = "VFDrift"
 
 
-@record
+@frozen
 class News:
     """A transition, told once. card: empty for what concerns the wish itself"""
 
@@ -211,7 +211,7 @@ class News:
     text: str
 
 
-@record
+@frozen
 class Decision:
     """What to remember, which cards new pods are kept off and why, what to do next, what to tell."""
 

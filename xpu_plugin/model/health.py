@@ -9,11 +9,11 @@ numbers, 205 for an error and 103 and 104 around a reset, so the numbers only ch
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from xpu_plugin.record import record
+from xpu_plugin.frozen import frozen
 from xpu_plugin.xpuml import Arch, ReturnCode, State
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class Health:
     """Healthy when `reason` is None; else a stable code for it, and a sentence.
 
@@ -170,7 +170,7 @@ def shared(answers: Mapping[str, Health], halves: Mapping[str, str]) -> dict[str
     return {**answers, **silent}
 
 
-@record
+@frozen
 class Rules:
     """When what is heard becomes a verdict.
 
@@ -186,7 +186,7 @@ class Rules:
     window: float = 600.0
 
 
-@record
+@frozen
 class History:
     """What has been heard of one device, as far as it still matters. Times are of one monotonic clock.
 

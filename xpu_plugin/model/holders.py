@@ -9,13 +9,13 @@ card is idle when all say so.
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import Device, Usage
 from xpu_plugin.model.inventory import Facts, Policy, card_of, is_old, our_resources
 from xpu_plugin.model.vf import Card, Proof
-from xpu_plugin.record import record
 
 
-@record
+@frozen
 class Holding:
     """Devices of one resource that one container holds; `container` is `namespace/pod/container` or, from
     the checkpoint, `pod UID/container`."""
@@ -25,7 +25,7 @@ class Holding:
     ids: tuple[str, ...]
 
 
-@record
+@frozen
 class Listing:
     """What the pod resources API lists. pods: `namespace/name` of each, also of those without devices"""
 
@@ -33,7 +33,7 @@ class Listing:
     holdings: tuple[Holding, ...]
 
 
-@record
+@frozen
 class Checkpoint:
     """The file in which the kubelet keeps its grants.
 
@@ -48,7 +48,7 @@ class Checkpoint:
     written_ns: int = 0
 
 
-@record
+@frozen
 class Answers:
     """What the witnesses said about some cards, as they said it.
 
@@ -69,7 +69,7 @@ class Answers:
     own: bool = False
 
 
-@record
+@frozen
 class Terms:
     """On what terms witnesses are believed.
 
@@ -110,7 +110,7 @@ def by_card(
 # --- our own grants -------------------------------------------------------------------------------
 
 
-@record
+@frozen
 class Grant:
     """A device that we gave away and that may be held still.
 
@@ -137,7 +137,7 @@ Ledger = Mapping[str, Grant]
 """Grants by device id."""
 
 
-@record
+@frozen
 class Word:
     """The word of one kubelet instance on the holders, asked for at `began`.
 

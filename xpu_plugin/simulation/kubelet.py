@@ -42,12 +42,12 @@ from typing import Self, TypeVar
 import grpc
 
 from xpu_plugin.edges.channel import address
+from xpu_plugin.frozen import frozen
 from xpu_plugin.proto import (
     deviceplugin_pb2,
     deviceplugin_pb2_grpc,
     podresources_v1_pb2,
 )
-from xpu_plugin.record import record
 
 
 VERSION = "v1beta1"
@@ -104,7 +104,7 @@ class Release(StrEnum):
     V1_37 = "1.37"
 
 
-@record
+@frozen
 class Device:
     """A device as its plugin lists it, or `Unhealthy` since its plugin's stream ended."""
 
@@ -117,7 +117,7 @@ class Device:
         return self.health == HEALTHY
 
 
-@record
+@frozen
 class Registration:
     """One accepted call of Register. time: of time.monotonic(); life: the kubelet's starts, from 1."""
 
@@ -130,7 +130,7 @@ class Registration:
     preferred_allocation_available: bool
 
 
-@record
+@frozen
 class DeviceNode:
     """A device node that a container is to be given."""
 
