@@ -12,7 +12,7 @@ from xpu_plugin.edges.driver import BusyError, Driver, LibraryError, WorkerError
 from xpu_plugin.edges.vf_record import VfRecord, reason
 from xpu_plugin.loops.backoff import wait_for
 from xpu_plugin.loops.idleness import Idleness
-from xpu_plugin.loops.picture import NEVER, Picture
+from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.sweep import Sweep
 from xpu_plugin.model.change import (
     Decision,
@@ -136,8 +136,7 @@ class Apply:
 
     async def run(self) -> None:
         """Never returns."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow(), name="picture for apply")
+        with self._picture.waking(self._wake):
             while True:
                 await self._alone()
                 if self._unread is not None:
@@ -145,12 +144,6 @@ class Apply:
                 decision = self._decide()
                 await self._clear()
                 await self._act(decision)
-
-    async def _follow(self) -> None:
-        generation = NEVER
-        while True:
-            generation = (await self._picture.beyond(generation)).generation
-            self._wake.set()
 
     def _view(self) -> View:
         return View(

@@ -16,7 +16,7 @@ from xpu_plugin.edges.podresources import UnknownHoldersError, checkpoint_of
 from xpu_plugin.loops.backoff import delays, wait_for
 from xpu_plugin.loops.census import Census
 from xpu_plugin.loops.idleness import Idleness
-from xpu_plugin.loops.picture import NEVER, Picture
+from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.audit import EVENTS, Evidence, Finding, Kind, findings
 from xpu_plugin.model.devices import Process
 from xpu_plugin.model.holders import Answers, Checkpoint, Holding, Listing, Terms, distrust, word_of
@@ -100,20 +100,13 @@ class Audit:
 
     async def run(self) -> None:
         """Never returns."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow(), name="picture for the audit")
+        with self._picture.waking(self._wake):
             while True:
                 await self.look()
                 suspicious = self._suspected - self._confirmed
                 if await wait_for(self._wake, CONFIRM_SECONDS if suspicious else LOOK_SECONDS):
                     await asyncio.sleep(self._terms.settle)  # the kubelet's list lags
                     self._wake.clear()
-
-    async def _follow(self) -> None:
-        generation = NEVER
-        while True:
-            generation = (await self._picture.beyond(generation)).generation
-            self._wake.set()
 
     async def look(self) -> None:
         """Ask everybody once. Where the kubelet cannot be believed, what was found stays."""

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from xpu_plugin.loops.backoff import delays, pause
-from xpu_plugin.loops.picture import NEVER, Picture
+from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.change import News, Reason
 from xpu_plugin.model.labels import node_labels
 from xpu_plugin.model.node_label import LAST_SEEN, NEW_NODE, Kept, Sight, Silence, decide
@@ -111,9 +111,7 @@ class Node:
 
     async def describe(self, picture: Picture, driver_version: Callable[[], str]) -> None:
         """Keep the node labelled with what it has. Never returns."""
-        generation = NEVER
-        while True:
-            generation = (await picture.beyond(generation)).generation
+        async for _ in picture.changes():
             facts = picture.facts
             labels = node_labels({**facts.lost, **facts.devices}.values(), driver_version())
             if labels != self._labels:
