@@ -31,7 +31,6 @@ from xpu_plugin.edges.rivals import RivalWatch
 from xpu_plugin.edges.service import DevicePluginService
 from xpu_plugin.edges.vf_record import VfRecord
 from xpu_plugin.loops.apply import Apply
-from xpu_plugin.loops.backoff import delays, wait_for
 from xpu_plugin.loops.decisions import Decisions
 from xpu_plugin.loops.endpoints import Endpoints
 from xpu_plugin.loops.holders import Holders
@@ -46,6 +45,7 @@ from xpu_plugin.model.holders import Holding, Terms
 from xpu_plugin.model.inventory import Policy
 from xpu_plugin.model.vf import LABEL, UNKNOWN, by_argument
 from xpu_plugin.simulation import library
+from xpu_plugin.waiting import delays, wait_for
 
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 from xpu_plugin.edges.driver import BusyError, Driver, LibraryError, WorkerError
 from xpu_plugin.edges.vf_record import VfRecord, reason
-from xpu_plugin.loops.backoff import wait_for
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.sweep import Sweep
@@ -34,6 +33,7 @@ from xpu_plugin.model.health import Health
 from xpu_plugin.model.holders import Holding
 from xpu_plugin.model.inventory import estranged
 from xpu_plugin.model.vf import KEEP, UNKNOWN, Action, Card, Proof, Report, Wish, cards, described
+from xpu_plugin.waiting import wait_for
 from xpu_plugin.xpuml import WrongDeviceError, XpumlError
 
 

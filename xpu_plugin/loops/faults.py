@@ -5,12 +5,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
-from xpu_plugin.loops.backoff import delays, wait_for
 from xpu_plugin.loops.census import Census
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.faults import BAD, Notice, Told, notices
 from xpu_plugin.model.holders import Listing
 from xpu_plugin.model.rows import holders
+from xpu_plugin.waiting import delays, wait_for
 
 
 LOOK_SECONDS = 2.0  # between looks at the driver, which gives no notice

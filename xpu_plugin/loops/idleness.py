@@ -13,7 +13,6 @@ from xpu_plugin.edges.grants import GrantRecord, Shown
 from xpu_plugin.edges.kubelet import KUBELET_SOCKET, Identity
 from xpu_plugin.edges.kubelet_view import written_by
 from xpu_plugin.edges.podresources import UnknownHoldersError, checkpoint_of, list_pods
-from xpu_plugin.loops.backoff import delays
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.devices import Usage
 from xpu_plugin.model.holders import (
@@ -33,6 +32,7 @@ from xpu_plugin.model.holders import (
 )
 from xpu_plugin.model.inventory import card_of, estranged, is_old, our_resources
 from xpu_plugin.model.vf import Card, Proof
+from xpu_plugin.waiting import delays
 from xpu_plugin.xpuml import WrongDeviceError, XpumlError
 
 

@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from xpu_plugin.loops.backoff import delays, pause
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.change import News, Reason
 from xpu_plugin.model.labels import node_labels
 from xpu_plugin.model.node_label import LAST_SEEN, NEW_NODE, Kept, Sight, Silence, decide
 from xpu_plugin.model.vf import ARGUMENT, DETAIL_ANNOTATION, STATE_LABEL, UNKNOWN, Report, Wish
+from xpu_plugin.waiting import delays, pause
 
 
 if TYPE_CHECKING:

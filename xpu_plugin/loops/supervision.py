@@ -10,7 +10,7 @@ from pathlib import PurePath
 from types import TracebackType
 from typing import Any, Self
 
-from xpu_plugin.loops.backoff import delays
+from xpu_plugin.waiting import delays
 
 
 logger = logging.getLogger(__name__)

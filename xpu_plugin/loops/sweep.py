@@ -11,7 +11,6 @@ from functools import partial
 from os import strerror
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
-from xpu_plugin.loops.backoff import delays, pause
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.probation import Probation
 from xpu_plugin.loops.silence import Silence
@@ -32,6 +31,7 @@ from xpu_plugin.model.health import (
 from xpu_plugin.model.inventory import Facts, after_scan, after_verdicts, may_be_held, untold
 from xpu_plugin.model.timing import none_yet
 from xpu_plugin.model.unlisted import Unlisted, sentences, unlisted
+from xpu_plugin.waiting import delays, pause
 from xpu_plugin.xpuml import DriverNotLoadedError, StateAnswer, XpumlError, is_too_old
 
 
