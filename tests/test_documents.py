@@ -232,6 +232,7 @@ WITHOUT_A_TEXT_OF_THEIR_OWN = {
     "LibraryNotFoundError": "raised as xpuml.LibraryNotFoundError",
     "LibraryUnusableError": "raised by the binding",
     "OutputError": "the system's words",
+    "PluginError": "the base, which is not raised itself",
     "StartError": "said by the stand-in for the kubelet, in a kubelet's words",
     "StepError": "the demo shows what it expected and what it saw",
     "WorkerError": "raised by its subclasses only",

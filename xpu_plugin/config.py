@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from xpu_plugin import log
+from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model import labels, vf
 from xpu_plugin.simulation import library
@@ -30,7 +31,7 @@ LIBRARY_NAME = "libxpuml.so.1"
 """For the loader's own search."""
 
 
-class UsageError(Exception):
+class UsageError(PluginError):
     """Bad input: one line naming option, value and what is accepted. Exit status 2."""
 
 

@@ -30,6 +30,7 @@ from xpu_plugin.edges.replacing import replace_apart
 from xpu_plugin.edges.rivals import RivalWatch
 from xpu_plugin.edges.service import DevicePluginService
 from xpu_plugin.edges.vf_record import VfRecord
+from xpu_plugin.errors import PluginError
 from xpu_plugin.loops.apply import Apply
 from xpu_plugin.loops.decisions import Decisions
 from xpu_plugin.loops.endpoints import Endpoints
@@ -97,7 +98,7 @@ def rules(config: Config) -> Rules:
     )
 
 
-class AddressError(Exception):
+class AddressError(PluginError):
     """The HTTP server's address cannot be had."""
 
 

@@ -19,6 +19,24 @@ MOST_LINES, MOST_BYTES = 4096, 1 << 20  # that wait to be written
 FLUSH_SECONDS = 0.3  # at the end, for what still waits
 
 
+class Once:
+    """What was said last about one matter: it is said once, until it changes or heals."""
+
+    def __init__(self) -> None:
+        self.last: object = None
+        """None: nothing since the start, or since the matter has healed."""
+
+    def changed(self, said: object) -> bool:
+        """Whether this is news; it is what was said last from now on."""
+        news = said != self.last
+        self.last = said
+        return news
+
+    def healed(self) -> bool:
+        """All is well, so that everything is news again; whether anything had been said."""
+        return self.changed(None)
+
+
 class _UtcFormatter(logging.Formatter):
     converter = staticmethod(time.gmtime)
 

@@ -11,6 +11,7 @@ from dataclasses import field
 from enum import IntEnum
 from typing import Protocol
 
+from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
 
 
@@ -115,7 +116,7 @@ UNKNOWN_MODEL = 9999
 """modelId of every board that libxpuml 4.0.12.1 does not know (R300 and R200-8F in SR-IOV among them)."""
 
 
-class XpumlError(Exception):
+class XpumlError(PluginError):
     """A call to the library failed; carries the return code, the function's C name and the library's text."""
 
     def __init__(self, code: int, function: str, text: str) -> None:
@@ -136,15 +137,15 @@ class InvalidArgumentError(XpumlError, ValueError):
     """Code 2."""
 
 
-class LibraryNotFoundError(Exception):
+class LibraryNotFoundError(PluginError):
     """No libxpuml could be opened; the text names each path tried and why it failed."""
 
 
-class LibraryUnusableError(Exception):
+class LibraryUnusableError(PluginError):
     """A file was opened but is not a usable libxpuml; the text names the path and the missing symbol."""
 
 
-class WrongDeviceError(Exception):
+class WrongDeviceError(PluginError):
     """An index is not the device that the caller takes it for; nothing was done to either."""
 
 

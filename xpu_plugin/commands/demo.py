@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from xpu_plugin.config import LONGEST_SOCKET_PATH, PROGRAM, SIMULATOR, Parser
+from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import CONTROL_PATH
 from xpu_plugin.simulation.machine import Machine, MachineError
@@ -75,7 +76,7 @@ INTERRUPTED = 130
 _Result = TypeVar("_Result")
 
 
-class StepError(Exception):
+class StepError(PluginError):
     """A step did not do what it says."""
 
     def __init__(self, *, expected: str, seen: str) -> None:

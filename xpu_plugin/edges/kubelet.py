@@ -28,6 +28,7 @@ from xpu_plugin.edges.engine import require_room
 from xpu_plugin.edges.mounts import deleted
 from xpu_plugin.edges.rivals import RivalWatch
 from xpu_plugin.edges.service import OPTIONS, DevicePluginService, server_of
+from xpu_plugin.log import Once
 from xpu_plugin.model import registration
 from xpu_plugin.model.obstacles import Obstacle
 from xpu_plugin.model.registration import Action, Look, Outcome, Standing
@@ -99,7 +100,7 @@ class InstanceLock:
         self._directory = directory
         self._acquiring = asyncio.Lock()
         self._descriptor: int | None = None
-        self._complaint: str | None = None
+        self._complaint = Once()
         self.rival = False  # whether another plugin had it when it was tried last
 
     def acquire_at_once(self) -> None:
@@ -113,7 +114,7 @@ class InstanceLock:
                 return
             while not self._try():  # noqa: ASYNC110 - nothing tells us when another process lets go
                 await asyncio.sleep(LOCK_SECONDS)
-            self._complaint = None
+            self._complaint.healed()
             if self.on_waited is not None:
                 await self.on_waited()
 
@@ -170,9 +171,8 @@ class InstanceLock:
         return not obstacle.absent
 
     def _complain(self, text: str) -> None:
-        if text != self._complaint:
+        if self._complaint.changed(text):
             logger.warning("%s", text)
-            self._complaint = text
 
 
 class Endpoint:
@@ -205,7 +205,7 @@ class Endpoint:
         self._note = note
         self._server: grpc.aio.Server | None = None
         self._bound: Identity | None = None
-        self._said: str | None = None
+        self._said = Once()
         self._noted: str | None = None
         self._absent = False  # whether it was said that no kubelet answers
         self.obstacle: Obstacle | None = None  # why the kubelet's socket, which is there, cannot be used
@@ -295,15 +295,13 @@ class Endpoint:
 
     def _complain(self, text: str) -> None:
         """Warn of what is not as it should be, once until it is another thing."""
-        if text != self._said:
+        if self._said.changed(text):
             logger.warning("%s", text)
-            self._said = text
 
     def _mention(self, text: str) -> None:
         """The same for what is nothing unusual."""
-        if text != self._said:
+        if self._said.changed(text):
             logger.info("%s", text)
-            self._said = text
 
     # --- what is decided -------------------------------------------------------------------------
 
@@ -398,7 +396,7 @@ class Endpoint:
         if outcome in (Outcome.REFUSED, Outcome.UNABLE):
             self._complain(f"cannot register resource={self.resource}: {trouble}")
         elif outcome is Outcome.ACCEPTED:
-            self._said = None
+            self._said.healed()
         return registration.answered(
             standing,
             outcome,

@@ -25,6 +25,7 @@ from xpu_plugin.edges import files
 from xpu_plugin.edges.channel import address, held, reached, told
 from xpu_plugin.edges.disk import DiskThread
 from xpu_plugin.edges.engine import require_room
+from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model.holders import Checkpoint, Holding, Listing
 from xpu_plugin.model.inventory import may_be_ours
@@ -50,7 +51,7 @@ _OPTIONS = (
 _VERSIONS: tuple[tuple[str, Any], ...] = (("v1", v1), ("v1alpha1", v1alpha1))
 
 
-class UnknownHoldersError(Exception):
+class UnknownHoldersError(PluginError):
     """A source that exists could not be read: it must not be taken for an empty one."""
 
 

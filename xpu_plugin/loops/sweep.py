@@ -11,6 +11,7 @@ from functools import partial
 from os import strerror
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
+from xpu_plugin.errors import PluginError
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.probation import Probation
 from xpu_plugin.loops.silence import Silence
@@ -50,7 +51,7 @@ ROUNDS = 2.0  # that may be missed before a device counts as silent, where that 
 _LENGTHS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-class InitError(Exception):
+class InitError(PluginError):
     """The plugin must not go on: the first scan failed and the administrator wants to be told by the exit
     status, or the configuration cannot be followed on this node."""
 

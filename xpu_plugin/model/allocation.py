@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
 
+from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import CONTROL_NODE, CONTROL_PATH, Identity
 from xpu_plugin.model.inventory import Entry, Inventory, is_old
@@ -25,7 +26,7 @@ class Cause(Enum):
     NOT_READY = "not ready"
 
 
-class Refusal(Exception):  # noqa: N818 - it is an answer, not an error of ours
+class Refusal(PluginError):  # noqa: N818 - it is an answer, not an error of ours
     """Nothing was granted; the text says what and why, and what to do."""
 
     def __init__(self, cause: Cause, text: str) -> None:

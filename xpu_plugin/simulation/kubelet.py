@@ -42,6 +42,7 @@ from typing import Self, TypeVar
 import grpc
 
 from xpu_plugin.edges.channel import address
+from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.proto import (
     deviceplugin_pb2,
@@ -76,7 +77,7 @@ _EXTENDED_RESOURCE = re.compile(r"(?!([^/]*\.)?kubernetes\.io/)(?!requests\.)[a-
 _Answer = TypeVar("_Answer")
 
 
-class AdmissionError(Exception):
+class AdmissionError(PluginError):
     """The pod cannot be admitted; the text is the reason, as the pod's status would show it."""
 
 
