@@ -16,10 +16,10 @@ from xpu_plugin.edges.kubelet import Endpoint, InstanceLock
 from xpu_plugin.edges.service import DevicePluginService
 from xpu_plugin.edges.status import StatusServer
 from xpu_plugin.frozen import frozen
+from xpu_plugin.log import RingHandler
 from xpu_plugin.loops.apply import Apply
 from xpu_plugin.loops.audit import Audit
 from xpu_plugin.loops.census import Census
-from xpu_plugin.loops.decisions import Decisions
 from xpu_plugin.loops.faults import Faults
 from xpu_plugin.loops.holders import Holders
 from xpu_plugin.loops.idleness import Idleness
@@ -55,7 +55,7 @@ class Plugin:
     changer: Driver
     picture: Picture
     sweep: Sweep
-    decisions: Decisions
+    decisions: RingHandler
     idleness: Idleness
     holders: Holders
     apply: Apply

@@ -18,7 +18,7 @@ from tests.builders import CONTROL, MAJOR, device, found
 from tests.standins import RESOURCE, SECONDS, until
 from xpu_plugin.edges.grants import GrantRecord, Shown
 from xpu_plugin.edges.service import LONGEST_NOTED_ID, NOTED_IDS, DevicePluginService, server_of
-from xpu_plugin.loops.decisions import Decisions
+from xpu_plugin.log import RingHandler
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.health import CHANGING, HEALTHY, Health
 from xpu_plugin.model.inventory import Policy, after_scan, after_verdicts
@@ -47,7 +47,6 @@ class Plugin:
         }
         self.granted: list[str] = []
         self.started: list[str] = []
-        self.decisions = Decisions()
         self.state = place / "state"
         self.socket = place / "plugin.sock"
         self.resource = resource
@@ -69,7 +68,6 @@ class Plugin:
             record=self.record,
             on_grant=on_grant,
             on_start=on_start,
-            note=self.decisions.note,
         )
 
     def forget(self) -> None:
@@ -383,10 +381,11 @@ async def test_what_was_asked_granted_and_refused_is_counted(
 async def test_grants_and_refusals_are_noted_with_what_was_asked_for_within_bounds(
     plugin: Plugin, stub: api_grpc.DevicePluginStub
 ) -> None:
-    await allocate(stub, [A, B])
-    await refused(allocate(stub, ["x" * 100] * 100))
-    await refused(start(stub, D))
-    grant, refusal, restart = plugin.decisions.all
+    with RingHandler() as decisions:
+        await allocate(stub, [A, B])
+        await refused(allocate(stub, ["x" * 100] * 100))
+        await refused(start(stub, D))
+    grant, refusal, restart = decisions.all
     assert (grant["what"], grant["ids"], grant["generation"]) == ("grant", [A, B], 1)
     assert (refusal["what"], refusal["of"]) == ("refusal", "allocation")
     assert refusal["ids"] == ["x" * LONGEST_NOTED_ID] * NOTED_IDS

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from xpu_plugin.edges.driver import BusyError, Driver, LibraryError, WorkerError
 from xpu_plugin.edges.vf_record import VfRecord, reason
+from xpu_plugin.log import Once, note
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.sweep import Sweep
@@ -49,7 +50,6 @@ class Apply:
     changer: a worker client that is used for nothing else; its worker lives for one request of the driver
     record: where each request is written down before; it is read by `inherit`
     alone: waits until no other plugin may work on this node; tell: what the administrator should see
-    note: takes each decision, as `Decisions.note` does
     """
 
     def __init__(
@@ -64,7 +64,6 @@ class Apply:
         wish: Wish = UNKNOWN,
         alone: Callable[[], Awaitable[None]],
         tell: Callable[[Report, Collection[News]], None],
-        note: Callable[..., None] = lambda *_, **__: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._changer = changer
@@ -78,8 +77,7 @@ class Apply:
         self._limits = limits
         self._alone = alone
         self._tell = tell
-        self._note = note
-        self._noted: dict[str, object] = {}
+        self._noted = Once()
         self._clock = clock
         self._wake = asyncio.Event()
         self._memory = Memory(started=clock())
@@ -195,9 +193,8 @@ class Apply:
             },
             "taken": sorted(self._idleness.taken()),
         }
-        if noted != self._noted:
-            self._noted = noted
-            self._note("vfs", **noted)
+        if self._noted.changed(noted):
+            note("vfs", **noted)
 
     def _keep_back(self, kept_back: Mapping[str, Health]) -> None:
         if kept_back != self._picture.facts.kept_back:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 
+from xpu_plugin.log import note
 from xpu_plugin.model.inventory import Entry, Facts, Inventory, Policy, entries
 from xpu_plugin.observable import Value
 
@@ -20,14 +21,10 @@ NEVER = 0
 
 
 class Picture:
-    """Facts in, inventories out. `current` is None until the first facts are submitted.
+    """Facts in, inventories out. `current` is None until the first facts are submitted."""
 
-    note: takes each change of a verdict, as `Decisions.note` does
-    """
-
-    def __init__(self, policy: Policy, *, note: Callable[..., None] = lambda *_, **__: None) -> None:
+    def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self._note = note
         self.facts = Facts()
         self._published: Value[Inventory | None] = Value(None)  # its version is the generation
         self.turns: Mapping[str, tuple[int, int]] = {}  # of who is offered: to Healthy, to Unhealthy
@@ -43,7 +40,7 @@ class Picture:
             return  # as when a sweep hears nothing new
         self.facts = facts
         for turn in _verdicts_changed(before, facts):
-            self._note("verdict", **turn)
+            note("verdict", **turn)
         offered, control = entries(self.facts, self.policy), self.facts.control
         last = self.current
         if last is not None and (offered, control) == (last.entries, last.control):
