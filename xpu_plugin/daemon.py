@@ -234,19 +234,9 @@ async def _run(
     record = GrantRecord(config.state_dir, replace_apart)
     node = node_of(config, alone=lock.acquire)
     listed = asyncio.Event()
-    idleness = Idleness(
-        driver,
-        picture,
-        terms(config),
-        device_plugin_dir=config.device_plugin_dir,
-        pod_resources_socket=config.pod_resources_socket,
-        record=record,
-    )
+    view = kubelet_of(config)
+    idleness = Idleness(driver, picture, view, terms(config), record=record)
     sweep.claimed = lambda: idleness.ledger
-    view = KubeletView(
-        device_plugin_dir=config.device_plugin_dir,
-        pod_resources_socket=config.pod_resources_socket,
-    )
     holders = Holders(picture, view, idleness)
     apply = Apply(
         changer,
@@ -329,6 +319,7 @@ async def _run(
                 picture=picture,
                 sweep=sweep,
                 decisions=decisions,
+                view=view,
                 idleness=idleness,
                 holders=holders,
                 apply=apply,
@@ -441,6 +432,14 @@ def node_api(
         on_denied=on_denied,
         delays=delays,
         patience=config.label_timeout,
+    )
+
+
+def kubelet_of(config: Config) -> KubeletView:
+    """The reader of this node's kubelet."""
+    return KubeletView(
+        device_plugin_dir=config.device_plugin_dir,
+        pod_resources_socket=config.pod_resources_socket,
     )
 
 

@@ -13,13 +13,13 @@ from xpu_plugin.config import Config
 from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.kubelet import Endpoint, InstanceLock
+from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.edges.service import DevicePluginService
 from xpu_plugin.edges.status import StatusServer
 from xpu_plugin.frozen import frozen
 from xpu_plugin.log import RingHandler
 from xpu_plugin.loops.apply import Apply
 from xpu_plugin.loops.audit import Audit
-from xpu_plugin.loops.census import Census
 from xpu_plugin.loops.faults import Faults
 from xpu_plugin.loops.holders import Holders
 from xpu_plugin.loops.idleness import Idleness
@@ -56,6 +56,7 @@ class Plugin:
     picture: Picture
     sweep: Sweep
     decisions: RingHandler
+    view: KubeletView
     idleness: Idleness
     holders: Holders
     apply: Apply
@@ -102,17 +103,15 @@ class Plugin:
 
 async def run(plugin: Plugin) -> None:
     """Show and tell until cancelled. Each part fails alone."""
-    config, sweep, picture, node = plugin.config, plugin.sweep, plugin.picture, plugin.node
-    census = Census(config.pod_resources_socket)
+    sweep, picture, node = plugin.sweep, plugin.picture, plugin.node
     meters = Meters(plugin.driver, picture, left_out=plugin.left_out)
     audit = Audit(
         plugin.driver,
         picture,
-        census,
+        plugin.view,
         plugin.idleness,
         terms=plugin.terms,
         record=plugin.record,
-        device_plugin_dir=config.device_plugin_dir,
         serving=plugin.listed.is_set,
         left_out=plugin.left_out,
         tell=node.event if node else lambda *_: None,
@@ -122,7 +121,7 @@ async def run(plugin: Plugin) -> None:
     async def pages(listener: socket.socket) -> None:
         from xpu_plugin.edges.http import HttpServer, Page, plain  # noqa: PLC0415 - 2 MB not all need
 
-        metrics = metrics_of(plugin, meters, census, audit)
+        metrics = metrics_of(plugin, meters, audit)
         server = HttpServer(
             listener,
             {
@@ -159,13 +158,15 @@ async def run(plugin: Plugin) -> None:
     if plugin.questions is not None:
         parts["status socket"] = partial(questions, plugin.questions)
     if node is not None:
-        parts["events"] = Faults(picture, census, driver_gone=lambda: sweep.driver_gone, tell=node.event).run
+        parts["events"] = Faults(
+            picture, plugin.view, driver_gone=lambda: sweep.driver_gone, tell=node.event
+        ).run
     async with asyncio.TaskGroup() as group:
         for part, run in parts.items():
             group.create_task(plugin.supervisor.keep(part, run), name=part)
 
 
-def metrics_of(plugin: Plugin, meters: Meters, census: Census, audit: Audit) -> Metrics:
+def metrics_of(plugin: Plugin, meters: Meters, audit: Audit) -> Metrics:
     """The page of metrics."""
     return Metrics(
         Parts(
@@ -177,7 +178,7 @@ def metrics_of(plugin: Plugin, meters: Meters, census: Census, audit: Audit) -> 
             services=plugin.services,
             endpoints=plugin.endpoints,
             meters=meters,
-            census=census,
+            view=plugin.view,
             audit=audit,
             api=lambda: plugin.node.api if plugin.node else None,
             node=plugin.config.node_name or "",
@@ -197,8 +198,7 @@ def status_of(plugin: Plugin, meters: Meters) -> Status:
         driver=plugin.driver,
         meters=meters,
         decisions=plugin.decisions,
-        device_plugin_dir=plugin.config.device_plugin_dir,
-        pod_resources_socket=plugin.config.pod_resources_socket,
+        view=plugin.view,
         streams=plugin.streams,
         alone=lambda: not plugin.lock.rival,
         unwritten=lambda: plugin.node.unwritten if plugin.node else None,

@@ -11,9 +11,9 @@ import pytest
 from tests.standins import RESOURCE, SECONDS, make_machine, target_of
 from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.grants import GrantRecord
+from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.edges.podresources import read_checkpoint
 from xpu_plugin.loops.audit import AGAIN_SECONDS, MUTE_SECONDS, Audit
-from xpu_plugin.loops.census import Census
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.devices import identify
@@ -42,28 +42,25 @@ class Tried:
         self.driver = Driver(target_of(machine), call_timeout=0.4)
         self.picture = Picture(Policy(resource=RESOURCE))
         self.record = GrantRecord(state)
-        self.idleness = Idleness(
-            self.driver,
-            self.picture,
-            TERMS,
+        self.view = KubeletView(
             device_plugin_dir=kubelet.directory,
             pod_resources_socket=kubelet.pod_resources_socket,
-            record=self.record,
             clock=self.clock,
+        )
+        self.idleness = Idleness(
+            self.driver, self.picture, self.view, TERMS, record=self.record, clock=self.clock
         )
         self.audit = self.another()
 
     def another(self) -> Audit:
         """As in a plugin that was started anew."""
-        assert self.kubelet.pod_resources_socket
         return Audit(
             self.driver,
             self.picture,
-            Census(self.kubelet.pod_resources_socket, clock=self.clock),
+            self.view,
             self.idleness,
             terms=TERMS,
             record=self.record,
-            device_plugin_dir=self.kubelet.directory,
             serving=lambda: self.serving,
             left_out=frozenset,
             tell=lambda *event: self.events.append(event),

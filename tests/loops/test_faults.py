@@ -11,8 +11,8 @@ import pytest
 
 from tests.builders import device, found
 from tests.standins import RESOURCE, until
+from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.loops import faults as faults_module
-from xpu_plugin.loops.census import Census
 from xpu_plugin.loops.faults import TOGETHER_SECONDS, Faults
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.health import HEALTHY, Health
@@ -36,7 +36,7 @@ class Tried:
         self.picture.submit(lambda facts: after_scan(facts, found(device(A), device(B, number=1))))
         self.faults = Faults(
             self.picture,
-            Census(socket),
+            KubeletView(device_plugin_dir=socket.parent, pod_resources_socket=socket),
             driver_gone=lambda: self.driver_gone,
             tell=lambda *event: self.events.append(event),
             **options,

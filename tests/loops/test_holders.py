@@ -82,16 +82,15 @@ def holders_of(kubelet: Kubelet, picture: Picture, clock: Callable[[], float] | 
     clock = clock or Clock()
     plugins, pods = kubelet.directory, kubelet.pod_resources_socket or kubelet.directory / "no-such-socket"
     nowhere = Target(libraries=(), dev_root=plugins, sysfs_root=plugins, simulated=True, environment={})
+    view = KubeletView(device_plugin_dir=plugins, pod_resources_socket=pods, clock=clock)
     idleness = Idleness(
         Driver(nowhere, call_timeout=1.0),
         picture,
+        view,
         TERMS,
-        device_plugin_dir=plugins,
-        pod_resources_socket=pods,
         record=GrantRecord(plugins.parent / "state"),
         clock=clock,
     )
-    view = KubeletView(device_plugin_dir=plugins, pod_resources_socket=pods, clock=clock)
     return Holders(picture, view, idleness, clock=clock)
 
 

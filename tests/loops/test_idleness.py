@@ -14,6 +14,7 @@ from tests.standins import RESOURCE, SECONDS, make_machine, target_of, until
 from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.grants import GrantRecord, Shown
 from xpu_plugin.edges.kubelet import Identity
+from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.loops import idleness as idleness_module
 from xpu_plugin.loops.idleness import SHOW_SECONDS, Idleness
 from xpu_plugin.loops.picture import Picture
@@ -123,12 +124,15 @@ def make(kubelet: Kubelet, driver: Driver, picture: Picture, clock: Clock, recor
         return Idleness(
             driver,
             picture,
+            KubeletView(
+                device_plugin_dir=kubelet.directory,
+                pod_resources_socket=socket or kubelet.pod_resources_socket,
+                clock=clock,
+                wall_clock=wall_clock,
+            ),
             Terms(own_pod=own_pod, settle=SETTLE, without_pod_resources=consent),
-            device_plugin_dir=kubelet.directory,
-            pod_resources_socket=socket or kubelet.pod_resources_socket,
             record=record,
             clock=clock,
-            wall_clock=wall_clock,
         )
 
     return make

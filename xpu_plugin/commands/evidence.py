@@ -9,13 +9,12 @@ from typing import Any
 from xpu_plugin.commands.output import scanned
 from xpu_plugin.commands.running import Running
 from xpu_plugin.config import Config
-from xpu_plugin.daemon import policy, target
+from xpu_plugin.daemon import kubelet_of, policy, target
 from xpu_plugin.edges import survey
 from xpu_plugin.edges.access import look
 from xpu_plugin.edges.api import has_credentials
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.edges.kubelet import KUBELET_SOCKET, SOCKET_PREFIX
-from xpu_plugin.edges.podresources import ask_both
 from xpu_plugin.model import vf
 from xpu_plugin.model.checks.evidence import Cluster, Evidence, Kubelet, Library, Plugin
 from xpu_plugin.model.devices import Scan, identify
@@ -126,16 +125,16 @@ def _plugin(state: dict[str, Any] | None, config: Config) -> Plugin | str:
 
 async def _kubelet(config: Config) -> Kubelet:
     directory, socket = config.device_plugin_dir, config.device_plugin_dir / KUBELET_SOCKET
-    witnesses = await ask_both(config.pod_resources_socket, directory)
+    answers = await kubelet_of(config).answers()
     return Kubelet(
         directory_trouble=survey.directory_trouble(directory),
         socket=await asyncio.to_thread(survey.obstacle, socket),
         age=survey.socket_age(socket),
         strangers=survey.strangers(directory, SOCKET_PREFIX),
-        pods=witnesses.listing.pods if witnesses.listing else None,
-        list_trouble=witnesses.list_trouble,
-        checkpoint_trouble=witnesses.checkpoint_trouble,
-        holdings=witnesses.shown,
+        pods=answers.listed.pods if answers.listed else None,
+        list_trouble=answers.listing if isinstance(answers.listing, str) else None,
+        checkpoint_trouble=answers.checkpoint_trouble,
+        holdings=answers.shown,
     )
 
 

@@ -6,9 +6,8 @@ from typing import Any
 
 from xpu_plugin.commands.output import scanned
 from xpu_plugin.config import Config
-from xpu_plugin.daemon import policy, target
+from xpu_plugin.daemon import kubelet_of, policy, target
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
-from xpu_plugin.edges.podresources import ask_both
 from xpu_plugin.loops.status import listed
 from xpu_plugin.model.devices import Found, Host, identify
 from xpu_plugin.model.inventory import Facts, after_scan, untold
@@ -23,6 +22,7 @@ class Own:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._driver = Driver(target(config), call_timeout=config.call_timeout)
+        self._view = kubelet_of(config)
         self._host: Host | None = None
         self._found = Found(devices={})
         self._unlisted: tuple[Unlisted, ...] = ()
@@ -35,9 +35,9 @@ class Own:
         problems = (*self._found.problems, *([refusal] if refusal else []))
         answer = listed(facts, rules, problems, self._unlisted)
         if wide:
-            witnesses = await ask_both(self._config.pod_resources_socket, self._config.device_plugin_dir)
-            answer["holders"] = holders(witnesses.shown, facts, rules)
-            answer["problems"] = [*problems, *witnesses.complaints]
+            answers = await self._view.answers(oldest=0.0)
+            answer["holders"] = holders(answers.shown, facts, rules)
+            answer["problems"] = [*problems, *answers.complaints]
         return answer
 
     async def top(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from xpu_plugin.commands.output import scanned, table
 from xpu_plugin.commands.running import Running
 from xpu_plugin.config import PLAN_OPTIONS, PROGRAM, Config, Parser, read_config
-from xpu_plugin.daemon import node_of, policy, target, terms
+from xpu_plugin.daemon import kubelet_of, node_of, policy, target, terms
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.errors import PluginError
@@ -81,9 +81,8 @@ async def _plan(config: Config, *, given: bool) -> tuple[Wish, Report]:
         idleness = Idleness(
             driver,
             picture,
+            kubelet_of(config),
             terms(config),
-            device_plugin_dir=config.device_plugin_dir,
-            pod_resources_socket=config.pod_resources_socket,
             record=GrantRecord(config.state_dir),
             settled=True,
         )

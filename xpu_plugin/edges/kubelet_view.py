@@ -14,7 +14,7 @@ from pathlib import Path
 from xpu_plugin.edges.kubelet import KUBELET_SOCKET, Identity
 from xpu_plugin.edges.podresources import CHECKPOINT, UnknownHoldersError, checkpoint_of, list_pods
 from xpu_plugin.frozen import frozen
-from xpu_plugin.model.holders import Checkpoint, Holding, Listing
+from xpu_plugin.model.holders import Answers, Checkpoint, Listing
 
 
 FRESH_SECONDS = 5.0
@@ -25,10 +25,12 @@ class Listed:
     """An answer of the pod resources API.
 
     began: when it was asked for, in seconds of the view's clock
+    instance: the kubelet instance that was there from then until the answer, else None
     listing: None where there is no such API, or no answer; trouble: why there is no answer
     """
 
     began: float
+    instance: Identity | None = None
     listing: Listing | None = None
     trouble: str | None = None
 
@@ -37,18 +39,15 @@ class Listed:
 class Written:
     """The checkpoint as it was read.
 
-    began: as in `Listed`; state: the file's identity then, None where there is no file
+    began, instance: as in `Listed`; state: the file's identity then, None where there is no file
     checkpoint: None where it cannot be read; trouble: why it cannot
     """
 
     began: float
+    instance: Identity | None = None
     state: tuple[int, ...] | None = None
     checkpoint: Checkpoint | None = None
     trouble: str | None = None
-
-    @property
-    def holdings(self) -> tuple[Holding, ...]:
-        return self.checkpoint.holdings if self.checkpoint else ()
 
 
 class KubeletView:
@@ -60,12 +59,14 @@ class KubeletView:
         device_plugin_dir: Path,
         pod_resources_socket: Path,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._checkpoint = device_plugin_dir / CHECKPOINT
         self._kubelet = device_plugin_dir / KUBELET_SOCKET
         self._directory = device_plugin_dir
         self._socket = pod_resources_socket
         self._clock = clock
+        self._wall_clock = wall_clock
         self._asking = asyncio.Lock()
         self._listed: Listed | None = None
         self._written: Written | None = None
@@ -89,11 +90,15 @@ class KubeletView:
             # Asked for after this call, by another caller, it is new enough too.
             if self._listed is None or (self._asked == asked and self._listed.began <= since):
                 self._asked += 1
-                began = self._clock()
+                began, instance = self._clock(), self.instance
+                listing, trouble = None, None
                 try:
-                    self._listed = Listed(began=began, listing=await list_pods(self._socket))
+                    listing = await list_pods(self._socket)
                 except UnknownHoldersError as error:
-                    self._listed = Listed(began=began, trouble=str(error))
+                    trouble = str(error)
+                self._listed = Listed(
+                    began=began, instance=self._still(instance), listing=listing, trouble=trouble
+                )
             return self._listed
 
     async def checkpoint(self, *, oldest: float = FRESH_SECONDS) -> Written:
@@ -111,13 +116,46 @@ class KubeletView:
     async def _look(self) -> None:
         self._read += 1
         number = self._read
-        began, state = self._clock(), _state(self._checkpoint)
+        began, instance, state = self._clock(), self.instance, _state(self._checkpoint)
+        checkpoint, trouble = None, None
         try:
             checkpoint = await checkpoint_of(self._directory)
-            written = Written(began=began, state=state, checkpoint=checkpoint)
         except UnknownHoldersError as error:
-            written = Written(began=began, state=state, trouble=str(error))
-        self._written, self._done = written, number
+            trouble = str(error)
+        self._written, self._done = (
+            Written(
+                began=began,
+                instance=self._still(instance),
+                state=state,
+                checkpoint=checkpoint,
+                trouble=trouble,
+            ),
+            number,
+        )
+
+    def _still(self, instance: Identity | None) -> Identity | None:
+        return instance if instance == self.instance else None
+
+    async def answers(self, *, oldest: float = FRESH_SECONDS, checkpoint_alone: bool = False) -> Answers:
+        """The kubelet's answers, each asked for no earlier than `oldest` seconds before this call.
+
+        With `oldest` 0, two calls one after the other never share an answer.
+        """
+        listed = None if checkpoint_alone else await self.listing(oldest=oldest)
+        written = await self.checkpoint(oldest=oldest)
+        asked = (written,) if listed is None else (listed, written)
+        instance = self.instance
+        life = instance if all(own.instance == instance for own in asked) else None
+        return Answers(
+            began=min(own.began for own in asked),
+            done=self._clock(),
+            listing=None if listed is None else listed.trouble or listed.listing,
+            checkpoint=written.checkpoint.holdings if written.checkpoint else None,
+            checkpoint_trouble=written.trouble,
+            own=written_by(life, written.checkpoint),
+            life=life,
+            age=self._wall_clock() - life.changed_ns / 1e9 if life else 0.0,
+        )
 
 
 def written_by(instance: Identity | None, checkpoint: Checkpoint | None) -> bool:

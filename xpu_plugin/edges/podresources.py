@@ -26,7 +26,6 @@ from xpu_plugin.edges.channel import address, held, reached, told
 from xpu_plugin.edges.disk import DiskThread
 from xpu_plugin.edges.engine import require_room
 from xpu_plugin.errors import PluginError
-from xpu_plugin.frozen import frozen
 from xpu_plugin.model.holders import Checkpoint, Holding, Listing
 from xpu_plugin.model.inventory import may_be_ours
 from xpu_plugin.model.obstacles import Obstacle
@@ -106,51 +105,6 @@ async def _list(own: Path, socket: Path, domains: Collection[str]) -> Listing:
             except (ValueError, OSError) as error:  # the latter where there is no thread to parse it
                 raise UnknownHoldersError(f"{socket}: {error}") from None
     raise UnknownHoldersError(f"{socket}: neither v1 nor v1alpha1 of the pod resources API")
-
-
-@frozen
-class Witnesses:
-    """What both sources said. listing, checkpoint: None where there is none, or it could not be read;
-    list_trouble, checkpoint_trouble: a sentence for one that is there and could not"""
-
-    listing: Listing | None = None
-    checkpoint: tuple[Holding, ...] | None = None
-    list_trouble: str | None = None
-    checkpoint_trouble: str | None = None
-
-    @property
-    def complaints(self) -> tuple[str, ...]:
-        return tuple(trouble for trouble in (self.list_trouble, self.checkpoint_trouble) if trouble)
-
-    @property
-    def named(self) -> tuple[Holding, ...]:
-        """Whatever either of them names as held."""
-        return (*(self.listing.holdings if self.listing else ()), *(self.checkpoint or ()))
-
-    @property
-    def shown(self) -> tuple[Holding, ...]:
-        """The same for people: by the list, which has names of pods, and beyond that by the checkpoint."""
-        listed = self.listing.holdings if self.listing else ()
-        known = {(holding.resource, id) for holding in listed for id in holding.ids}
-        rest = (
-            replace(holding, ids=tuple(id for id in holding.ids if (holding.resource, id) not in known))
-            for holding in self.checkpoint or ()
-        )
-        return (*listed, *(holding for holding in rest if holding.ids))
-
-
-async def ask_both(socket: Path, device_plugin_dir: Path, *, domains: Collection[str] = DOMAINS) -> Witnesses:
-    """The holders by the pod resources API and by the checkpoint."""
-    witnesses = Witnesses()
-    try:
-        witnesses = replace(witnesses, listing=await list_pods(socket, domains=domains))
-    except UnknownHoldersError as error:
-        witnesses = replace(witnesses, list_trouble=str(error))
-    try:
-        checkpoint = await checkpoint_of(device_plugin_dir, domains=domains)
-    except UnknownHoldersError as error:
-        return replace(witnesses, checkpoint_trouble=str(error))
-    return replace(witnesses, checkpoint=checkpoint.holdings)
 
 
 def _listing(answer: bytes, messages: Any, domains: Collection[str]) -> Listing:

@@ -6,19 +6,15 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from pathlib import Path
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.edges.grants import GrantRecord
-from xpu_plugin.edges.kubelet import KUBELET_SOCKET, Identity
-from xpu_plugin.edges.kubelet_view import written_by
-from xpu_plugin.edges.podresources import UnknownHoldersError, checkpoint_of
-from xpu_plugin.loops.census import Census
+from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.audit import EVENTS, Evidence, Finding, Kind, findings
 from xpu_plugin.model.devices import Process
-from xpu_plugin.model.holders import Answers, Checkpoint, Holding, Listing, Terms, distrust, word_of
+from xpu_plugin.model.holders import Holding, Terms, distrust, word_of
 from xpu_plugin.model.inventory import our_resources
 from xpu_plugin.waiting import Cooldown, wait_for
 from xpu_plugin.xpuml import XpumlError
@@ -44,32 +40,28 @@ class Audit:
         self,
         driver: Driver,
         picture: Picture,
-        census: Census,
+        view: KubeletView,
         idleness: Idleness,
         *,
         terms: Terms,
         record: GrantRecord,
-        device_plugin_dir: Path,
         serving: Callable[[], bool],
         left_out: Callable[[], Collection[int]],
         tell: Callable[[str, str, str], None],
         look: Callable[[], Awaitable[object]] | None = None,
         clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._driver = driver
         self._picture = picture
-        self._census = census
+        self._view = view
         self._idleness = idleness
         self._terms = terms
         self._record = record
-        self._directory = device_plugin_dir
         self._serving = serving
         self._left_out = left_out
         self._tell = tell
         self._look_at_holders = look
         self._clock = clock
-        self._wall_clock = wall_clock
         self._wake = asyncio.Event()
         self._before: set[str] = set()
         self._begun = False  # our record: from the first list that can be trusted on
@@ -112,41 +104,30 @@ class Audit:
         """Ask everybody once. Where the kubelet cannot be believed, what was found stays."""
         if self._look_at_holders is not None:
             await self._look_at_holders()
-        life = Identity.of(self._directory / KUBELET_SOCKET)
-        count = await self._census.take(oldest=0.0)
-        checkpoint = await self._checkpoint()
-        answers = Answers(
-            began=count.began,
-            done=self._clock(),
-            listing=count.listing,
-            checkpoint=None if checkpoint is None else checkpoint.holdings,
-            own=written_by(life, checkpoint),
-            life=life if life == Identity.of(self._directory / KUBELET_SOCKET) else None,
-            age=self._wall_clock() - life.changed_ns / 1e9 if life else 0.0,
-            usages={},
-        )
-        listing = count.listing if isinstance(count.listing, Listing) else None
+        answers = await self._view.answers(oldest=0.0)
+        listing = answers.listed
         if not self._begun and listing is not None:
             self._before.update(id for holding in listing.holdings for id in holding.ids)
         if listing is None or self._picture.current is None or distrust(answers, self._terms):
             return
         processes = await self._processes()
-        self._idleness.hear(word_of(answers, self._terms))
+        word = word_of(answers, self._terms)
+        self._idleness.hear(word)
         if self._serving():
             self._begun = True
         ledger, lost, facts = self._idleness.ledger, self._idleness.forgotten, self._picture.facts
         evidence = Evidence(
             listing=listing,
-            checkpoint=None if checkpoint is None else {id for own in checkpoint.holdings for id in own.ids},
+            checkpoint=word.checkpoint,
             entries=self._picture.current.entries,
             recorded=self._record.paths.keys(),
-            settled={id for id, grant in ledger.items() if count.began - grant.at > self._terms.settle},
+            settled={id for id, grant in ledger.items() if answers.began - grant.at > self._terms.settle},
             before=self._before,
             former={id: grant.holder for id, grant in ledger.items() if id in lost and grant.holder},
             ours=our_resources((*facts.lost.values(), *facts.devices.values()), self._picture.policy),
             processes=processes,
         )
-        self._looked_at = count.began
+        self._looked_at = answers.began
         self._judge(findings(evidence))
 
     def _judge(self, found: frozenset[Finding]) -> None:
@@ -166,12 +147,6 @@ class Audit:
             if texts:
                 self._tell("Warning", EVENTS[kind], " | ".join(texts))
         self._told.update(dict.fromkeys(news, now))
-
-    async def _checkpoint(self) -> Checkpoint | None:
-        try:
-            return await checkpoint_of(self._directory)
-        except UnknownHoldersError:
-            return None
 
     async def _processes(self) -> Mapping[str, tuple[Process, ...] | None]:
         """What the driver tells; nothing where asking it would cost too much."""

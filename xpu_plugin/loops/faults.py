@@ -5,7 +5,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
-from xpu_plugin.loops.census import Census
+from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.faults import BAD, Notice, Told, notices
 from xpu_plugin.model.holders import Listing
@@ -28,7 +28,7 @@ class Faults:
     def __init__(
         self,
         picture: Picture,
-        census: Census,
+        view: KubeletView,
         *,
         driver_gone: Callable[[], str | None],
         tell: Callable[[str, str, str], None],
@@ -36,7 +36,7 @@ class Faults:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._picture = picture
-        self._census = census
+        self._view = view
         self._driver_gone = driver_gone
         self._tell = tell
         self._clock = clock
@@ -56,9 +56,8 @@ class Faults:
                     self._told = told
                     continue
                 await self._sleep(TOGETHER_SECONDS)
-                count = await self._census.take(oldest=0.0)
-                listing = count.listing if isinstance(count.listing, Listing) else None
-                self._told, found = self._news(listing)
+                listed = await self._view.listing(oldest=0.0)
+                self._told, found = self._news(listed.listing)
                 self._say(found)
                 if found:
                     await self._sleep(self._pause())

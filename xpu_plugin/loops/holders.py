@@ -13,12 +13,11 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
-from xpu_plugin.edges.kubelet import Identity
-from xpu_plugin.edges.kubelet_view import KubeletView, Listed, Written, written_by
+from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.health import HELD_OTHERWISE, Health
-from xpu_plugin.model.holders import Holding, Word
+from xpu_plugin.model.holders import Answers, Holding, word_of
 from xpu_plugin.model.inventory import card_of, held_otherwise
 from xpu_plugin.model.ownership import withheld
 from xpu_plugin.model.vf import cards
@@ -116,10 +115,8 @@ class Holders:
 
         Returns whether any source answered.
         """
-        life = self._view.instance
-        listed = await self._view.listing(oldest=0.0)
-        written = await self._view.checkpoint(oldest=0.0)
-        complaints = [trouble for trouble in (listed.trouble, written.trouble) if trouble]
+        answers = await self._view.answers(oldest=0.0)
+        complaints = answers.complaints
         if not complaints:
             self._trouble_since = None
         elif self._trouble_since is None:
@@ -127,7 +124,7 @@ class Holders:
         if self._trouble_since is None or self._lasts(self._trouble_since):
             self._complain("; ".join(complaints) or None)
         self._complete = not complaints
-        self._take_in(listed, written, life)
+        self._take_in(answers, complete=self._complete)
         self._examined = self._idleness.forgotten
         return len(complaints) < SOURCES
 
@@ -137,11 +134,10 @@ class Holders:
 
     async def glance(self) -> None:
         """Look at the checkpoint alone. Nothing is released by that."""
-        life = self._view.instance
-        written = await self._view.checkpoint(oldest=0.0)
-        if written.trouble:
+        answers = await self._view.answers(oldest=0.0, checkpoint_alone=True)
+        if answers.complaints:
             self._complete = False
-        self._take_in(None, written, life)
+        self._take_in(answers, complete=False)
 
     async def _look_for_users(self) -> None:
         """Ask the driver for users of forgotten devices: the kubelet cannot tell that a holder has ended."""
@@ -151,30 +147,17 @@ class Holders:
         if here := [card for address, card in known.items() if address in asked]:
             await self._idleness.look(here)
 
-    def _take_in(self, listed: Listed | None, written: Written, before: Identity | None) -> None:
-        """Draw the conclusions. listed: None where it was not asked for; before: the instance at that time"""
-        listing = listed.listing if listed else None
-        noted = {id for own in written.holdings for id in own.ids}
-        life = before if before == self._view.instance else None
+    def _take_in(self, answers: Answers, *, complete: bool) -> None:
+        """Draw the conclusions. complete: both sources were asked, and have answered"""
         self._behind = self._idleness.behind
-        self._idleness.hear(
-            Word(
-                began=listed.began if listed else written.began,
-                life=life,
-                listing=listing,
-                whole=listing is not None and self._idleness.terms.own_pod in listing.pods,
-                checkpoint=None if written.checkpoint is None else noted,
-                own=written_by(life, written.checkpoint),
-            )
-        )
-        self.seen = (*(listing.holdings if listing else ()), *written.holdings)
+        self._idleness.hear(word_of(answers, self._idleness.terms))
+        self.seen = answers.holdings
         facts, policy = self._picture.facts, self._picture.policy
         named = {(id, holding.resource) for holding in self.seen for id in holding.ids}
         present = held_otherwise(named, facts.devices, policy)
         lost = self._idleness.forgotten
         present.update({id: resource for id, resource in facts.held.items() if id in lost})
         closed = withheld(self.seen, self._idleness.ledger, lost, facts=facts, policy=policy)
-        complete = listed is not None and self._complete
         if not complete:
             stays = {id: own for id, own in facts.withheld.items() if own.reason == HELD_OTHERWISE}
             closed = {**stays, **closed}

@@ -6,29 +6,25 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.edges.grants import GrantRecord, Shown
-from xpu_plugin.edges.kubelet import KUBELET_SOCKET, Identity
-from xpu_plugin.edges.kubelet_view import written_by
-from xpu_plugin.edges.podresources import UnknownHoldersError, checkpoint_of, list_pods
+from xpu_plugin.edges.kubelet import Identity
+from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.devices import Usage
 from xpu_plugin.model.holders import (
     FORMER,
-    Answers,
-    Checkpoint,
     Grant,
     Holding,
     Ledger,
-    Listing,
     Terms,
     Word,
     after_word,
     by_card,
     examine,
     forgotten,
+    word_of,
 )
 from xpu_plugin.model.inventory import card_of, estranged, is_old, our_resources
 from xpu_plugin.model.vf import Card, Proof
@@ -60,22 +56,18 @@ class Idleness:
         self,
         driver: Driver,
         picture: Picture,
+        view: KubeletView,
         terms: Terms,
         *,
-        device_plugin_dir: Path,
-        pod_resources_socket: Path,
         record: GrantRecord,
         settled: bool = False,
         clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._driver = driver
         self._picture = picture
+        self._view = view
         self.terms = terms
-        self._directory = device_plugin_dir
-        self._socket = pod_resources_socket
         self._clock = clock
-        self._wall_clock = wall_clock
         self._record = record
         self._granted = asyncio.Event()
         self._heard = asyncio.Event()
@@ -112,7 +104,7 @@ class Idleness:
         return True
 
     def _recorded(self, at: float | None = None) -> Ledger:
-        moment, life = self._clock() if at is None else at, self._life()
+        moment, life = self._clock() if at is None else at, self._view.instance
         return {id: self._inherited(id, moment, life) for id in self._record.paths}
 
     def _inherited(self, id: str, at: float, life: Identity | None) -> Grant:
@@ -149,7 +141,7 @@ class Idleness:
 
     def granted(self, ids: Collection[str]) -> None:
         """An Allocate was answered with these ids, or a container starts with them."""
-        grant = Grant(at=self._clock(), known_to=self._life())
+        grant = Grant(at=self._clock(), known_to=self._view.instance)
         self._ledger = {**self._ledger, **dict.fromkeys(ids, grant)}
         self._granted.set()
 
@@ -191,10 +183,9 @@ class Idleness:
                 if not any(grant.at > since and grant.shown is None for grant in self._ledger.values()):
                     self._granted.clear()
                     continue
-                began, life = self._clock(), self._life()
-                listing = await self._list()
-                if isinstance(listing, Listing):
-                    self.hear(Word(began=began, life=life, listing=listing))
+                answers = await self._view.answers(oldest=0.0)
+                if answers.listed is not None:
+                    self.hear(word_of(answers, self.terms))
 
     async def _keep_up(self) -> None:
         while True:
@@ -218,7 +209,7 @@ class Idleness:
         return frozenset(ended - self._ledger.keys())
 
     def _shown(self) -> dict[str, Shown]:
-        life = self._life()
+        life = self._view.instance
         return {
             id: Shown(grant.holder, str(life))
             for id, grant in self._ledger.items()
@@ -251,7 +242,8 @@ class Idleness:
         return frozenset(by_card(holdings, self._picture.facts, self._picture.policy)[0])
 
     async def look(self, cards: Collection[Card]) -> dict[str, Proof]:
-        """Ask everybody about these cards."""
+        """Ask all witnesses about these cards. A proof counts only answers to calls that began after this
+        one."""
         if not await self._catch_up():
             doubt = "the record of grants cannot be read"
             now = self._clock()
@@ -260,19 +252,8 @@ class Idleness:
         usages: dict[str, Usage | str] = {}
         for card in cards:
             usages[card.address] = await self._usage(card)
-        life = self._life()
-        listing = await self._list()
-        checkpoint = await self._checkpoint()
-        answers = Answers(
-            began=began,
-            done=self._clock(),
-            listing=listing,
-            checkpoint=None if checkpoint is None else checkpoint.holdings,
-            own=written_by(life, checkpoint),
-            life=life if life == self._life() else None,
-            age=self._wall_clock() - life.changed_ns / 1e9 if life else 0.0,
-            usages=usages,
-        )
+        answers = await self._view.answers(oldest=0.0)
+        answers = replace(answers, began=min(began, answers.began), usages=usages)
         before = self._ledger
         self._ledger, proofs = examine(
             self._ledger,
@@ -311,18 +292,3 @@ class Idleness:
             return str(error)
         self._mute.pop(card.address, None)
         return usage
-
-    async def _list(self) -> Listing | str | None:
-        try:
-            return await list_pods(self._socket)
-        except UnknownHoldersError as error:
-            return str(error)
-
-    async def _checkpoint(self) -> Checkpoint | None:
-        try:
-            return await checkpoint_of(self._directory)
-        except UnknownHoldersError:
-            return None
-
-    def _life(self) -> Identity | None:
-        return Identity.of(self._directory / KUBELET_SOCKET)

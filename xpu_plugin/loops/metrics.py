@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 from xpu_plugin import log
 from xpu_plugin.edges.driver import CAUSES, Driver
 from xpu_plugin.edges.kubelet import Endpoint
+from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.edges.service import CODES, METHODS, DevicePluginService
 from xpu_plugin.frozen import frozen
 from xpu_plugin.loops.apply import Apply
 from xpu_plugin.loops.audit import Audit
-from xpu_plugin.loops.census import Census, Count
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.readings import Meters, Readings
@@ -66,7 +66,7 @@ class Parts:
     services: Sequence[DevicePluginService]
     endpoints: Sequence[Endpoint]
     meters: Meters
-    census: Census
+    view: KubeletView
     audit: Audit
     api: "Callable[[], NodeApi | None]"
     node: str
@@ -86,14 +86,14 @@ class Metrics:
         if not self._parts.ready():
             return None
         samples: Samples = {family.name: {} for family in FAMILIES}
-        readings, count = await asyncio.gather(self._parts.meters.read(), self._parts.census.take())
+        readings, listed = await asyncio.gather(self._parts.meters.read(), self._parts.view.listing())
         # From here on nothing is awaited, so that all is of one moment.
         _devices(samples, self._parts)
         if readings is not None:
             samples["xpu_plugin_readings_age_seconds"][()] = self._clock() - readings.at
             _readings(samples, self._parts, readings)
         _impossible(samples, self._parts)
-        _holders(samples, self._parts, count)
+        _holders(samples, self._parts, listed.listing)
         _audit(samples, self._parts.audit)
         _kubelet(samples, self._parts)
         _library(samples, self._parts)
@@ -155,9 +155,8 @@ def _impossible(samples: Samples, parts: Parts) -> None:
             samples["xpu_device_impossible_readings_total"][*_named(devices[id]), name] = number
 
 
-def _holders(samples: Samples, parts: Parts, count: Count) -> None:
+def _holders(samples: Samples, parts: Parts, listing: Listing | None) -> None:
     entries = parts.picture.current.entries.values() if parts.picture.current else ()
-    listing = count.listing if isinstance(count.listing, Listing) else None
     samples["xpu_plugin_pod_resources_up"][()] = listing is not None
     held = holders(listing.holdings, parts.picture.facts, parts.picture.policy) if listing else {}
     for entry in entries:

@@ -4,11 +4,10 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 
 from xpu_plugin import log
 from xpu_plugin.edges.driver import Driver
-from xpu_plugin.edges.podresources import ask_both
+from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.log import RingHandler
 from xpu_plugin.loops.apply import Apply
 from xpu_plugin.loops.idleness import Idleness
@@ -39,8 +38,7 @@ class Status:
         driver: Driver,
         meters: Meters,
         decisions: RingHandler,
-        device_plugin_dir: Path,
-        pod_resources_socket: Path,
+        view: KubeletView,
         streams: Callable[[], int],
         alone: Callable[[], bool],
         unwritten: Callable[[], tuple[str, ...] | None],
@@ -54,8 +52,7 @@ class Status:
         self._idleness = idleness
         self._driver = driver
         self._meters = meters
-        self._directory = device_plugin_dir
-        self._socket = pod_resources_socket
+        self._view = view
         self._streams = streams
         self._alone = alone
         self._unwritten = unwritten
@@ -77,9 +74,9 @@ class Status:
         answer = listed(self._picture.facts, self._picture.policy, self._sweep.problems, self._sweep.unlisted)
         answer["trouble"] = self._trouble()
         if wide:
-            witnesses = await ask_both(self._socket, self._directory)
-            answer["holders"] = holders(witnesses.shown, self._picture.facts, self._picture.policy)
-            answer["problems"] = [*self._sweep.problems, *witnesses.complaints]
+            answers = await self._view.answers(oldest=0.0)
+            answer["holders"] = holders(answers.shown, self._picture.facts, self._picture.policy)
+            answer["problems"] = [*self._sweep.problems, *answers.complaints]
         return answer
 
     async def plan(self, *, number: str | None = None) -> dict[str, object]:

@@ -7,7 +7,7 @@ card is idle when all say so.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import field, replace
 
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import Device, Usage
@@ -50,13 +50,14 @@ class Checkpoint:
 
 @frozen
 class Answers:
-    """What the witnesses said about some cards, as they said it.
+    """The answers of all witnesses.
 
-    began, done: when they were asked, in seconds of the caller's clock
-    listing: the kubelet's, None where it has no such API, or why it did not answer
-    checkpoint: what it wrote down, None where that cannot be read; own: that very instance has written it
-    life: of that kubelet, None if there was none or another one before the answer; age: its seconds
-    usages: card -> what driver and sysfs say, or why they do not
+    began: the begin of the earliest call; done: the end of the last one, in seconds of the caller's clock
+    listing: the kubelet's, None without such an API or where it was not asked, or why it did not answer
+    checkpoint: its holdings, None where it cannot be read; checkpoint_trouble: why
+    life: the kubelet instance that was there during all calls, else None; age: its seconds
+    own: that very instance has written the checkpoint
+    usages: card -> the answer of driver and sysfs, or why there is none
     """
 
     began: float
@@ -65,8 +66,36 @@ class Answers:
     checkpoint: tuple[Holding, ...] | None
     life: object
     age: float
-    usages: Mapping[str, Usage | str]
+    usages: Mapping[str, Usage | str] = field(default_factory=dict)
     own: bool = False
+    checkpoint_trouble: str | None = None
+
+    @property
+    def listed(self) -> Listing | None:
+        """The kubelet's list; None where there is none."""
+        return self.listing if isinstance(self.listing, Listing) else None
+
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        """A sentence for each source that is there and cannot be read."""
+        troubles = (self.listing if isinstance(self.listing, str) else None, self.checkpoint_trouble)
+        return tuple(trouble for trouble in troubles if trouble)
+
+    @property
+    def holdings(self) -> tuple[Holding, ...]:
+        """All that the list or the checkpoint names, by the list first."""
+        return (*(self.listed.holdings if self.listed else ()), *(self.checkpoint or ()))
+
+    @property
+    def shown(self) -> tuple[Holding, ...]:
+        """The same for people: the checkpoint, which has no names of pods, only for devices not listed."""
+        listed = self.listed.holdings if self.listed else ()
+        known = {(holding.resource, id) for holding in listed for id in holding.ids}
+        rest = (
+            replace(holding, ids=tuple(id for id in holding.ids if (holding.resource, id) not in known))
+            for holding in self.checkpoint or ()
+        )
+        return (*listed, *(holding for holding in rest if holding.ids))
 
 
 @frozen
@@ -277,10 +306,9 @@ def examine(
 def _holdings(answers: Answers, terms: Terms) -> Iterable[Holding]:
     """Whoever is named. A list that is none, or that cannot be seen to be complete, is completed by the
     checkpoint, late as that is in forgetting the dead."""
-    listing = answers.listing if isinstance(answers.listing, Listing) else None
-    if listing is not None and terms.own_pod is not None:
-        return listing.holdings
-    return (*(listing.holdings if listing else ()), *(answers.checkpoint or ()))
+    if answers.listed is not None and terms.own_pod is not None:
+        return answers.listed.holdings
+    return answers.holdings
 
 
 def distrust(answers: Answers, terms: Terms) -> str:
@@ -342,7 +370,7 @@ def _strike_out(
 
 def word_of(answers: Answers, terms: Terms) -> Word:
     """The kubelet's part of the answers."""
-    listing = answers.listing if isinstance(answers.listing, Listing) else None
+    listing = answers.listed
     return Word(
         began=answers.began,
         life=answers.life,
