@@ -12,8 +12,12 @@ from pathlib import Path
 import pytest
 
 from xpu_plugin.edges.driver import Target
+from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.kubelet import KUBELET_SOCKET, Identity
+from xpu_plugin.edges.kubelet_view import KubeletView
+from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.picture import NEVER, Picture
+from xpu_plugin.model.holders import Terms
 from xpu_plugin.model.inventory import Inventory
 from xpu_plugin.simulation.library import shipped
 from xpu_plugin.simulation.machine import Machine, cards
@@ -50,6 +54,22 @@ def target_of(
         simulated=True,
         environment={**machine.environment(), **(environment or {})},
     )
+
+
+def nowhere(directory: Path) -> Target:
+    """A target without a library and without a device."""
+    return Target(libraries=(), dev_root=directory, sysfs_root=directory, simulated=True, environment={})
+
+
+def kubelet_at(directory: Path) -> KubeletView:
+    """The reader of a kubelet that has its sockets and files in `directory`; nothing has to be there."""
+    return KubeletView(device_plugin_dir=directory, pod_resources_socket=directory / "pod-resources.sock")
+
+
+def grants_of(picture: Picture, state: Path, *, clock: Callable[[], float] = time.monotonic) -> Grants:
+    """The memory of grants of a plugin on a node without a kubelet; its record is in `state`."""
+    terms = Terms(own_pod="kube-system/plugin")
+    return Grants(picture, kubelet_at(state), GrantRecord(state), terms, clock=clock)
 
 
 def compile_library(source: Path, directory: Path) -> Path:

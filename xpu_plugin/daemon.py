@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -34,15 +34,16 @@ from xpu_plugin.errors import PluginError
 from xpu_plugin.log import RingHandler
 from xpu_plugin.loops.apply import Apply
 from xpu_plugin.loops.endpoints import Endpoints
+from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.holders import Holders
-from xpu_plugin.loops.idleness import Idleness
+from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.loops.supervision import Run, Supervisor, Vital, described
 from xpu_plugin.loops.sweep import InitError, Sweep
 from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.change import Limits
 from xpu_plugin.model.health import Rules
-from xpu_plugin.model.holders import Holding, Terms
+from xpu_plugin.model.holders import Terms
 from xpu_plugin.model.inventory import Policy
 from xpu_plugin.model.vf import LABEL, UNKNOWN, by_argument
 from xpu_plugin.simulation import library
@@ -131,11 +132,15 @@ async def _serve(config: Config, decisions: RingHandler, worker: WorkerProcess |
     picture = Picture(policy(config))
     probes = Driver(target(config), call_timeout=config.call_timeout, most_stuck=STUCK_PROBES)
     changer = Driver(target(config), call_timeout=config.call_timeout, most_stuck=STUCK_CHANGERS)
+    view, listed = kubelet_of(config), asyncio.Event()
+    record = GrantRecord(config.state_dir, replace_apart)
+    grants = Grants(picture, view, record, terms(config), listed=listed)
     sweep = Sweep(
         driver,
         probes,
         picture,
         Verdicts(rules(config), QuarantineRecord(config.state_dir, replace_apart)),
+        grants,
         interval=config.health_interval,
         rescan_interval=config.rescan_interval,
         grace=config.health_grace,
@@ -151,6 +156,9 @@ async def _serve(config: Config, decisions: RingHandler, worker: WorkerProcess |
             probes,
             picture,
             changer=changer,
+            view=view,
+            listed=listed,
+            grants=grants,
             sweep=sweep,
             decisions=decisions,
             supervisor=supervisor,
@@ -204,6 +212,9 @@ async def _run(
     picture: Picture,
     *,
     changer: Driver,
+    view: KubeletView,
+    listed: asyncio.Event,
+    grants: Grants,
     sweep: Sweep,
     decisions: RingHandler,
     supervisor: Supervisor,
@@ -216,8 +227,7 @@ async def _run(
 
     async def taken_over() -> None:
         """Whoever was before us has granted on, split cards and judged devices while we waited."""
-        await record.reread()
-        idleness.inherit()
+        await grants.reread()
         await apply.inherit()
         await sweep.verdicts.reread()
         await sweep.rescanned()
@@ -231,18 +241,15 @@ async def _run(
     started = time.monotonic()
     services: list[DevicePluginService] = []
     sockets: list[Endpoint] = []
-    record = GrantRecord(config.state_dir, replace_apart)
     node = node_of(config, alone=lock.acquire)
-    listed = asyncio.Event()
-    view = kubelet_of(config)
-    idleness = Idleness(driver, picture, view, terms(config), record=record)
-    sweep.claimed = lambda: idleness.ledger
-    holders = Holders(picture, view, idleness)
+    proof = IdleProof(driver, view, grants)
+    holders = Holders(picture, view, grants, proof)
     apply = Apply(
         changer,
         picture,
         sweep,
-        idleness,
+        grants,
+        proof,
         record=VfRecord(config.state_dir, replace_apart),
         limits=Limits(
             settle=config.grant_settle,
@@ -260,13 +267,6 @@ async def _run(
         apply.again()
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, begin_anew)
-    on_grant: list[Callable[[], None]] = []
-
-    def granted(ids: Collection[str]) -> None:
-        holders.granted(ids)
-        apply.granted(ids)
-        for tell in on_grant:
-            tell()
 
     async def endpoint(resource: str) -> None:
         watch = RivalWatch(
@@ -281,9 +281,7 @@ async def _run(
             current=lambda: picture.current,
             beyond=picture.beyond,
             node=lambda name: identity(f"{config.dev_root}/{name}", simulated=config.simulated),
-            record=record,
-            on_grant=granted,
-            on_start=apply.granted,
+            grants=grants,
             on_list=listed.set,
             watch=watch,
             on_error=partial(serving.fail, part=f"endpoint {resource}"),
@@ -303,8 +301,6 @@ async def _run(
     always = frozenset() if config.resource_per_profile else frozenset({config.resource_name})
     endpoints = Endpoints(picture, endpoint, always=always)
 
-    held: asyncio.Future[Collection[Holding]] = asyncio.get_running_loop().create_future()
-
     async def show() -> None:
         await wait_for(listed, SHOWN_SECONDS)
         from xpu_plugin import observability  # noqa: PLC0415 - no pod waits for it
@@ -320,16 +316,13 @@ async def _run(
                 sweep=sweep,
                 decisions=decisions,
                 view=view,
-                idleness=idleness,
+                grants=grants,
+                proof=proof,
                 holders=holders,
                 apply=apply,
-                record=record,
-                terms=terms(config),
                 node=node,
                 services=services,
                 endpoints=sockets,
-                on_grant=on_grant,
-                held=held,
                 listed=listed,
                 started=started,
                 supervisor=supervisor,
@@ -358,11 +351,10 @@ async def _run(
         await holders.first_look()  # before the first list goes out
         if lock.held():
             await apply.inherit()
-        apply.begin(holders.seen)  # as well
-        held.set_result(holders.seen)
+        apply.begin()  # as well
         serving.start("holders", holders.run())
         serving.start("endpoints", endpoints.run())
-        serving.start("grants", idleness.run(lock.acquire))
+        serving.start("grants", grants.run(lock.acquire))
         serving.start("virtual functions", supervisor.keep("virtual functions", apply.run))
         if node is not None:
             if config.node_labels:

@@ -6,12 +6,11 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 from xpu_plugin.config import Config
 from xpu_plugin.edges.driver import Driver
-from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.kubelet import Endpoint, InstanceLock
 from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.edges.service import DevicePluginService
@@ -21,8 +20,9 @@ from xpu_plugin.log import RingHandler
 from xpu_plugin.loops.apply import Apply
 from xpu_plugin.loops.audit import Audit
 from xpu_plugin.loops.faults import Faults
+from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.holders import Holders
-from xpu_plugin.loops.idleness import Idleness
+from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.metrics import CONTENT_TYPE, GATHER_SECONDS, Metrics, Parts
 from xpu_plugin.loops.node import Node
 from xpu_plugin.loops.picture import Picture
@@ -30,7 +30,6 @@ from xpu_plugin.loops.readings import Meters
 from xpu_plugin.loops.status import Status
 from xpu_plugin.loops.supervision import Run, Supervisor
 from xpu_plugin.loops.sweep import Sweep
-from xpu_plugin.model.holders import Holding, Terms
 
 
 logger = logging.getLogger(__name__)
@@ -42,8 +41,6 @@ LATEST_SECONDS = 10.0  # until metrics are shown also without a list: the first 
 class Plugin:
     """What there is to show.
 
-    held: what was granted before the first list, once that is known
-    on_grant: to which whoever wants to know of grants is added
     listed: set once the kubelet has had a list; started: seconds of the monotonic clock
     requests, questions: listeners of --metrics-address and --status-socket, None where there is none
     """
@@ -57,16 +54,13 @@ class Plugin:
     sweep: Sweep
     decisions: RingHandler
     view: KubeletView
-    idleness: Idleness
+    grants: Grants
+    proof: IdleProof
     holders: Holders
     apply: Apply
-    record: GrantRecord
-    terms: Terms
     node: Node | None
     services: Sequence[DevicePluginService]
     endpoints: Sequence[Endpoint]
-    on_grant: list[Callable[[], None]]
-    held: asyncio.Future[Collection[Holding]]
     listed: asyncio.Event
     started: float
     supervisor: Supervisor
@@ -109,10 +103,7 @@ async def run(plugin: Plugin) -> None:
         plugin.driver,
         picture,
         plugin.view,
-        plugin.idleness,
-        terms=plugin.terms,
-        record=plugin.record,
-        serving=plugin.listed.is_set,
+        plugin.grants,
         left_out=plugin.left_out,
         tell=node.event if node else lambda *_: None,
         look=plugin.holders.look,
@@ -147,12 +138,7 @@ async def run(plugin: Plugin) -> None:
         finally:
             server.close()
 
-    async def agree() -> None:
-        audit.begin(await plugin.held)
-        await audit.run()
-
-    plugin.on_grant.append(audit.granted)
-    parts: dict[str, Run] = {"measurements": meters.run, "audit": agree}
+    parts: dict[str, Run] = {"measurements": meters.run, "audit": audit.run}
     if plugin.requests is not None:
         parts["pages"] = partial(pages, plugin.requests)
     if plugin.questions is not None:
@@ -173,7 +159,7 @@ def metrics_of(plugin: Plugin, meters: Meters, audit: Audit) -> Metrics:
             picture=plugin.picture,
             sweep=plugin.sweep,
             drivers=(plugin.driver, plugin.probes, plugin.changer),
-            idleness=plugin.idleness,
+            grants=plugin.grants,
             apply=plugin.apply,
             services=plugin.services,
             endpoints=plugin.endpoints,
@@ -194,7 +180,7 @@ def status_of(plugin: Plugin, meters: Meters) -> Status:
         picture=plugin.picture,
         sweep=plugin.sweep,
         apply=plugin.apply,
-        idleness=plugin.idleness,
+        proof=plugin.proof,
         driver=plugin.driver,
         meters=meters,
         decisions=plugin.decisions,

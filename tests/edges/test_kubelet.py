@@ -67,8 +67,7 @@ class Plugin:
             current=lambda: self.picture.current,
             beyond=self.picture.beyond,
             node=nodes.get,
-            record=GrantRecord(directory.parent / "state"),
-            on_grant=lambda _: None,
+            grants=GrantRecord(directory.parent / "state"),
             watch=self.watch,
         )
         self.lock = InstanceLock(directory)

@@ -3,7 +3,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,12 +15,14 @@ import grpc
 import pytest
 
 from tests.builders import CONTROL, MAJOR, device, found
-from tests.standins import RESOURCE, SECONDS, until
+from tests.standins import RESOURCE, SECONDS, kubelet_at, until
 from xpu_plugin.edges.grants import GrantRecord, Shown
 from xpu_plugin.edges.service import LONGEST_NOTED_ID, NOTED_IDS, DevicePluginService, server_of
 from xpu_plugin.log import RingHandler
+from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.health import CHANGING, HEALTHY, Health
+from xpu_plugin.model.holders import Terms
 from xpu_plugin.model.inventory import Policy, after_scan, after_verdicts
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
@@ -45,35 +47,35 @@ class Plugin:
         self.nodes = {f"xpu{card.node.number}": card.node.identity for card in CARDS} | {
             "xpuctrl": (CONTROL, 1)
         }
-        self.granted: list[str] = []
-        self.started: list[str] = []
         self.state = place / "state"
         self.socket = place / "plugin.sock"
         self.resource = resource
-        self.record = GrantRecord(self.state)
+        self.grants = self.remembered()
         self.service = self.make_service()
 
+    def remembered(self) -> Grants:
+        """The memory of a plugin that starts now."""
+        self.record = GrantRecord(self.state)
+        return Grants(self.picture, kubelet_at(self.state), self.record, Terms())
+
+    @property
+    def granted(self) -> set[str]:
+        """The devices that this process has granted, by their ids."""
+        return {id for id, grant in self.grants.ledger.items() if not grant.inherited}
+
     def make_service(self) -> DevicePluginService:
-        def on_grant(ids: Collection[str]) -> None:
-            self.granted += ids
-
-        def on_start(ids: Collection[str]) -> None:
-            self.started += ids
-
         return DevicePluginService(
             self.resource,
             current=lambda: self.picture.current,
             beyond=self.picture.beyond,
             node=self.nodes.get,
-            record=self.record,
-            on_grant=on_grant,
-            on_start=on_start,
+            grants=self.grants,
         )
 
     def forget(self) -> None:
         """Be a plugin that was started anew: only what it wrote down is left."""
-        self.record = GrantRecord(self.state)
-        self.service._record = self.record
+        self.grants = self.remembered()
+        self.service._grants = self.grants
 
     def scan(self, *cards: Any, control: int | None = CONTROL) -> None:
         self.picture.submit(lambda facts: after_scan(facts, found(*cards, control=control), forget=True))
@@ -310,7 +312,7 @@ async def test_each_container_gets_its_nodes_the_control_node_and_its_ids(
         {"BAIDU_COM_XPU_DEVICE_IDS": f"{C},{A}"},
         {"BAIDU_COM_XPU_DEVICE_IDS": D},
     ]
-    assert plugin.granted == [C, A, D]
+    assert plugin.granted == {A, C, D}
     assert plugin.record.paths == {A: "/dev/xpu0", C: "/dev/xpu2", D: "/dev/xpu3"}
 
 
@@ -341,7 +343,7 @@ async def test_a_refusal_says_what_and_why_and_nothing_is_granted_in_part(
     answer, text = await refused(allocate(stub, *containers))
     assert answer is code
     assert words in text
-    assert plugin.granted == []
+    assert plugin.granted == set()
     assert plugin.record.paths == {}
     await allocate(stub, [A])
 
@@ -490,7 +492,10 @@ async def test_a_start_counts_as_a_grant(plugin: Plugin, stub: api_grpc.DevicePl
     """Who granted it may have ended before it was written down that nobody has listed it yet."""
     await allocate(stub, [A])
     await start(stub, A)
-    assert plugin.started == [A]
+    plugin.forget()
+    assert plugin.granted == set()
+    await start(stub, A)
+    assert plugin.granted == {A}
 
 
 async def test_whether_a_starting_container_is_ever_listed_is_open_again(
@@ -553,7 +558,8 @@ async def test_an_old_id_is_its_own_record(plugin: Plugin, stub: api_grpc.Device
     assert (await refused(start(stub, "3")))[0] is NOT_FOUND
     answer = await allocate(stub, ["2"])
     assert [spec.host_path for spec in answer.container_responses[0].devices] == ["/dev/xpu2", "/dev/xpuctrl"]
-    assert plugin.granted == ["2"]
+    assert plugin.granted == {"2"}
+    assert plugin.service.granted == 1
 
 
 # --- preference -----------------------------------------------------------------------------------

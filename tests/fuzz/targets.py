@@ -293,8 +293,7 @@ def _service() -> tuple[DevicePluginService, dict[str, str]]:
         current=lambda: picture.current,
         beyond=picture.beyond,
         node=nodes.get,
-        record=GrantRecord(_directory() / "state"),
-        on_grant=lambda _: None,
+        grants=GrantRecord(_directory() / "state"),
     )
     return service, {own.id: own.path for own in devices}
 

@@ -5,20 +5,22 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
 from tests.builders import device, found
-from tests.standins import RESOURCE, until
+from tests.standins import RESOURCE, SECONDS, grants_of, kubelet_at, nowhere, until
 from xpu_plugin.edges.driver import Driver
+from xpu_plugin.edges.quarantine import QuarantineRecord
 from xpu_plugin.edges.vf_record import VfRecord
 from xpu_plugin.loops.apply import Apply
-from xpu_plugin.loops.idleness import Idleness
+from xpu_plugin.loops.grants import Grants
+from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.sweep import Sweep
+from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.change import Limits
+from xpu_plugin.model.health import Rules
 from xpu_plugin.model.inventory import Policy, after_scan
 from xpu_plugin.model.vf import UNKNOWN, Wish, by_argument
 
@@ -29,35 +31,43 @@ pytestmark = pytest.mark.usefixtures("leaves_no_task")
 
 
 @asynccontextmanager
-async def applying(wish: Wish, directory: Path) -> AsyncIterator[tuple[Apply, Callable[[], int]]]:
-    """An apply that runs over one whole card that nobody uses, and how often it has decided."""
+async def applying(wish: Wish, place: Path) -> AsyncIterator[tuple[Grants, Callable[[], int]]]:
+    """An apply that runs over one whole card that nobody uses; the memory of grants that it looks at, and how
+    often it has decided."""
     picture = Picture(Policy(resource=RESOURCE))
     picture.submit(lambda facts: after_scan(facts, found(device(CARD))))
     decided: list[object] = []
-    idleness = SimpleNamespace(
-        granted=lambda ids: None,
-        taken=frozenset,
-        cards_of=lambda held: frozenset(),
-        adopt=lambda held: None,
+    driver = Driver(nowhere(place), call_timeout=SECONDS)
+    grants = grants_of(picture, place / "state")
+    sweep = Sweep(
+        driver,
+        driver,
+        picture,
+        Verdicts(Rules(), QuarantineRecord(place / "state")),
+        grants,
+        interval=SECONDS,
+        rescan_interval=SECONDS,
+        grace=SECONDS,
     )
     apply = Apply(
-        cast("Driver", SimpleNamespace(stuck=False)),
+        driver,
         picture,
-        cast("Sweep", SimpleNamespace(scans=1, driver_version=str)),
-        cast("Idleness", idleness),
-        record=VfRecord(directory),
+        sweep,
+        grants,
+        IdleProof(driver, kubelet_at(place), grants),
+        record=VfRecord(place / "state"),
         limits=Limits(pending=600.0),
         wish=wish,
         alone=lambda: asyncio.sleep(0),
         tell=lambda report, news: decided.append(report),
     )
-    apply.begin(())
+    apply.begin()
     task = asyncio.ensure_future(apply.run())
     try:
         await until(lambda: decided, "a first decision")
         for _ in range(20):
             await asyncio.sleep(0)  # and those that follow from it at once
-        yield apply, lambda: len(decided)
+        yield grants, lambda: len(decided)
     finally:
         task.cancel()
         await asyncio.wait({task})
@@ -65,16 +75,16 @@ async def applying(wish: Wish, directory: Path) -> AsyncIterator[tuple[Apply, Ca
 
 async def test_a_grant_while_nothing_is_planned_does_not_have_every_card_looked_at(place: Path) -> None:
     """Or each Allocate would take the longer the more devices there are."""
-    async with applying(by_argument(0), place) as (apply, decided):
+    async with applying(by_argument(0), place) as (grants, decided):
         before = decided()
-        apply.granted([CARD])
+        grants.granted({CARD: "/dev/xpu0"})
         for _ in range(20):
             await asyncio.sleep(0)
         assert decided() == before
 
 
 async def test_a_grant_while_a_card_is_kept_back_is_taken_into_account_at_once(place: Path) -> None:
-    async with applying(UNKNOWN, place) as (apply, decided):
+    async with applying(UNKNOWN, place) as (grants, decided):
         before = decided()
-        apply.granted([CARD])
+        grants.granted({CARD: "/dev/xpu0"})
         await until(lambda: decided() > before, "another decision")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.standins import RESOURCE, SECONDS, make_machine, target_of
+from tests.standins import RESOURCE, SECONDS, make_machine, target_of, until
 from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.edges.podresources import read_checkpoint
 from xpu_plugin.loops.audit import AGAIN_SECONDS, MUTE_SECONDS, Audit
-from xpu_plugin.loops.idleness import Idleness
+from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.devices import identify
 from xpu_plugin.model.holders import Terms
@@ -33,35 +33,39 @@ pytestmark = pytest.mark.usefixtures("leaves_no_process", "leaves_no_task")
 class Tried:
     """An audit of two cards, what it leans on and what it has told."""
 
-    def __init__(self, machine: Machine, kubelet: Kubelet, state: Path) -> None:
+    def __init__(self, machine: Machine, kubelet: Kubelet, state: Path, terms: Terms = TERMS) -> None:
         assert kubelet.pod_resources_socket
         self.kubelet = kubelet
         self.now = 1000.0
-        self.serving = True
+        self.state = state
+        self.terms = terms
+        self.listed = asyncio.Event()
+        self.listed.set()
         self.events: list[tuple[str, str, str]] = []
         self.driver = Driver(target_of(machine), call_timeout=0.4)
         self.picture = Picture(Policy(resource=RESOURCE))
-        self.record = GrantRecord(state)
         self.view = KubeletView(
             device_plugin_dir=kubelet.directory,
             pod_resources_socket=kubelet.pod_resources_socket,
             clock=self.clock,
         )
-        self.idleness = Idleness(
-            self.driver, self.picture, self.view, TERMS, record=self.record, clock=self.clock
-        )
-        self.audit = self.another()
+        self.begin()
 
-    def another(self) -> Audit:
-        """As in a plugin that was started anew."""
-        return Audit(
+    def begin(self) -> None:
+        """Be a plugin that was started anew."""
+        self.grants = Grants(
+            self.picture,
+            self.view,
+            GrantRecord(self.state),
+            self.terms,
+            listed=self.listed,
+            clock=self.clock,
+        )
+        self.audit = Audit(
             self.driver,
             self.picture,
             self.view,
-            self.idleness,
-            terms=TERMS,
-            record=self.record,
-            serving=lambda: self.serving,
+            self.grants,
             left_out=frozenset,
             tell=lambda *event: self.events.append(event),
             clock=self.clock,
@@ -77,8 +81,10 @@ class Tried:
         self.picture.submit(lambda facts: after_scan(facts, found))
 
     def granted(self, *ids: str) -> None:
-        self.record.granted({id: self.picture.facts.devices[id].path for id in ids})
-        self.idleness.granted(ids)
+        self.grants.granted(self.paths(*ids))
+
+    def paths(self, *ids: str) -> dict[str, str]:
+        return {id: self.picture.facts.devices[id].path for id in ids}
 
     def hold(self, pod: str, *ids: str, init: bool = False) -> Grant:
         return self.kubelet.hold(ids, resource=RESOURCE, pod=pod, init_container=init)
@@ -177,20 +183,20 @@ async def test_holders_from_before_our_start_are_none(tried: Tried) -> None:
     """Those of the former plugin, and containers that were admitted and never started."""
     tried.hold("former", A)
     tried.kubelet.write_checkpoint()
-    tried.audit = tried.another()
-    tried.audit.begin(read_checkpoint(tried.kubelet.directory).holdings)
+    tried.begin()
+    tried.grants.adopt(read_checkpoint(tried.kubelet.directory).holdings)
     await tried.looks(3)
     assert tried.audit.counts == NONE
 
 
 async def test_grants_of_another_plugin_that_hands_over_are_no_finding(tried: Tried) -> None:
     """It went on granting while we waited; our record begins when the kubelet has our list."""
-    tried.audit = tried.another()
-    tried.serving = False
+    tried.listed.clear()
+    tried.begin()
     await tried.looks(2)
     tried.hold("late", A)
     await tried.looks(2)
-    tried.serving = True
+    tried.listed.set()
     await tried.looks(3)
     assert tried.audit.counts == NONE
     tried.hold("stranger", B)
@@ -198,11 +204,10 @@ async def test_grants_of_another_plugin_that_hands_over_are_no_finding(tried: Tr
     assert tried.found() == {"holder-without-grant"}
 
 
-async def test_a_restarted_plugin_knows_its_grants_by_the_record(tried: Tried, place: Path) -> None:
+async def test_a_restarted_plugin_knows_its_grants_by_the_record(tried: Tried) -> None:
     tried.granted(A)
-    await tried.record.started({A: "/dev/xpu0"})
-    tried.record = GrantRecord(place / "state")
-    tried.audit = tried.another()
+    await tried.grants.started(tried.paths(A))
+    tried.begin()
     await tried.looks()
     tried.hold("train", A)
     await tried.looks(3)
@@ -283,13 +288,15 @@ async def test_it_looks_soon_after_a_grant_and_again_at_a_suspicion(
 ) -> None:
     monkeypatch.setattr("xpu_plugin.loops.audit.LOOK_SECONDS", SECONDS * 10)
     monkeypatch.setattr("xpu_plugin.loops.audit.CONFIRM_SECONDS", 0.05)
-    tried.audit._terms = Terms(own_pod=TERMS.own_pod, settle=0.05)
+    tried.terms = Terms(own_pod=TERMS.own_pod, settle=0.05)
+    tried.begin()
+    tried.grants.adopt(())
     task = asyncio.create_task(tried.audit.run())
     try:
-        tried.granted(A)
+        await until(lambda: not tried.audit._wake.is_set(), "a look")
         tried.hold("one", A)
         tried.hold("two", A)
-        tried.audit.granted()
+        tried.granted(A)
         async with asyncio.timeout(SECONDS):
             while not tried.events:
                 tried.now += 1.0

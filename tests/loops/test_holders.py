@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 
 from tests.builders import device, found
-from tests.standins import RESOURCE, health, until
+from tests.standins import RESOURCE, health, nowhere, until
 from xpu_plugin.edges import kubelet_view
-from xpu_plugin.edges.driver import Driver, Target
+from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.edges.podresources import UnknownHoldersError, checkpoint_of
+from xpu_plugin.loops import grants as grants_module
 from xpu_plugin.loops import holders as holders_module
-from xpu_plugin.loops import idleness as idleness_module
+from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.holders import SETTLE_SECONDS, Holders
-from xpu_plugin.loops.idleness import Idleness
+from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.holders import Checkpoint, Listing, Terms
 from xpu_plugin.model.inventory import Policy, after_scan
@@ -78,25 +79,33 @@ def clock() -> Clock:
     return Clock()
 
 
-def holders_of(kubelet: Kubelet, picture: Picture, clock: Callable[[], float] | None = None) -> Holders:
+def view_of(kubelet: Kubelet, clock: Callable[[], float]) -> KubeletView:
+    pods = kubelet.pod_resources_socket or kubelet.directory / "no-such-socket"
+    return KubeletView(device_plugin_dir=kubelet.directory, pod_resources_socket=pods, clock=clock)
+
+
+def memory_of(kubelet: Kubelet, picture: Picture, clock: Callable[[], float]) -> Grants:
+    record = GrantRecord(kubelet.directory.parent / "state")
+    return Grants(picture, view_of(kubelet, clock), record, TERMS, clock=clock)
+
+
+def holders_of(
+    kubelet: Kubelet, picture: Picture, clock: Callable[[], float] | None = None, grants: Grants | None = None
+) -> Holders:
     clock = clock or Clock()
-    plugins, pods = kubelet.directory, kubelet.pod_resources_socket or kubelet.directory / "no-such-socket"
-    nowhere = Target(libraries=(), dev_root=plugins, sysfs_root=plugins, simulated=True, environment={})
-    view = KubeletView(device_plugin_dir=plugins, pod_resources_socket=pods, clock=clock)
-    idleness = Idleness(
-        Driver(nowhere, call_timeout=1.0),
-        picture,
-        view,
-        TERMS,
-        record=GrantRecord(plugins.parent / "state"),
-        clock=clock,
-    )
-    return Holders(picture, view, idleness, clock=clock)
+    view, grants = view_of(kubelet, clock), grants or memory_of(kubelet, picture, clock)
+    driver = Driver(nowhere(kubelet.directory), call_timeout=1.0)
+    return Holders(picture, view, grants, IdleProof(driver, view, grants, clock=clock), clock=clock)
 
 
 @pytest.fixture
-def holders(kubelet: Kubelet, picture: Picture, clock: Clock) -> Holders:
-    return holders_of(kubelet, picture, clock)
+def grants(kubelet: Kubelet, picture: Picture, clock: Clock) -> Grants:
+    return memory_of(kubelet, picture, clock)
+
+
+@pytest.fixture
+def holders(kubelet: Kubelet, picture: Picture, clock: Clock, grants: Grants) -> Holders:
+    return holders_of(kubelet, picture, clock, grants)
 
 
 def offered(picture: Picture, resource: str = RESOURCE) -> dict[str, str]:
@@ -249,13 +258,13 @@ async def test_the_checkpoint_is_a_veto(kubelet: Kubelet, holders: Holders, pict
 
 
 async def test_an_old_id_that_is_granted_again_is_kept_although_nobody_lists_it_yet(
-    kubelet: Kubelet, holders: Holders, picture: Picture, clock: Clock
+    kubelet: Kubelet, holders: Holders, grants: Grants, picture: Picture, clock: Clock
 ) -> None:
     kubelet.hold(["0"], resource=RESOURCE)
     await holders.look()
     free_everywhere(kubelet)
     await holders.look()
-    holders.granted(["0", IDS[1]])
+    grants.granted({"0": "/dev/xpu0", IDS[1]: "/dev/xpu1"})
     for _ in range(4):
         await holders.look()
     assert offered(picture) == with_old(0)
@@ -267,8 +276,25 @@ async def test_an_old_id_that_is_granted_again_is_kept_although_nobody_lists_it_
     assert offered(picture) == OWN
 
 
-async def test_a_grant_of_an_own_id_holds_nothing_otherwise(holders: Holders, picture: Picture) -> None:
-    holders.granted([IDS[0]])
+async def test_an_old_id_whose_container_was_only_started_again_is_released_as_any_other(
+    kubelet: Kubelet, holders: Holders, grants: Grants, picture: Picture, clock: Clock
+) -> None:
+    """The kubelet has known of it all the time."""
+    kubelet.hold(["0"], resource=RESOURCE)
+    await holders.look()
+    clock.now += 1.0
+    await grants.started({"0": "/dev/xpu0"})
+    free_everywhere(kubelet)
+    clock.now += 1.0
+    await holders.look()
+    await holders.look()
+    assert offered(picture) == OWN
+
+
+async def test_a_grant_of_an_own_id_holds_nothing_otherwise(
+    holders: Holders, grants: Grants, picture: Picture
+) -> None:
+    grants.granted({IDS[0]: "/dev/xpu0"})
     await holders.look()
     assert offered(picture) == OWN
 
@@ -505,19 +531,20 @@ async def test_a_forgotten_holder_is_found_once_the_record_that_names_it_can_be_
 ) -> None:
     """Although neither the checkpoint nor the kubelet changes any more."""
     monkeypatch.setattr(holders_module, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(idleness_module, "READ_SECONDS", (0.02, 0.05))
+    monkeypatch.setattr(grants_module, "READ_SECONDS", (0.02, 0.05))
     file = place / "state/grants.json"
     file.parent.mkdir()
     file.symlink_to(file.name)
     kubelet.hold([], resource="none", pod="train")
     kubelet.write_checkpoint()
-    holders = holders_of(kubelet, picture, time.monotonic)
+    grants = memory_of(kubelet, picture, time.monotonic)
+    holders = holders_of(kubelet, picture, time.monotonic, grants)
     await holders.first_look()
 
     async def alone() -> None:
         pass
 
-    tasks = [asyncio.create_task(own) for own in (holders.run(), holders._idleness.run(alone))]
+    tasks = [asyncio.create_task(own) for own in (holders.run(), grants.run(alone))]
     asked = kubelet.questions
     await until(lambda: kubelet.questions >= asked + 2, "looks, as the record is not known")
     assert set(health(picture.current).values()) == {None}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.standins import RESOURCE, SECONDS, health, make_machine, shown, target_of, until
+from tests.standins import RESOURCE, SECONDS, grants_of, health, make_machine, shown, target_of, until
 from xpu_plugin.edges.driver import BusyError, Driver, Target
 from xpu_plugin.edges.quarantine import QuarantineRecord
 from xpu_plugin.loops import probation, unlisted
@@ -26,6 +26,7 @@ from xpu_plugin.loops.sweep import InitError, Sweep
 from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.devices import Host, Scan
 from xpu_plugin.model.health import ASKED_BEFORE, CHANGING, RECORD_UNREAD, WITHDRAWN, Rules
+from xpu_plugin.model.holders import Holding, Listing, Word
 from xpu_plugin.model.inventory import Inventory, Policy
 from xpu_plugin.model.unlisted import Unlisted
 from xpu_plugin.simulation.machine import Machine
@@ -101,11 +102,13 @@ class Watch:
         self.picture = Picture(Policy(resource=RESOURCE))
         self.clock = Clock()
         self.verdicts = Verdicts(rules, QuarantineRecord(directory / "state"), clock=self.clock)
+        self.grants = grants_of(self.picture, directory / "state", clock=self.clock)
         self.sweep = Sweep(
             self.driver,
             self.probes,
             self.picture,
             self.verdicts,
+            self.grants,
             interval=INTERVAL,
             rescan_interval=1000.0,
             grace=GRACE,
@@ -738,12 +741,15 @@ async def test_a_kl1_card_in_low_power_is_sick_only_while_it_may_be_held(
     halves = [f"{IDS[0]}-half{half}" for half in (0, 1)]
     watch = make_watch(target=target_of(machine))
     await watch.shows(dict.fromkeys(halves))
-    watch.sweep.claimed = lambda: {halves[0]}
+    watch.grants.granted({halves[0]: "/dev/xpu0"})
     await watch.shows({halves[0]: "state-error", halves[1]: None})
     watch.sweep.rescan()
     await watch.scans(1)
     assert watch.health() == {halves[0]: "state-error", halves[1]: None}
-    watch.sweep.claimed = tuple
+    holding = Holding(container="default/train/main", resource=RESOURCE, ids=(halves[0],))
+    for holdings in ((holding,), ()):  # the kubelet lists it, and then does so no more
+        listing = Listing(pods=frozenset(), holdings=holdings)
+        watch.grants.hear(Word(began=watch.clock(), life="a kubelet", listing=listing))
     await watch.shows(dict.fromkeys(halves))
     machine.set_card(0, {"state": "201,203"})
     await watch.shows({halves[0]: None, halves[1]: "state-error"})

@@ -186,8 +186,7 @@ class Node(RuleBasedStateMachine):
             current=lambda: self.picture.current,
             beyond=self.picture.beyond,
             node=lambda _: None,
-            record=GrantRecord(Path("/nonexistent")),
-            on_grant=lambda _: None,
+            grants=GrantRecord(Path("/nonexistent")),
         )
 
     def in_loop(self, action: Callable[[], object] = lambda: None) -> None:

@@ -14,7 +14,8 @@ from xpu_plugin.daemon import kubelet_of, node_of, policy, target, terms
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.errors import PluginError
-from xpu_plugin.loops.idleness import Idleness
+from xpu_plugin.loops.grants import Grants
+from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.status import planned
 from xpu_plugin.model.devices import identify
@@ -78,15 +79,9 @@ async def _plan(config: Config, *, given: bool) -> tuple[Wish, Report]:
     try:
         found = identify(await scanned(driver))
         picture.submit(lambda facts: after_scan(facts, found))
-        idleness = Idleness(
-            driver,
-            picture,
-            kubelet_of(config),
-            terms(config),
-            record=GrantRecord(config.state_dir),
-            settled=True,
-        )
-        return wish, await planned(wish, picture.facts, picture.policy, idleness)
+        view = kubelet_of(config)
+        grants = Grants(picture, view, GrantRecord(config.state_dir), terms(config), settled=True)
+        return wish, await planned(wish, picture.facts, picture.policy, IdleProof(driver, view, grants))
     finally:
         await driver.close()
 

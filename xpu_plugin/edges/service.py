@@ -13,8 +13,8 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Collection,
     Iterable,
+    Mapping,
     Sequence,
     Sized,
 )
@@ -22,12 +22,11 @@ from contextlib import aclosing
 from dataclasses import replace
 from functools import lru_cache, wraps
 from itertools import islice
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.rivals import RivalWatch
 from xpu_plugin.log import note
 from xpu_plugin.model import allocation
@@ -84,12 +83,30 @@ def _timed(
     return timed
 
 
+class Grants(Protocol):
+    """The memory of grants. `granted`, and `started` up to its first wait, take effect at once."""
+
+    @property
+    def paths(self) -> Mapping[str, str]:
+        """Device id -> the path of its node as it was granted last."""
+
+    @property
+    def unread(self) -> bool:
+        """Whether the paths that former processes have granted could not be read yet."""
+
+    def granted(self, paths: Mapping[str, str], /) -> None:
+        """Allocate is answered with these."""
+
+    async def started(self, paths: Mapping[str, str], /) -> None:
+        """A container starts with these."""
+
+
 class DevicePluginService:
     """One resource's service.
 
     current: the picture as it is; beyond: the newest picture that is not of a generation
-    node: what a device node is, by name; on_grant: told the ids of each grant
-    on_start: told those of each start of a container; on_list: told that a list has gone out
+    node: what a device node is, by name; grants: where each grant and each start of a container is written
+    on_list: told that a list has gone out
     watch: says when no list is to go out, or one without a healthy device; told of each list
     on_error: told of an unforeseen error of a method; the caller is refused
     """
@@ -101,9 +118,7 @@ class DevicePluginService:
         current: Callable[[], Inventory | None],
         beyond: Callable[[int], Awaitable[Inventory]],
         node: NodeIdentity,
-        record: GrantRecord,
-        on_grant: Callable[[Collection[str]], None],
-        on_start: Callable[[Collection[str]], None] = lambda _: None,
+        grants: Grants,
         on_list: Callable[[], None] = lambda: None,
         watch: RivalWatch | None = None,
         on_error: Callable[[Exception], None] = lambda _: None,
@@ -114,9 +129,7 @@ class DevicePluginService:
         self._current = current
         self._beyond = beyond
         self._node = node
-        self._record = record
-        self._on_grant = on_grant
-        self._on_start = on_start
+        self._grants = grants
         self._on_list = on_list
         self._watch = watch or RivalWatch(resource)
         self.on_error = on_error
@@ -197,9 +210,8 @@ class DevicePluginService:
                 paths=list(grant.paths),
                 generation=self._picture().generation,
             )
-            self._record.granted({entry.id: entry.device.path for entry in grant.entries})
+            self._grants.granted({entry.id: entry.device.path for entry in grant.entries})
             self.granted += len(grant.entries)
-            self._on_grant([entry.id for entry in grant.entries])
             # While the answer is on its way: whoever reads our log may be slow.
             asyncio.get_running_loop().call_soon(
                 logger.info,
@@ -241,17 +253,15 @@ class DevicePluginService:
                 self._picture(),
                 self.resource,
                 list(request.devices_ids),
-                self._record.paths,
+                self._grants.paths,
                 self._node,
-                unread=self._record.unread,
+                unread=self._grants.unread,
             )
         except Refusal as refusal:
             asked = request.devices_ids
             await self._refuse(context, "PreStartContainer", "container start", refusal, asked)
         # Whenever it was granted: now it is held, be it by an ordinary init container, which is never listed.
-        self._on_start(list(paths))
-        self._record.granted(paths)
-        await self._record.started(paths)
+        await self._grants.started(paths)
         return api.PreStartContainerResponse()
 
     # --- within ---------------------------------------------------------------------------------
@@ -299,7 +309,7 @@ class DevicePluginService:
             ids=[id[:LONGEST_NOTED_ID] for id in asked],
             why=text,
             generation=inventory.generation if inventory else 0,
-            granted_as={id: path for id in asked if (path := self._record.paths.get(id))},
+            granted_as={id: path for id in asked if (path := self._grants.paths.get(id))},
         )
         logger.warning("%s refused resource=%s: %s", what, self.resource, text)
         await context.abort(code, text)

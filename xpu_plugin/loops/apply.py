@@ -11,7 +11,8 @@ from dataclasses import replace
 from xpu_plugin.edges.driver import BusyError, Driver, LibraryError, WorkerError
 from xpu_plugin.edges.vf_record import VfRecord, reason
 from xpu_plugin.log import Once, note
-from xpu_plugin.loops.idleness import Idleness
+from xpu_plugin.loops.grants import Grants
+from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.sweep import Sweep
 from xpu_plugin.model.change import (
@@ -31,7 +32,6 @@ from xpu_plugin.model.change import (
     inherited,
 )
 from xpu_plugin.model.health import Health
-from xpu_plugin.model.holders import Holding
 from xpu_plugin.model.inventory import estranged
 from xpu_plugin.model.vf import KEEP, UNKNOWN, Action, Card, Proof, Report, Wish, cards, described
 from xpu_plugin.waiting import wait_for
@@ -57,7 +57,8 @@ class Apply:
         changer: Driver,
         picture: Picture,
         sweep: Sweep,
-        idleness: Idleness,
+        grants: Grants,
+        proof: IdleProof,
         *,
         record: VfRecord,
         limits: Limits,
@@ -73,7 +74,8 @@ class Apply:
         self._orders = 0
         self._picture = picture
         self._sweep = sweep
-        self._idleness = idleness
+        self._grants = grants
+        self._proof = proof
         self._limits = limits
         self._alone = alone
         self._tell = tell
@@ -82,7 +84,6 @@ class Apply:
         self._wake = asyncio.Event()
         self._memory = Memory(started=clock())
         self._proofs: Mapping[str, Proof] = {}
-        self._held: frozenset[str] = frozenset()
         self.report = Report(steps=())  # the last one
         self.drifts: Mapping[str, int] = {}  # how often somebody else has split each card
         self.wish = wish
@@ -104,10 +105,8 @@ class Apply:
             logger.info("a former process has asked the driver for VFs request=%s", self._record.request)
             self._memory = inherited(self._memory, self._view(), self._limits, self._record.request)
 
-    def begin(self, held: Collection[Holding]) -> None:
-        """Before the first list: keep new pods off cards that may have to be changed. held: by containers."""
-        self._held = self._idleness.cards_of(held)
-        self._idleness.adopt(held)
+    def begin(self) -> None:
+        """Before the first list: keep new pods off cards that may have to be changed."""
         self._keep_back(decide(self._memory, self._view(), self._limits).kept_back)
 
     def wished(self, wish: Wish) -> None:
@@ -122,18 +121,24 @@ class Apply:
         self._orders += 1
         self._wake.set()
 
-    def granted(self, ids: Collection[str]) -> None:
-        """An Allocate was answered with these ids: whatever was planned for their cards is off.
-
-        While nothing is planned nor kept back there is nothing to call off, and so no need to look at every
-        card for each Allocate: whatever is decided later takes the grant into account.
-        """
-        self._idleness.granted(ids)
-        if self._memory.change is not None or self._picture.facts.kept_back:
-            self._wake.set()
-
     async def run(self) -> None:
         """Never returns."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow(), name="grants for apply")
+            await self._carry_out()
+
+    async def _follow(self) -> None:
+        """Decide anew after a grant, as it calls off a change of its card.
+
+        While nothing is planned nor kept back there is nothing to call off, and so no need to look at every
+        card for each Allocate: each later decision takes the grant into account.
+        """
+        while True:
+            await self._grants.beyond(self._grants.version)
+            if self._memory.change is not None or self._picture.facts.kept_back:
+                self._wake.set()
+
+    async def _carry_out(self) -> None:
         with self._picture.waking(self._wake):
             while True:
                 await self._alone()
@@ -149,8 +154,8 @@ class Apply:
             wish=self.wish,
             cards=cards(self._picture.facts, self._picture.policy),
             proofs=self._proofs,
-            taken=self._idleness.taken(),
-            held=self._held,
+            taken=self._grants.taken(),
+            held=self._grants.cards_at_start,
             estranged=frozenset(estranged(self._picture.facts)),
             scans=self._sweep.scans,
             stuck=self._changer.stuck,
@@ -191,7 +196,7 @@ class Apply:
                 card: {"holders": list(proof.holders), "doubt": proof.doubt}
                 for card, proof in self._proofs.items()
             },
-            "taken": sorted(self._idleness.taken()),
+            "taken": sorted(self._grants.taken()),
         }
         if self._noted.changed(noted):
             note("vfs", **noted)
@@ -209,7 +214,7 @@ class Apply:
             case Prove(addresses):
                 known = cards(self._picture.facts, self._picture.policy)
                 asked = [known[address] for address in addresses]
-                self._proofs = {**self._proofs, **await self._idleness.look(asked)}
+                self._proofs = {**self._proofs, **await self._proof.look(asked)}
             case Scan(seconds):
                 try:
                     async with asyncio.timeout(seconds):

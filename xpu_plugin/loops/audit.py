@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
-from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.kubelet_view import KubeletView
-from xpu_plugin.loops.idleness import Idleness
+from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.audit import EVENTS, Evidence, Finding, Kind, findings
 from xpu_plugin.model.devices import Process
-from xpu_plugin.model.holders import Holding, Terms, distrust, word_of
+from xpu_plugin.model.holders import word_of
 from xpu_plugin.model.inventory import our_resources
 from xpu_plugin.waiting import Cooldown, wait_for
 from xpu_plugin.xpuml import XpumlError
@@ -29,10 +28,9 @@ MUTE_SECONDS = (60.0, 3600.0)  # for the driver, when asking it has cost a worke
 
 
 class Audit:
-    """Finds contradictions. terms: on which the kubelet's list is believed
+    """Finds contradictions.
 
     look: looks who holds devices, so that what was granted otherwise is withheld
-    serving: whether the kubelet has heard of us, so that it is us whom it asks
     left_out: indexes that the driver is not to be asked about; tell: kind, reason and text of an Event
     """
 
@@ -41,11 +39,8 @@ class Audit:
         driver: Driver,
         picture: Picture,
         view: KubeletView,
-        idleness: Idleness,
+        grants: Grants,
         *,
-        terms: Terms,
-        record: GrantRecord,
-        serving: Callable[[], bool],
         left_out: Callable[[], Collection[int]],
         tell: Callable[[str, str, str], None],
         look: Callable[[], Awaitable[object]] | None = None,
@@ -54,17 +49,12 @@ class Audit:
         self._driver = driver
         self._picture = picture
         self._view = view
-        self._idleness = idleness
-        self._terms = terms
-        self._record = record
-        self._serving = serving
+        self._grants = grants
         self._left_out = left_out
         self._tell = tell
         self._look_at_holders = look
         self._clock = clock
         self._wake = asyncio.Event()
-        self._before: set[str] = set()
-        self._begun = False  # our record: from the first list that can be trusted on
         self._suspected: frozenset[Finding] = frozenset()
         self._confirmed: frozenset[Finding] = frozenset()
         self._told: dict[Finding, float] = {}
@@ -82,22 +72,15 @@ class Audit:
         """Seconds since the last look at which the kubelet could be believed; None before the first."""
         return None if self._looked_at is None else self._clock() - self._looked_at
 
-    def begin(self, held: Collection[Holding]) -> None:
-        """Before the first list: these are held already, granted by whomever."""
-        self._before.update(id for holding in held for id in holding.ids)
-
-    def granted(self) -> None:
-        """Something was granted just now."""
-        self._wake.set()
-
     async def run(self) -> None:
         """Never returns."""
-        with self._picture.waking(self._wake):
+        await self._grants.adopted.wait()
+        with self._picture.waking(self._wake), self._grants.waking(self._wake):
             while True:
                 await self.look()
                 suspicious = self._suspected - self._confirmed
                 if await wait_for(self._wake, CONFIRM_SECONDS if suspicious else LOOK_SECONDS):
-                    await asyncio.sleep(self._terms.settle)  # the kubelet's list lags
+                    await asyncio.sleep(self._grants.terms.settle)  # the kubelet's list lags
                     self._wake.clear()
 
     async def look(self) -> None:
@@ -105,29 +88,24 @@ class Audit:
         if self._look_at_holders is not None:
             await self._look_at_holders()
         answers = await self._view.answers(oldest=0.0)
-        listing = answers.listed
-        if not self._begun and listing is not None:
-            self._before.update(id for holding in listing.holdings for id in holding.ids)
-        if listing is None or self._picture.current is None or distrust(answers, self._terms):
+        word = word_of(answers, self._grants.terms)
+        if word.listing is None or self._picture.current is None or not word.trusted:
             return
         processes = await self._processes()
-        word = word_of(answers, self._terms)
-        self._idleness.hear(word)
-        if self._serving():
-            self._begun = True
-        ledger, lost, facts = self._idleness.ledger, self._idleness.forgotten, self._picture.facts
+        self._grants.hear(word)
+        ledger, lost, facts = self._grants.ledger, self._grants.forgotten, self._picture.facts
         evidence = Evidence(
-            listing=listing,
+            listing=word.listing,
             checkpoint=word.checkpoint,
             entries=self._picture.current.entries,
-            recorded=self._record.paths.keys(),
-            settled={id for id, grant in ledger.items() if answers.began - grant.at > self._terms.settle},
-            before=self._before,
+            recorded=self._grants.paths.keys(),
+            settled={id for id, grant in ledger.items() if word.began - grant.at > self._grants.terms.settle},
+            before=self._grants.before,
             former={id: grant.holder for id, grant in ledger.items() if id in lost and grant.holder},
             ours=our_resources((*facts.lost.values(), *facts.devices.values()), self._picture.policy),
             processes=processes,
         )
-        self._looked_at = answers.began
+        self._looked_at = word.began
         self._judge(findings(evidence))
 
     def _judge(self, found: frozenset[Finding]) -> None:

@@ -10,11 +10,12 @@ offered; where that is no help, it is withheld.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from xpu_plugin.edges.kubelet_view import KubeletView
-from xpu_plugin.loops.idleness import Idleness
+from xpu_plugin.loops.grants import Grants
+from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.health import HELD_OTHERWISE, Health
 from xpu_plugin.model.holders import Answers, Holding, word_of
@@ -45,15 +46,16 @@ class Holders:
         self,
         picture: Picture,
         view: KubeletView,
-        idleness: Idleness,
+        grants: Grants,
+        proof: IdleProof,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._picture = picture
         self._view = view
-        self._idleness = idleness
+        self._grants = grants
+        self._proof = proof
         self._clock = clock
-        self._granted: dict[str, float] = {}
         self._absent: dict[str, int] = {}
         self._complete = False
         self._behind = False  # the record of grants was not known at the last look
@@ -62,12 +64,7 @@ class Holders:
         self._trouble_since: float | None = None
         self._instance: object = None
         self._examined: frozenset[str] = frozenset()  # what was forgotten at the last look at both sources
-        self.seen: tuple[Holding, ...] = ()  # at the last look, by both sources
-
-    def granted(self, ids: Collection[str]) -> None:
-        """An Allocate was answered with these ids."""
-        now = self._clock()
-        self._granted.update({id: now for id in ids if id in self._picture.facts.held})
+        self._seen: tuple[Holding, ...] = ()  # at the last look, by both sources
 
     async def run(self) -> None:
         """Look at both sources while there is something to ask, and at a checkpoint that has changed. Never
@@ -83,23 +80,25 @@ class Holders:
                 self._instance, new_for = instance, NEW_FOR_SECONDS
             facts = self._picture.facts
             known = self._complete and not self._behind
-            asking = facts.held or facts.withheld or self._idleness.forgotten or not known
+            asking = facts.held or facts.withheld or self._grants.forgotten or not known
             if waited >= LOOK_SECONDS and asking:
                 waited = 0.0
                 await self.look()
                 await self._look_for_users()
             elif self._view.checkpoint_changed:
                 await self.glance()
-            if self._idleness.forgotten - self._examined:  # the list may say that the pod is gone
+            if self._grants.forgotten - self._examined:  # the list may say that the pod is gone
                 await self.look()
 
     async def first_look(self) -> None:
-        """Look before the first list goes out; wait for a source that answers, but not for ever."""
+        """Look before the first list goes out, and take all holders for granted; wait for a source that
+        answers, but not for ever."""
         self._instance = self._view.instance
         for _ in range(FIRST_LOOKS):
             if await self.look():
-                return
+                break
             await asyncio.sleep(FIRST_SECONDS)
+        self._grants.adopt(self._seen)
 
     async def before_registration(self) -> None:
         """Look at the checkpoint, for a bounded time: another plugin may have granted devices while the
@@ -125,7 +124,7 @@ class Holders:
             self._complain("; ".join(complaints) or None)
         self._complete = not complaints
         self._take_in(answers, complete=self._complete)
-        self._examined = self._idleness.forgotten
+        self._examined = self._grants.forgotten
         return len(complaints) < SOURCES
 
     def _lasts(self, since: float) -> bool:
@@ -142,22 +141,22 @@ class Holders:
     async def _look_for_users(self) -> None:
         """Ask the driver for users of forgotten devices: the kubelet cannot tell that a holder has ended."""
         facts = self._picture.facts
-        asked = {card_of(id, facts) for id in self._idleness.forgotten}
+        asked = {card_of(id, facts) for id in self._grants.forgotten}
         known = cards(facts, self._picture.policy)
         if here := [card for address, card in known.items() if address in asked]:
-            await self._idleness.look(here)
+            await self._proof.look(here)
 
     def _take_in(self, answers: Answers, *, complete: bool) -> None:
         """Draw the conclusions. complete: both sources were asked, and have answered"""
-        self._behind = self._idleness.behind
-        self._idleness.hear(word_of(answers, self._idleness.terms))
-        self.seen = answers.holdings
+        self._behind = self._grants.behind
+        self._grants.hear(word_of(answers, self._grants.terms))
+        self._seen = answers.holdings
         facts, policy = self._picture.facts, self._picture.policy
-        named = {(id, holding.resource) for holding in self.seen for id in holding.ids}
+        named = {(id, holding.resource) for holding in self._seen for id in holding.ids}
         present = held_otherwise(named, facts.devices, policy)
-        lost = self._idleness.forgotten
+        lost = self._grants.forgotten
         present.update({id: resource for id, resource in facts.held.items() if id in lost})
-        closed = withheld(self.seen, self._idleness.ledger, lost, facts=facts, policy=policy)
+        closed = withheld(self._seen, self._grants.ledger, lost, facts=facts, policy=policy)
         if not complete:
             stays = {id: own for id, own in facts.withheld.items() if own.reason == HELD_OTHERWISE}
             closed = {**stays, **closed}
@@ -166,8 +165,9 @@ class Holders:
     def _with_absent(self, present: Mapping[str, str], *, complete: bool) -> dict[str, str]:
         """What is held otherwise, with what was until now and is not certain to have ended."""
         now, held = self._clock(), self._picture.facts.held
-        self._granted = {id: at for id, at in self._granted.items() if now - at < SETTLE_SECONDS}
-        gone = held.keys() - present.keys() - self._granted.keys()
+        ledger = self._grants.ledger.items()
+        new = {id for id, own in ledger if own.allocated is not None and now - own.allocated < SETTLE_SECONDS}
+        gone = held.keys() - present.keys() - new
         self._absent = {id: self._absent.get(id, 0) + complete for id in gone}
         released = {id for id, looks in self._absent.items() if looks >= LOOKS_TO_RELEASE}
         return {id: resource for id, resource in {**held, **present}.items() if id not in released}

@@ -22,7 +22,7 @@ from xpu_plugin.edges.service import CODES, METHODS, DevicePluginService
 from xpu_plugin.frozen import frozen
 from xpu_plugin.loops.apply import Apply
 from xpu_plugin.loops.audit import Audit
-from xpu_plugin.loops.idleness import Idleness
+from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.readings import Meters, Readings
 from xpu_plugin.loops.supervision import Supervisor
@@ -61,7 +61,7 @@ class Parts:
     picture: Picture
     sweep: Sweep
     drivers: Sequence[Driver]
-    idleness: Idleness
+    grants: Grants
     apply: Apply
     services: Sequence[DevicePluginService]
     endpoints: Sequence[Endpoint]
@@ -125,7 +125,7 @@ def _devices(samples: Samples, parts: Parts) -> None:
         well, ill = parts.picture.turns.get(device.id, (0, 0))
         samples["xpu_device_transitions_total"][*own, "Healthy"] = well
         samples["xpu_device_transitions_total"][*own, "Unhealthy"] = ill
-        granted = entry.id in parts.idleness.ledger or device.id in parts.idleness.ledger
+        granted = entry.id in parts.grants.ledger or device.id in parts.grants.ledger
         samples["xpu_device_granted"][own] = granted
     samples["xpu_devices"].update(kinds)
 

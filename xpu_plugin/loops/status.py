@@ -10,7 +10,7 @@ from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.log import RingHandler
 from xpu_plugin.loops.apply import Apply
-from xpu_plugin.loops.idleness import Idleness
+from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.loops.readings import Meters
 from xpu_plugin.loops.supervision import Supervisor
@@ -34,7 +34,7 @@ class Status:
         picture: Picture,
         sweep: Sweep,
         apply: Apply,
-        idleness: Idleness,
+        proof: IdleProof,
         driver: Driver,
         meters: Meters,
         decisions: RingHandler,
@@ -49,7 +49,7 @@ class Status:
         self._picture = picture
         self._sweep = sweep
         self._apply = apply
-        self._idleness = idleness
+        self._proof = proof
         self._driver = driver
         self._meters = meters
         self._view = view
@@ -86,7 +86,7 @@ class Status:
         wish, report = self._apply.wish, self._apply.report
         if number is not None or not report.steps:
             wish = wish if number is None else by_argument(parse(number))
-            report = await planned(wish, self._picture.facts, self._picture.policy, self._idleness)
+            report = await planned(wish, self._picture.facts, self._picture.policy, self._proof)
         return document(wish, report)
 
     async def top(self) -> dict[str, object]:
@@ -140,8 +140,8 @@ def listed(
     }
 
 
-async def planned(wish: Wish, facts: Facts, policy: Policy, idleness: Idleness) -> Report:
+async def planned(wish: Wish, facts: Facts, policy: Policy, proof: IdleProof) -> Report:
     """What would be done if that were wished: a look who uses the cards concerned, and no action."""
     observed = cards(facts, policy)
     asked = [card for card in observed.values() if wanted(wish, card).action is Action.APPLY]
-    return Report(steps=plan(wish, observed, await idleness.look(asked)), problem=wish.problem)
+    return Report(steps=plan(wish, observed, await proof.look(asked)), problem=wish.problem)

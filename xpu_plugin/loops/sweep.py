@@ -12,6 +12,7 @@ from os import strerror
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.errors import PluginError
+from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.probation import Probation
 from xpu_plugin.loops.silence import Silence
@@ -77,6 +78,7 @@ class Sweep:
         probes: Driver,
         picture: Picture,
         verdicts: Verdicts,
+        grants: Grants,
         *,
         interval: float,
         rescan_interval: float,
@@ -88,6 +90,7 @@ class Sweep:
         self._probes = probes
         self._picture = picture
         self.verdicts = verdicts
+        self._grants = grants
         self.probation = Probation(probes, self._released, clock=clock)
         self.openings = Openings(probes, self._released, self._changing, clock=clock)
         self._interval = interval
@@ -123,7 +126,6 @@ class Sweep:
         self._silence = Silence(clock)  # of the devices that are not left out
         self._verdict = UNHEARD  # on silent devices; another one when the whole library has failed
         driver.on_end = self._wake.set
-        self.claimed: Callable[[], Collection[str]] = tuple  # ids that were granted and may be held still
         self._retries = delays(*RETRY_SECONDS)
         self.trouble: str | None = None  # with the library, in a sentence
         self._versions: tuple[str | None, ...] = (None,) * 4
@@ -298,7 +300,7 @@ class Sweep:
         self._host_at = self._scanned_at = self._clock()
         self._scan_seconds, self._hasty = self._clock() - begun, False
         self._present = self.library_unfit = None
-        facts = after_scan(self._picture.facts, found, forget=forget, claimed=self.claimed())
+        facts = after_scan(self._picture.facts, found, forget=forget, claimed=self._grants.ledger)
         verdicts = self._judge(facts, scan, skip)
         self._picture.submit(lambda _: after_verdicts(facts, verdicts))
         self._silence.end()
@@ -323,7 +325,7 @@ class Sweep:
         self._silence.end()
         self._sweep_seconds = self._clock() - began
         self.durations = self.durations.with_one(self._sweep_seconds)
-        held = frozenset(self.claimed()).union(self._picture.facts.held)
+        held = frozenset(self._grants.ledger).union(self._picture.facts.held)
         new = answers is not self._answers or held != self._held or not self.verdicts.settled
         self._held = held
         hint = new and self._weigh(answers)

@@ -144,6 +144,7 @@ class Grant:
     """A device that we gave away and that may be held still.
 
     at: when, or when we started for one from the record; inherited: it is from the record
+    allocated: when this process answered the kubelet's Allocate; None for a grant of another process
     shown: the kubelet instance whose list has shown it last, None if none has; FORMER when we were
         another process
     holder: the container that the list has shown it with
@@ -152,6 +153,7 @@ class Grant:
     """
 
     at: float
+    allocated: float | None = None
     inherited: bool = False
     shown: object = None
     holder: str | None = None
@@ -171,7 +173,8 @@ class Word:
     """The word of one kubelet instance on the holders, asked for at `began`.
 
     life: the instance, None if there was none or another one before the answer
-    listing: None where it was not asked for or not to be had; whole: it can be trusted to name every pod
+    listing: None where it was not asked for or not to be had; trusted: it counts as a proof
+    whole: it can be trusted to name every pod
     checkpoint: the ids in it, None where it cannot be read; own: this very instance has written it
     """
 
@@ -179,6 +182,7 @@ class Word:
     life: object
     listing: Listing | None = None
     whole: bool = False
+    trusted: bool = False
     checkpoint: Collection[str] | None = None
     own: bool = False
 
@@ -376,6 +380,7 @@ def word_of(answers: Answers, terms: Terms) -> Word:
         life=answers.life,
         listing=listing,
         whole=listing is not None and terms.own_pod in listing.pods,
+        trusted=listing is not None and not distrust(answers, terms),
         checkpoint=None if answers.checkpoint is None else _ids(answers.checkpoint),
         own=answers.own,
     )

@@ -1,25 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who uses a card, asked of a simulated machine through a real worker and of a kubelet's real sockets and
-files."""
+"""The memory of grants, and the proof that a card is idle: asked of a simulated machine through a real worker
+and of a kubelet's real sockets and files."""
 
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.standins import RESOURCE, SECONDS, make_machine, target_of, until
+from xpu_plugin.edges import kubelet_view
 from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.grants import GrantRecord, Shown
 from xpu_plugin.edges.kubelet import Identity
 from xpu_plugin.edges.kubelet_view import KubeletView
-from xpu_plugin.loops import idleness as idleness_module
-from xpu_plugin.loops.idleness import SHOW_SECONDS, Idleness
+from xpu_plugin.edges.podresources import checkpoint_of
+from xpu_plugin.loops import grants as grants_module
+from xpu_plugin.loops.grants import SHOW_SECONDS, Grants
+from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.model.devices import identify
-from xpu_plugin.model.holders import Holding, Listing, Terms, Word
+from xpu_plugin.model.devices import Usage, identify
+from xpu_plugin.model.holders import Checkpoint, Holding, Listing, Terms, Word
 from xpu_plugin.model.inventory import Policy, after_scan
 from xpu_plugin.model.vf import Card, Proof, cards
 from xpu_plugin.proto import podresources_v1_pb2
@@ -103,12 +107,23 @@ def record(place: Path) -> GrantRecord:
     return GrantRecord(place / "state")
 
 
-Make = Callable[..., Idleness]
+@dataclass
+class Tried:
+    """The memory of grants and the proof of idleness of one plugin."""
+
+    grants: Grants
+    proof: IdleProof
+
+    def granted(self, *ids: str) -> None:
+        self.grants.granted(dict.fromkeys(ids, "/dev/xpu0"))
+
+
+Make = Callable[..., Tried]
 
 
 @pytest.fixture
 def make(kubelet: Kubelet, driver: Driver, picture: Picture, clock: Clock, record: GrantRecord) -> Make:
-    """An Idleness, inside of the pod `kube-system/plugin` if nothing else is said."""
+    """Both, inside of the pod `kube-system/plugin` if nothing else is said."""
 
     def make(
         *,
@@ -119,27 +134,23 @@ def make(kubelet: Kubelet, driver: Driver, picture: Picture, clock: Clock, recor
         picture: Picture = picture,
         record: GrantRecord = record,
         wall_clock: Callable[[], float] = time.time,
-    ) -> Idleness:
+    ) -> Tried:
         assert kubelet.pod_resources_socket
-        return Idleness(
-            driver,
-            picture,
-            KubeletView(
-                device_plugin_dir=kubelet.directory,
-                pod_resources_socket=socket or kubelet.pod_resources_socket,
-                clock=clock,
-                wall_clock=wall_clock,
-            ),
-            Terms(own_pod=own_pod, settle=SETTLE, without_pod_resources=consent),
-            record=record,
+        view = KubeletView(
+            device_plugin_dir=kubelet.directory,
+            pod_resources_socket=socket or kubelet.pod_resources_socket,
             clock=clock,
+            wall_clock=wall_clock,
         )
+        terms = Terms(own_pod=own_pod, settle=SETTLE, without_pod_resources=consent)
+        grants = Grants(picture, view, record, terms, clock=clock)
+        return Tried(grants, IdleProof(driver, view, grants, clock=clock))
 
     return make
 
 
 @pytest.fixture
-def idleness(make: Make) -> Idleness:
+def tried(make: Make) -> Tried:
     return make()
 
 
@@ -147,37 +158,37 @@ def known(picture: Picture) -> dict[str, Card]:
     return cards(picture.facts, picture.policy)
 
 
-async def look(idleness: Idleness, picture: Picture) -> dict[str, Proof]:
+async def look(tried: Tried, picture: Picture) -> dict[str, Proof]:
     """At both cards."""
-    return await idleness.look(known(picture).values())
+    return await tried.proof.look(known(picture).values())
 
 
 # --- a look ---------------------------------------------------------------------------------------
 
 
 async def test_cards_that_nobody_uses_are_idle_at_the_time_of_the_look(
-    idleness: Idleness, picture: Picture, clock: Clock, kubelet: HookedKubelet
+    tried: Tried, picture: Picture, clock: Clock, kubelet: HookedKubelet
 ) -> None:
     kubelet.happens = lambda: setattr(clock, "now", 1007.0)
-    assert await look(idleness, picture) == dict.fromkeys((A, B), Proof(at=1000.0, done=1007.0))
+    assert await look(tried, picture) == dict.fromkeys((A, B), Proof(at=1000.0, done=1007.0))
 
 
 async def test_a_container_holds_the_card_of_its_vf_until_it_ends(
-    idleness: Idleness, picture: Picture, kubelet: Kubelet
+    tried: Tried, picture: Picture, kubelet: Kubelet
 ) -> None:
     grant = kubelet.hold([SECOND], resource=RESOURCE, pod="train")
-    proofs = await look(idleness, picture)
+    proofs = await look(tried, picture)
     assert proofs[B].holders == ("default/train/main",)
     assert proofs[A].idle
     kubelet.free(grant)
-    assert (await look(idleness, picture))[B].idle
+    assert (await look(tried, picture))[B].idle
 
 
 async def test_a_process_holds_the_card_it_computes_on(
-    idleness: Idleness, picture: Picture, machine: Machine
+    tried: Tried, picture: Picture, machine: Machine
 ) -> None:
     machine.add_process(7, card=1, vf=1)
-    proofs = await look(idleness, picture)
+    proofs = await look(tried, picture)
     path = picture.facts.devices[SECOND].path
     assert proofs[B].holders == (f"a process at {path}",)
     assert proofs[A].idle
@@ -194,17 +205,17 @@ async def test_a_vf_that_is_bound_to_another_driver_is_held(make: Make, machine:
 
 
 async def test_only_the_cards_in_question_are_asked_about(
-    idleness: Idleness, picture: Picture, machine: Machine
+    tried: Tried, picture: Picture, machine: Machine
 ) -> None:
     machine.add_process(7, card=1)
-    assert (await idleness.look([known(picture)[A]])).keys() == {A}
+    assert (await tried.proof.look([known(picture)[A]])).keys() == {A}
 
 
 async def test_a_card_that_was_split_since_the_scan_is_not_proven_idle(
-    idleness: Idleness, picture: Picture, machine: Machine
+    tried: Tried, picture: Picture, machine: Machine
 ) -> None:
     machine.set_card(1, {"vfs": "0"})
-    assert not (await look(idleness, picture))[B].idle
+    assert not (await look(tried, picture))[B].idle
 
 
 # --- doubt ----------------------------------------------------------------------------------------
@@ -239,26 +250,26 @@ async def test_a_holder_is_named_although_the_driver_does_not_answer(
 
 
 async def test_pod_resources_that_do_not_answer_are_doubt(
-    idleness: Idleness, picture: Picture, kubelet: Kubelet
+    tried: Tried, picture: Picture, kubelet: Kubelet
 ) -> None:
     socket = kubelet.pod_resources_socket
     assert socket
     socket.unlink()
     socket.touch()
-    proofs = await look(idleness, picture)
+    proofs = await look(tried, picture)
     assert str(socket) in proofs[A].doubt
     assert str(socket) in proofs[B].doubt
 
 
 async def test_a_kubelet_that_does_not_list_our_own_pod_is_doubt(
-    idleness: Idleness, picture: Picture, kubelet: Kubelet
+    tried: Tried, picture: Picture, kubelet: Kubelet
 ) -> None:
     kubelet.api_server_away = True
     await kubelet.restart()
-    proofs = await look(idleness, picture)
+    proofs = await look(tried, picture)
     assert "does not name this plugin's own pod kube-system/plugin" in proofs[A].doubt
     kubelet.api_server_away = False
-    assert (await look(idleness, picture))[A].idle
+    assert (await look(tried, picture))[A].idle
 
 
 async def test_without_pod_resources_it_takes_consent_and_a_checkpoint(
@@ -303,79 +314,193 @@ async def test_outside_of_a_pod_a_kubelet_that_is_another_one_after_its_answer_i
     assert proofs[A].doubt == "the kubelet is not there, or was restarted just now"
 
 
+# --- answers that a proof may count ---------------------------------------------------------------
+
+
+async def test_a_proof_counts_no_answer_to_a_call_that_began_before_it(
+    tried: Tried, picture: Picture, kubelet: HookedKubelet, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a call of another reader, which the kubelet or the disk has not answered yet."""
+    view, driver = tried.proof._view, tried.proof._driver
+    gate, asked, begun = asyncio.Event(), asyncio.Event(), []
+
+    def hold_up(name: str) -> None:
+        real = getattr(kubelet_view, name)
+
+        async def ask(where: Path) -> object:
+            answer = await real(where)
+            begun.append(name)
+            await gate.wait()
+            return answer
+
+        monkeypatch.setattr(kubelet_view, name, ask)
+
+    async def usage(indexes: Collection[int], card: str) -> Usage:
+        answer = await Driver.usage(driver, indexes, card)
+        asked.set()
+        return answer
+
+    monkeypatch.setattr(driver, "usage", usage)
+    hold_up("list_pods")
+    hold_up("checkpoint_of")
+    early = asyncio.gather(view.listing(oldest=0.0), view.checkpoint(oldest=0.0))
+    await until(lambda: len(begun) == 2, "both calls")
+    tried.granted(FIRST)
+    kubelet.hold([A], resource=RESOURCE, pod="train")
+    kubelet.hold([FIRST], resource=RESOURCE, init_container=True)
+    clock.now += 1.0
+    late = asyncio.create_task(look(tried, picture))
+    async with asyncio.timeout(SECONDS):
+        await asked.wait()
+    for _ in range(3):
+        await asyncio.sleep(0)  # until it waits for the list
+    gate.set()
+    listed, written = await early
+    assert listed.listing
+    assert written.checkpoint
+    assert not any(own.ids for own in (*listed.listing.holdings, *written.checkpoint.holdings))
+    proofs = await late
+    assert proofs[A].holders == ("default/train/main",), "by the next list"
+    assert FIRST in proofs[B].text, "by the next reading of the checkpoint"
+
+
+async def test_the_second_proof_never_shares_an_answer_with_the_first(
+    tried: Tried, picture: Picture, kubelet: HookedKubelet, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although all of them are fresh enough for other readers: time stands still."""
+    reads: list[Path] = []
+
+    async def read(directory: Path) -> Checkpoint:
+        reads.append(directory)
+        return await checkpoint_of(directory)
+
+    monkeypatch.setattr(kubelet_view, "checkpoint_of", read)
+    usages = tried.proof._driver.usage
+    asked: list[str] = []
+
+    async def usage(indexes: list[int], card: str) -> Usage:
+        asked.append(card)
+        return await usages(indexes, card)
+
+    monkeypatch.setattr(tried.proof._driver, "usage", usage)
+    for number in (1, 2):
+        assert (await look(tried, picture))[B].idle
+        assert (kubelet.questions, len(reads), asked.count(B)) == (number, number, number)
+    await tried.proof._view.answers()
+    assert (kubelet.questions, len(reads)) == (2, 2), "other readers share them"
+
+
+# --- a memory that is watched ---------------------------------------------------------------------
+
+
+async def test_whoever_watches_is_woken_by_each_begin_and_end_of_a_grant(
+    tried: Tried, kubelet: HookedKubelet, clock: Clock
+) -> None:
+    wake = asyncio.Event()
+    with tried.grants.waking(wake):
+        changes: tuple[Callable[[], None], ...] = (
+            lambda: tried.granted(A),
+            lambda: tried.grants.hear(word(kubelet, began=clock.now, train=A)),
+            lambda: tried.grants.hear(word(kubelet, began=clock.now, train="")),
+        )
+        for change in changes:
+            wake.clear()
+            version = tried.grants.version
+            clock.now += 1.0
+            change()
+            assert wake.is_set()
+            assert tried.grants.version == version + 1
+            wake.clear()
+            assert await tried.grants.beyond(version) == tried.grants.ledger
+        tried.grants.hear(word(kubelet, began=clock.now, train=""))
+        assert not wake.is_set(), "nothing has changed"
+
+
+async def test_a_grant_is_in_the_ledger_before_anything_else_may_run(tried: Tried) -> None:
+    """So that it comes before a decision of the VF loop or after it."""
+    tried.granted(A)
+    assert tried.grants.taken() == {A}
+    starting = asyncio.create_task(tried.grants.started({FIRST: "/dev/xpu3"}))
+    await asyncio.sleep(0)
+    assert not starting.done(), "it waits for the disk"
+    assert tried.grants.taken() == {A, B}
+    assert tried.grants.paths[FIRST] == "/dev/xpu3"
+    await starting
+
+
 # --- what was given away --------------------------------------------------------------------------
 
 
 async def test_what_is_granted_is_taken_until_a_look_finds_that_it_has_ended(
-    idleness: Idleness, picture: Picture, kubelet: Kubelet, clock: Clock
+    tried: Tried, picture: Picture, kubelet: Kubelet, clock: Clock
 ) -> None:
-    assert idleness.taken() == frozenset()
-    idleness.granted([FIRST])
-    assert idleness.taken() == {B}
+    assert tried.grants.taken() == frozenset()
+    tried.granted(FIRST)
+    assert tried.grants.taken() == {B}
     grant = kubelet.hold([FIRST], resource=RESOURCE, pod="train")
     clock.now += 1.0
-    assert (await look(idleness, picture))[B].holders == ("default/train/main",)
-    assert idleness.taken() == {B}
+    assert (await look(tried, picture))[B].holders == ("default/train/main",)
+    assert tried.grants.taken() == {B}
     kubelet.free(grant)
-    assert (await look(idleness, picture))[B].idle
-    assert idleness.taken() == frozenset()
+    assert (await look(tried, picture))[B].idle
+    assert tried.grants.taken() == frozenset()
 
 
 async def test_a_grant_that_is_never_listed_goes_on_while_the_checkpoint_names_it(
-    idleness: Idleness, picture: Picture, kubelet: Kubelet, clock: Clock
+    tried: Tried, picture: Picture, kubelet: Kubelet, clock: Clock
 ) -> None:
-    idleness.granted([FIRST])
+    tried.granted(FIRST)
     grant = kubelet.hold([FIRST], resource=RESOURCE, init_container=True)
     clock.now += 1.0
-    assert FIRST in (await look(idleness, picture))[B].text
+    assert FIRST in (await look(tried, picture))[B].text
     kubelet.free(grant)
-    assert idleness.taken() == {B}
+    assert tried.grants.taken() == {B}
     (kubelet.directory / CHECKPOINT).write_text("{")
-    assert not (await look(idleness, picture))[B].idle
+    assert not (await look(tried, picture))[B].idle
     kubelet.write_checkpoint()
-    assert (await look(idleness, picture))[B].idle
-    assert idleness.taken() == frozenset()
+    assert (await look(tried, picture))[B].idle
+    assert tried.grants.taken() == frozenset()
 
 
 async def test_a_grant_during_a_look_stays_and_is_a_holder(
-    idleness: Idleness, picture: Picture, kubelet: HookedKubelet, clock: Clock
+    tried: Tried, picture: Picture, kubelet: HookedKubelet, clock: Clock
 ) -> None:
     def granted() -> None:
         clock.now += 1.0
-        idleness.granted([A])
+        tried.granted(A)
 
     kubelet.happens = granted
-    assert A in (await look(idleness, picture))[A].text
-    assert idleness.taken() == {A}
+    assert A in (await look(tried, picture))[A].text
+    assert tried.grants.taken() == {A}
 
 
 async def test_a_device_granted_anew_during_a_look_does_not_end_with_its_earlier_grant(
-    idleness: Idleness, picture: Picture, kubelet: HookedKubelet, clock: Clock
+    tried: Tried, picture: Picture, kubelet: HookedKubelet, clock: Clock
 ) -> None:
-    idleness.granted([A])
+    tried.granted(A)
     grant = kubelet.hold([A], resource=RESOURCE)
     clock.now += 1.0
-    await look(idleness, picture)
+    await look(tried, picture)
     kubelet.free(grant)
-    kubelet.happens = lambda: idleness.granted([A])
-    assert not (await look(idleness, picture))[A].idle
-    assert idleness.taken() == {A}
+    kubelet.happens = lambda: tried.granted(A)
+    assert not (await look(tried, picture))[A].idle
+    assert tried.grants.taken() == {A}
 
 
-async def test_what_nobody_knows_takes_no_card(idleness: Idleness) -> None:
-    idleness.granted(["0000:99:00.0", "99"])
-    assert idleness.taken() == frozenset()
+async def test_what_nobody_knows_takes_no_card(tried: Tried) -> None:
+    tried.granted("0000:99:00.0", "99")
+    assert tried.grants.taken() == frozenset()
 
 
 async def test_what_a_former_process_granted_is_a_holder_but_not_taken_just_now(
     make: Make, picture: Picture, clock: Clock, record: GrantRecord
 ) -> None:
     record.granted({FIRST: "/dev/xpu3"})
-    idleness = make()
-    assert idleness.taken() == frozenset()
-    assert FIRST in (await look(idleness, picture))[B].text
+    tried = make()
+    assert tried.grants.taken() == frozenset()
+    assert FIRST in (await look(tried, picture))[B].text
     clock.now += 1.0
-    assert (await look(idleness, picture))[B].idle
+    assert (await look(tried, picture))[B].idle
 
 
 async def test_what_a_former_process_saw_listed_ends_with_the_list_at_once(
@@ -386,9 +511,9 @@ async def test_what_a_former_process_saw_listed_ends_with_the_list_at_once(
     await record.saw(lambda: {FIRST: Shown("default/job/main", "")})
     for id in (FIRST, A):
         kubelet.hold([id], resource="none", init_container=True)
-    idleness = make()
+    tried = make()
     clock.now += 1.0
-    proofs = await look(idleness, picture)
+    proofs = await look(tried, picture)
     assert proofs[B].idle
     assert A in proofs[A].text
 
@@ -400,9 +525,9 @@ async def test_a_record_without_holders_keeps_a_device_until_no_process_uses_it(
     file = place / "state/grants.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps({"grants": {A: "/dev/xpu0"}, "listed": [A]}))
-    idleness = make(record=GrantRecord(file.parent))
+    tried = make(record=GrantRecord(file.parent))
     clock.now += 0.1
-    idleness.hear(
+    tried.grants.hear(
         Word(
             began=clock(),
             life="another",
@@ -411,28 +536,38 @@ async def test_a_record_without_holders_keeps_a_device_until_no_process_uses_it(
             checkpoint=(),
         )
     )
-    assert idleness.forgotten == {A}
+    assert tried.grants.forgotten == {A}
     clock.now += 1.0
-    assert (await look(idleness, picture))[A].idle
-    assert idleness.forgotten == set()
+    assert (await look(tried, picture))[A].idle
+    assert tried.grants.forgotten == set()
 
 
-async def test_cards_of_containers_are_known_by_what_they_hold(idleness: Idleness) -> None:
+async def test_cards_of_containers_that_were_there_at_the_start_are_known_by_what_they_hold(
+    make: Make,
+) -> None:
     holdings = [
         Holding(container="a/b/c", resource=RESOURCE, ids=("0",)),
         Holding(container="a/b/d", resource="example.com/gpu", ids=("1",)),
         Holding(container="a/b/e", resource="example.com/gpu", ids=(SECOND,)),
     ]
-    assert idleness.cards_of(holdings[:2]) == {A}
-    assert idleness.cards_of(holdings) == {A, B}
+    first, second = make().grants, make().grants
+    first.adopt(holdings[:2])
+    assert first.cards_at_start == {A}
+    assert first.ledger == {}
+    second.adopt(holdings)
+    assert second.cards_at_start == {A, B}
+    assert second.ledger.keys() == {SECOND}
+    assert second.taken() == frozenset(), "this process has granted nothing"
+    assert second.before == {"0", "1", SECOND}
+    assert second.adopted.is_set()
 
 
 # --- the loop -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-async def loop(idleness: Idleness, leaves_no_task: None) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(idleness.run(at_once))
+async def loop(tried: Tried, leaves_no_task: None) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(tried.grants.run(at_once))
     yield task
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -444,12 +579,9 @@ async def at_once() -> None:
 
 @pytest.mark.usefixtures("loop")
 async def test_the_loop_writes_down_what_the_kubelet_has_listed(
-    idleness: Idleness, kubelet: HookedKubelet, clock: Clock, record: GrantRecord, place: Path
+    tried: Tried, kubelet: HookedKubelet, clock: Clock, record: GrantRecord, place: Path
 ) -> None:
-    for id in (A, FIRST):
-        record.granted({id: "/dev/xpu0"})
-        await record.started({id: "/dev/xpu0"})
-    idleness.granted([A, FIRST])
+    await tried.grants.started({A: "/dev/xpu0", FIRST: "/dev/xpu0"})
     clock.now += 1.0
     kubelet.hold([A], resource=RESOURCE)
     await until(lambda: GrantRecord(place / "state").listed == {A}, "the record")
@@ -458,11 +590,11 @@ async def test_the_loop_writes_down_what_the_kubelet_has_listed(
 
 
 async def test_the_loop_asks_only_until_all_has_been_listed(
-    idleness: Idleness, kubelet: HookedKubelet, clock: Clock, loop: asyncio.Task[None]
+    tried: Tried, kubelet: HookedKubelet, clock: Clock, loop: asyncio.Task[None]
 ) -> None:
     await asyncio.sleep(3 * SETTLE)  # that nobody is asked gives no notice
     assert kubelet.questions == 0
-    idleness.granted([A])
+    tried.granted(A)
     kubelet.hold([A], resource=RESOURCE)
     clock.now += 1.0
     await until(lambda: kubelet.questions, "a question")
@@ -473,9 +605,9 @@ async def test_the_loop_asks_only_until_all_has_been_listed(
 
 
 async def test_the_loop_gives_up_on_what_is_never_listed(
-    idleness: Idleness, kubelet: HookedKubelet, clock: Clock, loop: asyncio.Task[None]
+    tried: Tried, kubelet: HookedKubelet, clock: Clock, loop: asyncio.Task[None]
 ) -> None:
-    idleness.granted([A])
+    tried.granted(A)
     clock.now += 1.0
     await until(lambda: kubelet.questions >= 3, "more questions")
     clock.now += SHOW_SECONDS
@@ -483,21 +615,21 @@ async def test_the_loop_gives_up_on_what_is_never_listed(
     asked = kubelet.questions
     await asyncio.sleep(5 * SETTLE)
     assert kubelet.questions == asked
-    idleness.granted([A])
+    tried.granted(A)
     clock.now += 1.0
     await until(lambda: kubelet.questions > asked, "questions for another grant")
     assert not loop.done()
 
 
 async def test_the_loop_survives_a_kubelet_that_does_not_answer(
-    idleness: Idleness, kubelet: HookedKubelet, clock: Clock, record: GrantRecord, loop: asyncio.Task[None]
+    tried: Tried, kubelet: HookedKubelet, clock: Clock, record: GrantRecord, loop: asyncio.Task[None]
 ) -> None:
     socket = kubelet.pod_resources_socket
     assert socket
     aside = socket.with_name("aside.sock")
     socket.rename(aside)
     socket.touch()
-    idleness.granted([A])
+    tried.granted(A)
     kubelet.hold([A], resource=RESOURCE)
     clock.now += 1.0
     await asyncio.sleep(3 * SETTLE)
@@ -535,7 +667,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return await reread(record)
 
     monkeypatch.setattr(GrantRecord, "reread", counted)
-    monkeypatch.setattr(idleness_module, "READ_SECONDS", (0.02, 0.08))
+    monkeypatch.setattr(grants_module, "READ_SECONDS", (0.02, 0.08))
     return times
 
 
@@ -543,18 +675,18 @@ async def test_a_record_that_cannot_be_read_at_the_start_is_known_as_soon_as_it_
     unreadable: Path, attempts: list[float], make: Make, record: GrantRecord, picture: Picture
 ) -> None:
     """Although nobody looks at a card, and no container starts."""
-    idleness = make()
-    idleness.adopt([Holding(container="uid/main", resource=RESOURCE, ids=(A,))])
-    task = asyncio.create_task(idleness.run(at_once))
+    tried = make()
+    tried.grants.adopt([Holding(container="uid/main", resource=RESOURCE, ids=(A,))])
+    task = asyncio.create_task(tried.grants.run(at_once))
     await until(lambda: len(attempts) >= 4, "attempts")
     assert attempts[3] - attempts[0] >= 3 * 0.75 * 0.03, "no busy loop"
-    assert idleness.behind
-    assert idleness.ledger.keys() == {A}
+    assert tried.grants.behind
+    assert tried.grants.ledger.keys() == {A}
     gone = "0000:3c:01.0-of3"
     readable(unreadable, {FIRST: "/dev/xpu3", gone: "/dev/xpu4"})
-    await until(lambda: not idleness.behind, "the record")
+    await until(lambda: not tried.grants.behind, "the record")
     assert record.paths == {FIRST: "/dev/xpu3", gone: "/dev/xpu4"}
-    assert idleness.ledger.keys() == {A, FIRST, gone}, "and what was known without it"
+    assert tried.grants.ledger.keys() == {A, FIRST, gone}, "and what was known without it"
     assert gone in picture.facts.claimed
     done = len(attempts)
     await asyncio.sleep(0.2)
@@ -566,43 +698,41 @@ async def test_a_record_that_cannot_be_read_at_the_start_is_known_as_soon_as_it_
 async def test_a_record_that_a_containers_start_has_read_counts_in_the_next_look(
     unreadable: Path, make: Make, record: GrantRecord, picture: Picture
 ) -> None:
-    idleness = make()
-    assert (await look(idleness, picture))[B].doubt == "the record of grants cannot be read"
+    tried = make()
+    assert (await look(tried, picture))[B].doubt == "the record of grants cannot be read"
     readable(unreadable, {FIRST: "/dev/xpu3"})
-    record.granted({A: "/dev/xpu0"})
-    await record.started({A: "/dev/xpu0"})
+    await tried.grants.started({A: "/dev/xpu0"})
     assert not record.unread
-    assert FIRST in (await look(idleness, picture))[B].text
+    assert FIRST in (await look(tried, picture))[B].text
 
 
 async def test_what_the_kubelet_has_said_meanwhile_is_newer_than_the_record(
     unreadable: Path, make: Make, kubelet: HookedKubelet, picture: Picture, clock: Clock
 ) -> None:
-    idleness = make()
-    idleness.granted([A])
-    own = idleness.ledger[A]
-    idleness.hear(word(kubelet, began=clock.now, train=FIRST))
-    listed = idleness.ledger[FIRST]
+    tried = make()
+    tried.granted(A)
+    own = tried.grants.ledger[A]
+    tried.grants.hear(word(kubelet, began=clock.now, train=FIRST))
+    listed = tried.grants.ledger[FIRST]
     readable(unreadable, {A: "/dev/xpu9", FIRST: "/dev/xpu3", SECOND: "/dev/xpu4"})
-    await look(idleness, picture)
-    assert (idleness.ledger[A], idleness.ledger[FIRST]) == (own, listed)
-    assert idleness.ledger[SECOND].inherited
+    await look(tried, picture)
+    assert (tried.grants.ledger[A], tried.grants.ledger[FIRST]) == (own, listed)
+    assert tried.grants.ledger[SECOND].inherited
 
 
 async def test_a_takeover_with_a_record_that_cannot_be_read_any_more_catches_up_later(
     attempts: list[float], make: Make, record: GrantRecord, place: Path
 ) -> None:
-    idleness = make()
-    task = asyncio.create_task(idleness.run(at_once))
+    tried = make()
+    task = asyncio.create_task(tried.grants.run(at_once))
     file = place / "state/grants.json"
     file.parent.mkdir()
     file.symlink_to(file.name)
-    await record.reread()
-    idleness.inherit()
-    assert idleness.behind
+    await tried.grants.reread()
+    assert tried.grants.behind
     await until(lambda: len(attempts) >= 3, "attempts")
     readable(file, {FIRST: "/dev/xpu3"})
-    await until(lambda: idleness.ledger.keys() == {FIRST}, "the record")
+    await until(lambda: tried.grants.ledger.keys() == {FIRST}, "the record")
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
@@ -629,38 +759,35 @@ def word(kubelet: Kubelet, *, began: float, life: object = None, **holders: str)
 
 @pytest.mark.usefixtures("loop")
 async def test_what_the_kubelet_says_is_written_down_with_the_holder(
-    idleness: Idleness, kubelet: HookedKubelet, clock: Clock, record: GrantRecord, place: Path
+    tried: Tried, kubelet: HookedKubelet, clock: Clock, record: GrantRecord, place: Path
 ) -> None:
-    for id in (A, FIRST):
-        record.granted({id: "/dev/xpu0"})
-        await record.started({id: "/dev/xpu0"})
-        idleness.granted([id])
+    await tried.grants.started({A: "/dev/xpu0", FIRST: "/dev/xpu0"})
     clock.now += 1.0
-    idleness.hear(word(kubelet, began=clock.now, train=A, other=FIRST))
+    tried.grants.hear(word(kubelet, began=clock.now, train=A, other=FIRST))
     life = str(Identity.of(kubelet.socket))
     wanted = {A: Shown("default/train/main", life), FIRST: Shown("default/other/main", life)}
     await until(lambda: GrantRecord(place / "state").holders == wanted, "both holders on record")
 
-    idleness.hear(word(kubelet, began=clock.now + 1.0, train=A))
+    tried.grants.hear(word(kubelet, began=clock.now + 1.0, train=A))
     await until(lambda: GrantRecord(place / "state").holders == {A: wanted[A]}, "the end of one")
     assert GrantRecord(place / "state").paths.keys() == {A}
 
 
 async def test_a_plugin_that_waits_for_another_one_writes_nothing(
-    idleness: Idleness, kubelet: HookedKubelet, clock: Clock, record: GrantRecord, place: Path
+    tried: Tried, kubelet: HookedKubelet, clock: Clock, record: GrantRecord, place: Path
 ) -> None:
     record.granted({A: "/dev/xpu0"})
     await record.started({A: "/dev/xpu0"})
-    idleness.inherit()
+    tried.grants.inherit()
     waits, free = asyncio.Event(), asyncio.Event()
 
     async def alone() -> None:
         waits.set()
         await free.wait()
 
-    task = asyncio.create_task(idleness.run(alone))
+    task = asyncio.create_task(tried.grants.run(alone))
     clock.now += 1.0
-    idleness.hear(word(kubelet, began=clock.now, train=A))
+    tried.grants.hear(word(kubelet, began=clock.now, train=A))
     async with asyncio.timeout(SECONDS):
         await waits.wait()
     assert GrantRecord(place / "state").holders == {}
@@ -678,21 +805,21 @@ async def test_the_next_process_knows_what_the_same_kubelet_does_not_list_any_mo
     await record.saw(
         lambda: {A: Shown("default/web-0/main", life), FIRST: Shown("default/x/main", "another")}
     )
-    idleness = make()
+    tried = make()
     clock.now += 1.0
-    idleness.hear(word(kubelet, began=clock.now, **{"web-0": SECOND, "x": ""}))
-    assert idleness.ledger.keys() == {FIRST, SECOND}, "web-0 is another pod of the same name"
-    assert idleness.forgotten == {FIRST}
-    assert idleness.taken() == frozenset()
+    tried.grants.hear(word(kubelet, began=clock.now, **{"web-0": SECOND, "x": ""}))
+    assert tried.grants.ledger.keys() == {FIRST, SECOND}, "web-0 is another pod of the same name"
+    assert tried.grants.forgotten == {FIRST}
+    assert tried.grants.taken() == frozenset()
 
 
 async def test_what_another_plugin_granted_is_known_as_held_until_it_is_not_listed(
-    idleness: Idleness, kubelet: HookedKubelet, clock: Clock
+    tried: Tried, kubelet: HookedKubelet, clock: Clock
 ) -> None:
-    idleness.hear(word(kubelet, began=clock.now, former="0"))
+    tried.grants.hear(word(kubelet, began=clock.now, former="0"))
     clock.now += 1.0
-    idleness.hear(word(kubelet, began=clock.now, life="another kubelet", former=""))
-    assert idleness.forgotten == {"0"}
+    tried.grants.hear(word(kubelet, began=clock.now, life="another kubelet", former=""))
+    assert tried.grants.forgotten == {"0"}
     clock.now += 1.0
-    idleness.hear(word(kubelet, began=clock.now, life="another kubelet"))
-    assert (idleness.forgotten, dict(idleness.ledger)) == (frozenset(), {})
+    tried.grants.hear(word(kubelet, began=clock.now, life="another kubelet"))
+    assert (tried.grants.forgotten, dict(tried.grants.ledger)) == (frozenset(), {})

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one memory of grants: which devices were given to containers and may be held still."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+from xpu_plugin.edges.grants import GrantRecord, Shown
+from xpu_plugin.edges.kubelet import Identity
+from xpu_plugin.edges.kubelet_view import KubeletView
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model.holders import (
+    FORMER,
+    Answers,
+    Grant,
+    Holding,
+    Ledger,
+    Terms,
+    Word,
+    after_word,
+    by_card,
+    examine,
+    forgotten,
+    word_of,
+)
+from xpu_plugin.model.inventory import card_of, estranged, is_old, our_resources
+from xpu_plugin.model.vf import Card, Proof
+from xpu_plugin.observable import Value
+from xpu_plugin.waiting import delays
+
+
+READ_SECONDS = (1.0, 60.0)  # between attempts to read a record that could not be read: first, most
+SHOW_SECONDS = 60.0  # after a grant, for the kubelet's list; an ordinary init container's it never shows
+
+
+class Grants:
+    """The ledger of grants and its record on disk. Reads and writes take no await, unless they are `async`.
+
+    A grant begins with `granted` or `started`, or is taken over from the record (`inherit`) or from the
+    kubelet (`adopt`, `hear`). It ends by the answers of the kubelet (`hear`) or of all witnesses (`prove`).
+
+    record: as it was read at the start; terms: on which the kubelet's answers are believed
+    listed: set once the kubelet has a list of ours, so that it asks us for devices
+    settled: the grants on record count as known for `terms.settle` seconds already
+    """
+
+    def __init__(
+        self,
+        picture: Picture,
+        view: KubeletView,
+        record: GrantRecord,
+        terms: Terms,
+        *,
+        listed: asyncio.Event | None = None,
+        settled: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._picture = picture
+        self._view = view
+        self._record = record
+        self.terms = terms
+        self._listed = listed or asyncio.Event()
+        self._clock = clock
+        self._given = asyncio.Event()  # not all that was given is known to have been listed
+        self._unwritten = asyncio.Event()
+        self._behind = asyncio.Event()  # the ledger has not what the record says
+        self._ended: set[str] = set()  # grants that have ended, which the record does not say yet
+        self._forgotten: frozenset[str] = frozenset()
+        self._before: set[str] = set()
+        self._complete = False  # each device that is listed from now on was granted by us
+        self._cards_at_start: frozenset[str] = frozenset()
+        self.adopted = asyncio.Event()  # the holders of before our start are known
+        self._ledger: Value[Ledger] = Value({})
+        self.inherit(clock() - (terms.settle if settled else 0.0))
+
+    # --- reading --------------------------------------------------------------------------------
+
+    @property
+    def ledger(self) -> Ledger:
+        """The grants that are not known to have ended."""
+        return self._ledger.current
+
+    @property
+    def version(self) -> int:
+        """How often the ledger has changed."""
+        return self._ledger.version
+
+    async def beyond(self, version: int) -> Ledger:
+        """The ledger, as soon as its version is another one."""
+        return await self._ledger.beyond(version)
+
+    def waking(self, event: asyncio.Event) -> AbstractContextManager[None]:
+        """Within this, the event is set at each change of the ledger, and at once."""
+        return self._ledger.waking(event)
+
+    @property
+    def paths(self) -> Mapping[str, str]:
+        """Device id -> the path of its node as it was granted last, also by former processes."""
+        return self._record.paths
+
+    @property
+    def unread(self) -> bool:
+        """Whether the record cannot be read now: it may know more paths."""
+        return self._record.unread
+
+    @property
+    def behind(self) -> bool:
+        """Whether the record could not be read yet, so that the ledger lacks what it says."""
+        return self._behind.is_set()
+
+    @property
+    def forgotten(self) -> frozenset[str]:
+        """The grants that the kubelet counts as free, having lost its checkpoint."""
+        return self._forgotten & self.ledger.keys()
+
+    @property
+    def before(self) -> Collection[str]:
+        """Ids that containers held before each holder had to be in our record."""
+        return self._before
+
+    @property
+    def cards_at_start(self) -> frozenset[str]:
+        """Cards that had a holder when we started."""
+        return self._cards_at_start
+
+    def taken(self) -> frozenset[str]:
+        """Cards of which this process has granted a device, where the grant is not known to have ended."""
+        facts = self._picture.facts
+        cards = {card_of(id, facts) for id, grant in self.ledger.items() if not grant.inherited}
+        return frozenset(card for card in cards if card is not None)
+
+    # --- beginning ------------------------------------------------------------------------------
+
+    def granted(self, paths: Mapping[str, str]) -> None:
+        """An Allocate is answered with these devices, id -> path."""
+        self._record.granted(paths)
+        self._give(dict.fromkeys(paths, self._clock()))
+
+    async def started(self, paths: Mapping[str, str]) -> None:
+        """A container starts with these: counted as granted at once, and written to the disk.
+
+        It may be an ordinary init container, which the kubelet never lists. The wait for the disk is bounded.
+        """
+        self._record.granted(paths)
+        self._give({id: self.ledger[id].allocated if id in self.ledger else None for id in paths})
+        await self._record.started(paths)
+
+    def _give(self, allocated: Mapping[str, float | None]) -> None:
+        """allocated: as in `Grant`, by device id"""
+        grant = Grant(at=self._clock(), known_to=self._view.instance)
+        given = {id: replace(grant, allocated=at) for id, at in allocated.items()}
+        self._ledger.set({**self.ledger, **given})
+        self._given.set()
+
+    async def reread(self) -> None:
+        """Take over what another process has written since."""
+        await self._record.reread()
+        self.inherit()
+
+    async def catch_up(self) -> bool:
+        """Have the ledger know what the record says, also one that could not be read before; whether it does.
+        Nothing that is known without it is forgotten."""
+        if self._record.unread and not await self._record.reread():
+            return False
+        if self._behind.is_set():
+            self._behind.clear()
+            known = {
+                id: grant
+                for id, grant in self.ledger.items()
+                if not grant.inherited or grant.known_to is not None
+            }
+            self._ledger.set({**self.ledger, **self._recorded(), **known})
+            self._claim()
+        return True
+
+    def inherit(self, at: float | None = None) -> None:
+        """Take over the record, in which former processes wrote their grants. at: since when they are known,
+        or now"""
+        own = {id: grant for id, grant in self.ledger.items() if not grant.inherited}
+        self._ledger.set({**self._recorded(at), **own})
+        if self._record.unread:
+            self._behind.set()
+        else:
+            self._behind.clear()
+
+    def _recorded(self, at: float | None = None) -> Ledger:
+        moment, life = self._clock() if at is None else at, self._view.instance
+        return {id: self._inherited(id, moment, life) for id in self._record.paths}
+
+    def _inherited(self, id: str, at: float, life: Identity | None) -> Grant:
+        shown = self._record.holders.get(id)
+        if shown is None:
+            # The record of an older release names no holder.
+            known = FORMER if id in self._record.listed else None
+            return Grant(at=at, inherited=True, shown=known, known_to=known)
+        same = life is not None and shown.kubelet == str(life)
+        return Grant(
+            at=at,
+            inherited=True,
+            shown=life if same else FORMER,
+            holder=shown.container,
+            known_to=life if same else shown.kubelet,
+            noted=True,
+        )
+
+    def adopt(self, holdings: Iterable[Holding]) -> None:
+        """Take the devices that containers hold at our start for granted, whatever the record says."""
+        holdings = tuple(holdings)
+        facts, at = self._picture.facts, self._clock()
+        named = {id for holding in holdings for id in holding.ids}
+        held = {id for id in named if not is_old(id) and card_of(id, facts)}
+        self._before |= named
+        self._cards_at_start = frozenset(by_card(holdings, facts, self._picture.policy)[0])
+        adopted = dict.fromkeys(held, Grant(at=at, inherited=True, shown=FORMER))
+        self._ledger.set({**adopted, **self.ledger})
+        self._claim()
+        self.adopted.set()
+
+    # --- ending ---------------------------------------------------------------------------------
+
+    def hear(self, word: Word) -> None:
+        """Take in the kubelet's answers: some grants end by them, and some turn out forgotten."""
+        if not self._complete and word.listing is not None:
+            self._before.update(word.listed)
+            self._complete = word.trusted and self._listed.is_set()
+        before = self.ledger
+        ledger = after_word({**self._found(word), **before}, word, self.terms.settle)
+        self._forgotten = forgotten(ledger, word, self._forgotten)
+        self._become(ledger)
+
+    def prove(self, cards: Collection[Card], answers: Answers) -> dict[str, Proof]:
+        """The proof for each of the cards, by the answers of all witnesses; some grants end by them."""
+        ledger, proofs = examine(
+            self.ledger,
+            cards,
+            answers,
+            self.terms,
+            facts=self._picture.facts,
+            policy=self._picture.policy,
+        )
+        self._become(ledger)
+        return proofs
+
+    def _become(self, ledger: Ledger) -> None:
+        before = self.ledger
+        if ledger == before:
+            return
+        self._ended = (self._ended | before.keys()) - ledger.keys()
+        self._ledger.set(ledger)
+        self._unwritten.set()
+        self._claim()
+
+    def _found(self, word: Word) -> Ledger:
+        """Listed devices of ours of which there is no grant, as another plugin may have given them."""
+        facts, policy = self._picture.facts, self._picture.policy
+        ours = our_resources((*facts.lost.values(), *facts.devices.values()), policy)
+        grant = Grant(at=word.began, inherited=True, shown=word.life, known_to=word.life, noted=True)
+        return {
+            id: replace(grant, holder=holding.container)
+            for holding in (word.listing.holdings if word.listing else ())
+            for id in holding.ids
+            if id not in self.ledger and (not is_old(id) or holding.resource in ours) and card_of(id, facts)
+        }
+
+    def _claim(self) -> None:
+        """Let the picture know what may be held still, if that makes a difference to it."""
+        facts, claimed = self._picture.facts, frozenset(self.ledger)
+        if estranged(facts) != estranged(replace(facts, claimed=claimed)):
+            self._picture.submit(lambda facts: replace(facts, claimed=claimed))
+
+    # --- the record -----------------------------------------------------------------------------
+
+    async def run(self, alone: Callable[[], Awaitable[None]]) -> None:
+        """Write down which grants the kubelet lists, so that a later process knows one that has ended from
+        one that is never listed; and which have ended. Never returns.
+
+        alone: waits until no other plugin may write the record
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._write(alone), name="ends of grants")
+            group.create_task(self._keep_up(), name="record of grants")
+            while True:
+                await self._given.wait()
+                await asyncio.sleep(self.terms.settle)
+                since = self._clock() - SHOW_SECONDS
+                if not any(grant.at > since and grant.shown is None for grant in self.ledger.values()):
+                    self._given.clear()
+                    continue
+                answers = await self._view.answers(oldest=0.0)
+                if answers.listed is not None:
+                    self.hear(word_of(answers, self.terms))
+
+    async def _keep_up(self) -> None:
+        while True:
+            await self._behind.wait()
+            pauses = delays(*READ_SECONDS)
+            while self._behind.is_set():
+                await asyncio.sleep(next(pauses))
+                await self.catch_up()
+
+    async def _write(self, alone: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await self._unwritten.wait()
+            await alone()
+            self._unwritten.clear()
+            await self._record.forget(self._over)
+            await self._record.saw(self._shown)
+
+    def _over(self) -> frozenset[str]:
+        """Asked for when they are about to be written: one may be granted anew meanwhile."""
+        ended, self._ended = self._ended, set()
+        return frozenset(ended - self.ledger.keys())
+
+    def _shown(self) -> dict[str, Shown]:
+        life = self._view.instance
+        return {
+            id: Shown(grant.holder, str(life))
+            for id, grant in self.ledger.items()
+            if life is not None and grant.shown == life and grant.holder is not None
+        }

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The proof that a card is idle: asks all witnesses who may know its users."""
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
+from xpu_plugin.edges.kubelet_view import KubeletView
+from xpu_plugin.loops.grants import Grants
+from xpu_plugin.model.devices import Usage
+from xpu_plugin.model.vf import Card, Proof
+from xpu_plugin.waiting import Cooldown
+from xpu_plugin.xpuml import WrongDeviceError, XpumlError
+
+
+logger = logging.getLogger(__name__)
+
+MUTE_SECONDS = (60.0, 3600.0)  # for a card at which asking who uses it costs a worker: first, most
+
+
+class IdleProof:
+    """Looks for users of cards: in the driver, in sysfs, at the kubelet and in the ledger of grants."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        view: KubeletView,
+        grants: Grants,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._driver = driver
+        self._view = view
+        self._grants = grants
+        self._clock = clock
+        self._mute: Cooldown[str] = Cooldown(*MUTE_SECONDS, clock=clock)  # cards
+
+    async def look(self, cards: Collection[Card]) -> dict[str, Proof]:
+        """Ask all witnesses about these cards.
+
+        A proof counts only answers to calls that began after this one. So two looks, one after the other,
+        never share an answer.
+        """
+        began = self._clock()
+        if not await self._grants.catch_up():
+            doubt = "the record of grants cannot be read"
+            now = self._clock()
+            return {card.address: Proof(at=now, done=now, doubt=doubt) for card in cards}
+        usages: dict[str, Usage | str] = {}
+        for card in cards:
+            usages[card.address] = await self._usage(card)
+        answers = await self._view.answers(oldest=0.0)
+        answers = replace(answers, began=min(began, answers.began), usages=usages)
+        return self._grants.prove(cards, answers)
+
+    async def _usage(self, card: Card) -> Usage | str:
+        """What driver and sysfs say, or why they do not.
+
+        A card at which that costs a worker is left alone for a while, or the others would never be asked; and
+        so are all while a worker is stuck.
+        """
+        if card.address in self._mute:
+            return self._mute.reason(card.address)
+        if self._driver.stuck:
+            return "a worker that was killed does not end: the driver holds it"
+        try:
+            usage = await self._driver.usage([device.index for device in card.devices], card.address)
+        except WorkerError as error:
+            if error.call is None:  # nobody's fault: there is none that has scanned, say
+                return str(error)
+            self._mute.begin(card.address, str(error))
+            logger.warning("asking who uses %s: %s; it is asked again later", card.address, error)
+            return str(error)
+        except (LibraryError, XpumlError, WrongDeviceError) as error:
+            return str(error)
+        self._mute.forget(card.address)
+        return usage
