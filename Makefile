@@ -65,7 +65,7 @@ coverage: .stamps/trace
 	rm -rf build/coverage && mkdir -p build/coverage
 	$(MEASURE) run --source=$(CURDIR)/xpu_plugin,$(CURDIR)/_xpuml \
 		-m pytest tests --ignore=tests/e2e --ignore=tests/image $(ARGS)
-	build/trace/bin/python -m tests.torn build/coverage
+	build/trace/bin/python -m tests.support.torn build/coverage
 	$(MEASURE) combine --quiet
 	$(MEASURE) report
 	$(MEASURE) report --format=total --fail-under=95 --include='xpu_plugin/*'

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from .standins import children, descriptors, until, wait_until
+from tests.support.processes import children, descriptors
+from tests.support.waiting import until, wait_until
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.standins import make_machine
+from tests.support.machines import make_machine
 from xpu_plugin.cli import COMMANDS, GRPC_ENVIRONMENT, main
 from xpu_plugin.simulation.machine import Machine
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.standins import RESOURCE, SECONDS, until
-from tests.test_daemon import IDS, IMPATIENT, Node, a_node, shows
+from tests.support.daemon import IDS, IMPATIENT, Node, a_node, shows
+from tests.support.machines import RESOURCE
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.proto import deviceplugin_pb2
 from xpu_plugin.simulation.kubelet import AdmissionError, Grant, Kubelet
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.standins import RESOURCE, SECONDS
-from tests.test_daemon import EXIT_SECONDS, IDS, Daemon, Node, a_node, shows
+from tests.support.daemon import EXIT_SECONDS, IDS, Daemon, Node, a_node, shows
+from tests.support.machines import RESOURCE
+from tests.support.waiting import SECONDS
 from xpu_plugin.config import DOCTOR_OPTIONS
 from xpu_plugin.edges.status import StatusError, ask
 from xpu_plugin.simulation.kubelet import AdmissionError, Kubelet

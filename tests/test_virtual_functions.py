@@ -11,10 +11,11 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.edges.apiserver import LIST, ApiServer, Reply
-from tests.edges.test_nodeapi import write_kubeconfig
-from tests.standins import RESOURCE, SECONDS, processes_that_know, until
-from tests.test_daemon import Daemon, Node, shows
+from tests.support.api_server import LIST, ApiServer, Reply, write_kubeconfig
+from tests.support.daemon import Daemon, Node, shows
+from tests.support.machines import RESOURCE
+from tests.support.processes import processes_that_know
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.cli import main
 from xpu_plugin.config import VF_POLICIES
 from xpu_plugin.model.vf import LABEL, STATE_LABEL

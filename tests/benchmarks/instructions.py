@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.builders import CONTROL, device, found
+from tests.support.devices import CONTROL, device, found
 from xpu_plugin.edges.answers import states_of
 from xpu_plugin.edges.service import listing
 from xpu_plugin.model.allocation import grant, prefer

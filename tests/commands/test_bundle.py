@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.edges.apiserver import ApiServer
-from tests.edges.test_nodeapi import write_kubeconfig
-from tests.standins import RESOURCE, SECONDS
-from tests.test_daemon import IDS, Node, a_node
+from tests.support.api_server import ApiServer, write_kubeconfig
+from tests.support.daemon import IDS, Node, a_node
+from tests.support.machines import RESOURCE
+from tests.support.waiting import SECONDS
 from xpu_plugin.cli import main
 from xpu_plugin.config import BUNDLE_OPTIONS
 from xpu_plugin.simulation.kubelet import AdmissionError, Kubelet

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.edges.apiserver import PATCH, ApiServer, Reply
-from tests.edges.test_nodeapi import write_kubeconfig
+from tests.support.api_server import PATCH, ApiServer, Reply, write_kubeconfig
 from xpu_plugin.cli import main
 from xpu_plugin.model.labels import LABELS
 from xpu_plugin.model.vf import DETAIL_ANNOTATION, LABEL, STATE_LABEL

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.edges.apiserver import GATEKEEPER, ApiServer, Reply
-from tests.edges.test_nodeapi import write_kubeconfig
-from tests.standins import RESOURCE, SECONDS, children, compile_library, until
-from tests.test_daemon import IDS, Node, a_node, shows
+from tests.support.api_server import GATEKEEPER, ApiServer, Reply, write_kubeconfig
+from tests.support.daemon import IDS, Node, a_node, shows
+from tests.support.machines import RESOURCE, compile_library
+from tests.support.processes import children
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.cli import main
 from xpu_plugin.config import DOCTOR_OPTIONS
 from xpu_plugin.model.checks.every import CHECKS
@@ -345,7 +346,7 @@ async def test_the_label_the_rights_and_the_clock(
     assert await doctor.wrong() == {"node-label": "warning"}
     server.exists = True
     then = "Tue, 01 Jan 2030 00:00:00 GMT"
-    monkeypatch.setattr("tests.edges.apiserver._Handler.date_time_string", lambda *_: then)
+    monkeypatch.setattr("tests.support.api_server._Handler.date_time_string", lambda *_: then)
     assert await doctor.wrong() == {"clock": "warning"}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.standins import RESOURCE, make_machine
+from tests.support.machines import RESOURCE, make_machine
 from xpu_plugin.cli import main
 from xpu_plugin.simulation.kubelet import Kubelet
 from xpu_plugin.simulation.machine import Machine

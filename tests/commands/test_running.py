@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.edges.test_nodeapi import write_kubeconfig
-from tests.standins import RESOURCE, SECONDS
-from tests.test_daemon import IDS, Daemon, Node, a_node, shows
+from tests.support.api_server import write_kubeconfig
+from tests.support.daemon import IDS, Daemon, Node, a_node, shows
+from tests.support.machines import RESOURCE
+from tests.support.waiting import SECONDS
 from xpu_plugin.cli import main
 from xpu_plugin.commands.shapes import SHAPES, misfit
 from xpu_plugin.edges.status import StatusError, ask

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.standins import make_machine
+from tests.support.machines import make_machine
 from xpu_plugin.cli import main
 from xpu_plugin.commands.shapes import MOST, SHAPES, Each, misfit, shown
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.standins import SECONDS
-from tests.test_daemon import IDS, Node, a_node, shows
+from tests.support.daemon import IDS, Node, a_node, shows
+from tests.support.waiting import SECONDS
 from xpu_plugin.cli import main
 from xpu_plugin.simulation.kubelet import Kubelet
 

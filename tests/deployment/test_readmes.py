@@ -12,7 +12,7 @@ from functools import cache
 
 import pytest
 
-from tests.test_documents import READMES, parts, prose, tables
+from tests.support.pages import READMES, parts, prose, tables
 from xpu_plugin import cli, config
 from xpu_plugin.model import vf
 
@@ -22,12 +22,12 @@ from .manifests import (
     ROOT,
     Plugin,
     check,
+    kubectls,
     objects_in,
     objects_of,
     the,
     title,
 )
-from .test_kustomize import kubectls
 
 
 PLACEHOLDER = "PLACEHOLDER"

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_metrics import SELDOM
-from tests.test_prometheus import Prometheus
+from tests.support.prometheus import SELDOM, Prometheus
 from xpu_plugin.model.families import FAMILIES, OF_THE_PROCESS
 
 from .cluster import NODE_LABELS, WISH_LABEL, Cluster
-from .conftest import Start, require_restart, restart_kubelet
-from .hooks import Hooks
+from .hooks import Hooks, require_restart
 from .machine import CARDS, Machine, granted
-from .plugin import Plugin
+from .outages import restart_kubelet
+from .plugin import Plugin, Start
 from .waiting import wait_until
 
 

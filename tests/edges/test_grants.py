@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.standins import until
+from tests.support.waiting import until
 from xpu_plugin.edges import grants, replacing
 from xpu_plugin.edges.disk import state_thread
 from xpu_plugin.edges.files import MOST_BYTES

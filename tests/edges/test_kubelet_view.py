@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.standins import RESOURCE, SECONDS
+from tests.support.machines import RESOURCE
+from tests.support.waiting import SECONDS
 from xpu_plugin.edges import kubelet_view as module
 from xpu_plugin.edges.kubelet import Identity
 from xpu_plugin.edges.kubelet_view import KubeletView, written_by

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.standins import SECONDS, unix_sockets, until
+from tests.support.processes import unix_sockets
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges import status
 from xpu_plugin.edges.listener import listening_at
 from xpu_plugin.edges.status import LONGEST_LINE, StatusError, StatusServer, ask

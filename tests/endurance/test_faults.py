@@ -15,10 +15,10 @@ import grpc
 import pytest
 
 from tests.endurance.watched import IMPATIENT, Scene, Watched, unharmed
-from tests.levels import MIB, Level, settles, tree
-from tests.standins import RESOURCE, SECONDS, compile_library, descriptors, unix_sockets, until
-from tests.test_daemon import IDS, Daemon, a_node, shows
-from tests.test_shutdown import in_flight
+from tests.support.daemon import IDS, Daemon, a_node, in_flight, shows
+from tests.support.machines import RESOURCE, compile_library
+from tests.support.processes import MIB, Level, descriptors, settles, tree, unix_sockets
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.loops.holders import LOOK_SECONDS
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc

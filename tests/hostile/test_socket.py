@@ -33,9 +33,10 @@ from tests.hostile.http2 import (
     message,
     number,
 )
-from tests.levels import MIB, Level, peak, settles
-from tests.standins import RESOURCE, SECONDS, unix_sockets, until
-from tests.test_daemon import IDS, Daemon, Node, a_node, shows
+from tests.support.daemon import IDS, Daemon, Node, a_node, shows
+from tests.support.machines import RESOURCE
+from tests.support.processes import MIB, Level, peak, settles, unix_sockets
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.service import LONGEST_MESSAGE, LONGEST_REFUSAL, MOST_CONTAINERS, MOST_STREAMS
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.simulation.kubelet import Kubelet

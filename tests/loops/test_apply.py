@@ -10,8 +10,9 @@ from typing import cast
 
 import pytest
 
-from tests.builders import device, found
-from tests.standins import RESOURCE, until
+from tests.support.devices import device, found
+from tests.support.machines import RESOURCE
+from tests.support.waiting import until
 from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.vf_record import VfRecord
 from xpu_plugin.loops.apply import Apply

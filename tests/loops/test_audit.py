@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.standins import RESOURCE, SECONDS, make_machine, target_of
+from tests.support.machines import RESOURCE, make_machine, target_of
+from tests.support.waiting import SECONDS
 from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.podresources import read_checkpoint

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import device, found
-from tests.standins import RESOURCE, until
+from tests.support.devices import device, found
+from tests.support.machines import RESOURCE
+from tests.support.waiting import until
 from xpu_plugin.edges import kubelet_view
 from xpu_plugin.edges.driver import Driver, Target
 from xpu_plugin.edges.grants import GrantRecord

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.standins import RESOURCE, SECONDS, make_machine, target_of, until
+from tests.support.machines import RESOURCE, make_machine, target_of
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.grants import GrantRecord, Shown
 from xpu_plugin.edges.kubelet import Identity

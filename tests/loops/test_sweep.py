@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.standins import RESOURCE, SECONDS, health, make_machine, shown, target_of, until
+from tests.support.machines import RESOURCE, make_machine, target_of
+from tests.support.pictures import health, shown
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.driver import BusyError, Driver, Target
 from xpu_plugin.edges.quarantine import QuarantineRecord
 from xpu_plugin.loops import probation, unlisted

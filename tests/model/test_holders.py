@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.builders import device, found
+from tests.support.devices import device, found
 from xpu_plugin.model.devices import Device, Kind, Process, Usage
 from xpu_plugin.model.holders import (
     FORMER,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.builders import CONTROL, LOST_CALL, Truth, device, found, machines
+from tests.support.devices import CONTROL, LOST_CALL, Truth, device, found, machines
 from xpu_plugin.model.devices import Device, Found, Kind, identify
 from xpu_plugin.model.health import (
     CHANGING,

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.builders import (
+from tests.support.devices import (
     CARD_KINDS,
     CONTROL,
     CardKind,
