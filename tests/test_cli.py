@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.machines import make_machine
+from tests.support.machines import make_machine, settings_of
 from xpu_plugin.cli import COMMANDS, GRPC_ENVIRONMENT, main
 from xpu_plugin.simulation.machine import Machine
 
@@ -279,17 +279,8 @@ PRINTING = [
 def machine(place: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """A machine that sub-commands find by their environment, and no plugin."""
     machine = make_machine(place)
-    for name, value in (
-        ("XPUML_LIBRARY", "simulator"),
-        ("SIMULATOR_FILE", machine.path),
-        ("DEV_ROOT", machine.dev_root),
-        ("SYSFS_ROOT", machine.sysfs_root),
-        ("STATUS_SOCKET", place / "none.sock"),
-        ("DEVICE_PLUGIN_DIR", place / "plugins"),
-        ("POD_RESOURCES_SOCKET", place / "pods.sock"),
-        ("STATE_DIR", place / "state"),
-    ):
-        monkeypatch.setitem(CLEAN, f"XPU_PLUGIN_{name}", str(value))
+    for name, value in settings_of(machine, place).items():
+        monkeypatch.setitem(CLEAN, name, value)
     return machine
 
 

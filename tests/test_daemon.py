@@ -4,14 +4,12 @@ and what has to survive them. How it ends is in test_shutdown.py."""
 
 import asyncio
 import errno
-import http.client
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,18 +36,6 @@ from xpu_plugin.simulation.kubelet import Kubelet, StartError
 
 
 pytestmark = pytest.mark.usefixtures("leaves_no_process")
-
-
-@pytest.fixture
-async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
-    async with a_node(place, Node) as node:
-        yield node
-
-
-@pytest.fixture
-async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
-    async with node.kubelet() as kubelet:
-        yield kubelet
 
 
 CLOSED = (
@@ -387,22 +373,6 @@ async def test_options_may_come_from_the_environment_and_are_told_once(node: Nod
 
 
 # --- probes ---------------------------------------------------------------------------------------
-
-
-def probed(port: int, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
-    finally:
-        connection.close()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 async def test_a_kubelet_socket_that_cannot_be_used_shows_in_log_page_and_doctor(node: Node) -> None:

@@ -3,12 +3,12 @@
 whole plugin against a kubelet's sockets."""
 
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import IDS, IMPATIENT, Node, a_node, shows
+from tests.support.daemon import IDS, IMPATIENT, Node, shows
+from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.proto import deviceplugin_pb2
@@ -43,15 +43,9 @@ class NotingKubelet(Kubelet):
         return next(healthy for life, healthy in self.seen if life == self._life)
 
 
-@pytest.fixture
-async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
-    async with a_node(place, Node) as node:
-        yield node
-
-
 def kubelet_of(node: Node, *, asks_again: bool = False) -> NotingKubelet:
     kubelet = NotingKubelet(node.plugins, pods=node.place / "pods", asks_again=asks_again)
-    kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
+    own_pod(kubelet)
     return kubelet
 
 

@@ -6,12 +6,12 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
 
-from tests.support.daemon import IDS, Node, a_node, probed, shows
+from tests.support.daemon import IDS, Node, probed, shows
+from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE
 from tests.support.prometheus import SELDOM, Page, Scraped, fetch
 from tests.support.waiting import SECONDS
@@ -24,18 +24,6 @@ MIB = 1 << 20
 OK = 200
 
 pytestmark = pytest.mark.usefixtures("leaves_no_process")
-
-
-@pytest.fixture
-async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
-    async with a_node(place, Node) as node:
-        yield node
-
-
-@pytest.fixture
-async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
-    async with node.kubelet() as kubelet:
-        yield kubelet
 
 
 # --- the names ------------------------------------------------------------------------------------
@@ -199,7 +187,7 @@ async def test_a_holder_is_its_cards_by_whatever_id_it_was_granted(node: Node, k
 async def test_the_state_of_virtual_functions(node: Node, kubelet: Kubelet) -> None:
     node.machine.set_card(0, {"busy": "yes", "vfs": "2"})
     node.machine.add_process(4711, card=0, vf=0)
-    kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
+    own_pod(kubelet)
     scraped = Scraped(node, "--sriov-num-vfs=3", "--vf-policy=never")
     await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 5, timeout=SECONDS)
     page = await scraped.page()

@@ -3,12 +3,12 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import IDS, Node, a_node, shows
+from tests.support.daemon import IDS, Node, shows
+from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE
 from tests.support.processes import processes_that_know
 from tests.support.prometheus import SELDOM, Prometheus, Scraped
@@ -28,16 +28,9 @@ pytestmark = [
 
 
 @pytest.fixture
-async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
-    async with a_node(place, Node) as node:
-        yield node
-
-
-@pytest.fixture
-async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
-    async with node.kubelet() as kubelet:
-        kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
-        yield kubelet
+def kubelet(kubelet: Kubelet) -> Kubelet:
+    own_pod(kubelet)
+    return kubelet
 
 
 async def test_every_metric_arrives_and_agrees_with_the_machine_through_faults(

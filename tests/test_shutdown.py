@@ -5,13 +5,12 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 import pytest
 
-from tests.support.daemon import EXIT_SECONDS, IDS, Daemon, Node, a_node, in_flight, shows
+from tests.support.daemon import EXIT_SECONDS, IDS, Daemon, Node, in_flight, shows
 from tests.support.kubelets import Hesitant, Unread
 from tests.support.machines import RESOURCE
 from tests.support.processes import has_ended, processes_that_know
@@ -23,18 +22,6 @@ from xpu_plugin.simulation.kubelet import Kubelet, Registration
 PATIENT = "--call-timeout=600"  # nothing that hangs is given up before the signal
 
 pytestmark = pytest.mark.usefixtures("leaves_no_process")
-
-
-@pytest.fixture
-async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
-    async with a_node(place, Node) as node:
-        yield node
-
-
-@pytest.fixture
-async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
-    async with node.kubelet() as kubelet:
-        yield kubelet
 
 
 def workers(node: Node, daemon: Daemon) -> list[int]:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.api_server import LIST, ApiServer, Reply, write_kubeconfig
 from tests.support.daemon import Daemon, Node, shows
+from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE
 from tests.support.processes import processes_that_know
 from tests.support.waiting import SECONDS, until
@@ -115,10 +116,6 @@ async def kubelet(node: VfNode) -> AsyncIterator[Remembering]:
     async with node.kubelet() as kubelet:
         own_pod(kubelet)
         yield kubelet
-
-
-def own_pod(kubelet: Kubelet) -> Grant:
-    return kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
 
 
 async def allocate(node: VfNode, id: str) -> list[str]:

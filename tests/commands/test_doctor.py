@@ -3,17 +3,17 @@
 
 import asyncio
 import json
-import os
 import shutil
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.api_server import GATEKEEPER, ApiServer, Reply, write_kubeconfig
-from tests.support.daemon import IDS, Node, a_node, shows
+from tests.support.daemon import IDS, Node, shows
+from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE, compile_library
 from tests.support.processes import children
 from tests.support.waiting import SECONDS, until
@@ -31,25 +31,10 @@ pytestmark = pytest.mark.usefixtures("leaves_no_process")
 NOT_HERE = {"char-links", "cgroup-driver"}
 
 
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("XPU_", "KUBERNETES_", "NODE_", "POD_"))]:
-        monkeypatch.delenv(name)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture
-async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
-    async with a_node(place, Node) as node:
-        yield node
-
-
-@pytest.fixture
-async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
-    async with node.kubelet() as kubelet:
-        kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
-        yield kubelet
+def kubelet(kubelet: Kubelet) -> Kubelet:
+    own_pod(kubelet)
+    return kubelet
 
 
 @pytest.fixture

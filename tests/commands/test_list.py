@@ -25,12 +25,6 @@ HALVES = [f"{B}-half{half}" for half in (0, 1)]
 GIB = 1 << 30
 
 
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("XPU_")]:
-        monkeypatch.delenv(name)
-
-
 def options(machine: Machine) -> list[str]:
     return [
         "--xpuml-library=simulator",

@@ -21,7 +21,7 @@ import grpc
 import pytest
 
 from tests.support.devices import found
-from tests.support.endpoint import CARDS, IDS, NAME, PREFIX, Looks, Plugin
+from tests.support.endpoint import CARDS, IDS, NAME, PREFIX, Looks, Plugin, registered
 from tests.support.kubelets import Hesitant, Narrow, Unread
 from tests.support.machines import RESOURCE
 from tests.support.processes import children, descriptors, unix_sockets
@@ -77,16 +77,6 @@ async def nothing_left(place: Path, leaves_no_process: None) -> AsyncIterator[No
     assert children() <= processes
 
 
-@pytest.fixture
-def plugin(place: Path) -> Plugin:
-    return Plugin(place / "plugins")
-
-
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
-    return Looks(monkeypatch)
-
-
 async def listed(kubelet: Kubelet) -> None:
     """Wait until the kubelet has both cards, healthy, by an open stream."""
     await kubelet.until(
@@ -98,10 +88,6 @@ async def listed(kubelet: Kubelet) -> None:
         timeout=SECONDS,
         what="both cards",
     )
-
-
-async def registered(kubelet: Kubelet, times: int) -> None:
-    await kubelet.until(lambda: len(kubelet.registrations) >= times, timeout=SECONDS)
 
 
 async def settle() -> None:

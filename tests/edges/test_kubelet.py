@@ -50,16 +50,6 @@ async def kubelet(place: Path, leaves_no_task: None) -> AsyncIterator[Kubelet]:
         yield kubelet
 
 
-@pytest.fixture
-def plugin(place: Path) -> Plugin:
-    return Plugin(place / "plugins")
-
-
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
-    return Looks(monkeypatch)
-
-
 # --- registration ---------------------------------------------------------------------------------
 
 

@@ -103,11 +103,6 @@ def plugin(node: Node, events: list[tuple[str, str, str]]) -> Plugin:
     return Plugin(node.directory, settle=SETTLE_SECONDS, tell=tell)
 
 
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
-    return Looks(monkeypatch)
-
-
 async def ours(node: Node) -> None:
     await node.until(lambda: node.ours, timeout=SECONDS, what="our devices, by our plugin")
 

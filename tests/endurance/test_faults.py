@@ -16,6 +16,7 @@ import pytest
 
 from tests.endurance.watched import IMPATIENT, Scene, Watched, unharmed
 from tests.support.daemon import IDS, Daemon, a_node, in_flight, shows
+from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE, compile_library
 from tests.support.processes import MIB, Level, descriptors, settles, tree, unix_sockets
 from tests.support.waiting import SECONDS, until
@@ -364,7 +365,7 @@ async def test_a_plugin_that_is_stopped_for_a_while_goes_on_as_if_nothing_had_be
 
 @pytest.mark.timeout(240)
 async def test_hundreds_of_kubelet_restarts_are_one_registration_each(scene: Scene, kubelet: Watched) -> None:
-    kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
+    own_pod(kubelet)
     daemon = scene.begin("--grant-settle=0.3", "--pod-name=plugin")
     await shows(kubelet, IDS)
     for _ in range(20):  # until all that is made once has been made

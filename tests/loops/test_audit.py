@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE, make_machine, target_of
 from tests.support.waiting import SECONDS
 from xpu_plugin.edges.driver import Driver
@@ -99,7 +100,7 @@ class Tried:
 @pytest.fixture
 async def kubelet(place: Path) -> AsyncIterator[Kubelet]:
     async with Kubelet(place / "plugins", pod_resources_dir=place / "pods") as kubelet:
-        kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
+        own_pod(kubelet)
         yield kubelet
 
 

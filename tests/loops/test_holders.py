@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.clock import Clock
 from tests.support.devices import device, found
+from tests.support.kubelets import CountingKubelet
 from tests.support.machines import RESOURCE
 from tests.support.waiting import until
 from xpu_plugin.edges import kubelet_view
@@ -24,7 +26,6 @@ from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.holders import Checkpoint, Listing, Terms
 from xpu_plugin.model.inventory import Policy, after_scan
-from xpu_plugin.proto import podresources_v1_pb2
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet
 
 
@@ -33,16 +34,6 @@ PROFILE = "baidu.com/R200"
 TERMS = Terms(own_pod="kube-system/plugin", settle=10.0)
 
 pytestmark = pytest.mark.usefixtures("leaves_no_task")
-
-
-class CountingKubelet(Kubelet):
-    """A kubelet that counts how often it is asked who holds what."""
-
-    questions = 0
-
-    def pod_resources(self) -> podresources_v1_pb2.ListPodResourcesResponse:
-        self.questions += 1
-        return super().pod_resources()
 
 
 @pytest.fixture
@@ -62,19 +53,6 @@ def picture_of(policy: Policy) -> Picture:
 @pytest.fixture
 def picture() -> Picture:
     return picture_of(Policy(resource=RESOURCE))
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 def holders_of(kubelet: Kubelet, picture: Picture, clock: Clock | None = None) -> Holders:

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import signal
-import time
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import replace
 from errno import EIO
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.clock import RunningClock
 from tests.support.machines import RESOURCE, make_machine, target_of
 from tests.support.pictures import health, shown
 from tests.support.waiting import SECONDS, until
@@ -82,16 +82,6 @@ class CountingDriver(Driver):
         return await super().host()
 
 
-class Clock:
-    """The time, which a test can move on."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def __call__(self) -> float:
-        return time.monotonic() + self.ahead
-
-
 class Watch:
     """A sweep that runs, what it reads and what it publishes."""
 
@@ -101,7 +91,7 @@ class Watch:
         self.driver = CountingDriver(target)
         self.probes = CountingDriver(target)
         self.picture = Picture(Policy(resource=RESOURCE))
-        self.clock = Clock()
+        self.clock = RunningClock()
         self.verdicts = Verdicts(rules, QuarantineRecord(directory / "state"), clock=self.clock)
         self.sweep = Sweep(
             self.driver,

@@ -152,7 +152,7 @@ AnyNode = TypeVar("AnyNode", bound=Node)
 
 @asynccontextmanager
 async def a_node(place: Path, kind: type[AnyNode]) -> AsyncIterator[AnyNode]:
-    """What the fixtures `node` are; in the end all plugins stop well, and none has shown a traceback."""
+    """A node at `place`; in the end all plugins stop well, and none has shown a traceback."""
     node = kind(place)
     try:
         yield node

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kubelets with bad manners."""
+"""Kubelets that count, or have bad manners, and the pod of the plugin itself."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -11,8 +11,24 @@ import grpc
 
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
+from xpu_plugin.proto import podresources_v1_pb2
 from xpu_plugin.simulation.kubelet import Endpoint as KubeletsEnd
-from xpu_plugin.simulation.kubelet import Kubelet, Registration
+from xpu_plugin.simulation.kubelet import Grant, Kubelet, Registration
+
+
+def own_pod(kubelet: Kubelet) -> Grant:
+    """The pod in which the plugin runs, as `--pod-name=plugin --pod-namespace=kube-system` says."""
+    return kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
+
+
+class CountingKubelet(Kubelet):
+    """A kubelet that counts how often it is asked who holds what."""
+
+    questions = 0
+
+    def pod_resources(self) -> podresources_v1_pb2.ListPodResourcesResponse:
+        self.questions += 1
+        return super().pod_resources()
 
 
 NARROW = (

@@ -38,6 +38,21 @@ def target_of(
     )
 
 
+def settings_of(machine: Machine, place: Path) -> dict[str, str]:
+    """The environment by which a sub-command finds the machine, and all else in `place`."""
+    settings = {
+        "XPUML_LIBRARY": "simulator",
+        "SIMULATOR_FILE": machine.path,
+        "DEV_ROOT": machine.dev_root,
+        "SYSFS_ROOT": machine.sysfs_root,
+        "STATUS_SOCKET": place / "status.sock",
+        "DEVICE_PLUGIN_DIR": place / "plugins",
+        "POD_RESOURCES_SOCKET": place / "pods.sock",
+        "STATE_DIR": place / "state",
+    }
+    return {f"XPU_PLUGIN_{name}": str(value) for name, value in settings.items()}
+
+
 def compile_library(source: Path, directory: Path) -> Path:
     """A shared library from one C file."""
     library = directory / f"{source.stem}.so"

@@ -49,19 +49,29 @@ class Level:
         )
 
 
-def tree(pid: int) -> list[int]:
-    """The process and all below it."""
-    parents: dict[int, list[int]] = {}
+def _by_parent() -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
     for directory in Path("/proc").glob("[0-9]*"):
         try:
             fields = (directory / "stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        parents.setdefault(int(fields[1]), []).append(int(directory.name))
+        found.setdefault(int(fields[1]), []).append(int(directory.name))
+    return found
+
+
+def tree(pid: int) -> list[int]:
+    """The process and all below it."""
+    by_parent = _by_parent()
     found = [pid]
     for one in found:
-        found += parents.get(one, [])
+        found += by_parent.get(one, [])
     return found
+
+
+def children() -> set[int]:
+    """Processes started by this one and not reaped yet."""
+    return set(_by_parent().get(os.getpid(), []))
 
 
 def status(pid: int) -> dict[str, str]:
@@ -88,20 +98,6 @@ def has_ended(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return True
     return status.rpartition(")")[2].split()[0] in ("Z", "X")
-
-
-def children() -> set[int]:
-    """Processes started by this one and not reaped yet."""
-    own = str(os.getpid())
-    found = set()
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (directory / "stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if fields[1] == own:
-            found.add(int(directory.name))
-    return found
 
 
 def processes_that_know(directory: Path) -> list[int]:
