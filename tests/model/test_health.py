@@ -134,6 +134,10 @@ def test_an_error_state_acts_at_once_and_a_failed_call_when_it_is_repeated() -> 
     assert told((0, HEALTHY), (1, FAILED), rules=one)[-1] == FAILED
 
 
+def test_a_device_that_is_sick_when_it_is_first_asked_heals_as_any_other() -> None:
+    assert told((0, SICK), (1, HEALTHY), (9.9, HEALTHY), (0.1, HEALTHY)) == [SICK, SICK, SICK, HEALTHY]
+
+
 @pytest.mark.parametrize("missing", [LOST, NODE_MISSING, LIBRARY_GONE])
 def test_who_is_back_is_not_called_missing_any_more(missing: Health) -> None:
     assert told((0, HEALTHY), (1, missing), (1, HEALTHY), (10, HEALTHY))[2:] == [RECOVERING, HEALTHY]

@@ -47,6 +47,7 @@ from xpu_plugin.model.health import (
     CHANGING,
     HEALTHY,
     LIBRARY_GONE,
+    LOST,
     NOT_ANSWERING,
     WISH_PENDING,
     WITHDRAWN,
@@ -445,6 +446,8 @@ class Node(RuleBasedStateMachine):
                 assert not entry.health.grantable
             elif verdict is not None and verdict.healthy:
                 assert entry.health == facts.kept_back.get(entry.device.card, verdict)
+            elif entry.device.id not in facts.devices:
+                assert entry.health == LOST
             else:
                 assert not entry.health.well
 
