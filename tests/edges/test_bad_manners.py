@@ -20,6 +20,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.support.daemon import shows
 from tests.support.devices import found
 from tests.support.endpoint import CARDS, IDS, NAME, PREFIX, Looks, Plugin, registered
 from tests.support.kubelets import Hesitant, Narrow, Unread
@@ -79,15 +80,7 @@ async def nothing_left(place: Path, leaves_no_process: None) -> AsyncIterator[No
 
 async def listed(kubelet: Kubelet) -> None:
     """Wait until the kubelet has both cards, healthy, by an open stream."""
-    await kubelet.until(
-        lambda: (
-            kubelet.streams_open
-            and {device.id: device.healthy for device in kubelet.devices(RESOURCE).values()}
-            == dict.fromkeys(IDS, True)
-        ),
-        timeout=SECONDS,
-        what="both cards",
-    )
+    await shows(kubelet, IDS)
 
 
 async def settle() -> None:
