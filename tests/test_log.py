@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 
@@ -19,6 +20,7 @@ from xpu_plugin import log
 
 TEXT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z) (DEBUG|INFO|WARNING|ERROR) +(.*)")
 logger = logging.getLogger("xpu_plugin.somewhere")
+SECONDS = 5.0
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +134,45 @@ def test_the_last_configuration_counts_and_events_are_logged_once(
     logger.info("once")
     (line,) = lines(capsys)
     assert TEXT.fullmatch(line)
+
+
+# --- what is said once, and decisions --------------------------------------------------------------
+
+
+def test_what_is_said_is_news_until_it_changes_or_heals() -> None:
+    said = log.Once()
+    assert not said.healed()
+    assert [said.changed(text) for text in ("a", "a", "b", "a")] == [True, False, True, True]
+    assert said.last == "a"
+    assert said.healed()
+    assert not said.healed()
+    assert said.changed("a")
+
+
+def test_the_last_decisions_are_kept_with_their_time_and_no_more() -> None:
+    with log.RingHandler() as decisions:
+        began = time.time()
+        for number in range(log.DECISIONS_KEPT + 3):
+            log.note("grant", ids=[str(number)], why=None)
+    log.note("grant", ids=["afterwards"])
+    kept = decisions.all
+    assert [one["ids"] for one in kept] == [[str(number + 3)] for number in range(log.DECISIONS_KEPT)]
+    at = kept[0].pop("at")
+    assert kept[0] == {"what": "grant", "ids": ["3"], "why": None}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", str(at))
+    assert 0 <= datetime.fromisoformat(str(at)).timestamp() - began + 0.001 < SECONDS
+    json.dumps(kept)
+
+
+@pytest.mark.parametrize("level", log.LEVELS)
+def test_decisions_are_kept_at_any_level_and_are_no_lines(
+    level: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.configure(level=level, form="text")
+    with log.RingHandler() as decisions:
+        log.note("verdict", id="a")
+    assert [one["what"] for one in decisions.all] == ["verdict"]
+    assert lines(capsys) == []
 
 
 # --- a reader that stops to read --------------------------------------------------------------------

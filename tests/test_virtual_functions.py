@@ -388,7 +388,7 @@ async def test_what_a_killed_plugin_has_asked_for_comes_late_and_finds_its_card_
     kubelet.well.clear()
     after = node.begin("--sriov-num-vfs=keep")
     await closed(kubelet, CARDS, held=CARDS[:1])
-    with pytest.raises(grpc.aio.AioRpcError, match="changing"):
+    with pytest.raises(grpc.aio.AioRpcError, match="change-unknown"):
         await allocate(node, CARDS[0])
     await shows(kubelet, split(2, 0, 0, 0))
     assert CARDS[0] not in kubelet.well
@@ -408,6 +408,25 @@ async def test_what_a_killed_plugin_has_asked_for_and_never_comes_costs_a_while(
     await closed(kubelet, CARDS, held=CARDS[:1])
     await after.says(f"VFFailed: {CARDS[0]}: a former process of this plugin has asked the driver for 2 VFs")
     await shows(kubelet, CARDS)
+
+
+async def test_while_the_record_cannot_be_read_cards_are_closed_and_that_is_said(
+    node: VfNode, kubelet: Remembering
+) -> None:
+    record = node.place / "state/vf-change.json"
+    record.parent.mkdir()
+    record.symlink_to(record.name)
+    daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0")
+    await closed(kubelet, CARDS, held=CARDS)
+    with pytest.raises(grpc.aio.AioRpcError, match="change-unknown"):
+        await allocate(node, CARDS[0])
+    await daemon.says(f"VFBlocked: {CARDS[0]}: whether a former process of this plugin has asked the driver")
+    assert f"id={CARDS[0]} model=R200 path=/dev/xpu0" in daemon.log
+    assert "reason=changing" not in daemon.log
+    assert ASKED not in daemon.log
+    assert not kubelet.well
+    record.unlink()
+    await shows(kubelet, split(2, 2, 2, 2))
 
 
 async def test_after_a_timeout_the_card_stays_closed_until_the_driver_lets_go_of_the_request(

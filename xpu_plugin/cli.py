@@ -15,6 +15,7 @@ from xpu_plugin import log
 from xpu_plugin.config import PROGRAM, Config, UsageError, read_config
 from xpu_plugin.edges.engine import NoRoomError, require_limits
 from xpu_plugin.edges.process import WorkerProcess
+from xpu_plugin.errors import PluginError
 
 
 GRPC_ENVIRONMENT = {
@@ -66,7 +67,7 @@ def take_streams() -> None:
         sys.stderr.reconfigure(errors="backslashreplace")
 
 
-class OutputError(Exception):
+class OutputError(PluginError):
     """Standard output cannot be written. No OSError: argparse passes over those."""
 
     def __init__(self, error: OSError) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from xpu_plugin import log
+from xpu_plugin.errors import PluginError
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model import labels, vf
-from xpu_plugin.record import record
 from xpu_plugin.simulation import library
 
 
@@ -30,7 +31,7 @@ LIBRARY_NAME = "libxpuml.so.1"
 """For the loader's own search."""
 
 
-class UsageError(Exception):
+class UsageError(PluginError):
     """Bad input: one line naming option, value and what is accepted. Exit status 2."""
 
 
@@ -139,7 +140,7 @@ def _names(text: str) -> tuple[str, ...]:
 # --- the options --------------------------------------------------------------------------------------
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class Option:
     """One option. `default` is text, parsed like any other; a default of None means "not given".
 
@@ -370,7 +371,7 @@ TOP_OPTIONS = (*_PLACES, _RUNNING)
 DOCTOR_OPTIONS = BUNDLE_OPTIONS = PLAN_OPTIONS
 
 
-@record
+@frozen
 class Config:
     """The effective configuration; a name for each option. sriov_num_vfs: None means `keep`."""
 

@@ -30,9 +30,9 @@ from xpu_plugin.edges.replacing import replace_apart
 from xpu_plugin.edges.rivals import RivalWatch
 from xpu_plugin.edges.service import DevicePluginService
 from xpu_plugin.edges.vf_record import VfRecord
+from xpu_plugin.errors import PluginError
+from xpu_plugin.log import RingHandler
 from xpu_plugin.loops.apply import Apply
-from xpu_plugin.loops.backoff import delays, wait_for
-from xpu_plugin.loops.decisions import Decisions
 from xpu_plugin.loops.endpoints import Endpoints
 from xpu_plugin.loops.holders import Holders
 from xpu_plugin.loops.idleness import Idleness
@@ -46,6 +46,7 @@ from xpu_plugin.model.holders import Holding, Terms
 from xpu_plugin.model.inventory import Policy
 from xpu_plugin.model.vf import LABEL, UNKNOWN, by_argument
 from xpu_plugin.simulation import library
+from xpu_plugin.waiting import delays, wait_for
 
 
 if TYPE_CHECKING:
@@ -97,12 +98,17 @@ def rules(config: Config) -> Rules:
     )
 
 
-class AddressError(Exception):
+class AddressError(PluginError):
     """The HTTP server's address cannot be had."""
 
 
 async def serve(config: Config, worker: WorkerProcess | None = None) -> int:
     """Be the plugin until SIGTERM or SIGINT; returns the exit status. worker: one that was started already"""
+    with RingHandler() as decisions:
+        return await _serve(config, decisions, worker)
+
+
+async def _serve(config: Config, decisions: RingHandler, worker: WorkerProcess | None) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     disk = state_thread()
@@ -122,8 +128,7 @@ async def serve(config: Config, worker: WorkerProcess | None = None) -> int:
     lock = InstanceLock(config.device_plugin_dir)
     lock.acquire_at_once()
     driver = Driver(target(config), call_timeout=config.call_timeout, spare=worker)
-    decisions = Decisions()
-    picture = Picture(policy(config), note=decisions.note)
+    picture = Picture(policy(config))
     probes = Driver(target(config), call_timeout=config.call_timeout, most_stuck=STUCK_PROBES)
     changer = Driver(target(config), call_timeout=config.call_timeout, most_stuck=STUCK_CHANGERS)
     sweep = Sweep(
@@ -137,7 +142,7 @@ async def serve(config: Config, worker: WorkerProcess | None = None) -> int:
         fail_on_init_error=config.fail_on_init_error,
     )
     loop.add_signal_handler(signal.SIGHUP, sweep.rescan)
-    supervisor, serving = Supervisor(note=decisions.note), Vital()
+    supervisor, serving = Supervisor(), Vital()
     parts = asyncio.ensure_future(
         _run(
             config,
@@ -200,7 +205,7 @@ async def _run(
     *,
     changer: Driver,
     sweep: Sweep,
-    decisions: Decisions,
+    decisions: RingHandler,
     supervisor: Supervisor,
     serving: Vital,
 ) -> None:
@@ -258,7 +263,6 @@ async def _run(
         wish=UNKNOWN if node else by_argument(config.sriov_num_vfs),
         alone=lock.acquire,
         tell=node.tell if node else lambda *_: None,
-        note=decisions.note,
     )
 
     def begin_anew() -> None:
@@ -293,7 +297,6 @@ async def _run(
             on_list=listed.set,
             watch=watch,
             on_error=partial(serving.fail, part=f"endpoint {resource}"),
-            note=decisions.note,
         )
         services.append(service)
         socket = Endpoint(
@@ -303,7 +306,6 @@ async def _run(
             lock=lock,
             watch=watch,
             look=holders.before_registration,
-            note=decisions.note,
         )
         sockets.append(socket)
         await socket.run()

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
+from typing import Self
 
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -17,6 +18,61 @@ FORMATS = ("text", "json")
 STDERR = 2
 MOST_LINES, MOST_BYTES = 4096, 1 << 20  # that wait to be written
 FLUSH_SECONDS = 0.3  # at the end, for what still waits
+DECISIONS_KEPT = 256  # older ones are forgotten
+
+_decisions = logging.Logger("xpu_plugin.decisions")  # noqa: LOG001 - no parent: they are no lines of the log
+
+
+class Once:
+    """What was said last about one matter: it is said once, until it changes or heals."""
+
+    def __init__(self) -> None:
+        self.last: object = None
+        """None: nothing since the start, or since the matter has healed."""
+
+    def changed(self, said: object) -> bool:
+        """Whether this is news; it is what was said last from now on."""
+        news = said != self.last
+        self.last = said
+        return news
+
+    def healed(self) -> bool:
+        """All is well, so that everything is news again; whether anything had been said."""
+        return self.changed(None)
+
+
+def note(what: str, /, **inputs: object) -> None:
+    """Log a decision for the ring. what: a word for its kind; inputs: its outcome and what it rests on, in
+    values that JSON knows"""
+    _decisions.info(what, extra={"inputs": inputs})
+
+
+class RingHandler(logging.Handler):
+    """The last decisions with their inputs, in memory and bounded, for questions that come afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ring: deque[logging.LogRecord] = deque(maxlen=DECISIONS_KEPT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._ring.append(record)
+
+    @property
+    def all(self) -> list[dict[str, object]]:
+        """The oldest first."""
+        return [{"at": _moment(one), "what": one.msg, **vars(one)["inputs"]} for one in list(self._ring)]
+
+    def __enter__(self) -> Self:
+        _decisions.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _decisions.removeHandler(self)
+
+
+def _moment(record: logging.LogRecord) -> str:
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return f"{seconds}.{int(record.created % 1 * 1000):03d}+00:00"
 
 
 class _UtcFormatter(logging.Formatter):

@@ -15,10 +15,11 @@ from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.kubelet import Endpoint, InstanceLock
 from xpu_plugin.edges.service import DevicePluginService
 from xpu_plugin.edges.status import StatusServer
+from xpu_plugin.frozen import frozen
+from xpu_plugin.log import RingHandler
 from xpu_plugin.loops.apply import Apply
 from xpu_plugin.loops.audit import Audit
 from xpu_plugin.loops.census import Census
-from xpu_plugin.loops.decisions import Decisions
 from xpu_plugin.loops.faults import Faults
 from xpu_plugin.loops.holders import Holders
 from xpu_plugin.loops.idleness import Idleness
@@ -30,7 +31,6 @@ from xpu_plugin.loops.status import Status
 from xpu_plugin.loops.supervision import Run, Supervisor
 from xpu_plugin.loops.sweep import Sweep
 from xpu_plugin.model.holders import Holding, Terms
-from xpu_plugin.record import record
 
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 LATEST_SECONDS = 10.0  # until metrics are shown also without a list: the first page takes the interpreter
 
 
-@record
+@frozen
 class Plugin:
     """What there is to show.
 
@@ -55,7 +55,7 @@ class Plugin:
     changer: Driver
     picture: Picture
     sweep: Sweep
-    decisions: Decisions
+    decisions: RingHandler
     idleness: Idleness
     holders: Holders
     apply: Apply

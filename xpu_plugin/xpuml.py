@@ -11,7 +11,8 @@ from dataclasses import field
 from enum import IntEnum
 from typing import Protocol
 
-from xpu_plugin.record import record
+from xpu_plugin.errors import PluginError
+from xpu_plugin.frozen import frozen
 
 
 # The order is the numbering of calls in the progress word (see `Call`); append, never reorder.
@@ -115,7 +116,7 @@ UNKNOWN_MODEL = 9999
 """modelId of every board that libxpuml 4.0.12.1 does not know (R300 and R200-8F in SR-IOV among them)."""
 
 
-class XpumlError(Exception):
+class XpumlError(PluginError):
     """A call to the library failed; carries the return code, the function's C name and the library's text."""
 
     def __init__(self, code: int, function: str, text: str) -> None:
@@ -136,15 +137,15 @@ class InvalidArgumentError(XpumlError, ValueError):
     """Code 2."""
 
 
-class LibraryNotFoundError(Exception):
+class LibraryNotFoundError(PluginError):
     """No libxpuml could be opened; the text names each path tried and why it failed."""
 
 
-class LibraryUnusableError(Exception):
+class LibraryUnusableError(PluginError):
     """A file was opened but is not a usable libxpuml; the text names the path and the missing symbol."""
 
 
-class WrongDeviceError(Exception):
+class WrongDeviceError(PluginError):
     """An index is not the device that the caller takes it for; nothing was done to either."""
 
 
@@ -167,7 +168,7 @@ def is_too_old(version: str) -> bool:
     return tuple(map(int, numbers)) < OLDEST_LIBRARY
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class Call:
     """A call that was in flight, as read from the progress word: the function's C name and the device's
     index, None for calls that concern no single device."""
@@ -187,7 +188,7 @@ class Call:
         return self.function if self.index is None else f"{self.function} of device index {self.index}"
 
 
-@record
+@frozen
 class Failure:
     """A call that failed for one device during a batch."""
 
@@ -199,7 +200,7 @@ class Failure:
         return f"{self.function}: {self.text} ({self.code})"
 
 
-@record
+@frozen
 class Reading:
     """Everything the library says about one device in a scan. A field is None where its call failed
     (see `failures`), was not made, or does not exist in this library.
@@ -229,7 +230,7 @@ class Reading:
     failures: tuple[Failure, ...] = field(default=())
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class StateAnswer:
     """One device's answer in a sweep: the return code, and the raw state where the code is 0."""
 

@@ -38,8 +38,8 @@ from xpu_plugin.edges import nodeapi, nodewriter
 from xpu_plugin.edges.api import has_credentials
 from xpu_plugin.edges.nodeapi import ApiError, NodeApi, remove
 from xpu_plugin.edges.nodewriter import Delays
-from xpu_plugin.loops.backoff import delays
 from xpu_plugin.model.node_label import Sight
+from xpu_plugin.waiting import delays
 
 
 NODE = "node-1.example"
@@ -1335,7 +1335,7 @@ import sys, threading
 from pathlib import Path
 from xpu_plugin.edges.nodeapi import NodeApi
 assert not any(name.partition(".")[0] in ("kubernetes", "urllib3") for name in sys.modules)
-from xpu_plugin.loops.backoff import delays
+from xpu_plugin.waiting import delays
 answered = threading.Event()
 api = NodeApi(node={NODE!r}, label="x", kubeconfig=Path({str(kubeconfig)!r}), delays=delays,
               on_sight=lambda _: answered.set(), on_denied=print)

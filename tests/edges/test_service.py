@@ -19,7 +19,7 @@ from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.grants import GrantRecord, Shown
 from xpu_plugin.edges.service import LONGEST_NOTED_ID, NOTED_IDS, DevicePluginService, server_of
-from xpu_plugin.loops.decisions import Decisions
+from xpu_plugin.log import RingHandler
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.health import CHANGING, HEALTHY, Health
 from xpu_plugin.model.inventory import Policy, after_scan, after_verdicts
@@ -48,7 +48,6 @@ class Plugin:
         }
         self.granted: list[str] = []
         self.started: list[str] = []
-        self.decisions = Decisions()
         self.state = place / "state"
         self.socket = place / "plugin.sock"
         self.resource = resource
@@ -70,7 +69,6 @@ class Plugin:
             record=self.record,
             on_grant=on_grant,
             on_start=on_start,
-            note=self.decisions.note,
         )
 
     def forget(self) -> None:
@@ -384,10 +382,11 @@ async def test_what_was_asked_granted_and_refused_is_counted(
 async def test_grants_and_refusals_are_noted_with_what_was_asked_for_within_bounds(
     plugin: Plugin, stub: api_grpc.DevicePluginStub
 ) -> None:
-    await allocate(stub, [A, B])
-    await refused(allocate(stub, ["x" * 100] * 100))
-    await refused(start(stub, D))
-    grant, refusal, restart = plugin.decisions.all
+    with RingHandler() as decisions:
+        await allocate(stub, [A, B])
+        await refused(allocate(stub, ["x" * 100] * 100))
+        await refused(start(stub, D))
+    grant, refusal, restart = decisions.all
     assert (grant["what"], grant["ids"], grant["generation"]) == ("grant", [A, B], 1)
     assert (refusal["what"], refusal["of"]) == ("refusal", "allocation")
     assert refusal["ids"] == ["x" * LONGEST_NOTED_ID] * NOTED_IDS
@@ -445,6 +444,23 @@ async def test_a_record_that_is_damaged_costs_availability_and_never_safety(
     await allocate(stub, [A])
     await start(stub, A)
     assert json.loads(file.read_text())["grants"] == {A: "/dev/xpu0"}
+
+
+async def test_a_container_starts_again_once_the_record_can_be_read(
+    plugin: Plugin, stub: api_grpc.DevicePluginStub
+) -> None:
+    await allocate(stub, [A])
+    await start(stub, A)
+    [file] = plugin.state.iterdir()
+    aside = file.rename(file.with_name("aside"))
+    file.symlink_to(file.name)
+    plugin.forget()
+    code, text = await refused(start(stub, A))
+    assert code is NOT_READY
+    assert "cannot be read for now" in text
+    aside.replace(file)
+    assert await plugin.record.reread()
+    await start(stub, A)
 
 
 async def test_a_state_directory_that_cannot_be_written_costs_no_more_than_the_record(

@@ -3,6 +3,7 @@
 granted, until it is certain that the container has ended."""
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +15,7 @@ from tests.support.clock import Clock
 from tests.support.devices import device, found
 from tests.support.kubelets import CountingKubelet
 from tests.support.machines import RESOURCE
+from tests.support.pictures import health
 from tests.support.waiting import until
 from xpu_plugin.edges import kubelet_view
 from xpu_plugin.edges.driver import Driver, Target
@@ -21,6 +23,7 @@ from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.edges.podresources import UnknownHoldersError, checkpoint_of
 from xpu_plugin.loops import holders as holders_module
+from xpu_plugin.loops import idleness as idleness_module
 from xpu_plugin.loops.holders import SETTLE_SECONDS, Holders
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import Picture
@@ -55,7 +58,7 @@ def picture() -> Picture:
     return picture_of(Policy(resource=RESOURCE))
 
 
-def holders_of(kubelet: Kubelet, picture: Picture, clock: Clock | None = None) -> Holders:
+def holders_of(kubelet: Kubelet, picture: Picture, clock: Callable[[], float] | None = None) -> Holders:
     clock = clock or Clock()
     plugins, pods = kubelet.directory, kubelet.pod_resources_socket or kubelet.directory / "no-such-socket"
     nowhere = Target(libraries=(), dev_root=plugins, sysfs_root=plugins, simulated=True, environment={})
@@ -473,3 +476,37 @@ async def test_a_kubelet_that_restarts_is_no_warning_and_one_that_does_not_answe
         await until(lambda: "cannot tell who holds devices: away" in caplog.text, "a warning")
     finally:
         running.cancel()
+
+
+# --- a record of grants that could not be read --------------------------------------------------------
+
+
+async def test_a_forgotten_holder_is_found_once_the_record_that_names_it_can_be_read(
+    kubelet: CountingKubelet, picture: Picture, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although neither the checkpoint nor the kubelet changes any more."""
+    monkeypatch.setattr(holders_module, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(idleness_module, "READ_SECONDS", (0.02, 0.05))
+    file = place / "state/grants.json"
+    file.parent.mkdir()
+    file.symlink_to(file.name)
+    kubelet.hold([], resource="none", pod="train")
+    kubelet.write_checkpoint()
+    holders = holders_of(kubelet, picture, time.monotonic)
+    await holders.first_look()
+
+    async def alone() -> None:
+        pass
+
+    tasks = [asyncio.create_task(own) for own in (holders.run(), holders._idleness.run(alone))]
+    asked = kubelet.questions
+    await until(lambda: kubelet.questions >= asked + 2, "looks, as the record is not known")
+    assert set(health(picture.current).values()) == {None}
+    draft = file.with_name("draft")
+    held = {IDS[1]: ["default/train/main", "another kubelet"]}
+    draft.write_text(json.dumps({"grants": {IDS[1]: "/dev/xpu1"}, "listed": [IDS[1]], "holders": held}))
+    draft.replace(file)
+    await until(lambda: health(picture.current)[IDS[1]] == "forgotten-holder", "a device that is withheld")
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

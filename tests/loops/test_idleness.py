@@ -3,6 +3,7 @@
 files."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.grants import GrantRecord, Shown
 from xpu_plugin.edges.kubelet import Identity
+from xpu_plugin.loops import idleness as idleness_module
 from xpu_plugin.loops.idleness import SHOW_SECONDS, Idleness
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.devices import identify
@@ -377,6 +379,30 @@ async def test_what_a_former_process_saw_listed_ends_with_the_list_at_once(
     assert A in proofs[A].text
 
 
+async def test_a_record_without_holders_keeps_a_device_until_no_process_uses_it(
+    make: Make, picture: Picture, clock: Clock, place: Path
+) -> None:
+    """The plugin is updated, and the kubelet loses its checkpoint: the pod is listed without the device."""
+    file = place / "state/grants.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({"grants": {A: "/dev/xpu0"}, "listed": [A]}))
+    idleness = make(record=GrantRecord(file.parent))
+    clock.now += 0.1
+    idleness.hear(
+        Word(
+            began=clock(),
+            life="another",
+            listing=Listing(pods=frozenset(), holdings=()),
+            whole=True,
+            checkpoint=(),
+        )
+    )
+    assert idleness.forgotten == {A}
+    clock.now += 1.0
+    assert (await look(idleness, picture))[A].idle
+    assert idleness.forgotten == set()
+
+
 async def test_cards_of_containers_are_known_by_what_they_hold(idleness: Idleness) -> None:
     holdings = [
         Holding(container="a/b/c", resource=RESOURCE, ids=("0",)),
@@ -464,6 +490,107 @@ async def test_the_loop_survives_a_kubelet_that_does_not_answer(
     assert not loop.done()
     aside.rename(socket)
     await until(lambda: A in record.listed, "that it is listed")
+
+
+# --- a record that could not be read ------------------------------------------------------------------
+
+
+@pytest.fixture
+def unreadable(place: Path) -> Path:
+    """The record's file, which cannot be opened for now, also not by root."""
+    file = place / "state/grants.json"
+    file.parent.mkdir()
+    file.symlink_to(file.name)
+    return file
+
+
+def readable(file: Path, grants: dict[str, str]) -> None:
+    draft = file.with_name("draft")
+    draft.write_text(json.dumps({"grants": grants, "listed": [], "holders": {}}))
+    draft.replace(file)
+
+
+@pytest.fixture
+def attempts(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When the record was tried again; pauses are short."""
+    times: list[float] = []
+    reread = GrantRecord.reread
+
+    async def counted(record: GrantRecord) -> bool:
+        times.append(time.monotonic())
+        return await reread(record)
+
+    monkeypatch.setattr(GrantRecord, "reread", counted)
+    monkeypatch.setattr(idleness_module, "READ_SECONDS", (0.02, 0.08))
+    return times
+
+
+async def test_a_record_that_cannot_be_read_at_the_start_is_known_as_soon_as_it_can_be(
+    unreadable: Path, attempts: list[float], make: Make, record: GrantRecord, picture: Picture
+) -> None:
+    """Although nobody looks at a card, and no container starts."""
+    idleness = make()
+    idleness.adopt([Holding(container="uid/main", resource=RESOURCE, ids=(A,))])
+    task = asyncio.create_task(idleness.run(at_once))
+    await until(lambda: len(attempts) >= 4, "attempts")
+    assert attempts[3] - attempts[0] >= 3 * 0.75 * 0.03, "no busy loop"
+    assert idleness.behind
+    assert idleness.ledger.keys() == {A}
+    gone = "0000:3c:01.0-of3"
+    readable(unreadable, {FIRST: "/dev/xpu3", gone: "/dev/xpu4"})
+    await until(lambda: not idleness.behind, "the record")
+    assert record.paths == {FIRST: "/dev/xpu3", gone: "/dev/xpu4"}
+    assert idleness.ledger.keys() == {A, FIRST, gone}, "and what was known without it"
+    assert gone in picture.facts.claimed
+    done = len(attempts)
+    await asyncio.sleep(0.2)
+    assert len(attempts) == done
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_record_that_a_containers_start_has_read_counts_in_the_next_look(
+    unreadable: Path, make: Make, record: GrantRecord, picture: Picture
+) -> None:
+    idleness = make()
+    assert (await look(idleness, picture))[B].doubt == "the record of grants cannot be read"
+    readable(unreadable, {FIRST: "/dev/xpu3"})
+    record.granted({A: "/dev/xpu0"})
+    await record.started({A: "/dev/xpu0"})
+    assert not record.unread
+    assert FIRST in (await look(idleness, picture))[B].text
+
+
+async def test_what_the_kubelet_has_said_meanwhile_is_newer_than_the_record(
+    unreadable: Path, make: Make, kubelet: HookedKubelet, picture: Picture, clock: Clock
+) -> None:
+    idleness = make()
+    idleness.granted([A])
+    own = idleness.ledger[A]
+    idleness.hear(word(kubelet, began=clock.now, train=FIRST))
+    listed = idleness.ledger[FIRST]
+    readable(unreadable, {A: "/dev/xpu9", FIRST: "/dev/xpu3", SECOND: "/dev/xpu4"})
+    await look(idleness, picture)
+    assert (idleness.ledger[A], idleness.ledger[FIRST]) == (own, listed)
+    assert idleness.ledger[SECOND].inherited
+
+
+async def test_a_takeover_with_a_record_that_cannot_be_read_any_more_catches_up_later(
+    attempts: list[float], make: Make, record: GrantRecord, place: Path
+) -> None:
+    idleness = make()
+    task = asyncio.create_task(idleness.run(at_once))
+    file = place / "state/grants.json"
+    file.parent.mkdir()
+    file.symlink_to(file.name)
+    await record.reread()
+    idleness.inherit()
+    assert idleness.behind
+    await until(lambda: len(attempts) >= 3, "attempts")
+    readable(file, {FIRST: "/dev/xpu3"})
+    await until(lambda: idleness.ledger.keys() == {FIRST}, "the record")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 # --- what the kubelet says ----------------------------------------------------------------------------

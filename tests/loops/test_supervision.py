@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.support.waiting import until
+from xpu_plugin.log import RingHandler
 from xpu_plugin.loops import supervision
 from xpu_plugin.loops.supervision import Run, Supervisor, Vital, described
 
@@ -135,12 +136,12 @@ async def test_a_part_that_fails_alone_ends_nothing_beside_it() -> None:
 
 
 async def test_a_failure_keeps_its_traceback_for_whom_it_may_concern() -> None:
-    noted: list[dict[str, object]] = []
-    supervisor = Supervisor(note=lambda what, **inputs: noted.append({"what": what, **inputs}))
+    supervisor = Supervisor()
     run, runs = failing(ValueError("odd"))
-    async with kept(supervisor, "audit", run):
-        await asyncio.wait_for(runs.wait(), 5)
-    (failure,) = noted
+    with RingHandler() as decisions:
+        async with kept(supervisor, "audit", run):
+            await asyncio.wait_for(runs.wait(), 5)
+    (failure,) = decisions.all
     assert (failure["what"], failure["part"]) == ("failure", "audit")
     assert "ValueError: odd" in str(failure["traceback"])
 

@@ -27,7 +27,7 @@ from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.sweep import InitError, Sweep
 from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.devices import Host, Scan
-from xpu_plugin.model.health import CHANGING, WITHDRAWN, Rules
+from xpu_plugin.model.health import ASKED_BEFORE, CHANGING, RECORD_UNREAD, WITHDRAWN, Rules
 from xpu_plugin.model.inventory import Inventory, Policy
 from xpu_plugin.model.unlisted import Unlisted
 from xpu_plugin.simulation.machine import Machine
@@ -291,15 +291,25 @@ async def test_a_change_begins_when_the_round_under_way_has_ended(watch: Watch, 
 
 @pytest.mark.parametrize("action", ["hang", "crash"])
 async def test_a_worker_that_is_lost_while_a_card_is_being_changed_is_replaced_after_that(
-    watch: Watch, machine: Machine, action: str
+    watch: Watch, machine: Machine, action: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with watch.sweep.changing(IDS[1]):
         machine.add_fault(STATE, action, card=2)
+        await watch.until(lambda: watch.sweep.unwatched, "that nothing is watched")
+        assert set(watch.health().values()) == {None}, "the last known states stay for the grace"
         await watch.shows(
             {IDS[0]: "not-answering", IDS[1]: None, IDS[2]: "not-answering", IDS[3]: "not-answering"}
         )
         assert len(watch.driver.scans) == 1
+        said = (
+            f"the worker has ended while the driver changes the VFs of {IDS[1]}: device states are not asked"
+        )
+        assert sum(said in record.message for record in caplog.records) == 1
+        assert said in str(watch.sweep.library()["trouble"])
+        assert watch.picture.current
+        assert "the driver changes another card" in watch.picture.current.entries[IDS[0]].health.text
     await watch.healths(None, None, "not-answering", None)
+    assert not watch.sweep.unwatched
     machine.clear_faults()
     await watch.healths(None, None, None, None)
 
@@ -767,7 +777,7 @@ async def test_no_node_is_opened_while_a_card_is_withdrawn_or_changed(
     machine.set_card(2, {"unreadable": "EBUSY"})
     watch = make_watch()
     await watch.shows(dict.fromkeys([IDS[0], IDS[1], IDS[3]]))
-    for reason in (WITHDRAWN, CHANGING):
+    for reason in (WITHDRAWN, CHANGING, ASKED_BEFORE, RECORD_UNREAD):
         watch.picture.submit(partial(replace, kept_back={IDS[0]: reason}))
         machine.set_card(2, {"unreadable": ""})
         scans = len(watch.driver.scans)

@@ -618,7 +618,9 @@ class Explorer:
             raise BrokenInvariantError(f"Set of {address}, which was refused {MOST_REFUSALS} times")
         failure = ""
         if self.random.random() < 0.05:  # a full disk
-            plugin.memory = answered(plugin.memory, plugin.view(), LIMITS, failure="not recorded")
+            plugin.memory = answered(
+                plugin.memory, plugin.view(), LIMITS, failure="not recorded", asked=False
+            )
             self._not_refused(address)
             return
         world.request = Request(address, number)

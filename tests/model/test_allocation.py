@@ -21,7 +21,16 @@ from xpu_plugin.model.allocation import (
     prefer,
 )
 from xpu_plugin.model.devices import Identity
-from xpu_plugin.model.health import CHANGING, HEALTHY, LOST, WISH_PENDING, WITHDRAWN, Health
+from xpu_plugin.model.health import (
+    ASKED_BEFORE,
+    CHANGING,
+    HEALTHY,
+    LOST,
+    RECORD_UNREAD,
+    WISH_PENDING,
+    WITHDRAWN,
+    Health,
+)
 from xpu_plugin.model.inventory import Entry, Inventory
 
 
@@ -125,11 +134,21 @@ def test_a_device_kept_back_still_needs_its_node() -> None:
     assert "/dev/xpu4 is gone" in text
 
 
-def test_a_device_of_a_card_that_is_being_changed_is_refused() -> None:
-    cause, text = refused(inventory(entry(A, health=CHANGING), entry(B, number=1)), [B], [A])
+@pytest.mark.parametrize(
+    ("health", "why"),
+    [
+        (CHANGING, "number of VFs is being changed"),
+        (ASKED_BEFORE, "a former process of this plugin has asked the driver"),
+        (RECORD_UNREAD, "vf-change.json in --state-dir cannot be read"),
+    ],
+)
+def test_a_device_of_a_card_that_the_driver_changes_or_may_change_is_refused(
+    health: Health, why: str
+) -> None:
+    cause, text = refused(inventory(entry(A, health=health), entry(B, number=1)), [B], [A])
     assert cause is Cause.NOT_READY
     assert A in text
-    assert "number of VFs is being changed" in text
+    assert why in text
 
 
 def test_a_device_whose_node_vanished_is_refused() -> None:
@@ -215,11 +234,25 @@ def test_an_old_id_is_its_own_record() -> None:
     assert start(picture, "2", granted={}) == {"2": "/dev/xpu2"}
 
 
+@pytest.mark.parametrize("health", [CHANGING, ASKED_BEFORE, RECORD_UNREAD])
+def test_no_container_starts_on_a_card_that_the_driver_may_be_changing(health: Health) -> None:
+    cause, text = start_refused(inventory(entry(A, number=4, health=health)), A, granted={A: "/dev/xpu4"})
+    assert cause is Cause.NOT_READY
+    assert health.text in text
+
+
 def test_a_start_without_a_record_is_refused_and_says_what_to_do() -> None:
     cause, text = start_refused(THREE, A, granted={})
     assert cause is Cause.NOT_READY
     assert A in text
     assert "delete the pod" in text
+
+
+def test_a_start_without_a_record_that_can_be_read_is_refused_and_no_pod_is_to_be_deleted_for_it() -> None:
+    with pytest.raises(Refusal) as refusal:
+        check_start(THREE, XPU, [A, B], {A: "/dev/xpu4"}, nodes_of(THREE), unread=True)
+    assert f"device {B}: the record of the node it was granted as" in str(refusal.value)
+    assert "delete" not in str(refusal.value)
 
 
 def test_a_start_on_a_path_that_is_another_devices_now_is_refused() -> None:

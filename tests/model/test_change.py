@@ -32,7 +32,7 @@ from xpu_plugin.model.change import (
     inherited,
 )
 from xpu_plugin.model.devices import Device, Kind
-from xpu_plugin.model.health import CHANGING, WISH_PENDING, WITHDRAWN
+from xpu_plugin.model.health import ASKED_BEFORE, CHANGING, RECORD_UNREAD, WISH_PENDING, WITHDRAWN
 from xpu_plugin.model.inventory import Facts, Policy, after_scan
 from xpu_plugin.model.vf import UNKNOWN, Action, Card, Proof, Step, Wish, by_argument, cards
 
@@ -134,8 +134,10 @@ class Story:
         if address is not None:
             self.cards[address] = card_of(address, vfs, seen=seen)
 
-    def answered(self, failure: str = "", *, refused: bool = False) -> None:
-        self.memory = answered(self.memory, self.view(), self.limits, failure=failure, refused=refused)
+    def answered(self, failure: str = "", *, refused: bool = False, asked: bool = True) -> None:
+        self.memory = answered(
+            self.memory, self.view(), self.limits, failure=failure, refused=refused, asked=asked
+        )
 
     def inherited(self, request: Request) -> None:
         self.memory = inherited(self.memory, self.view(), self.limits, request)
@@ -1024,7 +1026,7 @@ def test_what_a_former_process_has_asked_for_keeps_its_card_closed_until_a_scan_
     for _ in range(5):
         left = story.limits.timeout - (story.now - 1000.0)
         assert story.next() == Scan(left)
-        assert story.kept_back == {A: CHANGING}
+        assert story.kept_back == {A: ASKED_BEFORE}
         assert "a former process of this plugin has asked the driver for 2 VFs" in story.step().reason
         story.scanned(A, 0)
         story.waits(CHECK_SECONDS)
@@ -1040,7 +1042,7 @@ def test_a_scan_from_before_does_not_count() -> None:
     story = Story(TWO, A=2)
     story.inherited(Request(A, 2))
     assert story.next() == Scan(60.0)
-    assert story.kept_back == {A: CHANGING}
+    assert story.kept_back == {A: ASKED_BEFORE}
     story.scanned()
     assert story.next() == Wait(None)
 
@@ -1059,7 +1061,7 @@ def test_what_a_former_process_has_asked_for_is_waited_for_so_long_and_that_is_t
     assert isinstance(action, Wait)
     assert action.seconds == pytest.approx(0.1)
     story.passes(0.1)
-    assert story.kept_back == {A: CHANGING}
+    assert story.kept_back == {A: ASKED_BEFORE}
     assert story.next() == Wait(0.0)
     assert story.kept_back == {}
     assert story.told() == [("VFFailed", A)]
@@ -1085,12 +1087,41 @@ def test_while_the_record_cannot_be_read_every_card_that_may_be_split_is_closed_
     story.unread = story.now
     for _ in range(12):
         assert story.next() == Wait(LOOK_SECONDS)
-        assert story.kept_back == {A: CHANGING, B: CHANGING}
+        assert story.kept_back == {A: RECORD_UNREAD, B: RECORD_UNREAD}
+        for address in (A, B):
+            assert story.step(address).action is Action.BLOCKED
+            assert "vf-change.json in --state-dir cannot be read" in story.step(address).reason
         story.passes(LOOK_SECONDS)
+    assert story.told() == [("VFBlocked", A), ("VFBlocked", B)]
     assert story.next() == Wait(LOOK_SECONDS)
     assert story.kept_back == {}, "open again, and none is changed"
+    assert "vf-change.json in --state-dir cannot be read" in story.step(A).reason
+    assert (story.step(B).action, story.step(C).reason) == (Action.KEEP, "this card cannot be split")
+    assert story.told() == []
     story.unread = None
     story.applied(2)
+
+
+def test_a_record_that_cannot_be_read_closes_no_card_that_is_not_ours_and_hides_no_policy() -> None:
+    story = Story(TWO, replace(LATE, apply=False), A=0, B=0)
+    story.cards[B] = replace(story.cards[B], excluded="excluded by --deny")
+    story.unread = story.now
+    story.next()
+    assert story.step(A).reason == "--vf-policy is never"
+    assert (story.step(B).action, story.step(B).reason) == (Action.KEEP, "excluded by --deny")
+
+
+@pytest.mark.parametrize(("vfs", "number"), [(0, 2), (3, 0)])
+def test_a_card_about_which_the_driver_was_not_asked_is_open_at_once(vfs: int, number: int) -> None:
+    story = Story(TWO, A=vfs)
+    story.sent(number)
+    story.answered("the request cannot be recorded", asked=False)
+    assert story.next() == Wait(RETRY_SECONDS[0])
+    assert story.kept_back == {}
+    assert story.step().action is Action.FAILED
+    assert story.told() == [("VFFailed", A)]
+    story.passes(RETRY_SECONDS[0])
+    story.sent(number)
 
 
 # --- drift --------------------------------------------------------------------------------------------

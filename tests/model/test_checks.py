@@ -155,6 +155,7 @@ BROKEN: list[tuple[str, Evidence, Verdict, str]] = [
     ("char-links", nodes(1, linked=False), W, "242:2"),
     ("char-links", control(linked=False), W, "242:128"),
     ("library", library(trouble="/x: no such file"), E, "/x: no such file"),
+    ("library", library(trouble="not asked until then", unwatched=True), W, "not asked until then"),
     ("library", library(trouble="/x is not a libxpuml: it lacks xpumlInit"), E, "lacks xpumlInit"),
     ("library", library(version="4.0.10.1"), W, "4.0.10.1"),
     ("driver-match", library(version="4.0.12.1 commit: 0"), W, "driver 4.33.0"),
@@ -273,8 +274,9 @@ def test_a_node_without_xpus_has_no_error() -> None:
     assert exit_status(finding for _, finding in diagnose(NO_XPU)) == 0
 
 
-def test_a_card_kept_back_is_no_sick_card() -> None:
-    assert verdict("devices-answer", with_row(sick("withdrawn"))).verdict == Verdict.OK
+@pytest.mark.parametrize("reason", ["wish-pending", "withdrawn", "changing", "change-unknown"])
+def test_a_card_kept_back_is_no_sick_card(reason: str) -> None:
+    assert verdict("devices-answer", with_row(sick(reason))).verdict == Verdict.OK
 
 
 def test_a_wish_for_nothing_needs_no_capability() -> None:

@@ -284,6 +284,8 @@ def word(
         # It was granted, and has never been written down.
         (Grant(at=LONG_AGO, known_to=LIFE), word(), True),
         (Grant(at=NOW + 0.1, known_to=LIFE, noted=True), word(), True),
+        # Listed for a former release, which did not write down for which pod.
+        (Grant(at=LONG_AGO, inherited=True, shown=FORMER, known_to=FORMER), word(), True),
     ],
 )
 def test_a_grant_ends_with_its_pod_and_not_with_the_kubelets_memory(
@@ -307,7 +309,8 @@ def test_a_grant_ends_with_its_pod_and_not_with_the_kubelets_memory(
         # This very instance has asked for it, or knew of it: it has not lost anything.
         (replace(SHOWN, known_to=LIFE), word(), False),
         (Grant(at=NOW + 1.0, known_to=OTHER_LIFE), word(), False),
-        # A record of a release that did not write down holders proves nothing.
+        # A release that did not write down holders has at least seen it listed.
+        (Grant(at=LONG_AGO, inherited=True, shown=FORMER, known_to=FORMER), word(), True),
         (Grant(at=LONG_AGO, inherited=True, shown=FORMER), word(), False),
         (Grant(at=LONG_AGO, inherited=True), word(), False),
     ],

@@ -9,10 +9,12 @@ import pytest
 from tests.support.devices import CONTROL, LOST_CALL, device, found
 from xpu_plugin.model.devices import Device, Found, Kind
 from xpu_plugin.model.health import (
+    ASKED_BEFORE,
     CHANGING,
     HEALTHY,
     LOST,
     NOT_ANSWERING,
+    RECORD_UNREAD,
     WISH_PENDING,
     WITHDRAWN,
     Health,
@@ -98,7 +100,7 @@ def kept_back(facts: Facts, why: Health = WITHDRAWN, *cards: str) -> Facts:
     return replace(facts, kept_back=dict.fromkeys(cards or (A,), why))
 
 
-@pytest.mark.parametrize("why", [WISH_PENDING, WITHDRAWN, CHANGING])
+@pytest.mark.parametrize("why", [WISH_PENDING, WITHDRAWN, CHANGING, ASKED_BEFORE, RECORD_UNREAD])
 def test_a_card_that_is_kept_back_is_unhealthy_for_that_reason_and_no_other_card_is(why: Health) -> None:
     assert health(kept_back(after(found(card(A), card(B))), why)) == {A: why, B: HEALTHY}
 

@@ -44,11 +44,13 @@ from xpu_plugin.edges.service import Context, DevicePluginService, listing
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.model.devices import Device, Found, Function, Kind, identify, matches
 from xpu_plugin.model.health import (
+    ASKED_BEFORE,
     CHANGING,
     HEALTHY,
     LIBRARY_GONE,
     LOST,
     NOT_ANSWERING,
+    RECORD_UNREAD,
     WISH_PENDING,
     WITHDRAWN,
     Health,
@@ -70,7 +72,7 @@ from xpu_plugin.proto import deviceplugin_pb2 as api
 
 BUSES = (0x3B, 0x3C, 0x5E, 0xAF)
 CARDS_OF_BUSES = [f"0000:{bus:02x}:00.0" for bus in BUSES]
-KEPT_BACK = [WISH_PENDING, WITHDRAWN, CHANGING]
+KEPT_BACK = [WISH_PENDING, WITHDRAWN, CHANGING, ASKED_BEFORE, RECORD_UNREAD]
 KINDS = st.sampled_from(CARD_KINDS)
 VERDICTS = st.sampled_from([HEALTHY, Health("state-error", "state 207"), NOT_ANSWERING, LIBRARY_GONE])
 BASES = ("baidu.com/xpu", "example.com/card")

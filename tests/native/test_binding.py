@@ -470,7 +470,7 @@ def test_another_device_than_the_caller_believes_is_never_split(
     machine.set_card(2, {"vfs": "1"})
     before = machine.text()
     raised = binding(f"library.set_sriov_vf_num({index}, 2, '0000:3d:00.0')")
-    assert raised.kinds[:2] == ("WrongDeviceError", "Exception")
+    assert raised.kinds[:2] == ("WrongDeviceError", "PluginError")
     there = {0: "0000:3b:00.0", 1: "0000:3c:00.0", 4: "0000:3d:01.0"}[index]
     assert raised.text == f"device index {index} is {there}, not 0000:3d:00.0"
     assert machine.text() == before

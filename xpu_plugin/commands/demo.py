@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from xpu_plugin.config import LONGEST_SOCKET_PATH, PROGRAM, SIMULATOR, Parser
+from xpu_plugin.errors import PluginError
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import CONTROL_PATH
-from xpu_plugin.record import record
 from xpu_plugin.simulation.machine import Machine, MachineError
 from xpu_plugin.xpuml import State
 
@@ -75,7 +76,7 @@ INTERRUPTED = 130
 _Result = TypeVar("_Result")
 
 
-class StepError(Exception):
+class StepError(PluginError):
     """A step did not do what it says."""
 
     def __init__(self, *, expected: str, seen: str) -> None:
@@ -125,7 +126,7 @@ class Screen:
 # --- what there is to look at ---
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class Layout:
     """Where everything of one demo lives."""
 
@@ -361,7 +362,7 @@ async def restart_kubelet(demo: Demo) -> None:
     demo.screen.good(f"{grant.pod} still holds {' and '.join(grant.ids)}; its container may start again")
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class Step:
     title: str
     run: Callable[[Demo], Awaitable[None]]

@@ -61,6 +61,7 @@ def _told(state: dict[str, Any], answer: dict[str, Any]) -> Library:
     """By the running plugin."""
     return Library(
         trouble=state["trouble"],
+        unwatched=state.get("unwatched") is True,
         path=state["library"],
         version=state["library_version"],
         driver_version=state["driver_version"],

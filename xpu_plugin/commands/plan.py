@@ -13,6 +13,7 @@ from xpu_plugin.config import PLAN_OPTIONS, PROGRAM, Config, Parser, read_config
 from xpu_plugin.daemon import node_of, policy, target, terms
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.edges.grants import GrantRecord
+from xpu_plugin.errors import PluginError
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.status import planned
@@ -27,7 +28,7 @@ _COLUMNS = ("card", "wished", "actual", "action", "reason")
 _STATUS = {State.SUCCESS: 0, State.PENDING: 3, State.BLOCKED: 4, State.FAILED: 4}
 
 
-class UnknownWishError(Exception):
+class UnknownWishError(PluginError):
     """The API server did not answer in time."""
 
 

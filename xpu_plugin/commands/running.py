@@ -8,6 +8,7 @@ from typing import Any
 from xpu_plugin.commands.shapes import SHAPES, misfit, shown
 from xpu_plugin.config import PROGRAM
 from xpu_plugin.edges.status import StatusError, ask
+from xpu_plugin.log import Once
 
 
 class Running:
@@ -15,7 +16,7 @@ class Running:
 
     def __init__(self, socket: Path | None) -> None:
         self._socket = socket
-        self._complaint: str | None = None
+        self._complaint = Once()
 
     def expected(self) -> bool:
         """Whether there may be one: only a socket that is surely not there says no."""
@@ -36,14 +37,13 @@ class Running:
         try:
             answer = _checked(ask(self._socket, name, **arguments), name, **arguments)
         except StatusError as error:
-            if str(error) != self._complaint:
-                self._complaint = str(error)
+            if self._complaint.changed(str(error)):
                 print(
                     f"{PROGRAM}: no running plugin answers: {error}; asking by a process of our own",
                     file=sys.stderr,
                 )
             return None
-        self._complaint = None
+        self._complaint.healed()
         return answer
 
 

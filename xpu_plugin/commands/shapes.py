@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from xpu_plugin.frozen import frozen
 from xpu_plugin.log import printable
 from xpu_plugin.model import vf
 from xpu_plugin.model.devices import Gauges
 from xpu_plugin.model.rows import Row
-from xpu_plugin.record import record
 
 
 MOST = 1 << 64  # of any number
@@ -23,7 +23,7 @@ Shape = Any
 list of one shape for a list."""
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class Each:
     """An object with any keys, whose values have a shape."""
 

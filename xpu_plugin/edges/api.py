@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
+from xpu_plugin.errors import PluginError
+from xpu_plugin.frozen import frozen
 from xpu_plugin.log import printable
 from xpu_plugin.model.refusals import FORBIDDEN, UNAUTHORIZED, Speaker, speaker
-from xpu_plugin.record import record
 
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def has_credentials(kubeconfig: Path | None) -> bool:
     return all(address) and TOKEN_FILE.is_file()
 
 
-class Failed(Exception):  # noqa: N818 - not always an error: 410, and what only has to be tried again
+class Failed(PluginError):  # noqa: N818 - not always an error: 410, and what only has to be tried again
     """What was asked for did not happen; the text says what that was, and why, and holds no secrets.
 
     status, speaker, words: of an HTTP answer: its status, the part that refuses, and what that says
@@ -290,7 +291,7 @@ def member(document: object, key: str) -> dict[str, Any]:
     return part if isinstance(part, dict) else {}
 
 
-@record
+@frozen
 class NodeMetadata:
     """A node as its metadata shows it. uid: None where a server does not tell"""
 

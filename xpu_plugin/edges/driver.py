@@ -29,8 +29,9 @@ from xpu_plugin.edges.answers import (
 )
 from xpu_plugin.edges.connection import Connection
 from xpu_plugin.edges.process import WorkerProcess
+from xpu_plugin.errors import PluginError
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import CONTROL_NODE, Gauges, Host, Process, Scan, Usage
-from xpu_plugin.record import record
 from xpu_plugin.xpuml import Call, StateAnswer, WrongDeviceError, error
 
 
@@ -49,7 +50,7 @@ library failed as a whole; the caller has gone; it took too much memory."""
 T = TypeVar("T")
 
 
-class WorkerError(Exception):
+class WorkerError(PluginError):
     """The worker could not answer; it has been killed, the next request starts a fresh one.
 
     call: the native call that was in flight, if one was
@@ -80,11 +81,11 @@ class BusyError(WorkerError):
     """Nothing was asked, as it was not the time."""
 
 
-class LibraryError(Exception):
+class LibraryError(PluginError):
     """No usable libxpuml; the text says which paths were tried and what was wrong with each."""
 
 
-@record
+@frozen
 class Target:
     """What a worker opens, and where it looks.
 

@@ -16,7 +16,7 @@ from xpu_plugin.edges import replacing
 from xpu_plugin.edges.disk import state_thread
 from xpu_plugin.edges.files import DAMAGED, StateFile, reason
 from xpu_plugin.edges.replacing import Replace
-from xpu_plugin.record import record
+from xpu_plugin.frozen import frozen
 
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ READ_SECONDS = 2.0  # for the disk; then the record counts as one that cannot be
 _FILE = "grants.json"
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class Shown:
     """The holder of a device as the kubelet's list has shown it last.
 
@@ -37,7 +37,7 @@ class Shown:
     kubelet: str
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class _Contents:
     """Of the file. listed: ids that the kubelet's list of pods has shown since they were granted
 

@@ -15,7 +15,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from xpu_plugin.record import record
+from xpu_plugin.frozen import frozen
 
 
 ANSWER_SECONDS = 2.0  # for the event loop to say what is on a page
@@ -29,7 +29,7 @@ Text = Callable[[], str]
 """Makes a page's text of what is in it already; it may take its time and is called on a thread."""
 
 
-@record
+@frozen
 class Page:
     """One page. contents: is called on the event loop, and has `seconds` for it; it returns None while there
     is nothing to show yet"""

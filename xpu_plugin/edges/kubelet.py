@@ -28,6 +28,7 @@ from xpu_plugin.edges.engine import require_room
 from xpu_plugin.edges.mounts import deleted
 from xpu_plugin.edges.rivals import RivalWatch
 from xpu_plugin.edges.service import OPTIONS, DevicePluginService, server_of
+from xpu_plugin.log import Once, note
 from xpu_plugin.model import registration
 from xpu_plugin.model.obstacles import Obstacle
 from xpu_plugin.model.registration import Action, Look, Outcome, Standing
@@ -99,7 +100,7 @@ class InstanceLock:
         self._directory = directory
         self._acquiring = asyncio.Lock()
         self._descriptor: int | None = None
-        self._complaint: str | None = None
+        self._complaint = Once()
         self.rival = False  # whether another plugin had it when it was tried last
 
     def acquire_at_once(self) -> None:
@@ -113,7 +114,7 @@ class InstanceLock:
                 return
             while not self._try():  # noqa: ASYNC110 - nothing tells us when another process lets go
                 await asyncio.sleep(LOCK_SECONDS)
-            self._complaint = None
+            self._complaint.healed()
             if self.on_waited is not None:
                 await self.on_waited()
 
@@ -170,9 +171,8 @@ class InstanceLock:
         return not obstacle.absent
 
     def _complain(self, text: str) -> None:
-        if text != self._complaint:
+        if self._complaint.changed(text):
             logger.warning("%s", text)
-            self._complaint = text
 
 
 class Endpoint:
@@ -181,7 +181,6 @@ class Endpoint:
     watch: of the resource's name, the same that the service has
     look: looks who holds devices; awaited before each registration, and before devices are offered again that
     another plugin may have granted. It must be quick: a kubelet that waits longer than a second kills pods
-    note: takes each registration, and each new reason why there is none
     """
 
     def __init__(
@@ -193,7 +192,6 @@ class Endpoint:
         lock: InstanceLock,
         watch: RivalWatch | None = None,
         look: Callable[[], Awaitable[None]] | None = None,
-        note: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self._service = service
         self._directory = directory
@@ -202,11 +200,10 @@ class Endpoint:
         self._lock = lock
         self.watch = watch or RivalWatch(service.resource)
         self._look = look
-        self._note = note
         self._server: grpc.aio.Server | None = None
         self._bound: Identity | None = None
-        self._said: str | None = None
-        self._noted: str | None = None
+        self._said = Once()
+        self._noted = Once()
         self._absent = False  # whether it was said that no kubelet answers
         self.obstacle: Obstacle | None = None  # why the kubelet's socket, which is there, cannot be used
         self.path: Path | None = None  # of our socket, which has a new name each time it is bound
@@ -295,15 +292,13 @@ class Endpoint:
 
     def _complain(self, text: str) -> None:
         """Warn of what is not as it should be, once until it is another thing."""
-        if text != self._said:
+        if self._said.changed(text):
             logger.warning("%s", text)
-            self._said = text
 
     def _mention(self, text: str) -> None:
         """The same for what is nothing unusual."""
-        if text != self._said:
+        if self._said.changed(text):
             logger.info("%s", text)
-            self._said = text
 
     # --- what is decided -------------------------------------------------------------------------
 
@@ -386,19 +381,18 @@ class Endpoint:
         """The standing after an attempt, which is noted, counted and logged."""
         self.registrations += outcome is Outcome.ACCEPTED
         self.failures += outcome in (Outcome.REFUSED, Outcome.CUT, Outcome.UNABLE)
-        if outcome is Outcome.ACCEPTED or trouble != self._noted:  # what is the same is noted once
-            self._note(
+        if self._noted.changed(trouble) or outcome is Outcome.ACCEPTED:
+            note(
                 "registration",
                 resource=self.resource,
                 kubelet=str(asked),
                 outcome=str(outcome),
                 trouble=trouble,
             )
-            self._noted = trouble
         if outcome in (Outcome.REFUSED, Outcome.UNABLE):
             self._complain(f"cannot register resource={self.resource}: {trouble}")
         elif outcome is Outcome.ACCEPTED:
-            self._said = None
+            self._said.healed()
         return registration.answered(
             standing,
             outcome,

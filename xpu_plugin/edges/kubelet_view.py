@@ -13,14 +13,14 @@ from pathlib import Path
 
 from xpu_plugin.edges.kubelet import KUBELET_SOCKET, Identity
 from xpu_plugin.edges.podresources import CHECKPOINT, UnknownHoldersError, checkpoint_of, list_pods
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.holders import Checkpoint, Holding, Listing
-from xpu_plugin.record import record
 
 
 FRESH_SECONDS = 5.0
 
 
-@record
+@frozen
 class Listed:
     """An answer of the pod resources API.
 
@@ -33,7 +33,7 @@ class Listed:
     trouble: str | None = None
 
 
-@record
+@frozen
 class Written:
     """The checkpoint as it was read.
 

@@ -9,6 +9,7 @@ from xpu_plugin.edges import replacing
 from xpu_plugin.edges.disk import state_thread
 from xpu_plugin.edges.files import DAMAGED, StateFile, reason
 from xpu_plugin.edges.replacing import Replace
+from xpu_plugin.log import Once
 from xpu_plugin.model.node_label import Kept
 from xpu_plugin.model.vf import parse
 
@@ -24,7 +25,7 @@ class LabelRecord:
     def __init__(self, directory: Path, replace: Replace = replacing.replace) -> None:
         self._file = StateFile(directory / _FILE, replace)
         self._disk = state_thread()
-        self._trouble: str | None = None  # that was warned of
+        self._trouble = Once()
 
     async def read(self) -> Kept | None:
         """The label that is kept, None for none. A damaged file counts as none, with a warning.
@@ -34,8 +35,7 @@ class LabelRecord:
         try:
             found = await self._disk.call(self._file.load, _decoded)
         except OSError as error:
-            if error.strerror != self._trouble:
-                self._trouble = error.strerror
+            if self._trouble.changed(error.strerror):
                 logger.warning(
                     "cannot read the record of the node's label %s: %s; it is tried again",
                     self._file.path,
@@ -43,8 +43,7 @@ class LabelRecord:
                 )
             raise
         except DAMAGED as error:
-            if (why := reason(error)) != self._trouble:
-                self._trouble = why
+            if self._trouble.changed(why := reason(error)):
                 logger.warning(
                     "the record of the node's label %s is damaged and counts as empty: %s; it is kept aside "
                     "when a new one is written",
@@ -52,7 +51,7 @@ class LabelRecord:
                     why,
                 )
             return None
-        self._trouble = None
+        self._trouble.healed()
         return found
 
     async def removed(self) -> bool:
@@ -70,8 +69,7 @@ class LabelRecord:
             else:
                 await self._disk.call(self._file.replace, {"label": kept.label, "node": kept.node})
         except OSError as error:
-            if error.strerror != self._trouble:
-                self._trouble = error.strerror
+            if self._trouble.changed(error.strerror):
                 logger.warning(
                     "cannot write the record of the node's label %s: %s; a restart of this plugin while the "
                     "API server refuses goes by an older label, or by the argument",
@@ -79,7 +77,7 @@ class LabelRecord:
                     error.strerror,
                 )
             return False
-        self._trouble = None
+        self._trouble.healed()
         return True
 
 

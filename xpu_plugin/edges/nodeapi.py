@@ -32,6 +32,8 @@ from xpu_plugin.edges.api import (
     said,
 )
 from xpu_plugin.edges.nodewriter import Delays, NodeWriter, send, values
+from xpu_plugin.errors import PluginError
+from xpu_plugin.log import Once
 from xpu_plugin.model.node_label import Sight
 from xpu_plugin.model.refusals import Speaker
 
@@ -47,7 +49,7 @@ NODE_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,ap
 _GONE = 410
 
 
-class ApiError(Exception):
+class ApiError(PluginError):
     """The API server has not done what it was asked for; the text says why, in one line."""
 
 
@@ -98,7 +100,7 @@ class NodeApi:
         # Of the watching thread.
         self._told: Sight | None = None  # what was handed over last
         self._denied: set[str] = set()  # requests whose refusal on_denied has heard of
-        self._complaint: str | None = None  # the kind of trouble there is
+        self._complaint = Once()  # the kind of trouble there is
         self._patience = patience
         self._refused_since: float | None = None
         self._streaming_since: float | None = None
@@ -252,7 +254,7 @@ class NodeApi:
         """Act on each line of a watch; as `_follow` returns."""
         what = "watch nodes"
         self._allowed(what)
-        if self._complaint != BROKEN:
+        if self._complaint.last != BROKEN:
             self._answered()
         heard = False
         for line in answer.lines():
@@ -306,7 +308,7 @@ class NodeApi:
     def _say(self, failure: Failed) -> None:
         """Once for each kind of trouble, until there is an answer."""
         if failure.speaker is Speaker.AUTHORIZER:
-            self._complaint = REFUSED
+            self._complaint.changed(REFUSED)
             now = time.monotonic()
             self._refused_since = self._refused_since or now
             if now - self._refused_since >= self._patience and failure.what not in self._denied:
@@ -328,14 +330,12 @@ class NodeApi:
             )
 
     def _complain(self, text: str, kind: str) -> None:
-        if kind != self._complaint:
-            self._complaint = kind
+        if self._complaint.changed(kind):
             logger.warning("%s", text)
 
     def _answered(self) -> None:
         self._refused_since = None
-        if self._complaint is not None:
-            self._complaint = None
+        if self._complaint.healed():
             logger.info("the API server answers again")
             self._writer.answered()
 

@@ -29,6 +29,7 @@ from xpu_plugin.edges.api import (
     advice,
     node_metadata,
 )
+from xpu_plugin.log import Once
 from xpu_plugin.model.refusals import Speaker
 
 
@@ -250,10 +251,10 @@ class NodeWriter:
                 self._seen = now
         return {key: REWRITTEN for key, value in changes.items() if now.get(key) != value}
 
-    def _others(self, part: "_Part") -> Iterable[str | None]:
+    def _others(self, part: "_Part") -> Iterable[object]:
         """What has been said of the other parts: the same needs no second line."""
         with self._news:
-            return [other.errand.complaint for other in self._parts.values() if other is not part]
+            return [other.errand.complaint.last for other in self._parts.values() if other is not part]
 
     # --- events ---------------------------------------------------------------------------------------
 
@@ -292,7 +293,7 @@ class _Errand:
     def __init__(self, what: str, delays: Delays, seconds: tuple[float, float] | None = None) -> None:
         self.what = what
         self.due = self._soonest = 0.0
-        self.complaint: str | None = None  # the kind of trouble there is
+        self.complaint = Once()  # the kind of trouble there is
         self.unwritten: tuple[str, ...] = ()
         self._seconds = seconds or AGAIN_SECONDS
         self._delays = delays
@@ -317,18 +318,14 @@ class _Errand:
         self.due = now + max(next(self._again), least)
         self._soonest = now + max(self._seconds[0], least)
 
-    def failed(self, failure: Failed, others: Iterable[str | None] = ()) -> None:
+    def failed(self, failure: Failed, others: Iterable[object] = ()) -> None:
         """An API server that is away is not mentioned: the watch says so. others: what is said already"""
         self.put_off(failure.retry_after)
         self._unreachable = failure.status is None and failure.kind == AWAY
         text = _failed(failure)
         self.unwritten = (text,)
         complaint = REFUSED if failure.speaker in _WHO_WE_ARE else BROKEN
-        if self._unreachable or complaint == self.complaint:
-            logger.debug("%s", failure)
-            return
-        self.complaint = complaint
-        if complaint in others:
+        if self._unreachable or not self.complaint.changed(complaint) or complaint in others:
             logger.debug("%s", failure)
         else:
             logger.warning("%s", text)
@@ -338,18 +335,17 @@ class _Errand:
         text = _dropped(failure)
         if failure.speaker is Speaker.ADMISSION:
             self.unwritten = (text,)
-            if self.complaint == text:
+            if not self.complaint.changed(text):
                 return
-            self.complaint = text
         logger.warning("%s", text)
 
-    def succeeded(self, others: Iterable[str | None] = ()) -> None:
+    def succeeded(self, others: Iterable[object] = ()) -> None:
         """The trouble is over, and that is said if the others have not the same."""
         self._unreachable = False
         self.unwritten = ()
-        if self.complaint is not None and self.complaint not in others:
+        last = self.complaint.last
+        if self.complaint.healed() and last not in others:
             logger.info("the API server lets us %s again", self.what)
-        self.complaint = None
 
 
 class _Part:

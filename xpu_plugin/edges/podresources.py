@@ -25,12 +25,13 @@ from xpu_plugin.edges import files
 from xpu_plugin.edges.channel import address, held, reached, told
 from xpu_plugin.edges.disk import DiskThread
 from xpu_plugin.edges.engine import require_room
+from xpu_plugin.errors import PluginError
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.holders import Checkpoint, Holding, Listing
 from xpu_plugin.model.inventory import may_be_ours
 from xpu_plugin.model.obstacles import Obstacle
 from xpu_plugin.proto import podresources_v1_pb2 as v1
 from xpu_plugin.proto import podresources_v1alpha1_pb2 as v1alpha1
-from xpu_plugin.record import record
 
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ _OPTIONS = (
 _VERSIONS: tuple[tuple[str, Any], ...] = (("v1", v1), ("v1alpha1", v1alpha1))
 
 
-class UnknownHoldersError(Exception):
+class UnknownHoldersError(PluginError):
     """A source that exists could not be read: it must not be taken for an empty one."""
 
 
@@ -107,7 +108,7 @@ async def _list(own: Path, socket: Path, domains: Collection[str]) -> Listing:
     raise UnknownHoldersError(f"{socket}: neither v1 nor v1alpha1 of the pod resources API")
 
 
-@record
+@frozen
 class Witnesses:
     """What both sources said. listing, checkpoint: None where there is none, or it could not be read;
     list_trouble, checkpoint_trouble: a sentence for one that is there and could not"""

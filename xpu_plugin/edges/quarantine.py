@@ -11,6 +11,7 @@ from xpu_plugin.edges import replacing
 from xpu_plugin.edges.disk import state_thread
 from xpu_plugin.edges.files import DAMAGED, StateFile, reason
 from xpu_plugin.edges.replacing import Replace
+from xpu_plugin.log import Once
 
 
 logger = logging.getLogger(__name__)
@@ -29,8 +30,7 @@ class QuarantineRecord:
     def __init__(self, directory: Path, replace: Replace = replacing.replace) -> None:
         self._file = StateFile(directory / _FILE, replace)
         self._disk = state_thread()
-        self._complained = False
-        self._unreadable: str | None = None
+        self._unwritable, self._unreadable = Once(), Once()
         self.reasons: Mapping[str, str] = {}
         self.unread = True
         try:
@@ -54,16 +54,15 @@ class QuarantineRecord:
         try:
             await self._disk.call(self._file.replace, {"quarantined": wanted})
         except OSError as error:
-            if not self._complained:
+            if self._unwritable.changed(True):
                 logger.warning(
                     "cannot write the record of quarantined devices %s: %s; a restart of this plugin offers "
                     "them again",
                     self._file.path,
                     error.strerror,
                 )
-            self._complained = True
             return
-        self._complained = False
+        self._unwritable.healed()
         self.reasons = wanted
 
     def _take_in(self, found: Mapping[str, str] | None) -> None:
@@ -73,8 +72,7 @@ class QuarantineRecord:
 
     def _cannot_read(self, error: OSError) -> None:
         why = error.strerror or "the disk does not answer"
-        if why != self._unreadable:
-            self._unreadable = why
+        if self._unreadable.changed(why):
             logger.warning(
                 "cannot read the record of quarantined devices %s: %s; it is tried again",
                 self._file.path,

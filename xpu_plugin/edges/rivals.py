@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 
 from xpu_plugin.edges.podresources import UnknownHoldersError
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model import rivals
 from xpu_plugin.model.holders import Checkpoint
 from xpu_plugin.model.registration import Identity
 from xpu_plugin.model.rivals import Announced, Company, Phase, Rivalry, Sight
-from xpu_plugin.record import record
 
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ SHOWN_IDS, LONGEST_ID = 8, 64  # of a rival in a sentence: how many, and how muc
 REASON = "XPUForeignPlugin"
 
 
-@record
+@frozen
 class _Looked:
     """One look. strange: ids in the checkpoint that we never announced
 

@@ -29,6 +29,7 @@ from google.protobuf.message import DecodeError
 
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.rivals import RivalWatch
+from xpu_plugin.log import note
 from xpu_plugin.model import allocation
 from xpu_plugin.model.allocation import Cause, NodeIdentity, Refusal
 from xpu_plugin.model.health import Health
@@ -90,7 +91,6 @@ class DevicePluginService:
     node: what a device node is, by name; on_grant: told the ids of each grant
     on_start: told those of each start of a container; on_list: told that a list has gone out
     watch: says when no list is to go out, or one without a healthy device; told of each list
-    note: takes each grant and each refusal with what was asked for
     on_error: told of an unforeseen error of a method; the caller is refused
     """
 
@@ -107,7 +107,6 @@ class DevicePluginService:
         on_list: Callable[[], None] = lambda: None,
         watch: RivalWatch | None = None,
         on_error: Callable[[Exception], None] = lambda _: None,
-        note: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self.resource = resource
         self._streams: set[object] = set()
@@ -121,7 +120,6 @@ class DevicePluginService:
         self._on_list = on_list
         self._watch = watch or RivalWatch(resource)
         self.on_error = on_error
-        self._note = note
         self.lists = 0  # that have gone out
         self.granted = 0  # devices
         self.durations: dict[str, Durations] = {method: none_yet(*_LENGTHS) for method in METHODS}
@@ -192,7 +190,7 @@ class DevicePluginService:
             asked = (id for container in containers for id in container.devices_ids)
             await self._refuse(context, "Allocate", "allocation", refusal, asked)
         for grant in grants:
-            self._note(
+            note(
                 "grant",
                 resource=self.resource,
                 ids=[entry.id for entry in grant.entries],
@@ -240,7 +238,12 @@ class DevicePluginService:
     ) -> api.PreStartContainerResponse:
         try:
             paths = allocation.check_start(
-                self._picture(), self.resource, list(request.devices_ids), self._record.paths, self._node
+                self._picture(),
+                self.resource,
+                list(request.devices_ids),
+                self._record.paths,
+                self._node,
+                unread=self._record.unread,
             )
         except Refusal as refusal:
             asked = request.devices_ids
@@ -289,7 +292,7 @@ class DevicePluginService:
         if len(text) > LONGEST_REFUSAL:
             text = f"{text[:LONGEST_REFUSAL]}..."
         inventory, asked = self._current(), list(islice(ids, NOTED_IDS))
-        self._note(
+        note(
             "refusal",
             of=what,
             resource=self.resource,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from xpu_plugin.errors import PluginError
 from xpu_plugin.log import printable
 
 
@@ -26,7 +27,7 @@ Answer = Callable[..., object]
 TypeError for bad ones."""
 
 
-class StatusError(Exception):
+class StatusError(PluginError):
     """There is no running plugin to talk to, or it does not know what is asked."""
 
 

@@ -13,6 +13,7 @@ from xpu_plugin.edges import files, replacing
 from xpu_plugin.edges.disk import state_thread
 from xpu_plugin.edges.files import DAMAGED, StateFile
 from xpu_plugin.edges.replacing import Replace
+from xpu_plugin.log import Once
 from xpu_plugin.model.change import Request
 
 
@@ -40,7 +41,7 @@ class VfRecord:
         self.request: Request | None = None
         self.unread = True
         self._doubtful = False  # whether a write was begun of which the end is not known
-        self._complaint: str | None = None
+        self._complaint = Once()
 
     @property
     def path(self) -> Path:
@@ -74,7 +75,8 @@ class VfRecord:
         self._doubtful = True
         async with asyncio.timeout(WRITE_SECONDS):
             await self._disk.call(self._file.replace, {"change": fields})
-        self.request, self._doubtful, self._complaint = request, False, None
+        self.request, self._doubtful = request, False
+        self._complaint.healed()
 
     def _decoded(self, document: Any) -> Request | None:
         fields = document["change"]
@@ -87,8 +89,7 @@ class VfRecord:
 
     def _complain(self, text: str, error: Exception) -> None:
         why = reason(error) if isinstance(error, OSError) else files.reason(error)
-        if why != self._complaint:
-            self._complaint = why
+        if self._complaint.changed(why):
             logger.warning(text, self.path, why)
 
 

@@ -23,9 +23,9 @@ from xpu_plugin.edges import host
 from xpu_plugin.edges.installation import absence, located
 from xpu_plugin.edges.opening import refusal
 from xpu_plugin.edges.wire import HEADER, LONGEST_REQUEST
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import Host
 from xpu_plugin.model.unlisted import MOST_LISTED
-from xpu_plugin.record import record
 
 
 HIDING_VARIABLE = "XPU_VISIBLE_DEVICES"
@@ -202,7 +202,7 @@ class Worker:
         return self._library
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class _File:
     """A file that can be told from the one that takes its place. place: where `path` leads"""
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from xpu_plugin.edges.driver import BusyError, Driver, LibraryError, WorkerError
 from xpu_plugin.edges.vf_record import VfRecord, reason
-from xpu_plugin.loops.backoff import wait_for
+from xpu_plugin.log import Once, note
 from xpu_plugin.loops.idleness import Idleness
-from xpu_plugin.loops.picture import NEVER, Picture
+from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.sweep import Sweep
 from xpu_plugin.model.change import (
     Decision,
@@ -34,6 +34,7 @@ from xpu_plugin.model.health import Health
 from xpu_plugin.model.holders import Holding
 from xpu_plugin.model.inventory import estranged
 from xpu_plugin.model.vf import KEEP, UNKNOWN, Action, Card, Proof, Report, Wish, cards, described
+from xpu_plugin.waiting import wait_for
 from xpu_plugin.xpuml import WrongDeviceError, XpumlError
 
 
@@ -49,7 +50,6 @@ class Apply:
     changer: a worker client that is used for nothing else; its worker lives for one request of the driver
     record: where each request is written down before; it is read by `inherit`
     alone: waits until no other plugin may work on this node; tell: what the administrator should see
-    note: takes each decision, as `Decisions.note` does
     """
 
     def __init__(
@@ -64,7 +64,6 @@ class Apply:
         wish: Wish = UNKNOWN,
         alone: Callable[[], Awaitable[None]],
         tell: Callable[[Report, Collection[News]], None],
-        note: Callable[..., None] = lambda *_, **__: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._changer = changer
@@ -78,8 +77,7 @@ class Apply:
         self._limits = limits
         self._alone = alone
         self._tell = tell
-        self._note = note
-        self._noted: dict[str, object] = {}
+        self._noted = Once()
         self._clock = clock
         self._wake = asyncio.Event()
         self._memory = Memory(started=clock())
@@ -136,8 +134,7 @@ class Apply:
 
     async def run(self) -> None:
         """Never returns."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow(), name="picture for apply")
+        with self._picture.waking(self._wake):
             while True:
                 await self._alone()
                 if self._unread is not None:
@@ -145,12 +142,6 @@ class Apply:
                 decision = self._decide()
                 await self._clear()
                 await self._act(decision)
-
-    async def _follow(self) -> None:
-        generation = NEVER
-        while True:
-            generation = (await self._picture.beyond(generation)).generation
-            self._wake.set()
 
     def _view(self) -> View:
         return View(
@@ -202,9 +193,8 @@ class Apply:
             },
             "taken": sorted(self._idleness.taken()),
         }
-        if noted != self._noted:
-            self._noted = noted
-            self._note("vfs", **noted)
+        if self._noted.changed(noted):
+            note("vfs", **noted)
 
     def _keep_back(self, kept_back: Mapping[str, Health]) -> None:
         if kept_back != self._picture.facts.kept_back:
@@ -230,11 +220,12 @@ class Apply:
                 await self._set(order)
 
     async def _set(self, order: SetVfs) -> None:
-        card, failure, refused = order.card, "", False
+        card, failure, refused, asked = order.card, "", False, True
         assert card.index is not None  # noqa: S101 - or nothing would have been decided
         try:
             await self._record.write(Request(card.address, order.number))
         except OSError as error:
+            asked = False
             failure = (
                 f"the driver is not asked, as the request cannot be recorded in {self._record.path}: "
                 f"{reason(error)}; mount --state-dir writable"
@@ -252,7 +243,10 @@ class Apply:
                 f"the driver refuses {order.number} VFs: {failure}; a process may have the card or one of "
                 "its VFs open, or this board cannot be split so"
             )
-        self._memory = answered(self._memory, self._view(), self._limits, failure=failure, refused=refused)
+        view = self._view()
+        self._memory = answered(
+            self._memory, view, self._limits, failure=failure, refused=refused, asked=asked
+        )
 
     async def _ask(self, card: Card, index: int, number: int) -> None:
         """Ask the driver by a worker that is started for it, and that lists the nodes before it asks."""

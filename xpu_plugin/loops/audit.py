@@ -5,7 +5,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
@@ -13,14 +13,14 @@ from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.kubelet import KUBELET_SOCKET, Identity
 from xpu_plugin.edges.kubelet_view import written_by
 from xpu_plugin.edges.podresources import UnknownHoldersError, checkpoint_of
-from xpu_plugin.loops.backoff import delays, wait_for
 from xpu_plugin.loops.census import Census
 from xpu_plugin.loops.idleness import Idleness
-from xpu_plugin.loops.picture import NEVER, Picture
+from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.audit import EVENTS, Evidence, Finding, Kind, findings
 from xpu_plugin.model.devices import Process
 from xpu_plugin.model.holders import Answers, Checkpoint, Holding, Listing, Terms, distrust, word_of
 from xpu_plugin.model.inventory import our_resources
+from xpu_plugin.waiting import Cooldown, wait_for
 from xpu_plugin.xpuml import XpumlError
 
 
@@ -76,7 +76,7 @@ class Audit:
         self._suspected: frozenset[Finding] = frozenset()
         self._confirmed: frozenset[Finding] = frozenset()
         self._told: dict[Finding, float] = {}
-        self._mute: tuple[float, Iterator[float]] | None = None
+        self._mute: Cooldown[Driver] = Cooldown(*MUTE_SECONDS, clock=clock)
         self._looked_at: float | None = None
 
     @property
@@ -100,20 +100,13 @@ class Audit:
 
     async def run(self) -> None:
         """Never returns."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow(), name="picture for the audit")
+        with self._picture.waking(self._wake):
             while True:
                 await self.look()
                 suspicious = self._suspected - self._confirmed
                 if await wait_for(self._wake, CONFIRM_SECONDS if suspicious else LOOK_SECONDS):
                     await asyncio.sleep(self._terms.settle)  # the kubelet's list lags
                     self._wake.clear()
-
-    async def _follow(self) -> None:
-        generation = NEVER
-        while True:
-            generation = (await self._picture.beyond(generation)).generation
-            self._wake.set()
 
     async def look(self) -> None:
         """Ask everybody once. Where the kubelet cannot be believed, what was found stays."""
@@ -182,14 +175,13 @@ class Audit:
 
     async def _processes(self) -> Mapping[str, tuple[Process, ...] | None]:
         """What the driver tells; nothing where asking it would cost too much."""
-        if self._driver.stuck or (self._mute is not None and self._clock() < self._mute[0]):
+        if self._driver.stuck or self._driver in self._mute:
             return {}
         try:
             return await self._driver.processes(self._left_out())
         except WorkerError as error:
             if error.call is not None:
-                pauses = self._mute[1] if self._mute else delays(*MUTE_SECONDS)
-                self._mute = (self._clock() + next(pauses), pauses)
+                self._mute.begin(self._driver)
                 logger.warning("asking who computes where: %s; it is asked again later", error)
         except (LibraryError, XpumlError):
             pass  # the sweep says so

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from xpu_plugin.edges.podresources import UnknownHoldersError, list_pods
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.holders import Listing
-from xpu_plugin.record import record
 
 
 FRESH_SECONDS = 5.0
 
 
-@record
+@frozen
 class Count:
     """One answer. listing: None where there is no such API, a text where it does not answer; began: when it
     was asked for, in seconds of the caller's clock"""

@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from xpu_plugin.loops.picture import NEVER, Picture
+from xpu_plugin.loops.picture import Picture
 
 
 class Endpoints:
@@ -28,11 +28,9 @@ class Endpoints:
 
     async def run(self) -> None:
         """Never returns; cancelled, it ends all endpoints first."""
-        generation, running = NEVER, frozenset[str]()
+        running = frozenset[str]()
         async with asyncio.TaskGroup() as group:
-            while True:
-                inventory = await self._picture.beyond(generation)
-                generation = inventory.generation
+            async for inventory in self._picture.changes():
                 for resource in sorted((inventory.resources | self._always) - running):
                     group.create_task(self._run(resource), name=f"endpoint {resource}")
                 running |= inventory.resources | self._always

@@ -2,16 +2,15 @@
 """Events on the node for what becomes of devices and driver: each once, and never many."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
-from xpu_plugin.loops.backoff import delays
 from xpu_plugin.loops.census import Census
-from xpu_plugin.loops.picture import NEVER, Picture
+from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.faults import BAD, Notice, Told, notices
 from xpu_plugin.model.holders import Listing
 from xpu_plugin.model.rows import holders
+from xpu_plugin.waiting import delays, wait_for
 
 
 LOOK_SECONDS = 2.0  # between looks at the driver, which gives no notice
@@ -44,32 +43,32 @@ class Faults:
         self._sleep = sleep
         self._told = Told()
         self._told_at = clock()
+        self._wake = asyncio.Event()
         self._pauses = delays(*PAUSE_SECONDS)
 
     async def run(self) -> None:
         """Never returns."""
-        generation = NEVER
-        while True:
-            generation = await self._beyond(generation)
-            told, found = self._news(None)
-            if not found:
-                self._told = told
-                continue
-            await self._sleep(TOGETHER_SECONDS)
-            count = await self._census.take(oldest=0.0)
-            listing = count.listing if isinstance(count.listing, Listing) else None
-            self._told, found = self._news(listing)
-            self._say(found)
-            if found:
-                await self._sleep(self._pause())
+        with self._picture.waking(self._wake):
+            while True:
+                await self._awaited()
+                told, found = self._news(None)
+                if not found:
+                    self._told = told
+                    continue
+                await self._sleep(TOGETHER_SECONDS)
+                count = await self._census.take(oldest=0.0)
+                listing = count.listing if isinstance(count.listing, Listing) else None
+                self._told, found = self._news(listing)
+                self._say(found)
+                if found:
+                    await self._sleep(self._pause())
 
-    async def _beyond(self, generation: int) -> int:
+    async def _awaited(self) -> None:
         """Wait for another picture, or for other news of the driver than were told."""
         while (self._driver_gone() is None) is self._told.driver:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
-                    return (await self._picture.beyond(generation)).generation
-        return generation
+            if await wait_for(self._wake, LOOK_SECONDS):
+                self._wake.clear()
+                return
 
     def _news(self, listing: Listing | None) -> tuple[Told, tuple[Notice, ...]]:
         entries = self._picture.current.entries if self._picture.current else {}

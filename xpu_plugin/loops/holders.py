@@ -57,6 +57,7 @@ class Holders:
         self._granted: dict[str, float] = {}
         self._absent: dict[str, int] = {}
         self._complete = False
+        self._behind = False  # the record of grants was not known at the last look
         self._serving = False  # the first list has gone out
         self._complaint: str | None = None
         self._trouble_since: float | None = None
@@ -82,7 +83,8 @@ class Holders:
             if instance not in (None, self._instance):
                 self._instance, new_for = instance, NEW_FOR_SECONDS
             facts = self._picture.facts
-            asking = facts.held or facts.withheld or self._idleness.forgotten or not self._complete
+            known = self._complete and not self._behind
+            asking = facts.held or facts.withheld or self._idleness.forgotten or not known
             if waited >= LOOK_SECONDS and asking:
                 waited = 0.0
                 await self.look()
@@ -154,6 +156,7 @@ class Holders:
         listing = listed.listing if listed else None
         noted = {id for own in written.holdings for id in own.ids}
         life = before if before == self._view.instance else None
+        self._behind = self._idleness.behind
         self._idleness.hear(
             Word(
                 began=listed.began if listed else written.began,

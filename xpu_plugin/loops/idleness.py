@@ -13,7 +13,6 @@ from xpu_plugin.edges.grants import GrantRecord, Shown
 from xpu_plugin.edges.kubelet import KUBELET_SOCKET, Identity
 from xpu_plugin.edges.kubelet_view import written_by
 from xpu_plugin.edges.podresources import UnknownHoldersError, checkpoint_of, list_pods
-from xpu_plugin.loops.backoff import delays
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.devices import Usage
 from xpu_plugin.model.holders import (
@@ -33,12 +32,14 @@ from xpu_plugin.model.holders import (
 )
 from xpu_plugin.model.inventory import card_of, estranged, is_old, our_resources
 from xpu_plugin.model.vf import Card, Proof
+from xpu_plugin.waiting import delays
 from xpu_plugin.xpuml import WrongDeviceError, XpumlError
 
 
 logger = logging.getLogger(__name__)
 
 MUTE_SECONDS = (60.0, 3600.0)  # for a card at which asking who uses it costs a worker: first, most
+READ_SECONDS = (1.0, 60.0)  # between attempts to read a record that could not be read: first, most
 SHOW_SECONDS = 60.0  # after a grant, for the kubelet's list; an ordinary init container's it never shows
 
 
@@ -78,6 +79,7 @@ class Idleness:
         self._record = record
         self._granted = asyncio.Event()
         self._heard = asyncio.Event()
+        self._behind = asyncio.Event()  # the ledger has not what the record says
         self._ended: set[str] = set()  # grants that have ended, which the record does not say yet
         self._forgotten: frozenset[str] = frozenset()
         self._mute: dict[str, _Mute] = {}
@@ -86,16 +88,39 @@ class Idleness:
 
     def inherit(self, at: float | None = None) -> None:
         """What the record says is what former plugins have granted. at: since when that is known, or now"""
-        moment = self._clock() if at is None else at
         own = {id: grant for id, grant in self._ledger.items() if not grant.inherited}
-        life = self._life()
-        former = {id: self._inherited(id, moment, life) for id in self._record.paths}
-        self._ledger = {**former, **own}
+        self._ledger = {**self._recorded(at), **own}
+        if self._record.unread:
+            self._behind.set()
+        else:
+            self._behind.clear()
+
+    async def _catch_up(self) -> bool:
+        """Have the ledger know what the record says, also one that could not be read before; whether it does.
+        Nothing that is known without it is forgotten."""
+        if self._record.unread and not await self._record.reread():
+            return False
+        if self._behind.is_set():
+            self._behind.clear()
+            known = {
+                id: grant
+                for id, grant in self._ledger.items()
+                if not grant.inherited or grant.known_to is not None
+            }
+            self._ledger = {**self._ledger, **self._recorded(), **known}
+            self._claim()
+        return True
+
+    def _recorded(self, at: float | None = None) -> Ledger:
+        moment, life = self._clock() if at is None else at, self._life()
+        return {id: self._inherited(id, moment, life) for id in self._record.paths}
 
     def _inherited(self, id: str, at: float, life: Identity | None) -> Grant:
         shown = self._record.holders.get(id)
         if shown is None:
-            return Grant(at=at, inherited=True, shown=FORMER if id in self._record.listed else None)
+            # The record of an older release names no holder.
+            known = FORMER if id in self._record.listed else None
+            return Grant(at=at, inherited=True, shown=known, known_to=known)
         same = life is not None and shown.kubelet == str(life)
         return Grant(
             at=at,
@@ -158,6 +183,7 @@ class Idleness:
         """
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow(alone), name="ends of grants")
+            group.create_task(self._keep_up(), name="record of grants")
             while True:
                 await self._granted.wait()
                 await asyncio.sleep(self.terms.settle)
@@ -169,6 +195,14 @@ class Idleness:
                 listing = await self._list()
                 if isinstance(listing, Listing):
                     self.hear(Word(began=began, life=life, listing=listing))
+
+    async def _keep_up(self) -> None:
+        while True:
+            await self._behind.wait()
+            pauses = delays(*READ_SECONDS)
+            while self._behind.is_set():
+                await asyncio.sleep(next(pauses))
+                await self._catch_up()
 
     async def _follow(self, alone: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -197,6 +231,11 @@ class Idleness:
         return self._ledger
 
     @property
+    def behind(self) -> bool:
+        """Whether the record of grants could not be read yet, so that the ledger lacks what it says."""
+        return self._behind.is_set()
+
+    @property
     def forgotten(self) -> frozenset[str]:
         """Those of them that the kubelet counts as free, having lost its checkpoint."""
         return self._forgotten & self._ledger.keys()
@@ -213,12 +252,10 @@ class Idleness:
 
     async def look(self, cards: Collection[Card]) -> dict[str, Proof]:
         """Ask everybody about these cards."""
-        if self._record.unread:
-            if not await self._record.reread():
-                doubt = "the record of grants cannot be read"
-                now = self._clock()
-                return {card.address: Proof(at=now, done=now, doubt=doubt) for card in cards}
-            self.inherit()
+        if not await self._catch_up():
+            doubt = "the record of grants cannot be read"
+            now = self._clock()
+            return {card.address: Proof(at=now, done=now, doubt=doubt) for card in cards}
         began = self._clock()
         usages: dict[str, Usage | str] = {}
         for card in cards:

@@ -18,6 +18,7 @@ from xpu_plugin import log
 from xpu_plugin.edges.driver import CAUSES, Driver
 from xpu_plugin.edges.kubelet import Endpoint
 from xpu_plugin.edges.service import CODES, METHODS, DevicePluginService
+from xpu_plugin.frozen import frozen
 from xpu_plugin.loops.apply import Apply
 from xpu_plugin.loops.audit import Audit
 from xpu_plugin.loops.census import Census, Count
@@ -32,7 +33,6 @@ from xpu_plugin.model.holders import Listing
 from xpu_plugin.model.rows import holders
 from xpu_plugin.model.timing import Durations
 from xpu_plugin.model.vf import Action, State, described
-from xpu_plugin.record import record
 
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ Samples = dict[str, dict[tuple[str, ...], Value]]
 """Family -> the values of its labels, in order -> value."""
 
 
-@record
+@frozen
 class Parts:
     """Whom to ask.
 

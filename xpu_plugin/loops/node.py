@@ -13,12 +13,13 @@ from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from xpu_plugin.loops.backoff import delays, pause
-from xpu_plugin.loops.picture import NEVER, Picture
+from xpu_plugin.log import Once
+from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.change import News, Reason
 from xpu_plugin.model.labels import node_labels
 from xpu_plugin.model.node_label import LAST_SEEN, NEW_NODE, Kept, Sight, Silence, decide
 from xpu_plugin.model.vf import ARGUMENT, DETAIL_ANNOTATION, STATE_LABEL, UNKNOWN, Report, Wish
+from xpu_plugin.waiting import delays, pause
 
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Node:
         self._kept: Kept | None = None
         self._written: Kept | None = None  # what the record has
         self._changed = asyncio.Event()  # what is to be kept
-        self._explained: str | None = None  # the origin of a wish that was explained
+        self._explained = Once()  # the origin of a wish
 
     @property
     def unwritten(self) -> tuple[str, ...]:
@@ -111,9 +112,7 @@ class Node:
 
     async def describe(self, picture: Picture, driver_version: Callable[[], str]) -> None:
         """Keep the node labelled with what it has. Never returns."""
-        generation = NEVER
-        while True:
-            generation = (await picture.beyond(generation)).generation
+        async for _ in picture.changes():
             facts = picture.facts
             labels = node_labels({**facts.lost, **facts.devices}.values(), driver_version())
             if labels != self._labels:
@@ -142,7 +141,7 @@ class Node:
         """The node is shown so, or is not."""
         self._sight = sight
         if isinstance(sight, Sight):
-            self._explained = None
+            self._explained.healed()
         self._decide(self._wish)
 
     def _decide(self, before: Wish) -> None:
@@ -167,9 +166,8 @@ class Node:
 
     def _explain(self) -> None:
         """Say once what a refusal makes count."""
-        if self._explained == self._wish.origin:
+        if not self._explained.changed(self._wish.origin):
             return
-        self._explained = self._wish.origin
         if self._wish.origin == ARGUMENT:
             logger.warning("the argument --sriov-num-vfs counts, as the node's label may not be read")
         elif self._wish.origin in (LAST_SEEN, NEW_NODE):
@@ -232,14 +230,13 @@ class Node:
 
 async def _started(api: "NodeApi") -> None:
     """Start its threads, as soon as the system has any for us."""
-    complained = False
+    complaint = Once()
     for seconds in delays(*AGAIN_SECONDS):
         try:
             api.start()
         except RuntimeError as error:
-            if not complained:
+            if complaint.changed(str(error)):
                 logger.warning("cannot start a thread for the API server: %s; it is tried again", error)
-            complained = True
             await asyncio.sleep(seconds)
         else:
             return

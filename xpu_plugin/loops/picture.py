@@ -6,10 +6,12 @@ Single-threaded: everything here runs on the event loop, and nothing waits for a
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 
-from xpu_plugin.model.health import CHANGING
+from xpu_plugin.log import note
 from xpu_plugin.model.inventory import Entry, Facts, Inventory, Policy, entries
+from xpu_plugin.observable import Value
 
 
 logger = logging.getLogger(__name__)
@@ -19,18 +21,17 @@ NEVER = 0
 
 
 class Picture:
-    """Facts in, inventories out. `current` is None until the first facts are submitted.
+    """Facts in, inventories out. `current` is None until the first facts are submitted."""
 
-    note: takes each change of a verdict, as `Decisions.note` does
-    """
-
-    def __init__(self, policy: Policy, *, note: Callable[..., None] = lambda *_, **__: None) -> None:
+    def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self._note = note
         self.facts = Facts()
-        self.current: Inventory | None = None
+        self._published: Value[Inventory | None] = Value(None)  # its version is the generation
         self.turns: Mapping[str, tuple[int, int]] = {}  # of who is offered: to Healthy, to Unhealthy
-        self._changed = asyncio.Event()
+
+    @property
+    def current(self) -> Inventory | None:
+        return self._published.current
 
     def submit(self, change: Callable[[Facts], Facts]) -> None:
         """Apply a pure change to the facts; publish unless the picture stays the same."""
@@ -39,23 +40,33 @@ class Picture:
             return  # as when a sweep hears nothing new
         self.facts = facts
         for turn in _verdicts_changed(before, facts):
-            self._note("verdict", **turn)
+            note("verdict", **turn)
         offered, control = entries(self.facts, self.policy), self.facts.control
         last = self.current
         if last is not None and (offered, control) == (last.entries, last.control):
             return
         _log_changes(last.entries if last else {}, offered)
         self.turns = _turns(self.turns, last.entries if last else {}, offered)
-        generation = NEVER + 1 if last is None else last.generation + 1
-        self.current = Inventory(generation=generation, control=control, entries=offered)
-        self._changed.set()
-        self._changed = asyncio.Event()
+        generation = self._published.version + 1
+        self._published.set(Inventory(generation=generation, control=control, entries=offered))
 
     async def beyond(self, generation: int) -> Inventory:
         """The newest inventory once there is one that is not of `generation`; skips what came between."""
-        while self.current is None or self.current.generation == generation:
-            await self._changed.wait()
-        return self.current
+        inventory = await self._published.beyond(generation if self.current else NEVER)
+        assert inventory is not None  # noqa: S101 - none has the version NEVER alone
+        return inventory
+
+    async def changes(self) -> AsyncIterator[Inventory]:
+        """The inventory as soon as there is one, then each newer one; a slow reader skips. Never ends."""
+        generation = NEVER
+        while True:
+            inventory = await self.beyond(generation)
+            generation = inventory.generation
+            yield inventory
+
+    def waking(self, event: asyncio.Event) -> AbstractContextManager[None]:
+        """Within this, the event is set at each new inventory, and at once."""
+        return self._published.waking(event)
 
 
 def _turns(
@@ -93,7 +104,7 @@ def _log_changes(old: Mapping[str, Entry], new: Mapping[str, Entry]) -> None:
     now = {entry.device.id: entry for entry in new.values()}
     for id in sorted(then.keys() - now.keys()):
         logger.log(
-            logging.INFO if then[id].health == CHANGING else logging.WARNING,
+            logging.INFO if then[id].health.in_change else logging.WARNING,
             "device no longer offered id=%s",
             id,
         )

@@ -4,11 +4,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
-from xpu_plugin.loops.backoff import delays, wait_for
+from xpu_plugin.waiting import Cooldown, wait_for
 from xpu_plugin.xpuml import XpumlError
 
 
@@ -19,12 +19,10 @@ PAUSE_SECONDS = (1.0, 300.0)  # between two attempts at a device: first, most
 
 @dataclass(slots=True)
 class _Convict:
-    """A device by its index. since: when it was asked and did not answer"""
+    """A device by its index. since: when it was asked and did not answer; pause: its last one, in seconds"""
 
     index: int
     since: float
-    retry_at: float = 0.0
-    pauses: Iterator[float] = field(default_factory=lambda: delays(*PAUSE_SECONDS))
     released_at: float | None = None
     pause: float = 0.0
 
@@ -43,6 +41,7 @@ class Probation:
         self._released = released
         self._clock = clock
         self._convicts: dict[int, _Convict] = {}
+        self._retries: Cooldown[int] = Cooldown(*PAUSE_SECONDS, clock=clock)  # indexes
         self._changed = asyncio.Event()
 
     def convict(self, index: int, since: float) -> bool:
@@ -57,7 +56,7 @@ class Probation:
             convict = self._convicts.setdefault(index, _Convict(index=index, since=since))
         else:
             convict.since, convict.released_at = since, None
-        self._pause(convict)
+        convict.pause = self._retries.begin(index)
         self._changed.set()
         return new
 
@@ -83,10 +82,12 @@ class Probation:
             for index, convict in self._convicts.items()
             if convict.released_at is None or now - convict.released_at < convict.pause
         }
+        self._retries.forget_all_but(self._convicts)
 
     def clear(self) -> None:
         """The indexes are those of another list now."""
         self._convicts = {}
+        self._retries.forget_all_but(())
         self._changed.set()
 
     async def run(self) -> None:
@@ -97,8 +98,8 @@ class Probation:
                 await self._changed.wait()
                 self._changed.clear()
                 continue
-            first = min(held, key=lambda convict: convict.retry_at)
-            if await wait_for(self._changed, first.retry_at - self._clock()):
+            first = min(held, key=lambda convict: self._retries.until(convict.index))
+            if await wait_for(self._changed, self._retries.until(first.index) - self._clock()):
                 self._changed.clear()
                 continue
             await self._try(first)
@@ -106,9 +107,9 @@ class Probation:
     async def _try(self, convict: _Convict) -> None:
         """Ask this device, and no other."""
         if self._driver.busy:
-            convict.retry_at = self._clock() + PAUSE_SECONDS[0]
+            self._retries.put_off(convict.index, PAUSE_SECONDS[0])
             return
-        self._pause(convict)
+        convict.pause = self._retries.begin(convict.index)
         try:
             scan = await self._driver.scan(only=convict.index)
         except (WorkerError, LibraryError, XpumlError):
@@ -120,7 +121,3 @@ class Probation:
         logger.info("the library answers at device index %s again", convict.index)
         convict.released_at = self._clock()
         self._released()
-
-    def _pause(self, convict: _Convict) -> None:
-        convict.pause = next(convict.pauses)
-        convict.retry_at = self._clock() + convict.pause

@@ -5,14 +5,13 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
-from xpu_plugin.loops.backoff import delays, wait_for
+from xpu_plugin.frozen import frozen
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.devices import Gauges
-from xpu_plugin.record import record
+from xpu_plugin.waiting import Cooldown, wait_for
 from xpu_plugin.xpuml import XpumlError
 
 
@@ -24,20 +23,12 @@ WAIT_SECONDS = 2.0  # for new ones; after that the last ones are given
 MUTE_SECONDS = (60.0, 3600.0)  # for a device at which asking has cost a worker: first, most
 
 
-@record
+@frozen
 class Readings:
     """By device id. at: when they were asked for, in seconds of the caller's clock"""
 
     at: float
     gauges: Mapping[str, Gauges]
-
-
-@dataclass(slots=True)
-class _Mute:
-    """A device that is not asked until a while has passed."""
-
-    delays: Iterator[float]
-    until: float = 0.0
 
 
 class Meters:
@@ -63,7 +54,7 @@ class Meters:
         self._wanted = asyncio.Event()
         self._done = asyncio.Event()
         self._last: Readings | None = None
-        self._mutes: dict[str, _Mute] = {}
+        self._mute: Cooldown[str] = Cooldown(*MUTE_SECONDS, clock=clock)  # device ids
         self.impossible: Counter[tuple[str, str]] = (
             Counter()
         )  # by device id and name: readings that cannot be
@@ -93,11 +84,11 @@ class Meters:
         if not devices or self._driver.stuck:
             return
         began = self._clock()
-        mute = {devices[id].index for id, mute in self._mutes.items() if id in devices and began < mute.until}
+        mute = {device.index for id, device in devices.items() if id in self._mute}
         try:
             answers = await self._driver.gauges(mute.union(self._left_out()))
         except WorkerError as error:
-            self._mute(error)
+            self._leave_alone(error)
             return
         except (LibraryError, XpumlError):
             return  # the sweep says so
@@ -106,13 +97,11 @@ class Meters:
         found = {(answer.index, answer.pci): answer for answer in answers}
         self._last = Readings(at=began, gauges={known[key]: found[key] for key in found if key in known})
         self.impossible.update((id, name) for id, own in self._last.gauges.items() for name in own.impossible)
-        left = devices.keys() - self._last.gauges.keys()
-        self._mutes = {id: mute for id, mute in self._mutes.items() if id in left}
+        self._mute.forget_all_but(devices.keys() - self._last.gauges.keys())
 
-    def _mute(self, error: WorkerError) -> None:
+    def _leave_alone(self, error: WorkerError) -> None:
         index = error.call.index if error.call else None
         guilty = [id for id, device in self._picture.facts.devices.items() if device.index == index]
         for id in guilty:
-            mute = self._mutes.setdefault(id, _Mute(delays(*MUTE_SECONDS)))
-            mute.until = self._clock() + next(mute.delays)
+            self._mute.begin(id)
             logger.warning("reading what %s measures: %s; it is read again later", id, error)

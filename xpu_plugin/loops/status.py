@@ -9,8 +9,8 @@ from pathlib import Path
 from xpu_plugin import log
 from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.podresources import ask_both
+from xpu_plugin.log import RingHandler
 from xpu_plugin.loops.apply import Apply
-from xpu_plugin.loops.decisions import Decisions
 from xpu_plugin.loops.idleness import Idleness
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.loops.readings import Meters
@@ -38,7 +38,7 @@ class Status:
         idleness: Idleness,
         driver: Driver,
         meters: Meters,
-        decisions: Decisions,
+        decisions: RingHandler,
         device_plugin_dir: Path,
         pod_resources_socket: Path,
         streams: Callable[[], int],
@@ -116,6 +116,7 @@ class Status:
             "driver_version": scan.driver_version if scan else None,
             "driver_release": scan.driver_release if scan else None,
             "trouble": self._trouble(),
+            "unwatched": self._sweep.unwatched,
             "streams": self._streams(),
             "alone": self._alone(),
             "unwritten": self._unwritten(),

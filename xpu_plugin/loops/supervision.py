@@ -10,7 +10,8 @@ from pathlib import PurePath
 from types import TracebackType
 from typing import Any, Self
 
-from xpu_plugin.loops.backoff import delays
+from xpu_plugin.log import note
+from xpu_plugin.waiting import delays
 
 
 logger = logging.getLogger(__name__)
@@ -20,18 +21,15 @@ STEADY_SECONDS = 60.0  # without a failure, until a part counts as up and its pa
 LONGEST_REASON = 300  # characters of an error's text
 
 Run = Callable[[], Awaitable[None]]
-Note = Callable[..., None]
 
 
 class Supervisor:
     """Runs outer parts. One that raises ends neither the others nor whatever runs beside them.
 
     failures: how often each part has failed; down: why, for each part that has not been steady since
-    note: takes each failure with its traceback, as `Decisions.note` does
     """
 
-    def __init__(self, *, note: Note = lambda *_, **__: None) -> None:
-        self._note = note
+    def __init__(self) -> None:
         self._failures: dict[str, int] = {}
         self._down: dict[str, str] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -68,7 +66,7 @@ class Supervisor:
         if self._down.get(part) != why:
             logger.error("a part of the plugin failed, and is tried again part=%s: %s", part, why)
         self._down[part] = why
-        self._note("failure", part=part, why=why, traceback=traceback.format_exception(error))
+        note("failure", part=part, why=why, traceback=traceback.format_exception(error))
         self._await_steady(part)
 
     def _await_steady(self, part: str) -> None:

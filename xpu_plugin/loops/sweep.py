@@ -11,7 +11,7 @@ from functools import partial
 from os import strerror
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
-from xpu_plugin.loops.backoff import delays, pause
+from xpu_plugin.errors import PluginError
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.probation import Probation
 from xpu_plugin.loops.silence import Silence
@@ -20,10 +20,10 @@ from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.absence import absent
 from xpu_plugin.model.devices import Found, Host, Kind, Scan, identify
 from xpu_plugin.model.health import (
-    CHANGING,
     LIBRARY_GONE,
     NOT_ANSWERING,
     UNHEARD,
+    UNWATCHED,
     WITHDRAWN,
     Health,
     judge,
@@ -32,6 +32,7 @@ from xpu_plugin.model.health import (
 from xpu_plugin.model.inventory import Facts, after_scan, after_verdicts, may_be_held, untold
 from xpu_plugin.model.timing import none_yet
 from xpu_plugin.model.unlisted import Unlisted, sentences, unlisted
+from xpu_plugin.waiting import delays, pause
 from xpu_plugin.xpuml import DriverNotLoadedError, StateAnswer, XpumlError, is_too_old
 
 
@@ -50,9 +51,13 @@ ROUNDS = 2.0  # that may be missed before a device counts as silent, where that 
 _LENGTHS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-class InitError(Exception):
+class InitError(PluginError):
     """The plugin must not go on: the first scan failed and the administrator wants to be told by the exit
     status, or the configuration cannot be followed on this node."""
+
+
+class UnwatchedError(WorkerError):
+    """No states are asked, as there is no worker for it while the driver changes the VFs of a card."""
 
 
 class Sweep:
@@ -116,7 +121,7 @@ class Sweep:
         self._trial_at: float | None = None  # when it is tried next; None for a file that could be used
         self._sweep_seconds = 0.0  # that the last good sweep took
         self._silence = Silence(clock)  # of the devices that are not left out
-        self._whole = False  # the last failure was one of the whole library
+        self._verdict = UNHEARD  # on silent devices; another one when the whole library has failed
         driver.on_end = self._wake.set
         self.claimed: Callable[[], Collection[str]] = tuple  # ids that were granted and may be held still
         self._retries = delays(*RETRY_SECONDS)
@@ -181,6 +186,11 @@ class Sweep:
             self._picture.submit(partial(after_verdicts, verdicts=verdicts))
         return verdicts is not None
 
+    @property
+    def unwatched(self) -> bool:
+        """Whether no states are asked, as the worker ended while the driver changes the VFs of a card."""
+        return self._verdict == UNWATCHED
+
     def driver_version(self) -> str:
         """As the last scan heard it; empty before the first."""
         return self.last.driver_release or self.last.driver_version if self.last else ""
@@ -238,7 +248,8 @@ class Sweep:
 
     def _changing(self) -> bool:
         """Whether a card's number of VFs is being changed, or soon will be."""
-        return any(health in (WITHDRAWN, CHANGING) for health in self._picture.facts.kept_back.values())
+        kept_back = self._picture.facts.kept_back.values()
+        return any(health == WITHDRAWN or health.in_change for health in kept_back)
 
     def _released(self) -> None:
         """A device that was left out has answered, or a node opens: it is looked at with all others."""
@@ -333,7 +344,16 @@ class Sweep:
         return self._interval
 
     async def _watch(self, card: str) -> float:
-        """A sweep that asks nothing of one card, and is no reason for anything else."""
+        """A sweep that asks nothing of one card, and is no reason for anything else.
+
+        A worker that has ended is not replaced before the driver is done. The library opens every node when
+        it lists them, and the driver refuses to change the VFs of a card of which a node is open.
+        """
+        if self._driver.pid is None:
+            raise UnwatchedError(
+                f"the worker has ended while the driver changes the VFs of {card}: device states are not "
+                "asked until that is over"
+            )
         own = {device.index for device in self._found.devices.values() if device.card == card}
         answers = await self._driver.sweep(self.probation.skip | own)
         self._silence.end()
@@ -446,7 +466,7 @@ class Sweep:
         """What has been left out or silent for too long is not called healthy any more."""
         longest_round = self._interval + max(self._sweep_seconds, self._scan_seconds or 0.0)
         if self._silence.look(LOOK_SECONDS) >= max(self._grace, ROUNDS * longest_round):
-            skip, verdict = self.probation.skip, LIBRARY_GONE if self._whole else UNHEARD
+            skip, verdict = self.probation.skip, self._verdict
             silent = [id for id, device in self._found.devices.items() if device.index not in skip]
             self._hear(dict.fromkeys(silent, verdict))
         overdue = self.probation.overdue(self._grace)
@@ -471,7 +491,8 @@ class Sweep:
             self._bad_since = max(begun, now - self._driver.call_timeout)
         if whole and self._fail_on_init_error and self._picture.current is None:
             raise InitError(text) from error
-        self._whole = whole
+        gone = UNWATCHED if isinstance(error, UnwatchedError) else LIBRARY_GONE
+        self._verdict = gone if whole else UNHEARD
         first = self.trouble is None
         if text != self.trouble:
             logger.warning("%s", text)
@@ -481,11 +502,11 @@ class Sweep:
         if whole:
             self.verdicts.miss(self._found.devices)
             if now - self._bad_since >= self._grace:
-                self._hear(dict.fromkeys(self._found.devices, LIBRARY_GONE))
+                self._hear(dict.fromkeys(self._found.devices, gone))
         return 0.0 if first else next(self._retries)
 
     def _recovered(self) -> None:
-        self._bad_since, self._answered_at, self._whole = None, self._clock(), False
+        self._bad_since, self._answered_at, self._verdict = None, self._clock(), UNHEARD
         if self._due:
             return  # nothing has been scanned yet
         self.driver_gone = None

@@ -4,26 +4,16 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
 
 from xpu_plugin.edges.driver import BusyError, Driver, WorkerError
-from xpu_plugin.loops.backoff import delays, wait_for
+from xpu_plugin.waiting import Cooldown, wait_for
 
 
 logger = logging.getLogger(__name__)
 
 PAUSE_SECONDS = (1.0, 300.0)  # between two attempts at a node: first, most
 BUSY_SECONDS = 5.0  # before another look whether nodes may be opened at all
-
-
-@dataclass(slots=True)
-class _Node:
-    """A node by its N."""
-
-    number: int
-    retry_at: float = 0.0
-    pauses: Iterator[float] = field(default_factory=lambda: delays(*PAUSE_SECONDS))
 
 
 class Openings:
@@ -46,49 +36,45 @@ class Openings:
         self._opened = opened
         self._busy = busy
         self._clock = clock
-        self._nodes: dict[int, _Node] = {}
+        self._numbers: frozenset[int] = frozenset()  # N of each node
+        self._retries: Cooldown[int] = Cooldown(*PAUSE_SECONDS, clock=clock)
         self._changed = asyncio.Event()
 
     def expect(self, numbers: Collection[int]) -> None:
         """These are not listed by the last scan; those of before go on with their pauses."""
-        if self._nodes.keys() == set(numbers):
+        former, self._numbers = self._numbers, frozenset(numbers)
+        if self._numbers == former:
             return
-        self._nodes = {number: self._nodes.get(number) or self._new(number) for number in numbers}
+        self._retries.forget_all_but(self._numbers)
+        for number in self._numbers - former:
+            self._retries.begin(number)
         self._changed.set()
 
     async def run(self) -> None:
         """Never returns."""
         while True:
-            if not self._nodes:
+            if not self._numbers:
                 await self._changed.wait()
                 self._changed.clear()
                 continue
-            first = min(self._nodes.values(), key=lambda node: node.retry_at)
-            if await wait_for(self._changed, first.retry_at - self._clock()):
+            first = min(self._numbers, key=self._retries.until)
+            if await wait_for(self._changed, self._retries.until(first) - self._clock()):
                 self._changed.clear()
                 continue
             await self._try(first)
 
-    async def _try(self, node: _Node) -> None:
+    async def _try(self, number: int) -> None:
         if self._busy():
-            node.retry_at = self._clock() + BUSY_SECONDS
+            self._retries.put_off(number, BUSY_SECONDS)
             return
-        self._pause(node)
+        self._retries.begin(number)
         try:
-            opens = await self._driver.opens(node.number)
+            opens = await self._driver.opens(number)
         except BusyError:
             return  # a change has begun meanwhile
         except WorkerError as error:
-            logger.warning("opening /dev/xpu%s: %s; it is tried again later", node.number, error)
+            logger.warning("opening /dev/xpu%s: %s; it is tried again later", number, error)
             return
-        if opens and self._nodes.get(node.number) is node:
-            logger.info("/dev/xpu%s opens now: scanning again", node.number)
+        if opens and number in self._numbers:
+            logger.info("/dev/xpu%s opens now: scanning again", number)
             self._opened()
-
-    def _new(self, number: int) -> _Node:
-        node = _Node(number)
-        self._pause(node)
-        return node
-
-    def _pause(self, node: _Node) -> None:
-        node.retry_at = self._clock() + next(node.pauses)

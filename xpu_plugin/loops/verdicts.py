@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from xpu_plugin.edges.quarantine import QuarantineRecord
-from xpu_plugin.loops.backoff import delays
 from xpu_plugin.model.health import Health, History, Rules, begin, cleared, heard, inherited, missed
+from xpu_plugin.waiting import delays
 
 
 logger = logging.getLogger(__name__)

@@ -5,10 +5,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
 
+from xpu_plugin.errors import PluginError
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import CONTROL_NODE, CONTROL_PATH, Identity
-from xpu_plugin.model.health import CHANGING
 from xpu_plugin.model.inventory import Entry, Inventory, is_old
-from xpu_plugin.record import record
 
 
 IDS_VARIABLE = "BAIDU_COM_XPU_DEVICE_IDS"
@@ -26,7 +26,7 @@ class Cause(Enum):
     NOT_READY = "not ready"
 
 
-class Refusal(Exception):  # noqa: N818 - it is an answer, not an error of ours
+class Refusal(PluginError):  # noqa: N818 - it is an answer, not an error of ours
     """Nothing was granted; the text says what and why, and what to do."""
 
     def __init__(self, cause: Cause, text: str) -> None:
@@ -34,7 +34,7 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, not an error of ours
         self.cause = cause
 
 
-@record
+@frozen
 class Grant:
     """A container's answer: node paths (the same inside and outside) and environment."""
 
@@ -101,21 +101,33 @@ def check_node(entry: Entry, node: NodeIdentity) -> None:
 
 
 def check_start(
-    inventory: Inventory, resource: str, ids: Sequence[str], granted: Mapping[str, str], node: NodeIdentity
+    inventory: Inventory,
+    resource: str,
+    ids: Sequence[str],
+    granted: Mapping[str, str],
+    node: NodeIdentity,
+    *,
+    unread: bool = False,
 ) -> dict[str, str]:
     """The paths that a starting container may rely on, or Refusal.
 
     A container that restarts gets the nodes it was granted then, whatever they are now. So each path of
     then (`granted`: id -> path) has to be the device's path still. An old id is its own record: "2" was
     granted as /dev/xpu2. Health is not asked, as a restart may be what heals; but whether the card is being
-    split at this moment.
+    split at this moment. unread: whether the record could not be read yet, and `granted` lacks what it says
     """
     paths = {}
     for id in ids:
         entry = lookup(inventory, resource, id)
-        if entry.health == CHANGING:
+        if entry.health.in_change:
             _check_grantable(entry)
         then = f"/dev/xpu{id}" if is_old(id) else granted.get(id)
+        if then is None and unread:
+            raise Refusal(
+                Cause.NOT_READY,
+                f"device {id}: the record of the node it was granted as, grants.json in --state-dir, cannot "
+                "be read for now; the kubelet starts the container again later",
+            )
         if then is None:
             raise Refusal(
                 Cause.NOT_READY,

@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field
 from enum import StrEnum
 
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import Kind as DeviceKind
 from xpu_plugin.model.devices import Process
 from xpu_plugin.model.holders import Listing, pod_of
 from xpu_plugin.model.inventory import Entry, is_old
-from xpu_plugin.record import record
 
 
 class Kind(StrEnum):
@@ -33,7 +33,7 @@ EVENTS = {
 }
 
 
-@record
+@frozen
 class Finding:
     """One contradiction. device: its id; text: both sides, in a sentence
 
@@ -46,7 +46,7 @@ class Finding:
     certain: bool = False
 
 
-@record
+@frozen
 class Evidence:
     """What is known at one moment.
 

@@ -10,10 +10,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import field, replace
 from enum import StrEnum
 
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import Kind
-from xpu_plugin.model.health import CHANGING, WISH_PENDING, WITHDRAWN, Health
+from xpu_plugin.model.health import (
+    ASKED_BEFORE,
+    CHANGING,
+    RECORD_UNREAD,
+    WISH_PENDING,
+    WITHDRAWN,
+    Health,
+)
 from xpu_plugin.model.vf import Action, Card, Proof, Report, Step, Wish, proven, wanted
-from xpu_plugin.record import record
 
 
 LOOK_SECONDS = 5.0  # between looks at who uses a card that is to be changed
@@ -24,7 +31,7 @@ MOST_REFUSALS = 5  # of an idle card with the same answer, before it is left alo
 REVIEW_SECONDS = 60.0  # between comparisons of a card left alone with what it was when the driver refused
 
 
-@record
+@frozen
 class Limits:
     """What the administrator sets, in seconds.
 
@@ -38,7 +45,7 @@ class Limits:
     apply: bool = True
 
 
-@record
+@frozen
 class View:
     """What is known now.
 
@@ -70,7 +77,7 @@ class View:
 # --- what is remembered ---------------------------------------------------------------------------
 
 
-@record
+@frozen
 class Change:
     """The one change under way: its card is withdrawn first, then the driver is asked (`sent`) and its effect
     looked for.
@@ -97,7 +104,7 @@ class Change:
     inherited: bool = False
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class Request:
     """What the driver was asked for and has not been seen to have done: written down before it is asked."""
 
@@ -105,7 +112,7 @@ class Request:
     number: int
 
 
-@record
+@frozen
 class Pause:
     """A card that is left alone for a while. failed: because a change failed, else because of drift."""
 
@@ -115,7 +122,7 @@ class Pause:
     failed: bool
 
 
-@record
+@frozen
 class Refusals:
     """How often in a row the driver has refused a card without a holder, always with the same answer.
 
@@ -127,7 +134,7 @@ class Refusals:
     host: tuple[object, ...]
 
 
-@record
+@frozen
 class Memory:
     """All of it may be lost at any time.
 
@@ -157,28 +164,28 @@ class Memory:
 # --- what is decided ------------------------------------------------------------------------------
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class Wait:
     """Nothing to do for so many seconds, None: until something changes."""
 
     seconds: float | None
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class Prove:
     """Look who uses these cards."""
 
     cards: tuple[str, ...]
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class Scan:
     """Scan anew; give up after so many seconds."""
 
     seconds: float
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class SetVfs:
     """Ask the driver, and tell `answered`. Nobody may be granted the card from here on."""
 
@@ -195,7 +202,7 @@ class Reason(StrEnum):
     DRIFT = "VFDrift"
 
 
-@record
+@frozen
 class News:
     """A transition, told once. card: empty for what concerns the wish itself"""
 
@@ -204,7 +211,7 @@ class News:
     text: str
 
 
-@record
+@frozen
 class Decision:
     """What to remember, which cards new pods are kept off and why, what to do next, what to tell."""
 
@@ -239,10 +246,21 @@ def decide(memory: Memory, view: View, limits: Limits) -> Decision:
 
 
 def answered(
-    memory: Memory, view: View, limits: Limits, *, failure: str = "", refused: bool = False
+    memory: Memory,
+    view: View,
+    limits: Limits,
+    *,
+    failure: str = "",
+    refused: bool = False,
+    asked: bool = True,
 ) -> Memory:
-    """The driver has answered, or will not: `failure` says how. The truth is what the next scans say."""
+    """The driver has answered, or will not: `failure` says how. The truth is what the next scans say.
+
+    asked: False when it was not asked at all; then the change is over at once
+    """
     assert memory.change is not None  # noqa: S101 - only a change asks the driver
+    if not asked:
+        return _failed(memory, memory.change, view, failure)
     until = view.now + limits.timeout
     change = replace(memory.change, until=until, scans=view.scans, failure=failure, refused=refused)
     return replace(memory, change=change)
@@ -387,7 +405,7 @@ def _sent(memory: Memory, change: Change, card: Card | None, view: View) -> _Nex
             wait = min(change.scan_at - view.now, left)
             return memory, Wait(wait) if wait > 0 else Scan(left), ()
         reason = change.failure or change.shown or "no scan has shown what came of it"
-        return _failed(memory, change, view, reason)
+        return _failed(memory, change, view, reason), Wait(0.0), ()
     if card is not None and card.complete and card.index is not None:
         if card.vfs == view.wish.number:
             text = f"{card.address} has {card.vfs} VFs now, {change.was} before"
@@ -398,11 +416,11 @@ def _sent(memory: Memory, change: Change, card: Card | None, view: View) -> _Nex
                 return _send(memory, change, card, view)
             return None  # the wish is another one meanwhile, and asks for nothing
     if change.failure:
-        return _failed(memory, change, view, change.failure)
+        return _failed(memory, change, view, change.failure), Wait(0.0), ()
     what = "nothing of the card" if card is None else f"{card.vfs} VFs" + " in part" * (not card.complete)
     shown = f"asked for {change.number} VFs, the library shows {what}"
     if left <= 0:
-        return _failed(memory, change, view, shown)
+        return _failed(memory, change, view, shown), Wait(0.0), ()
     change = replace(change, scans=view.scans, scan_at=view.now + CHECK_SECONDS, shown=shown)
     return replace(memory, change=change), Wait(min(CHECK_SECONDS, left)), ()
 
@@ -434,7 +452,7 @@ def _over(memory: Memory, card: str) -> Memory:
     return replace(memory, change=None, pauses=pauses, refusals=refusals)
 
 
-def _failed(memory: Memory, change: Change, view: View, reason: str) -> _Next:
+def _failed(memory: Memory, change: Change, view: View, reason: str) -> Memory:
     memory = _pause(memory, view, change.card, reason, RETRY_SECONDS, failed=True)
     refusals = {address: own for address, own in memory.refusals.items() if address != change.card}
     card = view.cards.get(change.card)
@@ -443,7 +461,7 @@ def _failed(memory: Memory, change: Change, view: View, reason: str) -> _Next:
         again = last is not None and (last.answer, last.host) == (reason, host)
         times = last.times + 1 if again and last else 1
         refusals[change.card] = Refusals(answer=reason, times=times, host=host)
-    return replace(memory, change=None, refusals=refusals), Wait(0.0), ()
+    return replace(memory, change=None, refusals=refusals)
 
 
 def _pause(
@@ -487,22 +505,34 @@ def _notice(memory: Memory, view: View) -> tuple[Memory, tuple[News, ...]]:
 # --- telling --------------------------------------------------------------------------------------
 
 
+_UNREAD = (
+    "whether a former process of this plugin has asked the driver for VFs is not known, as vf-change.json in "
+    "--state-dir cannot be read; no card is changed before"
+)
+
+
 def _pending(memory: Memory, view: View, limits: Limits) -> bool:
     return view.now < memory.started + limits.pending
 
 
 def _kept_back(memory: Memory, view: View, limits: Limits) -> dict[str, Health]:
     kept: dict[str, Health] = {}
-    if view.unread is not None and view.now < view.unread + limits.timeout:
-        # Any of them may be the one that a former process has asked the driver to change.
-        kept = {address: CHANGING for address, card in view.cards.items() if card.most != 0}
+    if unread := [address for address, card in view.cards.items() if _in_doubt(view, limits, card)]:
+        kept = dict.fromkeys(unread, RECORD_UNREAD)
     elif limits.apply and _pending(memory, view, limits):
         unheld = view.cards.keys() - view.taken - view.held
         kept = {address: WISH_PENDING for address in unheld if _undecided(view, view.cards[address])}
         kept.update(dict.fromkeys(memory.reserved.keys() - view.taken, WITHDRAWN))
     if (change := memory.change) is not None:
-        kept[change.card] = CHANGING if change.sent else WITHDRAWN
+        sent = ASKED_BEFORE if change.inherited else CHANGING
+        kept[change.card] = sent if change.sent else WITHDRAWN
     return kept
+
+
+def _in_doubt(view: View, limits: Limits, card: Card) -> bool:
+    """Whether it may be the card that a former process has asked the driver to change."""
+    unread = view.unread is not None and view.now < view.unread + limits.timeout
+    return unread and card.most != 0
 
 
 def _undecided(view: View, card: Card) -> bool:
@@ -524,6 +554,10 @@ def _told(memory: Memory, view: View, limits: Limits, card: Card) -> Step:
         if change.failure and view.stuck:
             what = f"{change.failure}; the driver has not let go of that request"
         return replace(step, wished=view.wish.number, action=Action.APPLY, reason=what)
+    in_doubt = step.action is Action.KEEP and not card.excluded and _in_doubt(view, limits, card)
+    due = step.action is Action.APPLY and limits.apply and view.unread is not None
+    if in_doubt or due:
+        return replace(step, action=Action.BLOCKED, reason=_UNREAD)
     pause = memory.pauses.get(card.address)
     if step.action is Action.KEEP and not card.complete and pause is not None and pause.failed:
         return replace(step, action=Action.FAILED, reason=pause.reason)

@@ -13,7 +13,7 @@ from enum import StrEnum
 from os import makedev
 from typing import Any
 
-from xpu_plugin.record import record
+from xpu_plugin.frozen import frozen
 from xpu_plugin.xpuml import Failure, Reading, VxpuMode
 
 
@@ -24,7 +24,7 @@ Identity = tuple[int, int]
 """Of a device node: st_rdev and st_ino."""
 
 
-@record
+@frozen
 class Node:
     """A device node xpuN. The minor is twice the probe order, plus the half on a K200: not N.
 
@@ -42,7 +42,7 @@ class Node:
         return makedev(self.major, self.minor), self.inode
 
 
-@record
+@frozen
 class Function:
     """What sysfs says about a PCI function; None where it says nothing. driver: that it is bound to"""
 
@@ -56,7 +56,7 @@ class Function:
     driver: str | None = None
 
 
-@record
+@frozen
 class Host:
     """The host's side. A scan is due when it differs from that of the last scan.
 
@@ -70,7 +70,7 @@ class Host:
     functions: Mapping[str, Function]
 
 
-@record
+@frozen
 class Scan:
     """What one worker saw.
 
@@ -89,7 +89,7 @@ class Scan:
     refused: Mapping[int, int] = field(default_factory=dict)
 
 
-@record
+@frozen
 class Process:
     """A process that computes on a device, as the driver recorded it.
 
@@ -101,7 +101,7 @@ class Process:
     host_pid: int | None
 
 
-@record
+@frozen
 class Usage:
     """Who uses a card, as far as library and sysfs tell. It proves idleness only of what it names.
 
@@ -119,7 +119,7 @@ class Usage:
     drivers: Mapping[str, str | None]
 
 
-@record
+@frozen
 class Gauges:
     """What a device measures; None where the library did not tell.
 
@@ -182,7 +182,7 @@ class Kind(StrEnum):
     PF = "pf"
 
 
-@record
+@frozen
 class Device:
     """One device with a stable identity.
 
@@ -220,7 +220,7 @@ class Device:
         return f"/dev/xpu{self.node.number}"
 
 
-@record
+@frozen
 class Found:
     """Outcome of a scan.
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The names of all metrics, with their labels, units and meaning: docs/metrics.md is this table."""
 
-from xpu_plugin.record import record
+from xpu_plugin.frozen import frozen
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class Family:
     """Metrics of one name, as docs/metrics.md has them."""
 

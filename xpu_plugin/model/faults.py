@@ -5,9 +5,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field
 from enum import StrEnum
 
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.health import Health, quarantined
 from xpu_plugin.model.inventory import Entry
-from xpu_plugin.record import record
 
 
 _QUARANTINED = quarantined("").reason
@@ -27,7 +27,7 @@ class Reason(StrEnum):
 BAD = frozenset({Reason.UNHEALTHY, Reason.QUARANTINED, Reason.DRIVER_LOST})
 
 
-@record
+@frozen
 class Notice:
     """Something to be told, once."""
 
@@ -35,7 +35,7 @@ class Notice:
     text: str
 
 
-@record
+@frozen
 class Told:
     """What has been told. sick: device id -> UNHEALTHY or QUARANTINED; driver: it is there"""
 

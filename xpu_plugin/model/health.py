@@ -9,11 +9,11 @@ numbers, 205 for an error and 103 and 104 around a reset, so the numbers only ch
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from xpu_plugin.record import record
+from xpu_plugin.frozen import frozen
 from xpu_plugin.xpuml import Arch, ReturnCode, State
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class Health:
     """Healthy when `reason` is None; else a stable code for it, and a sentence.
 
@@ -31,7 +31,7 @@ class Health:
     @property
     def well(self) -> bool:
         """Healthy, or merely kept back from new pods."""
-        return self.healthy or self in (WISH_PENDING, WITHDRAWN, CHANGING) or self.held
+        return self.healthy or self.reason in KEPT_BACK or self.held
 
     @property
     def held(self) -> bool:
@@ -39,9 +39,14 @@ class Health:
         return self.reason in (FORGOTTEN_HOLDER, HELD_OTHERWISE)
 
     @property
+    def in_change(self) -> bool:
+        """Kept back as the driver changes its card's VFs, or may do so."""
+        return self.reason in (CHANGING.reason, CHANGE_UNKNOWN)
+
+    @property
     def grantable(self) -> bool:
         """Healthy, or kept back in a way that lets through what the kubelet asked for before it knew."""
-        return self.well and self != CHANGING and not self.held
+        return self.well and not self.in_change and not self.held
 
     def __str__(self) -> str:
         """The kubelet's word for it."""
@@ -61,15 +66,34 @@ UNHEARD = Health(
     "no round has told its state for longer than --health-grace and than two rounds take: the library is "
     "slow, or fails at other devices",
 )
+UNWATCHED = Health(
+    "not-answering",
+    "its state is not asked for longer than --health-grace: the worker ended while the driver changes "
+    "another card, and a new one would make the driver refuse that",
+)
 RECOVERING = Health("recovering", "it is back, and has to answer well for a while before it is offered")
 
 _ABSENT = (LOST.reason, NODE_MISSING.reason)
-_NOT_ITS_OWN = (LIBRARY_GONE, UNHEARD)  # the library's illness, and no change of the device
+_NOT_ITS_OWN = (LIBRARY_GONE, UNHEARD, UNWATCHED)  # the library's illness, and no change of the device
 
 # Not sick, but kept back while their card's number of VFs is in question.
 WISH_PENDING = Health("wish-pending", "whether its card's number of VFs is to be changed is not known yet")
 WITHDRAWN = Health("withdrawn", "kept back from new pods, as its card's number of VFs is to be changed")
 CHANGING = Health("changing", "its card's number of VFs is being changed")
+
+# The same: the driver may carry out late what a former process has asked for.
+CHANGE_UNKNOWN = "change-unknown"
+ASKED_BEFORE = Health(
+    CHANGE_UNKNOWN,
+    "a former process of this plugin has asked the driver to change its card's VFs, and no scan has shown "
+    "the result yet",
+)
+RECORD_UNREAD = Health(
+    CHANGE_UNKNOWN,
+    "whether a former process of this plugin has asked the driver to change its card's VFs is not known: "
+    "vf-change.json in --state-dir cannot be read",
+)
+KEPT_BACK = (WISH_PENDING.reason, WITHDRAWN.reason, CHANGING.reason, CHANGE_UNKNOWN)
 
 # Not sick, but held by a container that the kubelet does not count.
 FORGOTTEN_HOLDER = "forgotten-holder"
@@ -146,7 +170,7 @@ def shared(answers: Mapping[str, Health], halves: Mapping[str, str]) -> dict[str
     return {**answers, **silent}
 
 
-@record
+@frozen
 class Rules:
     """When what is heard becomes a verdict.
 
@@ -162,7 +186,7 @@ class Rules:
     window: float = 600.0
 
 
-@record
+@frozen
 class History:
     """What has been heard of one device, as far as it still matters. Times are of one monotonic clock.
 
@@ -199,7 +223,7 @@ def begin(answer: Health, now: float, *, quarantine: str | None = None) -> Histo
 
 def heard(history: History, answer: Health, now: float, rules: Rules) -> History:
     """Take in one more answer, or what stands for one: LOST, NODE_MISSING, NOT_ANSWERING, LIBRARY_GONE,
-    UNHEARD."""
+    UNHEARD, UNWATCHED."""
     good = answer.healthy
     if good and history.settled:
         return history  # as nearly always

@@ -9,13 +9,13 @@ card is idle when all say so.
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import Device, Usage
 from xpu_plugin.model.inventory import Facts, Policy, card_of, is_old, our_resources
 from xpu_plugin.model.vf import Card, Proof
-from xpu_plugin.record import record
 
 
-@record
+@frozen
 class Holding:
     """Devices of one resource that one container holds; `container` is `namespace/pod/container` or, from
     the checkpoint, `pod UID/container`."""
@@ -25,7 +25,7 @@ class Holding:
     ids: tuple[str, ...]
 
 
-@record
+@frozen
 class Listing:
     """What the pod resources API lists. pods: `namespace/name` of each, also of those without devices"""
 
@@ -33,7 +33,7 @@ class Listing:
     holdings: tuple[Holding, ...]
 
 
-@record
+@frozen
 class Checkpoint:
     """The file in which the kubelet keeps its grants.
 
@@ -48,7 +48,7 @@ class Checkpoint:
     written_ns: int = 0
 
 
-@record
+@frozen
 class Answers:
     """What the witnesses said about some cards, as they said it.
 
@@ -69,7 +69,7 @@ class Answers:
     own: bool = False
 
 
-@record
+@frozen
 class Terms:
     """On what terms witnesses are believed.
 
@@ -110,7 +110,7 @@ def by_card(
 # --- our own grants -------------------------------------------------------------------------------
 
 
-@record
+@frozen
 class Grant:
     """A device that we gave away and that may be held still.
 
@@ -137,7 +137,7 @@ Ledger = Mapping[str, Grant]
 """Grants by device id."""
 
 
-@record
+@frozen
 class Word:
     """The word of one kubelet instance on the holders, asked for at `began`.
 
@@ -167,7 +167,8 @@ def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str
     written it down has written a checkpoint without it since. A grant that only an earlier instance has
     listed ends when its holder's pod is not in a list that is `whole`: an instance that has lost its
     checkpoint lists the pod without the device. Any other ends `settle` seconds after we know of it at the
-    earliest, and only while its device is `unused` by any process and not named by the checkpoint.
+    earliest, and only while its device is `unused` by any process and not named by the checkpoint; so does
+    one that an older release has written down as listed without its pod.
     """
     listed, checkpoint = word.listed, word.checkpoint
 
@@ -179,7 +180,7 @@ def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str
                 return False
             if grant.holder is not None and pod_of(grant.holder) in word.listing.pods:
                 return not _dropped(id, grant, word)
-            if word.whole:
+            if word.whole and not _nameless(grant):
                 return False
         if _dropped(id, grant, word):
             return False
@@ -188,6 +189,11 @@ def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str
         return checkpoint is None or id in checkpoint
 
     return {id: _marked(id, grant, word, listed) for id, grant in ledger.items() if goes_on(id, grant)}
+
+
+def _nameless(grant: Grant) -> bool:
+    """Whether an older release has written down that it was listed, and not for which pod."""
+    return grant.holder is None and grant.known_to == FORMER
 
 
 def _dropped(id: str, grant: Grant, word: Word) -> bool:

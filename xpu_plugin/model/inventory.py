@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field, replace
 
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import (
     Device,
     Found,
@@ -15,11 +16,10 @@ from xpu_plugin.model.devices import (
     resource_name,
 )
 from xpu_plugin.model.health import LOST, Health, card_held, judge
-from xpu_plugin.record import record
 from xpu_plugin.xpuml import ReturnCode
 
 
-@record
+@frozen
 class Policy:
     """What the administrator wants offered, and under which names."""
 
@@ -105,7 +105,7 @@ def held_otherwise(
     }
 
 
-@record
+@frozen
 class Facts:
     """All that is known. Loops submit changes; nothing in here is derived from anything else in here.
 
@@ -249,7 +249,7 @@ def _split_of(id: str) -> str:
     return "half" if suffix.startswith("half") else suffix or "whole"
 
 
-@record
+@frozen
 class Entry:
     """A device as it is offered: under its own id and resource, or as a container still holds it."""
 
@@ -259,7 +259,7 @@ class Entry:
     health: Health
 
 
-@record
+@frozen
 class Inventory:
     """One picture. entries: what is offered, by the id it is offered under, in the order of ids."""
 

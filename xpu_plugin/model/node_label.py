@@ -9,15 +9,15 @@ was deleted and made anew has lost its labels without the will of the administra
 from dataclasses import replace
 from enum import StrEnum
 
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.vf import LABEL, UNKNOWN, Wish, by_argument, by_label, parse
-from xpu_plugin.record import record
 
 
 LAST_SEEN = f"label {LABEL} as last seen"
 NEW_NODE = "a new Node object without the label"
 
 
-@record
+@frozen
 class Sight:
     """The node as the API server shows it. uid: None where it is not told; label: None for a node without"""
 
@@ -32,7 +32,7 @@ class Silence(StrEnum):
     REFUSED = "refused"  # the authorizer refuses
 
 
-@record
+@frozen
 class Kept:
     """The label that was seen last. label: None when its Node object went and the next one had no label
 

@@ -4,7 +4,7 @@
 import errno
 import os
 
-from xpu_plugin.record import record
+from xpu_plugin.frozen import frozen
 
 
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED})
@@ -25,7 +25,7 @@ _REMEDIES = {
 }
 
 
-@record
+@frozen
 class Obstacle:
     """What came of a try. path: of what was tried; code: the errno"""
 

@@ -10,7 +10,7 @@ while the kubelet stays is replaced at once.
 from dataclasses import replace
 from enum import StrEnum
 
-from xpu_plugin.record import record
+from xpu_plugin.frozen import frozen
 
 
 STREAM_POLL_SECONDS = 1.0  # between looks at kubelet.sock while a stream is open
@@ -24,7 +24,7 @@ ABSENT_SECONDS = 60.0  # without a kubelet, until that is a warning
 JITTER = 0.25  # of a pause, at most, by which it is shorter
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class Identity:
     """A socket file. One start of a kubelet has one, unless the file is touched meanwhile."""
 
@@ -59,7 +59,7 @@ class Outcome(StrEnum):
     UNABLE = "unable"
 
 
-@record
+@frozen
 class Look:
     """One look. now: seconds of the monotonic clock; chance: a random number from 0 to 1, for pauses
 
@@ -77,7 +77,7 @@ class Look:
     chance: float = 0.0
 
 
-@record
+@frozen
 class Standing:
     """Where the registration of one resource stands. Times are seconds of the monotonic clock.
 

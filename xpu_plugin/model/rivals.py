@@ -14,8 +14,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from enum import StrEnum
 
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.registration import Identity, pause
-from xpu_plugin.record import record
 
 
 LOOK_SECONDS = 5.0  # between looks at the checkpoint while we serve
@@ -38,7 +38,7 @@ class Sight(StrEnum):
     UNKNOWN = "unknown"
 
 
-@record
+@frozen
 class Announced:
     """What we have sent since our socket was bound. ever: the ids of all lists; healthy: of the last one
 
@@ -68,7 +68,7 @@ def quiet_in(sockets: Collection[Identity], now_ns: int) -> float:
     return max((YOUNG_SECONDS - age for age in ages if 0 <= age < YOUNG_SECONDS), default=0.0)
 
 
-@record
+@frozen
 class Company:
     """The sockets of other plugins, whatever they register.
 
@@ -104,7 +104,7 @@ class Phase(StrEnum):
     SETTLING = "settling"
 
 
-@record
+@frozen
 class Rivalry:
     """Where we stand with others. Times are seconds of the monotonic clock.
 

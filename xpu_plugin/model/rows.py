@@ -3,6 +3,7 @@
 
 from collections.abc import Iterable
 
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import Device
 from xpu_plugin.model.health import LOST
 from xpu_plugin.model.holders import Holding
@@ -16,10 +17,9 @@ from xpu_plugin.model.inventory import (
     numbered,
     our_resources,
 )
-from xpu_plugin.record import record
 
 
-@record
+@frozen
 class Row:
     """One device, in values that JSON knows. Programs read these names: they stay, and others are only added.
 

@@ -4,10 +4,10 @@
 from bisect import bisect_left
 from dataclasses import replace
 
-from xpu_plugin.record import record
+from xpu_plugin.frozen import frozen
 
 
-@record
+@frozen
 class Durations:
     """How many there were by length.
 

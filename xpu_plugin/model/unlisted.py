@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from errno import EACCES, EPERM
 from os import strerror
 
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import Found, Scan
-from xpu_plugin.record import record
 
 
 MOST_LISTED = 99
 
 
-@record
+@frozen
 class Unlisted:
     """A node /dev/xpuN without an index.
 

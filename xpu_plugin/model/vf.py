@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import Device, Kind, matches
 from xpu_plugin.model.inventory import Facts, Policy
-from xpu_plugin.record import record
 
 
 KEEP = "keep"
@@ -25,7 +25,7 @@ DETAIL_ANNOTATION = f"{LABEL}.detail"
 # --- the wish -------------------------------------------------------------------------------------
 
 
-@record
+@frozen
 class Wish:
     """How many VFs each card is to have.
 
@@ -72,7 +72,7 @@ def by_label(before: Wish, label: str | None, argument: int | None) -> Wish:
 # --- cards ----------------------------------------------------------------------------------------
 
 
-@record
+@frozen
 class Card:
     """One board as it is now.
 
@@ -149,7 +149,7 @@ class Action(StrEnum):
     UNSUPPORTED = "unsupported"
 
 
-@record
+@frozen
 class Proof:
     """Whether anybody uses a card: it is idle only without holders and without doubt.
 
@@ -173,7 +173,7 @@ class Proof:
         return f"cannot prove idle: {self.doubt}"
 
 
-@record
+@frozen
 class Step:
     """What follows for one card. wished: None means `keep`; reason: a sentence where there is one to say."""
 
@@ -240,7 +240,7 @@ _STATES = {
 }
 
 
-@record
+@frozen
 class Report:
     """What the administrator sees. steps: a card that is paused or being changed says so as its reason;
     problem: what is wrong with the wish itself"""

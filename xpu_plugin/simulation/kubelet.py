@@ -42,12 +42,13 @@ from typing import Self, TypeVar
 import grpc
 
 from xpu_plugin.edges.channel import address
+from xpu_plugin.errors import PluginError
+from xpu_plugin.frozen import frozen
 from xpu_plugin.proto import (
     deviceplugin_pb2,
     deviceplugin_pb2_grpc,
     podresources_v1_pb2,
 )
-from xpu_plugin.record import record
 
 
 VERSION = "v1beta1"
@@ -76,7 +77,7 @@ _EXTENDED_RESOURCE = re.compile(r"(?!([^/]*\.)?kubernetes\.io/)(?!requests\.)[a-
 _Answer = TypeVar("_Answer")
 
 
-class AdmissionError(Exception):
+class AdmissionError(PluginError):
     """The pod cannot be admitted; the text is the reason, as the pod's status would show it."""
 
 
@@ -104,7 +105,7 @@ class Release(StrEnum):
     V1_37 = "1.37"
 
 
-@record
+@frozen
 class Device:
     """A device as its plugin lists it, or `Unhealthy` since its plugin's stream ended."""
 
@@ -117,7 +118,7 @@ class Device:
         return self.health == HEALTHY
 
 
-@record
+@frozen
 class Registration:
     """One accepted call of Register. time: of time.monotonic(); life: the kubelet's starts, from 1."""
 
@@ -130,7 +131,7 @@ class Registration:
     preferred_allocation_available: bool
 
 
-@record
+@frozen
 class DeviceNode:
     """A device node that a container is to be given."""
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from xpu_plugin.edges import files
+from xpu_plugin.errors import PluginError
 from xpu_plugin.simulation import library
 
 
@@ -24,7 +25,7 @@ WRONG_HOST = 2
 _COMMENT = re.compile(r"(?:^|\s)#.*")
 
 
-class MachineError(Exception):
+class MachineError(PluginError):
     """What was asked for makes no machine; the text says in one line what is wrong and what is accepted."""
 
 

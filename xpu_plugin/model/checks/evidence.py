@@ -4,15 +4,15 @@
 from collections.abc import Mapping
 from dataclasses import field
 
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import Function
 from xpu_plugin.model.holders import Holding
 from xpu_plugin.model.obstacles import Obstacle
 from xpu_plugin.model.rows import Row
 from xpu_plugin.model.unlisted import Unlisted
-from xpu_plugin.record import record
 
 
-@record
+@frozen
 class NodeFile:
     """What is at the name of a device node. character: whether it is a character device
 
@@ -29,7 +29,7 @@ class NodeFile:
     usable: bool = True
 
 
-@record
+@frozen
 class Host:
     """Files of the host.
 
@@ -56,15 +56,17 @@ class Host:
         return not (self.control or self.nodes or self.functions)
 
 
-@record
+@frozen
 class Library:
     """What it says, by the running plugin or by a worker of our own.
 
     trouble: why it says nothing; hung: a sentence for each device at which it hung or crashed
+    unwatched: it is not asked, as a worker ended while the driver changes the VFs of a card
     rows: the devices; problems: why something is none; unlisted: device nodes that it does not list
     """
 
     trouble: str | None = None
+    unwatched: bool = False
     path: str | None = None
     version: str | None = None
     driver_version: str | None = None
@@ -75,7 +77,7 @@ class Library:
     hung: tuple[str, ...] = ()
 
 
-@record
+@frozen
 class Plugin:
     """The running plugin. replaced: whether the library's file is another one than its worker has loaded,
     None where that cannot be seen; replacement_trouble: why that file cannot be used
@@ -95,7 +97,7 @@ class Plugin:
     down: Mapping[str, str] = field(default_factory=dict)
 
 
-@record
+@frozen
 class Kubelet:
     """The kubelet's side. Troubles are sentences, None where all is well.
 
@@ -116,7 +118,7 @@ class Kubelet:
     holdings: tuple[Holding, ...] = ()
 
 
-@record
+@frozen
 class Cluster:
     """The API server's side.
 
@@ -132,7 +134,7 @@ class Cluster:
     ahead: float | None = None
 
 
-@record
+@frozen
 class Evidence:
     """All of it. simulated: whether nodes and library are
 

@@ -7,12 +7,12 @@ from xpu_plugin.model.checks.evidence import Evidence
 from xpu_plugin.model.checks.host import NO_XPU
 from xpu_plugin.model.checks.verdict import Finding, error, ok, skipped, warning
 from xpu_plugin.model.devices import Kind
+from xpu_plugin.model.health import KEPT_BACK
 from xpu_plugin.model.unlisted import sentences
 from xpu_plugin.xpuml import OLDEST_LIBRARY, is_too_old
 
 
 _PASSING = ("recovering", "in-reset", "quarantined")
-_KEPT_BACK = ("wish-pending", "withdrawn", "changing")
 _NO_ANSWER = "the library does not answer: see the check library"
 
 
@@ -22,6 +22,8 @@ def library(evidence: Evidence) -> Finding:
     if seen.trouble is not None:
         if evidence.host.empty:
             return skipped(f"{NO_XPU}; {seen.trouble}")
+        if seen.unwatched:
+            return warning(seen.trouble, "wait for --vf-timeout; if it stays, look at the kernel's log")
         return error(seen.trouble, f"install XRE {oldest} or newer, or name the library by --xpuml-library")
     if seen.version is not None and is_too_old(seen.version):
         return warning(f"{seen.path} is {_short(seen.version)}", f"install XRE {oldest} or newer")
@@ -45,7 +47,7 @@ def devices_answer(evidence: Evidence) -> Finding:
     seen = evidence.library
     if seen.trouble is not None:
         return skipped(_NO_ANSWER)
-    sick = [row for row in seen.rows if row.reason is not None and row.reason not in _KEPT_BACK]
+    sick = [row for row in seen.rows if row.reason is not None and row.reason not in KEPT_BACK]
     words = [*seen.hung, *(f"{row.id} ({row.path}): {row.text or row.reason}" for row in sick)]
     advice = "look at the kernel's log; reset or exchange the card"
     if seen.hung or any(row.reason not in _PASSING for row in sick):

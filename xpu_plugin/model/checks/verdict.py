@@ -4,8 +4,8 @@
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 
+from xpu_plugin.frozen import frozen
 from xpu_plugin.model.checks.evidence import Evidence
-from xpu_plugin.record import record
 
 
 class Verdict(StrEnum):
@@ -17,7 +17,7 @@ class Verdict(StrEnum):
     ERROR = "error"
 
 
-@record
+@frozen
 class Finding:
     """evidence: what was seen, a sentence; advice: the next step, where there is one to take"""
 
@@ -26,7 +26,7 @@ class Finding:
     advice: str = ""
 
 
-@record
+@frozen
 class Check:
     """name: stable, for programs; about: what it looks at"""
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records: values with named fields, which nothing changes."""
+"""Frozen values: classes with named fields, to which nothing is assigned after they were made."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -12,25 +12,25 @@ T = TypeVar("T")
 
 @overload
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-def record(cls: type[T]) -> type[T]: ...
+def frozen(cls: type[T]) -> type[T]: ...
 @overload
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-def record(*, kw_only: bool = True) -> Callable[[type[T]], type[T]]: ...
-def record(cls: type[T] | None = None, *, kw_only: bool = True) -> Any:
+def frozen(*, kw_only: bool = True) -> Callable[[type[T]], type[T]]: ...
+def frozen(cls: type[T] | None = None, *, kw_only: bool = True) -> Any:
     """A dataclass with slots, equal and hashed by its fields; everything in `dataclasses` works with it.
 
-    That nobody assigns to a field is seen to by the type checker. All records share what a frozen dataclass
-    has compiled for itself, six functions each: with some sixty classes that was a fifth of the plugin's
-    start (tests/benchmarks/README.md).
+    The type checker refuses an assignment to a field. All classes share what a frozen dataclass compiles for
+    itself, six functions each: with some sixty classes that was a fifth of the plugin's start
+    (tests/benchmarks/README.md).
 
     kw_only: fields are given by name only
     """
     if cls is None:
-        return lambda cls: _record(cls, kw_only=kw_only)
-    return _record(cls, kw_only=kw_only)
+        return lambda cls: _made(cls, kw_only=kw_only)
+    return _made(cls, kw_only=kw_only)
 
 
-def _record(cls: type[T], *, kw_only: bool) -> type[T]:
+def _made(cls: type[T], *, kw_only: bool) -> type[T]:
     cls.__doc__ = cls.__doc__ or cls.__name__  # or one is made of the signature, which takes long
     made = dataclass(slots=True, kw_only=kw_only, eq=False, repr=False)(cls)
     values = attrgetter(*(field.name for field in fields(made)))  # type: ignore[arg-type]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records are what frozen dataclasses are, but that it is the type checker who guards against assignment."""
+"""Frozen values are as frozen dataclasses, but the type checker guards them against assignment."""
 
 import copy
 import subprocess
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from xpu_plugin.record import record
+from xpu_plugin.frozen import frozen
 
 
-@record
+@frozen
 class Point:
     """A place."""
 
@@ -22,23 +22,23 @@ class Point:
     names: tuple[str, ...] = field(default=(), repr=False)
 
 
-@record(kw_only=False)
+@frozen(kw_only=False)
 class Pair:
     left: int
     right: int
 
 
-@record
+@frozen
 class One:
     value: int
 
 
-@record
+@frozen
 class Same:
     value: int
 
 
-@record
+@frozen
 class Table:
     rows: Mapping[str, int]
 
@@ -93,8 +93,8 @@ def test_the_functions_of_dataclasses_take_it() -> None:
 def test_the_type_checker_refuses_assignment_and_positions(tmp_path: Path) -> None:
     module = tmp_path / "uses.py"
     module.write_text(
-        "from xpu_plugin.record import record\n\n\n"
-        "@record\nclass Point:\n    x: int\n\n\n"
+        "from xpu_plugin.frozen import frozen\n\n\n"
+        "@frozen\nclass Point:\n    x: int\n\n\n"
         "Point(x=1).x = 2\n"
         "Point(1)\n"
     )
