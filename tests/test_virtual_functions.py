@@ -555,7 +555,9 @@ async def test_vfs_of_a_card_that_is_held_whole_are_given_to_nobody_before_that_
     daemon.process.send_signal(signal.SIGHUP)
     own = vfs(CARDS[1], 2)
     await closed(kubelet, split(0, 2, 0, 0), held=own)
-    assert daemon.log.count(f"reason=card-held (a container still holds its card as {CARDS[1]}") == 2
+    closing = f"reason=card-held (a container still holds its card as {CARDS[1]}"
+    await daemon.says(closing, times=2)
+    assert daemon.log.count(closing) == 2
     with pytest.raises(grpc.aio.AioRpcError, match="card-held"):
         await allocate(node, own[0])
     await daemon.kill()  # and the next one knows
