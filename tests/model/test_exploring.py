@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A slice of the random search of `make explore`; and that the search does find what is broken."""
+"""A slice of the random search of `make test-random`; and that the search does find what is broken."""
 
 from collections.abc import Mapping
 
