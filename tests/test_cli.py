@@ -185,32 +185,32 @@ def test_grpc_understands_what_it_is_told_by_its_environment() -> None:
     assert done.stderr == ""
 
 
-def test_fail_on_init_error_is_status_1_with_the_reason(tmp_path: Path) -> None:
-    plugins = tmp_path / "plugins"
+def test_fail_on_init_error_is_status_1_with_the_reason(place: Path) -> None:
+    plugins = place / "plugins"
     plugins.mkdir()
     done = run(
         "--fail-on-init-error",
-        f"--xpuml-library={tmp_path}/none.so",
+        f"--xpuml-library={place}/none.so",
         f"--device-plugin-dir={plugins}",
-        f"--pod-resources-socket={tmp_path}/pods.sock",
-        f"--state-dir={tmp_path}/state",
+        f"--pod-resources-socket={place}/pods.sock",
+        f"--state-dir={place}/state",
     )
     assert done.returncode == 1
     assert done.stdout == ""
-    assert f"{tmp_path}/none.so: no such file" in done.stderr
+    assert f"{place}/none.so: no such file" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(plugins.iterdir()) == []
 
 
-def test_warnings_of_old_options_and_the_configuration_are_logged_once(tmp_path: Path) -> None:
-    plugins = tmp_path / "plugins"
+def test_warnings_of_old_options_and_the_configuration_are_logged_once(place: Path) -> None:
+    plugins = place / "plugins"
     plugins.mkdir()
     done = run(
         "-rename-dev",
         "--fail-on-init-error",
-        f"--xpuml-library={tmp_path}/none.so",
+        f"--xpuml-library={place}/none.so",
         f"--device-plugin-dir={plugins}",
-        f"--state-dir={tmp_path}/state",
+        f"--state-dir={place}/state",
     )
     assert done.stderr.count("rename-dev") == 1
     assert done.stderr.count("health-interval=1") == 1

@@ -239,6 +239,7 @@ async def test_an_answer_does_not_have_to_be_waited_for_long(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status, "ASK_SECONDS", 0.1)
+    monkeypatch.setattr(status, "ANSWER_SECONDS", 0.1)
     path.parent.mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
