@@ -107,7 +107,7 @@ def _command(name: str) -> str:
     return text
 
 
-def _shown(action: argparse.Action, words: list[str]) -> str:
+def _shown(action: argparse.Action, words: Sequence[str]) -> str:
     value = f" {action.metavar}" if action.option_strings and action.metavar and action.nargs != 0 else ""
     return ", ".join(words) + value
 
