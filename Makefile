@@ -5,7 +5,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := xpu_plugin tests
+SOURCES := xpu_plugin tests docs/reference
 C_SOURCES := $(wildcard _xpuml/simulator/*.[ch] tests/*/*.[ch])
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard cmake/*.cmake proto/*.proto _xpuml/*.pyx _xpuml/*.pxd \
 	_xpuml/simulator/*)
@@ -27,13 +27,13 @@ SANITIZED = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-fi
 
 # What the benchmark compares with, where there is Go.
 GO_PLUGIN := $(if $(shell command -v go),build/bench/goplugin)
-PLUGIN_SOURCES := $(wildcard xpu_plugin/*.py xpu_plugin/*/*.py)
+PLUGIN_SOURCES := $(shell find xpu_plugin -name '*.py')
 
 # For all Pythons and machines at once, as docker/requirements.txt is.
 LOCK = build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --custom-compile-command 'make lock'
 
-.PHONY: help run demo test coverage sanitize lint format test-random test-soak fuzz e2e test-image test-wheel \
+.PHONY: help run demo test coverage sanitize lint reference format test-random test-soak fuzz e2e test-image test-wheel \
 	check-abi bench bench-instructions image wheel helm lock hooks clean
 
 help: ## list the targets
@@ -77,6 +77,9 @@ lint: .stamps/dev ## formatters, linters, types, layers, spelling
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
+
+reference: .stamps/dev ## generate the tables of docs/reference from the code
+	$(BIN)/python -m cogapp -r -I docs/reference docs/reference/*.md
 
 format: .stamps/dev ## format Python and C
 	$(BIN)/ruff format $(SOURCES)

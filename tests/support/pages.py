@@ -1,15 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Markdown pages of the repository, taken apart."""
+"""Markdown pages of this repository, taken apart for tests."""
 
 import re
 from pathlib import Path
 
 
+ROOT = Path(__file__).parents[2]
 READMES = ("README.md", "README.zh-CN.md")
+TASKS = (
+    "docs/virtual-functions.md",
+    "docs/health.md",
+    "docs/upgrade.md",
+    "docs/observe.md",
+    "docs/troubleshoot.md",
+)
+"""Pages with commands for an administrator, beside docs/install.md."""
+TRANSLATED = {READMES[0]: READMES[1]} | {
+    page: page.replace("docs/", "docs/zh-CN/") for page in ("docs/install.md", *TASKS)
+}
+"""English page -> the same page in Chinese."""
+
+
+def pages() -> list[Path]:
+    """Every Markdown page of the repository; none of those that tools keep there."""
+    kept_by_tools = re.compile(r"\.|(build|dist|node_modules)$")
+    directories = [ROOT]
+    for directory in directories:
+        directories += [
+            below for below in directory.iterdir() if below.is_dir() and not kept_by_tools.match(below.name)
+        ]
+    return sorted(page for directory in directories for page in directory.glob("*.md"))
 
 
 def parts(page: Path) -> list[tuple[str, list[str]]]:
-    """A page as its code blocks, each with its info string behind ```, and what is between them."""
+    """A page as its code blocks, each with its info string behind ```, and the text between them."""
     found: list[tuple[str, list[str]]] = [("", [])]
     for line in page.read_text(encoding="utf-8").splitlines():
         if not line.startswith("```"):
@@ -36,3 +60,13 @@ def tables(page: Path) -> list[list[list[str]]]:
                 found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
         former = line
     return found
+
+
+def headings(page: Path) -> list[str]:
+    return [line for line in prose(page) if re.match(r"#+ ", line)]
+
+
+def anchors(page: Path) -> set[str]:
+    """Targets of links within a page, as forges name them."""
+    titles = [heading.lstrip("# ").lower() for heading in headings(page)]
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
