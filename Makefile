@@ -1,26 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# make run    the main job on the embedded simulator: no XPU, no Kubernetes, no root (ARGS=--once ends by itself)
-# make test   the tests          make lint   formatters, linters, types, layers
-# make e2e    the suite on a real kubelet (tests/e2e/README.md); make format   formats Python and C
-# make explore   changes of VFs by random search in virtual time: a million steps, or ARGS="--steps N --seed S"
-# make fuzz   what reads others' bytes, by coverage-guided fuzzing: a minute, or ARGS="--seconds N --seed S TARGET..."
-# make soak   the whole plugin in a storm: three minutes, or ARGS="--minutes N --seed S --restarts N"
-# make coverage   the tests, and which lines of Python and of the binding they run (needs Python 3.11 and gcc)
-# make sanitize   the tests of what is written in C, with ASan and UBSan in binding and simulator (needs gcc)
-# make bench   what the plugin costs beside references: a quarter of an hour, or two minutes with QUICK=1 (tests/benchmarks)
-# make instructions   of the hot paths, by callgrind, against a baseline: fails when there are 10 % more
-# make helm   builds Helm into build/bin, for the tests of the chart (needs Go; minutes, once)
-# make wheel   dist/*.whl; make audit   is it the stable ABI?; make wheeltest   does it work, installed elsewhere?
-# make image   the container image, by build.sh; make imagetest   what is put into it (docker/README.md)
-# Each does its own set-up in .venv and needs Python 3.11 or newer with headers and venv, and a C compiler.
+# `make help` lists the targets. Each sets up what it needs in .venv.
+# Needs Python 3.11 or newer with headers and venv, and a C compiler.
 
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := xpu_plugin tests
+SOURCES := xpu_plugin tests docs/reference
 C_SOURCES := $(wildcard _xpuml/simulator/*.[ch] tests/*/*.[ch])
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard cmake/*.cmake proto/*.proto _xpuml/*.pyx _xpuml/*.pxd \
 	_xpuml/simulator/*)
+
+# The tests mostly wait, so there are more workers than cores. WORKERS=0 runs all in one process.
+WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? 2 * cores : 8)))
+PYTEST = -m pytest --numprocesses=$(WORKERS) --dist=worksteal
+TESTS = tests --ignore=tests/e2e --ignore=tests/image
 
 # Both are inherited by every process that a test starts.
 MEASURE = COVERAGE_FILE=$(CURDIR)/build/coverage/data COVERAGE_CORE=ctrace build/trace/bin/python -m coverage
@@ -34,58 +27,48 @@ SANITIZED = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-fi
 
 # What the benchmark compares with, where there is Go.
 GO_PLUGIN := $(if $(shell command -v go),build/bench/goplugin)
-PLUGIN_SOURCES := $(wildcard xpu_plugin/*.py xpu_plugin/*/*.py)
+PLUGIN_SOURCES := $(shell find xpu_plugin -name '*.py')
 
-.PHONY: run test instructions bench explore fuzz soak coverage sanitize e2e image imagetest \
-	lint format helm wheel audit wheeltest clean
+# For all Pythons and machines at once, as docker/requirements.txt is.
+LOCK = build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --custom-compile-command 'make lock'
 
-run: .stamps/installed
+.PHONY: help run demo test coverage sanitize lint reference format test-random test-soak fuzz e2e test-image test-wheel \
+	check-abi bench bench-instructions image wheel helm lock hooks clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z][a-z0-9-]*):.* ## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+run: .stamps/installed ## the main job over the simulator: no XPU, no Kubernetes, no root; ARGS=--once ends by itself
 	$(BIN)/xpu-device-plugin demo $(ARGS)
 
-test: .stamps/dev
-	$(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/image $(ARGS)
+demo: run ## the same
 
-explore: .stamps/dev
-	$(BIN)/python -m tests.model.exploring $(ARGS)
-
-fuzz: .stamps/fuzz
-	$(BIN)/python -m tests.fuzz $(ARGS)
-
-soak: .stamps/dev
-	$(BIN)/python -m tests.endurance.soak $(ARGS)
-
-instructions: .stamps/dev
-	$(BIN)/python -m tests.benchmarks.instructions $(ARGS)
-
-bench: .stamps/bench $(GO_PLUGIN)
-	$(BIN)/python -m tests.benchmarks --plugin build/bench/bin/xpu-device-plugin $(if $(QUICK),--quick) \
-		$(if $(GO_PLUGIN),--peer constant-go='$(GO_PLUGIN) {directory} {devices}') $(ARGS)
-
-coverage: .stamps/trace
+ifndef COVERAGE
+test: .stamps/dev ## the tests; COVERAGE=1 measures them, too; WORKERS=N, ARGS="-k word"
+	$(BIN)/python $(PYTEST) $(TESTS) $(ARGS)
+else
+# A traced build of the binding, which needs CPython 3.11. Fails below 95 % of the Python code or of the binding.
+test: .stamps/trace
 	rm -rf build/coverage && mkdir -p build/coverage
 	$(MEASURE) run --source=$(CURDIR)/xpu_plugin,$(CURDIR)/_xpuml \
-		-m pytest tests --ignore=tests/e2e --ignore=tests/image $(ARGS)
-	build/trace/bin/python -m tests.torn build/coverage
+		$(PYTEST) $(TESTS) $(ARGS)
+	build/trace/bin/python -m tests.support.torn build/coverage
 	$(MEASURE) combine --quiet
 	$(MEASURE) report
 	$(MEASURE) report --format=total --fail-under=95 --include='xpu_plugin/*'
 	$(MEASURE) report --format=total --fail-under=95 --include='_xpuml/*'
+endif
 
-sanitize: .stamps/sanitize
+coverage: ## make test COVERAGE=1: which lines of Python and of the binding the tests run
+	$(MAKE) test COVERAGE=1
+
+sanitize: .stamps/sanitize ## the tests of what is written in C, with ASan and UBSan in binding and simulator (needs gcc)
 	rm -f $(FINDING).*
-	$(SANITIZED) build/sanitize/bin/python -m pytest tests/native tests/edges/test_driver.py \
+	$(SANITIZED) build/sanitize/bin/python $(PYTEST) tests/native tests/edges/test_driver.py \
 		tests/edges/test_worker.py $(ARGS); status=$$?; ! cat $(FINDING).* 2>/dev/null && exit $$status
 
-e2e: .stamps/dev
-	$(BIN)/python -m pytest tests/e2e $(ARGS)
-
-image:
-	./build.sh $(ARGS)
-
-imagetest: .stamps/dev
-	$(BIN)/python -m pytest tests/image $(ARGS)
-
-lint: .stamps/dev
+lint: .stamps/dev ## formatters, linters, types, layers, spelling
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
@@ -95,28 +78,68 @@ lint: .stamps/dev
 	$(BIN)/codespell
 	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
 
-format: .stamps/dev
+reference: .stamps/dev ## generate the tables of docs/reference from the code
+	$(BIN)/python -m cogapp -r -I docs/reference docs/reference/*.md
+
+format: .stamps/dev ## format Python and C
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/clang-format -i $(C_SOURCES)
 
-helm: build/bin/helm
+test-random: .stamps/dev ## changes of VFs by random search in virtual time: a million steps; ARGS="--steps N --seed S"
+	$(BIN)/python -m tests.model.exploring $(ARGS)
 
-build/bin/helm:
-	GOBIN=$(CURDIR)/$(@D) go install helm.sh/helm/v3/cmd/helm@v3.20.2
+test-soak: .stamps/dev ## the whole plugin in a storm: three minutes; ARGS="--minutes N --seed S --restarts N"
+	$(BIN)/python -m tests.endurance.soak $(ARGS)
 
-wheel:
+fuzz: .stamps/fuzz ## coverage-guided fuzzing of all parsers: a minute; ARGS="--seconds N --seed S TARGET..."
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+e2e: .stamps/dev ## the suite on a real kubelet (tests/e2e/README.md)
+	$(BIN)/python -m pytest tests/e2e $(ARGS)
+
+image: ## the container image, by build.sh
+	./build.sh $(ARGS)
+
+test-image: .stamps/dev ## the tests of what is put into the image (docker/README.md)
+	$(BIN)/python -m pytest tests/image $(ARGS)
+
+bench: .stamps/bench $(GO_PLUGIN) ## what the plugin costs beside references: a quarter of an hour; QUICK=1: two minutes
+	$(BIN)/python -m tests.benchmarks --plugin build/bench/bin/xpu-device-plugin $(if $(QUICK),--quick) \
+		$(if $(GO_PLUGIN),--peer constant-go='$(GO_PLUGIN) {directory} {devices}') $(ARGS)
+
+bench-instructions: .stamps/dev ## instructions of the hot paths, by callgrind: fails when there are 10 % more than before
+	$(BIN)/python -m tests.benchmarks.instructions $(ARGS)
+
+wheel: ## dist/*.whl, for CPython 3.11 and newer
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	rm -f dist/*.whl
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
-audit: wheel .stamps/dev
+check-abi: wheel .stamps/dev ## does the wheel keep to Python's stable ABI?
 	$(BIN)/abi3audit --strict dist/*.whl
 
-wheeltest: wheel
+test-wheel: wheel ## the demo from the wheel, installed in a new environment
 	venv=$$(mktemp -d) && trap 'rm -rf "$$venv"' EXIT && $(PYTHON) -m venv "$$venv" && \
 		"$$venv/bin/pip" install --quiet --disable-pip-version-check dist/*.whl && \
 		cd "$$venv" && bin/xpu-device-plugin demo --once
+
+helm: build/bin/helm ## Helm in build/bin, for the tests of the chart (needs Go; minutes, once)
+
+build/bin/helm:
+	GOBIN=$(CURDIR)/$(@D) go install helm.sh/helm/v3/cmd/helm@v3.20.2
+
+lock: ## pin the newest development tools that pyproject.toml allows in requirements-*.txt
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet --disable-pip-version-check uv
+	$(LOCK) --group dev --output-file requirements-dev.txt pyproject.toml
+	$(LOCK) --group fuzz --output-file requirements-fuzz.txt
+
+hooks: .stamps/dev ## have git run the quick part of make lint before each commit
+	$(BIN)/pre-commit install
+
+clean: ## remove all that is built
+	rm -rf .venv .stamps build dist xpu_plugin/proto
 
 # --- set-up: built again only when what is compiled or generated changes ---------------------------------
 
@@ -126,14 +149,15 @@ wheeltest: wheel
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-.stamps/dev: $(NATIVE)
+.stamps/dev: $(NATIVE) requirements-dev.txt
 	@mkdir -p .stamps
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@ .stamps/installed
 
-.stamps/fuzz: .stamps/dev
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+.stamps/fuzz: .stamps/dev requirements-fuzz.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-fuzz.txt
 	@touch $@
 
 # Other builds of the binding, each in a venv that borrows the tools of .venv: its packages, but not its .pth
@@ -157,6 +181,3 @@ wheeltest: wheel
 
 build/bench/goplugin: $(wildcard tests/benchmarks/goplugin/*) .stamps/bench
 	cd tests/benchmarks/goplugin && go build -o $(CURDIR)/$@ .
-
-clean:
-	rm -rf .venv .stamps build dist xpu_plugin/proto

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from .standins import children, descriptors, until, wait_until
+from tests.support.clock import Clock
+from tests.support.daemon import Node, a_node
+from tests.support.processes import children, descriptors
+from tests.support.waiting import until, wait_until
+from xpu_plugin.simulation.kubelet import Kubelet
 
 
 @pytest.fixture
@@ -47,3 +51,21 @@ async def leaves_no_task() -> AsyncIterator[None]:
         return [block.co_qualname for block in code if block and "/xpu_plugin/" in block.co_filename]
 
     await until(lambda: not ours(), "no task left", seconds=5)
+
+
+@pytest.fixture
+async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
+    """For plugins; all of them end well, and nothing of them is left."""
+    async with a_node(place, Node) as node:
+        yield node
+
+
+@pytest.fixture
+async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
+    async with node.kubelet() as kubelet:
+        yield kubelet
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()

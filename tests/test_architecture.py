@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "xpu_plugin"
+TESTS = ROOT / "tests"
 
 
 def imported(source: Path) -> set[str]:
@@ -19,8 +20,10 @@ def imported(source: Path) -> set[str]:
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            near = source.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            module = ".".join((*near, *filter(None, [node.module])))
+            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
     return names
 
 
@@ -33,46 +36,39 @@ def test_only_the_worker_imports_the_binding() -> None:
     assert importers == ["edges/worker.py"]
 
 
+CLIENTS = ("xpu_plugin.edges.nodeapi", "kubernetes", "prometheus_client", "http.server")
+
+
 @pytest.mark.parametrize(
-    "absent",
+    ("module", "absent"),
     [
-        "xpu_plugin._xpuml",
-        "xpu_plugin.edges.nodeapi",
-        "xpu_plugin.observability",
-        "kubernetes",
-        "prometheus_client",
-        "http.server",
+        # The binding never; before there is a use for them the clients of the API server and of Prometheus,
+        # an HTTP server, and what no pod waits for.
+        ("xpu_plugin.daemon", ("xpu_plugin._xpuml", "xpu_plugin.observability", *CLIENTS)),
+        # What not everybody has asked for.
+        ("xpu_plugin.observability", CLIENTS),
+        # The rest of the server is loaded while the first worker loads its own.
+        ("xpu_plugin.cli", ("asyncio", "grpc", "google.protobuf")),
+        # A worker stays small.
+        (
+            "xpu_plugin.edges.worker",
+            ("asyncio", "grpc", "google.protobuf", "kubernetes", "argparse", "logging"),
+        ),
     ],
 )
-def test_the_server_does_not_load(absent: str) -> None:
-    """The binding ever; before there is a use for them the clients of the API server and of Prometheus, an
-    HTTP server, and what no pod waits for."""
-    code = f"import sys, xpu_plugin.daemon; sys.exit({absent!r} in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_a_module_does_not_load(module: str, absent: tuple[str, ...]) -> None:
+    code = f"import sys, {module}; print(*({set(absent)!r} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize(
-    "absent", ["xpu_plugin.edges.nodeapi", "kubernetes", "prometheus_client", "http.server"]
-)
-def test_what_shows_and_tells_does_not_load(absent: str) -> None:
-    """What not everybody has asked for."""
-    code = f"import sys, xpu_plugin.observability; sys.exit({absent!r} in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.parametrize("absent", ["asyncio", "grpc", "google.protobuf"])
-def test_the_first_worker_is_started_before_much_is_loaded(absent: str) -> None:
-    """The rest of the server is loaded while the worker loads its own."""
-    code = f"import sys, xpu_plugin.cli; sys.exit({absent!r} in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.parametrize(
-    "absent", ["asyncio", "grpc", "google.protobuf", "kubernetes", "argparse", "logging"]
-)
-def test_the_worker_stays_small(absent: str) -> None:
-    code = f"import sys, xpu_plugin.edges.worker; sys.exit({absent!r} in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_nothing_imports_a_test_module_or_a_conftest() -> None:
+    """Helpers are in tests/support, or in a module beside the tests that use them."""
+    own = (*TESTS.rglob("test_*.py"), *TESTS.rglob("conftest.py"))
+    forbidden = {".".join(source.relative_to(ROOT).with_suffix("").parts) for source in own}
+    assert {"tests.conftest", "tests.test_daemon"} < forbidden
+    for source in TESTS.rglob("*.py"):
+        assert not imported(source) & forbidden, source
 
 
 def test_each_module_says_its_job_first() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.standins import make_machine
+from tests.support.machines import make_machine, settings_of
 from xpu_plugin.cli import COMMANDS, GRPC_ENVIRONMENT, main
 from xpu_plugin.simulation.machine import Machine
 
@@ -185,32 +185,32 @@ def test_grpc_understands_what_it_is_told_by_its_environment() -> None:
     assert done.stderr == ""
 
 
-def test_fail_on_init_error_is_status_1_with_the_reason(tmp_path: Path) -> None:
-    plugins = tmp_path / "plugins"
+def test_fail_on_init_error_is_status_1_with_the_reason(place: Path) -> None:
+    plugins = place / "plugins"
     plugins.mkdir()
     done = run(
         "--fail-on-init-error",
-        f"--xpuml-library={tmp_path}/none.so",
+        f"--xpuml-library={place}/none.so",
         f"--device-plugin-dir={plugins}",
-        f"--pod-resources-socket={tmp_path}/pods.sock",
-        f"--state-dir={tmp_path}/state",
+        f"--pod-resources-socket={place}/pods.sock",
+        f"--state-dir={place}/state",
     )
     assert done.returncode == 1
     assert done.stdout == ""
-    assert f"{tmp_path}/none.so: no such file" in done.stderr
+    assert f"{place}/none.so: no such file" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(plugins.iterdir()) == []
 
 
-def test_warnings_of_old_options_and_the_configuration_are_logged_once(tmp_path: Path) -> None:
-    plugins = tmp_path / "plugins"
+def test_warnings_of_old_options_and_the_configuration_are_logged_once(place: Path) -> None:
+    plugins = place / "plugins"
     plugins.mkdir()
     done = run(
         "-rename-dev",
         "--fail-on-init-error",
-        f"--xpuml-library={tmp_path}/none.so",
+        f"--xpuml-library={place}/none.so",
         f"--device-plugin-dir={plugins}",
-        f"--state-dir={tmp_path}/state",
+        f"--state-dir={place}/state",
     )
     assert done.stderr.count("rename-dev") == 1
     assert done.stderr.count("health-interval=1") == 1
@@ -279,17 +279,8 @@ PRINTING = [
 def machine(place: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """A machine that sub-commands find by their environment, and no plugin."""
     machine = make_machine(place)
-    for name, value in (
-        ("XPUML_LIBRARY", "simulator"),
-        ("SIMULATOR_FILE", machine.path),
-        ("DEV_ROOT", machine.dev_root),
-        ("SYSFS_ROOT", machine.sysfs_root),
-        ("STATUS_SOCKET", place / "none.sock"),
-        ("DEVICE_PLUGIN_DIR", place / "plugins"),
-        ("POD_RESOURCES_SOCKET", place / "pods.sock"),
-        ("STATE_DIR", place / "state"),
-    ):
-        monkeypatch.setitem(CLEAN, f"XPU_PLUGIN_{name}", str(value))
+    for name, value in settings_of(machine, place).items():
+        monkeypatch.setitem(CLEAN, name, value)
     return machine
 
 

@@ -335,24 +335,24 @@ def test_a_directory_too_deep_for_a_socket_is_refused_before_anything_runs(more:
         "alias",
     ],
 )
-def test_a_status_socket_that_is_the_kubelets_is_refused(path: str, tmp_path: Path) -> None:
+def test_a_status_socket_that_is_the_kubelets_is_refused(path: str, place: Path) -> None:
     """Nothing there has to exist yet."""
-    (tmp_path / "link").symlink_to("plugins")
-    (tmp_path / "alias").symlink_to("pods/kubelet.sock")
+    (place / "link").symlink_to("plugins")
+    (place / "alias").symlink_to("pods/kubelet.sock")
     places = (
-        f"--device-plugin-dir={tmp_path}/plugins",
-        f"--pod-resources-socket={tmp_path}/pods/kubelet.sock",
+        f"--device-plugin-dir={place}/plugins",
+        f"--pod-resources-socket={place}/pods/kubelet.sock",
     )
-    text = refused(*places, f"--status-socket={tmp_path}/{path}")
-    assert text.startswith(f"--status-socket: '{tmp_path}/{path}' is the kubelet's; accepted: ")
+    text = refused(*places, f"--status-socket={place}/{path}")
+    assert text.startswith(f"--status-socket: '{place}/{path}' is the kubelet's; accepted: ")
     for accepted in ("pods/own.sock", "plugins/below/own.sock", "status.sock"):
-        assert read(*places, f"--status-socket={tmp_path}/{accepted}").status_socket
+        assert read(*places, f"--status-socket={place}/{accepted}").status_socket
 
 
-def test_a_state_directory_that_the_kubelet_empties_is_refused(tmp_path: Path) -> None:
-    plugins = f"--device-plugin-dir={tmp_path}/plugins"
-    assert refused(plugins, f"--state-dir={tmp_path}/x/../plugins").startswith("--state-dir: ")
-    assert read(plugins, f"--state-dir={tmp_path}/plugins/state").state_dir == tmp_path / "plugins/state"
+def test_a_state_directory_that_the_kubelet_empties_is_refused(place: Path) -> None:
+    plugins = f"--device-plugin-dir={place}/plugins"
+    assert refused(plugins, f"--state-dir={place}/x/../plugins").startswith("--state-dir: ")
+    assert read(plugins, f"--state-dir={place}/plugins/state").state_dir == place / "plugins/state"
 
 
 def test_a_status_socket_with_too_long_a_path_is_refused_before_anything_runs() -> None:

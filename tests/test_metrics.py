@@ -2,21 +2,19 @@
 """The metrics of the daemon as a process of its own, over the simulator and against a kubelet's sockets."""
 
 import asyncio
-import contextlib
-import http.client
 import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
-from prometheus_client import Metric
-from prometheus_client.parser import text_string_to_metric_families
 
-from tests.standins import RESOURCE, SECONDS
-from tests.test_daemon import IDS, Daemon, Node, a_node, free_port, probed, shows
+from tests.support.daemon import IDS, Node, probed, shows
+from tests.support.kubelets import own_pod
+from tests.support.machines import RESOURCE
+from tests.support.prometheus import SELDOM, Page, Scraped, fetch
+from tests.support.waiting import SECONDS
 from xpu_plugin.model.families import FAMILIES, OF_THE_PROCESS
 from xpu_plugin.simulation.kubelet import Kubelet
 from xpu_plugin.xpuml import State
@@ -28,120 +26,7 @@ OK = 200
 pytestmark = pytest.mark.usefixtures("leaves_no_process")
 
 
-# The real daemon, but for the ten seconds that metrics wait for the first list to be sent; and SIGUSR1 has
-# its event loop hang in a call until SIGUSR2.
-IMPATIENT = (
-    "-c",
-    """
-import signal, sys
-from xpu_plugin import cli, daemon
-daemon.LISTED_SECONDS = 0.1
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
-signal.signal(signal.SIGUSR1, lambda *_: signal.sigwait([signal.SIGUSR2]))
-sys.exit(cli.main(sys.argv[1:]))
-""",
-)
-
-
-class Page:
-    """What one scrape said."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.families: dict[str, Metric] = {}
-        for family in text_string_to_metric_families(text):
-            # The parser knows a counter by its name without the ending.
-            name = f"{family.name}_total" if family.type == "counter" else family.name
-            assert name not in self.families, f"{name} twice"
-            self.families[name] = family
-
-    def all(self, name: str, **labels: str) -> dict[tuple[str, ...], float]:
-        """Values by the labels that were not asked for, in the order of their names."""
-        found: dict[tuple[str, ...], float] = {}
-        for family in self.families.values():
-            for sample in family.samples:
-                if sample.name == name and labels.items() <= sample.labels.items():
-                    key = tuple(value for own, value in sorted(sample.labels.items()) if own not in labels)
-                    assert key not in found, f"{name}{sample.labels} twice"
-                    found[key] = sample.value
-        return found
-
-    def by_id(self, name: str, **labels: str) -> dict[str, float]:
-        return {
-            sample.labels["id"]: sample.value
-            for family in self.families.values()
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        }
-
-    def one(self, name: str, **labels: str) -> float:
-        (value,) = self.all(name, **labels).values()
-        return value
-
-
-def fetch(port: int, host: str = "127.0.0.1") -> tuple[int, str | None, str]:
-    connection = http.client.HTTPConnection(host, port, timeout=SECONDS)
-    try:
-        connection.request("GET", "/metrics")
-        answer = connection.getresponse()
-        return answer.status, answer.getheader("Content-Type"), answer.read().decode()
-    finally:
-        connection.close()
-
-
-class Scraped:
-    """A daemon with its page."""
-
-    def __init__(self, node: Node, *arguments: str, listens_at: str = "", host: str = "127.0.0.1") -> None:
-        self.port, self.host = free_port(), host
-        address = f"--metrics-address={listens_at}:{self.port}"
-        self.daemon: Daemon = node.start(address, *arguments, program=IMPATIENT)
-
-    async def page(self) -> Page:
-        """Of what is there once there is anything: the kubelet has its list a moment before."""
-        async with asyncio.timeout(SECONDS):
-            while True:
-                with contextlib.suppress(ConnectionRefusedError):  # before it listens
-                    status, _, text = await asyncio.to_thread(fetch, self.port, self.host)
-                    if status == OK:
-                        return Page(text)
-                    assert text == "nothing to show yet\n"
-                await asyncio.sleep(0.05)
-
-    async def until(self, predicate: Callable[[Page], object], what: str) -> Page:
-        """Scrape until something is so."""
-        async with asyncio.timeout(SECONDS):
-            while True:
-                page = await self.page()
-                if predicate(page):
-                    return page
-                await asyncio.sleep(0.05)
-
-
-@pytest.fixture
-async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
-    async with a_node(place, Node) as node:
-        yield node
-
-
-@pytest.fixture
-async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
-    async with node.kubelet() as kubelet:
-        yield kubelet
-
-
 # --- the names ------------------------------------------------------------------------------------
-
-SELDOM = {
-    "xpu_device_unhealthy",
-    "xpu_device_holder",
-    "xpu_plugin_audit_age_seconds",
-    "xpu_plugin_api_watching",
-    "xpu_plugin_api_errors_total",
-    "xpu_plugin_unlisted_nodes",
-    "xpu_device_impossible_readings_total",
-}
-"""Families that have no series when nothing is the matter and nobody has anything."""
 
 
 async def test_the_page_is_the_documented_one(node: Node, kubelet: Kubelet) -> None:
@@ -302,7 +187,7 @@ async def test_a_holder_is_its_cards_by_whatever_id_it_was_granted(node: Node, k
 async def test_the_state_of_virtual_functions(node: Node, kubelet: Kubelet) -> None:
     node.machine.set_card(0, {"busy": "yes", "vfs": "2"})
     node.machine.add_process(4711, card=0, vf=0)
-    kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
+    own_pod(kubelet)
     scraped = Scraped(node, "--sriov-num-vfs=3", "--vf-policy=never")
     await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 5, timeout=SECONDS)
     page = await scraped.page()

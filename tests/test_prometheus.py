@@ -2,26 +2,20 @@
 """A real Prometheus scrapes the daemon through faults: every metric is there, and alerts fire and resolve."""
 
 import asyncio
-import json
-import re
 import shutil
-import subprocess
-import urllib.parse
-import urllib.request
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.standins import RESOURCE, SECONDS, processes_that_know
-from tests.test_daemon import IDS, Node, a_node, free_port, shows
-from tests.test_metrics import SELDOM, Scraped
+from tests.support.daemon import IDS, Node, shows
+from tests.support.kubelets import own_pod
+from tests.support.machines import RESOURCE
+from tests.support.processes import processes_that_know
+from tests.support.prometheus import SELDOM, Prometheus, Scraped
 from xpu_plugin.model.families import FAMILIES, OF_THE_PROCESS
 from xpu_plugin.simulation.kubelet import Kubelet
 
 
-RULES = Path(__file__).parents[1] / "deployment/prometheus/rules.yml"
 MIB = 1 << 20
 
 pytestmark = [
@@ -33,94 +27,10 @@ pytestmark = [
 ]
 
 
-class Prometheus:
-    """One that scrapes a port each second; its alerts do not wait before they fire."""
-
-    def __init__(self, place: Path, scraped: int) -> None:
-        self.port = free_port()
-        rules = place / "rules.yml"
-        rules.write_text(re.sub(r"\n\s+for: \w+", "", RULES.read_text()))
-        configuration = place / "prometheus.yml"
-        configuration.write_text(
-            json.dumps(
-                {
-                    "global": {"scrape_interval": "1s", "evaluation_interval": "500ms"},
-                    "rule_files": [str(rules)],
-                    "scrape_configs": [
-                        {
-                            "job_name": "xpu",
-                            "honor_labels": True,
-                            "static_configs": [{"targets": [f"127.0.0.1:{scraped}"]}],
-                        }
-                    ],
-                }
-            )
-        )
-        self._log = place / "prometheus.log"
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    "prometheus",
-                    f"--config.file={configuration}",
-                    f"--storage.tsdb.path={place / 'tsdb'}",
-                    f"--web.listen-address=127.0.0.1:{self.port}",
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-
-    def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def _get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v1/{path}", timeout=SECONDS) as answer:
-            return json.load(answer)["data"]
-
-    def query(self, text: str) -> list[tuple[dict[str, str], float]]:
-        result = self._get(f"query?{urllib.parse.urlencode({'query': text})}")["result"]
-        return [(series["metric"], float(series["value"][1])) for series in result]
-
-    def names(self) -> set[str]:
-        return set(self._get("label/__name__/values"))
-
-    def alerts(self) -> set[str]:
-        return {alert["labels"]["alertname"] for alert in self._get("alerts")["alerts"]}
-
-    async def until(self, predicate: Callable[[], object], what: str) -> None:
-        """Ask until something is so. In a thread, as the kubelet that is scraped for lives on this loop."""
-        last: object = None
-        try:
-            async with asyncio.timeout(3 * SECONDS):
-                while True:
-                    try:
-                        last = await asyncio.to_thread(predicate)
-                    except OSError as error:  # while it starts
-                        last = error
-                    else:
-                        if last:
-                            return
-                    await asyncio.sleep(0.1)
-        except TimeoutError:
-            raise AssertionError(f"{what}: {last!r}\n{self._log.read_text()[-2000:]}") from None
-
-
 @pytest.fixture
-async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
-    async with a_node(place, Node) as node:
-        yield node
-
-
-@pytest.fixture
-async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
-    async with node.kubelet() as kubelet:
-        kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
-        yield kubelet
+def kubelet(kubelet: Kubelet) -> Kubelet:
+    own_pod(kubelet)
+    return kubelet
 
 
 async def test_every_metric_arrives_and_agrees_with_the_machine_through_faults(

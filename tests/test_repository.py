@@ -95,6 +95,38 @@ def test_protobuf_is_not_older_than_the_generator_of_its_messages() -> None:
     assert lower[0] == made_for[0]
 
 
+def test_every_copy_of_the_version_is_that_of_pyproject() -> None:
+    """A release changes pyproject.toml first, then the files that this names."""
+    version = str(pyproject()["project"]["version"])
+    copies = [
+        (path, found)
+        for path in tracked()
+        if not path.startswith("tests/")
+        for found in re.findall(
+            r"(?:kunlunxpu/xpu-device-plugin:v|^ARG VERSION=|^appVersion: v|^version: )(\d[-\w.]*)",
+            (ROOT / path).read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
+    ]
+    assert {path for path, _ in copies} >= {
+        "README.md",
+        "README.zh-CN.md",
+        "deployment/helm/xpu-device-plugin/Chart.yaml",
+        "deployment/kustomize/base/xpu-device-plugin.yml",
+        "deployment/xpu-device-plugin.yml",
+        "docker/Dockerfile",
+        "docker/amd64/Dockerfile.ubuntu16.04",
+    }
+    assert [(path, found) for path, found in copies if found != version] == []
+
+
+def test_the_last_release_of_the_changelog_is_this_version() -> None:
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert (
+        next(heading for heading in headings if heading != "Unreleased") == pyproject()["project"]["version"]
+    )
+
+
 def test_run_time_dependencies_are_few() -> None:
     """Each is installed on every node."""
     allowed = {"grpcio", "protobuf", "kubernetes", "prometheus-client"}

@@ -5,19 +5,18 @@ import asyncio
 import os
 import signal
 import socket
-import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 import pytest
 
-from tests.edges.test_bad_manners import Hesitant, Unread
-from tests.standins import RESOURCE, SECONDS, has_ended, processes_that_know, until
-from tests.test_daemon import EXIT_SECONDS, IDS, Daemon, Node, a_node, shows
+from tests.support.daemon import EXIT_SECONDS, IDS, Daemon, Node, in_flight, shows
+from tests.support.kubelets import Hesitant, Unread
+from tests.support.machines import RESOURCE
+from tests.support.processes import has_ended, processes_that_know
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.simulation.kubelet import Endpoint as KubeletsEnd
 from xpu_plugin.simulation.kubelet import Kubelet, Registration
-from xpu_plugin.xpuml import Call
 
 
 PATIENT = "--call-timeout=600"  # nothing that hangs is given up before the signal
@@ -25,33 +24,8 @@ PATIENT = "--call-timeout=600"  # nothing that hangs is given up before the sign
 pytestmark = pytest.mark.usefixtures("leaves_no_process")
 
 
-@pytest.fixture
-async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
-    async with a_node(place, Node) as node:
-        yield node
-
-
-@pytest.fixture
-async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
-    async with node.kubelet() as kubelet:
-        yield kubelet
-
-
 def workers(node: Node, daemon: Daemon) -> list[int]:
     return [pid for pid in processes_that_know(node.place) if pid != daemon.pid]
-
-
-def in_flight(pid: int) -> str | None:
-    """The native call in which a worker is, by its progress word."""
-    try:
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            if "memfd:xpu-progress" in str(link.readlink()):
-                word = int.from_bytes(link.read_bytes(), sys.byteorder)
-                call = Call.from_word(word)
-                return call.function if call else None
-    except OSError:
-        pass  # it ended meanwhile
-    return None
 
 
 async def hangs(node: Node, daemon: Daemon, function: str) -> int:

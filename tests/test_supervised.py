@@ -7,14 +7,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.standins import RESOURCE, SECONDS
-from tests.test_daemon import EXIT_SECONDS, IDS, Daemon, Node, a_node, shows
+from tests.support.daemon import EXIT_SECONDS, IDS, Daemon, Node, shows
+from tests.support.machines import RESOURCE
+from tests.support.waiting import SECONDS
 from xpu_plugin.config import DOCTOR_OPTIONS
 from xpu_plugin.edges.status import StatusError, ask
 from xpu_plugin.simulation.kubelet import AdmissionError, Kubelet
@@ -25,18 +24,6 @@ pytestmark = pytest.mark.usefixtures("leaves_no_process")
 DOCTOR = (sys.executable, "-P", "-m", "xpu_plugin", "doctor", "--json")
 F_SETPIPE_SZ, PIPE_BYTES = 1031, 4096
 PORT_OPTION = "--metrics-address=127.0.0.1:0"
-
-
-@pytest.fixture
-async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
-    async with a_node(place, Node) as node:
-        yield node
-
-
-@pytest.fixture
-async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
-    async with node.kubelet() as kubelet:
-        yield kubelet
 
 
 def flawed(flaw: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import pytest
 from coverage import Coverage, CoverageData
 from coverage.exceptions import DataError
 
-from tests import torn
+from tests.support import torn
 
 
 BINDING = "/somewhere/_xpuml/_xpuml.pyx"

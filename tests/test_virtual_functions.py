@@ -11,10 +11,12 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.edges.apiserver import LIST, ApiServer, Reply
-from tests.edges.test_nodeapi import write_kubeconfig
-from tests.standins import RESOURCE, SECONDS, processes_that_know, until
-from tests.test_daemon import Daemon, Node, shows
+from tests.support.api_server import LIST, ApiServer, Reply, write_kubeconfig
+from tests.support.daemon import Daemon, Node, shows
+from tests.support.kubelets import own_pod
+from tests.support.machines import RESOURCE
+from tests.support.processes import processes_that_know
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.cli import main
 from xpu_plugin.config import VF_POLICIES
 from xpu_plugin.model.vf import LABEL, STATE_LABEL
@@ -26,6 +28,8 @@ from xpu_plugin.simulation.kubelet import AdmissionError, Grant, Kubelet
 CARDS = [f"0000:{bus}:00.0" for bus in ("3b", "3c", "3d", "3e")]
 ASKED = "asking the driver for"
 SETTLE = 0.3
+LONG = "60000"
+"""Milliseconds for a driver that changes VFs until the test lets it go on."""
 # The real daemon, but for some pauses.
 IMPATIENT = (
     "-c",
@@ -114,10 +118,6 @@ async def kubelet(node: VfNode) -> AsyncIterator[Remembering]:
     async with node.kubelet() as kubelet:
         own_pod(kubelet)
         yield kubelet
-
-
-def own_pod(kubelet: Kubelet) -> Grant:
-    return kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
 
 
 async def allocate(node: VfNode, id: str) -> list[str]:
@@ -362,8 +362,8 @@ async def test_while_the_driver_changes_a_card_the_others_are_watched_and_no_nod
     node.machine.set_card(1, {"vfs": "1"})
     node.machine.set_card(2, {"vfs": "2"})
     node.machine.set_card(3, {"vfs": "2"})
-    node.machine.set({"vf-delay": "2000"})
-    daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0", "--rescan-interval=0.1")
+    node.machine.set({"vf-delay": LONG})
+    daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0", "--rescan-interval=0.1", "--vf-timeout=60")
     await daemon.says(f"{ASKED} 2 VFs of {CARDS[0]}")
     daemon.process.send_signal(signal.SIGHUP)  # a scan is due
     node.machine.set_card(1, {"vf-states": "207"})
@@ -375,6 +375,7 @@ async def test_while_the_driver_changes_a_card_the_others_are_watched_and_no_nod
     assert node.numbers() == [0, 1, 2, 2], "the driver is still at it"
     assert "VFApplied" not in daemon.log
     node.machine.set_card(0, {"state": "201"})
+    node.machine.set({"vf-delay": "0"})
     await daemon.says(f"VFApplied: {CARDS[0]} has 2 VFs now")
     assert f"device unhealthy id={CARDS[0]}" not in daemon.log, "it is being changed: whatever it says"
     assert "VFFailed" not in daemon.log
@@ -383,15 +384,17 @@ async def test_while_the_driver_changes_a_card_the_others_are_watched_and_no_nod
 async def test_what_a_killed_plugin_has_asked_for_comes_late_and_finds_its_card_closed(
     node: VfNode, kubelet: Remembering
 ) -> None:
-    node.machine.set({"vf-delay": "3000"})
+    node.machine.set({"vf-delay": LONG})
     daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0")
     await until(lambda: len(processes_that_know(node.place)) == 4, "a plugin, two workers, and the driver")
     await daemon.kill()
     kubelet.well.clear()
-    after = node.begin("--sriov-num-vfs=keep")
+    after = node.begin("--sriov-num-vfs=keep", "--vf-timeout=60")
+    await after.says("registered")
     await closed(kubelet, CARDS, held=CARDS[:1])
     with pytest.raises(grpc.aio.AioRpcError, match="change-unknown"):
         await allocate(node, CARDS[0])
+    node.machine.set({"vf-delay": "0"})
     await shows(kubelet, split(2, 0, 0, 0))
     assert CARDS[0] not in kubelet.well
     record = node.place / "state/vf-change.json"
@@ -569,7 +572,9 @@ async def test_vfs_of_a_card_that_is_held_whole_are_given_to_nobody_before_that_
     daemon.process.send_signal(signal.SIGHUP)
     own = vfs(CARDS[1], 2)
     await closed(kubelet, split(0, 2, 0, 0), held=own)
-    assert daemon.log.count(f"reason=card-held (a container still holds its card as {CARDS[1]}") == 2
+    closing = f"reason=card-held (a container still holds its card as {CARDS[1]}"
+    await daemon.says(closing, times=2)
+    assert daemon.log.count(closing) == 2
     with pytest.raises(grpc.aio.AioRpcError, match="card-held"):
         await allocate(node, own[0])
     await daemon.kill()  # and the next one knows

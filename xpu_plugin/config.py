@@ -248,7 +248,7 @@ _VFS = (
         "vf-policy",
         _one_of(*VF_POLICIES),
         "when-idle",
-        "change a card when nobody uses it, or never and only tell",
+        "change a card when it is idle, or never and only report",
         "POLICY",
     ),
     Option("vf-timeout", _seconds(1, 3600), "60", "seconds for a change of VFs to show", "SECONDS"),

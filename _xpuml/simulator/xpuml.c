@@ -488,12 +488,21 @@ static int split(int card, int vfs) {
     return good ? XPUML_SUCCESS : XPUML_UNKNOWN;
 }
 
+// A delay that the file lessens meanwhile ends then.
+static void driver_delay(void) {
+    const int step = 10;
+    for (int waited = 0; waited < library.machine->settings.vf_delay; waited += step) {
+        delay(step);
+        library_refresh();
+    }
+}
+
 // Splits as a slow driver does. The kernel ends what it has begun, whatever becomes of the process
 // that asked: so another process does it. It traces the asker, whose end, if it is killed, is
 // hidden from its parent as long, like that of a process which the driver holds. A listing opens
 // all nodes, and makes the driver refuse; but not once the asker is dead, so that tests can have
 // both.
-static int split_slowly(int card, int vfs, int milliseconds) {
+static int split_slowly(int card, int vfs) {
     struct site site = library_site();
     pid_t asker = getpid();
     prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);
@@ -503,7 +512,7 @@ static int split_slowly(int card, int vfs, int milliseconds) {
     if (kernel == 0) {
         uint64_t opened = driver_opened_at(&site);
         ptrace(PTRACE_SEIZE, asker, NULL, NULL);
-        delay(milliseconds);
+        driver_delay();
         bool refused = driver_opened_at(&site) != opened && getppid() == asker;
         _exit(refused || split(card, vfs) != XPUML_SUCCESS);
     }
@@ -529,7 +538,7 @@ int xpumlDeviceSetSriovVfNum(xpumlDevice_t device, int number) {
         return number == 0 ? XPUML_SUCCESS : XPUML_UNKNOWN;
     const struct card *card = unit->card;
     int id = card->number;
-    int milliseconds = library.machine->settings.vf_delay;
+    bool slow = library.machine->settings.vf_delay > 0;
     bool possible = number >= 0 && number <= MAX_VFS && card_splits(card);
     if (card->model->max_vfs == 0)
         return XPUML_UNKNOWN;
@@ -537,8 +546,8 @@ int xpumlDeviceSetSriovVfNum(xpumlDevice_t device, int number) {
         return XPUML_SUCCESS;
     if (card_in_use(library.machine, card))
         return XPUML_UNKNOWN;
-    if (number == 0 && milliseconds > 0)
-        code = split_slowly(id, 0, milliseconds);
+    if (number == 0 && slow)
+        code = split_slowly(id, 0);
     else
         code = card->vfs > 0 ? split(id, 0) : XPUML_SUCCESS;
     if (code != XPUML_SUCCESS)
@@ -550,7 +559,7 @@ int xpumlDeviceSetSriovVfNum(xpumlDevice_t device, int number) {
         return XPUML_SUCCESS;
     if (!possible)
         return XPUML_UNKNOWN;
-    return milliseconds > 0 ? split_slowly(id, number, milliseconds) : split(id, number);
+    return slow ? split_slowly(id, number) : split(id, number);
 }
 
 // --- what later libraries add --------------------------------------------------------------------

@@ -29,7 +29,7 @@ from tests.benchmarks.subjects import (
     subjects,
     write_kubeconfig,
 )
-from tests.edges.apiserver import ApiServer, certificate
+from tests.support.api_server import ApiServer, certificate
 
 
 NODE = "node-1"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instructions of the hot paths, counted by callgrind, against a baseline: `make instructions`.
+"""Instructions of the hot paths, counted by callgrind, against a baseline: `make bench-instructions`.
 
 Unlike times they are the same on a busy machine. They are not the same with another interpreter, so the
 baseline (instructions.json) says which one it is of; with any other there is nothing to compare, which is
@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.builders import CONTROL, device, found
+from tests.support.devices import CONTROL, device, found
 from xpu_plugin.edges.answers import states_of
 from xpu_plugin.edges.service import listing
 from xpu_plugin.model.allocation import grant, prefer
@@ -122,7 +122,9 @@ def interpreter() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="make instructions", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="make bench-instructions", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--update", action="store_true", help="write the baseline")
     parser.add_argument("--seed", type=int, default=0, help="PYTHONHASHSEED, to see that it does not matter")
     parser.add_argument("--go", metavar="LIBRARY", help=argparse.SUPPRESS)
@@ -150,7 +152,7 @@ def main() -> int:
         verdict = "TOO MANY" if now > before * (1 + TOLERANCE) else "ok"
         print(f"{name:24} {now:>12,} {100 * (now / before - 1):+7.2f} %  {verdict}")
     if counted.keys() != baseline["instructions"].keys():
-        print("instructions: other paths than in the baseline; `make instructions ARGS=--update`")
+        print("instructions: other paths than in the baseline; `make bench-instructions ARGS=--update`")
         return 1
     return 1 if worse else 0
 

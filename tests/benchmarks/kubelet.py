@@ -24,7 +24,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tests.benchmarks.http2 import ClosedError, Connection, Stream
-from tests.benchmarks.processes import cpu_ms, memory, threads, tree
+from tests.benchmarks.processes import cpu_ms, memory, threads
+from tests.support.processes import tree
 from xpu_plugin.proto import deviceplugin_pb2 as api
 
 

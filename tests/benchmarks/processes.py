@@ -11,23 +11,6 @@ from pathlib import Path
 
 _CLOCK_OF_PROCESS = 2  # CPUCLOCK_SCHED, of all threads that a process has or had
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ ([0-9a-f]+) (\S+) (\d+) *(.*)")
-_GONE = (FileNotFoundError, ProcessLookupError)
-
-
-def tree(root: int) -> list[int]:
-    """The process and those that it or they have started and that still live."""
-    children: dict[int, list[int]] = defaultdict(list)
-    for directory in Path("/proc").iterdir():
-        if directory.name.isdecimal():
-            try:
-                fields = (directory / "stat").read_text().rpartition(")")[2].split()
-            except _GONE:
-                continue
-            children[int(fields[1])].append(int(directory.name))
-    found = [root]
-    for pid in found:
-        found += children[pid]
-    return found
 
 
 def cpu_ms(pids: Iterable[int]) -> float:

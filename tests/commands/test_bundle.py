@@ -9,16 +9,16 @@ import stat
 import subprocess
 import sys
 import tarfile
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.edges.apiserver import ApiServer
-from tests.edges.test_nodeapi import write_kubeconfig
-from tests.standins import RESOURCE, SECONDS
-from tests.test_daemon import IDS, Node, a_node
+from tests.support.api_server import ApiServer, write_kubeconfig
+from tests.support.daemon import IDS, Node
+from tests.support.kubelets import own_pod
+from tests.support.machines import RESOURCE
+from tests.support.waiting import SECONDS
 from xpu_plugin.cli import main
 from xpu_plugin.config import BUNDLE_OPTIONS
 from xpu_plugin.simulation.kubelet import AdmissionError, Kubelet
@@ -31,23 +31,10 @@ OF_THE_PLUGIN = {"state.json", "list.json", "plan.json", "decisions.json", "top.
 OF_THE_NODE = {"configuration.txt", "versions.json", "doctor.json", "doctor.txt", "listings.txt"}
 
 
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("XPU_", "KUBERNETES_", "NODE_", "POD_"))]:
-        monkeypatch.delenv(name)
-
-
 @pytest.fixture
-async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
-    async with a_node(place, Node) as node:
-        yield node
-
-
-@pytest.fixture
-async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
-    async with node.kubelet() as kubelet:
-        kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
-        yield kubelet
+def kubelet(kubelet: Kubelet) -> Kubelet:
+    own_pod(kubelet)
+    return kubelet
 
 
 def options(node: Node) -> list[str]:

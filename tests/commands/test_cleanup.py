@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.edges.apiserver import PATCH, ApiServer, Reply
-from tests.edges.test_nodeapi import write_kubeconfig
+from tests.support.api_server import PATCH, ApiServer, Reply, write_kubeconfig
 from xpu_plugin.cli import main
 from xpu_plugin.model.labels import LABELS
 from xpu_plugin.model.vf import DETAIL_ANNOTATION, LABEL, STATE_LABEL
@@ -18,11 +17,7 @@ NODE = "node-1"
 
 
 @pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.startswith(("XPU_", "KUBERNETES_", "NODE_NAME"))]:
-        monkeypatch.delenv(name)
-    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(variable, raising=False)
+def no_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XPU_PLUGIN_STATE_DIR", str(tmp_path / "none"))
 
 

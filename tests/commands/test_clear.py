@@ -2,7 +2,6 @@
 """`xpu-device-plugin clear`: what it asks for, prints and returns. With a real plugin: test_daemon.py."""
 
 import asyncio
-import os
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,6 @@ from xpu_plugin.edges.status import StatusServer
 
 
 ID = "0000:3b:00.0"
-
-
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("XPU_")]:
-        monkeypatch.delenv(name)
 
 
 async def cleared(place: Path, id: str, *, quarantine: set[str]) -> int:

@@ -3,19 +3,20 @@
 
 import asyncio
 import json
-import os
 import shutil
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.edges.apiserver import GATEKEEPER, ApiServer, Reply
-from tests.edges.test_nodeapi import write_kubeconfig
-from tests.standins import RESOURCE, SECONDS, children, compile_library, until
-from tests.test_daemon import IDS, Node, a_node, shows
+from tests.support.api_server import GATEKEEPER, ApiServer, Reply, write_kubeconfig
+from tests.support.daemon import IDS, Node, shows
+from tests.support.kubelets import own_pod
+from tests.support.machines import RESOURCE, compile_library
+from tests.support.processes import children
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.cli import main
 from xpu_plugin.config import DOCTOR_OPTIONS
 from xpu_plugin.model.checks.every import CHECKS
@@ -30,25 +31,10 @@ pytestmark = pytest.mark.usefixtures("leaves_no_process")
 NOT_HERE = {"char-links", "cgroup-driver"}
 
 
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("XPU_", "KUBERNETES_", "NODE_", "POD_"))]:
-        monkeypatch.delenv(name)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture
-async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
-    async with a_node(place, Node) as node:
-        yield node
-
-
-@pytest.fixture
-async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
-    async with node.kubelet() as kubelet:
-        kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
-        yield kubelet
+def kubelet(kubelet: Kubelet) -> Kubelet:
+    own_pod(kubelet)
+    return kubelet
 
 
 @pytest.fixture
@@ -345,7 +331,7 @@ async def test_the_label_the_rights_and_the_clock(
     assert await doctor.wrong() == {"node-label": "warning"}
     server.exists = True
     then = "Tue, 01 Jan 2030 00:00:00 GMT"
-    monkeypatch.setattr("tests.edges.apiserver._Handler.date_time_string", lambda *_: then)
+    monkeypatch.setattr("tests.support.api_server._Handler.date_time_string", lambda *_: then)
     assert await doctor.wrong() == {"clock": "warning"}
 
 

@@ -3,14 +3,14 @@
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.standins import RESOURCE, make_machine
+from tests.support.kubelets import own_pod
+from tests.support.machines import RESOURCE, make_machine
 from xpu_plugin.cli import main
 from xpu_plugin.simulation.kubelet import Kubelet
 from xpu_plugin.simulation.machine import Machine
@@ -22,12 +22,6 @@ CARDS = ({"model": "R200", "pci": A}, {"model": "R200", "pci": B})
 Plan = Callable[..., tuple[int, dict[str, Any]]]
 
 
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("XPU_", "KUBERNETES_", "NODE_", "POD_"))]:
-        monkeypatch.delenv(name)
-
-
 @pytest.fixture
 def machine(place: Path) -> Machine:
     return make_machine(place, *CARDS)
@@ -37,7 +31,7 @@ def machine(place: Path) -> Machine:
 async def kubelet(place: Path) -> AsyncIterator[Kubelet]:
     (place / "plugins").mkdir()
     async with Kubelet(place / "plugins", pod_resources_dir=place / "pods") as kubelet:
-        kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
+        own_pod(kubelet)
         yield kubelet
 
 

@@ -6,15 +6,17 @@ import json
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.edges.test_nodeapi import write_kubeconfig
-from tests.standins import RESOURCE, SECONDS
-from tests.test_daemon import IDS, Daemon, Node, a_node, shows
+from tests.support.api_server import write_kubeconfig
+from tests.support.daemon import IDS, Daemon, Node, shows
+from tests.support.kubelets import own_pod
+from tests.support.machines import RESOURCE
+from tests.support.waiting import SECONDS
 from xpu_plugin.cli import main
 from xpu_plugin.commands.shapes import SHAPES, misfit
 from xpu_plugin.edges.status import StatusError, ask
@@ -25,24 +27,6 @@ pytestmark = pytest.mark.usefixtures("leaves_no_process")
 
 NO_LIBRARY = "--xpuml-library=/nonexistent/libxpuml.so"
 """Who would open the library himself cannot."""
-
-
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("KUBERNETES_SERVICE_HOST", "NODE_NAME", "POD_NAME"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
-    async with a_node(place, Node) as node:
-        yield node
-
-
-@pytest.fixture
-async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
-    async with node.kubelet() as kubelet:
-        yield kubelet
 
 
 def status_socket(node: Node) -> Path:
@@ -221,7 +205,7 @@ async def test_watch_ends_when_nobody_reads_it_any_more(node: Node, kubelet: Kub
 async def test_plan_tells_the_wish_of_the_running_plugin(
     node: Node, kubelet: Kubelet, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
+    own_pod(kubelet)
     kubelet.hold([IDS[0]], resource=RESOURCE, pod="train")
     plugin(node, "--sriov-num-vfs=2", "--allow=0000:3b:00.0", "--pod-name=plugin", "--grant-settle=0.1")
     held = ["default/train/main"]

@@ -13,10 +13,8 @@ Run = Callable[..., int]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(tmp_path: Path) -> Run:
     """The command with the test's own machine file and roots."""
-    for variable in ("SIMULATOR_FILE", "DEV_ROOT", "SYSFS_ROOT"):
-        monkeypatch.delenv(f"XPU_PLUGIN_{variable}", raising=False)
 
     def run(command: str, *arguments: str) -> int:
         places = ["--simulator-file", f"{tmp_path}/machine"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.standins import make_machine
+from tests.support.machines import make_machine, settings_of
 from xpu_plugin.cli import main
 from xpu_plugin.commands.shapes import MOST, SHAPES, Each, misfit, shown
 
@@ -36,20 +36,8 @@ Says = Callable[[Callable[[str], object]], None]
 @pytest.fixture
 def node(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The status socket of a node, with a simulated machine; options come by the environment."""
-    for name in ("KUBERNETES_SERVICE_HOST", "NODE_NAME", "POD_NAME", "KUBECONFIG"):
-        monkeypatch.delenv(name, raising=False)
-    machine = make_machine(place)
-    for name, value in (
-        ("XPUML_LIBRARY", "simulator"),
-        ("SIMULATOR_FILE", machine.path),
-        ("DEV_ROOT", machine.dev_root),
-        ("SYSFS_ROOT", machine.sysfs_root),
-        ("STATUS_SOCKET", place / "status.sock"),
-        ("DEVICE_PLUGIN_DIR", place / "plugins"),
-        ("POD_RESOURCES_SOCKET", place / "pods.sock"),
-        ("STATE_DIR", place / "state"),
-    ):
-        monkeypatch.setenv(f"XPU_PLUGIN_{name}", str(value))
+    for name, value in settings_of(make_machine(place), place).items():
+        monkeypatch.setenv(name, value)
     return place / "status.sock"
 
 

@@ -10,13 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-from tests.standins import SECONDS
-from tests.test_daemon import IDS, Node, a_node, shows
+from tests.support.daemon import IDS, Node, shows
+from tests.support.waiting import SECONDS
 from xpu_plugin.cli import main
 from xpu_plugin.simulation.kubelet import Kubelet
 
@@ -25,12 +23,11 @@ pytestmark = pytest.mark.usefixtures("leaves_no_process")
 
 
 @pytest.fixture
-async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
-    async with a_node(place, Node) as node:
-        busy = {"utilization": "37", "temperature": "61", "power": "85", "clock": "900"}
-        node.machine.set_card(1, busy)
-        node.machine.add_process(4711, card=1, memory=512)
-        yield node
+def node(node: Node) -> Node:
+    busy = {"utilization": "37", "temperature": "61", "power": "85", "clock": "900"}
+    node.machine.set_card(1, busy)
+    node.machine.add_process(4711, card=1, memory=512)
+    return node
 
 
 def own(node: Node) -> list[str]:

@@ -3,9 +3,13 @@
 
 import importlib
 import itertools
+import os
 import re
+import shlex
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -314,3 +318,11 @@ def field_paths(value: object, path: str = "") -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from field_paths(item, path)
+
+
+@cache
+def kubectls() -> list[list[str]]:
+    """The kubectl of the tests of a real cluster, and that in PATH: often two versions."""
+    hook = shlex.split(os.environ.get("XPU_E2E_KUBECTL", ""))
+    found = shutil.which("kubectl")
+    return [command for command in (hook, [found] if found else []) if command]

@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """deployment/kustomize/: its copies are copies, and what kubectl makes of it."""
 
-import os
-import shlex
-import shutil
 import subprocess
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +14,7 @@ from .manifests import (
     Object,
     Plugin,
     check_plugin,
+    kubectls,
     objects_in,
     objects_of,
     of_kind,
@@ -35,14 +32,6 @@ COPIES = {
 """kustomize reads nothing from outside of its own directory, also not by a symbolic link."""
 
 DIRECTORIES = sorted(file.parent for file in KUSTOMIZE.rglob("kustomization.yaml"))
-
-
-@cache
-def kubectls() -> list[list[str]]:
-    """The kubectl of the tests of a real cluster, and that in PATH: often two versions."""
-    hook = shlex.split(os.environ.get("XPU_E2E_KUBECTL", ""))
-    found = shutil.which("kubectl")
-    return [command for command in (hook, [found] if found else []) if command]
 
 
 def render(directory: Path) -> list[Object]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every YAML and every command of both READMEs: schema-checked, or looked up in what it is about."""
+"""Every YAML and every command of READMEs and task pages: schema-checked, or looked up in its subject."""
 
 import itertools
 import os
@@ -12,7 +12,7 @@ from functools import cache
 
 import pytest
 
-from tests.test_documents import READMES, parts, prose, tables
+from tests.support.pages import READMES, TASKS, TRANSLATED, parts, prose, tables
 from xpu_plugin import cli, config
 from xpu_plugin.model import vf
 
@@ -22,12 +22,12 @@ from .manifests import (
     ROOT,
     Plugin,
     check,
+    kubectls,
     objects_in,
     objects_of,
     the,
     title,
 )
-from .test_kustomize import kubectls
 
 
 PLACEHOLDER = "PLACEHOLDER"
@@ -36,6 +36,7 @@ PLACEHOLDER = "PLACEHOLDER"
 PATHS = re.compile(
     r"(?:\./)?(?:script|deployment|docker|docs|tests|xpu_plugin|_xpuml)/[-\w./]+|[-\w]+\.(?:md|sh)"
 )
+CHECKED = (*READMES, *TASKS, *(TRANSLATED[page] for page in TASKS))
 
 
 def blocks(readme: str) -> list[tuple[str, str]]:
@@ -58,6 +59,7 @@ def commands(text: str) -> Iterator[list[str]]:
     for line in text.splitlines():
         words = shlex.split(line, comments=True)
         command: list[str] = []
+        words = words[: words.index(">")] if ">" in words else words
         for word in [*words, "&&"]:
             if word in ("&&", "||", ";", "|"):
                 if command:
@@ -141,6 +143,7 @@ def check_values(assignments: str) -> None:
             value = value[name]
 
 
+SIGHUP = ["sh", "-c", "kill -HUP 1"]
 NOUNS = {"node", "nodes", "pod", "pods", "daemonset", "deployment"}
 OWN_OBJECTS = {(each["kind"].lower(), each["metadata"]["name"]) for each in objects_of(MANIFEST)}
 
@@ -162,16 +165,18 @@ def check_kubectl(words: list[str]) -> None:
             assert value == the(objects_of(MANIFEST), "DaemonSet")["metadata"]["namespace"]
     if verb in ("create", "apply", "delete"):
         assert {"-f", "-k", "--filename"} & set(rest), "of what?"
+    elif verb == "logs":
+        assert "-n" in rest or not rest
     elif verb in ("get", "describe", "label"):
         assert rest[0] in NOUNS, rest[0]
     elif verb == "rollout":
         assert rest[0] in ("status", "restart")
         assert (rest[1], rest[2]) in OWN_OBJECTS
-    elif verb == "exec":
+    elif verb == "exec" and inner != SIGHUP:
         assert inner[0] == entry_point(), inner[0]
         check_plugin_program(inner[1:])
     else:
-        assert verb in ("cordon", "drain", "uncordon"), verb
+        assert verb in ("cordon", "drain", "uncordon", "exec"), verb
     if verb == "label":
         check_label(rest[2])
 
@@ -195,7 +200,7 @@ def check_plugin_program(words: list[str]) -> None:
     command = words[0] if words and not words[0].startswith("-") else ""
     assert command in ("", *cli.COMMANDS), command
     for word in words:
-        if word.startswith("-"):
+        if word.startswith("-") and word != "-":
             assert word.partition("=")[0].lstrip("-") in own_options(command), word
 
 
@@ -226,7 +231,7 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
 
 
 def check_command(command: list[str]) -> None:
-    assert command[0] in PROGRAMS, f"{command[0]}: nobody knows how to check this"
+    assert command[0] in PROGRAMS, f"{command[0]}: there is no check for it"
     PROGRAMS[command[0]](command[1:])
 
 
@@ -234,7 +239,7 @@ def check_command(command: list[str]) -> None:
 
 COMMANDS = {
     f"{readme}: {shlex.join(command)}": command
-    for readme in READMES
+    for readme in CHECKED
     for command in [*in_code_blocks(readme), *in_prose(readme)]
 }
 
@@ -261,17 +266,15 @@ def test_kubectl_takes_the_options_of_a_command(name: str) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_both_readmes_have_the_same_commands() -> None:
-    one, other = (in_code_blocks(readme) for readme in READMES)
-    assert one == other
-    one, other = (in_prose(readme) for readme in READMES)
-    assert sorted(map(shlex.join, one)) == sorted(map(shlex.join, other))
+@pytest.mark.parametrize("page", TRANSLATED)
+def test_a_translation_has_the_same_commands(page: str) -> None:
+    assert in_code_blocks(page) == in_code_blocks(TRANSLATED[page])
 
 
-@pytest.mark.parametrize("readme", READMES)
+@pytest.mark.parametrize("readme", CHECKED)
 def test_every_code_block_is_of_a_kind_that_is_checked(readme: str) -> None:
     """Without a language: what a program prints."""
-    assert {language for language, _ in blocks(readme)} == {"", "sh", "yaml"}
+    assert {language for language, _ in blocks(readme)} <= {"", "sh", "yaml", "mermaid"}
 
 
 @pytest.mark.parametrize("readme", READMES)
@@ -290,14 +293,13 @@ def test_every_template_is_listed(readme: str) -> None:
     assert sorted(listed) == sorted(f"script/{path.name}" for path in (ROOT / "script").iterdir())
 
 
-@pytest.mark.parametrize("readme", READMES)
+@pytest.mark.parametrize("readme", CHECKED)
 def test_every_file_that_is_named_is_there(readme: str) -> None:
     named = {span for span in spans(readme) if PATHS.fullmatch(span)}
-    assert any(name.startswith("deployment/") for name in named)
     assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
-@pytest.mark.parametrize("readme", READMES)
+@pytest.mark.parametrize("readme", CHECKED)
 def test_every_option_that_is_named_is_one(readme: str) -> None:
     named = {span for span in spans(readme) if re.match(r"--?[a-z]", span)}
     chart = {span for span in named if span.startswith("--set ")}

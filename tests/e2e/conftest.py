@@ -3,29 +3,20 @@
 
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
 from .access import Access
 from .cluster import RESOURCE, Cluster, Pod
-from .hooks import Hooks
-from .machine import CARDS, Machine, device_nodes, real_nodes, remove_nodes
-from .plugin import FORMER_SOCKET, SOCKETS, Plugin, kubelet_life
-from .waiting import wait_until
+from .hooks import Hooks, leave_out
+from .machine import CARDS, Machine, real_nodes, remove_nodes
+from .plugin import FORMER_SOCKET, Plugin, Start, closing, leftovers, serve
 
-
-Start = Callable[..., None]
-"""Starts the plugin: with an argument for --sriov-num-vfs, and further options."""
 
 SETTLE_SECONDS = 2
-KUBELET_SECONDS = 60
-API_SERVER_SECONDS = 60
 
 
 @pytest.fixture(scope="session")
@@ -37,13 +28,6 @@ def hooks() -> Hooks:
     if nodes := real_nodes():
         leave_out(hooks, f"this node has XPUs of its own, which are not to be touched: {', '.join(nodes)}")
     return hooks
-
-
-def leave_out(hooks: Hooks, reason: str) -> NoReturn:
-    """Skip, or fail where nothing is to be left out."""
-    if hooks.required:
-        pytest.fail(f"XPU_E2E_REQUIRED is set, and {reason}")
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -169,78 +153,3 @@ def start(access: Access, start_by_argument: Start, cluster: Cluster, tmp_path: 
         start_by_argument(argument, f"--kubeconfig={kubeconfig}", f"--node-name={cluster.node}", *options)
 
     return start
-
-
-def require_restart(hooks: Hooks) -> None:
-    if not hooks.restart_kubelet:
-        leave_out(hooks, "XPU_E2E_RESTART_KUBELET is not set: this kubelet is not to be restarted")
-
-
-def restart_kubelet(hooks: Hooks) -> None:
-    """Restart it, and return when the new one listens for plugins."""
-    before = kubelet_life(hooks.device_plugin_directory)
-    subprocess.run(hooks.restart_kubelet, check=True, stdin=subprocess.DEVNULL, timeout=KUBELET_SECONDS)
-    wait_until(
-        "a new kubelet listens for plugins",
-        lambda: kubelet_life(hooks.device_plugin_directory),
-        lambda life: life not in {before, None},
-        seconds=KUBELET_SECONDS,
-    )
-
-
-def require_stop(hooks: Hooks) -> None:
-    if not (hooks.stop_api_server and hooks.start_api_server):
-        leave_out(
-            hooks,
-            "XPU_E2E_STOP_API_SERVER and XPU_E2E_START_API_SERVER are not both set: this API server is not "
-            "to be stopped",
-        )
-
-
-@contextmanager
-def without_api_server(hooks: Hooks, cluster: Cluster) -> Iterator[None]:
-    """Stop it, and have it back and ready in the end, whatever happens meanwhile."""
-    try:
-        switch_api_server(hooks.stop_api_server, cluster, ready=False)
-        yield
-    finally:
-        switch_api_server(hooks.start_api_server, cluster, ready=True)
-
-
-def switch_api_server(command: tuple[str, ...], cluster: Cluster, *, ready: bool) -> None:
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=API_SERVER_SECONDS)
-    wait_until(
-        f"the API server is {'ready' if ready else 'away'}",
-        cluster.answers,
-        lambda answers: answers == ready,
-        seconds=API_SERVER_SECONDS,
-    )
-
-
-def serve(plugin: Plugin, cluster: Cluster, *options: str) -> None:
-    """Start a plugin and wait until the node shows all four devices."""
-    # Otherwise the number of an earlier plugin would be taken for this one's.
-    cluster.wait_for_allocatable(0)
-    plugin.start(*options)
-    cluster.wait_for_allocatable(CARDS)
-
-
-@contextmanager
-def closing(plugin: Plugin, cluster: Cluster) -> Iterator[None]:
-    """Let nothing of a plugin stay behind, no pod either."""
-    try:
-        yield
-        cluster.delete_pods()
-    finally:
-        try:
-            plugin.close()
-        finally:
-            print(plugin.log)  # pytest shows it with a failure
-    assert plugin.sockets() == []
-
-
-def leftovers(hooks: Hooks, cluster: Cluster) -> list[str]:
-    """What of the suite's is still there, apart from processes."""
-    directory = hooks.device_plugin_directory
-    sockets = [str(path) for name in (SOCKETS, FORMER_SOCKET) for path in directory.glob(name)]
-    return [*cluster.pods(), *cluster.marks(), *device_nodes(), *sockets]

@@ -8,6 +8,9 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 
 DEVICE_PLUGIN_DIRECTORY = Path("/var/lib/kubelet/device-plugins")
@@ -79,3 +82,24 @@ def may_mknod() -> bool:
         if name == "CapEff":
             return bool(int(mask, 16) >> CAP_MKNOD & 1)
     return False
+
+
+def leave_out(hooks: Hooks, reason: str) -> NoReturn:
+    """Skip, or fail where nothing is to be left out."""
+    if hooks.required:
+        pytest.fail(f"XPU_E2E_REQUIRED is set, and {reason}")
+    pytest.skip(reason)
+
+
+def require_restart(hooks: Hooks) -> None:
+    if not hooks.restart_kubelet:
+        leave_out(hooks, "XPU_E2E_RESTART_KUBELET is not set: this kubelet is not to be restarted")
+
+
+def require_stop(hooks: Hooks) -> None:
+    if not (hooks.stop_api_server and hooks.start_api_server):
+        leave_out(
+            hooks,
+            "XPU_E2E_STOP_API_SERVER and XPU_E2E_START_API_SERVER are not both set: this API server is not "
+            "to be stopped",
+        )

@@ -9,10 +9,13 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from .cluster import RESOURCE
+from .cluster import RESOURCE, Cluster
+from .hooks import Hooks
+from .machine import CARDS, device_nodes
 from .waiting import wait_until
 
 
@@ -22,6 +25,9 @@ FORMER_SOCKET = "kunlun.sock"
 CHECKPOINT_NAME = "kubelet_internal_checkpoint"
 MARK = "XPU_E2E_MARK"
 """In the environment of the plugin's processes: a worker that outlives its parent is known by it."""
+
+Start = Callable[..., None]
+"""Starts the plugin: with an argument for --sriov-num-vfs, and further options."""
 
 STREAM_SECONDS = 30
 EXIT_SECONDS = 10
@@ -174,3 +180,32 @@ def kubelet_life(directory: Path) -> tuple[int, int, int] | None:
     except FileNotFoundError:
         return None
     return status.st_dev, status.st_ino, status.st_ctime_ns
+
+
+def serve(plugin: Plugin, cluster: Cluster, *options: str) -> None:
+    """Start a plugin and wait until the node shows all four devices."""
+    # Otherwise the number of an earlier plugin would be taken for this one's.
+    cluster.wait_for_allocatable(0)
+    plugin.start(*options)
+    cluster.wait_for_allocatable(CARDS)
+
+
+@contextmanager
+def closing(plugin: Plugin, cluster: Cluster) -> Iterator[None]:
+    """Let nothing of a plugin stay behind, no pod either."""
+    try:
+        yield
+        cluster.delete_pods()
+    finally:
+        try:
+            plugin.close()
+        finally:
+            print(plugin.log)  # pytest shows it with a failure
+    assert plugin.sockets() == []
+
+
+def leftovers(hooks: Hooks, cluster: Cluster) -> list[str]:
+    """What of the suite's is still there, apart from processes."""
+    directory = hooks.device_plugin_directory
+    sockets = [str(path) for name in (SOCKETS, FORMER_SOCKET) for path in directory.glob(name)]
+    return [*cluster.pods(), *cluster.marks(), *device_nodes(), *sockets]

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from .cluster import LABEL, RESOURCE, Amount, Cluster, Pod
-from .conftest import leave_out
-from .hooks import Hooks
+from .hooks import Hooks, leave_out
 from .installation import (
     XRE,
     Installation,

@@ -7,9 +7,8 @@ import signal
 import pytest
 
 from .cluster import Amount, Cluster
-from .conftest import serve
 from .machine import CARDS, Machine, granted
-from .plugin import Plugin
+from .plugin import Plugin, serve
 from .waiting import watch_that
 
 

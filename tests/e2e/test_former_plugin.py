@@ -9,9 +9,8 @@ the next pod that asks for the resource.
 import pytest
 
 from .cluster import RESOURCE, Amount, Cluster, Pod
-from .conftest import serve
 from .machine import CARDS, CONTROL, Machine
-from .plugin import Plugin
+from .plugin import Plugin, serve
 from .waiting import wait_until, watch_that
 
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import pytest
 
 from .cluster import RESOURCE, Amount, Cluster, Pod
-from .conftest import leftovers, require_restart, restart_kubelet
-from .hooks import Hooks
+from .hooks import Hooks, require_restart
 from .machine import CARDS, Machine, View, granted
-from .plugin import Plugin
+from .outages import restart_kubelet
+from .plugin import Plugin, leftovers
 from .waiting import wait_until, watch_that
 
 

@@ -2,22 +2,21 @@
 """What people look at, on a real node: metrics, Events and labels agree with what the node really does."""
 
 import shutil
-import socket
 import subprocess
 import urllib.request
 from pathlib import Path
 
 import pytest
 
-from tests.test_metrics import SELDOM
-from tests.test_prometheus import Prometheus
+from tests.support.daemon import free_port
+from tests.support.prometheus import SELDOM, Prometheus
 from xpu_plugin.model.families import FAMILIES, OF_THE_PROCESS
 
 from .cluster import NODE_LABELS, WISH_LABEL, Cluster
-from .conftest import Start, require_restart, restart_kubelet
-from .hooks import Hooks
+from .hooks import Hooks, require_restart
 from .machine import CARDS, Machine, granted
-from .plugin import Plugin
+from .outages import restart_kubelet
+from .plugin import Plugin, Start
 from .waiting import wait_until
 
 
@@ -25,12 +24,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240), pytest.mark.usefixtures
 
 PAGE_SECONDS = 30
 ERROR, RUNNING = 207, 201
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def page(port: int) -> str:

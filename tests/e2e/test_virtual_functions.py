@@ -11,10 +11,10 @@ import pytest
 
 from .access import STRANGER, Access
 from .cluster import LABEL, Amount, Cluster
-from .conftest import Start, require_restart, require_stop, restart_kubelet, without_api_server
-from .hooks import Hooks
+from .hooks import Hooks, require_restart, require_stop
 from .machine import CARDS, Machine, granted
-from .plugin import Plugin
+from .outages import restart_kubelet, without_api_server
+from .plugin import Plugin, Start
 from .waiting import wait_until, watch_that
 
 

@@ -20,9 +20,13 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.builders import found
-from tests.edges.test_kubelet import CARDS, IDS, NAME, PREFIX, Plugin
-from tests.standins import RESOURCE, SECONDS, Looks, children, descriptors, unix_sockets, until
+from tests.support.daemon import shows
+from tests.support.devices import found
+from tests.support.endpoint import CARDS, IDS, NAME, PREFIX, Looks, Plugin, registered
+from tests.support.kubelets import Hesitant, Narrow, Unread
+from tests.support.machines import RESOURCE
+from tests.support.processes import children, descriptors, unix_sockets
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges import kubelet as kubelet_module
 from xpu_plugin.edges import service as service_module
 from xpu_plugin.edges.kubelet import Identity
@@ -74,31 +78,9 @@ async def nothing_left(place: Path, leaves_no_process: None) -> AsyncIterator[No
     assert children() <= processes
 
 
-@pytest.fixture
-def plugin(place: Path) -> Plugin:
-    return Plugin(place / "plugins")
-
-
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
-    return Looks(monkeypatch)
-
-
 async def listed(kubelet: Kubelet) -> None:
     """Wait until the kubelet has both cards, healthy, by an open stream."""
-    await kubelet.until(
-        lambda: (
-            kubelet.streams_open
-            and {device.id: device.healthy for device in kubelet.devices(RESOURCE).values()}
-            == dict.fromkeys(IDS, True)
-        ),
-        timeout=SECONDS,
-        what="both cards",
-    )
-
-
-async def registered(kubelet: Kubelet, times: int) -> None:
-    await kubelet.until(lambda: len(kubelet.registrations) >= times, timeout=SECONDS)
+    await shows(kubelet, IDS)
 
 
 async def settle() -> None:
@@ -117,21 +99,6 @@ def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 # --- readers --------------------------------------------------------------------------------------
 
-NARROW = (
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 16384),
-)
-
-
-class Narrow(Kubelet):
-    """Takes in 16 KiB at most of what it has not read."""
-
-    async def dial(self, registration: Registration) -> KubeletsEnd:
-        channel = grpc.aio.insecure_channel(f"unix:{self.directory / registration.endpoint}", options=NARROW)
-        await channel.channel_ready()
-        return KubeletsEnd(registration, channel)
-
 
 class Slow(Narrow):
     """Reads a list only while the gate is open."""
@@ -145,28 +112,6 @@ class Slow(Narrow):
             async for response in lists:
                 await self.gate.wait()
                 yield response
-
-
-class Unread(Narrow):
-    """Opens the stream and does not read it, until it is told to and has opened another."""
-
-    reads = False
-
-    async def receive(self, endpoint: KubeletsEnd) -> AsyncGenerator[api.ListAndWatchResponse, None]:
-        if self.reads:
-            async with aclosing(super().receive(endpoint)) as lists:
-                async for response in lists:
-                    yield response
-            return
-        call: Any = endpoint.stub.ListAndWatch(api.Empty())
-        try:
-            await call.wait_for_connection()
-            endpoint.open = True
-            self._changed()
-            await asyncio.Event().wait()
-        finally:
-            call.cancel()
-            await call.code()
 
 
 MANY = [replace(CARDS[0], id=f"{domain:04x}:3b:00.0") for domain in range(2000)]
@@ -758,39 +703,6 @@ async def test_a_rival_that_never_gives_up_is_answered_ever_more_slowly(
         gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
         least = [0.0, *(0.75 * min(0.04 * 2**turn, 0.32) for turn in range(turns - 1))]
         assert all(gap > wait for gap, wait in zip(gaps, least, strict=True)), gaps
-
-
-class Hesitant(Kubelet):
-    """Answers Register only when the gate is open; `eager`: dials back before it answers."""
-
-    eager = False
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
-        self.gate = asyncio.Event()
-        self.asked = 0
-
-    async def _serve(self, server: grpc.aio.Server, path: Path) -> None:
-        if path == self.socket:
-            server = grpc.aio.server()
-            api_grpc.add_RegistrationServicer_to_server(_HesitantRegistry(self), server)  # type: ignore[no-untyped-call]
-        await super()._serve(server, path)
-
-
-class _HesitantRegistry(api_grpc.RegistrationServicer):
-    def __init__(self, kubelet: Hesitant) -> None:
-        self._kubelet = kubelet
-
-    async def Register(self, request: api.RegisterRequest, context: Any) -> api.Empty:  # noqa: N802
-        self._kubelet.asked += 1
-        self._kubelet._changed()
-        if self._kubelet.eager:
-            self._kubelet._register(request)()
-        await self._kubelet.gate.wait()
-        if not self._kubelet.eager:
-            follow = self._kubelet._register(request)
-            context.add_done_callback(lambda _: follow())
-        return api.Empty()
 
 
 async def test_a_register_that_hangs_does_not_outlive_the_kubelet(

@@ -11,8 +11,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.edges.test_kubelet import IDS, Plugin, listed
-from tests.standins import RESOURCE
+from tests.support.endpoint import IDS, Plugin, listed
+from tests.support.machines import RESOURCE
 from xpu_plugin.edges import channel, podresources
 from xpu_plugin.edges.channel import LONGEST_DETAILS, told
 from xpu_plugin.edges.podresources import UnknownHoldersError, list_pods

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.standins import SECONDS
+from tests.support.waiting import SECONDS
 from xpu_plugin.edges.connection import Connection
 from xpu_plugin.edges.wire import HEADER, LONGEST_ANSWER
 

@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 
-from tests.standins import until
+from tests.support.waiting import until
 from xpu_plugin.edges.disk import DiskThread
 
 

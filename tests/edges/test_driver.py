@@ -19,17 +19,9 @@ from typing import Any
 
 import pytest
 
-from tests.standins import (
-    SECONDS,
-    compile_library,
-    descriptor,
-    descriptors,
-    has_ended,
-    make_machine,
-    target_of,
-    until,
-    wait_until,
-)
+from tests.support.machines import compile_library, make_machine, target_of
+from tests.support.processes import descriptor, descriptors, has_ended
+from tests.support.waiting import SECONDS, until, wait_until
 from xpu_plugin.edges.driver import (
     BusyError,
     Driver,

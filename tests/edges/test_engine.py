@@ -10,7 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.standins import descriptors, until
+from tests.support.processes import descriptors
+from tests.support.waiting import until
 from xpu_plugin.edges import engine
 from xpu_plugin.edges.engine import DESCRIPTORS, GRPC_THREADS, require_room
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 import pytest
 
-from tests.standins import SECONDS, until
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges import http as http_module
 from xpu_plugin.edges.http import MOST_CONNECTIONS, HttpServer, Page, plain
 from xpu_plugin.edges.listener import listen

@@ -14,97 +14,25 @@ import shutil
 import socket
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from functools import partial
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.builders import CONTROL, device, found
-from tests.standins import RESOURCE, SECONDS, Looks, until
+from tests.support.endpoint import NAME, PREFIX, Looks, Plugin, listed, registered
+from tests.support.machines import RESOURCE
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges import channel
 from xpu_plugin.edges import kubelet as kubelet_module
-from xpu_plugin.edges.grants import GrantRecord
-from xpu_plugin.edges.kubelet import Endpoint, Identity, InstanceLock, neighbours, remove_stale, socket_stem
-from xpu_plugin.edges.podresources import checkpoint_of, reader
-from xpu_plugin.edges.rivals import RivalWatch
-from xpu_plugin.edges.service import DevicePluginService
-from xpu_plugin.loops.picture import Picture
+from xpu_plugin.edges.kubelet import Identity, InstanceLock, remove_stale, socket_stem
 from xpu_plugin.model import registration
-from xpu_plugin.model.inventory import Policy, after_scan
 from xpu_plugin.proto import deviceplugin_pb2, deviceplugin_pb2_grpc
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet, Registration
 from xpu_plugin.simulation.kubelet import Endpoint as KubeletsEnd
 
 
-IDS = ["0000:3b:00.0", "0000:3c:00.0"]
-CARDS = [device(id, number=number, index=number) for number, id in enumerate(IDS)]
-PREFIX = "xpu-device-plugin"
-NAME = re.compile(r"xpu-device-plugin-[0-9a-f]{8}\.sock")
-
 pytestmark = pytest.mark.usefixtures("leaves_no_task")
-
-
-class Plugin:
-    """An endpoint that can be run, with a picture of two healthy cards."""
-
-    def __init__(self, directory: Path, resource: str = RESOURCE, **watching: Any) -> None:
-        self.picture = Picture(Policy(resource=resource))
-        self.picture.submit(lambda facts: after_scan(facts, found(*CARDS)))
-        nodes = {f"xpu{card.node.number}": card.node.identity for card in CARDS} | {"xpuctrl": (CONTROL, 1)}
-        self.directory = directory
-        own: dict[str, Any] = {
-            "read": partial(checkpoint_of, directory),
-            "neighbours": partial(reader().call, neighbours, directory),
-        }
-        self.watch = RivalWatch(resource, **own | watching)
-        self.looks = 0  # at holders
-        self.restarts: list[Callable[[], Awaitable[None]]] = []  # what happens during such a look, once each
-        self.service = DevicePluginService(
-            resource,
-            current=lambda: self.picture.current,
-            beyond=self.picture.beyond,
-            node=nodes.get,
-            grants=GrantRecord(directory.parent / "state"),
-            watch=self.watch,
-        )
-        self.lock = InstanceLock(directory)
-        self.endpoint = Endpoint(
-            self.service,
-            directory=directory,
-            stem=socket_stem(resource, RESOURCE),
-            lock=self.lock,
-            watch=self.watch,
-            look=self._look,
-        )
-
-    async def _look(self) -> None:
-        self.looks += 1
-        if self.restarts:
-            await self.restarts.pop()()
-
-    @property
-    def socket(self) -> Path:
-        """Our socket as it is bound now."""
-        assert self.endpoint.path is not None, "bound"
-        return self.endpoint.path
-
-    def sockets(self) -> list[str]:
-        """The names of all sockets that are called like ours."""
-        return [path.name for path in self.directory.glob(f"{PREFIX}*")]
-
-    @asynccontextmanager
-    async def run(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.endpoint.run())
-        try:
-            yield
-            assert not task.done(), task
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            self.lock.release()
 
 
 @pytest.fixture(autouse=True)
@@ -120,27 +48,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 async def kubelet(place: Path, leaves_no_task: None) -> AsyncIterator[Kubelet]:
     async with Kubelet(place / "plugins") as kubelet:
         yield kubelet
-
-
-@pytest.fixture
-def plugin(place: Path) -> Plugin:
-    return Plugin(place / "plugins")
-
-
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
-    return Looks(monkeypatch)
-
-
-async def listed(kubelet: Kubelet, resource: str = RESOURCE) -> None:
-    """Wait until the kubelet has our list by an open stream."""
-    await kubelet.until(
-        lambda: kubelet.streams_open and kubelet.allocatable(resource) == len(IDS), timeout=SECONDS
-    )
-
-
-async def registered(kubelet: Kubelet, times: int) -> None:
-    await kubelet.until(lambda: len(kubelet.registrations) >= times, timeout=SECONDS)
 
 
 # --- registration ---------------------------------------------------------------------------------

@@ -8,35 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.standins import RESOURCE, SECONDS
+from tests.support.clock import Clock
+from tests.support.kubelets import CountingKubelet
+from tests.support.machines import RESOURCE
+from tests.support.waiting import SECONDS
 from xpu_plugin.edges import kubelet_view as module
 from xpu_plugin.edges.kubelet import Identity
 from xpu_plugin.edges.kubelet_view import KubeletView, Written, written_by
 from xpu_plugin.edges.podresources import checkpoint_of
 from xpu_plugin.model.holders import Checkpoint
-from xpu_plugin.proto import podresources_v1_pb2
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet
 
 
 pytestmark = pytest.mark.usefixtures("leaves_no_task")
-
-
-class CountingKubelet(Kubelet):
-    """A kubelet that counts how often it is asked who holds what."""
-
-    questions = 0
-
-    def pod_resources(self) -> podresources_v1_pb2.ListPodResourcesResponse:
-        self.questions += 1
-        return super().pod_resources()
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -44,11 +28,6 @@ async def kubelet(place: Path) -> AsyncIterator[CountingKubelet]:
     async with CountingKubelet(place / "plugins", pod_resources_dir=place / "pods") as kubelet:
         kubelet.hold(["0"], resource=RESOURCE, pod="train")
         yield kubelet
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -17,20 +17,22 @@ from typing import Any, Protocol
 
 import pytest
 
-from tests.edges.apiserver import (
+from tests.support.api_server import (
     GATEKEEPER,
     KYVERNO,
     LIST,
     PATCH,
     POLICY,
     POST,
+    SECRET,
     WATCH,
     WEBHOOK_DOWN,
     ApiServer,
     Reply,
     certificate,
+    write_kubeconfig,
 )
-from tests.standins import SECONDS, wait_until
+from tests.support.waiting import SECONDS, wait_until
 from xpu_plugin.edges import api as api_module
 from xpu_plugin.edges import nodeapi, nodewriter
 from xpu_plugin.edges.api import has_credentials
@@ -42,7 +44,6 @@ from xpu_plugin.waiting import delays
 
 NODE = "node-1.example"
 LABEL = "baidu.com/sriov-num-vfs"
-SECRET = "nobody-logs-this"  # noqa: S105 - of a server of ours
 NEXT = "nor-this"
 
 SOMEBODY_ELSES = json.dumps(
@@ -107,22 +108,6 @@ class Plugin:
 
 def threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name in ("api_watch", "api_write")]
-
-
-def write_kubeconfig(file: Path, url: str, token: str = SECRET, **cluster: str) -> Path:
-    file.write_text(
-        json.dumps(
-            {
-                "apiVersion": "v1",
-                "kind": "Config",
-                "current-context": "own",
-                "contexts": [{"name": "own", "context": {"cluster": "own", "user": "own"}}],
-                "clusters": [{"name": "own", "cluster": {"server": url, **cluster}}],
-                "users": [{"name": "own", "user": {"token": token}}],
-            }
-        )
-    )
-    return file
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.levels import tree
-from tests.standins import until
+from tests.support.processes import tree
+from tests.support.waiting import until
 from xpu_plugin.edges import replacing
 from xpu_plugin.edges.replacing import replace, replace_apart
 

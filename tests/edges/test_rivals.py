@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from tests.builders import found
-from tests.edges.test_kubelet import IDS, NAME, Plugin
-from tests.rival import Rival
-from tests.standins import RESOURCE, SECONDS, Looks, until
+from tests.support.devices import found
+from tests.support.endpoint import IDS, NAME, Looks, Plugin
+from tests.support.machines import RESOURCE
+from tests.support.rival import Rival
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges import rivals as rivals_edge
 from xpu_plugin.edges.podresources import UnknownHoldersError
 from xpu_plugin.edges.rivals import REASON, RivalWatch
@@ -100,11 +101,6 @@ def plugin(node: Node, events: list[tuple[str, str, str]]) -> Plugin:
         events.append(event)  # type: ignore[arg-type]  # three of them
 
     return Plugin(node.directory, settle=SETTLE_SECONDS, tell=tell)
-
-
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
-    return Looks(monkeypatch)
 
 
 async def ours(node: Node) -> None:

@@ -14,8 +14,10 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.builders import CONTROL, MAJOR, device, found
-from tests.standins import RESOURCE, SECONDS, kubelet_at, until
+from tests.support.devices import CONTROL, MAJOR, device, found
+from tests.support.grants import kubelet_at
+from tests.support.machines import RESOURCE
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.grants import GrantRecord, Shown
 from xpu_plugin.edges.service import LONGEST_NOTED_ID, NOTED_IDS, DevicePluginService, server_of
 from xpu_plugin.log import RingHandler

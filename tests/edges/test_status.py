@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.standins import SECONDS, unix_sockets, until
+from tests.support.processes import unix_sockets
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges import status
 from xpu_plugin.edges.listener import listening_at
 from xpu_plugin.edges.status import LONGEST_LINE, StatusError, StatusServer, ask
@@ -238,6 +239,7 @@ async def test_an_answer_does_not_have_to_be_waited_for_long(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status, "ASK_SECONDS", 0.1)
+    monkeypatch.setattr(status, "ANSWER_SECONDS", 0.1)
     path.parent.mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.standins import SECONDS, make_machine
+from tests.support.machines import make_machine
+from tests.support.waiting import SECONDS
 from xpu_plugin.edges import survey
 from xpu_plugin.model.checks.evidence import Host
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.standins import SECONDS, make_machine, target_of
+from tests.support.machines import make_machine, target_of
+from tests.support.waiting import SECONDS
 from xpu_plugin.edges.driver import Target
 from xpu_plugin.edges.wire import HEADER, LONGEST_REQUEST
 from xpu_plugin.simulation.library import shipped

@@ -34,13 +34,13 @@ from typing import Any
 
 import grpc
 
-from tests.edges.apiserver import ApiServer
-from tests.edges.test_nodeapi import write_kubeconfig
 from tests.endurance.watched import IMPATIENT, Relay, Relayed, Scene, Watched
-from tests.levels import MIB, Level, peak, tree
-from tests.rival import Rival
-from tests.standins import RESOURCE, descriptors, has_ended, until
-from tests.test_daemon import SOCKETS, Daemon, shows
+from tests.support.api_server import ApiServer, write_kubeconfig
+from tests.support.daemon import SOCKETS, Daemon, shows
+from tests.support.machines import RESOURCE
+from tests.support.processes import MIB, Level, descriptors, has_ended, peak, tree
+from tests.support.rival import Rival
+from tests.support.waiting import until
 from xpu_plugin.model.vf import LABEL
 from xpu_plugin.proto.podresources_v1_pb2 import ListPodResourcesResponse
 from xpu_plugin.simulation.kubelet import AdmissionError, Grant, Release, StartError

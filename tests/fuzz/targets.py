@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
-from tests.builders import CONTROL, device, found
+from tests.support.devices import CONTROL, device, found
 from xpu_plugin.config import UsageError, read_config
 from xpu_plugin.edges.answers import scan_of
 from xpu_plugin.edges.connection import Connection

@@ -8,7 +8,6 @@ import random
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -33,9 +32,10 @@ from tests.hostile.http2 import (
     message,
     number,
 )
-from tests.levels import MIB, Level, peak, settles
-from tests.standins import RESOURCE, SECONDS, unix_sockets, until
-from tests.test_daemon import IDS, Daemon, Node, a_node, shows
+from tests.support.daemon import IDS, Daemon, Node, shows
+from tests.support.machines import RESOURCE
+from tests.support.processes import MIB, Level, peak, settles, unix_sockets
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.service import LONGEST_MESSAGE, LONGEST_REFUSAL, MOST_CONTAINERS, MOST_STREAMS
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.simulation.kubelet import Kubelet
@@ -69,18 +69,6 @@ sys.exit(cli.main(sys.argv[1:]))
 )
 
 pytestmark = pytest.mark.usefixtures("leaves_no_process")
-
-
-@pytest.fixture
-async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
-    async with a_node(place, Node) as node:
-        yield node
-
-
-@pytest.fixture
-async def kubelet(node: Node) -> AsyncIterator[Kubelet]:
-    async with node.kubelet() as kubelet:
-        yield kubelet
 
 
 async def works(kubelet: Kubelet) -> None:

@@ -2,10 +2,8 @@
 """What the builder stage makes, without an image: the pinned, pruned environment with its interpreter."""
 
 import importlib.metadata
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,22 +11,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.image.commands import DOCKER, ROOT, run
 
-ROOT = Path(__file__).parents[2]
-DOCKER = ROOT / "docker"
-NETWORK_SECONDS = 600
+
 TEST_TOOLS = ("hypothesis", "pytest", "pytest-asyncio", "pytest-timeout")
-
-
-def run(*command: str | Path, cwd: Path | None = None, seconds: float = NETWORK_SECONDS) -> str:
-    """Its output; fails with all of it when the command fails."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run(
-        command, cwd=cwd, env=environment, text=True, timeout=seconds,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}"
-    return done.stdout
 
 
 @pytest.fixture(scope="session")

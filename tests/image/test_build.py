@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.image.conftest import ROOT, run
+from tests.image.commands import ROOT, run
 
 
 BUILD_SECONDS = 1800

@@ -9,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from tests.image.conftest import DOCKER, ROOT
+from tests.image.commands import DOCKER, ROOT
 
 
 DOCKERFILES = (DOCKER / "Dockerfile", DOCKER / "amd64/Dockerfile.ubuntu16.04")

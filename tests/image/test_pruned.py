@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.image.conftest import DOCKER, run
+from tests.image.commands import DOCKER, run
 from xpu_plugin.cli import COMMANDS
 
 

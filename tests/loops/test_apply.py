@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import device, found
-from tests.standins import RESOURCE, SECONDS, grants_of, kubelet_at, nowhere, until
+from tests.support.devices import device, found
+from tests.support.grants import grants_of, kubelet_at, nowhere
+from tests.support.machines import RESOURCE
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.quarantine import QuarantineRecord
 from xpu_plugin.edges.vf_record import VfRecord

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.standins import RESOURCE, SECONDS, make_machine, target_of, until
+from tests.support.kubelets import own_pod
+from tests.support.machines import RESOURCE, make_machine, target_of
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.kubelet_view import KubeletView
@@ -101,7 +103,7 @@ class Tried:
 @pytest.fixture
 async def kubelet(place: Path) -> AsyncIterator[Kubelet]:
     async with Kubelet(place / "plugins", pod_resources_dir=place / "pods") as kubelet:
-        kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
+        own_pod(kubelet)
         yield kubelet
 
 

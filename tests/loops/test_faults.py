@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.builders import device, found
-from tests.standins import RESOURCE, until
+from tests.support.devices import device, found
+from tests.support.machines import RESOURCE
+from tests.support.waiting import until
 from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.loops import faults as faults_module
 from xpu_plugin.loops.faults import TOGETHER_SECONDS, Faults

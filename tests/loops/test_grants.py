@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.standins import RESOURCE, SECONDS, make_machine, target_of, until
+from tests.support.clock import Clock
+from tests.support.kubelets import own_pod
+from tests.support.machines import RESOURCE, make_machine, target_of
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges import kubelet_view
 from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.grants import GrantRecord, Shown
@@ -38,14 +41,6 @@ SETTLE = 0.05
 pytestmark = pytest.mark.usefixtures("leaves_no_process", "leaves_no_task")
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class HookedKubelet(Kubelet):
     """A kubelet that has something happen each time it is asked who holds what."""
 
@@ -63,7 +58,7 @@ class HookedKubelet(Kubelet):
 @pytest.fixture
 async def kubelet(place: Path) -> AsyncIterator[HookedKubelet]:
     async with HookedKubelet(place / "plugins", pod_resources_dir=place / "pods") as kubelet:
-        kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
+        own_pod(kubelet)
         yield kubelet
 
 
@@ -95,11 +90,6 @@ async def scanned(driver: Driver) -> Picture:
     picture = Picture(Policy(resource=RESOURCE))
     picture.submit(lambda facts: after_scan(facts, found))
     return picture
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -11,8 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import device, found
-from tests.standins import RESOURCE, health, nowhere, until
+from tests.support.clock import Clock
+from tests.support.devices import device, found
+from tests.support.grants import nowhere
+from tests.support.kubelets import CountingKubelet
+from tests.support.machines import RESOURCE
+from tests.support.pictures import health
+from tests.support.waiting import until
 from xpu_plugin.edges import kubelet_view
 from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.grants import GrantRecord
@@ -26,7 +31,6 @@ from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.holders import Checkpoint, Listing, Terms
 from xpu_plugin.model.inventory import Policy, after_scan
-from xpu_plugin.proto import podresources_v1_pb2
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet
 
 
@@ -35,16 +39,6 @@ PROFILE = "baidu.com/R200"
 TERMS = Terms(own_pod="kube-system/plugin", settle=10.0)
 
 pytestmark = pytest.mark.usefixtures("leaves_no_task")
-
-
-class CountingKubelet(Kubelet):
-    """A kubelet that counts how often it is asked who holds what."""
-
-    questions = 0
-
-    def pod_resources(self) -> podresources_v1_pb2.ListPodResourcesResponse:
-        self.questions += 1
-        return super().pod_resources()
 
 
 @pytest.fixture
@@ -64,19 +58,6 @@ def picture_of(policy: Policy) -> Picture:
 @pytest.fixture
 def picture() -> Picture:
     return picture_of(Policy(resource=RESOURCE))
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 def view_of(kubelet: Kubelet, clock: Callable[[], float]) -> KubeletView:
@@ -481,7 +462,10 @@ async def test_the_look_before_a_registration_is_bounded(
     await holders.before_registration()
     assert holders_module.BEFORE_SECONDS <= time.monotonic() - began < 1.0
     assert offered(picture) == OWN
-    assert "cannot tell who holds devices: the checkpoint was not read within 0.1 s" in caplog.text
+    assert caplog.records == [], "it is looked at again at once"
+    monkeypatch.setattr(kubelet_view, "READ_SECONDS", 0.01)
+    await holders.look()
+    assert f"cannot tell who holds devices: {kubelet.directory / CHECKPOINT}: no answer within" in caplog.text
     gate.set()
     await holders.look()
     assert offered(picture) == with_old(0)

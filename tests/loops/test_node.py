@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import pytest
 
-from tests.builders import device, found
-from tests.standins import SECONDS, until
+from tests.support.devices import device, found
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.label import LabelRecord, forget
 from xpu_plugin.edges.nodeapi import NodeApi
 from xpu_plugin.loops import node as node_module

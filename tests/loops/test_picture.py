@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from tests.builders import CONTROL, device, found
+from tests.support.devices import CONTROL, device, found
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.model.devices import Device
 from xpu_plugin.model.health import HEALTHY, NOT_ANSWERING, WITHDRAWN, Health

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import scan
+from tests.support.devices import scan
 from xpu_plugin.edges.driver import Driver, LibraryError, Target, WorkerHungError
 from xpu_plugin.loops import probation as probation_module
 from xpu_plugin.loops.probation import Probation

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.standins import RESOURCE, SECONDS, make_machine, target_of
+from tests.support.machines import RESOURCE, make_machine, target_of
+from tests.support.waiting import SECONDS
 from xpu_plugin.edges.driver import Driver, Target
 from xpu_plugin.loops import readings as readings_module
 from xpu_plugin.loops.picture import Picture

@@ -1,15 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Silence is counted while the process runs, and ends with a round."""
 
+from tests.support.clock import Clock
 from xpu_plugin.loops.silence import Silence
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_silence_lasts_from_one_round_to_the_next() -> None:

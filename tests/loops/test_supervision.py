@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.standins import until
+from tests.support.waiting import until
 from xpu_plugin.log import RingHandler
 from xpu_plugin.loops import supervision
 from xpu_plugin.loops.supervision import Run, Supervisor, Vital, described

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import signal
-import time
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import replace
 from errno import EIO
@@ -16,7 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.standins import RESOURCE, SECONDS, grants_of, health, make_machine, shown, target_of, until
+from tests.support.clock import RunningClock
+from tests.support.grants import grants_of
+from tests.support.machines import RESOURCE, make_machine, target_of
+from tests.support.pictures import health, shown
+from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.driver import BusyError, Driver, Target
 from xpu_plugin.edges.quarantine import QuarantineRecord
 from xpu_plugin.loops import probation, unlisted
@@ -81,16 +84,6 @@ class CountingDriver(Driver):
         return await super().host()
 
 
-class Clock:
-    """The time, which a test can move on."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def __call__(self) -> float:
-        return time.monotonic() + self.ahead
-
-
 class Watch:
     """A sweep that runs, what it reads and what it publishes."""
 
@@ -100,7 +93,7 @@ class Watch:
         self.driver = CountingDriver(target)
         self.probes = CountingDriver(target)
         self.picture = Picture(Policy(resource=RESOURCE))
-        self.clock = Clock()
+        self.clock = RunningClock()
         self.verdicts = Verdicts(rules, QuarantineRecord(directory / "state"), clock=self.clock)
         self.grants = grants_of(self.picture, directory / "state", clock=self.clock)
         self.sweep = Sweep(

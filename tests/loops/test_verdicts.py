@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.standins import until
+from tests.support.waiting import until
 from xpu_plugin.edges.quarantine import QuarantineRecord
 from xpu_plugin.loops import verdicts as verdicts_module
 from xpu_plugin.loops.verdicts import Verdicts

@@ -22,7 +22,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cache
 
-from tests.builders import device, found
+from tests.support.devices import device, found
 from xpu_plugin.model.change import (
     MOST_REFUSALS,
     Decision,

@@ -6,7 +6,7 @@ from errno import EIO
 
 import pytest
 
-from tests.builders import device, node, scan
+from tests.support.devices import device, node, scan
 from xpu_plugin.model.absence import absent
 from xpu_plugin.model.devices import Function
 from xpu_plugin.model.health import LOST, NODE_MISSING

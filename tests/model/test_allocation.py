@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.builders import CONTROL, device
+from tests.support.devices import CONTROL, device
 from xpu_plugin.model.allocation import (
     IDS_VARIABLE,
     Cause,

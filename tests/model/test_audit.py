@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.builders import device
+from tests.support.devices import device
 from xpu_plugin.model.audit import Evidence, Finding, Kind, findings
 from xpu_plugin.model.devices import Process
 from xpu_plugin.model.health import HEALTHY

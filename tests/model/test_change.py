@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.builders import device, found
+from tests.support.devices import device, found
 from xpu_plugin.model.change import (
     CHECK_SECONDS,
     DRIFT_SECONDS,

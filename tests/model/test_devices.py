@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from tests.builders import (
+from tests.support.devices import (
     CARD_KINDS,
     CONTROL,
     LOST_CALL,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A slice of the random search of `make explore`; and that the search does find what is broken."""
+"""A slice of the random search of `make test-random`; and that the search does find what is broken."""
 
 from collections.abc import Mapping
 
@@ -73,7 +73,7 @@ def test_the_search_finds_a_plugin_that_does_not_know_what_the_last_one_asked_fo
 def test_the_search_finds_a_plugin_that_asks_on_and_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(change, "_left_alone", lambda *_: False)
     with pytest.raises(exploring.BrokenInvariantError, match="which was refused 5 times"):
-        exploring.explore(20 * STEPS, seed=0)
+        exploring.explore(20 * STEPS, seed=180)  # from 0 it takes ten seconds longer
 
 
 def test_the_search_finds_a_plugin_that_grants_a_card_in_change(monkeypatch: pytest.MonkeyPatch) -> None:

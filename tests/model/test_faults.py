@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping
 
-from tests.builders import device
+from tests.support.devices import device
 from xpu_plugin.model.faults import MOST_NAMED, Reason, Told, notices
 from xpu_plugin.model.health import HEALTHY, LOST, WITHDRAWN, Health, quarantined
 from xpu_plugin.model.inventory import Entry

@@ -32,19 +32,16 @@ KL1_RESETS = (103, 104)
 
 
 @given(
-    code=st.integers(-(2**31), 2**31 - 1), state=st.none() | st.integers(0, 2**32 - 1), arch=st.integers(0, 4)
+    code=st.just(0) | st.integers(-(2**31), 2**31 - 1),
+    state=st.just(201) | st.none() | st.integers(0, 2**32 - 1),
+    arch=st.none() | st.integers(0, 4),
 )
-def test_healthy_is_exactly_success_and_running(code: int, state: int | None, arch: int) -> None:
-    """For any number, also ones that no header knows."""
+def test_healthy_is_exactly_success_and_running(code: int, state: int | None, arch: int | None) -> None:
+    """On every generation, for any number, also ones that no header knows."""
     health = judge(code, state, arch)
     assert health.healthy is (code == 0 and state == 201)
     assert bool(health.reason) is bool(health.text) is not health.healthy
     assert "\n" not in health.text
-
-
-@pytest.mark.parametrize("arch", [None, *Arch])
-def test_201_is_healthy_on_every_generation(arch: int | None) -> None:
-    assert judge(0, 201, arch) == HEALTHY
 
 
 @pytest.mark.parametrize(("state", "reason"), KL2_STATES.items())
@@ -137,17 +134,8 @@ def test_an_error_state_acts_at_once_and_a_failed_call_when_it_is_repeated() -> 
     assert told((0, HEALTHY), (1, FAILED), rules=one)[-1] == FAILED
 
 
-@pytest.mark.parametrize("missing", [LOST, NODE_MISSING, NOT_ANSWERING, LIBRARY_GONE])
-def test_what_stands_for_an_answer_acts_at_once(missing: Health) -> None:
-    assert told((0, HEALTHY), (1, missing))[-1] == missing
-
-
-def test_healing_takes_nothing_but_good_answers_for_a_while() -> None:
+def test_a_device_that_is_sick_when_it_is_first_asked_heals_as_any_other() -> None:
     assert told((0, SICK), (1, HEALTHY), (9.9, HEALTHY), (0.1, HEALTHY)) == [SICK, SICK, SICK, HEALTHY]
-    assert told((0, SICK), (1, HEALTHY), (9, FAILED), (1, HEALTHY), (9, HEALTHY))[-1] == FAILED
-    assert told((0, SICK), (1, HEALTHY), (9, FAILED), (1, HEALTHY), (10, HEALTHY))[-1] == HEALTHY
-    at_once = replace(RULES, recovery=0.0)
-    assert told((0, SICK), (1, HEALTHY), rules=at_once)[-1] == HEALTHY
 
 
 @pytest.mark.parametrize("missing", [LOST, NODE_MISSING, LIBRARY_GONE])
@@ -175,11 +163,6 @@ def test_a_quarantine_that_is_over_shows_an_illness_that_is_not() -> None:
     flap = [(1.0, SICK), (1.0, HEALTHY), (10.0, HEALTHY)]
     said = told((0, HEALTHY), *flap * 3, (1, RESET), (599.9, RESET), (0.1, RESET))
     assert [health.reason for health in said[-3:]] == ["quarantined", "quarantined", "in-reset"]
-
-
-def test_all_changes_within_the_window_count() -> None:
-    flap = [(100.0, SICK), (90.0, HEALTHY), (10.0, HEALTHY)]  # six of them in 500 s
-    assert told((0, HEALTHY), *flap * 3)[-1].reason == "quarantined"
 
 
 def test_changes_that_are_far_apart_are_borne_for_ever() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.builders import device, found
+from tests.support.devices import device, found
 from xpu_plugin.model.devices import Device, Kind, Process, Usage
 from xpu_plugin.model.holders import (
     FORMER,
@@ -253,7 +253,7 @@ INIT = Grant(at=LONG_AGO, known_to=OTHER_LIFE, noted=True)
 def word(
     *named: str,
     pods: Collection[str] | None = (),
-    whole: bool = True,
+    whole: bool | None = True,
     checkpoint: Collection[str] | None = (),
     own: bool = True,
     life: object = LIFE,
@@ -292,6 +292,24 @@ def test_a_grant_ends_with_its_pod_and_not_with_the_kubelets_memory(
     grant: Grant, said: Word, *, goes_on: bool
 ) -> None:
     assert (A in after_word({A: grant}, said, SETTLE)) is goes_on
+
+
+@pytest.mark.parametrize(
+    ("grant", "said", "goes_on"),
+    [
+        # A kubelet that has lost its checkpoint and has not heard from the API server yet.
+        (SHOWN, word(pods=[], whole=False), True),
+        (SHOWN, word(pods=None, whole=False), True),
+        # Outside of a pod no list can be seen to be whole.
+        (SHOWN, word(pods=[], whole=None), False),
+        # Its pod is not known.
+        (replace(SHOWN, holder=None), word(pods=[], whole=False), False),
+    ],
+)
+def test_a_device_without_a_process_is_held_while_its_pod_may_be_there(
+    grant: Grant, said: Word, *, goes_on: bool
+) -> None:
+    assert (A in after_word({A: grant}, said, SETTLE, unused=[A])) is goes_on
 
 
 @pytest.mark.parametrize(

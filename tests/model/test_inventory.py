@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reducer: facts in, what is offered out."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import reduce
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from tests.builders import CONTROL, LOST_CALL, Truth, device, found, machines
-from xpu_plugin.model.devices import Device, Found, Kind, identify
+from tests.support.devices import CONTROL, LOST_CALL, device, found
+from xpu_plugin.model.devices import Device, Found, Kind
 from xpu_plugin.model.health import (
     ASKED_BEFORE,
     CHANGING,
@@ -24,7 +21,6 @@ from xpu_plugin.model.health import (
     card_held,
 )
 from xpu_plugin.model.inventory import (
-    Entry,
     Facts,
     Inventory,
     Policy,
@@ -109,34 +105,15 @@ def test_a_card_that_is_kept_back_is_unhealthy_for_that_reason_and_no_other_card
     assert health(kept_back(after(found(card(A), card(B))), why)) == {A: why, B: HEALTHY}
 
 
-def test_all_devices_of_a_card_are_kept_back() -> None:
-    split = kept_back(after(found(pf(), *vfs(), card(B))))
-    assert health(split) == {**{own.id: WITHDRAWN for own in vfs()}, B: HEALTHY}
-    halves = [device(f"{A}-half0"), device(f"{A}-half1", number=1)]
-    assert health(kept_back(after(found(*halves)))) == {own.id: WITHDRAWN for own in halves}
-
-
 def test_what_is_sick_or_lost_is_called_so_although_it_is_kept_back() -> None:
     one, two, three = vfs()
     facts = after_verdicts(after(found(pf(), one, two, three), found(pf(), one, two)), {one.id: SICK})
     assert health(kept_back(facts)) == {one.id: SICK, two.id: WITHDRAWN, three.id: LOST}
 
 
-def test_keeping_back_a_card_that_nobody_knows_changes_nothing() -> None:
-    facts = after(found(card(A)))
-    assert entries(kept_back(facts, WITHDRAWN, C), POLICY) == entries(facts, POLICY)
-
-
 def test_a_card_is_kept_back_under_old_ids_too() -> None:
     facts = replace(kept_back(after(found(card(A)))), held={"0": POLICY.resource})
     assert health(facts) == {"0": WITHDRAWN}
-
-
-def test_a_card_stays_kept_back_over_scans_and_verdicts_until_it_is_given_back() -> None:
-    facts = kept_back(after(found(card(A))), CHANGING)
-    facts = after_verdicts(after_scan(facts, found(pf(), *vfs())), {own.id: HEALTHY for own in vfs()})
-    assert set(health(facts).values()) == {CHANGING}
-    assert set(health(replace(facts, kept_back={})).values()) == {HEALTHY}
 
 
 # --- lost devices -------------------------------------------------------------------------------------
@@ -158,32 +135,6 @@ def test_a_lost_card_that_comes_back_is_healthy_also_at_another_node() -> None:
     assert health(facts) == {A: HEALTHY, B: HEALTHY}
     assert entries(facts, POLICY)[B].device.path == "/dev/xpu7"
     assert facts.lost == {}
-
-
-def test_all_cards_may_be_lost() -> None:
-    assert health(after(found(card(A), card(B)), found())) == {A: LOST, B: LOST}
-
-
-def test_a_lost_card_is_forgotten_when_asked_to() -> None:
-    facts = after(found(card(A), card(B)), found(card(A)))
-    assert health(after_scan(facts, found(card(A)), forget=True)) == {A: HEALTHY}
-
-
-def test_forgetting_keeps_what_is_there() -> None:
-    assert health(after_scan(after(found(card(A))), found(card(A)), forget=True)) == {A: HEALTHY}
-
-
-def test_a_card_that_was_split_is_not_lost_but_gone() -> None:
-    """Its VFs are offered in its place."""
-    facts = after(found(card(A), card(B)), found(pf(), *vfs(), card(B)))
-    assert set(health(facts).values()) == {HEALTHY}
-    assert set(health(facts)) == {B, *(vf.id for vf in vfs())}
-
-
-@pytest.mark.parametrize("again", [[pf(vfs=2), *vfs(2)], [card(A)]])
-def test_vfs_of_an_earlier_split_are_gone(again: list[Device]) -> None:
-    facts = after(found(pf(), *vfs()), found(*again))
-    assert set(health(facts)) == {device.id for device in again if device.kind is not Kind.PF}
 
 
 @pytest.mark.parametrize(
@@ -239,26 +190,6 @@ def test_what_is_sick_is_called_so_although_its_card_is_held() -> None:
     sick = after_verdicts(facts, {vfs(2)[0].id: SICK})
     assert list(health(sick).values()) == [SICK, card_held([A])]
     assert set(health(replace(facts, kept_back={A: WITHDRAWN})).values()) == {card_held([A])}
-
-
-def test_one_lost_vf_stays_listed_while_its_card_is_split_as_before() -> None:
-    kept, lost = vfs()[:2], vfs()[2]
-    assert health(after(found(pf(), *vfs()), found(pf(), *kept)))[lost.id] == LOST
-
-
-def test_a_split_card_lost_as_a_whole_stays_listed_by_its_vfs() -> None:
-    facts = after(found(pf(), *vfs(), card(B)), found(card(B)))
-    assert health(facts) == {B: HEALTHY, **dict.fromkeys((vf.id for vf in vfs()), LOST)}
-
-
-def test_a_card_lost_before_its_split_is_forgotten_when_it_comes_back_split() -> None:
-    facts = after(found(card(A)), found(), found(pf(), *vfs()))
-    assert set(health(facts)) == {vf.id for vf in vfs()}
-
-
-def test_a_lost_half_stays_listed_beside_the_other() -> None:
-    halves = [device(f"{A}-half{half}", number=half) for half in (0, 1)]
-    assert health(after(found(*halves), found(halves[1]))) == {halves[0].id: LOST, halves[1].id: HEALTHY}
 
 
 # --- policy -------------------------------------------------------------------------------------------
@@ -370,18 +301,6 @@ def test_a_lost_device_does_not_take_the_old_id_of_whoever_has_its_node_now() ->
     assert offered[B].health == LOST
 
 
-def test_an_old_id_is_offered_under_the_name_it_is_held_as() -> None:
-    facts = held(after(found(card(A))), n0="baidu.com/xpu")
-    offered = entries(facts, Policy(resource="example.com/card", per_profile=True))
-    assert {id: entry.resource for id, entry in offered.items()} == {"0": "baidu.com/xpu"}
-
-
-def test_a_device_held_under_another_resource_is_offered_there() -> None:
-    facts = replace(after(found(card(A), card(B))), held={A: "baidu.com/xpu"})
-    offered = entries(facts, replace(POLICY, per_profile=True))
-    assert {id: entry.resource for id, entry in offered.items()} == {A: "baidu.com/xpu", B: "baidu.com/R200"}
-
-
 def test_a_pf_or_a_denied_device_is_not_offered_under_an_old_id_either() -> None:
     facts = held(after(found(pf(), *vfs(), card(B))), n0="baidu.com/xpu", n1="baidu.com/xpu")
     assert set(entries(facts, replace(POLICY, deny=(B,)))) == {vf.id for vf in vfs()}
@@ -415,89 +334,3 @@ def test_of_all_that_is_held_only_what_would_be_offered_otherwise_matters() -> N
     ]
     devices = {A: card(A), B: card(B)}
     assert held_otherwise(pairs, devices, policy) == {"0": "baidu.com/xpu", A: "baidu.com/xpu"}
-
-
-# --- any history --------------------------------------------------------------------------------------
-
-Change = Callable[[Facts], Facts]
-
-
-@st.composite
-def histories(draw: st.DrawFn) -> list[Change]:
-    """Scans of one machine with nodes missing, of another one in its place, sweeps, holders."""
-    truths: list[Truth] = draw(st.lists(machines(most=3), min_size=1, max_size=2))
-    ids = sorted({seat.id for truth in truths for seat in truth.seats})
-    numbers = sorted({seat.number for truth in truths for seat in truth.seats})
-    changes: list[Change] = []
-
-    def scanned(found: Found, forget: bool) -> Change:
-        return lambda facts: after_scan(facts, found, forget=forget)
-
-    def judged(verdicts: Mapping[str, Health]) -> Change:
-        return lambda facts: after_verdicts(facts, verdicts)
-
-    def held(numbers: set[int]) -> Change:
-        return lambda facts: replace(facts, held={str(number): "baidu.com/xpu" for number in numbers})
-
-    for _ in range(draw(st.integers(1, 6))):
-        what = draw(st.sampled_from(["scan", "scan", "sweep", "hold"]))
-        if what == "scan":
-            truth = draw(st.sampled_from(truths))
-            gone = draw(st.sets(st.sampled_from(sorted(truth.by_number))))
-            changes.append(scanned(identify(truth.scan(unreadable=gone)), draw(st.booleans())))
-        elif what == "sweep":
-            changes.append(
-                judged(draw(st.dictionaries(st.sampled_from(ids), st.sampled_from([HEALTHY, SICK]))))
-            )
-        else:
-            changes.append(held(draw(st.sets(st.sampled_from(numbers)))))
-    return changes
-
-
-def offered_after(history: list[Change]) -> tuple[Facts, dict[str, Entry]]:
-    facts = reduce(lambda facts, change: change(facts), history, Facts())
-    return facts, entries(facts, POLICY)
-
-
-@given(history=histories())
-def test_after_any_history_ids_and_devices_are_unique_and_present_ones_have_a_node_of_their_own(
-    history: list[Change],
-) -> None:
-    facts, offered = offered_after(history)
-    assert all(id == entry.id for id, entry in offered.items())
-    assert len({entry.device.id for entry in offered.values()}) == len(offered)
-    here = [entry.device.path for entry in offered.values() if entry.device.id in facts.devices]
-    assert len(set(here)) == len(here)
-
-
-@given(history=histories())
-def test_after_any_history_nothing_is_offered_that_must_not_be(history: list[Change]) -> None:
-    facts, offered = offered_after(history)
-    for entry in offered.values():
-        assert entry.device.kind is not Kind.PF
-        assert entry.health.healthy <= (entry.device.id in facts.devices)
-    denied = Policy(resource="baidu.com/xpu", deny=tuple(facts.devices))
-    assert not entries(facts, denied).keys() & facts.devices.keys()
-
-
-@given(history=histories())
-def test_equal_facts_give_equal_entries_in_equal_order(history: list[Change]) -> None:
-    facts, offered = offered_after(history)
-    shuffled = replace(
-        facts,
-        devices=dict(reversed(list(facts.devices.items()))),
-        lost=dict(reversed(list(facts.lost.items()))),
-        verdicts=dict(reversed(list(facts.verdicts.items()))),
-    )
-    assert list(entries(shuffled, POLICY).items()) == list(offered.items())
-
-
-@given(history=histories())
-def test_what_was_offered_stays_offered_when_a_scan_finds_nothing(history: list[Change]) -> None:
-    """A container may still hold it; the kubelet must not forget that it is taken."""
-    facts, offered = offered_after(history)
-    empty = after_scan(facts, found())
-    assert {entry.device.id for entry in entries(empty, POLICY).values()} == {
-        entry.device.id for entry in offered.values()
-    }
-    assert all(entry.health == LOST for entry in entries(empty, POLICY).values())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.builders import MIB, Truth, device, machines
+from tests.support.devices import MIB, Truth, device, machines
 from xpu_plugin.model.devices import Kind, identify
 from xpu_plugin.model.labels import COUNT, DRIVER, LABELS, MEMORY, MODEL, VFS, node_labels, sanitised
 

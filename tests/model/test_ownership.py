@@ -3,7 +3,7 @@
 
 import pytest
 
-from tests.builders import device, found
+from tests.support.devices import device, found
 from xpu_plugin.model.health import HEALTHY, WISH_PENDING
 from xpu_plugin.model.holders import Grant, Holding
 from xpu_plugin.model.inventory import Facts, Policy, after_scan, device_of, entries

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.builders import (
+from tests.support.devices import (
     CARD_KINDS,
     CONTROL,
     CardKind,
@@ -48,6 +48,7 @@ from xpu_plugin.model.health import (
     CHANGING,
     HEALTHY,
     LIBRARY_GONE,
+    LOST,
     NOT_ANSWERING,
     RECORD_UNREAD,
     WISH_PENDING,
@@ -446,6 +447,8 @@ class Node(RuleBasedStateMachine):
                 assert not entry.health.grantable
             elif verdict is not None and verdict.healthy:
                 assert entry.health == facts.kept_back.get(entry.device.card, verdict)
+            elif entry.device.id not in facts.devices:
+                assert entry.health == LOST
             else:
                 assert not entry.health.well
 

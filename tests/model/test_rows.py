@@ -4,7 +4,7 @@
 import json
 from dataclasses import asdict, replace
 
-from tests.builders import device, found
+from tests.support.devices import device, found
 from xpu_plugin.model.devices import Kind
 from xpu_plugin.model.health import LOST, WITHDRAWN, Health
 from xpu_plugin.model.holders import Holding

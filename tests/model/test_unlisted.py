@@ -6,7 +6,7 @@ from errno import EACCES, EIO, EPERM
 
 import pytest
 
-from tests.builders import node, reading, scan
+from tests.support.devices import node, reading, scan
 from xpu_plugin.model.devices import Scan, identify
 from xpu_plugin.model.unlisted import Unlisted, sentences, unlisted
 

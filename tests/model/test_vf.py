@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.builders import LOST_CALL, device, found
+from tests.support.devices import LOST_CALL, device, found
 from xpu_plugin.model.devices import Device, Kind
 from xpu_plugin.model.health import NOT_ANSWERING
 from xpu_plugin.model.inventory import Facts, Policy, after_scan, after_verdicts

@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A compiled simulator, machines for it, and processes that have it loaded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from xpu_plugin.simulation.machine import Machine, cards
 
-from .guest import Guest
-from .simulator_build import build_simulator
-
-
-MakeMachine = Callable[..., Machine]
-MakeGuest = Callable[..., Guest]
+from .guest import Guest, MakeGuest
+from .simulator_build import MakeMachine, build_simulator
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from struct import unpack_from
@@ -156,6 +156,9 @@ class Guest:
 
     def split(self, index: int, vfs: int) -> int:
         return self.call("xpumlDeviceSetSriovVfNum", self.handle(index), vfs)[0]
+
+
+MakeGuest = Callable[..., Guest]
 
 
 def serve(path: str, descriptor: int) -> None:

@@ -4,11 +4,16 @@
 import os
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+
+from xpu_plugin.simulation.machine import Machine
 
 
 SOURCES = Path(__file__).parents[2] / "_xpuml" / "simulator"
 FLAGS = ("-shared", "-fPIC", "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden")
+
+MakeMachine = Callable[..., Machine]
 
 
 def build_simulator(directory: Path, *flags: str) -> Path:

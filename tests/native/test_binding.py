@@ -19,11 +19,12 @@ from typing import Any
 
 import pytest
 
-from tests.standins import has_ended, wait_until
+from tests.support.processes import has_ended
+from tests.support.waiting import wait_until
 from xpu_plugin.simulation.machine import Machine
 from xpu_plugin.xpuml import FUNCTIONS, OPTIONAL_FUNCTIONS, REQUIRED_FUNCTIONS, Call
 
-from .conftest import MakeMachine
+from .simulator_build import MakeMachine
 
 
 GIB = 1 << 30

@@ -11,12 +11,12 @@ from struct import unpack_from
 
 import pytest
 
-from tests.standins import wait_until
+from tests.support.waiting import wait_until
 from xpu_plugin.simulation.machine import Machine
 from xpu_plugin.xpuml import OPTIONAL_FUNCTIONS, REQUIRED_FUNCTIONS
 
-from .conftest import MakeGuest, MakeMachine
-from .guest import NULL, DiedError, Guest, Output
+from .guest import NULL, DiedError, Guest, MakeGuest, Output
+from .simulator_build import MakeMachine
 
 
 MIB = 1 << 20

@@ -86,6 +86,11 @@ class ScriptedPlugin(api_grpc.DevicePluginServicer):
             )
         self._registered = True
 
+    async def join(self, *, pre_start: bool = False, preferred: bool = False) -> None:
+        """Register, and wait until the kubelet offers all three devices."""
+        await self.register(pre_start=pre_start, preferred=preferred)
+        await listed(self.kubelet, 3)
+
     def show(self, *devices: api.Device) -> None:
         self.devices = devices
         self._wake()
@@ -185,8 +190,7 @@ async def listed(kubelet: Kubelet, count: int, *, times: int = 1) -> None:
 
 
 async def test_the_list_of_a_registered_plugin_is_known(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
-    await plugin.register()
-    await listed(kubelet, 3)
+    await plugin.join()
     assert kubelet.devices(RESOURCE)["b"] == Device(id="b", health="Healthy", numa=(1,))
     assert kubelet.devices(RESOURCE)["c"].numa == ()
     assert (kubelet.streams_open, kubelet.lists(RESOURCE)) == (1, 1)
@@ -195,8 +199,7 @@ async def test_the_list_of_a_registered_plugin_is_known(kubelet: Kubelet, plugin
 async def test_register_is_answered_before_the_endpoint_is_dialled(
     kubelet: Kubelet, plugin: ScriptedPlugin
 ) -> None:
-    await plugin.register()
-    await listed(kubelet, 3)
+    await plugin.join()
     assert plugin.registered_when_dialled
 
 
@@ -217,8 +220,7 @@ async def test_an_unsupported_version_is_refused(kubelet: Kubelet, plugin: Scrip
 
 
 async def test_a_changed_list_replaces_the_former_one(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
-    await plugin.register()
-    await listed(kubelet, 3)
+    await plugin.join()
     plugin.show(device("a", "Unhealthy"), device("d"))
     await listed(kubelet, 1, times=2)
     assert kubelet.capacity(RESOURCE) == 2
@@ -228,8 +230,7 @@ async def test_a_changed_list_replaces_the_former_one(kubelet: Kubelet, plugin: 
 async def test_devices_are_unhealthy_as_soon_as_their_stream_ends(
     kubelet: Kubelet, plugin: ScriptedPlugin
 ) -> None:
-    await plugin.register()
-    await listed(kubelet, 3)
+    await plugin.join()
     await plugin.stop()
     await listed(kubelet, 0)
     assert (kubelet.streams_open, kubelet.capacity(RESOURCE)) == (0, 3)
@@ -238,8 +239,7 @@ async def test_devices_are_unhealthy_as_soon_as_their_stream_ends(
 async def test_a_stream_that_is_cut_is_cancelled_on_the_plugins_side(
     kubelet: Kubelet, plugin: ScriptedPlugin
 ) -> None:
-    await plugin.register()
-    await listed(kubelet, 3)
+    await plugin.join()
     kubelet.cut(RESOURCE)
     await plugin.gone()
     await listed(kubelet, 0)
@@ -395,8 +395,7 @@ async def test_a_stopped_kubelet_leaves_a_dead_socket(kubelet: Kubelet, plugin: 
 async def test_a_restarted_kubelet_knows_no_device_until_it_is_registered_again(
     kubelet: Kubelet, plugin: ScriptedPlugin
 ) -> None:
-    await plugin.register()
-    await listed(kubelet, 3)
+    await plugin.join()
     grant = await kubelet.allocate(RESOURCE, 1)
     await kubelet.restart()
     await plugin.gone()
@@ -418,8 +417,7 @@ async def test_a_restarted_kubelet_knows_no_device_until_it_is_registered_again(
 
 
 async def test_a_grant_carries_ids_environment_and_nodes(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
-    await plugin.register()
-    await listed(kubelet, 3)
+    await plugin.join()
     grant = await kubelet.allocate(RESOURCE, 2, pod="p", container="c")
     assert (grant.pod, grant.container, grant.ids) == ("p", "c", ("a", "b"))
     assert grant.env == {"THINGS": "a,b"}
@@ -448,8 +446,7 @@ async def test_granted_and_sick_devices_are_not_granted_again(
 async def test_a_container_that_holds_its_devices_is_not_allocated_twice(
     kubelet: Kubelet, plugin: ScriptedPlugin
 ) -> None:
-    await plugin.register()
-    await listed(kubelet, 3)
+    await plugin.join()
     grant = await kubelet.allocate(RESOURCE, 1, pod="p")
     assert await kubelet.allocate(RESOURCE, 1, pod="p") is grant
     assert len(plugin.calls) == 1
@@ -458,8 +455,7 @@ async def test_a_container_that_holds_its_devices_is_not_allocated_twice(
 
 
 async def test_a_refused_allocation_grants_nothing(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
-    await plugin.register()
-    await listed(kubelet, 3)
+    await plugin.join()
     plugin.refuse.add("Allocate")
     with pytest.raises(AdmissionError, match="Allocate: FAILED_PRECONDITION: Allocate is refused"):
         await kubelet.allocate(RESOURCE, 1)
@@ -469,8 +465,7 @@ async def test_a_refused_allocation_grants_nothing(kubelet: Kubelet, plugin: Scr
 async def test_nothing_is_asked_of_a_plugin_whose_stream_ended(
     kubelet: Kubelet, plugin: ScriptedPlugin
 ) -> None:
-    await plugin.register(pre_start=True)
-    await listed(kubelet, 3)
+    await plugin.join(pre_start=True)
     grant = await kubelet.allocate(RESOURCE, 1)
     calls = len(plugin.calls)
     kubelet.cut(RESOURCE)
@@ -484,16 +479,14 @@ async def test_nothing_is_asked_of_a_plugin_whose_stream_ended(
 
 
 async def test_a_preference_is_followed_and_filled_up(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
-    await plugin.register(preferred=True)
-    await listed(kubelet, 3)
+    await plugin.join(preferred=True)
     plugin.prefer = lambda available, size: ["c"]
     assert (await kubelet.allocate(RESOURCE, 2)).ids == ("c", "a")
     assert plugin.calls[0] == ("GetPreferredAllocation", ["a", "b", "c"])
 
 
 async def test_an_empty_preference_is_ignored(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
-    await plugin.register(preferred=True)
-    await listed(kubelet, 3)
+    await plugin.join(preferred=True)
     assert (await kubelet.allocate(RESOURCE, 1)).ids == ("a",)
 
 
@@ -501,8 +494,7 @@ async def test_an_empty_preference_is_ignored(kubelet: Kubelet, plugin: Scripted
 async def test_an_impossible_preference_fails_the_pod(
     kubelet: Kubelet, plugin: ScriptedPlugin, answer: list[str]
 ) -> None:
-    await plugin.register(preferred=True)
-    await listed(kubelet, 3)
+    await plugin.join(preferred=True)
     plugin.prefer = lambda available, size: answer
     with pytest.raises(AdmissionError, match="was answered with"):
         await kubelet.allocate(RESOURCE, 1)
@@ -511,8 +503,7 @@ async def test_an_impossible_preference_fails_the_pod(
 async def test_an_error_instead_of_a_preference_fails_the_pod(
     kubelet: Kubelet, plugin: ScriptedPlugin
 ) -> None:
-    await plugin.register(preferred=True)
-    await listed(kubelet, 3)
+    await plugin.join(preferred=True)
     plugin.refuse.add("GetPreferredAllocation")
     with pytest.raises(AdmissionError, match="GetPreferredAllocation is refused"):
         await kubelet.allocate(RESOURCE, 1)
@@ -525,8 +516,7 @@ async def test_an_error_instead_of_a_preference_fails_the_pod(
 async def test_each_start_of_a_container_asks_the_plugin_once_and_allocates_never_again(
     kubelet: Kubelet, plugin: ScriptedPlugin
 ) -> None:
-    await plugin.register(pre_start=True)
-    await listed(kubelet, 3)
+    await plugin.join(pre_start=True)
     grant = await kubelet.allocate(RESOURCE, 1)
     await kubelet.restart_container(grant)
     assert plugin.calls == [
@@ -539,8 +529,7 @@ async def test_each_start_of_a_container_asks_the_plugin_once_and_allocates_neve
 async def test_a_container_refused_at_its_start_keeps_its_devices(
     kubelet: Kubelet, plugin: ScriptedPlugin
 ) -> None:
-    await plugin.register(pre_start=True)
-    await listed(kubelet, 3)
+    await plugin.join(pre_start=True)
     plugin.refuse.add("PreStartContainer")
     with pytest.raises(StartError, match="PreStartContainer is refused") as caught:
         await kubelet.allocate(RESOURCE, 1)
@@ -552,8 +541,7 @@ async def test_a_container_refused_at_its_start_keeps_its_devices(
 async def test_before_a_plugin_is_registered_again_containers_start_unasked(
     kubelet: Kubelet, plugin: ScriptedPlugin
 ) -> None:
-    await plugin.register(pre_start=True)
-    await listed(kubelet, 3)
+    await plugin.join(pre_start=True)
     grant = await kubelet.allocate(RESOURCE, 1)
     await kubelet.restart()
     plugin.calls.clear()
@@ -584,8 +572,7 @@ async def pods_v1alpha1(kubelet: Kubelet) -> Sequence[podresources_v1alpha1_pb2.
 async def test_both_versions_of_pod_resources_tell_who_holds_what(
     kubelet: Kubelet, plugin: ScriptedPlugin, pods: Callable[[Kubelet], Awaitable[Sequence[Any]]]
 ) -> None:
-    await plugin.register()
-    await listed(kubelet, 3)
+    await plugin.join()
     await kubelet.allocate(RESOURCE, 2, pod="p", container="c")
     kubelet.hold(["0", "1"], resource="old.example/thing", pod="q", namespace="else")
     first, second = await pods(kubelet)
@@ -641,8 +628,7 @@ def entries(kubelet: Kubelet) -> Any:
 async def test_a_kubelet_without_its_checkpoint_lists_pods_and_counts_their_devices_as_free(
     kubelet: Kubelet, plugin: ScriptedPlugin
 ) -> None:
-    await plugin.register()
-    await listed(kubelet, 3)
+    await plugin.join()
     held = await kubelet.allocate(RESOURCE, 2, pod="train")
     await kubelet.restart_without_checkpoint()
     assert not (kubelet.directory / CHECKPOINT).exists()
@@ -661,8 +647,7 @@ async def test_an_older_kubelet_without_its_checkpoint_allocates_again_in_order(
     async with Kubelet(tmp_path / "plugins", asks_again=True) as kubelet:
         plugin = ScriptedPlugin(kubelet, device("a"), device("b"), device("c"))
         await plugin.serve()
-        await plugin.register()
-        await listed(kubelet, 3)
+        await plugin.join()
         for pod in ("first", "second", "third"):
             await kubelet.allocate(RESOURCE, 1, pod=pod)
         await kubelet.restart_without_checkpoint()
@@ -691,8 +676,7 @@ async def succeeded(plugin: ScriptedPlugin) -> AsyncIterator[None]:
 
 
 async def test_the_checkpoint_has_the_shape_of_kubelet_1_20(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
-    await plugin.register()
-    await listed(kubelet, 3)
+    await plugin.join()
     await kubelet.allocate(RESOURCE, 3, pod="p", container="c")
     written = checkpoint(kubelet)
     assert set(written) == {"Data", "Checksum"}
@@ -718,8 +702,7 @@ async def test_an_older_kubelets_checkpoint_has_plain_lists(tmp_path: Path) -> N
 async def test_a_freed_grant_stays_in_the_checkpoint_until_it_is_written_again(
     kubelet: Kubelet, plugin: ScriptedPlugin
 ) -> None:
-    await plugin.register()
-    await listed(kubelet, 3)
+    await plugin.join()
     kubelet.free(await kubelet.allocate(RESOURCE, 1))
     assert len(entries(kubelet)) == 1
     plugin.show(device("a"))
@@ -731,8 +714,7 @@ async def test_a_freed_grant_stays_in_the_checkpoint_until_it_is_written_again(
 
 
 async def test_a_wait_in_vain_tells_what_there_is(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
-    await plugin.register()
-    await listed(kubelet, 3)
+    await plugin.join()
     with pytest.raises(TimeoutError, match=r"(?s)nine devices within 0.01 s.*a Healthy") as caught:
         await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 9, timeout=0.01, what="nine devices")
     assert "1 registrations, 1 streams open" in str(caught.value)

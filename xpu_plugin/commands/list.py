@@ -27,8 +27,8 @@ def main(arguments: list[str]) -> int:
     """Exit status 0, also when there is no device; 1 when the library cannot tell, 2 for bad usage."""
     parser = Parser(
         prog=f"{PROGRAM} list",
-        description="List this node's devices. Asks the plugin that runs behind --status-socket, whose "
-        "options then count; without one, the library by a process of its own, which opens each device for "
+        description="List this node's devices. Asks the plugin that runs behind --status-socket; its "
+        "options then count. Without one, the library by a process of its own, which opens each device for "
         "an instant.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, additive only")

@@ -18,6 +18,7 @@ from xpu_plugin.model.holders import Answers, Checkpoint, Listing
 
 
 FRESH_SECONDS = 5.0
+READ_SECONDS = 5.0  # for the disk of the kubelet's directory to answer
 
 
 @frozen
@@ -104,13 +105,18 @@ class KubeletView:
     async def checkpoint(self, *, oldest: float = FRESH_SECONDS) -> Written:
         """The checkpoint, read no earlier than `oldest` seconds ago. Never raises for the file.
 
-        Cancelled, as by a deadline, the reading goes on; the next caller waits for that one first.
+        Cancelled, as by a deadline, or late, the reading goes on; the next caller waits for that one first.
         """
-        since, read = self._clock() - oldest, self._read
-        while self._written is None or (self._done <= read and self._written.began <= since):
+        asked, read = self._clock(), self._read
+        while self._written is None or (self._done <= read and self._written.began <= asked - oldest):
             if self._reading is None or self._reading.done():
                 self._reading = asyncio.create_task(self._look(), name="kubelet's checkpoint")
-            await asyncio.shield(self._reading)
+            done, _ = await asyncio.wait({self._reading}, timeout=READ_SECONDS)
+            if not done:
+                return Written(
+                    began=asked, trouble=f"{self._checkpoint}: no answer within {READ_SECONDS:g} s"
+                )
+            self._reading.result()
         return self._written
 
     async def _look(self) -> None:

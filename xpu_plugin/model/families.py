@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names of all metrics, with their labels, units and meaning: docs/metrics.md is this table."""
+"""The names of all metrics, with their labels, units and meaning: docs/reference/metrics.md is this table."""
 
 from xpu_plugin.frozen import frozen
 
 
 @frozen(kw_only=False)
 class Family:
-    """Metrics of one name, as docs/metrics.md has them."""
+    """Metrics of one name, as docs/reference/metrics.md has them."""
 
     name: str
     type: str
@@ -82,7 +82,7 @@ FAMILIES = (
         "gauge",
         (),
         "seconds",
-        "How old these measurements are; they are asked for when somebody scrapes, every 5 s at most.",
+        "How old these measurements are; a scrape asks for them, every 5 s at most.",
     ),
     # --- who has what -----------------------------------------------------------------------------
     Family(
@@ -251,7 +251,7 @@ FAMILIES = (
         "1 for what a card is: success, pending, blocked, failed or unsupported; 0 for what it is not.",
     ),
     Family(
-        "xpu_vf_drifts_total", "counter", ("card",), "", "How often somebody else has changed a card's VFs."
+        "xpu_vf_drifts_total", "counter", ("card",), "", "How often another program has changed a card's VFs."
     ),
     # --- the API server ---------------------------------------------------------------------------
     Family(

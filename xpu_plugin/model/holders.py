@@ -174,14 +174,14 @@ class Word:
 
     life: the instance, None if there was none or another one before the answer
     listing: None where it was not asked for or not to be had; trusted: it counts as a proof
-    whole: it can be trusted to name every pod
+    whole: it names every pod, as it names our own; None where our own pod is not known
     checkpoint: the ids in it, None where it cannot be read; own: this very instance has written it
     """
 
     began: float
     life: object
     listing: Listing | None = None
-    whole: bool = False
+    whole: bool | None = False
     trusted: bool = False
     checkpoint: Collection[str] | None = None
     own: bool = False
@@ -199,9 +199,11 @@ def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str
     A grant ends when the instance that has listed it does not list it any more, or when the one that has
     written it down has written a checkpoint without it since. A grant that only an earlier instance has
     listed ends when its holder's pod is not in a list that is `whole`: an instance that has lost its
-    checkpoint lists the pod without the device. Any other ends `settle` seconds after we know of it at the
-    earliest, and only while its device is `unused` by any process and not named by the checkpoint; so does
-    one that an older release has written down as listed without its pod.
+    checkpoint lists the pod without the device, and one that has not heard from the API server lists no pod.
+    That no process uses a device does not end a grant whose pod is known: a pod may compute later. Any other
+    grant ends `settle` seconds after we know of it at the earliest, and only while its device is `unused` by
+    any process and not named by the checkpoint; so does one that an older release has written down as listed
+    without its pod.
     """
     listed, checkpoint = word.listed, word.checkpoint
 
@@ -217,6 +219,8 @@ def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str
                 return False
         if _dropped(id, grant, word):
             return False
+        if grant.holder is not None and word.whole is False:
+            return True
         if word.began - grant.at < settle or id not in unused:
             return True
         return checkpoint is None or id in checkpoint
@@ -379,7 +383,7 @@ def word_of(answers: Answers, terms: Terms) -> Word:
         began=answers.began,
         life=answers.life,
         listing=listing,
-        whole=listing is not None and terms.own_pod in listing.pods,
+        whole=None if terms.own_pod is None else listing is not None and terms.own_pod in listing.pods,
         trusted=listing is not None and not distrust(answers, terms),
         checkpoint=None if answers.checkpoint is None else _ids(answers.checkpoint),
         own=answers.own,

@@ -58,7 +58,8 @@ def writes(evidence: Evidence) -> Finding:
         return skipped("the running plugin writes nothing on the node: it has no way to the API server")
     if plugin.unwritten:
         return warning(
-            "; ".join(plugin.unwritten), 'see "The API server" in docs/messages.md; it is tried again'
+            "; ".join(plugin.unwritten),
+            'see "The API server" in docs/reference/messages.md; it is tried again',
         )
     return ok("all that the running plugin writes on the node is written")
 

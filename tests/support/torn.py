@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m tests.torn DIRECTORY`: deletes coverage data that was being written when its process was killed.
+"""`python -m tests.support.torn DIRECTORY`: deletes coverage data of which the writer was killed.
 
 The plugin kills workers, and tests kill plugins. One that was just writing what it ran leaves a file with
 nothing in it, or with lines of the binding, but without the word that they are Cython's; for one such file

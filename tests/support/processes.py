@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a plugin costs while it runs, as /proc tells: processes, threads, descriptors and memory."""
+"""What /proc tells of processes: whether they live, what they have open, and what they cost."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.standins import SECONDS, descriptors, until
+from tests.support.waiting import SECONDS, until
 
 
 MIB = 1024  # KiB
@@ -48,19 +49,29 @@ class Level:
         )
 
 
-def tree(pid: int) -> list[int]:
-    """The process and all below it."""
-    parents: dict[int, list[int]] = {}
+def _by_parent() -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
     for directory in Path("/proc").glob("[0-9]*"):
         try:
             fields = (directory / "stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        parents.setdefault(int(fields[1]), []).append(int(directory.name))
+        found.setdefault(int(fields[1]), []).append(int(directory.name))
+    return found
+
+
+def tree(pid: int) -> list[int]:
+    """The process and all below it."""
+    by_parent = _by_parent()
     found = [pid]
     for one in found:
-        found += parents.get(one, [])
+        found += by_parent.get(one, [])
     return found
+
+
+def children() -> set[int]:
+    """Processes started by this one and not reaped yet."""
+    return set(_by_parent().get(os.getpid(), []))
 
 
 def status(pid: int) -> dict[str, str]:
@@ -78,3 +89,50 @@ async def settles(pid: int, before: Level, *, memory: int = 16 * MIB) -> Level:
     """Wait until a process tree costs no more than before."""
     await until(lambda: not Level.of(pid).exceeds(before, memory=memory), f"no more than {before}", SECONDS)
     return Level.of(pid)
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or a zombie that only waits to be reaped by somebody else."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return status.rpartition(")")[2].split()[0] in ("Z", "X")
+
+
+def processes_that_know(directory: Path) -> list[int]:
+    """Living processes that have the directory's path in their environment or arguments."""
+    needle = os.fsencode(directory)
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        if process.name == str(os.getpid()):
+            continue
+        try:
+            known = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if needle in known and not has_ended(int(process.name)):
+            found.append(int(process.name))
+    return found
+
+
+def descriptors(pid: int | str = "self") -> list[str]:
+    """What a process's open descriptors refer to."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.append(str(link.readlink()))
+        except FileNotFoundError:
+            continue  # the one that lists the directory
+    return sorted(found)
+
+
+def descriptor(pid: int, number: int) -> str:
+    """What one of a process's descriptors refers to."""
+    return str(Path(f"/proc/{pid}/fd/{number}").readlink())
+
+
+def unix_sockets(path: Path) -> int:
+    """How many sockets there are at a path: who listens, and each connection taken there and not closed."""
+    lines = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()
+    return sum(line.endswith(str(path)) for line in lines)  # the name may begin with more slashes

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from tests.standins import RESOURCE
+from tests.support.machines import RESOURCE
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small builders for the model's tests, and machines whose truth is known."""
+"""Devices, scans and readings in one line each, and machines whose truth is known."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -22,11 +22,13 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
-from tests.standins import SECONDS
+from tests.support.waiting import SECONDS
 
 
 LIST, WATCH, PATCH, POST = "list", "watch", "patch", "post"
 _END, _CUT = b"end", b"cut"
+
+SECRET = "nobody-logs-this"  # noqa: S105 - of a server of ours
 
 USER = 'User "system:serviceaccount:kube-system:xpu-device-plugin"'
 FORBIDDEN = (
@@ -369,3 +371,19 @@ def certificate(directory: Path) -> tuple[Path, ssl.SSLContext]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(ca, key)
     return ca, context
+
+
+def write_kubeconfig(file: Path, url: str, token: str = SECRET, **cluster: str) -> Path:
+    file.write_text(
+        json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "own",
+                "contexts": [{"name": "own", "context": {"cluster": "own", "user": "own"}}],
+                "clusters": [{"name": "own", "cluster": {"server": url, **cluster}}],
+                "users": [{"name": "own", "user": {"token": token}}],
+            }
+        )
+    )
+    return file

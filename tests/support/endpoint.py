@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our endpoint of two healthy cards, to be run against a kubelet's real sockets."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.devices import CONTROL, device, found
+from tests.support.machines import RESOURCE
+from tests.support.waiting import SECONDS, until
+from xpu_plugin.edges.grants import GrantRecord
+from xpu_plugin.edges.kubelet import KUBELET_SOCKET, Endpoint, Identity, InstanceLock, neighbours, socket_stem
+from xpu_plugin.edges.podresources import checkpoint_of, reader
+from xpu_plugin.edges.rivals import RivalWatch
+from xpu_plugin.edges.service import DevicePluginService
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model.inventory import Policy, after_scan
+from xpu_plugin.simulation.kubelet import Kubelet
+
+
+IDS = ["0000:3b:00.0", "0000:3c:00.0"]
+
+CARDS = [device(id, number=number, index=number) for number, id in enumerate(IDS)]
+
+PREFIX = "xpu-device-plugin"
+
+NAME = re.compile(r"xpu-device-plugin-[0-9a-f]{8}\.sock")
+
+
+class Plugin:
+    """An endpoint that can be run, with a picture of two healthy cards."""
+
+    def __init__(self, directory: Path, resource: str = RESOURCE, **watching: Any) -> None:
+        self.picture = Picture(Policy(resource=resource))
+        self.picture.submit(lambda facts: after_scan(facts, found(*CARDS)))
+        nodes = {f"xpu{card.node.number}": card.node.identity for card in CARDS} | {"xpuctrl": (CONTROL, 1)}
+        self.directory = directory
+        own: dict[str, Any] = {
+            "read": partial(checkpoint_of, directory),
+            "neighbours": partial(reader().call, neighbours, directory),
+        }
+        self.watch = RivalWatch(resource, **own | watching)
+        self.looks = 0  # at holders
+        self.restarts: list[Callable[[], Awaitable[None]]] = []  # what happens during such a look, once each
+        self.service = DevicePluginService(
+            resource,
+            current=lambda: self.picture.current,
+            beyond=self.picture.beyond,
+            node=nodes.get,
+            grants=GrantRecord(directory.parent / "state"),
+            watch=self.watch,
+        )
+        self.lock = InstanceLock(directory)
+        self.endpoint = Endpoint(
+            self.service,
+            directory=directory,
+            stem=socket_stem(resource, RESOURCE),
+            lock=self.lock,
+            watch=self.watch,
+            look=self._look,
+        )
+
+    async def _look(self) -> None:
+        self.looks += 1
+        if self.restarts:
+            await self.restarts.pop()()
+
+    @property
+    def socket(self) -> Path:
+        """Our socket as it is bound now."""
+        assert self.endpoint.path is not None, "bound"
+        return self.endpoint.path
+
+    def sockets(self) -> list[str]:
+        """The names of all sockets that are called like ours."""
+        return [path.name for path in self.directory.glob(f"{PREFIX}*")]
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.endpoint.run())
+        try:
+            yield
+            assert not task.done(), task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            self.lock.release()
+
+
+class Looks:
+    """Counts how often an endpoint looks at the kubelet's socket: the time that matters to it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.number = 0
+        original = Identity.of
+
+        def of(path: Path) -> Identity | None:
+            self.number += path.name == KUBELET_SOCKET
+            return original(path)
+
+        monkeypatch.setattr(Identity, "of", of)
+
+    async def more(self, number: int) -> None:
+        goal = self.number + number
+        await until(lambda: self.number >= goal, f"{number} more looks at the kubelet")
+
+
+async def listed(kubelet: Kubelet, resource: str = RESOURCE) -> None:
+    """Wait until the kubelet has our list by an open stream."""
+    await kubelet.until(
+        lambda: kubelet.streams_open and kubelet.allocatable(resource) == len(IDS), timeout=SECONDS
+    )
+
+
+async def registered(kubelet: Kubelet, times: int) -> None:
+    await kubelet.until(lambda: len(kubelet.registrations) >= times, timeout=SECONDS)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Simulated machines, and compiled libraries to put in place of theirs."""
+
+import os
+import shlex
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from xpu_plugin.edges.driver import Target
+from xpu_plugin.simulation.library import shipped
+from xpu_plugin.simulation.machine import Machine, cards
+
+
+RESOURCE = "baidu.com/xpu"
+
+
+def make_machine(directory: Path, *given: dict[str, str], number: int = 4, **settings: str) -> Machine:
+    """A machine in `directory`: so many R200, or cards given by their keys."""
+    machine = Machine(directory / "machine", dev_root=directory / "dev", sysfs_root=directory / "sys")
+    dashed = {key.replace("_", "-"): value for key, value in settings.items()}
+    machine.init(given or cards(number), dashed)
+    return machine
+
+
+def target_of(
+    machine: Machine, *libraries: str | Path, environment: Mapping[str, str] | None = None
+) -> Target:
+    """What a worker opens to meet the machine."""
+    assert machine.dev_root
+    assert machine.sysfs_root
+    return Target(
+        libraries=tuple(map(str, libraries or (shipped(),))),
+        dev_root=machine.dev_root,
+        sysfs_root=machine.sysfs_root,
+        simulated=True,
+        environment={**machine.environment(), **(environment or {})},
+    )
+
+
+def settings_of(machine: Machine, place: Path) -> dict[str, str]:
+    """The environment by which a sub-command finds the machine, and all else in `place`."""
+    settings = {
+        "XPUML_LIBRARY": "simulator",
+        "SIMULATOR_FILE": machine.path,
+        "DEV_ROOT": machine.dev_root,
+        "SYSFS_ROOT": machine.sysfs_root,
+        "STATUS_SOCKET": place / "status.sock",
+        "DEVICE_PLUGIN_DIR": place / "plugins",
+        "POD_RESOURCES_SOCKET": place / "pods.sock",
+        "STATE_DIR": place / "state",
+    }
+    return {f"XPU_PLUGIN_{name}": str(value) for name, value in settings.items()}
+
+
+def compile_library(source: Path, directory: Path) -> Path:
+    """A shared library from one C file."""
+    library = directory / f"{source.stem}.so"
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    subprocess.run([*compiler, "-shared", "-fPIC", "-O0", "-Wall", "-o", library, source], check=True)
+    return library
