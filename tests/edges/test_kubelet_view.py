@@ -125,6 +125,37 @@ async def test_a_deadline_ends_the_wait_and_the_next_caller_gets_the_answer(
         assert ids(await view.checkpoint(oldest=0.0)) == [("0",)]
 
 
+async def test_callers_that_come_while_others_are_answered_are_answered(view: KubeletView) -> None:
+    """Each of them may begin the next reading before the others have seen the end of the last one."""
+
+    async def ask() -> None:
+        for _ in range(20):
+            assert ids(await view.checkpoint(oldest=0.0)) == [("0",)]
+
+    async with asyncio.timeout(SECONDS), asyncio.TaskGroup() as group:
+        for _ in range(5):
+            group.create_task(ask())
+
+
+async def test_a_disk_that_does_not_answer_is_a_trouble(
+    view: KubeletView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = asyncio.Event()
+
+    async def frozen(directory: Path) -> Checkpoint:
+        await gate.wait()
+        return await checkpoint_of(directory)
+
+    monkeypatch.setattr(module, "checkpoint_of", frozen)
+    monkeypatch.setattr(module, "READ_SECONDS", 0.01)
+    written = await view.checkpoint()
+    assert written.checkpoint is None
+    assert "no answer within" in (written.trouble or "")
+    monkeypatch.setattr(module, "READ_SECONDS", SECONDS)
+    gate.set()
+    assert ids(await view.checkpoint()) == [("0",)]
+
+
 async def test_what_cannot_be_read_is_a_trouble_and_not_an_empty_answer(
     kubelet: Kubelet, view: KubeletView
 ) -> None:

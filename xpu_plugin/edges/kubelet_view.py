@@ -111,12 +111,12 @@ class KubeletView:
         while self._written is None or (self._done <= read and self._written.began <= asked - oldest):
             if self._reading is None or self._reading.done():
                 self._reading = asyncio.create_task(self._look(), name="kubelet's checkpoint")
-            done, _ = await asyncio.wait({self._reading}, timeout=READ_SECONDS)
-            if not done:
-                return Written(
-                    began=asked, trouble=f"{self._checkpoint}: no answer within {READ_SECONDS:g} s"
-                )
-            self._reading.result()
+            reading = self._reading  # another caller may begin the next one meanwhile
+            await asyncio.wait({reading}, timeout=READ_SECONDS)
+            if not reading.done():
+                why = f"{self._checkpoint}: no answer within {READ_SECONDS:g} s"
+                return Written(began=asked, trouble=why)
+            reading.result()
         return self._written
 
     async def _look(self) -> None:
