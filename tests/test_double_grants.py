@@ -109,7 +109,7 @@ async def test_a_card_that_another_plugin_grants_a_second_time_is_closed_and_tol
     node: Node, id: str, resource: str
 ) -> None:
     async with kubelet_of(node) as kubelet:
-        daemon = node.start(*OWN_POD, "--grant-settle=0.2", program=IMPATIENT)
+        daemon = node.start(*OWN_POD, "--pod-list-delay=0.2", program=IMPATIENT)
         await shows(kubelet, IDS)
         own = await kubelet.allocate(RESOURCE, 1)
         while own.ids != (IDS[1],):
@@ -129,7 +129,7 @@ async def test_a_card_that_another_plugin_grants_a_second_time_is_closed_and_tol
 
 async def test_what_a_kubelet_has_forgotten_is_withheld_until_its_pod_is_gone(node: Node) -> None:
     async with kubelet_of(node) as kubelet:
-        daemon = node.start(*OWN_POD, "--grant-settle=0.2", program=IMPATIENT)
+        daemon = node.start(*OWN_POD, "--pod-list-delay=0.2", program=IMPATIENT)
         await shows(kubelet, IDS)
         held = await kubelet.allocate(RESOURCE, 2, pod="train")
         await recorded(node, "default/train/main")
@@ -150,14 +150,14 @@ async def test_what_a_kubelet_has_forgotten_is_withheld_until_its_pod_is_gone(no
 
 async def test_what_a_kubelet_has_forgotten_is_withheld_by_the_next_plugin_too(node: Node) -> None:
     async with kubelet_of(node) as kubelet:
-        daemon = node.start(*OWN_POD, "--grant-settle=0.2", program=IMPATIENT)
+        daemon = node.start(*OWN_POD, "--pod-list-delay=0.2", program=IMPATIENT)
         await shows(kubelet, IDS)
         held = await kubelet.allocate(RESOURCE, 1, pod="train")
         await recorded(node, "default/train/main")
         await daemon.kill()
         await kubelet.restart_without_checkpoint()
 
-        node.start(*OWN_POD, "--grant-settle=0.2", program=IMPATIENT)
+        node.start(*OWN_POD, "--pod-list-delay=0.2", program=IMPATIENT)
         await kubelet.until(lambda: kubelet.devices(RESOURCE), timeout=SECONDS)
         assert kubelet.first_list() == set(IDS) - set(held.ids)
         kubelet.free(held)
@@ -169,7 +169,7 @@ async def test_a_kubelet_that_asks_again_and_whose_version_is_not_known_gives_no
 ) -> None:
     async with kubelet_of(node, asks_again=True) as kubelet:
         # A card that no process uses counts as free after that: longer than the rest of this takes.
-        node.start(*OWN_POD, "--grant-settle=5", program=IMPATIENT)
+        node.start(*OWN_POD, "--pod-list-delay=5", program=IMPATIENT)
         await shows(kubelet, IDS)
         held = await kubelet.allocate(RESOURCE, 1, pod="train")
         await recorded(node, "default/train/main")
@@ -186,7 +186,7 @@ async def test_a_kubelet_that_asks_again_and_whose_version_is_not_known_gives_no
 
 async def test_a_plain_restart_of_the_kubelet_withholds_nothing(node: Node) -> None:
     async with kubelet_of(node) as kubelet:
-        daemon = node.start(*OWN_POD, "--grant-settle=0.2", program=IMPATIENT)
+        daemon = node.start(*OWN_POD, "--pod-list-delay=0.2", program=IMPATIENT)
         await shows(kubelet, IDS)
         ended = await kubelet.allocate(RESOURCE, 1, pod="ended")
         await kubelet.allocate(RESOURCE, 1, pod="train")

@@ -191,7 +191,7 @@ async def test_the_state_of_virtual_functions(node: Node, kubelet: Kubelet) -> N
     scraped = Scraped(node, "--sriov-num-vfs=3", "--vf-policy=never")
     await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 5, timeout=SECONDS)
     page = await scraped.page()
-    assert page.all("xpu_vf_wished") == dict.fromkeys([(id,) for id in IDS], 3)
+    assert page.all("xpu_vf_desired") == dict.fromkeys([(id,) for id in IDS], 3)
     assert page.all("xpu_vf_actual") == dict(zip([(id,) for id in IDS], (2, 0, 0, 0), strict=True))
     assert page.all("xpu_vf_state", card=IDS[0]) == {
         ("success",): 0, ("pending",): 0, ("blocked",): 1, ("failed",): 0, ("unsupported",): 0,

@@ -47,7 +47,7 @@ change.DRIFT_SECONDS = (0.3, 1.0)
 sys.exit(cli.main(sys.argv[1:]))
 """,
 )
-OPTIONS = (f"--grant-settle={SETTLE}", "--vf-timeout=5", "--call-timeout=5", "--pod-name=plugin")
+OPTIONS = (f"--pod-list-delay={SETTLE}", "--vf-timeout=5", "--call-timeout=5", "--pod-name=plugin")
 
 pytestmark = pytest.mark.usefixtures("leaves_no_process")
 
@@ -133,28 +133,28 @@ async def allocate(node: VfNode, id: str) -> list[str]:
 
 
 async def test_idle_cards_are_split_one_by_one_and_never_all_at_once(node: VfNode, kubelet: Kubelet) -> None:
-    daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0")
+    daemon = node.begin("--sriov-num-vfs=2", "--vf-decision-wait=0")
     await shows(kubelet, split(2, 2, 2, 2))
     assert node.numbers() == [2, 2, 2, 2]
     assert daemon.log.count(ASKED) == 4
     assert daemon.log.count("VFApplied: ") == 4
-    assert daemon.log.count("reason=withdrawn") == 4
+    assert daemon.log.count("reason=vf-change-planned") == 4
 
 
-@pytest.mark.parametrize(("before", "wish"), [(2, 3), (3, 1), (3, 0)])
+@pytest.mark.parametrize(("before", "desired"), [(2, 3), (3, 1), (3, 0)])
 async def test_another_number_goes_by_way_of_none(
-    node: VfNode, kubelet: Kubelet, before: int, wish: int
+    node: VfNode, kubelet: Kubelet, before: int, desired: int
 ) -> None:
     for card in range(4):
         node.machine.set_card(card, {"vfs": str(before)})
-    daemon = node.begin(f"--sriov-num-vfs={wish}")
-    await shows(kubelet, split(*[wish] * 4))
-    assert node.numbers() == [wish] * 4
+    daemon = node.begin(f"--sriov-num-vfs={desired}")
+    await shows(kubelet, split(*[desired] * 4))
+    assert node.numbers() == [desired] * 4
     assert daemon.log.count(f"{ASKED} 0 VFs") == 4
-    assert daemon.log.count(f"{ASKED} {wish} VFs") == 4
+    assert daemon.log.count(f"{ASKED} {desired} VFs") == 4
 
 
-async def test_cards_as_wished_are_never_touched(node: VfNode, kubelet: Kubelet) -> None:
+async def test_cards_as_desired_are_never_touched(node: VfNode, kubelet: Kubelet) -> None:
     first = node.begin("--sriov-num-vfs=2")
     await shows(kubelet, split(2, 2, 2, 2))
     await first.stop()
@@ -224,7 +224,7 @@ async def test_an_init_container_is_listed_by_nobody_and_blocks_all_the_same(
     await shows(kubelet, CARDS)
     grant = await kubelet.allocate(RESOURCE, 4, pod="prepare", init_container=True)
     await before.kill()
-    daemon = node.begin("--sriov-num-vfs=2", f"--grant-settle={SETTLE}")
+    daemon = node.begin("--sriov-num-vfs=2", f"--pod-list-delay={SETTLE}")
     await daemon.says("VFBlocked: ", times=4)
     assert "is not known to have ended" in daemon.log
     assert ASKED not in daemon.log
@@ -285,7 +285,7 @@ async def test_a_kubelet_that_knows_no_pods_is_not_believed(node: VfNode, kubele
 async def test_a_kubelet_that_has_just_started_is_not_believed_outside_of_a_pod(
     node: VfNode, kubelet: Kubelet
 ) -> None:
-    daemon = node.start(f"--grant-settle={SETTLE}", "--sriov-num-vfs=2", program=IMPATIENT)
+    daemon = node.start(f"--pod-list-delay={SETTLE}", "--sriov-num-vfs=2", program=IMPATIENT)
     await daemon.says("VFBlocked: ", times=4)
     assert "the kubelet has been running for less than 60 s" in daemon.log
     assert ASKED not in daemon.log
@@ -309,8 +309,8 @@ async def test_without_pod_resources_it_takes_consent(node: VfNode) -> None:
 
 
 async def test_a_grant_on_its_way_is_given_and_cancels_the_change(node: VfNode, kubelet: Kubelet) -> None:
-    daemon = node.begin("--sriov-num-vfs=2", "--grant-settle=2", "--wish-pending=0")
-    await daemon.says(f"device closed to new pods id={CARDS[0]} reason=withdrawn")
+    daemon = node.begin("--sriov-num-vfs=2", "--pod-list-delay=2", "--vf-decision-wait=0")
+    await daemon.says(f"device closed to new pods id={CARDS[0]} reason=vf-change-planned")
     # The scheduler has not heard yet.
     assert "/dev/xpu0" in await allocate(node, CARDS[0])
     kubelet.hold([CARDS[0]], resource=RESOURCE)
@@ -329,7 +329,7 @@ async def test_a_refusal_leaves_the_card_in_use_and_is_tried_again(node: VfNode,
 
 
 @pytest.mark.parametrize("action", ["crash", "hang"])
-async def test_a_library_that_fails_halfway_leaves_nothing_withdrawn_and_is_asked_again(
+async def test_a_library_that_fails_halfway_leaves_nothing_withheld_and_is_asked_again(
     node: VfNode, kubelet: Kubelet, action: str
 ) -> None:
     node.machine.set_card(0, {"vfs": "3"})
@@ -346,11 +346,11 @@ async def test_killed_anywhere_it_goes_on_where_it_was(node: VfNode, kubelet: Ku
     for card in range(4):
         node.machine.set_card(card, {"vfs": "2"})
     for _ in range(8):
-        daemon = node.begin("--sriov-num-vfs=3", "--grant-settle=0.1")
+        daemon = node.begin("--sriov-num-vfs=3", "--pod-list-delay=0.1")
         await until(asked(daemon), "a change, or that there is none to make")
         await daemon.kill()
     node.machine.set({"vf-delay": "0"})
-    node.begin("--sriov-num-vfs=3", "--grant-settle=0.1")
+    node.begin("--sriov-num-vfs=3", "--pod-list-delay=0.1")
     await shows(kubelet, split(3, 3, 3, 3))
     assert node.numbers() == [3, 3, 3, 3]
 
@@ -363,7 +363,9 @@ async def test_while_the_driver_changes_a_card_the_others_are_watched_and_no_nod
     node.machine.set_card(2, {"vfs": "2"})
     node.machine.set_card(3, {"vfs": "2"})
     node.machine.set({"vf-delay": LONG})
-    daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0", "--rescan-interval=0.1", "--vf-timeout=60")
+    daemon = node.begin(
+        "--sriov-num-vfs=2", "--vf-decision-wait=0", "--rescan-interval=0.1", "--vf-timeout=60"
+    )
     await daemon.says(f"{ASKED} 2 VFs of {CARDS[0]}")
     daemon.process.send_signal(signal.SIGHUP)  # a scan is due
     node.machine.set_card(1, {"vf-states": "207"})
@@ -385,7 +387,7 @@ async def test_what_a_killed_plugin_has_asked_for_comes_late_and_finds_its_card_
     node: VfNode, kubelet: Remembering
 ) -> None:
     node.machine.set({"vf-delay": LONG})
-    daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0")
+    daemon = node.begin("--sriov-num-vfs=2", "--vf-decision-wait=0")
     await until(lambda: len(processes_that_know(node.place)) == 4, "a plugin, two workers, and the driver")
     await daemon.kill()
     kubelet.well.clear()
@@ -406,7 +408,7 @@ async def test_what_a_killed_plugin_has_asked_for_and_never_comes_costs_a_while(
     node: VfNode, kubelet: Remembering
 ) -> None:
     node.machine.add_line("fault", "function=xpumlDeviceSetSriovVfNum card=0 action=hang")
-    daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0")
+    daemon = node.begin("--sriov-num-vfs=2", "--vf-decision-wait=0")
     await daemon.says(f"{ASKED} 2 VFs of {CARDS[0]}")
     await daemon.kill()
     after = node.begin("--sriov-num-vfs=keep", "--vf-timeout=1")
@@ -421,7 +423,7 @@ async def test_while_the_record_cannot_be_read_cards_are_closed_and_that_is_said
     record = node.place / "state/vf-change.json"
     record.parent.mkdir()
     record.symlink_to(record.name)
-    daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0")
+    daemon = node.begin("--sriov-num-vfs=2", "--vf-decision-wait=0")
     await closed(kubelet, CARDS, held=CARDS)
     with pytest.raises(grpc.aio.AioRpcError, match="change-unknown"):
         await allocate(node, CARDS[0])
@@ -438,7 +440,7 @@ async def test_after_a_timeout_the_card_stays_closed_until_the_driver_lets_go_of
     node: VfNode, kubelet: Remembering
 ) -> None:
     node.machine.set({"vf-delay": "4000"})
-    daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0", "--vf-timeout=1")
+    daemon = node.begin("--sriov-num-vfs=2", "--vf-decision-wait=0", "--vf-timeout=1")
     await daemon.says(f"{ASKED} 2 VFs of {CARDS[0]}")
     kubelet.well.clear()
     await daemon.says(f"VFApplied: {CARDS[0]} has 2 VFs now")
@@ -448,7 +450,7 @@ async def test_after_a_timeout_the_card_stays_closed_until_the_driver_lets_go_of
 
 async def test_without_a_record_the_driver_is_not_asked(node: VfNode, kubelet: Kubelet) -> None:
     (node.place / "state").write_text("no directory")
-    daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0")
+    daemon = node.begin("--sriov-num-vfs=2", "--vf-decision-wait=0")
     await daemon.says(f"VFFailed: {CARDS[0]}: the driver is not asked, as the request cannot be recorded in ")
     await daemon.stop()
     assert ASKED not in daemon.log
@@ -459,8 +461,8 @@ async def test_a_card_that_is_refused_again_and_again_is_left_alone_until_the_ad
     node: VfNode, kubelet: Kubelet
 ) -> None:
     node.machine.set_card(0, {"busy": "yes"})
-    daemon = node.begin("--sriov-num-vfs=2", "--wish-pending=0", "--grant-settle=0.1")
-    await daemon.says("5 times, so it is left alone: wish for another number")
+    daemon = node.begin("--sriov-num-vfs=2", "--vf-decision-wait=0", "--pod-list-delay=0.1")
+    await daemon.says("5 times, so it is left alone: set another number")
     assert daemon.log.count(f"{ASKED} 2 VFs of {CARDS[0]}") == 5
     await shows(kubelet, split(0, 2, 2, 2))
     node.machine.set_card(0, {"busy": "no"})
@@ -512,7 +514,7 @@ async def test_a_label_that_was_seen_goes_before_the_argument_until_it_is_forgot
         assert ASKED not in daemon.log
 
     daemon = node.begin(*options)
-    await daemon.says(f"VFs wished: 2, by label {LABEL} as last seen")
+    await daemon.says(f"desired VF count: 2, by label {LABEL} as last seen")
     await shows(kubelet, split(2, 2, 2, 2))
     await daemon.stop()
     assert ASKED not in daemon.log

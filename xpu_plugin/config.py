@@ -259,10 +259,10 @@ _VFS = (
         "consent to change cards by the other proofs where the kubelet has no pod resources API",
     ),
     Option(
-        "grant-settle",
+        "pod-list-delay",
         _seconds(0.1, 600),
         "10",
-        "seconds between withdrawing a card and changing it, and for the kubelet's list to show a grant",
+        "seconds until the kubelet's list shows a grant; so long a card is withheld before its change",
         "SECONDS",
     ),
     Option(
@@ -274,10 +274,10 @@ _VFS = (
         "SECONDS",
     ),
     Option(
-        "wish-pending",
+        "vf-decision-wait",
         _seconds(0, 3600),
         "60",
-        "seconds at most that idle cards are kept from new pods until the label is known",
+        "seconds at most that idle cards are withheld from new pods until the desired VF count is known",
         "SECONDS",
     ),
     *_ACCESS,
@@ -392,9 +392,9 @@ class Config:
     vf_policy: str = VF_POLICIES[0]
     vf_timeout: float = 60.0
     vf_without_pod_resources: bool = False
-    grant_settle: float = 10.0
+    pod_list_delay: float = 10.0
     label_timeout: float = 5.0
-    wish_pending: float = 60.0
+    vf_decision_wait: float = 60.0
     kubeconfig: Path | None = None
     node_name: str | None = None
     pod_name: str | None = None

@@ -252,12 +252,12 @@ async def _run(
         proof,
         record=VfRecord(config.state_dir, replace_apart),
         limits=Limits(
-            settle=config.grant_settle,
+            settle=config.pod_list_delay,
             timeout=config.vf_timeout,
-            pending=config.wish_pending,
+            pending=config.vf_decision_wait,
             apply=config.vf_policy == VF_POLICIES[0],
         ),
-        wish=UNKNOWN if node else by_argument(config.sriov_num_vfs),
+        desired=UNKNOWN if node else by_argument(config.sriov_num_vfs),
         alone=lock.acquire,
         tell=node.tell if node else lambda *_: None,
     )
@@ -273,7 +273,7 @@ async def _run(
             resource,
             read=partial(checkpoint_of, config.device_plugin_dir),
             neighbours=partial(reader().call, neighbours, config.device_plugin_dir),
-            settle=config.grant_settle,
+            settle=config.pod_list_delay,
             tell=node.event if node else lambda *_: None,
         )
         service = DevicePluginService(
@@ -360,7 +360,7 @@ async def _run(
             if config.node_labels:
                 observe("node labels", partial(node.describe, picture, sweep.driver_version))
             await wait_for(listed, LISTED_SECONDS)
-            observe("node", partial(node.run, apply.wished))
+            observe("node", partial(node.run, apply.set_desired))
 
 
 @contextlib.contextmanager
@@ -439,7 +439,7 @@ def terms(config: Config) -> Terms:
     """What proves that a card is idle."""
     return Terms(
         own_pod=config.own_pod,
-        settle=config.grant_settle,
+        settle=config.pod_list_delay,
         without_pod_resources=config.vf_without_pod_resources,
     )
 

@@ -77,7 +77,7 @@ async def test_configuration_picture_findings_and_versions(node: Node, kubelet: 
     assert "health-flaps=7" in found["configuration.txt"]
     assert [own["id"] for own in json.loads(found["list.json"])["devices"]] == IDS
     assert json.loads(found["state.json"])["streams"] == 1
-    assert json.loads(found["plan.json"])["wish"]["number"] == 0
+    assert json.loads(found["plan.json"])["desired"]["number"] == 0
     versions = json.loads(found["versions.json"])
     assert versions["library_version"].startswith("4.0.12.1")
     assert versions["packages"]["grpcio"]
@@ -115,12 +115,12 @@ async def test_decisions_come_with_what_they_rest_on(node: Node, kubelet: Kubele
     (registered,) = (own for own in decisions if own["what"] == "registration" and own["trouble"] is None)
     assert registered["resource"] == RESOURCE
     (first, *_) = (own for own in decisions if own["what"] == "vfs")
-    assert (first["wish"]["number"], first["action"], first["cards"]) == (0, "wait", [])
+    assert (first["desired"]["number"], first["action"], first["cards"]) == (0, "wait", [])
 
 
 async def test_a_decision_about_vfs_names_cards_and_proofs(node: Node, kubelet: Kubelet) -> None:
     kubelet.hold([IDS[0]], resource=RESOURCE, pod="train")
-    option = await running(node, kubelet, "--sriov-num-vfs=2", f"--allow={IDS[0]}", "--grant-settle=0.1")
+    option = await running(node, kubelet, "--sriov-num-vfs=2", f"--allow={IDS[0]}", "--pod-list-delay=0.1")
 
     async def decided() -> list[dict[str, Any]]:
         found = json.loads((await bundled(node, option))["decisions.json"])

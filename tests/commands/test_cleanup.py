@@ -36,7 +36,7 @@ def server(kubeconfig: Path) -> Iterator[ApiServer]:
         yield server
 
 
-def test_all_that_was_written_is_removed_and_the_wish_stays(
+def test_all_that_was_written_is_removed_and_the_desired_count_stays(
     server: ApiServer, kubeconfig: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["cleanup", f"--kubeconfig={kubeconfig}", f"--node-name={NODE}"]) == 0

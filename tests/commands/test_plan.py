@@ -69,9 +69,9 @@ async def test_nothing_to_do(
 ) -> None:
     status, document = await planned(capsys, machine, place)
     assert (status, document["state"]) == (0, "success")
-    assert document["wish"] == {"number": 0, "origin": "argument --sriov-num-vfs", "problem": ""}
+    assert document["desired"] == {"number": 0, "origin": "argument --sriov-num-vfs", "problem": ""}
     status, document = await planned(capsys, machine, place, "--sriov-num-vfs=keep")
-    assert (status, document["wish"]["number"]) == (0, "keep")
+    assert (status, document["desired"]["number"]) == (0, "keep")
 
 
 async def test_what_would_change_is_told_and_not_done(
@@ -111,8 +111,8 @@ async def test_as_a_table(
     status = await asyncio.to_thread(main, ["plan", *options(machine, place), "--sriov-num-vfs=2"])
     lines = capsys.readouterr().out.splitlines()
     assert status == 3
-    assert lines[0] == "wished: 2, by argument --sriov-num-vfs"
-    assert lines[1].split() == ["CARD", "WISHED", "ACTUAL", "ACTION", "REASON"]
+    assert lines[0] == "desired VF count: 2, by argument --sriov-num-vfs"
+    assert lines[1].split() == ["CARD", "DESIRED", "ACTUAL", "ACTION", "REASON"]
     assert lines[2].split() == [A, "2", "0", "apply", "-"]
 
 
@@ -127,7 +127,7 @@ def test_a_library_that_cannot_tell(
 def test_an_api_server_that_does_not_answer(
     capsys: pytest.CaptureFixture[str], machine: Machine, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xpu_plugin.commands.plan.WISH_SECONDS", 0.1)
+    monkeypatch.setattr("xpu_plugin.commands.plan.LABEL_SECONDS", 0.1)
     kubeconfig = place / "kubeconfig"
     kubeconfig.write_text("nothing")
     more = (f"--kubeconfig={kubeconfig}", "--node-name=here", "--label-timeout=0")

@@ -202,26 +202,26 @@ async def test_watch_ends_when_nobody_reads_it_any_more(node: Node, kubelet: Kub
 # --- plan -----------------------------------------------------------------------------------------
 
 
-async def test_plan_tells_the_wish_of_the_running_plugin(
+async def test_plan_tells_the_desired_count_of_the_running_plugin(
     node: Node, kubelet: Kubelet, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own_pod(kubelet)
     kubelet.hold([IDS[0]], resource=RESOURCE, pod="train")
-    plugin(node, "--sriov-num-vfs=2", "--allow=0000:3b:00.0", "--pod-name=plugin", "--grant-settle=0.1")
+    plugin(node, "--sriov-num-vfs=2", "--allow=0000:3b:00.0", "--pod-name=plugin", "--pod-list-delay=0.1")
     held = ["default/train/main"]
     await says(node, "plan", lambda answer: answer.get("cards") and answer["cards"][0]["holders"] == held)
     found = await document(capsys, node, "plan", NO_LIBRARY)
-    assert found["wish"] == {"number": 2, "origin": "argument --sriov-num-vfs", "problem": ""}
+    assert found["desired"] == {"number": 2, "origin": "argument --sriov-num-vfs", "problem": ""}
     assert (found["state"], found["cards"][0]["holders"]) == ("blocked", held)
     other = await document(capsys, node, "plan", NO_LIBRARY, "--sriov-num-vfs=9")
-    assert (other["state"], other["wish"]["number"]) == ("failed", 9)
+    assert (other["state"], other["desired"]["number"]) == ("failed", 9)
     kept = await document(capsys, node, "plan", NO_LIBRARY, "--sriov-num-vfs=keep")
-    assert (kept["state"], kept["wish"]["number"]) == ("success", "keep")
+    assert (kept["state"], kept["desired"]["number"]) == ("success", "keep")
     assert await command(node, "plan", NO_LIBRARY) == 4
-    assert capsys.readouterr().out.splitlines()[0] == "wished: 2, by argument --sriov-num-vfs"
+    assert capsys.readouterr().out.splitlines()[0] == "desired VF count: 2, by argument --sriov-num-vfs"
 
 
-async def test_plan_shows_a_plugin_that_knows_no_wish_yet(
+async def test_plan_shows_a_plugin_that_knows_no_desired_count_yet(
     node: Node, kubelet: Kubelet, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its API server is away, and no label was ever seen."""
@@ -229,7 +229,7 @@ async def test_plan_shows_a_plugin_that_knows_no_wish_yet(
     plugin(node, f"--kubeconfig={kubeconfig}", "--node-name=here")
     await says(node, "plan", lambda answer: answer.get("cards"))
     found = await document(capsys, node, "plan", NO_LIBRARY)
-    assert found["wish"] == {"number": "keep", "origin": None, "problem": ""}
+    assert found["desired"] == {"number": "keep", "origin": None, "problem": ""}
 
 
 # --- the plugin itself ----------------------------------------------------------------------------

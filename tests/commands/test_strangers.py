@@ -26,7 +26,7 @@ STRANGE: list[Any] = [
     None, True, 5, 1.5, "x", [], [1], {}, {"devices": None}, [{}],
     {"devices": [None], "problems": [], "trouble": None},
     {"devices": [{"id": "x"}], "problems": [], "trouble": None},
-    {"wish": {"number": 0, "origin": "", "problem": ""}, "state": "odd", "cards": []},
+    {"desired": {"number": 0, "origin": "", "problem": ""}, "state": "odd", "cards": []},
     {"trouble": 5},
 ]  # fmt: skip
 

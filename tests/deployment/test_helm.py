@@ -150,7 +150,7 @@ def test_releases_do_not_meet(helm: Helm) -> None:
         ({"resourcePerProfile": True}, "resource_per_profile", True),
         ({"metrics": {"port": 9999}}, "metrics_address", ("", 9999)),
         ({"options": {"health-interval": 0.5}}, "health_interval", 0.5),
-        ({"options": {"grant-settle": 600}}, "grant_settle", 600),
+        ({"options": {"pod-list-delay": 600}}, "pod_list_delay", 600),
         ({"options": {"vf-without-pod-resources": True}}, "vf_without_pod_resources", True),
         ({"options": {"fail-on-init-error": False}}, "fail_on_init_error", False),
         ({"options": {"deny": ["0000:3b:00.0", "K200"]}}, "deny", ("0000:3b:00.0", "K200")),

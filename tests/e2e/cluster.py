@@ -15,9 +15,9 @@ from .waiting import wait_until
 RESOURCE = "baidu.com/xpu"
 LABEL = "xpu-device-plugin-e2e"
 """Every pod of the suite carries it, so that a crashed run can be cleared away by the next."""
-WISH_LABEL = "baidu.com/sriov-num-vfs"
-STATE_LABEL = f"{WISH_LABEL}.state"
-DETAIL_ANNOTATION = f"{WISH_LABEL}.detail"
+DESIRED_LABEL = "baidu.com/sriov-num-vfs"
+STATE_LABEL = f"{DESIRED_LABEL}.state"
+DETAIL_ANNOTATION = f"{DESIRED_LABEL}.detail"
 NODE_LABELS = tuple(
     f"baidu.com/xpu.{name}" for name in ("model", "count", "memory-mib", "driver-version", "vf-capable")
 )
@@ -67,7 +67,7 @@ class Report:
     def states(self) -> States:
         """In short: of each card, by address, how many VFs are wished, how many it has, and its state."""
         return {
-            address: (card["wished"], card["actual"], card["state"]) for address, card in self.cards.items()
+            address: (card["desired"], card["actual"], card["state"]) for address, card in self.cards.items()
         }
 
 
@@ -142,9 +142,9 @@ class Cluster:
         metadata: Json = node["metadata"]
         return metadata
 
-    def wish(self, vfs: str | None) -> None:
+    def set_vfs(self, vfs: str | None) -> None:
         """Put the label onto the node that says how many VFs each card is to have, or take it off."""
-        self._patch_metadata({"labels": {WISH_LABEL: vfs}})
+        self._patch_metadata({"labels": {DESIRED_LABEL: vfs}})
 
     def report(self) -> Report:
         """What the plugin says on the node of its virtual functions."""
@@ -180,11 +180,11 @@ class Cluster:
         """The labels and annotations of ours that the node bears."""
         metadata = self.metadata()
         keys = [*metadata.get("labels", {}), *metadata.get("annotations", {})]
-        return sorted(key for key in keys if key.startswith((WISH_LABEL, *NODE_LABELS)))
+        return sorted(key for key in keys if key.startswith((DESIRED_LABEL, *NODE_LABELS)))
 
     def forget_marks(self) -> None:
         """Take our labels, annotations and events off the node."""
-        labels = dict.fromkeys([WISH_LABEL, STATE_LABEL, *NODE_LABELS])
+        labels = dict.fromkeys([DESIRED_LABEL, STATE_LABEL, *NODE_LABELS])
         self._patch_metadata({"labels": labels, "annotations": {DETAIL_ANNOTATION: None}})
         about = f"--field-selector=involvedObject.kind=Node,source={EVENT_SOURCE}"
         self.kubectl("delete", "events", "--namespace=default", about)

@@ -134,7 +134,7 @@ def start_by_argument(daemon: Plugin, cluster: Cluster, own_pod: Pod) -> Start:
     def start(argument: int | str, *options: str) -> None:
         daemon.start(
             f"--sriov-num-vfs={argument}",
-            f"--grant-settle={SETTLE_SECONDS}",
+            f"--pod-list-delay={SETTLE_SECONDS}",
             f"--pod-name={own_pod.name}",
             f"--pod-namespace={cluster.namespace}",
             *options,

@@ -146,9 +146,9 @@ def test_the_rbac_files_turn_label_mode_on(
         seconds=SECONDS,
     )
     installation.allow()
-    cluster.wish("0")
+    cluster.set_vfs("0")
     cluster.wait_for_report("success", dict.fromkeys(machine.vfs(), (0, 0, "success")))
-    cluster.wish("9")
+    cluster.set_vfs("9")
     report = wait_until(
         "more than a card can have is refused",
         cluster.report,

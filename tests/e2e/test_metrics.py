@@ -12,7 +12,7 @@ from tests.support.daemon import free_port
 from tests.support.prometheus import SELDOM, Prometheus
 from xpu_plugin.model.families import FAMILIES, OF_THE_PROCESS
 
-from .cluster import NODE_LABELS, WISH_LABEL, Cluster
+from .cluster import DESIRED_LABEL, NODE_LABELS, Cluster
 from .hooks import Hooks, require_restart
 from .machine import CARDS, Machine, granted
 from .outages import restart_kubelet
@@ -174,4 +174,4 @@ def test_labels_say_what_the_node_has_until_they_are_cleaned_up(
     assert daemon.terminate()[0] == 0
     access = (f"--kubeconfig={tmp_path / 'kubeconfig'}", f"--node-name={cluster.node}")
     subprocess.run((*hooks.plugin, "cleanup", *access), check=True, timeout=PAGE_SECONDS)
-    assert [mark for mark in cluster.marks() if mark != WISH_LABEL] == []
+    assert [mark for mark in cluster.marks() if mark != DESIRED_LABEL] == []

@@ -28,9 +28,9 @@ LOOKS_SECONDS = 12
 KILLS = 5
 KUBELET_RESTARTS = 3
 
-BY_ARGUMENT = r"VFs wished: {}, by argument --sriov-num-vfs\n"
-BY_LABEL = r"VFs wished: {}, by label baidu\.com/sriov-num-vfs\n"
-BY_LABEL_LAST_SEEN = r"VFs wished: {}, by label baidu\.com/sriov-num-vfs as last seen\n"
+BY_ARGUMENT = r"desired VF count: {}, by argument --sriov-num-vfs\n"
+BY_LABEL = r"desired VF count: {}, by label baidu\.com/sriov-num-vfs\n"
+BY_LABEL_LAST_SEEN = r"desired VF count: {}, by label baidu\.com/sriov-num-vfs as last seen\n"
 
 
 def split(machine: Machine, *vfs: int) -> None:
@@ -41,10 +41,10 @@ def split(machine: Machine, *vfs: int) -> None:
 
 
 def every(
-    machine: Machine, vfs: int, state: str = "success", *, wished: int | str | None = None
+    machine: Machine, vfs: int, state: str = "success", *, desired: int | str | None = None
 ) -> dict[str, tuple[int | str, int, str]]:
     """What the node is to say where it says the same of each card. wished: None means `vfs`."""
-    return dict.fromkeys(machine.vfs(), (vfs if wished is None else wished, vfs, state))
+    return dict.fromkeys(machine.vfs(), (vfs if desired is None else desired, vfs, state))
 
 
 def wait_for_vfs(machine: Machine, vfs: Mapping[str, int]) -> None:
@@ -91,7 +91,7 @@ def test_idle_cards_follow_the_label_and_a_pod_gets_one_vf(
     cluster.wait_for_amount(Amount(CARDS, CARDS))
     cluster.wait_for_report("success", every(machine, 0))
 
-    cluster.wish("2")
+    cluster.set_vfs("2")
     cluster.wait_for_report("success", every(machine, 2))
     cluster.wait_for_amount(Amount(2 * CARDS, 2 * CARDS))
     assert cluster.described_amount() == Amount(2 * CARDS, 2 * CARDS)
@@ -111,14 +111,14 @@ def test_a_card_in_use_waits_for_its_pod_and_then_follows(
     cluster: Cluster, machine: Machine, daemon: Plugin, start: Start
 ) -> None:
     split(machine, *[2] * CARDS)
-    cluster.wish("2")
+    cluster.set_vfs("2")
     start(0)
     cluster.wait_for_amount(Amount(2 * CARDS, 2 * CARDS))
     pod = cluster.run_pod("user", devices=1)
     ids, before = granted(machine, pod, 1), pod.state().identity
     (held,) = map(machine.address_of_card_of, ids)
 
-    cluster.wish("3")
+    cluster.set_vfs("3")
     blocked = every(machine, 3) | {held: (3, 2, "blocked")}
     report = cluster.wait_for_report("blocked", blocked)
     holder = f"{cluster.namespace}/{pod.name}/main"
@@ -141,12 +141,12 @@ def test_without_the_label_the_argument_counts_again(
     cluster: Cluster, machine: Machine, daemon: Plugin, start: Start
 ) -> None:
     split(machine, *[2] * CARDS)
-    cluster.wish("2")
+    cluster.set_vfs("2")
     start(0)
     cluster.wait_for_report("success", every(machine, 2))
     assert daemon.asked_of_the_driver() == []
 
-    cluster.wish(None)
+    cluster.set_vfs(None)
     cluster.wait_for_report("success", every(machine, 0))
     cluster.wait_for_amount(Amount(CARDS, CARDS))
     daemon.wait_for_log(BY_ARGUMENT.format(0))
@@ -163,22 +163,22 @@ def test_a_bad_label_changes_nothing_and_says_so(
     )
     split(machine, *[2] * CARDS)
 
-    def says_so(wished: int | str) -> None:
-        report = cluster.wait_for_report("failed", every(machine, 2, wished=wished))
+    def says_so(desired: int | str) -> None:
+        report = cluster.wait_for_report("failed", every(machine, 2, desired=desired))
         assert report.detail["problem"] == problem
         nothing_is_changed(machine, daemon)
         assert cluster.amount() == Amount(2 * CARDS, 2 * CARDS)
 
-    cluster.wish("abc")
+    cluster.set_vfs("abc")
     start(0)
-    daemon.wait_for_log(f"VFFailed: {problem}; the last valid wish stays")
+    daemon.wait_for_log(f"VFFailed: {problem}; the last valid desired VF count stays")
     cluster.wait_for_amount(Amount(2 * CARDS, 2 * CARDS))
     says_so("keep")
 
-    cluster.wish("2")
+    cluster.set_vfs("2")
     report = cluster.wait_for_report("success", every(machine, 2))
     assert "problem" not in report.detail
-    cluster.wish("abc")
+    cluster.set_vfs("abc")
     says_so(2)  # as before
 
 
@@ -186,13 +186,13 @@ def test_the_label_last_seen_or_the_argument_counts_where_the_label_may_not_be_r
     cluster: Cluster, machine: Machine, daemon: Plugin, access: Access, start: Start
 ) -> None:
     split(machine, *[2] * CARDS)
-    cluster.wish("2")
+    cluster.set_vfs("2")
     start("keep")
     daemon.wait_for_log(BY_LABEL.format(2))
     daemon.terminate()
 
     access.take()
-    cluster.wish("3")  # nobody may know
+    cluster.set_vfs("3")  # nobody may know
     start(0, "--label-timeout=1")
     daemon.wait_for_log(r"the API server does not let us list nodes \(HTTP 403\)")
     daemon.wait_for_log("the label last seen counts, as the node's label may not be read")
@@ -208,10 +208,10 @@ def test_the_label_last_seen_or_the_argument_counts_where_the_label_may_not_be_r
     nothing_is_changed(machine, daemon)
     cluster.wait_for_amount(Amount(2 * CARDS, 2 * CARDS))
 
-    cluster.wish("keep")
+    cluster.set_vfs("keep")
     access.give()
     daemon.wait_for_log(BY_LABEL.format("keep"))
-    cluster.wait_for_report("success", every(machine, 2, wished="keep"))
+    cluster.wait_for_report("success", every(machine, 2, desired="keep"))
     assert daemon.asked_of_the_driver() == []
 
 
@@ -220,7 +220,7 @@ def test_a_plugin_that_starts_while_the_api_server_is_away_changes_nothing(
 ) -> None:
     require_stop(hooks)
     split(machine, *[2] * CARDS)
-    cluster.wish("2")
+    cluster.set_vfs("2")
     start(0)
     cluster.wait_for_report("success", every(machine, 2))
 
@@ -272,12 +272,12 @@ def test_a_kubelet_that_has_not_heard_from_the_api_server_proves_nothing(
     assert pod.state().identity == before
 
 
-def test_storms_of_restarts_change_nothing_that_is_as_wished(
+def test_storms_of_restarts_change_nothing_that_is_as_desired(
     hooks: Hooks, cluster: Cluster, machine: Machine, daemon: Plugin, start: Start
 ) -> None:
     require_restart(hooks)
     split(machine, *[2] * CARDS)
-    cluster.wish("2")
+    cluster.set_vfs("2")
     start(0)
     cluster.wait_for_amount(Amount(2 * CARDS, 2 * CARDS))
     pod = cluster.run_pod("user", devices=1)

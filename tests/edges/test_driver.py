@@ -743,7 +743,7 @@ async def test_nonsense_on_the_wire_is_one_clear_error_and_a_fresh_worker(
     make_rogue: Callable[[str], Driver], deed: str
 ) -> None:
     driver = make_rogue(deed)
-    with pytest.raises(WorkerDiedError, match="talked nonsense"):
+    with pytest.raises(WorkerDiedError, match="answered malformed data"):
         await driver.scan()
     assert driver.pid is None
 

@@ -881,7 +881,7 @@ def test_what_somebody_takes_away_is_mended(server: ApiServer, started: Start) -
     server.wait(PATCH)
     server.change({"state": None})
     assert server.wait(PATCH, 2)[-1].body == {"metadata": {"labels": {"state": "success"}}}
-    server.change({"another": "1"}, {"detail": "nonsense"})
+    server.change({"another": "1"}, {"detail": "malformed"})
     assert server.wait(PATCH, 3)[-1].body == {"metadata": {"annotations": {"detail": "text"}}}
     plugin.api.publish("state", labels={}, annotations={})
     server.change({"state": None})
@@ -973,7 +973,7 @@ def test_patience_that_is_asked_for_is_kept_for_something_new_too(
     assert second.arrived - first.arrived >= 0.5
 
 
-def test_the_last_wish_counts_after_an_outage(
+def test_the_last_desired_count_counts_after_an_outage(
     server: ApiServer,
     started: Start,
     caplog: pytest.LogCaptureFixture,
@@ -1153,7 +1153,7 @@ def test_writing_does_not_wait_for_the_watch(server: ApiServer, started: Start) 
 def test_requests_that_fail_are_counted_by_what_was_asked_and_status(
     server: ApiServer, started: Start
 ) -> None:
-    server.script(LIST, Reply.refusal(403), Reply.refusal(500), Reply(body=b"nonsense"))
+    server.script(LIST, Reply.refusal(403), Reply.refusal(500), Reply(body=b"malformed"))
     server.script(PATCH, Reply.refusal(409))
     plugin = started()
     assert not plugin.api.watching

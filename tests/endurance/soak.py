@@ -163,7 +163,7 @@ class Storm:
         self.rival: Rival | None = None
         self.holders: list[Holder] = []
         self.robbed: list[Holder] = []  # those under whom somebody else has split their card
-        self.wish = 0
+        self.desired = 0
         self.young: Level | None = None
         self.rests = 0  # of this plugin's life
         self.own = 0  # descriptors of ours when the first rest came
@@ -365,8 +365,8 @@ class Storm:
     # --- VFs ----------------------------------------------------------------------------------------
 
     async def step_label(self) -> None:
-        self.wish = self.chance.randrange(4)
-        self.server.change({LABEL: str(self.wish)})
+        self.desired = self.chance.randrange(4)
+        self.server.change({LABEL: str(self.desired)})
 
     async def step_foreign(self) -> None:
         """Somebody else splits a card, at which nobody computes just now; a container may hold it."""
@@ -481,10 +481,10 @@ class Storm:
             f"--kubeconfig={self.kubeconfig}",
             f"--node-name={NODE}",
             "--pod-name=plugin",
-            "--grant-settle=0.3",
+            "--pod-list-delay=0.3",
             "--vf-timeout=2",
             "--sriov-num-vfs=keep",
-            "--wish-pending=1",
+            "--vf-decision-wait=1",
             program=PROGRAM,
         )
 
@@ -568,8 +568,8 @@ class Storm:
         if listed != dict.fromkeys(wanted, True):
             return f"the hardware is {sorted(wanted)}, listed is {listed}"
         idle = set(self.cards()) - self.held()
-        if wrong := {card: self.number(card) for card in idle if self.number(card) != self.wish}:
-            return f"{self.wish} VFs are wished, and there are {wrong}"
+        if wrong := {card: self.number(card) for card in idle if self.number(card) != self.desired}:
+            return f"{self.desired} VFs are wished, and there are {wrong}"
         if self.young and (level := Level.of(self.daemon.pid)).exceeds(self.young, memory=GROWTH):
             return f"{level} is more than {self.young}"
         return ""

@@ -165,7 +165,7 @@ async def test_a_library_that_writes_on_the_wire_is_never_believed(scene: Scene,
         daemon = scene.begin(program=("-c", program))
     finally:
         del os.environ["ROGUE"]
-    await daemon.says("the worker talked nonsense")
+    await daemon.says("the worker answered malformed data")
     most = Level(processes=2, threads=8, descriptors=32, memory=96 * MIB)
     started: set[int] = set()
 
@@ -367,7 +367,7 @@ async def test_a_plugin_that_is_stopped_for_a_while_goes_on_as_if_nothing_had_be
 @pytest.mark.timeout(240)
 async def test_hundreds_of_kubelet_restarts_are_one_registration_each(scene: Scene, kubelet: Watched) -> None:
     own_pod(kubelet)
-    daemon = scene.begin("--grant-settle=0.3", "--pod-name=plugin")
+    daemon = scene.begin("--pod-list-delay=0.3", "--pod-name=plugin")
     await shows(kubelet, IDS)
     for _ in range(20):  # until all that is made once has been made
         await kubelet.restart()

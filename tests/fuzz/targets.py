@@ -225,16 +225,16 @@ def garbled(value: Any, chance: random.Random, *, odds: float = 0.03) -> Any:
 
 def label(data: bytes) -> None:
     text = data.decode(errors="surrogateescape")
-    wish = by_label(UNKNOWN, text, None)
-    if wish.problem:
-        assert wish.number is None
-        assert ACCEPTED in wish.problem
+    desired = by_label(UNKNOWN, text, None)
+    if desired.problem:
+        assert desired.number is None
+        assert ACCEPTED in desired.problem
     else:
-        assert text == KEEP if wish.number is None else str(wish.number) == text
-        assert wish.number is None or 0 <= wish.number <= MOST_VFS
-        assert parse(text) == wish.number
+        assert text == KEEP if desired.number is None else str(desired.number) == text
+        assert desired.number is None or 0 <= desired.number <= MOST_VFS
+        assert parse(text) == desired.number
     after = by_label(by_label(UNKNOWN, "2", None), text, 3)
-    assert after.number == (2 if wish.problem else wish.number), "a bad label leaves the wish as it was"
+    assert after.number == (2 if desired.problem else desired.number), "a bad label leaves the wish as it was"
 
 
 def options(data: bytes) -> None:
@@ -376,10 +376,13 @@ def seeds(target: str) -> Iterator[bytes]:
             for ids in (HEALTHY_IDS, (SICK_ID,), ("x", "x")):
                 container = api.ContainerAllocateRequest(devices_ids=ids)
                 yield b"\0" + api.AllocateRequest(container_requests=[container] * 2).SerializeToString()
-                wish = api.ContainerPreferredAllocationRequest(
+                preference = api.ContainerPreferredAllocationRequest(
                     available_deviceIDs=ids, must_include_deviceIDs=ids[:1], allocation_size=2
                 )
-                yield b"\1" + api.PreferredAllocationRequest(container_requests=[wish]).SerializeToString()
+                yield (
+                    b"\1"
+                    + api.PreferredAllocationRequest(container_requests=[preference]).SerializeToString()
+                )
         case "record":
             yield json.dumps({"grants": {"a": "/dev/xpu0"}, "listed": ["a"]}).encode()
             entry = {"PodUID": "u", "ContainerName": "c", "ResourceName": "r", "DeviceIDs": {"0": ["a"]}}

@@ -24,7 +24,7 @@ from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.change import Limits
 from xpu_plugin.model.health import Rules
 from xpu_plugin.model.inventory import Policy, after_scan
-from xpu_plugin.model.vf import UNKNOWN, Wish, by_argument
+from xpu_plugin.model.vf import UNKNOWN, DesiredVfs, by_argument
 
 
 CARD = "0000:3b:00.0"
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("leaves_no_task")
 
 
 @asynccontextmanager
-async def applying(wish: Wish, place: Path) -> AsyncIterator[tuple[Grants, Callable[[], int]]]:
+async def applying(desired: DesiredVfs, place: Path) -> AsyncIterator[tuple[Grants, Callable[[], int]]]:
     """An apply that runs over one whole card that nobody uses; the memory of grants that it looks at, and how
     often it has decided."""
     picture = Picture(Policy(resource=RESOURCE))
@@ -59,7 +59,7 @@ async def applying(wish: Wish, place: Path) -> AsyncIterator[tuple[Grants, Calla
         IdleProof(driver, kubelet_at(place), grants),
         record=VfRecord(place / "state"),
         limits=Limits(pending=600.0),
-        wish=wish,
+        desired=desired,
         alone=lambda: asyncio.sleep(0),
         tell=lambda report, news: decided.append(report),
     )

@@ -32,9 +32,9 @@ from xpu_plugin.model.vf import (
     STATE_LABEL,
     UNKNOWN,
     Action,
+    DesiredVfs,
     Report,
     Step,
-    Wish,
     by_argument,
 )
 
@@ -91,7 +91,7 @@ class Tried:
         lacks: int = 0,
     ) -> None:
         self.apis: list[Api] = []
-        self.wishes: list[Wish] = []
+        self.wishes: list[DesiredVfs] = []
         self.threads: set[int] = set()
         self.record = record
         self._lacks = lacks
@@ -108,17 +108,17 @@ class Tried:
         (api,) = self.apis
         return api
 
-    def wished(self, wish: Wish) -> None:
-        self.wishes.append(wish)
+    def desired(self, desired: DesiredVfs) -> None:
+        self.wishes.append(desired)
         self.threads.add(threading.get_ident())
 
-    async def after(self, number: int) -> Wish:
+    async def after(self, number: int) -> DesiredVfs:
         """The wish that was told as the `number`th."""
         await until(lambda: len(self.wishes) >= number, f"{number} wishes")
         assert len(self.wishes) == number
         return self.wishes[-1]
 
-    async def label(self, label: str | None, uid: str = UID) -> Wish:
+    async def label(self, label: str | None, uid: str = UID) -> DesiredVfs:
         """The wish that this label makes, told by a thread of the API server's edge."""
         before = len(self.wishes)
         await asyncio.to_thread(self.api.on_sight, Sight(uid=uid, label=label))
@@ -139,7 +139,7 @@ def running(tmp_path: Path) -> Start:
 @contextlib.asynccontextmanager
 async def _running(argument: int | None, record: LabelRecord, **more: Any) -> AsyncIterator[Tried]:
     tried = Tried(argument=argument, record=record, **more)
-    task = asyncio.create_task(tried.node.run(tried.wished))
+    task = asyncio.create_task(tried.node.run(tried.desired))
     await until(lambda: tried.apis and tried.api.started, "the start of the API server's edge")
     yield tried
     task.cancel()
@@ -156,7 +156,7 @@ async def settled() -> None:
 
 
 def step(actual: int = 0, action: Action = Action.APPLY, reason: str = "") -> Step:
-    return Step(card=A, wished=2, actual=actual, action=action, reason=reason)
+    return Step(card=A, desired=2, actual=actual, action=action, reason=reason)
 
 
 PENDING, DONE = Report(steps=(step(),)), Report(steps=(step(2, Action.KEEP),))
@@ -165,7 +165,7 @@ PENDING, DONE = Report(steps=(step(),)), Report(steps=(step(2, Action.KEEP),))
 # --- the wish -------------------------------------------------------------------------------------
 
 
-async def test_no_wish_is_told_before_the_api_server_has_answered(running: Start) -> None:
+async def test_no_desired_count_is_told_before_the_api_server_has_answered(running: Start) -> None:
     async with running(argument=2) as tried:
         await settled()
         assert tried.wishes == []
@@ -173,31 +173,31 @@ async def test_no_wish_is_told_before_the_api_server_has_answered(running: Start
     assert (tried.api.started, tried.api.stopped) == (1, 1)
 
 
-async def test_the_label_is_the_wish(running: Start) -> None:
+async def test_the_label_is_the_desired_count(running: Start) -> None:
     async with running(argument=2) as tried:
-        wish = await tried.label("3")
-    assert (wish.number, wish.origin, wish.problem) == (3, f"label {LABEL}", "")
+        desired = await tried.label("3")
+    assert (desired.number, desired.origin, desired.problem) == (3, f"label {LABEL}", "")
 
 
-async def test_without_the_label_the_argument_is_the_wish(running: Start) -> None:
+async def test_without_the_label_the_argument_is_the_desired_count(running: Start) -> None:
     async with running(argument=2) as tried:
         assert await tried.label(None) == by_argument(2)
     async with running(argument=None) as tried:
         assert await tried.label(None) == by_argument(None)
 
 
-async def test_each_change_of_the_label_is_another_wish(running: Start) -> None:
+async def test_each_change_of_the_label_is_another_desired_count(running: Start) -> None:
     async with running(argument=1) as tried:
         numbers = [(await tried.label(label)).number for label in ("3", "keep", None, "0")]
     assert numbers == [3, None, 1, 0]
 
 
-async def test_a_bad_label_leaves_the_wish_and_the_problem_is_told(running: Start) -> None:
+async def test_a_bad_label_leaves_the_desired_count_and_the_problem_is_told(running: Start) -> None:
     async with running(argument=1) as tried:
         before = await tried.label("3")
-        wish = await tried.label("many")
-        assert (wish.number, wish.origin) == (before.number, before.origin)
-        assert "'many' is not accepted" in wish.problem
+        desired = await tried.label("many")
+        assert (desired.number, desired.origin) == (before.number, before.origin)
+        assert "'many' is not accepted" in desired.problem
         assert (await tried.label("2")).problem == ""
 
 
@@ -205,10 +205,10 @@ async def test_a_bad_label_at_first_keeps_everything(
     running: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running(argument=2) as tried:
-        wish = await tried.label("many")
-    assert wish.number is None
-    assert wish.origin is not None
-    assert wish.problem
+        desired = await tried.label("many")
+    assert desired.number is None
+    assert desired.origin is not None
+    assert desired.problem
 
 
 async def test_what_a_thread_says_is_told_on_the_loop(running: Start) -> None:
@@ -259,7 +259,7 @@ async def test_a_refusal_after_an_answer_changes_nothing(running: Start) -> None
         await tried.label("3")
         tried.api.on_denied("403")
         await settled()
-        assert [wish.number for wish in tried.wishes] == [3]
+        assert [desired.number for desired in tried.wishes] == [3]
 
 
 async def test_the_label_counts_as_soon_as_it_can_be_read_after_all(running: Start) -> None:
@@ -296,7 +296,7 @@ async def seen_before(running: Start) -> None:
 @pytest.mark.usefixtures("seen_before")
 async def test_an_outage_at_the_start_leaves_the_label_last_seen(running: Start) -> None:
     async with running(argument=1, patience=0.05) as tried:
-        assert await tried.after(1) == Wish(number=3, origin=LAST_SEEN)
+        assert await tried.after(1) == DesiredVfs(number=3, origin=LAST_SEEN)
         assert (await tried.label("2")).number == 2
 
 
@@ -314,7 +314,7 @@ async def test_a_refusal_leaves_the_label_last_seen_and_names_the_way_back_once(
 ) -> None:
     async with running(argument=1) as tried:
         tried.api.on_denied("nodes is forbidden")
-        assert await tried.after(1) == Wish(number=3, origin=LAST_SEEN)
+        assert await tried.after(1) == DesiredVfs(number=3, origin=LAST_SEEN)
         tried.api.on_denied("nodes is still forbidden")
         await settled()
         assert len(tried.wishes) == 1
@@ -348,9 +348,9 @@ async def test_a_label_that_was_removed_is_forgotten(running: Start) -> None:
 @pytest.mark.usefixtures("seen_before")
 async def test_a_new_node_without_a_label_changes_nothing_until_it_has_one(running: Start) -> None:
     async with running(argument=1, alone=at_once) as tried:
-        wish = await tried.label(None, NEW_UID)
-        assert (wish.number, wish.origin) == (None, NEW_NODE)
-        assert "cleanup" in wish.problem
+        desired = await tried.label(None, NEW_UID)
+        assert (desired.number, desired.origin) == (None, NEW_NODE)
+        assert "cleanup" in desired.problem
         await tried.kept(Kept(label=None, node=UID))
     async with running(argument=1, alone=at_once, patience=0.0) as tried:
         assert (await tried.after(1)).origin == NEW_NODE, "nor does an outage, in another life"
@@ -412,7 +412,7 @@ async def test_what_the_instance_before_has_written_counts_after_the_lock(runnin
         assert (await tried.after(1)).number == 3
         await tried.record.write(Kept(label="2", node=UID))
         turn.set()
-        assert await tried.after(2) == Wish(number=2, origin=LAST_SEEN)
+        assert await tried.after(2) == DesiredVfs(number=2, origin=LAST_SEEN)
 
 
 @pytest.mark.usefixtures("seen_before")
@@ -430,7 +430,7 @@ async def test_only_a_label_counts_before_the_record_can_be_read(
         await until(lambda: "cannot read the record of the node's label" in caplog.text, "it is said")
         assert tried.wishes == []
         aside.replace(file)
-        assert await tried.after(1) == Wish(number=3, origin=LAST_SEEN)
+        assert await tried.after(1) == DesiredVfs(number=3, origin=LAST_SEEN)
     assert caplog.text.count("cannot read the record of the node's label") == 1
     file.rename(aside)
     file.symlink_to(file)
@@ -497,7 +497,7 @@ async def test_a_lack_of_threads_is_waited_for(
 # --- what is written ------------------------------------------------------------------------------
 
 
-async def test_nothing_is_published_before_there_is_a_wish_and_then_the_same_report_is(
+async def test_nothing_is_published_before_there_is_a_desired_count_and_then_the_same_report_is(
     running: Start,
 ) -> None:
     async with running(argument=2) as tried:
@@ -508,7 +508,7 @@ async def test_nothing_is_published_before_there_is_a_wish_and_then_the_same_rep
     assert tried.api.published == [({STATE_LABEL: "pending"}, {DETAIL_ANNOTATION: PENDING.detail()})]
 
 
-async def test_a_wish_by_argument_after_a_refusal_is_published_too(running: Start) -> None:
+async def test_a_desired_count_by_argument_after_a_refusal_is_published_too(running: Start) -> None:
     async with running(argument=2) as tried:
         tried.api.on_denied("403")
         await tried.after(1)
@@ -532,8 +532,8 @@ async def test_only_what_has_changed_is_published(running: Start) -> None:
 
 async def test_a_bad_label_is_published_as_a_failure_with_its_problem(running: Start) -> None:
     async with running() as tried:
-        wish = await tried.label("many")
-        tried.node.tell(Report(steps=(step(action=Action.KEEP),), problem=wish.problem), [])
+        desired = await tried.label("many")
+        tried.node.tell(Report(steps=(step(action=Action.KEEP),), problem=desired.problem), [])
     labels, annotations = tried.api.published[0]
     assert labels == {STATE_LABEL: "failed"}
     assert "'many' is not accepted" in str(annotations[DETAIL_ANNOTATION])
@@ -576,7 +576,7 @@ async def test_what_is_to_be_written_before_there_is_an_edge_is_written_then(tmp
     tried.node.event("Normal", "XPURecovered", "two")
     await settled()
     assert tried.apis == []
-    task = asyncio.create_task(tried.node.run(tried.wished))
+    task = asyncio.create_task(tried.node.run(tried.desired))
     await until(lambda: tried.apis and tried.api.started, "the start of the API server's edge")
     assert [text for _, _, text in tried.api.events] == ["one", "two"]
     ((labels, _),) = tried.api.published

@@ -11,7 +11,7 @@ import pytest
 from tests.support.devices import CONTROL, device, found
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.model.devices import Device
-from xpu_plugin.model.health import HEALTHY, NOT_ANSWERING, WITHDRAWN, Health
+from xpu_plugin.model.health import HEALTHY, NOT_ANSWERING, VF_CHANGE_PLANNED, Health
 from xpu_plugin.model.inventory import Facts, Inventory, Policy, after_scan, after_verdicts
 
 
@@ -57,7 +57,7 @@ def test_turns_are_counted_as_the_kubelet_sees_them_while_the_device_is_there(pi
     picture.submit(judged(b=SICK))
     picture.submit(judged(b=NOT_ANSWERING))  # another illness is no turn
     picture.submit(judged(b=HEALTHY))
-    picture.submit(lambda facts: replace(facts, kept_back={A: WITHDRAWN}))
+    picture.submit(lambda facts: replace(facts, kept_back={A: VF_CHANGE_PLANNED}))
     assert picture.turns == {A: (0, 1), B: (1, 1)}
     picture.submit(lambda facts: after_scan(facts, found(device(A)), forget=True))
     assert picture.turns == {A: (0, 1)}

@@ -28,7 +28,7 @@ from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.sweep import InitError, Sweep
 from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.devices import Host, Scan
-from xpu_plugin.model.health import ASKED_BEFORE, CHANGING, RECORD_UNREAD, WITHDRAWN, Rules
+from xpu_plugin.model.health import ASKED_BEFORE, CHANGING, RECORD_UNREAD, VF_CHANGE_PLANNED, Rules
 from xpu_plugin.model.holders import Holding, Listing, Word
 from xpu_plugin.model.inventory import Inventory, Policy
 from xpu_plugin.model.unlisted import Unlisted
@@ -776,7 +776,7 @@ async def test_a_node_that_did_not_open_for_one_scan_only_is_scanned_again(
     await watch.healths(None, None, None, None)
 
 
-async def test_no_node_is_opened_while_a_card_is_withdrawn_or_changed(
+async def test_no_node_is_opened_while_a_card_is_withheld_or_changed(
     make_watch: MakeWatch, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unlisted, "PAUSE_SECONDS", (0.05, 0.2))
@@ -784,7 +784,7 @@ async def test_no_node_is_opened_while_a_card_is_withdrawn_or_changed(
     machine.set_card(2, {"unreadable": "EBUSY"})
     watch = make_watch()
     await watch.shows(dict.fromkeys([IDS[0], IDS[1], IDS[3]]))
-    for reason in (WITHDRAWN, CHANGING, ASKED_BEFORE, RECORD_UNREAD):
+    for reason in (VF_CHANGE_PLANNED, CHANGING, ASKED_BEFORE, RECORD_UNREAD):
         watch.picture.submit(partial(replace, kept_back={IDS[0]: reason}))
         machine.set_card(2, {"unreadable": ""})
         scans = len(watch.driver.scans)

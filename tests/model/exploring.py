@@ -54,7 +54,7 @@ from xpu_plugin.model.holders import (
     forgotten,
     word_of,
 )
-from xpu_plugin.model.inventory import Entry, Facts, Policy, after_scan, card_of, entries, estranged
+from xpu_plugin.model.inventory import Entry, Facts, Policy, after_scan, card_of, entries, stale_ids
 from xpu_plugin.model.ownership import withheld
 from xpu_plugin.model.vf import UNKNOWN, Action, Card, by_argument, by_label, cards, plan
 
@@ -172,7 +172,7 @@ class Plugin:
         self.world = world
         self.terms = Terms(own_pod=own_pod, settle=LIMITS.settle)
         self.label_mode = label_mode
-        self.wish = UNKNOWN if label_mode else by_argument(world.argument)
+        self.desired = UNKNOWN if label_mode else by_argument(world.argument)
         self.memory = Memory(started=world.now)
         self.ledger: Ledger = {
             id: Grant(
@@ -223,7 +223,7 @@ class Plugin:
     def hear(self) -> None:
         """The API server, if it can be reached."""
         if self.label_mode and self.world.api:
-            self.wish = by_label(self.wish, self.world.label, self.world.argument)
+            self.desired = by_label(self.desired, self.world.label, self.world.argument)
 
     def allocate(self, id: str) -> bool:
         entry = self.entries().get(id)
@@ -273,11 +273,11 @@ class Plugin:
         taken = {card_of(id, self.facts) for id, grant in self.ledger.items() if not grant.inherited}
         return View(
             now=self.world.now,
-            wish=self.wish,
+            desired=self.desired,
             cards=cards_of(self.scanned),
             proofs=self.proofs,  # type: ignore[arg-type] # filled from examine only
             taken=frozenset(card for card in taken if card),
-            estranged=frozenset(estranged(self.facts)),
+            stale_ids=frozenset(stale_ids(self.facts)),
             scans=self.scans,
             unread=self.unread,
             driver=self.driver,
@@ -570,8 +570,8 @@ class Explorer:
         self.disturb()
         decision = self.plugin.decide()
         plugin = self.plugin
-        if plugin.wish.number != self.asked_for:
-            self.asked_for = plugin.wish.number
+        if plugin.desired.number != self.asked_for:
+            self.asked_for = plugin.desired.number
             self.refused.clear()
         self.note(type(decision.action).__name__)
         match decision.action:
@@ -700,7 +700,7 @@ class Explorer:
                 raise BrokenInvariantError(f"at rest and not done: {step}")
             if step.action is Action.BLOCKED and not self._really_blocked(step.card):
                 raise BrokenInvariantError(f"at rest, blocked by nobody: {step}")
-        wanted = {step.card: step.action for step in plan(plugin.wish, cards_of(plugin.scanned), {})}
+        wanted = {step.card: step.action for step in plan(plugin.desired, cards_of(plugin.scanned), {})}
         for address, action in wanted.items():
             told = next(step.action for step in decision.report.steps if step.card == address)
             if action is Action.KEEP and told is not Action.KEEP:

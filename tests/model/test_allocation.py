@@ -27,8 +27,8 @@ from xpu_plugin.model.health import (
     HEALTHY,
     LOST,
     RECORD_UNREAD,
-    WISH_PENDING,
-    WITHDRAWN,
+    VF_CHANGE_PLANNED,
+    VF_UNDECIDED,
     Health,
 )
 from xpu_plugin.model.inventory import Entry, Inventory
@@ -121,7 +121,7 @@ def test_a_lost_device_is_refused() -> None:
     assert "lost" in text
 
 
-@pytest.mark.parametrize("why", [WISH_PENDING, WITHDRAWN])
+@pytest.mark.parametrize("why", [VF_UNDECIDED, VF_CHANGE_PLANNED])
 def test_a_device_kept_back_from_new_pods_is_granted_to_one_that_is_on_its_way(why: Health) -> None:
     """The kubelet asks for what it chose before it heard."""
     picture = inventory(entry(A, number=4, health=why))
@@ -130,7 +130,7 @@ def test_a_device_kept_back_from_new_pods_is_granted_to_one_that_is_on_its_way(w
 
 
 def test_a_device_kept_back_still_needs_its_node() -> None:
-    _, text = refused(inventory(entry(A, number=4, health=WITHDRAWN)), [A], xpu4=None)
+    _, text = refused(inventory(entry(A, number=4, health=VF_CHANGE_PLANNED)), [A], xpu4=None)
     assert "/dev/xpu4 is gone" in text
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How cards come to have the VFs wished: walks in virtual time, each of one rule."""
+"""How cards come to have the desired VF count: walks in virtual time, each of one rule."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -32,9 +32,9 @@ from xpu_plugin.model.change import (
     inherited,
 )
 from xpu_plugin.model.devices import Device, Kind
-from xpu_plugin.model.health import ASKED_BEFORE, CHANGING, RECORD_UNREAD, WISH_PENDING, WITHDRAWN
+from xpu_plugin.model.health import ASKED_BEFORE, CHANGING, RECORD_UNREAD, VF_CHANGE_PLANNED, VF_UNDECIDED
 from xpu_plugin.model.inventory import Facts, Policy, after_scan
-from xpu_plugin.model.vf import UNKNOWN, Action, Card, Proof, Step, Wish, by_argument, cards
+from xpu_plugin.model.vf import UNKNOWN, Action, Card, DesiredVfs, Proof, Step, by_argument, cards
 
 
 A, B, C = "0000:3b:00.0", "0000:5e:00.0", "0000:86:00.0"
@@ -65,14 +65,14 @@ def card_of(address: str, vfs: int, *, most: int = 3, seen: int | None = None) -
 class Story:
     """What is decided, and what is known meanwhile. Cards have so many VFs at first."""
 
-    def __init__(self, wish: Wish, limits: Limits = LATE, **vfs: int) -> None:
+    def __init__(self, desired: DesiredVfs, limits: Limits = LATE, **vfs: int) -> None:
         self.now = 1000.0
-        self.wish, self.limits = wish, limits
+        self.desired, self.limits = desired, limits
         self.cards = {globals()[name]: card_of(globals()[name], number) for name, number in vfs.items()}
         self.proofs: dict[str, Proof] = {}
         self.taken: frozenset[str] = frozenset()
         self.held: frozenset[str] = frozenset()
-        self.estranged: frozenset[str] = frozenset()
+        self.stale_ids: frozenset[str] = frozenset()
         self.scans = 1
         self.stuck = False
         self.unread: float | None = None
@@ -84,12 +84,12 @@ class Story:
     def view(self) -> View:
         return View(
             now=self.now,
-            wish=self.wish,
+            desired=self.desired,
             cards=dict(sorted(self.cards.items())),
             proofs=self.proofs,
             taken=self.taken,
             held=self.held,
-            estranged=self.estranged,
+            stale_ids=self.stale_ids,
             scans=self.scans,
             stuck=self.stuck,
             unread=self.unread,
@@ -150,7 +150,7 @@ class Story:
         assert self.next() == Prove((address,))
         self.looked(address)
         assert self.next() == Wait(self.limits.settle)
-        assert self.kept_back == {address: WITHDRAWN}
+        assert self.kept_back == {address: VF_CHANGE_PLANNED}
 
     def sent(self, number: int, address: str = A) -> None:
         """Up to where the driver has been asked."""
@@ -179,10 +179,10 @@ class Story:
 
 
 @pytest.mark.parametrize(
-    ("wish", "vfs"), [(NONE, 0), (TWO, 2), (KEEP, 0), (KEEP, 3), (UNKNOWN, 0), (UNKNOWN, 3)]
+    ("desired", "vfs"), [(NONE, 0), (TWO, 2), (KEEP, 0), (KEEP, 3), (UNKNOWN, 0), (UNKNOWN, 3)]
 )
-def test_nothing_is_done_with_a_card_as_wished_and_nobody_is_asked(wish: Wish, vfs: int) -> None:
-    story = Story(wish, A=vfs)
+def test_nothing_is_done_with_a_card_as_desired_and_nobody_is_asked(desired: DesiredVfs, vfs: int) -> None:
+    story = Story(desired, A=vfs)
     assert story.next() == Wait(None)
     assert story.kept_back == {}
     assert story.step().action is Action.KEEP
@@ -208,20 +208,20 @@ def test_policy_never_looks_at_nobody_keeps_nothing_back_and_tells_once() -> Non
 @pytest.mark.parametrize("limits", [LATE, replace(LATE, apply=False)])
 def test_a_card_that_is_held_as_it_was_split_before_is_looked_at_until_it_is_not(limits: Limits) -> None:
     """Also where nothing is to be changed: nobody else would find out that its holder has ended."""
-    story = Story(Wish(number=None, origin="argument"), limits, A=2, B=0)
-    story.estranged = frozenset({A, C})  # C is not in sight
+    story = Story(DesiredVfs(number=None, origin="argument"), limits, A=2, B=0)
+    story.stale_ids = frozenset({A, C})  # C is not in sight
     for _ in range(3):
         assert story.next() == Prove((A,))
         story.looked(A, holders=["default/train/main"])
         assert story.next() == Wait(LOOK_SECONDS)
         story.passes(LOOK_SECONDS)
-    story.estranged = frozenset({C})
+    story.stale_ids = frozenset({C})
     assert story.next() == Wait(None)
     assert story.told() == []
 
 
 @pytest.mark.parametrize("limits", [LATE, replace(START, apply=False)])
-def test_policy_never_keeps_nothing_back_for_a_wish_to_come(limits: Limits) -> None:
+def test_policy_never_keeps_nothing_back_for_a_desired_count_to_come(limits: Limits) -> None:
     story = Story(UNKNOWN, limits, A=0)
     assert story.next() == Wait(None)
     assert story.kept_back == {}
@@ -237,7 +237,7 @@ def test_what_fails_by_itself_is_told_once_and_nobody_is_asked() -> None:
     assert story.told() == []
 
 
-def test_what_is_wrong_with_the_wish_is_in_the_report() -> None:
+def test_what_is_wrong_with_the_desired_count_is_in_the_report() -> None:
     story = Story(replace(TWO, problem="label: 'abc'"), A=2)
     story.next()
     assert story.last
@@ -247,18 +247,21 @@ def test_what_is_wrong_with_the_wish_is_in_the_report() -> None:
 # --- a change -----------------------------------------------------------------------------------------
 
 
-def test_a_card_is_looked_at_withdrawn_looked_at_again_and_split() -> None:
+def test_a_card_is_looked_at_withheld_looked_at_again_and_split() -> None:
     story = Story(TWO, A=0)
     assert story.next() == Prove((A,))
     assert story.kept_back == {}
     assert story.step().reason == "about to be looked at"
     story.looked(A)
     assert story.next() == Wait(10.0)
-    assert story.kept_back == {A: WITHDRAWN}
-    assert (story.step().action, story.step().reason) == (Action.APPLY, "withdrawn, settling")
+    assert story.kept_back == {A: VF_CHANGE_PLANNED}
+    assert (story.step().action, story.step().reason) == (
+        Action.APPLY,
+        "withheld, waiting for --pod-list-delay",
+    )
     story.passes(10.0)
     assert story.next() == Prove((A,))
-    assert story.kept_back == {A: WITHDRAWN}
+    assert story.kept_back == {A: VF_CHANGE_PLANNED}
     story.looked(A)
     assert story.next() == SetVfs(story.cards[A], 2)
     assert story.kept_back == {A: CHANGING}
@@ -287,7 +290,7 @@ def test_it_settles_for_as_long_as_it_takes_however_often_it_is_asked() -> None:
     assert story.next() == Wait(6.0)
     story.passes(5.5)
     assert story.next() == Wait(0.5)
-    assert story.kept_back == {A: WITHDRAWN}
+    assert story.kept_back == {A: VF_CHANGE_PLANNED}
 
 
 def test_a_look_that_began_before_the_end_of_the_settling_does_not_count() -> None:
@@ -304,7 +307,7 @@ def test_a_look_is_as_old_as_its_end() -> None:
     story = Story(TWO, A=0)
     story.proofs = {A: Proof(at=story.now - LOOK_SECONDS - 2.0, done=story.now - 1.0)}
     assert story.next() == Wait(10.0)
-    assert story.kept_back == {A: WITHDRAWN}
+    assert story.kept_back == {A: VF_CHANGE_PLANNED}
 
 
 def test_an_order_is_never_given_without_a_second_look_also_without_settling() -> None:
@@ -412,7 +415,7 @@ def test_cards_are_changed_one_after_the_other() -> None:
     assert story.next() == Prove((A, B))
     story.looked(A, B)
     assert story.next() == Wait(10.0)
-    assert story.kept_back == {A: WITHDRAWN}
+    assert story.kept_back == {A: VF_CHANGE_PLANNED}
     assert (story.step(B).action, story.step(B).reason) == (Action.APPLY, "waits its turn")
     story.passes(10.0)
     assert story.next() == Prove((A,))
@@ -453,7 +456,7 @@ def test_all_of_the_memory_may_be_lost_at_any_time() -> None:
 # --- who uses a card ----------------------------------------------------------------------------------
 
 
-def test_a_held_card_is_not_withdrawn_is_told_once_and_looked_at_again_and_again() -> None:
+def test_a_held_card_is_not_withheld_is_told_once_and_looked_at_again_and_again() -> None:
     story = Story(TWO, A=0)
     for _ in range(3):
         assert story.next() == Prove((A,))
@@ -476,14 +479,14 @@ def test_doubt_blocks_like_a_holder() -> None:
     assert story.step().reason == "cannot prove idle: there is no kubelet"
 
 
-def test_another_holder_is_no_news_and_another_wish_is() -> None:
+def test_another_holder_is_no_news_and_another_desired_count_is() -> None:
     story = Story(TWO, A=0)
     story.looked(A, holders=[JOB])
     story.next()
     story.looked(A, holders=["default/other/main"])
     story.next()
     assert story.told() == [("VFBlocked", A)]
-    story.wish = THREE
+    story.desired = THREE
     story.next()
     assert story.told() == [("VFBlocked", A)]
 
@@ -492,9 +495,9 @@ def test_a_card_that_was_well_in_between_is_told_of_again() -> None:
     story = Story(TWO, A=0)
     story.looked(A, holders=[JOB])
     story.next()
-    story.wish = NONE
+    story.desired = NONE
     story.next()
-    story.wish = TWO
+    story.desired = TWO
     story.next()
     assert story.told() == [("VFBlocked", A), ("VFBlocked", A)]
 
@@ -516,7 +519,7 @@ def test_a_held_card_does_not_keep_the_others_waiting() -> None:
     story.looked(A, holders=[JOB])
     story.looked(B)
     assert story.next() == Wait(10.0)
-    assert story.kept_back == {B: WITHDRAWN}
+    assert story.kept_back == {B: VF_CHANGE_PLANNED}
 
 
 def test_a_holder_at_the_second_look_ends_the_withdrawal() -> None:
@@ -579,25 +582,25 @@ def test_a_grant_of_another_card_changes_nothing() -> None:
     story.taken = frozenset({B})
     story.passes(1.0)
     assert story.next() == Wait(9.0)
-    assert story.kept_back == {A: WITHDRAWN}
+    assert story.kept_back == {A: VF_CHANGE_PLANNED}
 
 
 # --- another wish -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wish", [NONE, KEEP, by_argument(9)])
-def test_a_withdrawn_card_that_is_to_stay_is_given_back_at_once(wish: Wish) -> None:
+@pytest.mark.parametrize("desired", [NONE, KEEP, by_argument(9)])
+def test_a_withheld_card_that_is_to_stay_is_given_back_at_once(desired: DesiredVfs) -> None:
     story = Story(TWO, A=0)
     story.withdrawn()
-    story.wish = wish
+    story.desired = desired
     assert story.next() == Wait(None)
     assert story.kept_back == {}
 
 
-def test_a_withdrawn_card_of_which_another_number_is_wished_gets_that() -> None:
+def test_a_withheld_card_of_which_another_number_is_desired_gets_that() -> None:
     story = Story(TWO, A=0)
     story.withdrawn()
-    story.wish = THREE
+    story.desired = THREE
     story.passes(4.0)
     assert story.next() == Wait(6.0)
     story.passes(6.0)
@@ -615,33 +618,33 @@ def between() -> Story:
     return story
 
 
-def test_another_number_wished_between_two_orders_is_the_second_order() -> None:
+def test_another_number_desired_between_two_orders_is_the_second_order() -> None:
     story = between()
-    story.wish = ONE
+    story.desired = ONE
     assert story.next() == SetVfs(story.cards[A], 1)
 
 
-def test_no_vfs_wished_between_two_orders_is_the_end_of_it() -> None:
+def test_no_vfs_desired_between_two_orders_is_the_end_of_it() -> None:
     story = between()
-    story.wish = NONE
+    story.desired = NONE
     assert story.next() == Wait(0.0)
     assert story.told() == [("VFApplied", A)]
     assert story.kept_back == {}
 
 
-@pytest.mark.parametrize("wish", [KEEP, by_argument(9)])
-def test_keep_or_what_cannot_be_between_two_orders_leaves_the_card_without_vfs(wish: Wish) -> None:
+@pytest.mark.parametrize("desired", [KEEP, by_argument(9)])
+def test_keep_or_what_cannot_be_between_two_orders_leaves_the_card_without_vfs(desired: DesiredVfs) -> None:
     story = between()
-    story.wish = wish
+    story.desired = desired
     assert story.next() == Wait(None)
     assert story.kept_back == {}
     assert Reason.APPLIED not in [one.reason for one in story.news]
 
 
-def test_a_number_wished_while_the_driver_is_at_another_is_the_next_change() -> None:
+def test_a_number_desired_while_the_driver_is_at_another_is_the_next_change() -> None:
     story = Story(TWO, A=0)
     story.sent(2)
-    story.wish = ONE
+    story.desired = ONE
     story.answered()
     assert story.next() == Scan(60.0)
     story.scanned(A, 2)
@@ -654,7 +657,7 @@ def test_a_number_wished_while_the_driver_is_at_another_is_the_next_change() -> 
 def test_keep_while_the_driver_is_at_it_leaves_what_comes_of_it() -> None:
     story = Story(TWO, A=0)
     story.sent(2)
-    story.wish = KEEP
+    story.desired = KEEP
     story.answered()
     assert story.next() == Scan(60.0)
     story.scanned(A, 2)
@@ -700,7 +703,7 @@ def test_a_card_that_vanishes_for_good_while_it_is_changed_is_given_up() -> None
     assert story.next() == Wait(None)
 
 
-def test_a_sick_card_is_not_withdrawn_any_longer() -> None:
+def test_a_sick_card_is_not_withheld_any_longer() -> None:
     story = Story(TWO, A=0)
     story.withdrawn()
     facts = after_scan(Facts(), found(device(A, state=207)))
@@ -792,7 +795,7 @@ def test_a_refusal_waits_for_a_scan_and_is_said_also_without_one() -> None:
     assert story.step().reason.startswith("the driver refuses")
 
 
-def test_an_answer_that_was_no_success_does_not_count_when_the_card_is_as_wished() -> None:
+def test_an_answer_that_was_no_success_does_not_count_when_the_card_is_as_desired() -> None:
     story = Story(TWO, A=0)
     story.sent(2)
     story.answered("the worker crashed")
@@ -850,9 +853,9 @@ def test_after_a_success_pauses_begin_anew() -> None:
     story.applied(2)
     assert story.told() == [("VFFailed", A), ("VFApplied", A)]
     assert A not in story.memory.pauses
-    story.wish = NONE
+    story.desired = NONE
     story.applied(0)
-    story.wish = TWO
+    story.desired = TWO
     assert pauses(story, 1) == [10.0]
     assert story.told() == [("VFApplied", A), ("VFFailed", A)]
 
@@ -866,12 +869,12 @@ def test_after_a_long_time_pauses_begin_anew() -> None:
     assert pauses(story, 1) == [10.0]
 
 
-def test_another_wish_ends_all_pauses() -> None:
+def test_another_desired_count_ends_all_pauses() -> None:
     story = Story(TWO, A=0)
     story.sent(2)
     refused(story)
     assert story.next() == Wait(0.0)
-    story.wish = ONE
+    story.desired = ONE
     story.applied(1)
 
 
@@ -916,7 +919,7 @@ def test_a_card_that_is_refused_five_times_with_the_same_answer_is_left_alone() 
     assert story.step().action is Action.FAILED
     assert story.step().reason == (
         "the driver refuses 2 VFs; the card was idle and the answer the same 5 times, so it is left alone: "
-        "wish for another number, or correct the cause and send SIGHUP to the plugin"
+        "set another number, or correct the cause and send SIGHUP to the plugin"
     )
     assert story.told() == [("VFFailed", A)], "once more, as there is something to do now"
 
@@ -930,10 +933,10 @@ def test_a_card_that_is_left_alone_keeps_no_other_waiting() -> None:
     assert story.next() == Wait(REVIEW_SECONDS)
 
 
-def another_wish(story: Story) -> None:
-    story.wish = ONE
+def another_number(story: Story) -> None:
+    story.desired = ONE
     story.next()
-    story.wish = TWO
+    story.desired = TWO
 
 
 def order(story: Story) -> None:
@@ -952,8 +955,8 @@ def another_split(story: Story) -> None:
     story.scanned(A, 1)
 
 
-@pytest.mark.parametrize("happens", [another_wish, order, another_driver, another_node, another_split])
-def test_a_card_is_left_alone_until_wish_host_or_administrator_say_otherwise(
+@pytest.mark.parametrize("happens", [another_number, order, another_driver, another_node, another_split])
+def test_a_card_is_left_alone_until_desired_count_host_or_administrator_say_otherwise(
     happens: Callable[[Story], None],
 ) -> None:
     story = Story(TWO, A=0)
@@ -983,9 +986,9 @@ def test_only_the_same_answer_in_a_row_counts(success: bool) -> None:
     refusals(story, MOST_REFUSALS - 1)
     if success:
         story.applied(2)
-        story.wish = NONE
+        story.desired = NONE
         story.applied(0)
-        story.wish = TWO
+        story.desired = TWO
     else:
         refusals(story, 1, "another answer")
     refusals(story, MOST_REFUSALS - 1)
@@ -1004,7 +1007,7 @@ def test_a_failure_that_is_no_refusal_breaks_the_row() -> None:
     assert story.next() == Prove((A,))
 
 
-def test_a_card_that_is_left_alone_and_is_as_wished_all_the_same_is_well() -> None:
+def test_a_card_that_is_left_alone_and_is_as_desired_all_the_same_is_well() -> None:
     story = Story(TWO, A=0)
     refusals(story, MOST_REFUSALS)
     story.scanned(A, 2)
@@ -1015,12 +1018,12 @@ def test_a_card_that_is_left_alone_and_is_as_wished_all_the_same_is_well() -> No
 # --- what a former process has asked for --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wish", [TWO, KEEP, UNKNOWN, ONE])
+@pytest.mark.parametrize("desired", [TWO, KEEP, UNKNOWN, ONE])
 @pytest.mark.parametrize("apply", [True, False])
 def test_what_a_former_process_has_asked_for_keeps_its_card_closed_until_a_scan_shows_it(
-    wish: Wish, apply: bool
+    desired: DesiredVfs, apply: bool
 ) -> None:
-    story = Story(wish, replace(LATE, apply=apply), A=0, B=2)
+    story = Story(desired, replace(LATE, apply=apply), A=0, B=2)
     story.inherited(Request(A, 2))
     assert story.memory.request == Request(A, 2), "which stays on record"
     for _ in range(5):
@@ -1049,7 +1052,7 @@ def test_a_scan_from_before_does_not_count() -> None:
 
 @pytest.mark.parametrize("seen", [2, None])
 def test_what_a_former_process_has_asked_for_is_waited_for_so_long_and_that_is_told(seen: int | None) -> None:
-    story = Story(Wish(number=None, origin="argument"), A=0, B=0)
+    story = Story(DesiredVfs(number=None, origin="argument"), A=0, B=0)
     story.inherited(Request(A, 3))
     story.passes(59.9)
     if seen is None:
@@ -1078,7 +1081,7 @@ def test_what_a_former_process_has_begun_is_gone_on_with_only_after_a_look() -> 
     story.looked(A, holders=[JOB])
     story.looked(B)
     story.next()
-    assert story.kept_back == {B: WITHDRAWN}
+    assert story.kept_back == {B: VF_CHANGE_PLANNED}
 
 
 def test_while_the_record_cannot_be_read_every_card_that_may_be_split_is_closed_for_a_while() -> None:
@@ -1179,10 +1182,10 @@ def test_drift_that_is_undone_needs_nothing() -> None:
     assert story.step().action is Action.KEEP
 
 
-def test_our_own_change_and_another_wish_are_no_drift() -> None:
+def test_our_own_change_and_another_desired_count_are_no_drift() -> None:
     story = Story(TWO, A=2)
     story.next()
-    story.wish = NONE
+    story.desired = NONE
     story.applied(0)
     story.next()
     assert story.told() == [("VFApplied", A)]
@@ -1212,11 +1215,11 @@ def test_a_card_that_was_away_is_as_it_is_found() -> None:
 # --- the start ----------------------------------------------------------------------------------------
 
 
-def test_before_the_wish_is_known_whole_cards_are_kept_back_that_could_be_split() -> None:
+def test_before_the_desired_count_is_known_whole_cards_are_kept_back_that_could_be_split() -> None:
     story = Story(UNKNOWN, START, A=0, B=2)
     story.cards[C] = card_of(C, 0, most=0)
     assert story.next() == Wait(60.0)
-    assert story.kept_back == {A: WISH_PENDING}
+    assert story.kept_back == {A: VF_UNDECIDED}
     story.passes(59.0)
     assert story.next() == Wait(1.0)
     story.passes(1.0)
@@ -1236,30 +1239,32 @@ def test_cards_that_are_held_or_were_just_granted_are_not_kept_back() -> None:
     story = Story(UNKNOWN, START, A=0, B=0)
     story.held = frozenset({A})
     story.next()
-    assert story.kept_back == {B: WISH_PENDING}
+    assert story.kept_back == {B: VF_UNDECIDED}
     story.taken = frozenset({B})
     assert story.next() == Wait(None)
     assert story.kept_back == {}
 
 
-@pytest.mark.parametrize("wish", [KEEP, NONE])
-def test_a_wish_for_which_nothing_is_to_be_done_gives_the_cards_back_at_once(wish: Wish) -> None:
+@pytest.mark.parametrize("desired", [KEEP, NONE])
+def test_a_desired_count_for_which_nothing_is_to_be_done_gives_the_cards_back_at_once(
+    desired: DesiredVfs,
+) -> None:
     story = Story(UNKNOWN, START, A=0)
     story.next()
     assert story.kept_back
-    story.wish = wish
+    story.desired = desired
     assert story.next() == Wait(None)
     assert story.kept_back == {}
 
 
-def test_with_a_wish_whole_cards_are_kept_back_until_they_have_been_looked_at() -> None:
+def test_with_a_desired_count_whole_cards_are_kept_back_until_they_have_been_looked_at() -> None:
     story = Story(TWO, START, A=0, B=0, C=2)
     assert story.next() == Prove((A, B))
-    assert story.kept_back == {A: WISH_PENDING, B: WISH_PENDING}
+    assert story.kept_back == {A: VF_UNDECIDED, B: VF_UNDECIDED}
     story.looked(A)
     story.looked(B, holders=[JOB])
     assert story.next() == Wait(10.0)
-    assert story.kept_back == {A: WITHDRAWN}
+    assert story.kept_back == {A: VF_CHANGE_PLANNED}
 
 
 def test_a_split_card_is_not_kept_back_at_the_start() -> None:
@@ -1268,7 +1273,7 @@ def test_a_split_card_is_not_kept_back_at_the_start() -> None:
     assert story.kept_back == {}
     story.looked(A, B)
     story.next()
-    assert story.kept_back == {A: WITHDRAWN}
+    assert story.kept_back == {A: VF_CHANGE_PLANNED}
 
 
 def test_at_the_start_whole_cards_settle_together() -> None:
@@ -1276,19 +1281,19 @@ def test_at_the_start_whole_cards_settle_together() -> None:
     assert story.next() == Prove((A, B))
     story.looked(A, B)
     assert story.next() == Wait(10.0)
-    assert story.kept_back == {A: WITHDRAWN, B: WITHDRAWN}
+    assert story.kept_back == {A: VF_CHANGE_PLANNED, B: VF_CHANGE_PLANNED}
     story.passes(10.0)
     assert story.next() == Prove((A,))
     story.looked(A)
     assert story.next() == SetVfs(story.cards[A], 2)
-    assert story.kept_back == {A: CHANGING, B: WITHDRAWN}
+    assert story.kept_back == {A: CHANGING, B: VF_CHANGE_PLANNED}
     story.passes(6.0)
     story.answered()
     story.scanned(A, 2)
     assert story.next() == Wait(0.0)
-    assert story.kept_back == {B: WITHDRAWN}
+    assert story.kept_back == {B: VF_CHANGE_PLANNED}
     assert story.next() == Prove((B,))
-    assert story.kept_back == {B: WITHDRAWN}
+    assert story.kept_back == {B: VF_CHANGE_PLANNED}
     story.looked(B)
     assert story.next() == Wait(0.0)
     assert story.next() == SetVfs(story.cards[B], 2)
@@ -1298,20 +1303,20 @@ def test_cards_that_settle_together_go_before_others() -> None:
     story = Story(THREE, START, A=2, B=0)
     story.looked(A, B)
     assert story.next() == Wait(10.0)
-    assert story.kept_back == {B: WITHDRAWN}
+    assert story.kept_back == {B: VF_CHANGE_PLANNED}
 
 
 def test_a_card_that_settles_with_the_others_and_is_granted_is_given_back() -> None:
     story = Story(TWO, START, A=0, B=0)
     story.looked(A, B)
     story.next()
-    assert story.kept_back == {A: WITHDRAWN, B: WITHDRAWN}
+    assert story.kept_back == {A: VF_CHANGE_PLANNED, B: VF_CHANGE_PLANNED}
     story.taken = frozenset({B})
     story.next()
-    assert story.kept_back == {A: WITHDRAWN}
+    assert story.kept_back == {A: VF_CHANGE_PLANNED}
 
 
-def test_cards_that_settle_together_do_so_no_longer_than_a_wish_may_take_to_come() -> None:
+def test_cards_that_settle_together_do_so_no_longer_than_a_desired_count_may_take_to_come() -> None:
     story = Story(TWO, START, A=0, B=0)
     story.looked(A, B)
     story.next()
@@ -1321,7 +1326,7 @@ def test_cards_that_settle_together_do_so_no_longer_than_a_wish_may_take_to_come
     story.passes(49.9)
     story.answered()
     assert story.next() == Scan(60.0)
-    assert story.kept_back == {A: CHANGING, B: WITHDRAWN}
+    assert story.kept_back == {A: CHANGING, B: VF_CHANGE_PLANNED}
     story.passes(0.1)
     story.next()
     assert story.kept_back == {A: CHANGING}
@@ -1334,17 +1339,17 @@ def test_a_wait_ends_when_the_cards_are_to_be_given_back() -> None:
     story = Story(TWO, replace(START, settle=30.0, pending=20.0), A=0, B=0)
     story.looked(A, B)
     assert story.next() == Wait(20.0)
-    assert story.kept_back == {A: WITHDRAWN, B: WITHDRAWN}
+    assert story.kept_back == {A: VF_CHANGE_PLANNED, B: VF_CHANGE_PLANNED}
     story.passes(20.0)
     assert story.next() == Wait(10.0)
-    assert story.kept_back == {A: WITHDRAWN}
+    assert story.kept_back == {A: VF_CHANGE_PLANNED}
 
 
-def test_another_wish_at_the_start_gives_all_back_that_settle_together() -> None:
+def test_another_desired_count_at_the_start_gives_all_back_that_settle_together() -> None:
     story = Story(TWO, START, A=0, B=0)
     story.looked(A, B)
     story.next()
-    story.wish = KEEP
+    story.desired = KEEP
     assert story.next() == Wait(None)
     assert story.kept_back == {}
 
@@ -1352,18 +1357,18 @@ def test_another_wish_at_the_start_gives_all_back_that_settle_together() -> None
 # --- at any time --------------------------------------------------------------------------------------
 
 
-WISHES = st.sampled_from([UNKNOWN, NONE, ONE, TWO, THREE, KEEP, by_argument(9)])
+DESIRED = st.sampled_from([UNKNOWN, NONE, ONE, TWO, THREE, KEEP, by_argument(9)])
 LIMITS = st.sampled_from([LATE, START, replace(START, apply=False), replace(START, settle=0.0)])
 
 
 def happen(draw: st.DrawFn, story: Story) -> None:
     """Something, or nothing."""
     address = draw(st.sampled_from([A, B]))
-    match draw(st.sampled_from(["nothing", "nothing", "time", "wish", "taken", "free", "split", "gone"])):
+    match draw(st.sampled_from(["nothing", "nothing", "time", "desired", "taken", "free", "split", "gone"])):
         case "time":
             story.passes(draw(st.sampled_from([0.1, 1.0, 6.0, 60.0, 4000.0])))
-        case "wish":
-            story.wish = draw(WISHES)
+        case "desired":
+            story.desired = draw(DESIRED)
         case "taken":
             story.taken |= {address}
         case "free":
@@ -1398,7 +1403,7 @@ def carry_out(draw: st.DrawFn, story: Story, action: Wait | Prove | Scan | SetVf
 @st.composite
 def stories(draw: st.DrawFn) -> Story:
     """Anywhere on the way."""
-    story = Story(draw(WISHES), draw(LIMITS), A=draw(st.integers(0, 3)), B=draw(st.integers(0, 3)))
+    story = Story(draw(DESIRED), draw(LIMITS), A=draw(st.integers(0, 3)), B=draw(st.integers(0, 3)))
     for _ in range(draw(st.integers(0, 25))):
         happen(draw, story)
         carry_out(draw, story, story.next())
@@ -1497,8 +1502,8 @@ def test_vfs_in_part_at_the_end_of_time_are_no_success() -> None:
 def test_a_bad_label_is_told_once_and_again_when_it_is_another_or_was_good() -> None:
     story = Story(TWO, A=2)
     bad, worse = (replace(TWO, problem=f"label: {text!r} is not accepted") for text in ("abc", "-1"))
-    for wish, news in ((bad, 1), (bad, 0), (worse, 1), (TWO, 0), (bad, 1)):
-        story.wish = wish
+    for desired, news in ((bad, 1), (bad, 0), (worse, 1), (TWO, 0), (bad, 1)):
+        story.desired = desired
         story.next()
         assert story.told() == [("VFFailed", "")] * news
 

@@ -93,7 +93,7 @@ KUBELET = Kubelet(
 CLUSTER = Cluster(label="2", ahead=0.4)
 ALL_DENIED = tuple(f"{verb} {resource}" for verb, resource in RIGHTS)
 HEALTHY = Evidence(
-    wish=2,
+    desired=2,
     own_pod="kube-system/plugin",
     ours=frozenset({"baidu.com/xpu"}),
     host=HOST,
@@ -180,8 +180,8 @@ BROKEN: list[tuple[str, Evidence, Verdict, str]] = [
     ("functions", host(linked_vfs={B: 1}), E, "sriov_numvfs is 2, and 1 are linked"),
     ("functions", host(functions={VFS[0]: HOST.functions[VFS[0]]}), E, f"its card {B} is not there"),
     ("functions", library(rows=LIBRARY.rows[:3]), W, "2 VFs by sysfs, 1 by the library"),
-    ("vf-capability", replace(HEALTHY, wish=4), E, "wished: 4"),
-    ("vf-capability", with_row(row(A, 0, max_vfs=0)), W, "wished: 2"),
+    ("vf-capability", replace(HEALTHY, desired=4), E, "desired: 4"),
+    ("vf-capability", with_row(row(A, 0, max_vfs=0)), W, "desired: 2"),
     ("driver-unload", host(open_elsewhere=("xpu_smi (77): /dev/xpu0",)), W, "xpu_smi (77)"),
     ("cgroup-driver", nodes(0, linked=False), E, "daemon-reload"),
     ("cgroup-driver", host(cgroup_drivers=frozenset({"systemd", "cgroupfs"})), W, "cgroupfs"),
@@ -274,15 +274,15 @@ def test_a_node_without_xpus_has_no_error() -> None:
     assert exit_status(finding for _, finding in diagnose(NO_XPU)) == 0
 
 
-@pytest.mark.parametrize("reason", ["wish-pending", "withdrawn", "changing", "change-unknown"])
+@pytest.mark.parametrize("reason", ["vf-undecided", "vf-change-planned", "changing", "change-unknown"])
 def test_a_card_kept_back_is_no_sick_card(reason: str) -> None:
     assert verdict("devices-answer", with_row(sick(reason))).verdict == Verdict.OK
 
 
-def test_a_wish_for_nothing_needs_no_capability() -> None:
-    none = replace(with_row(row(A, 0, max_vfs=0)), wish=0)
+def test_a_desired_count_for_nothing_needs_no_capability() -> None:
+    none = replace(with_row(row(A, 0, max_vfs=0)), desired=0)
     assert verdict("vf-capability", none).verdict == Verdict.OK
-    assert verdict("vf-capability", replace(none, wish=None)).verdict == Verdict.OK
+    assert verdict("vf-capability", replace(none, desired=None)).verdict == Verdict.OK
 
 
 def test_the_exit_status_is_that_of_the_worst() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from tests.support.devices import device
 from xpu_plugin.model.faults import MOST_NAMED, Reason, Told, notices
-from xpu_plugin.model.health import HEALTHY, LOST, WITHDRAWN, Health, quarantined
+from xpu_plugin.model.health import HEALTHY, LOST, VF_CHANGE_PLANNED, Health, quarantined
 from xpu_plugin.model.inventory import Entry
 
 
@@ -37,7 +37,7 @@ class Ear:
 
 
 def test_nothing_is_told_of_what_is_well_or_merely_kept_back() -> None:
-    assert Ear().hears(entry(A), entry(B, WITHDRAWN, 1)) == []
+    assert Ear().hears(entry(A), entry(B, VF_CHANGE_PLANNED, 1)) == []
 
 
 def test_a_fault_names_device_reason_and_pods_and_its_end_too() -> None:
@@ -58,7 +58,7 @@ def test_another_reason_is_the_same_fault_but_a_quarantine_is_news() -> None:
     assert ear.hears(entry(A, LOST)) == []
     assert ear.hears(entry(A, quarantined("state-error")))[0][0] is Reason.QUARANTINED
     assert ear.hears(entry(A, SICK)) == []
-    assert ear.hears(entry(A, WITHDRAWN))[0] == (
+    assert ear.hears(entry(A, VF_CHANGE_PLANNED))[0] == (
         Reason.RECOVERED,
         f"{A} at /dev/xpu0: well again; held by: not known",
     )

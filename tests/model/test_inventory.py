@@ -15,8 +15,8 @@ from xpu_plugin.model.health import (
     LOST,
     NOT_ANSWERING,
     RECORD_UNREAD,
-    WISH_PENDING,
-    WITHDRAWN,
+    VF_CHANGE_PLANNED,
+    VF_UNDECIDED,
     Health,
     card_held,
 )
@@ -27,9 +27,9 @@ from xpu_plugin.model.inventory import (
     after_scan,
     after_verdicts,
     entries,
-    estranged,
     held_otherwise,
     is_old,
+    stale_ids,
     untold,
 )
 
@@ -96,11 +96,11 @@ def test_the_control_node_is_that_of_the_last_scan() -> None:
 # --- kept back ----------------------------------------------------------------------------------------
 
 
-def kept_back(facts: Facts, why: Health = WITHDRAWN, *cards: str) -> Facts:
+def kept_back(facts: Facts, why: Health = VF_CHANGE_PLANNED, *cards: str) -> Facts:
     return replace(facts, kept_back=dict.fromkeys(cards or (A,), why))
 
 
-@pytest.mark.parametrize("why", [WISH_PENDING, WITHDRAWN, CHANGING, ASKED_BEFORE, RECORD_UNREAD])
+@pytest.mark.parametrize("why", [VF_UNDECIDED, VF_CHANGE_PLANNED, CHANGING, ASKED_BEFORE, RECORD_UNREAD])
 def test_a_card_that_is_kept_back_is_unhealthy_for_that_reason_and_no_other_card_is(why: Health) -> None:
     assert health(kept_back(after(found(card(A), card(B))), why)) == {A: why, B: HEALTHY}
 
@@ -108,12 +108,12 @@ def test_a_card_that_is_kept_back_is_unhealthy_for_that_reason_and_no_other_card
 def test_what_is_sick_or_lost_is_called_so_although_it_is_kept_back() -> None:
     one, two, three = vfs()
     facts = after_verdicts(after(found(pf(), one, two, three), found(pf(), one, two)), {one.id: SICK})
-    assert health(kept_back(facts)) == {one.id: SICK, two.id: WITHDRAWN, three.id: LOST}
+    assert health(kept_back(facts)) == {one.id: SICK, two.id: VF_CHANGE_PLANNED, three.id: LOST}
 
 
 def test_a_card_is_kept_back_under_old_ids_too() -> None:
     facts = replace(kept_back(after(found(card(A)))), held={"0": POLICY.resource})
-    assert health(facts) == {"0": WITHDRAWN}
+    assert health(facts) == {"0": VF_CHANGE_PLANNED}
 
 
 # --- lost devices -------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def test_a_card_that_is_held_as_it_was_split_before_is_for_nobody_else(
     claimed: str, now: list[Device]
 ) -> None:
     facts = after_scan(Facts(), found(*now, card(B)), claimed=[claimed, B])
-    assert estranged(facts) == {A: [claimed]}
+    assert stale_ids(facts) == {A: [claimed]}
     held = card_held([claimed])
     assert health(facts) == {device.id: held for device in now if device.kind is not Kind.PF} | {B: HEALTHY}
     assert not held.grantable
@@ -173,23 +173,23 @@ def test_a_card_that_is_held_as_it_was_split_before_is_for_nobody_else(
 )
 def test_a_card_that_is_split_as_its_holders_know_it_is_open(claimed: str, now: list[Device]) -> None:
     facts = after_scan(Facts(), found(*now), claimed=[claimed])
-    assert estranged(facts) == {}
+    assert stale_ids(facts) == {}
     assert set(health(facts).values()) == {HEALTHY}
 
 
 def test_a_card_that_is_split_under_the_holder_of_an_old_id_is_for_nobody_else() -> None:
     facts = replace(after(found(pf(vfs=2), *vfs(2))), held={"0": POLICY.resource})
     assert pf().node.number == 0
-    assert estranged(facts) == {A: ["0"]}
+    assert stale_ids(facts) == {A: ["0"]}
     assert set(health(facts).values()) == {card_held(["0"])}
-    assert estranged(replace(facts, held={"10": POLICY.resource})) == {}, "offered under that id"
+    assert stale_ids(replace(facts, held={"10": POLICY.resource})) == {}, "offered under that id"
 
 
 def test_what_is_sick_is_called_so_although_its_card_is_held() -> None:
     facts = after_scan(Facts(), found(pf(vfs=2), *vfs(2)), claimed=[A])
     sick = after_verdicts(facts, {vfs(2)[0].id: SICK})
     assert list(health(sick).values()) == [SICK, card_held([A])]
-    assert set(health(replace(facts, kept_back={A: WITHDRAWN})).values()) == {card_held([A])}
+    assert set(health(replace(facts, kept_back={A: VF_CHANGE_PLANNED})).values()) == {card_held([A])}
 
 
 # --- policy -------------------------------------------------------------------------------------------

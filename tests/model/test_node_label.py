@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from xpu_plugin.model.node_label import LAST_SEEN, NEW_NODE, Kept, Sight, Silence, decide
-from xpu_plugin.model.vf import LABEL, UNKNOWN, Wish, by_argument
+from xpu_plugin.model.vf import LABEL, UNKNOWN, DesiredVfs, by_argument
 
 
 ARGUMENT = 1
@@ -15,8 +15,8 @@ OLD, NEW = "uid-1", "uid-2"
 LOST = Kept(label=None, node=OLD)
 NOTHING = UNKNOWN
 ARGUED = by_argument(ARGUMENT)
-SEEN = Wish(number=2, origin=LAST_SEEN)
-LABELLED = Wish(number=3, origin=f"label {LABEL}")
+SEEN = DesiredVfs(number=2, origin=LAST_SEEN)
+LABELLED = DesiredVfs(number=3, origin=f"label {LABEL}")
 
 
 def kept(label: str | None = "2", node: str | None = OLD) -> Kept:
@@ -60,24 +60,24 @@ def sight(label: str | None = None, uid: str | None = OLD) -> Sight:
         (LOST, Silence.AWAY, NOTHING, (None, NEW_NODE), LOST),
     ],
 )
-def test_the_wish_and_the_label_to_keep(
+def test_the_desired_count_and_the_label_to_keep(
     memory: Kept | None,
     seen: Sight | Silence,
-    before: Wish,
+    before: DesiredVfs,
     after: tuple[int | None, str | None],
     then: Kept | None,
 ) -> None:
-    wish, remembered = decide(seen, kept=memory, before=before, argument=ARGUMENT)
-    assert (wish.number, wish.origin, remembered) == (*after, then)
-    assert bool(wish.problem) is (wish.origin == NEW_NODE)
+    desired, remembered = decide(seen, kept=memory, before=before, argument=ARGUMENT)
+    assert (desired.number, desired.origin, remembered) == (*after, then)
+    assert bool(desired.problem) is (desired.origin == NEW_NODE)
 
 
 @pytest.mark.parametrize(
     ("memory", "silence", "before"),
     list(itertools.product((None, kept(), LOST), Silence, (ARGUED, SEEN, LABELLED))),
 )
-def test_silence_changes_nothing_once_there_is_a_wish(
-    memory: Kept | None, silence: Silence, before: Wish
+def test_silence_changes_nothing_once_there_is_a_desired_count(
+    memory: Kept | None, silence: Silence, before: DesiredVfs
 ) -> None:
     assert decide(silence, kept=memory, before=before, argument=ARGUMENT) == (before, memory)
 
@@ -94,25 +94,25 @@ def test_silence_changes_nothing_once_there_is_a_wish(
         (LOST, NEW, NOTHING, None),
     ],
 )
-def test_a_bad_label_is_told_not_kept_and_leaves_the_last_valid_wish_of_this_node(
-    memory: Kept | None, uid: str, before: Wish, number: int | None
+def test_a_bad_label_is_told_not_kept_and_leaves_the_last_valid_desired_count_of_this_node(
+    memory: Kept | None, uid: str, before: DesiredVfs, number: int | None
 ) -> None:
-    wish, remembered = decide(sight("many", uid), kept=memory, before=before, argument=ARGUMENT)
-    assert wish.number == number
-    assert wish.origin
-    assert "'many' is not accepted" in wish.problem
+    desired, remembered = decide(sight("many", uid), kept=memory, before=before, argument=ARGUMENT)
+    assert desired.number == number
+    assert desired.origin
+    assert "'many' is not accepted" in desired.problem
     assert remembered == memory
 
 
 def test_a_new_node_is_no_problem_where_the_argument_leaves_every_card_as_well() -> None:
-    wish, remembered = decide(sight(None, NEW), kept=kept(), before=NOTHING, argument=None)
-    assert (wish.number, wish.problem) == (None, "")
+    desired, remembered = decide(sight(None, NEW), kept=kept(), before=NOTHING, argument=None)
+    assert (desired.number, desired.problem) == (None, "")
     assert remembered == LOST, "the argument may be another one later"
 
 
 def test_a_label_that_was_set_on_the_new_node_may_be_removed_again() -> None:
     memory: Kept | None = kept()
-    wish = NOTHING
+    desired = NOTHING
     for seen in (sight(None, NEW), sight("3", NEW), sight(None, NEW)):
-        wish, memory = decide(seen, kept=memory, before=wish, argument=ARGUMENT)
-    assert (wish, memory) == (ARGUED, None)
+        desired, memory = decide(seen, kept=memory, before=desired, argument=ARGUMENT)
+    assert (desired, memory) == (ARGUED, None)

@@ -4,7 +4,7 @@
 import pytest
 
 from tests.support.devices import device, found
-from xpu_plugin.model.health import HEALTHY, WISH_PENDING
+from xpu_plugin.model.health import HEALTHY, VF_UNDECIDED
 from xpu_plugin.model.holders import Grant, Holding
 from xpu_plugin.model.inventory import Facts, Policy, after_scan, device_of, entries
 from xpu_plugin.model.ownership import withheld
@@ -65,7 +65,7 @@ def test_both_reasons_say_who_holds_the_device_and_what_to_do() -> None:
 def test_a_withheld_device_is_listed_by_its_own_id_and_not_given_away(id: str) -> None:
     closed = withheld([], {A: Grant(at=0.0)}, [A], facts=FACTS, policy=POLICY)
     facts = after_scan(
-        Facts(held={"0": POLICY.resource} if id == "0" else {}, withheld=closed, kept_back={A: WISH_PENDING}),
+        Facts(held={"0": POLICY.resource} if id == "0" else {}, withheld=closed, kept_back={A: VF_UNDECIDED}),
         found(device(A), device(B, number=1, index=1)),
     )
     offered = entries(facts, POLICY)

@@ -51,8 +51,8 @@ from xpu_plugin.model.health import (
     LOST,
     NOT_ANSWERING,
     RECORD_UNREAD,
-    WISH_PENDING,
-    WITHDRAWN,
+    VF_CHANGE_PLANNED,
+    VF_UNDECIDED,
     Health,
 )
 from xpu_plugin.model.inventory import (
@@ -72,7 +72,7 @@ from xpu_plugin.proto import deviceplugin_pb2 as api
 
 BUSES = (0x3B, 0x3C, 0x5E, 0xAF)
 CARDS_OF_BUSES = [f"0000:{bus:02x}:00.0" for bus in BUSES]
-KEPT_BACK = [WISH_PENDING, WITHDRAWN, CHANGING, ASKED_BEFORE, RECORD_UNREAD]
+KEPT_BACK = [VF_UNDECIDED, VF_CHANGE_PLANNED, CHANGING, ASKED_BEFORE, RECORD_UNREAD]
 KINDS = st.sampled_from(CARD_KINDS)
 VERDICTS = st.sampled_from([HEALTHY, Health("state-error", "state 207"), NOT_ANSWERING, LIBRARY_GONE])
 BASES = ("baidu.com/xpu", "example.com/card")

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 from tests.support.devices import device, found
 from xpu_plugin.model.devices import Kind
-from xpu_plugin.model.health import LOST, WITHDRAWN, Health
+from xpu_plugin.model.health import LOST, VF_CHANGE_PLANNED, Health
 from xpu_plugin.model.holders import Holding
 from xpu_plugin.model.inventory import Facts, Policy, after_scan, after_verdicts
 from xpu_plugin.model.rows import holders, rows
@@ -23,10 +23,10 @@ def held(resource: str, *ids: str, by: str = "default/train/main") -> Holding:
 
 def test_a_row_shows_what_is_offered_and_how_it_is() -> None:
     facts = after_verdicts(FACTS, {B: Health("state-error", "state 207")})
-    facts = replace(facts, held={"2": "baidu.com/xpu"}, kept_back={A: WITHDRAWN})
+    facts = replace(facts, held={"2": "baidu.com/xpu"}, kept_back={A: VF_CHANGE_PLANNED})
     shown = {row.id: row for row in rows(facts, replace(POLICY, deny=(B,)))}
     assert list(shown) == [A, B, C]
-    assert (shown[A].offered_as, shown[A].reason) == (A, "withdrawn")
+    assert (shown[A].offered_as, shown[A].reason) == (A, "vf-change-planned")
     assert (shown[B].offered_as, shown[B].reason, shown[B].text) == (None, "state-error", "state 207")
     assert (shown[C].offered_as, shown[C].path, shown[C].reason) == ("2", "/dev/xpu2", None)
     assert shown[B].resource == "baidu.com/xpu", "what it would be offered as"

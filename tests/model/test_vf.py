@@ -15,11 +15,11 @@ from xpu_plugin.model.vf import (
     UNKNOWN,
     Action,
     Card,
+    DesiredVfs,
     Proof,
     Report,
     State,
     Step,
-    Wish,
     by_argument,
     by_label,
     cards,
@@ -53,7 +53,7 @@ def card_of(*devices: Device, policy: Policy = POLICY, facts: Facts | None = Non
 
 
 @pytest.mark.parametrize(("text", "number"), [("0", 0), ("3", 3), ("63", 63), ("keep", None)])
-def test_a_number_or_keep_is_a_wish(text: str, number: int | None) -> None:
+def test_a_number_or_keep_is_a_desired_count(text: str, number: int | None) -> None:
     assert parse(text) == number
 
 
@@ -71,7 +71,7 @@ def test_the_label_goes_before_the_argument_and_without_one_the_argument_counts(
     assert by_label(by_argument(2), "keep", 2).number is None
 
 
-def test_a_bad_label_leaves_the_wish_as_it_was_and_says_so() -> None:
+def test_a_bad_label_leaves_the_desired_count_as_it_was_and_says_so() -> None:
     before = by_label(UNKNOWN, "3", 0)
     after = by_label(before, "abc", 0)
     assert (after.number, after.origin) == (before.number, before.origin)
@@ -81,10 +81,10 @@ def test_a_bad_label_leaves_the_wish_as_it_was_and_says_so() -> None:
 
 
 def test_a_bad_label_that_is_the_first_word_keeps_all_as_it_is() -> None:
-    wish = by_label(UNKNOWN, "", 2)
-    assert wish.number is None
-    assert wish.origin is not None
-    assert wish.problem
+    desired = by_label(UNKNOWN, "", 2)
+    assert desired.number is None
+    assert desired.origin is not None
+    assert desired.problem
 
 
 # --- cards --------------------------------------------------------------------------------------------
@@ -139,13 +139,13 @@ def test_a_sick_card_and_a_vf_that_does_not_answer_are_trouble_and_a_sick_vf_is_
 # --- the plan -----------------------------------------------------------------------------------------
 
 
-def step(wish: Wish, *devices: Device, proof: Proof | None = IDLE, policy: Policy = POLICY) -> Step:
+def step(desired: DesiredVfs, *devices: Device, proof: Proof | None = IDLE, policy: Policy = POLICY) -> Step:
     facts = after_scan(Facts(), found(*devices))
-    (step,) = plan(wish, cards(facts, policy), {A: proof} if proof else {})
+    (step,) = plan(desired, cards(facts, policy), {A: proof} if proof else {})
     return step
 
 
-def test_a_card_as_wished_is_kept_whoever_uses_it() -> None:
+def test_a_card_as_desired_is_kept_whoever_uses_it() -> None:
     proof = Proof(holders=("default/job/main",))
     assert step(TWO, pf(), *vfs(2), proof=proof).action is Action.KEEP
     assert step(by_argument(0), device(A), proof=proof).action is Action.KEEP
@@ -153,7 +153,7 @@ def test_a_card_as_wished_is_kept_whoever_uses_it() -> None:
     assert step(UNKNOWN, pf(), *vfs(2)).action is Action.KEEP
 
 
-def test_an_idle_card_that_is_not_as_wished_is_changed() -> None:
+def test_an_idle_card_that_is_not_as_desired_is_changed() -> None:
     assert step(TWO, device(A)).action is Action.APPLY
     assert step(TWO, pf(vfs=3), *vfs(3)).action is Action.APPLY
     assert step(by_argument(0), pf(), *vfs(2)).action is Action.APPLY
@@ -170,13 +170,13 @@ def test_a_used_card_is_blocked_by_name_and_one_without_proof_for_that() -> None
     assert step(TWO, device(A), proof=None).action is Action.BLOCKED
 
 
-def test_a_wish_above_the_maximum_fails_with_the_maximum() -> None:
+def test_a_desired_count_above_the_maximum_fails_with_the_maximum() -> None:
     refused = step(by_argument(4), pf(), *vfs(2))
     assert refused.action is Action.FAILED
     assert "3 VFs at most" in refused.reason
 
 
-def test_a_card_that_cannot_be_split_is_unsupported_but_for_the_wish_of_none() -> None:
+def test_a_card_that_cannot_be_split_is_unsupported_but_for_the_desired_count_of_none() -> None:
     assert step(TWO, device(A, max_vfs=0)).action is Action.UNSUPPORTED
     assert step(by_argument(0), device(A, max_vfs=0)).action is Action.KEEP
 
@@ -196,7 +196,8 @@ def test_a_sick_card_that_cannot_be_split_is_unsupported_all_the_same() -> None:
 
 def told(*actions: Action) -> list[Step]:
     return [
-        Step(card=f"0000:{n:02x}:00.0", wished=2, actual=0, action=action) for n, action in enumerate(actions)
+        Step(card=f"0000:{n:02x}:00.0", desired=2, actual=0, action=action)
+        for n, action in enumerate(actions)
     ]
 
 
@@ -217,7 +218,7 @@ def test_the_node_is_as_bad_as_its_worst_card(actions: tuple[Action, ...], state
     assert Report(steps=tuple(told(*actions))).state is state
 
 
-def test_a_wish_that_does_not_count_is_a_failure_with_its_reason() -> None:
+def test_a_desired_count_that_does_not_count_is_a_failure_with_its_reason() -> None:
     report = Report(steps=tuple(told(Action.KEEP)), problem="label x: 'abc' is not accepted")
     assert report.state is State.FAILED
     assert json.loads(report.detail())["problem"] == report.problem
@@ -229,7 +230,7 @@ def test_the_detail_says_all_of_each_card() -> None:
         "cards": [
             {
                 "address": A,
-                "wished": 2,
+                "desired": 2,
                 "actual": 0,
                 "state": "blocked",
                 "reason": "held by default/job/main",
@@ -237,7 +238,7 @@ def test_the_detail_says_all_of_each_card() -> None:
             }
         ]
     }
-    kept = Report(steps=(Step(card=A, wished=None, actual=2, action=Action.KEEP),))
-    assert json.loads(kept.detail())["cards"][0]["wished"] == "keep"
+    kept = Report(steps=(Step(card=A, desired=None, actual=2, action=Action.KEEP),))
+    assert json.loads(kept.detail())["cards"][0]["desired"] == "keep"
     unsupported = Report(steps=tuple(told(Action.UNSUPPORTED)))
     assert json.loads(unsupported.detail())["cards"][0]["state"] == "unsupported"

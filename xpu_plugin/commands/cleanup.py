@@ -18,10 +18,10 @@ def main(arguments: list[str]) -> int:
     """Exit status: 0 nothing of ours is left, 1 the API server or the disk does not do it, 2 usage."""
     parser = Parser(
         prog=f"{PROGRAM} cleanup",
-        description="Remove the labels and the annotation that the plugin has written on a node, for when it "
-        "is uninstalled; a plugin that still runs there writes them again. The label by which you wish for "
-        "VFs is yours, and stays; what --state-dir has kept of it is removed, so that the argument may count "
-        "where the label cannot be read, or where the Node was made anew without it.",
+        description="Remove the labels and the annotation that the plugin has written on a node. Use it "
+        "after you uninstall the plugin: a running plugin writes them again. The label with the desired VF "
+        "count is yours and stays. The record of that label in --state-dir is removed, so that the argument counts if "
+        "the label cannot be read, or if the Node was created again without it.",
     )
     config, _, _ = read_config(arguments, os.environ, options=CLEANUP_OPTIONS, parser=parser)
     if not has_credentials(config.kubeconfig):

@@ -44,7 +44,7 @@ async def collect(config: Config) -> Evidence:
     cluster = await _cluster(config)
     return Evidence(
         simulated=config.simulated,
-        wish=_wish(config, state, cluster),
+        desired=_desired(config, state, cluster),
         own_pod=config.own_pod,
         ours=frozenset({FORMER_RESOURCE, config.resource_name, *(row.resource for row in library.rows)}),
         host=host,
@@ -146,9 +146,9 @@ async def _cluster(config: Config) -> Cluster | str:
     return await asyncio.to_thread(look, config.kubeconfig, config.node_name or platform.node().lower())
 
 
-def _wish(config: Config, state: dict[str, Any] | None, cluster: Cluster | str) -> int | None:
+def _desired(config: Config, state: dict[str, Any] | None, cluster: Cluster | str) -> int | None:
     if state is not None:
-        number: int | None = state["wish"]["number"]
+        number: int | None = state["desired"]["number"]
         return number
     label = None if isinstance(cluster, str) else cluster.label
     return vf.by_label(vf.UNKNOWN, label, config.sriov_num_vfs).number

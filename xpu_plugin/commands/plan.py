@@ -20,16 +20,16 @@ from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.status import planned
 from xpu_plugin.model.devices import identify
 from xpu_plugin.model.inventory import after_scan
-from xpu_plugin.model.vf import Report, State, Wish, by_argument, document
+from xpu_plugin.model.vf import DesiredVfs, Report, State, by_argument, document
 from xpu_plugin.xpuml import XpumlError
 
 
-WISH_SECONDS = 10.0  # for the API server to show the label
-_COLUMNS = ("card", "wished", "actual", "action", "reason")
+LABEL_SECONDS = 10.0  # for the API server to show the label
+_COLUMNS = ("card", "desired", "actual", "action", "reason")
 _STATUS = {State.SUCCESS: 0, State.PENDING: 3, State.BLOCKED: 4, State.FAILED: 4}
 
 
-class UnknownWishError(PluginError):
+class UnknownDesiredVfsError(PluginError):
     """The API server did not answer in time."""
 
 
@@ -37,11 +37,11 @@ def main(arguments: list[str]) -> int:
     """Exit status: 0 nothing to do, 3 changes, 4 a card is blocked or fails, 1 nobody knows, 2 bad usage."""
     parser = Parser(
         prog=f"{PROGRAM} plan",
-        description="Tell what would be done about the VFs of this node's cards, and do nothing. Asks the "
-        "plugin that runs behind --status-socket, which tells its own wish and what it is doing about it, or "
-        "with --sriov-num-vfs what it would do about that. Without one the wish is --sriov-num-vfs if given "
-        "here, else the node's label where it can be read, else the default; and the library is asked by a "
-        "process of its own, which opens each device for an instant.",
+        description="Show the planned changes of VFs on this node, and change nothing. The plugin that runs "
+        "behind --status-socket reports its desired VF count and its actions; with --sriov-num-vfs, the "
+        "actions for that number. Without a running plugin the number is --sriov-num-vfs if given, else the "
+        "node's label if it can be read, else the default. Then a process of its own asks the library, and "
+        "opens each device for an instant.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, additive only")
     config, namespace, warnings = read_config(arguments, os.environ, options=PLAN_OPTIONS, parser=parser)
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
         answer = Running(config.status_socket).ask("plan", number=given)
         if answer is None:
             answer = document(*asyncio.run(_plan(config, given=given is not None)))
-    except (UnknownWishError, WorkerError, LibraryError, XpumlError) as error:
+    except (UnknownDesiredVfsError, WorkerError, LibraryError, XpumlError) as error:
         print(f"{PROGRAM}: cannot plan: {error}", file=sys.stderr)
         return 1
     if "trouble" in answer:
@@ -63,41 +63,44 @@ def main(arguments: list[str]) -> int:
 
 
 def _text(answer: dict[str, Any]) -> str:
-    wish = answer["wish"]
-    origin = f"by {wish['origin']}" if wish["origin"] else "until a wish is known"
+    desired = answer["desired"]
+    origin = f"by {desired['origin']}" if desired["origin"] else "until a number is known"
     rows = [
-        (card["address"], str(card["wished"]), str(card["actual"]), card["action"], card["reason"] or "-")
+        (card["address"], str(card["desired"]), str(card["actual"]), card["action"], card["reason"] or "-")
         for card in answer["cards"]
     ]
-    first = f"wished: {wish['number']}, {origin}" + (f"; {wish['problem']}" if wish["problem"] else "")
+    problem = f"; {desired['problem']}" if desired["problem"] else ""
+    first = f"desired VF count: {desired['number']}, {origin}{problem}"
     return f"{first}\n{table(_COLUMNS, rows, 'no cards')}"
 
 
-async def _plan(config: Config, *, given: bool) -> tuple[Wish, Report]:
-    wish = by_argument(config.sriov_num_vfs) if given else await _wish(config)
+async def _plan(config: Config, *, given: bool) -> tuple[DesiredVfs, Report]:
+    desired = by_argument(config.sriov_num_vfs) if given else await _desired(config)
     driver, picture = Driver(target(config), call_timeout=config.call_timeout), Picture(policy(config))
     try:
         found = identify(await scanned(driver))
         picture.submit(lambda facts: after_scan(facts, found))
         view = kubelet_of(config)
         grants = Grants(picture, view, GrantRecord(config.state_dir), terms(config), settled=True)
-        return wish, await planned(wish, picture.facts, picture.policy, IdleProof(driver, view, grants))
+        return desired, await planned(desired, picture.facts, picture.policy, IdleProof(driver, view, grants))
     finally:
         await driver.close()
 
 
-async def _wish(config: Config) -> Wish:
+async def _desired(config: Config) -> DesiredVfs:
     """What the running plugin would be told: the label, or the argument where that counts."""
     node = node_of(config)
     if node is None:
         return by_argument(config.sriov_num_vfs)
-    told: asyncio.Future[Wish] = asyncio.get_running_loop().create_future()
-    asking = asyncio.ensure_future(node.run(lambda wish: None if told.done() else told.set_result(wish)))
+    told: asyncio.Future[DesiredVfs] = asyncio.get_running_loop().create_future()
+    asking = asyncio.ensure_future(
+        node.run(lambda desired: None if told.done() else told.set_result(desired))
+    )
     try:
-        async with asyncio.timeout(WISH_SECONDS + config.label_timeout):
+        async with asyncio.timeout(LABEL_SECONDS + config.label_timeout):
             return await told
     except TimeoutError:
-        raise UnknownWishError(
+        raise UnknownDesiredVfsError(
             "the API server does not show the node's label; give --sriov-num-vfs to plan without"
         ) from None
     finally:

@@ -43,10 +43,10 @@ def _field(hint: Any) -> Shape:
 
 _TEXT, _TEXT_OR_NONE, _NUMBER = (str,), (str, NoneType), (int,)
 _LISTED = {"devices": [_fields(Row)], "problems": [_TEXT], "trouble": _TEXT_OR_NONE}
-_WISH = {"number": (int, str), "origin": _TEXT_OR_NONE, "problem": _TEXT}
+_DESIRED = {"number": (int, str), "origin": _TEXT_OR_NONE, "problem": _TEXT}
 _CARD = {
     "address": _TEXT,
-    "wished": (int, str),
+    "desired": (int, str),
     "actual": _NUMBER,
     "action": _TEXT,
     "reason": _TEXT,
@@ -55,7 +55,7 @@ SHAPES: Mapping[str, Shape] = {
     "list": _LISTED,
     "list wide": {**_LISTED, "holders": Each([_TEXT])},
     "top": {**_LISTED, "readings": Each(_fields(Gauges))},
-    "plan": {"wish": _WISH, "state": tuple(map(str, vf.State)), "cards": [_CARD]},
+    "plan": {"desired": _DESIRED, "state": tuple(map(str, vf.State)), "cards": [_CARD]},
     "plan trouble": {"trouble": _TEXT},
     "state": {
         "pid": _NUMBER,
@@ -69,7 +69,7 @@ SHAPES: Mapping[str, Shape] = {
         "trouble": _TEXT_OR_NONE,
         "streams": _NUMBER,
         "alone": (bool,),
-        "wish": {"number": (int, NoneType)},
+        "desired": {"number": (int, NoneType)},
     },
     "decisions": [Each((object,))],
 }

@@ -43,9 +43,9 @@ REAP_SECONDS = 0.1  # after a kill, to look whether the process is gone
 START_SECONDS = 30.0  # for a fresh interpreter on a loaded machine; the library's own calls are apart
 WEIGH_SECONDS = 0.1  # between looks at the memory of a worker that takes long to answer
 _LONGEST_NONSENSE = 200  # characters that are quoted
-CAUSES = ("rescan", "hung", "died", "nonsense", "failed", "cancelled", "grown")
-"""Why a worker is replaced: a scan wants a fresh one; it missed a deadline, ended, or talked nonsense; the
-library failed as a whole; the caller has gone; it took too much memory."""
+CAUSES = ("rescan", "hung", "died", "malformed", "failed", "cancelled", "grown")
+"""Why a worker is replaced: a scan needs a fresh one; it missed a deadline, ended, or answered malformed
+data; the library failed as a whole; the caller was cancelled; it took too much memory."""
 
 T = TypeVar("T")
 
@@ -437,9 +437,11 @@ class Driver:
                 ) from None
             raise WorkerDiedError(f"the worker ended ({how})", process.in_flight()) from None
         except NONSENSE as nonsense:
-            self._discard("nonsense")
+            self._discard("malformed")
             text = str(nonsense)[:_LONGEST_NONSENSE]
-            raise WorkerDiedError(f"the worker talked nonsense: {text}", process.in_flight()) from None
+            raise WorkerDiedError(
+                f"the worker answered malformed data: {text}", process.in_flight()
+            ) from None
         except asyncio.CancelledError:
             self._discard("cancelled")  # its answer would be taken for the next one's
             raise

@@ -32,8 +32,8 @@ from xpu_plugin.model.change import (
     inherited,
 )
 from xpu_plugin.model.health import Health
-from xpu_plugin.model.inventory import estranged
-from xpu_plugin.model.vf import KEEP, UNKNOWN, Action, Card, Proof, Report, Wish, cards, described
+from xpu_plugin.model.inventory import stale_ids
+from xpu_plugin.model.vf import KEEP, UNKNOWN, Action, Card, DesiredVfs, Proof, Report, cards, described
 from xpu_plugin.waiting import wait_for
 from xpu_plugin.xpuml import WrongDeviceError, XpumlError
 
@@ -62,7 +62,7 @@ class Apply:
         *,
         record: VfRecord,
         limits: Limits,
-        wish: Wish = UNKNOWN,
+        desired: DesiredVfs = UNKNOWN,
         alone: Callable[[], Awaitable[None]],
         tell: Callable[[Report, Collection[News]], None],
         clock: Callable[[], float] = time.monotonic,
@@ -86,7 +86,7 @@ class Apply:
         self._proofs: Mapping[str, Proof] = {}
         self.report = Report(steps=())  # the last one
         self.drifts: Mapping[str, int] = {}  # how often somebody else has split each card
-        self.wish = wish
+        self.desired = desired
 
     async def inherit(self) -> None:
         """The lock is ours from now on: keep the card closed that a former process has asked the driver to
@@ -109,11 +109,15 @@ class Apply:
         """Before the first list: keep new pods off cards that may have to be changed."""
         self._keep_back(decide(self._memory, self._view(), self._limits).kept_back)
 
-    def wished(self, wish: Wish) -> None:
+    def set_desired(self, desired: DesiredVfs) -> None:
         """Another wish counts from now on."""
-        if (wish.number, wish.origin) != (self.wish.number, self.wish.origin):
-            logger.info("VFs wished: %s, by %s", KEEP if wish.number is None else wish.number, wish.origin)
-        self.wish = wish
+        if (desired.number, desired.origin) != (self.desired.number, self.desired.origin):
+            logger.info(
+                "desired VF count: %s, by %s",
+                KEEP if desired.number is None else desired.number,
+                desired.origin,
+            )
+        self.desired = desired
         self._wake.set()
 
     def again(self) -> None:
@@ -151,12 +155,12 @@ class Apply:
     def _view(self) -> View:
         return View(
             now=self._clock(),
-            wish=self.wish,
+            desired=self.desired,
             cards=cards(self._picture.facts, self._picture.policy),
             proofs=self._proofs,
             taken=self._grants.taken(),
             held=self._grants.cards_at_start,
-            estranged=frozenset(estranged(self._picture.facts)),
+            stale_ids=frozenset(stale_ids(self._picture.facts)),
             scans=self._sweep.scans,
             stuck=self._changer.stuck,
             unread=self._unread,
@@ -187,7 +191,11 @@ class Apply:
         out."""
         noted: dict[str, object] = {
             "action": _named(decision.action),
-            "wish": {"number": self.wish.number, "origin": self.wish.origin, "problem": self.wish.problem},
+            "desired": {
+                "number": self.desired.number,
+                "origin": self.desired.origin,
+                "problem": self.desired.problem,
+            },
             "cards": described(
                 step for step in decision.report.steps if step.action is not Action.KEEP or step.reason
             ),

@@ -25,7 +25,7 @@ from xpu_plugin.model.holders import (
     forgotten,
     word_of,
 )
-from xpu_plugin.model.inventory import card_of, estranged, is_old, our_resources
+from xpu_plugin.model.inventory import card_of, is_old, our_resources, stale_ids
 from xpu_plugin.model.vf import Card, Proof
 from xpu_plugin.observable import Value
 from xpu_plugin.waiting import delays
@@ -267,7 +267,7 @@ class Grants:
     def _claim(self) -> None:
         """Let the picture know what may be held still, if that makes a difference to it."""
         facts, claimed = self._picture.facts, frozenset(self.ledger)
-        if estranged(facts) != estranged(replace(facts, claimed=claimed)):
+        if stale_ids(facts) != stale_ids(replace(facts, claimed=claimed)):
             self._picture.submit(lambda facts: replace(facts, claimed=claimed))
 
     # --- the record -----------------------------------------------------------------------------

@@ -208,8 +208,8 @@ def _library(samples: Samples, parts: Parts) -> None:
 
 def _virtual_functions(samples: Samples, parts: Parts) -> None:
     for step, said in zip(parts.apply.report.steps, described(parts.apply.report.steps), strict=True):
-        if step.wished is not None:
-            samples["xpu_vf_wished"][(step.card,)] = step.wished
+        if step.desired is not None:
+            samples["xpu_vf_desired"][(step.card,)] = step.desired
         samples["xpu_vf_actual"][(step.card,)] = step.actual
         for state in (*State, Action.UNSUPPORTED):
             samples["xpu_vf_state"][step.card, state] = said["state"] == state

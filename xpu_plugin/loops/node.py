@@ -18,7 +18,7 @@ from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.change import News, Reason
 from xpu_plugin.model.labels import node_labels
 from xpu_plugin.model.node_label import LAST_SEEN, NEW_NODE, Kept, Sight, Silence, decide
-from xpu_plugin.model.vf import ARGUMENT, DETAIL_ANNOTATION, STATE_LABEL, UNKNOWN, Report, Wish
+from xpu_plugin.model.vf import ARGUMENT, DETAIL_ANNOTATION, STATE_LABEL, UNKNOWN, DesiredVfs, Report
 from xpu_plugin.waiting import delays, pause
 
 
@@ -57,8 +57,8 @@ class Node:
         patience: float,
     ) -> None:
         self._argument = argument
-        self._wished: Callable[[Wish], None] = _to_nobody
-        self._wish = UNKNOWN
+        self._on_desired: Callable[[DesiredVfs], None] = _to_nobody
+        self._desired = UNKNOWN
         self._last: tuple[str, str] | None = None
         self._labels: dict[str, str | None] = {}
         self._state: tuple[dict[str, str | None], dict[str, str | None]] | None = None
@@ -81,10 +81,10 @@ class Node:
         """A sentence for each kind of writing on the node that failed when it was tried last."""
         return self.api.unwritten if self.api is not None else ()
 
-    async def run(self, wished: Callable[[Wish], None]) -> None:
-        """Tell `wished` of each wish. Never returns; cancelled, it does not wait for it."""
+    async def run(self, on_desired: Callable[[DesiredVfs], None]) -> None:
+        """Tell `on_desired` of each wish. Never returns; cancelled, it does not wait for it."""
         loop = asyncio.get_running_loop()
-        self._wished = wished
+        self._on_desired = on_desired
         self.api = api = self._connect(partial(_hop, loop, self._see), partial(_hop, loop, self._denied))
         self._publish_state()
         self._publish_labels()
@@ -100,7 +100,7 @@ class Node:
 
     def tell(self, report: Report, news: Collection[News]) -> None:
         """Write down what became of the wish; nothing before there is one."""
-        if self._wish.origin is not None:
+        if self._desired.origin is not None:
             written = (str(report.state), report.detail())
             if written != self._last:
                 self._last = written
@@ -142,20 +142,20 @@ class Node:
         self._sight = sight
         if isinstance(sight, Sight):
             self._explained.healed()
-        self._decide(self._wish)
+        self._decide(self._desired)
 
-    def _decide(self, before: Wish) -> None:
+    def _decide(self, before: DesiredVfs) -> None:
         """A label counts at once; all else depends on the record, and waits until that has been read."""
         sight = self._sight
         if sight is None or (self._unread and not (isinstance(sight, Sight) and sight.label is not None)):
             return
-        wish, kept = decide(sight, kept=self._kept, before=before, argument=self._argument)
+        desired, kept = decide(sight, kept=self._kept, before=before, argument=self._argument)
         if kept != self._kept:
             self._kept = kept
             self._changed.set()
-        if wish != self._wish:
-            self._wish = wish
-            self._wished(wish)
+        if desired != self._desired:
+            self._desired = desired
+            self._on_desired(desired)
         if sight is Silence.REFUSED:
             self._explain()
 
@@ -166,11 +166,11 @@ class Node:
 
     def _explain(self) -> None:
         """Say once what a refusal makes count."""
-        if not self._explained.changed(self._wish.origin):
+        if not self._explained.changed(self._desired.origin):
             return
-        if self._wish.origin == ARGUMENT:
+        if self._desired.origin == ARGUMENT:
             logger.warning("the argument --sriov-num-vfs counts, as the node's label may not be read")
-        elif self._wish.origin in (LAST_SEEN, NEW_NODE):
+        elif self._desired.origin in (LAST_SEEN, NEW_NODE):
             logger.warning(
                 "the label last seen counts, as the node's label may not be read; to let the argument count "
                 "run 'xpu-device-plugin cleanup' on this node: label=%s",
@@ -212,7 +212,7 @@ class Node:
     @property
     def _waits(self) -> bool:
         """Only the record keeps the argument from counting, and `cleanup` may remove it."""
-        return self._wish.origin in (LAST_SEEN, NEW_NODE) and self._kept == self._written
+        return self._desired.origin in (LAST_SEEN, NEW_NODE) and self._kept == self._written
 
     async def _read(self) -> Kept | None:
         """The record, as soon as it can be read."""
@@ -248,5 +248,5 @@ def _hop(loop: asyncio.AbstractEventLoop, call: Callable[[T], None], value: T) -
         loop.call_soon_threadsafe(call, value)
 
 
-def _to_nobody(wish: Wish) -> None:
+def _to_nobody(desired: DesiredVfs) -> None:
     """Nobody listens yet."""

@@ -18,7 +18,7 @@ from xpu_plugin.loops.sweep import Sweep
 from xpu_plugin.model.inventory import Facts, Policy
 from xpu_plugin.model.rows import holders, rows
 from xpu_plugin.model.unlisted import Unlisted
-from xpu_plugin.model.vf import Action, Report, Wish, by_argument, cards, document, parse, plan, wanted
+from xpu_plugin.model.vf import Action, DesiredVfs, Report, by_argument, cards, document, parse, plan, wanted
 
 
 class Status:
@@ -83,11 +83,11 @@ class Status:
         """What is being done about VFs; with a number, what would be done if that were wished."""
         if self._picture.current is None:
             return {"trouble": self._trouble()}
-        wish, report = self._apply.wish, self._apply.report
+        desired, report = self._apply.desired, self._apply.report
         if number is not None or not report.steps:
-            wish = wish if number is None else by_argument(parse(number))
-            report = await planned(wish, self._picture.facts, self._picture.policy, self._proof)
-        return document(wish, report)
+            desired = desired if number is None else by_argument(parse(number))
+            report = await planned(desired, self._picture.facts, self._picture.policy, self._proof)
+        return document(desired, report)
 
     async def top(self) -> dict[str, object]:
         """What the devices measure, a few seconds old; by device id, without those that do not tell."""
@@ -100,7 +100,7 @@ class Status:
     def state(self) -> dict[str, object]:
         """The plugin itself: what it works with, and whom it works for."""
         scan = self._sweep.last
-        wish, current = self._apply.wish, self._picture.current
+        desired, current = self._apply.desired, self._picture.current
         return {
             "pid": os.getpid(),
             "worker": self._driver.pid,
@@ -120,7 +120,7 @@ class Status:
             "displaced": self._displaced(),
             "parts_down": dict(self._supervisor.down),
             "log_lines_dropped": log.dropped(),
-            "wish": {"number": wish.number, "origin": wish.origin, "problem": wish.problem},
+            "desired": {"number": desired.number, "origin": desired.origin, "problem": desired.problem},
         }
 
     def _trouble(self) -> str | None:
@@ -140,8 +140,8 @@ def listed(
     }
 
 
-async def planned(wish: Wish, facts: Facts, policy: Policy, proof: IdleProof) -> Report:
+async def planned(desired: DesiredVfs, facts: Facts, policy: Policy, proof: IdleProof) -> Report:
     """What would be done if that were wished: a look who uses the cards concerned, and no action."""
     observed = cards(facts, policy)
-    asked = [card for card in observed.values() if wanted(wish, card).action is Action.APPLY]
-    return Report(steps=plan(wish, observed, await proof.look(asked)), problem=wish.problem)
+    asked = [card for card in observed.values() if wanted(desired, card).action is Action.APPLY]
+    return Report(steps=plan(desired, observed, await proof.look(asked)), problem=desired.problem)

@@ -25,7 +25,7 @@ from xpu_plugin.model.health import (
     NOT_ANSWERING,
     UNHEARD,
     UNWATCHED,
-    WITHDRAWN,
+    VF_CHANGE_PLANNED,
     Health,
     judge,
     shared,
@@ -251,7 +251,7 @@ class Sweep:
     def _changing(self) -> bool:
         """Whether a card's number of VFs is being changed, or soon will be."""
         kept_back = self._picture.facts.kept_back.values()
-        return any(health == WITHDRAWN or health.in_change for health in kept_back)
+        return any(health == VF_CHANGE_PLANNED or health.in_change for health in kept_back)
 
     def _released(self) -> None:
         """A device that was left out has answered, or a node opens: it is looked at with all others."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How cards come to have the VFs wished: one decision at a time, from what is known now.
+"""How cards come to have the desired VF count: one decision at a time, from what is known now.
 
 `decide` is called whenever something may have changed, and after each action that it asked for. It never
 trusts that an action had its effect: it looks at what the next scan says. So it may be begun anew at any
@@ -16,11 +16,11 @@ from xpu_plugin.model.health import (
     ASKED_BEFORE,
     CHANGING,
     RECORD_UNREAD,
-    WISH_PENDING,
-    WITHDRAWN,
+    VF_CHANGE_PLANNED,
+    VF_UNDECIDED,
     Health,
 )
-from xpu_plugin.model.vf import Action, Card, Proof, Report, Step, Wish, proven, wanted
+from xpu_plugin.model.vf import Action, Card, DesiredVfs, Proof, Report, Step, proven, wanted
 
 
 LOOK_SECONDS = 5.0  # between looks at who uses a card that is to be changed
@@ -61,12 +61,12 @@ class View:
     """
 
     now: float
-    wish: Wish
+    desired: DesiredVfs
     cards: Mapping[str, Card]
     proofs: Mapping[str, Proof]
     taken: frozenset[str] = frozenset()
     held: frozenset[str] = frozenset()
-    estranged: frozenset[str] = frozenset()
+    stale_ids: frozenset[str] = frozenset()
     scans: int = 0
     stuck: bool = False
     unread: float | None = None
@@ -231,7 +231,7 @@ def decide(memory: Memory, view: View, limits: Limits) -> Decision:
     if action is None:
         memory, action = _begin(memory, view, limits)
     steps = tuple(_told(memory, view, limits, card) for card in view.cards.values())
-    memory, turns = _turns(memory, steps, view.wish)
+    memory, turns = _turns(memory, steps, view.desired)
     kept_back = _kept_back(memory, view, limits)
     if isinstance(action, Wait) and kept_back and _pending(memory, view, limits):
         left = memory.started + limits.pending - view.now
@@ -240,7 +240,7 @@ def decide(memory: Memory, view: View, limits: Limits) -> Decision:
         memory=memory,
         kept_back=kept_back,
         action=action,
-        report=Report(steps=steps, problem=view.wish.problem),
+        report=Report(steps=steps, problem=view.desired.problem),
         news=(*drifts, *news, *turns),
     )
 
@@ -287,16 +287,16 @@ def inherited(memory: Memory, view: View, limits: Limits, request: Request) -> M
 def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | Prove]:
     """Find a card to change; whoever is to be changed has to be looked at first."""
     memory = replace(memory, change=None)
-    estranged = tuple(sorted(address for address in view.estranged if address in view.cards))
+    stale_ids = tuple(sorted(address for address in view.stale_ids if address in view.cards))
     if not limits.apply or view.unread is not None:
-        unseen = tuple(address for address in estranged if not _fresh(view, address))
-        wait = Wait(LOOK_SECONDS if estranged or view.unread is not None else None)
+        unseen = tuple(address for address in stale_ids if not _fresh(view, address))
+        wait = Wait(LOOK_SECONDS if stale_ids or view.unread is not None else None)
         return replace(memory, reserved={}), Prove(unseen) if unseen else wait
-    actions = {address: wanted(view.wish, card).action for address, card in view.cards.items()}
+    actions = {address: wanted(view.desired, card).action for address, card in view.cards.items()}
     waiting = [card for card in view.cards.values() if actions[card.address] is Action.APPLY]
     left = {card.address for card in waiting if _left_alone(memory, view, card)}
     due = [card for card in waiting if card.address not in left and not _paused(memory, view, card.address)]
-    asked = dict.fromkeys((*(card.address for card in due), *estranged))
+    asked = dict.fromkeys((*(card.address for card in due), *stale_ids))
     stale = tuple(address for address in asked if not _fresh(view, address))
     if stale:
         return memory, Prove(stale)
@@ -316,14 +316,14 @@ def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | P
         if left:
             ends.append(REVIEW_SECONDS)
         # That a PF is well again makes no other picture, as it is not offered: nobody would wake us.
-        if due or estranged or Action.BLOCKED in actions.values():
+        if due or stale_ids or Action.BLOCKED in actions.values():
             ends.append(LOOK_SECONDS)
         return replace(memory, reserved={}), Wait(max(min(ends), 0.0) if ends else None)
     card = min(free, key=lambda card: (card.address not in reserved, card.address))
-    assert view.wish.number is not None  # noqa: S101 - `keep` changes nothing
+    assert view.desired.number is not None  # noqa: S101 - `keep` changes nothing
     change = Change(
         card=card.address,
-        number=view.wish.number,
+        number=view.desired.number,
         was=card.vfs,
         until=reserved.pop(card.address, view.now + limits.settle),
     )
@@ -370,11 +370,11 @@ def _go_on(memory: Memory, view: View) -> _Next:
     card = view.cards.get(change.card)
     if change.inherited:
         return _awaited(memory, change, card, view)
-    return _sent(memory, change, card, view) if change.sent else _withdrawn(memory, change, card, view)
+    return _sent(memory, change, card, view) if change.sent else _planned(memory, change, card, view)
 
 
-def _withdrawn(memory: Memory, change: Change, card: Card | None, view: View) -> _Next:
-    if card is None or wanted(view.wish, card).action is not Action.APPLY or change.card in view.taken:
+def _planned(memory: Memory, change: Change, card: Card | None, view: View) -> _Next:
+    if card is None or wanted(view.desired, card).action is not Action.APPLY or change.card in view.taken:
         return None
     if view.now < change.until:
         return memory, Wait(change.until - view.now), ()
@@ -387,8 +387,8 @@ def _withdrawn(memory: Memory, change: Change, card: Card | None, view: View) ->
 
 def _send(memory: Memory, change: Change, card: Card, view: View) -> _Next:
     # The driver itself would go through 0 as well, and lose the VFs on the way if it then refuses.
-    assert view.wish.number is not None  # noqa: S101 - the step is to apply
-    number = 0 if card.vfs else view.wish.number
+    assert view.desired.number is not None  # noqa: S101 - the step is to apply
+    number = 0 if card.vfs else view.desired.number
     change = replace(change, sent=True, number=number, scan_at=0.0)
     return replace(memory, change=change), SetVfs(card, number), ()
 
@@ -407,12 +407,12 @@ def _sent(memory: Memory, change: Change, card: Card | None, view: View) -> _Nex
         reason = change.failure or change.shown or "no scan has shown what came of it"
         return _failed(memory, change, view, reason), Wait(0.0), ()
     if card is not None and card.complete and card.index is not None:
-        if card.vfs == view.wish.number:
+        if card.vfs == view.desired.number:
             text = f"{card.address} has {card.vfs} VFs now, {change.was} before"
             news = News(reason=Reason.APPLIED, card=card.address, text=text)
             return _over(memory, change.card), Wait(0.0), (news,)
         if card.vfs == change.number and not change.failure:
-            if wanted(view.wish, card).action is Action.APPLY:
+            if wanted(view.desired, card).action is Action.APPLY:
                 return _send(memory, change, card, view)
             return None  # the wish is another one meanwhile, and asks for nothing
     if change.failure:
@@ -482,8 +482,8 @@ def _pause(
 def _notice(memory: Memory, view: View) -> tuple[Memory, tuple[News, ...]]:
     """A new wish begins anew, as an order does for cards left alone; a card that was as wished and is not any
     more was changed by somebody else."""
-    if view.wish.number != memory.number:
-        memory = replace(memory, number=view.wish.number, pauses={}, refusals={}, settled={})
+    if view.desired.number != memory.number:
+        memory = replace(memory, number=view.desired.number, pauses={}, refusals={}, settled={})
     if view.orders != memory.orders:
         pauses = {card: pause for card, pause in memory.pauses.items() if card not in memory.refusals}
         memory = replace(memory, orders=view.orders, pauses=pauses, refusals={})
@@ -491,9 +491,9 @@ def _notice(memory: Memory, view: View) -> tuple[Memory, tuple[News, ...]]:
     settled = {address: number for address, number in memory.settled.items() if address in view.cards}
     changing = memory.change.card if memory.change and memory.change.sent else None
     for address, card in view.cards.items():
-        if view.wish.number is None or card.excluded or address == changing:
+        if view.desired.number is None or card.excluded or address == changing:
             settled.pop(address, None)
-        elif card.vfs == view.wish.number:
+        elif card.vfs == view.desired.number:
             settled[address] = card.vfs
         elif (was := settled.pop(address, None)) is not None:
             text = f"somebody else has split {address}: {was} VFs before, {card.vfs} now"
@@ -521,11 +521,11 @@ def _kept_back(memory: Memory, view: View, limits: Limits) -> dict[str, Health]:
         kept = dict.fromkeys(unread, RECORD_UNREAD)
     elif limits.apply and _pending(memory, view, limits):
         unheld = view.cards.keys() - view.taken - view.held
-        kept = {address: WISH_PENDING for address in unheld if _undecided(view, view.cards[address])}
-        kept.update(dict.fromkeys(memory.reserved.keys() - view.taken, WITHDRAWN))
+        kept = {address: VF_UNDECIDED for address in unheld if _undecided(view, view.cards[address])}
+        kept.update(dict.fromkeys(memory.reserved.keys() - view.taken, VF_CHANGE_PLANNED))
     if (change := memory.change) is not None:
         sent = ASKED_BEFORE if change.inherited else CHANGING
-        kept[change.card] = sent if change.sent else WITHDRAWN
+        kept[change.card] = sent if change.sent else VF_CHANGE_PLANNED
     return kept
 
 
@@ -538,22 +538,22 @@ def _in_doubt(view: View, limits: Limits, card: Card) -> bool:
 def _undecided(view: View, card: Card) -> bool:
     """Whether a whole card may have to be split: nobody has said yet, or nobody has looked yet. One that is
     split stays offered, as a reboot leaves none such."""
-    asked = view.wish.origin is not None
-    looked = card.address in view.proofs or wanted(view.wish, card).action is not Action.APPLY
+    asked = view.desired.origin is not None
+    looked = card.address in view.proofs or wanted(view.desired, card).action is not Action.APPLY
     return bool(card.most) and not card.vfs and not card.excluded and not (asked and looked)
 
 
 def _told(memory: Memory, view: View, limits: Limits, card: Card) -> Step:
     """A card's step with what is being done about it."""
-    step = wanted(view.wish, card)
+    step = wanted(view.desired, card)
     change = memory.change
     if change is not None and change.card == card.address:
-        what = "being changed" if change.sent else "withdrawn, settling"
+        what = "being changed" if change.sent else "withheld, waiting for --pod-list-delay"
         if change.inherited:
             what = f"a former process of this plugin has asked the driver for {change.number} VFs"
         if change.failure and view.stuck:
             what = f"{change.failure}; the driver has not let go of that request"
-        return replace(step, wished=view.wish.number, action=Action.APPLY, reason=what)
+        return replace(step, desired=view.desired.number, action=Action.APPLY, reason=what)
     in_doubt = step.action is Action.KEEP and not card.excluded and _in_doubt(view, limits, card)
     due = step.action is Action.APPLY and limits.apply and view.unread is not None
     if in_doubt or due:
@@ -569,7 +569,7 @@ def _told(memory: Memory, view: View, limits: Limits, card: Card) -> Step:
         refusals = memory.refusals[card.address]
         reason = (
             f"{refusals.answer}; the card was idle and the answer the same {refusals.times} times, so it is "
-            "left alone: wish for another number, or correct the cause and send SIGHUP to the plugin"
+            "left alone: set another number, or correct the cause and send SIGHUP to the plugin"
         )
         return replace(step, action=Action.FAILED, reason=reason)
     if pause is not None and _paused(memory, view, card.address):
@@ -583,20 +583,20 @@ def _told(memory: Memory, view: View, limits: Limits, card: Card) -> Step:
     return replace(proven(step, proof), reason=proof.text if not proof.idle else "waits its turn")
 
 
-def _turns(memory: Memory, steps: Iterable[Step], wish: Wish) -> tuple[Memory, tuple[News, ...]]:
+def _turns(memory: Memory, steps: Iterable[Step], desired: DesiredVfs) -> tuple[Memory, tuple[News, ...]]:
     """What has turned bad. Said again only after it was well, or for another wish or another failure."""
-    told: dict[str, object] = {"": wish.problem} if wish.problem else {}
+    told: dict[str, object] = {"": desired.problem} if desired.problem else {}
     news = []
-    if wish.problem and memory.told.get("") != wish.problem:
-        news.append(News(reason=Reason.FAILED, card="", text=f"{wish.problem}; {wish.instead}"))
+    if desired.problem and memory.told.get("") != desired.problem:
+        news.append(News(reason=Reason.FAILED, card="", text=f"{desired.problem}; {desired.instead}"))
     for step in steps:
         before = memory.told.get(step.card)
         if step.action is Action.BLOCKED:
             # By a doubt, and then by a holder, is worth another word; not the other way round.
-            held = bool(step.holders) or before == (Reason.BLOCKED, step.wished, True)
-            now: object = (Reason.BLOCKED, step.wished, held)
+            held = bool(step.holders) or before == (Reason.BLOCKED, step.desired, True)
+            now: object = (Reason.BLOCKED, step.desired, held)
         elif step.action is Action.FAILED:
-            now = (Reason.FAILED, step.wished, step.reason)
+            now = (Reason.FAILED, step.desired, step.reason)
         elif step.action is Action.APPLY and before is not None:
             told[step.card] = before
             continue

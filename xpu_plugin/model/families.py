@@ -232,16 +232,15 @@ FAMILIES = (
         "counter",
         ("cause",),
         "",
-        "Workers that were replaced, both of the sweep and for devices that it leaves out: for a scan "
-        "(`rescan`, which is nothing unusual), because one missed a deadline (`hung`), ended (`died`) or "
-        "talked `nonsense`, because the library `failed` as a whole, because who asked was `cancelled`, or "
-        "because it took more memory than its share (`grown`).",
+        "Replaced workers, by cause: a scan (`rescan`, which is normal), a missed deadline (`hung`), "
+        "an end (`died`), malformed data (`malformed`), a failure of the whole library (`failed`), a request "
+        "that was `cancelled`, or more memory than the worker's share (`grown`).",
     ),
     Family(
         "xpu_plugin_worker_stuck", "gauge", (), "", "1 while a worker that was killed hangs in the driver."
     ),
     # --- virtual functions ------------------------------------------------------------------------
-    Family("xpu_vf_wished", "gauge", ("card",), "", "VFs that a card is to have; absent when it is to stay."),
+    Family("xpu_vf_desired", "gauge", ("card",), "", "Desired VF count of a card; absent for `keep`."),
     Family("xpu_vf_actual", "gauge", ("card",), "", "VFs that a card has."),
     Family(
         "xpu_vf_state",

@@ -77,8 +77,10 @@ _ABSENT = (LOST.reason, NODE_MISSING.reason)
 _NOT_ITS_OWN = (LIBRARY_GONE, UNHEARD, UNWATCHED)  # the library's illness, and no change of the device
 
 # Not sick, but kept back while their card's number of VFs is in question.
-WISH_PENDING = Health("wish-pending", "whether its card's number of VFs is to be changed is not known yet")
-WITHDRAWN = Health("withdrawn", "kept back from new pods, as its card's number of VFs is to be changed")
+VF_UNDECIDED = Health("vf-undecided", "whether its card's number of VFs is to be changed is not known yet")
+VF_CHANGE_PLANNED = Health(
+    "vf-change-planned", "kept back from new pods, as its card's number of VFs is to be changed"
+)
 CHANGING = Health("changing", "its card's number of VFs is being changed")
 
 # The same: the driver may carry out late what a former process has asked for.
@@ -93,7 +95,7 @@ RECORD_UNREAD = Health(
     "whether a former process of this plugin has asked the driver to change its card's VFs is not known: "
     "vf-change.json in --state-dir cannot be read",
 )
-KEPT_BACK = (WISH_PENDING.reason, WITHDRAWN.reason, CHANGING.reason, CHANGE_UNKNOWN)
+KEPT_BACK = (VF_UNDECIDED.reason, VF_CHANGE_PLANNED.reason, CHANGING.reason, CHANGE_UNKNOWN)
 
 # Not sick, but held by a container that the kubelet does not count.
 FORGOTTEN_HOLDER = "forgotten-holder"

@@ -217,7 +217,7 @@ def card_of(id: str, facts: Facts) -> str | None:
     return card if card in by_address.values() else None
 
 
-def estranged(facts: Facts) -> dict[str, list[str]]:
+def stale_ids(facts: Facts) -> dict[str, list[str]]:
     """Card -> ids under which containers may hold it as it was split before. The kubelet counts nothing of
     what the card is now as theirs, and would give it to others."""
     found: dict[str, list[str]] = {}
@@ -278,7 +278,7 @@ class Inventory:
 def entries(facts: Facts, policy: Policy) -> dict[str, Entry]:
     """What is offered. Equal facts and policy give equal entries; ids are unique."""
     known = {**facts.lost, **facts.devices}
-    others = estranged(facts)
+    others = stale_ids(facts)
     at = numbered(facts.devices, facts.lost)
     offered = {}
     for own, device in sorted(known.items()):

@@ -10,7 +10,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from xpu_plugin.frozen import frozen
-from xpu_plugin.model.vf import LABEL, UNKNOWN, Wish, by_argument, by_label, parse
+from xpu_plugin.model.vf import LABEL, UNKNOWN, DesiredVfs, by_argument, by_label, parse
 
 
 LAST_SEEN = f"label {LABEL} as last seen"
@@ -44,8 +44,8 @@ class Kept:
 
 
 def decide(
-    sight: Sight | Silence, *, kept: Kept | None, before: Wish, argument: int | None
-) -> tuple[Wish, Kept | None]:
+    sight: Sight | Silence, *, kept: Kept | None, before: DesiredVfs, argument: int | None
+) -> tuple[DesiredVfs, Kept | None]:
     """The wish that counts from now on, and the label to keep.
 
     before: the wish until now, which silence never changes
@@ -59,8 +59,8 @@ def decide(
             return _new_node(argument), replace(kept, label=None)
         return by_argument(argument), None
     last = before if before.origin is not None else _last_seen(kept, argument)
-    wish = by_label(UNKNOWN if anew else last, sight.label, argument)
-    return wish, kept if wish.problem else Kept(label=sight.label, node=sight.uid)
+    desired = by_label(UNKNOWN if anew else last, sight.label, argument)
+    return desired, kept if desired.problem else Kept(label=sight.label, node=sight.uid)
 
 
 def _another(former: str | None, uid: str | None) -> bool:
@@ -68,7 +68,7 @@ def _another(former: str | None, uid: str | None) -> bool:
     return None not in (former, uid) and former != uid
 
 
-def _unseen(why: Silence, kept: Kept | None, before: Wish, argument: int | None) -> Wish:
+def _unseen(why: Silence, kept: Kept | None, before: DesiredVfs, argument: int | None) -> DesiredVfs:
     if before.origin is not None:
         return before
     if kept is None and why is Silence.REFUSED:
@@ -76,20 +76,22 @@ def _unseen(why: Silence, kept: Kept | None, before: Wish, argument: int | None)
     return _last_seen(kept, argument)
 
 
-def _last_seen(kept: Kept | None, argument: int | None) -> Wish:
+def _last_seen(kept: Kept | None, argument: int | None) -> DesiredVfs:
     """The wish by the label that is kept."""
     if kept is None:
         return UNKNOWN
-    return _new_node(argument) if kept.label is None else Wish(number=parse(kept.label), origin=LAST_SEEN)
+    return (
+        _new_node(argument) if kept.label is None else DesiredVfs(number=parse(kept.label), origin=LAST_SEEN)
+    )
 
 
-def _new_node(argument: int | None) -> Wish:
+def _new_node(argument: int | None) -> DesiredVfs:
     """Every card stays as it is. That is no problem where the argument asks for the same."""
     problem = (
         f"the Node object is new and has no label {LABEL}, which the former one had: set the label, or run "
         "'xpu-device-plugin cleanup' on this node to let the argument count"
     )
-    return Wish(
+    return DesiredVfs(
         number=None,
         origin=NEW_NODE,
         problem="" if argument is None else problem,

@@ -12,10 +12,10 @@ from xpu_plugin.model.inventory import (
     Facts,
     Policy,
     entries,
-    estranged,
     is_old,
     numbered,
     our_resources,
+    stale_ids,
 )
 
 
@@ -83,7 +83,7 @@ def holders(holdings: Iterable[Holding], facts: Facts, policy: Policy) -> dict[s
     known = {**facts.lost, **facts.devices}
     ours = our_resources(known.values(), policy)
     at = numbered(facts.devices, facts.lost)
-    cards = {id: card for card, ids in estranged(facts).items() for id in ids}
+    cards = {id: card for card, ids in stale_ids(facts).items() for id in ids}
     held: dict[str, set[str]] = {}
     for holding in holdings:
         for id in holding.ids:

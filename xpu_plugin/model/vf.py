@@ -26,7 +26,7 @@ DETAIL_ANNOTATION = f"{LABEL}.detail"
 
 
 @frozen
-class Wish:
+class DesiredVfs:
     """How many VFs each card is to have.
 
     number: None means that every card is to stay as it is
@@ -38,10 +38,10 @@ class Wish:
     number: int | None = None
     origin: str | None = None
     problem: str = ""
-    instead: str = "the last valid wish stays"
+    instead: str = "the last valid desired VF count stays"
 
 
-UNKNOWN = Wish()
+UNKNOWN = DesiredVfs()
 _LABELLED, ARGUMENT = f"label {LABEL}", "argument --sriov-num-vfs"
 
 
@@ -54,17 +54,17 @@ def parse(text: str) -> int | None:
     raise ValueError(f"{text[:LONGEST_LABEL]!r} is not accepted; accepted: {ACCEPTED}")
 
 
-def by_argument(number: int | None) -> Wish:
-    return Wish(number=number, origin=ARGUMENT)
+def by_argument(number: int | None) -> DesiredVfs:
+    return DesiredVfs(number=number, origin=ARGUMENT)
 
 
-def by_label(before: Wish, label: str | None, argument: int | None) -> Wish:
+def by_label(before: DesiredVfs, label: str | None, argument: int | None) -> DesiredVfs:
     """The wish once the node is known to have this label, or none. A bad one leaves the wish as it was:
     `keep` if there was none yet."""
     if label is None:
         return by_argument(argument)
     try:
-        return Wish(number=parse(label), origin=_LABELLED)
+        return DesiredVfs(number=parse(label), origin=_LABELLED)
     except ValueError as error:
         return replace(before, origin=before.origin or _LABELLED, problem=f"{_LABELLED}: {error}")
 
@@ -178,17 +178,17 @@ class Step:
     """What follows for one card. wished: None means `keep`; reason: a sentence where there is one to say."""
 
     card: str
-    wished: int | None
+    desired: int | None
     actual: int
     action: Action
     reason: str = ""
     holders: tuple[str, ...] = ()
 
 
-def wanted(wish: Wish, card: Card) -> Step:
+def wanted(desired: DesiredVfs, card: Card) -> Step:
     """What is to be done with a card if nobody uses it."""
-    step = Step(card=card.address, wished=wish.number, actual=card.vfs, action=Action.KEEP)
-    number = wish.number
+    step = Step(card=card.address, desired=desired.number, actual=card.vfs, action=Action.KEEP)
+    number = desired.number
     if number is None or number == card.vfs or card.excluded:
         return replace(step, reason=card.excluded)
     if card.most == 0:
@@ -205,9 +205,9 @@ def wanted(wish: Wish, card: Card) -> Step:
     return replace(step, action=Action.APPLY)
 
 
-def plan(wish: Wish, observed: Mapping[str, Card], proofs: Mapping[str, Proof]) -> tuple[Step, ...]:
+def plan(desired: DesiredVfs, observed: Mapping[str, Card], proofs: Mapping[str, Proof]) -> tuple[Step, ...]:
     """What follows for each card. One as wished is never touched; one without proof of idleness neither."""
-    return tuple(proven(wanted(wish, card), proofs.get(address)) for address, card in observed.items())
+    return tuple(proven(wanted(desired, card), proofs.get(address)) for address, card in observed.items())
 
 
 def proven(step: Step, proof: Proof | None) -> Step:
@@ -263,13 +263,13 @@ class Report:
         return json.dumps(document | {"cards": described(self.steps)}, separators=(",", ":"))
 
 
-def document(wish: Wish, report: Report) -> dict[str, object]:
+def document(desired: DesiredVfs, report: Report) -> dict[str, object]:
     """What `plan` prints as JSON; programs read these names: they stay, and others are only added."""
     return {
-        "wish": {
-            "number": KEEP if wish.number is None else wish.number,
-            "origin": wish.origin,
-            "problem": wish.problem,
+        "desired": {
+            "number": KEEP if desired.number is None else desired.number,
+            "origin": desired.origin,
+            "problem": desired.problem,
         },
         "state": str(report.state),
         "cards": [
@@ -284,7 +284,7 @@ def described(steps: Iterable[Step]) -> list[dict[str, object]]:
     return [
         {
             "address": step.card,
-            "wished": KEEP if step.wished is None else step.wished,
+            "desired": KEEP if step.desired is None else step.desired,
             "actual": step.actual,
             "state": str(_STATES.get(step.action, step.action)),
             "reason": step.reason,

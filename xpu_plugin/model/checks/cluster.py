@@ -31,7 +31,7 @@ def label(evidence: Evidence) -> Finding:
         vf.parse(cluster.label)
     except ValueError as bad:
         return error(
-            f"{vf.LABEL}: {bad}; the last valid wish stays",
+            f"{vf.LABEL}: {bad}; the last valid desired VF count stays",
             f"kubectl label node NODE {vf.LABEL}=N --overwrite",
         )
     return ok(f"{vf.LABEL}={cluster.label}")

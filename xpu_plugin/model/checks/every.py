@@ -19,7 +19,7 @@ CHECKS = tuple(
         ("listed-nodes", "every /dev/xpuN is a device of the library", library.listed_nodes),
         ("ranking", "which /dev/xpuN a device is, by the library and by sysfs", library.ranking),
         ("functions", "PFs and VFs, by sysfs and by the library", host.functions),
-        ("vf-capability", "VFs that cards can have against those wished", library.vf_capability),
+        ("vf-capability", "the desired VF count against the cards' maximum", library.vf_capability),
         ("driver-unload", "processes that have XPU nodes open", host.driver_unload),
         ("cgroup-driver", "systemd or cgroupfs, and what that needs", host.cgroup_driver),
         ("kubelet-directory", "the kubelet's directory of device plugins", kubelet.directory),

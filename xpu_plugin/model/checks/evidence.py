@@ -143,7 +143,7 @@ class Evidence:
     """
 
     simulated: bool = False
-    wish: int | None = None
+    desired: int | None = None
     own_pod: str | None = None
     ours: frozenset[str] = frozenset()
     host: Host = Host()

@@ -129,6 +129,6 @@ def exposure(evidence: Evidence) -> Finding:
         return warning(
             f"{', '.join(containers)} could split {', '.join(idle)}, which nobody uses",
             "give XPUs to pods that you trust only; what they split is reported as VFDrift, and put back "
-            "unless the wish is keep",
+            "unless the desired VF count is keep",
         )
     return ok("no container that has /dev/xpuctrl, or no idle card that can be split")

@@ -99,23 +99,23 @@ def ranking(evidence: Evidence) -> Finding:
 
 
 def vf_capability(evidence: Evidence) -> Finding:
-    """Whether each card can have the VFs that are wished, by the library and by its PCI capability."""
+    """Check whether each card can have the desired VF count, by the library and by its PCI capability."""
     cards = [row for row in evidence.library.rows if row.kind in (Kind.WHOLE, Kind.PF, Kind.HALF)]
     if not cards:
         return skipped("no card is in sight")
     most = {row.card: row.max_vfs for row in cards}
     text = ", ".join(f"{card}: {'unknown' if number is None else number}" for card, number in most.items())
     text = f"VFs that each card can have: {text}"
-    wish = evidence.wish
-    if not wish:
+    desired = evidence.desired
+    if not desired:
         return ok(text)
-    short = [card for card, number in most.items() if number is not None and number < wish]
+    short = [card for card, number in most.items() if number is not None and number < desired]
     if not short:
-        return ok(f"{text}; wished: {wish}")
-    advice = "wish for as many as all cards can have, or take them out by --deny"
+        return ok(f"{text}; desired: {desired}")
+    advice = "set a number that all cards can have, or exclude cards by --deny"
     if any(most[card] for card in short) or len(short) == len(most):
-        return error(f"{text}; wished: {wish}", advice)
-    return warning(f"{text}; wished: {wish}, which cards without VFs are left out of", advice)
+        return error(f"{text}; desired: {desired}", advice)
+    return warning(f"{text}; desired: {desired}; cards that cannot be split stay whole", advice)
 
 
 def worker_library(evidence: Evidence) -> Finding:
