@@ -20,8 +20,8 @@ def main(arguments: list[str]) -> int:
         prog=f"{PROGRAM} cleanup",
         description="Remove the labels and the annotation that the plugin has written on a node. Use it "
         "after you uninstall the plugin: a running plugin writes them again. The label with the desired VF "
-        "count is yours and stays. The record of that label in --state-dir is removed, so that the argument counts if "
-        "the label cannot be read, or if the Node was created again without it.",
+        "count is yours and stays. The record of that label in --state-dir is removed, so that the argument "
+        "counts if the label cannot be read, or if the Node was created again without it.",
     )
     config, _, _ = read_config(arguments, os.environ, options=CLEANUP_OPTIONS, parser=parser)
     if not has_credentials(config.kubeconfig):
