@@ -107,7 +107,7 @@ async def test_a_serial_number_to_deny_that_the_library_does_not_tell_ends_it_be
     daemon = node.start("--deny=02K00Y6218V0003A")
     assert await daemon.ends() == 1
     assert daemon.log.count("ERROR") == 1
-    assert "--deny names 02K00Y6218V0003A, and this libxpuml tells no serial numbers" in daemon.log
+    assert "--deny names 02K00Y6218V0003A, and this libxpuml reports no serial numbers" in daemon.log
     assert "device offered" not in daemon.log
     assert kubelet.registrations == []
     node.assert_tidy()

@@ -260,7 +260,7 @@ async def test_a_vf_that_was_given_to_a_virtual_machine_is_not_taken_away(
 ) -> None:
     node.machine.set_card(0, {"vfs": "2", "vf-drivers": "kunlun,vfio-pci"})
     daemon = node.begin("--sriov-num-vfs=0")
-    await daemon.says(f"VFBlocked: {CARDS[0]}: held by whoever has bound 0000:3b:01.1 to vfio-pci")
+    await daemon.says(f"VFBlocked: {CARDS[0]}: held by vfio-pci bound to 0000:3b:01.1")
     await daemon.stop()
     assert node.numbers() == [2, 0, 0, 0]
     assert ASKED not in daemon.log
@@ -475,7 +475,7 @@ async def test_what_somebody_else_splits_is_put_back_and_reported(node: VfNode, 
     await shows(kubelet, split(2, 2, 2, 2))
     node.machine.set_card(1, {"vfs": "0"})
     daemon.process.send_signal(signal.SIGHUP)
-    await daemon.says(f"VFDrift: somebody else has split {CARDS[1]}: 2 VFs before, 0 now")
+    await daemon.says(f"VFDrift: another program has split {CARDS[1]}: 2 VFs before, 0 now")
     await shows(kubelet, split(2, 2, 2, 2))
     assert daemon.log.count("VFDrift") == 1
 

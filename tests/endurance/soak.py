@@ -162,7 +162,7 @@ class Storm:
         self.second: Daemon | None = None
         self.rival: Rival | None = None
         self.holders: list[Holder] = []
-        self.robbed: list[Holder] = []  # those under whom somebody else has split their card
+        self.robbed: list[Holder] = []  # those under whom another program has split their card
         self.desired = 0
         self.young: Level | None = None
         self.rests = 0  # of this plugin's life

@@ -523,11 +523,11 @@ async def test_only_what_has_changed_is_published(running: Start) -> None:
             tried.node.tell(report, [])
         states = [labels[STATE_LABEL] for labels, _ in tried.api.published]
         assert states == ["pending", "success", "pending"]
-        tried.node.tell(Report(steps=(step(reason="waits its turn"),)), [])
+        tried.node.tell(Report(steps=(step(reason="waiting for its turn"),)), [])
         assert len(tried.api.published) == 4
         detail = tried.api.published[-1][1][DETAIL_ANNOTATION]
         assert detail
-        assert json.loads(detail)["cards"][0]["reason"] == "waits its turn"
+        assert json.loads(detail)["cards"][0]["reason"] == "waiting for its turn"
 
 
 async def test_a_bad_label_is_published_as_a_failure_with_its_problem(running: Start) -> None:

@@ -464,7 +464,7 @@ async def test_a_slow_round_leaves_no_device_healthy_that_it_has_not_reached_in_
     assert watch.picture.current
     assert watch.picture.current.generation == generation
     assert watch.driver.pid == before
-    assert "no round has told its state" in str(watch.inventories)
+    assert "no round has returned its state" in str(watch.inventories)
 
 
 async def test_scans_that_prove_nothing_are_no_answers(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:

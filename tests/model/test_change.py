@@ -251,7 +251,7 @@ def test_a_card_is_looked_at_withheld_looked_at_again_and_split() -> None:
     story = Story(TWO, A=0)
     assert story.next() == Prove((A,))
     assert story.kept_back == {}
-    assert story.step().reason == "about to be looked at"
+    assert story.step().reason == "waiting for a check of its users"
     story.looked(A)
     assert story.next() == Wait(10.0)
     assert story.kept_back == {A: VF_CHANGE_PLANNED}
@@ -416,7 +416,7 @@ def test_cards_are_changed_one_after_the_other() -> None:
     story.looked(A, B)
     assert story.next() == Wait(10.0)
     assert story.kept_back == {A: VF_CHANGE_PLANNED}
-    assert (story.step(B).action, story.step(B).reason) == (Action.APPLY, "waits its turn")
+    assert (story.step(B).action, story.step(B).reason) == (Action.APPLY, "waiting for its turn")
     story.passes(10.0)
     assert story.next() == Prove((A,))
     story.looked(A)
@@ -760,7 +760,7 @@ def wrong(story: Story) -> None:
 
 FAILURES = [
     (refused, "the driver refuses"),
-    (silent, "no scan has shown what came of it"),
+    (silent, "no scan has shown the result"),
     (wrong, "asked for 2 VFs, the library shows 1 VFs"),
 ]
 
@@ -1075,7 +1075,7 @@ def test_what_a_former_process_has_begun_is_gone_on_with_only_after_a_look() -> 
     story = Story(THREE, A=2, B=0)
     story.inherited(Request(A, 0))
     story.next()
-    assert story.step(B).reason == "about to be looked at", "one card at a time"
+    assert story.step(B).reason == "waiting for a check of its users", "one card at a time"
     story.scanned(A, 0)
     assert story.next() == Prove((A, B))
     story.looked(A, holders=[JOB])
@@ -1135,11 +1135,11 @@ def test_what_somebody_else_splits_is_told_paused_and_put_back() -> None:
     assert story.next() == Wait(None)
     story.scanned(A, 0)
     assert story.next() == Wait(DRIFT_SECONDS[0])
-    assert story.news[0].text == f"somebody else has split {A}: 2 VFs before, 0 now"
+    assert story.news[0].text == f"another program has split {A}: 2 VFs before, 0 now"
     assert story.told() == [("VFDrift", A)]
     assert story.kept_back == {}
     assert story.step().action is Action.APPLY
-    assert story.step().reason.startswith("somebody else has split")
+    assert story.step().reason.startswith("another program has split")
     story.passes(DRIFT_SECONDS[0])
     story.applied(2)
     assert story.told() == [("VFApplied", A)]

@@ -228,7 +228,7 @@ ABSENT: list[tuple[str, Evidence]] = [
     ("char-links", replace(HEALTHY, simulated=True)),
     ("worker-library", plugin(replaced=None)),
     ("driver-match", library(version=None)),
-    ("rbac", cluster(untold="HTTP 503")),
+    ("rbac", cluster(rights_unknown="HTTP 503")),
     ("rbac", cluster(denied=ALL_DENIED)),
     ("node-label", cluster(denied=ALL_DENIED)),
     ("node-writes", NO_XPU),

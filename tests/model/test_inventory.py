@@ -30,7 +30,7 @@ from xpu_plugin.model.inventory import (
     held_otherwise,
     is_old,
     stale_ids,
-    untold,
+    unusable_serials,
 )
 
 
@@ -254,9 +254,9 @@ def test_a_serial_number_is_refused_where_the_library_tells_none(
 ) -> None:
     """A name that no device has and that is no id nor model may be one: then nothing may be offered."""
     for policy in (Policy(resource="a/b", deny=names), Policy(resource="a/b", allow=names)):
-        assert (untold(policy, [card(A)]) is not None) is refused
-        assert untold(policy, [replace(card(A), serial="02K00Y6218V0007B")]) is None
-        assert untold(policy, []) is None, "nothing is offered yet"
+        assert (unusable_serials(policy, [card(A)]) is not None) is refused
+        assert unusable_serials(policy, [replace(card(A), serial="02K00Y6218V0007B")]) is None
+        assert unusable_serials(policy, []) is None, "nothing is offered yet"
 
 
 def test_resources_are_one_for_all_or_one_a_profile() -> None:

@@ -25,7 +25,7 @@ from xpu_plugin.model.vf import (
     cards,
     parse,
     plan,
-    wanted,
+    step_if_idle,
 )
 
 
@@ -187,8 +187,8 @@ def test_a_card_of_which_nobody_knows_whether_it_can_be_split_is_blocked() -> No
 
 def test_a_sick_card_that_cannot_be_split_is_unsupported_all_the_same() -> None:
     card = card_of(device(A, state=207, max_vfs=0))
-    assert wanted(TWO, card).action is Action.UNSUPPORTED
-    assert wanted(TWO, card_of(device(A, state=207))).action is Action.BLOCKED
+    assert step_if_idle(TWO, card).action is Action.UNSUPPORTED
+    assert step_if_idle(TWO, card_of(device(A, state=207))).action is Action.BLOCKED
 
 
 # --- the report ---------------------------------------------------------------------------------------

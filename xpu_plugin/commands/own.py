@@ -10,7 +10,7 @@ from xpu_plugin.daemon import kubelet_of, policy, target
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.loops.status import listed
 from xpu_plugin.model.devices import Found, Host, identify
-from xpu_plugin.model.inventory import Facts, after_scan, untold
+from xpu_plugin.model.inventory import Facts, after_scan, unusable_serials
 from xpu_plugin.model.rows import holders
 from xpu_plugin.model.unlisted import Unlisted, unlisted
 from xpu_plugin.xpuml import Failure, XpumlError
@@ -31,7 +31,7 @@ class Own:
         """Raises WorkerError, LibraryError, XpumlError."""
         await self._look()
         facts, rules = after_scan(Facts(), self._found), policy(self._config)
-        refusal = untold(rules, self._found.devices.values())
+        refusal = unusable_serials(rules, self._found.devices.values())
         problems = (*self._found.problems, *([refusal] if refusal else []))
         answer = listed(facts, rules, problems, self._unlisted)
         if wide:

@@ -48,7 +48,7 @@ def _with_rights(server: Server, cluster: Cluster) -> Cluster:
                     cluster = replace(cluster, ahead=date - asked)
                 allowed = member(answer.whole(), "status").get("allowed") is True
         except Failed as failure:
-            return replace(cluster, untold=str(failure))
+            return replace(cluster, rights_unknown=str(failure))
         if not allowed:
             cluster = replace(cluster, denied=(*cluster.denied, f"{verb} {resource}"))
     return cluster

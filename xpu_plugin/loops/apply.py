@@ -85,7 +85,7 @@ class Apply:
         self._memory = Memory(started=clock())
         self._proofs: Mapping[str, Proof] = {}
         self.report = Report(steps=())  # the last one
-        self.drifts: Mapping[str, int] = {}  # how often somebody else has split each card
+        self.drifts: Mapping[str, int] = {}  # how often another program has split each card
         self.desired = desired
 
     async def inherit(self) -> None:

@@ -18,7 +18,17 @@ from xpu_plugin.loops.sweep import Sweep
 from xpu_plugin.model.inventory import Facts, Policy
 from xpu_plugin.model.rows import holders, rows
 from xpu_plugin.model.unlisted import Unlisted
-from xpu_plugin.model.vf import Action, DesiredVfs, Report, by_argument, cards, document, parse, plan, wanted
+from xpu_plugin.model.vf import (
+    Action,
+    DesiredVfs,
+    Report,
+    by_argument,
+    cards,
+    document,
+    parse,
+    plan,
+    step_if_idle,
+)
 
 
 class Status:
@@ -143,5 +153,5 @@ def listed(
 async def planned(desired: DesiredVfs, facts: Facts, policy: Policy, proof: IdleProof) -> Report:
     """What would be done if that were wished: a look who uses the cards concerned, and no action."""
     observed = cards(facts, policy)
-    asked = [card for card in observed.values() if wanted(desired, card).action is Action.APPLY]
+    asked = [card for card in observed.values() if step_if_idle(desired, card).action is Action.APPLY]
     return Report(steps=plan(desired, observed, await proof.look(asked)), problem=desired.problem)

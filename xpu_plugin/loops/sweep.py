@@ -30,7 +30,7 @@ from xpu_plugin.model.health import (
     judge,
     shared,
 )
-from xpu_plugin.model.inventory import Facts, after_scan, after_verdicts, may_be_held, untold
+from xpu_plugin.model.inventory import Facts, after_scan, after_verdicts, may_be_held, unusable_serials
 from xpu_plugin.model.timing import none_yet
 from xpu_plugin.model.unlisted import Unlisted, sentences, unlisted
 from xpu_plugin.waiting import delays, pause
@@ -293,7 +293,7 @@ class Sweep:
             return 0.0
         self._empty_believed = not scan.readings
         found = identify(scan, self._found)
-        if (refusal := untold(self._picture.policy, found.devices.values())) is not None:
+        if (refusal := unusable_serials(self._picture.policy, found.devices.values())) is not None:
             raise InitError(refusal)  # before anything is offered that was to be denied
         self._report(scan, found)
         self._host, self._found = scan.host, found

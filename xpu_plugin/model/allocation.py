@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device ids -> what a container gets, or a refusal; and which devices go well together."""
+"""Device ids -> a container's devices and environment, or a refusal; and the preferred choice of ids."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,14 +12,14 @@ from xpu_plugin.model.inventory import Entry, Inventory, is_old
 
 
 IDS_VARIABLE = "BAIDU_COM_XPU_DEVICE_IDS"
-"""Environment variable of a container: the ids granted to it, comma separated."""
+"""Environment variable of a container: its granted ids, comma separated."""
 
 NodeIdentity = Callable[[str], Identity | None]
-"""Name of a node -> what it is now, None where there is no such character device."""
+"""A function: name of a node -> its present identity, None if there is no such character device."""
 
 
 class Cause(Enum):
-    """Why a request is refused; the service gives each its gRPC status code."""
+    """The cause of a refusal; the service maps it to a gRPC status code."""
 
     INVALID = "invalid"
     UNKNOWN = "unknown"
@@ -27,7 +27,7 @@ class Cause(Enum):
 
 
 class Refusal(PluginError):  # noqa: N818 - it is an answer, not an error of ours
-    """Nothing was granted; the text says what and why, and what to do."""
+    """A refused request. The text names the device, the cause and the next step."""
 
     def __init__(self, cause: Cause, text: str) -> None:
         super().__init__(text)
@@ -36,7 +36,7 @@ class Refusal(PluginError):  # noqa: N818 - it is an answer, not an error of our
 
 @frozen
 class Grant:
-    """A container's answer: node paths (the same inside and outside) and environment."""
+    """One container's part of the answer: node paths (the same inside and outside) and environment."""
 
     entries: tuple[Entry, ...]
     paths: tuple[str, ...]
@@ -46,10 +46,10 @@ class Grant:
 def grant(
     inventory: Inventory, resource: str, requests: Sequence[Sequence[str]], node: NodeIdentity
 ) -> list[Grant]:
-    """One Grant for each container's ids, or Refusal for all of them.
+    """Return one Grant for each container's ids. Raises Refusal for the whole request.
 
-    Granted is only what is in the picture, healthy or merely kept back from new pods, and has the very node
-    that the picture shows.
+    A device is granted if it is in the inventory, is healthy or only withheld from new pods, and still has
+    the node that the inventory shows.
     """
     asked = Counter(id for ids in requests for id in ids)
     if double := sorted(id for id, times in asked.items() if times > 1):
@@ -74,7 +74,7 @@ def _grant(entries: tuple[Entry, ...]) -> Grant:
 
 
 def lookup(inventory: Inventory, resource: str, id: str) -> Entry:
-    """The entry of an id, or Refusal."""
+    """Return the entry of an id. Raises Refusal."""
     entry = inventory.entries.get(id)
     if entry is None:
         raise Refusal(Cause.UNKNOWN, f"device {id} does not exist on this node (any more)")
@@ -91,7 +91,7 @@ def _check_grantable(entry: Entry) -> None:
 
 
 def check_node(entry: Entry, node: NodeIdentity) -> None:
-    """Refuse a device whose node is gone or has become another device's."""
+    """Refuse a device whose node is gone or belongs to another device now."""
     name = f"xpu{entry.device.node.number}"
     now, then = node(name), entry.device.node.identity
     if now is None:
@@ -109,12 +109,14 @@ def check_start(
     *,
     unread: bool = False,
 ) -> dict[str, str]:
-    """The paths that a starting container may rely on, or Refusal.
+    """Return the paths on which a starting container may rely. Raises Refusal.
 
-    A container that restarts gets the nodes it was granted then, whatever they are now. So each path of
-    then (`granted`: id -> path) has to be the device's path still. An old id is its own record: "2" was
-    granted as /dev/xpu2. Health is not asked, as a restart may be what heals; but whether the card is being
-    split at this moment. unread: whether the record could not be read yet, and `granted` lacks what it says
+    A container that restarts gets its first nodes again, even if they belong to other devices now. So each
+    granted path (`granted`: id -> path) must still be the device's path. An old id needs no record: "2" was
+    granted as /dev/xpu2. Health is ignored, as a restart may heal the device; a change of its card's VFs in
+    progress is not ignored.
+
+    unread: the record could not be read yet, so `granted` lacks its content
     """
     paths = {}
     for id in ids:
@@ -151,12 +153,11 @@ def check_start(
 def prefer(
     inventory: Inventory, resource: str, available: Sequence[str], must: Sequence[str], size: int
 ) -> list[str]:
-    """Choose `size` of the available ids: in one NUMA node, and VFs or halves of as few cards as can be.
+    """Choose `size` of the available ids: in one NUMA node, and VFs or halves of as few cards as possible.
 
-    Within that, whatever fits most tightly, so that whole nodes and unbroken cards are left for others.
-    Old ids only when the others do not suffice, so that they die out: a kubelet gives a dead container's
-    ids up no earlier than at its next grant.
-    Empty in any doubt: an error here would fail the pod.
+    Within that, prefer the tightest fit, so that whole NUMA nodes and unsplit cards stay free. Old ids come
+    last: a kubelet frees the ids of an ended container only at its next grant. In any doubt the result is
+    empty: an error here would fail the pod.
     """
     entries = inventory.entries
     ids = set(available)
@@ -187,24 +188,28 @@ def prefer(
 
 
 class _Room:
-    """The available ids of one NUMA node, by card. The time to take them is linear in their number, but for
-    sorting the cards once."""
+    """The available ids of one NUMA node, by card.
+
+    Taking them all costs time linear in their number, apart from sorting the cards once.
+    """
 
     def __init__(self, cards: Mapping[str, list[str]], begun: Collection[str]) -> None:
         self._cards = cards
         self.count = sum(map(len, cards.values()))
-        # The largest, and of equal ones the first by name, is the last.
+        # Sorted so that the largest card is last; of equal ones, the first by name.
         order = sorted(cards, key=lambda card: (-len(cards[card]), card), reverse=True)
         self._begun = [card for card in order if card in begun]
         self._others = [card for card in order if card not in begun]
 
     def take(self, wanted: int) -> list[str]:
-        """So many ids of one card, or all that it has: of a card begun already if there is one, and there of
-        the card that fits best."""
+        """Take so many ids of one card, or all that it has.
+
+        A card that is begun already comes first; among these, the card that fits best.
+        """
         order = self._begun or self._others
         if len(self._cards[order[-1]]) < wanted:
             card = order.pop()
-        else:  # this happens once: nothing is wanted any more
+        else:  # this happens once: it is the last card
             card = min(order, key=lambda card: (*_fit(len(self._cards[card]), wanted), card))
             order.remove(card)
         ids = self._cards[card]
@@ -213,6 +218,5 @@ class _Room:
 
 
 def _fit(room: int, wanted: int) -> tuple[bool, int]:
-    """Order rooms: those that suffice before those that do not; the tightest of the former, the largest
-    of the latter."""
+    """Order rooms: sufficient ones first, the tightest of them; then the largest of the insufficient ones."""
     return (room < wanted, room - wanted if room >= wanted else -room)

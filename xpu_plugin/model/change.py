@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How cards come to have the desired VF count: one decision at a time, from what is known now.
+"""The order in which cards get the desired VF count: one decision at a time.
 
-`decide` is called whenever something may have changed, and after each action that it asked for. It never
-trusts that an action had its effect: it looks at what the next scan says. So it may be begun anew at any
-moment with an empty Memory, and arrives at the same end.
+`decide` is called after each change of its inputs, and after each action that it has returned. It never
+assumes that an action succeeded: it waits for the next scan to show the result. So a start with an empty
+Memory is safe at any time, and leads to the same end.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,93 +20,71 @@ from xpu_plugin.model.health import (
     VF_UNDECIDED,
     Health,
 )
-from xpu_plugin.model.vf import Action, Card, DesiredVfs, Proof, Report, Step, proven, wanted
+from xpu_plugin.model.vf import Action, Card, DesiredVfs, Proof, Report, Step, proven, step_if_idle
 
 
-LOOK_SECONDS = 5.0  # between looks at who uses a card that is to be changed
+LOOK_SECONDS = 5.0  # between checks for users of a card that is to be changed
 CHECK_SECONDS = 0.5  # between scans, until a change shows
-RETRY_SECONDS = (10.0, 600.0)  # after a change that failed: first, most
-DRIFT_SECONDS = (60.0, 3600.0)  # after a change that was not ours: first, most
+RETRY_SECONDS = (10.0, 600.0)  # after a failed change: first, most
+DRIFT_SECONDS = (60.0, 3600.0)  # after a change by another program: first, most
 MOST_REFUSALS = 5  # of an idle card with the same answer, before it is left alone
-REVIEW_SECONDS = 60.0  # between comparisons of a card left alone with what it was when the driver refused
+REVIEW_SECONDS = 60.0  # between comparisons of a card left alone with the host at its last refusal
 
 
 @frozen
 class Limits:
-    """What the administrator sets, in seconds.
+    """The administrator's settings, in seconds."""
 
-    settle: between withdrawing a card and changing it; timeout: for a change to show in a scan
-    pending: from the start on, for the wish to become known; apply: whether anything may be changed
-    """
-
-    settle: float = 10.0
-    timeout: float = 60.0
-    pending: float = 60.0
-    apply: bool = True
+    settle: float = 10.0  # between withholding a card and changing it
+    timeout: float = 60.0  # until a scan shows a change
+    pending: float = 60.0  # from the start until the desired VF count is known
+    apply: bool = True  # False: report only
 
 
 @frozen
 class View:
-    """What is known now.
-
-    proofs: the last look at each card
-    taken: cards of which we gave something away that is not known to have ended, at this very instant
-    held: cards that had a holder when we started
-    estranged: cards that a container may hold as they were split before
-    scans: how many scans have been taken in
-    stuck: whether the worker that asked the driver was killed and does not end: the driver may yet do what
-        that one has asked for
-    unread: since when the record of a former process's request cannot be read, None if it was read
-    driver: the driver's version; orders: how often the administrator has asked to begin anew (SIGHUP)
-    """
+    """The facts at the moment of a decision."""
 
     now: float
     desired: DesiredVfs
     cards: Mapping[str, Card]
-    proofs: Mapping[str, Proof]
-    taken: frozenset[str] = frozenset()
-    held: frozenset[str] = frozenset()
-    stale_ids: frozenset[str] = frozenset()
-    scans: int = 0
+    proofs: Mapping[str, Proof]  # the last check of each card
+    taken: frozenset[str] = frozenset()  # cards with a grant that may not have ended, at this instant
+    held: frozenset[str] = frozenset()  # cards that had a holder at our start
+    stale_ids: frozenset[str] = frozenset()  # cards that a container may hold by ids of an earlier VF count
+    scans: int = 0  # number of scans so far
+    # The worker that asked the driver was killed and does not end: the driver may still carry out its
+    # request.
     stuck: bool = False
-    unread: float | None = None
-    driver: str = ""
-    orders: int = 0
+    unread: float | None = None  # since when the record of an earlier request cannot be read; None if it was
+    driver: str = ""  # the driver's version
+    orders: int = 0  # number of SIGHUPs
 
 
-# --- what is remembered ---------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 @frozen
 class Change:
-    """The one change under way: its card is withdrawn first, then the driver is asked (`sent`) and its effect
-    looked for.
-
-    number: VFs asked for last; was: VFs before; until: the end of the settling, or of the looking
-    scans: those that say nothing new; scan_at: no sooner is another one wanted
-    failure: why the driver's answer was no success; refused: whether it was a refusal of the driver's
-    shown: what the scans since then have shown instead
-    stuck: whether the driver had not let go of that request when it was looked at last
-    inherited: whether a former process has asked the driver, and did not see what came of it
-    """
+    """The change in progress. Its card is withheld first; then the driver is asked (`sent`)."""
 
     card: str
     sent: bool = False
-    number: int
-    was: int
-    until: float
-    scans: int = 0
-    scan_at: float = 0.0
-    failure: str = ""
-    refused: bool = False
-    shown: str = ""
-    stuck: bool = False
-    inherited: bool = False
+    number: int  # VFs of the last request
+    was: int  # VFs before the change
+    until: float  # end of the wait before the request, or of the wait for its result
+    scans: int = 0  # number of scans that are too old to show the result
+    scan_at: float = 0.0  # time of the next scan
+    failure: str = ""  # why the driver's answer was not a success
+    refused: bool = False  # the failure is a refusal by the driver
+    shown: str = ""  # the number that later scans have shown instead
+    stuck: bool = False  # the driver had not finished that request at the last look
+    inherited: bool = False  # a former process asked the driver and did not see the result
 
 
 @frozen(kw_only=False)
 class Request:
-    """What the driver was asked for and has not been seen to have done: written down before it is asked."""
+    """A request to the driver without a confirmed result. It is recorded before the driver is asked."""
 
     card: str
     number: int
@@ -114,87 +92,82 @@ class Request:
 
 @frozen
 class Pause:
-    """A card that is left alone for a while. failed: because a change failed, else because of drift."""
+    """A pause before the next attempt for a card."""
 
     until: float
     seconds: float
     reason: str
-    failed: bool
+    failed: bool  # after a failed change; False: after drift
 
 
 @frozen
 class Refusals:
-    """How often in a row the driver has refused a card without a holder, always with the same answer.
-
-    host: what the host showed of card and driver then
-    """
+    """Consecutive refusals of a card by the driver, without a holder and always with the same answer."""
 
     answer: str
     times: int
-    host: tuple[object, ...]
+    host: tuple[object, ...]  # card and driver at that time
 
 
 @frozen
 class Memory:
-    """All of it may be lost at any time.
-
-    reserved: cards kept back since before the wish was known -> when they have settled
-    settled: card -> its VFs when it was last as wished
-    told: card -> the last bad news of it, until it is as wished; under no card, what is wrong with the wish
-    orders: as in View, when it was looked at last
-    """
+    """The state between decisions. All of it may be lost at any time."""
 
     started: float = 0.0
     number: int | None = None
     change: Change | None = None
+    # Cards withheld since before the desired VF count was known -> the end of their wait.
     reserved: Mapping[str, float] = field(default_factory=dict)
     pauses: Mapping[str, Pause] = field(default_factory=dict)
     refusals: Mapping[str, Refusals] = field(default_factory=dict)
-    settled: Mapping[str, int] = field(default_factory=dict)
-    told: Mapping[str, object] = field(default_factory=dict)
-    orders: int = 0
+    settled: Mapping[str, int] = field(
+        default_factory=dict
+    )  # card -> its VFs when it last had the desired count
+    # Card -> its last problem that was reported, until it has the desired count; "" -> that of the label.
+    reported: Mapping[str, object] = field(default_factory=dict)
+    orders: int = 0  # as in View, at the last decision
 
     @property
     def request(self) -> Request | None:
-        """What the record has to say."""
+        """The content of the record."""
         change = self.change
         return Request(change.card, change.number) if change is not None and change.sent else None
 
 
-# --- what is decided ------------------------------------------------------------------------------
+# --- decisions ------------------------------------------------------------------------------------
 
 
 @frozen(kw_only=False)
 class Wait:
-    """Nothing to do for so many seconds, None: until something changes."""
+    """Wait for so many seconds; None: until a change."""
 
     seconds: float | None
 
 
 @frozen(kw_only=False)
 class Prove:
-    """Look who uses these cards."""
+    """Check the users of these cards."""
 
     cards: tuple[str, ...]
 
 
 @frozen(kw_only=False)
 class Scan:
-    """Scan anew; give up after so many seconds."""
+    """Scan again; give up after so many seconds."""
 
     seconds: float
 
 
 @frozen(kw_only=False)
 class SetVfs:
-    """Ask the driver, and tell `answered`. Nobody may be granted the card from here on."""
+    """Ask the driver, then call `answered`. From here on the card must not be granted."""
 
     card: Card
     number: int
 
 
 class Reason(StrEnum):
-    """Of a transition that somebody may want to hear of; the words are those of Events."""
+    """The reasons of Events about transitions."""
 
     APPLIED = "VFApplied"
     BLOCKED = "VFBlocked"
@@ -204,16 +177,16 @@ class Reason(StrEnum):
 
 @frozen
 class News:
-    """A transition, told once. card: empty for what concerns the wish itself"""
+    """A transition, reported once."""
 
     reason: Reason
-    card: str
+    card: str  # empty if it concerns the label itself
     text: str
 
 
 @frozen
 class Decision:
-    """What to remember, which cards new pods are kept off and why, what to do next, what to tell."""
+    """The next memory and action, the cards to withhold with the reason, the report, and the news."""
 
     memory: Memory
     kept_back: Mapping[str, Health]
@@ -223,14 +196,17 @@ class Decision:
 
 
 def decide(memory: Memory, view: View, limits: Limits) -> Decision:
-    """The next action. Calling it again with the same view decides the same, but after SetVfs, when
-    `answered` is due, and after a Wait of no time."""
+    """Return the next action.
+
+    The same view leads to the same decision, except after SetVfs, when `answered` is due, and after Wait(0).
+    """
     memory, drifts = _notice(memory, view)
     changed = _go_on(memory, view) if memory.change else None
     memory, action, news = changed or (memory, None, ())
     if action is None:
         memory, action = _begin(memory, view, limits)
-    steps = tuple(_told(memory, view, limits, card) for card in view.cards.values())
+    steps = tuple(_step(memory, view, limits, card) for card in view.cards.values())
+
     memory, turns = _turns(memory, steps, view.desired)
     kept_back = _kept_back(memory, view, limits)
     if isinstance(action, Wait) and kept_back and _pending(memory, view, limits):
@@ -254,9 +230,9 @@ def answered(
     refused: bool = False,
     asked: bool = True,
 ) -> Memory:
-    """The driver has answered, or will not: `failure` says how. The truth is what the next scans say.
+    """Record the driver's answer, or its absence (`failure`). The next scans show the actual result.
 
-    asked: False when it was not asked at all; then the change is over at once
+    asked: False if the driver was not asked at all; then the change is over at once
     """
     assert memory.change is not None  # noqa: S101 - only a change asks the driver
     if not asked:
@@ -267,8 +243,10 @@ def answered(
 
 
 def inherited(memory: Memory, view: View, limits: Limits, request: Request) -> Memory:
-    """A former process has asked the driver for this: its card stays closed until a later scan than those so
-    far shows it, or it has had as much time as a change of ours."""
+    """Take over a request of a former process.
+
+    Its card stays withheld until a later scan shows the number, or until a change of ours would time out.
+    """
     change = Change(
         card=request.card,
         sent=True,
@@ -285,14 +263,14 @@ def inherited(memory: Memory, view: View, limits: Limits, request: Request) -> M
 
 
 def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | Prove]:
-    """Find a card to change; whoever is to be changed has to be looked at first."""
+    """Choose the next card. A card is eligible only after a recent check of its users."""
     memory = replace(memory, change=None)
     stale_ids = tuple(sorted(address for address in view.stale_ids if address in view.cards))
     if not limits.apply or view.unread is not None:
         unseen = tuple(address for address in stale_ids if not _fresh(view, address))
         wait = Wait(LOOK_SECONDS if stale_ids or view.unread is not None else None)
         return replace(memory, reserved={}), Prove(unseen) if unseen else wait
-    actions = {address: wanted(view.desired, card).action for address, card in view.cards.items()}
+    actions = {address: step_if_idle(view.desired, card).action for address, card in view.cards.items()}
     waiting = [card for card in view.cards.values() if actions[card.address] is Action.APPLY]
     left = {card.address for card in waiting if _left_alone(memory, view, card)}
     due = [card for card in waiting if card.address not in left and not _paused(memory, view, card.address)]
@@ -303,7 +281,7 @@ def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | P
     free = [card for card in due if _free(view, card.address)]
     reserved = {}
     if _pending(memory, view, limits):
-        # Kept back already: they may settle together.
+        # These are withheld already: their waits run at the same time.
         settled = view.now + limits.settle
         reserved = {
             card.address: memory.reserved.get(card.address, settled)
@@ -315,7 +293,7 @@ def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | P
         ends = [memory.pauses[card.address].until - view.now for card in paused]
         if left:
             ends.append(REVIEW_SECONDS)
-        # That a PF is well again makes no other picture, as it is not offered: nobody would wake us.
+        # A PF that recovers is not offered, so it makes no new inventory and no change to wake us.
         if due or stale_ids or Action.BLOCKED in actions.values():
             ends.append(LOOK_SECONDS)
         return replace(memory, reserved={}), Wait(max(min(ends), 0.0) if ends else None)
@@ -337,18 +315,18 @@ def _fresh(view: View, address: str) -> bool:
 
 
 def _free(view: View, address: str) -> bool:
-    """Whether nobody used the card at the last look, and nobody was given it since."""
+    """Return whether the last check found no user of the card, and no grant followed."""
     return address in view.proofs and view.proofs[address].idle and address not in view.taken
 
 
 def _host(view: View, card: Card) -> tuple[object, ...]:
-    """What of the host may make the driver answer otherwise."""
+    """Return the facts of the host on which the driver's answer may depend."""
     own = [device for device in card.devices if device.kind is not Kind.VF]
     return (view.driver, card.vfs, *((device.node, device.max_vfs, device.serial) for device in own))
 
 
 def _left_alone(memory: Memory, view: View, card: Card) -> bool:
-    """Whether the driver has refused this card too often, and nothing has changed since."""
+    """Return whether the driver has refused this card too often, without a change of the host since."""
     refusals = memory.refusals.get(card.address)
     return refusals is not None and refusals.times >= MOST_REFUSALS and refusals.host == _host(view, card)
 
@@ -358,13 +336,13 @@ def _paused(memory: Memory, view: View, address: str) -> bool:
     return pause is not None and view.now < pause.until
 
 
-# --- going on -------------------------------------------------------------------------------------
+# --- the change in progress -----------------------------------------------------------------------
 
 _Next = tuple[Memory, Wait | Prove | Scan | SetVfs, tuple[News, ...]] | None
 
 
 def _go_on(memory: Memory, view: View) -> _Next:
-    """The next action of the change under way; None when there is none, whereupon it is over."""
+    """Return the next action of the change in progress; None ends the change."""
     change = memory.change
     assert change is not None  # noqa: S101 - asked by decide
     card = view.cards.get(change.card)
@@ -374,7 +352,11 @@ def _go_on(memory: Memory, view: View) -> _Next:
 
 
 def _planned(memory: Memory, change: Change, card: Card | None, view: View) -> _Next:
-    if card is None or wanted(view.desired, card).action is not Action.APPLY or change.card in view.taken:
+    if (
+        card is None
+        or step_if_idle(view.desired, card).action is not Action.APPLY
+        or change.card in view.taken
+    ):
         return None
     if view.now < change.until:
         return memory, Wait(change.until - view.now), ()
@@ -386,7 +368,7 @@ def _planned(memory: Memory, change: Change, card: Card | None, view: View) -> _
 
 
 def _send(memory: Memory, change: Change, card: Card, view: View) -> _Next:
-    # The driver itself would go through 0 as well, and lose the VFs on the way if it then refuses.
+    # Asked for another number, the driver removes the VFs first, and loses them if it then refuses.
     assert view.desired.number is not None  # noqa: S101 - the step is to apply
     number = 0 if card.vfs else view.desired.number
     change = replace(change, sent=True, number=number, scan_at=0.0)
@@ -395,7 +377,7 @@ def _send(memory: Memory, change: Change, card: Card, view: View) -> _Next:
 
 def _sent(memory: Memory, change: Change, card: Card | None, view: View) -> _Next:
     if change.failure and (view.stuck or change.stuck):
-        # What scans say now may be changed yet: one from after the end of that is wanted.
+        # The driver may still change the card: only a scan from after the end of the request counts.
         until = max(change.until, view.now + RETRY_SECONDS[0])
         change = replace(change, scans=view.scans, until=until, stuck=view.stuck)
         return replace(memory, change=change), Wait(CHECK_SECONDS if view.stuck else 0.0), ()
@@ -404,7 +386,7 @@ def _sent(memory: Memory, change: Change, card: Card | None, view: View) -> _Nex
         if left > 0:
             wait = min(change.scan_at - view.now, left)
             return memory, Wait(wait) if wait > 0 else Scan(left), ()
-        reason = change.failure or change.shown or "no scan has shown what came of it"
+        reason = change.failure or change.shown or "no scan has shown the result"
         return _failed(memory, change, view, reason), Wait(0.0), ()
     if card is not None and card.complete and card.index is not None:
         if card.vfs == view.desired.number:
@@ -412,9 +394,9 @@ def _sent(memory: Memory, change: Change, card: Card | None, view: View) -> _Nex
             news = News(reason=Reason.APPLIED, card=card.address, text=text)
             return _over(memory, change.card), Wait(0.0), (news,)
         if card.vfs == change.number and not change.failure:
-            if wanted(view.desired, card).action is Action.APPLY:
+            if step_if_idle(view.desired, card).action is Action.APPLY:
                 return _send(memory, change, card, view)
-            return None  # the wish is another one meanwhile, and asks for nothing
+            return None  # the desired VF count has changed meanwhile and needs no action
     if change.failure:
         return _failed(memory, change, view, change.failure), Wait(0.0), ()
     what = "nothing of the card" if card is None else f"{card.vfs} VFs" + " in part" * (not card.complete)
@@ -426,7 +408,7 @@ def _sent(memory: Memory, change: Change, card: Card | None, view: View) -> _Nex
 
 
 def _awaited(memory: Memory, change: Change, card: Card | None, view: View) -> _Next:
-    """Nothing follows from what a former process has asked for: a change begins with a look at the card."""
+    """Wait for the result of a former process's request. A change of ours begins with a check of its own."""
     if view.scans != change.scans:
         if card is not None and card.complete and card.index is not None and card.vfs == change.number:
             return None
@@ -467,7 +449,7 @@ def _failed(memory: Memory, change: Change, view: View, reason: str) -> Memory:
 def _pause(
     memory: Memory, view: View, card: str, reason: str, seconds: tuple[float, float], *, failed: bool
 ) -> Memory:
-    """Twice as long as the last time, if that was not long ago."""
+    """Pause a card, twice as long as the last time if that was recent."""
     first, most = seconds
     last = memory.pauses.get(card)
     again = last is not None and last.failed == failed and view.now < last.until + 2 * most
@@ -476,12 +458,15 @@ def _pause(
     return replace(memory, pauses={**memory.pauses, card: pause})
 
 
-# --- noticing -------------------------------------------------------------------------------------
+# --- changes from outside -------------------------------------------------------------------------
 
 
 def _notice(memory: Memory, view: View) -> tuple[Memory, tuple[News, ...]]:
-    """A new wish begins anew, as an order does for cards left alone; a card that was as wished and is not any
-    more was changed by somebody else."""
+    """Take in a new desired VF count, an order, and drift.
+
+    A new count resets the memory; an order (SIGHUP) resets cards that are left alone. A card that had the
+    desired count and lost it was changed by another program.
+    """
     if view.desired.number != memory.number:
         memory = replace(memory, number=view.desired.number, pauses={}, refusals={}, settled={})
     if view.orders != memory.orders:
@@ -496,13 +481,13 @@ def _notice(memory: Memory, view: View) -> tuple[Memory, tuple[News, ...]]:
         elif card.vfs == view.desired.number:
             settled[address] = card.vfs
         elif (was := settled.pop(address, None)) is not None:
-            text = f"somebody else has split {address}: {was} VFs before, {card.vfs} now"
+            text = f"another program has split {address}: {was} VFs before, {card.vfs} now"
             memory = _pause(memory, view, address, text, DRIFT_SECONDS, failed=False)
             news.append(News(reason=Reason.DRIFT, card=address, text=text))
     return replace(memory, settled=settled), tuple(news)
 
 
-# --- telling --------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
 
 
 _UNREAD = (
@@ -530,29 +515,31 @@ def _kept_back(memory: Memory, view: View, limits: Limits) -> dict[str, Health]:
 
 
 def _in_doubt(view: View, limits: Limits, card: Card) -> bool:
-    """Whether it may be the card that a former process has asked the driver to change."""
+    """Return whether a former process may have asked the driver to change this card."""
     unread = view.unread is not None and view.now < view.unread + limits.timeout
     return unread and card.most != 0
 
 
 def _undecided(view: View, card: Card) -> bool:
-    """Whether a whole card may have to be split: nobody has said yet, or nobody has looked yet. One that is
-    split stays offered, as a reboot leaves none such."""
+    """Return whether a whole card may have to be split: the desired VF count or its users are unknown.
+
+    A card that is split stays offered, as no card is split after a reboot.
+    """
     asked = view.desired.origin is not None
-    looked = card.address in view.proofs or wanted(view.desired, card).action is not Action.APPLY
+    looked = card.address in view.proofs or step_if_idle(view.desired, card).action is not Action.APPLY
     return bool(card.most) and not card.vfs and not card.excluded and not (asked and looked)
 
 
-def _told(memory: Memory, view: View, limits: Limits, card: Card) -> Step:
-    """A card's step with what is being done about it."""
-    step = wanted(view.desired, card)
+def _step(memory: Memory, view: View, limits: Limits, card: Card) -> Step:
+    """Return a card's step with the progress of its change."""
+    step = step_if_idle(view.desired, card)
     change = memory.change
     if change is not None and change.card == card.address:
         what = "being changed" if change.sent else "withheld, waiting for --pod-list-delay"
         if change.inherited:
             what = f"a former process of this plugin has asked the driver for {change.number} VFs"
         if change.failure and view.stuck:
-            what = f"{change.failure}; the driver has not let go of that request"
+            what = f"{change.failure}; the driver has not finished that request"
         return replace(step, desired=view.desired.number, action=Action.APPLY, reason=what)
     in_doubt = step.action is Action.KEEP and not card.excluded and _in_doubt(view, limits, card)
     due = step.action is Action.APPLY and limits.apply and view.unread is not None
@@ -577,33 +564,35 @@ def _told(memory: Memory, view: View, limits: Limits, card: Card) -> Step:
         return replace(step, action=Action.FAILED if pause.failed else Action.APPLY, reason=reason)
     proof = view.proofs.get(card.address)
     if proof is None:
-        return replace(step, reason="about to be looked at")
+        return replace(step, reason="waiting for a check of its users")
     if card.address in view.taken and proof.idle:
         return replace(step, action=Action.BLOCKED, reason="granted to a container just now")
-    return replace(proven(step, proof), reason=proof.text if not proof.idle else "waits its turn")
+    return replace(proven(step, proof), reason=proof.text if not proof.idle else "waiting for its turn")
 
 
 def _turns(memory: Memory, steps: Iterable[Step], desired: DesiredVfs) -> tuple[Memory, tuple[News, ...]]:
-    """What has turned bad. Said again only after it was well, or for another wish or another failure."""
-    told: dict[str, object] = {"": desired.problem} if desired.problem else {}
+    """Return the new problems. Each is reported again only after a success, or for another number or
+    failure."""
+    reported: dict[str, object] = {"": desired.problem} if desired.problem else {}
     news = []
-    if desired.problem and memory.told.get("") != desired.problem:
+    if desired.problem and memory.reported.get("") != desired.problem:
         news.append(News(reason=Reason.FAILED, card="", text=f"{desired.problem}; {desired.instead}"))
     for step in steps:
-        before = memory.told.get(step.card)
+        before = memory.reported.get(step.card)
         if step.action is Action.BLOCKED:
-            # By a doubt, and then by a holder, is worth another word; not the other way round.
+            # A holder after a doubt is reported again; a doubt after a holder is not.
+
             held = bool(step.holders) or before == (Reason.BLOCKED, step.desired, True)
             now: object = (Reason.BLOCKED, step.desired, held)
         elif step.action is Action.FAILED:
             now = (Reason.FAILED, step.desired, step.reason)
         elif step.action is Action.APPLY and before is not None:
-            told[step.card] = before
+            reported[step.card] = before
             continue
         else:
             continue
-        told[step.card] = now
+        reported[step.card] = now
         if now != before:
             reason = Reason.BLOCKED if step.action is Action.BLOCKED else Reason.FAILED
             news.append(News(reason=reason, card=step.card, text=f"{step.card}: {step.reason}"))
-    return replace(memory, told=told), tuple(news)
+    return replace(memory, reported=reported), tuple(news)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device is: a scan and the host's facts -> devices with an identity.
+"""The identity of devices: a scan and the host's facts -> devices.
 
-An identity is the PCI address, never the library's index and never N of /dev/xpuN: both move when a
-card is split, lost or not readable.
+The identity is the PCI address, never the library's index and never N of /dev/xpuN. Both change when a card
+is split, is lost or cannot be read.
 """
 
 import re
@@ -21,20 +21,17 @@ CONTROL_NODE = "xpuctrl"
 CONTROL_PATH = f"/dev/{CONTROL_NODE}"
 
 Identity = tuple[int, int]
-"""Of a device node: st_rdev and st_ino."""
+"""st_rdev and st_ino of a device node."""
 
 
 @frozen
 class Node:
-    """A device node xpuN. The minor is twice the probe order, plus the half on a K200: not N.
-
-    inode: another one when the driver has made the node anew, be it with the same numbers for other
-    hardware: N and minor are given again at once, inode numbers of devtmpfs are not
-    """
+    """A device node xpuN. The minor is twice the probe order, plus the half on a K200: not N."""
 
     number: int
     major: int
     minor: int
+    # A node that the driver makes anew has another inode number in devtmpfs, even with the same N and minor.
     inode: int
 
     @property
@@ -44,7 +41,7 @@ class Node:
 
 @frozen
 class Function:
-    """What sysfs says about a PCI function; None where it says nothing. driver: that it is bound to"""
+    """A PCI function in sysfs; None for each value that sysfs lacks."""
 
     vendor: int | None = None
     device: int | None = None
@@ -53,92 +50,71 @@ class Function:
     num_vfs: int | None = None
     total_vfs: int | None = None
     physfn: str | None = None
-    driver: str | None = None
+    driver: str | None = None  # the driver to which it is bound
 
 
 @frozen
 class Host:
-    """The host's side. A scan is due when it differs from that of the last scan.
-
-    control: st_rdev of the control node, None where there is none
-    addresses: N -> PCI address, of nodes and of what has none; functions: PCI address -> Function
-    """
+    """The host's side. A difference from that of the last scan makes a scan due."""
 
     nodes: tuple[Node, ...] = ()
-    control: int | None = None
-    addresses: Mapping[int, str]
-    functions: Mapping[str, Function]
+    control: int | None = None  # st_rdev of the control node; None if there is none
+    addresses: Mapping[int, str]  # N -> PCI address, also for N without a node
+    functions: Mapping[str, Function]  # by PCI address
 
 
 @frozen
 class Scan:
-    """What one worker saw.
-
-    usable: the N that the library could open, ascending, so that index is the rank in it
-    refused: of other N, the errno that opening the node ended with
-    driver_release: the driver's own version file, of which the library leaves out the third number
-    """
+    """The result of one worker's scan."""
 
     readings: tuple[Reading, ...]
-    usable: tuple[int, ...]
+    usable: tuple[int, ...]  # each N that the library could open, ascending: the index is the rank here
     host: Host
     library: str
     library_version: str
     driver_version: str
-    driver_release: str | None = None
-    refused: Mapping[int, int] = field(default_factory=dict)
+    driver_release: str | None = None  # by the driver's version file; the library omits the third number
+    refused: Mapping[int, int] = field(default_factory=dict)  # other N -> errno of open
 
 
 @frozen
 class Process:
-    """A process that computes on a device, as the driver recorded it.
+    """A process that computes on a device, as the driver recorded it."""
 
-    pid: in the process's own pid namespace, so that it names nobody on the host: two containers may have it
-    host_pid: on the host; None from libxpuml 4.0.12.1, which does not tell it
-    """
-
-    pid: int
-    host_pid: int | None
+    pid: int  # in the process's own pid namespace, so it is not unique on the host
+    host_pid: int | None  # on the host; None from libxpuml 4.0.12.1, which does not report it
 
 
 @frozen
 class Usage:
-    """Who uses a card, as far as library and sysfs tell. It proves idleness only of what it names.
+    """The users of a card by library and sysfs. It proves only the named functions idle."""
 
-    processes: by PCI address of the function, what computes there (99 at most, which is as many as the
-        library tells); both halves of a K200 together. None where the library could not tell. A device
-        whose address the library did not tell is left out: what is missing here is not proven idle. Nor
-        is a device that a process merely holds open, which computes nothing and yet keeps a card from
-        being split.
-    drivers: by PCI address of the card and of each VF in sysfs, the kernel driver that it is bound to, None
-        for none. Empty when the card is not in sysfs. A VF of a foreign driver (`vfio-pci`: a virtual
-        machine has it) is none of the library's devices, so that `processes` does not tell of it.
-    """
-
+    # PCI address of a function -> its computing processes; both halves of a K200 together. The library
+    # reports
+    # 99 at most. None: the library could not tell. A missing device is not proven idle. A process that only
+    # holds a device open is not reported, although it keeps the card from being split.
     processes: Mapping[str, tuple[Process, ...] | None]
+    # PCI address of the card and of each VF in sysfs -> its kernel driver, None for none. Empty if the card
+    # is
+    # not in sysfs. A VF of a foreign driver (`vfio-pci`: a virtual machine has it) is no device of the
+    # library.
     drivers: Mapping[str, str | None]
 
 
 @frozen
 class Gauges:
-    """What a device measures; None where the library did not tell.
+    """A device's measurements; None for each that the library did not report."""
 
-    index, pci: the library's rank and PCI address, both of which say which device this is
-    utilization_percent: of the cores; power: the driver's number, watts or milliwatts by release
-    processes: how many compute there, 99 at most
-    impossible: names of fields that are None as what the library told cannot be: see `credible`
-    """
-
-    index: int
-    pci: str | None = None
+    index: int  # the library's rank
+    pci: str | None = None  # the PCI address by the library
     memory_used_bytes: int | None = None
     memory_total_bytes: int | None = None
-    utilization_percent: int | None = None
+    utilization_percent: int | None = None  # of the cores
     temperature_celsius: int | None = None
-    power: int | None = None
+    power: int | None = None  # the driver's number: watts or milliwatts, by release
     clock_mhz: int | None = None
-    processes: int | None = None
-    impossible: tuple[str, ...] = ()
+    processes: int | None = None  # computing processes, 99 at most
+    impossible: tuple[str, ...] = ()  # fields that are None as their values are impossible: see `credible`
 
 
 MOST_MEMORY = 1 << 40  # bytes that a device may have
@@ -148,11 +124,11 @@ _MOST_SIGNED = (1 << 31) - 1  # numbers of the library beyond it are negative on
 
 
 def credible(gauges: Gauges) -> Gauges:
-    """The same without what cannot be.
+    """Return the gauges without impossible values.
 
-    libxpuml 4.0.12.1 passes on whatever a driver answers. Temperatures are the sensor's word for boards that
-    it does not know, and wrap below zero. The memory of the PF of a card that was split when the driver came
-    up is what was on the stack.
+    libxpuml 4.0.12.1 passes on each value of the driver. For unknown boards the temperature is the sensor's
+    raw value, and wraps below zero. The memory of a PF is undefined if its card was split when the driver
+    was loaded.
     """
     celsius = gauges.temperature_celsius
     if celsius is not None and celsius > _MOST_SIGNED:
@@ -174,7 +150,7 @@ def credible(gauges: Gauges) -> Gauges:
 
 
 class Kind(StrEnum):
-    """What the kubelet could be offered, and the PF that it is not while it has VFs."""
+    """The kinds of devices that can be offered, and the PF of a card with VFs, which cannot."""
 
     WHOLE = "whole"
     HALF = "half"
@@ -184,30 +160,22 @@ class Kind(StrEnum):
 
 @frozen
 class Device:
-    """One device with a stable identity.
+    """One device with a stable identity."""
 
-    id: `0000:3b:00.0`, a K200's half `0000:3b:00.0-half1`, a VF `0000:3b:01.0-of3` (of its card's VFs)
-    card: address of the card, that is of its PF
-    split: how the card is divided: `whole`, `half`, or `of<number of VFs>` for VFs and their PF
-    number: N of /dev/xpuN; index: the library's rank in the scan that found it
-    max_vfs: VFs that its driver would allow, 0 for one that cannot be split, None where that is not known
-    memory_bytes: 0 where unknown; state: raw, None when the call failed (then `failure` says how)
-    """
-
-    id: str
-    card: str
+    id: str  # `0000:3b:00.0`, a K200's half `0000:3b:00.0-half1`, a VF `0000:3b:01.0-of3` (of 3 VFs)
+    card: str  # address of the card's PF
     kind: Kind
-    split: str
+    split: str  # the division of the card: `whole`, `half`, or `of<number of VFs>` for VFs and their PF
     model: str
     node: Node
-    index: int
+    index: int  # the library's rank in the scan that found it
     numa: int | None
-    max_vfs: int | None
-    memory_bytes: int
+    max_vfs: int | None  # the driver's maximum of VFs; 0 if it cannot be split, None if unknown
+    memory_bytes: int  # 0 if unknown
     serial: str
     arch: int | None
-    state: int | None
-    failure: Failure | None
+    state: int | None  # raw; None if the call failed
+    failure: Failure | None  # of that call
 
     @property
     def address(self) -> str:
@@ -216,27 +184,23 @@ class Device:
 
     @property
     def path(self) -> str:
-        """The node's path, on the host and in a container: the library takes N from the name."""
+        """The node's path, on the host and in a container: the library reads N from the name."""
         return f"/dev/xpu{self.node.number}"
 
 
 @frozen
 class Found:
-    """Outcome of a scan.
+    """The result of identifying the devices of a scan."""
 
-    devices: by id; control: st_rdev of the control node
-    problems: a sentence for each index or node that became no device
-    """
-
-    devices: Mapping[str, Device]
-    control: int | None = None
-    problems: tuple[str, ...] = ()
+    devices: Mapping[str, Device]  # by id
+    control: int | None = None  # st_rdev of the control node
+    problems: tuple[str, ...] = ()  # a sentence for each index or node without a device
 
 
 # --- names --------------------------------------------------------------------------------------
 
-# Models as numbered by the vendor's headers and driver; 4.0.12.1 itself tells the first five and R200's
-# split forms, and answers 9999 for all others.
+# Model numbers of the vendor's headers and driver. Library 4.0.12.1 reports the first five and R200's split
+# forms, and 9999 for all others.
 _FAMILIES = {
     0: "K200",
     1: "K100",
@@ -252,7 +216,7 @@ _FAMILIES = {
     11: "RM80",
 }
 _K200 = 0
-# In SR-IOV a family has four numbers from here on: the PF, and its VFs when there are 1, 2 or 3.
+# In SR-IOV a family has four numbers from here on: the PF, and its VFs if there are 1, 2 or 3.
 _SRIOV_FAMILIES = {200: "R200", 204: "R300", 208: "R200-8F", 212: "R200-8FS", 216: "RG800", 220: "RG800-PRO"}
 _KL3_MODELS = range(300, 600)
 
@@ -271,28 +235,28 @@ _SUBSYSTEMS = {
     8: "RG800-PRO",
 }
 
-_UNKNOWN = "XPU"  # a board's name begins so when nothing else is known of it
-_LONGEST_NAME = 48  # of 63 letters that a resource's name may have; a profile adds to it
+_UNKNOWN = "XPU"  # begin of the name of an unknown board
+_LONGEST_NAME = 48  # of the 63 letters of a resource's name; a profile adds to it
 _GIB = 1 << 30
-# Sizes of boards that can be split. What a VF reports is up to a quarter less than its share: error
-# correction takes an eighth, older drivers leave out 768 MiB more. So sizes are classes, not keys.
+# Sizes of boards that can be split. A VF reports up to a quarter less than its share: error correction takes
+# an eighth, and older drivers omit 768 MiB more. So sizes are classes, not keys.
 _SPLITTABLE_BOARDS_GIB = (16, 32, 64, 96, 128)
 
 
 def _sriov_base(model: int | None) -> int | None:
-    """The first of the four numbers that `model` belongs to, None for a model outside SR-IOV."""
+    """Return the first of the four numbers of `model`'s family, None for a model outside SR-IOV."""
     base = None if model is None else model - model % 4
     return base if base in _SRIOV_FAMILIES else None
 
 
 def _memory(reading: Reading) -> int | None:
-    """Bytes of main memory; None where the library did not tell, or what cannot be."""
+    """Return the bytes of main memory; None if they are unknown or impossible."""
     bytes = reading.memory_bytes
     return bytes if bytes is not None and 0 < bytes <= MOST_MEMORY else None
 
 
 def _family(reading: Reading, function: Function, memory_bytes: int | None) -> str:
-    """The board's name, made of whatever is known of it."""
+    """Return the board's name by all known facts."""
     if (base := _sriov_base(reading.model)) is not None:
         return _SRIOV_FAMILIES[base]
     if reading.model in _FAMILIES:
@@ -312,7 +276,8 @@ def _family(reading: Reading, function: Function, memory_bytes: int | None) -> s
 
 
 def _profile(family: str, memory_bytes: int, vfs: int) -> str:
-    """The VF profile's name, `R200-VF-8G`: the board's size divided by its VFs, as the vendor rounds."""
+    """Return the VF profile's name, `R200-VF-8G`: the board's size divided by its VFs, rounded as the vendor
+    does."""
     total = memory_bytes * vfs
     for board in _SPLITTABLE_BOARDS_GIB:
         if 0 < total <= board * _GIB:
@@ -321,7 +286,7 @@ def _profile(family: str, memory_bytes: int, vfs: int) -> str:
 
 
 def resource_name(device: Device, *, base: str, per_profile: bool) -> str:
-    """The resource a device is offered as: `base`, or in base's domain one named by model and profile."""
+    """Return the resource of a device: `base`, or in base's domain one named by model and profile."""
     return f"{base.partition('/')[0]}/{device.model}" if per_profile else base
 
 
@@ -333,12 +298,12 @@ _MODEL = re.compile(
 
 
 def may_be_serial(name: str) -> bool:
-    """Whether a name is neither an id nor a model, and so a serial number as far as anybody can tell."""
+    """Return whether a name is neither an id nor a model, and so may be a serial number."""
     return not (_ID.fullmatch(name) or _MODEL.fullmatch(name))
 
 
 def matches(device: Device, names: Iterable[str]) -> bool:
-    """Whether one of `names` is this device's id, card, model or serial number; case does not matter."""
+    """Return whether one of `names` is this device's id, card, model or serial number, in any case."""
     own = {device.id, device.card, device.model.lower(), device.serial.lower()} - {""}
     return any(name.lower() in own for name in names)
 
@@ -347,15 +312,16 @@ def matches(device: Device, names: Iterable[str]) -> bool:
 
 
 def _numbers(scan: Scan) -> tuple[dict[int, int], dict[int, str]]:
-    """Which N each index is: told by the library, else by rank, else by the address that sysfs gives N.
+    """Return index -> N, and index -> a sentence for each index without an N.
 
-    Whatever the host contradicts is left out, with a sentence; and one contradicted rank discredits all that
-    the host does not prove: a wrong node would give somebody else's card away.
+    The sources are the library's own number, else its rank, else the address that sysfs gives N. An index
+    that the host contradicts is left out. One contradicted rank discredits all ranks that the host does not
+    prove: a wrong node would give a container another one's card.
     """
     nodes = {node.number: node for node in scan.host.nodes}
     told = {reading.index: reading.number for reading in scan.readings if reading.number is not None}
     ranks = dict(enumerate(scan.usable)) if len(scan.usable) == len(scan.readings) else {}
-    if ranks | told != ranks:  # a library that tells otherwise does not rank
+    if ranks | told != ranks:  # a library with other numbers of its own does not rank
         ranks = {}
     refused = {
         index: text
@@ -375,7 +341,7 @@ def _numbers(scan: Scan) -> tuple[dict[int, int], dict[int, str]]:
 
 
 def _contradiction(scan: Scan, index: int, node: Node | None) -> str | None:
-    """What speaks against an index being a node: another address, or the other half's minor."""
+    """Return the contradiction between an index and a node: another address, or the other half's minor."""
     reading = scan.readings[index]
     if node is None:
         return None
@@ -397,8 +363,10 @@ def _same_half(reading: Reading, node: Node) -> bool:
 
 
 def _by_address(scan: Scan, nodes: Mapping[int, Node]) -> dict[int, int]:
-    """What addresses alone prove: as many indexes as nodes have it. Halves in ascending order of both, or
-    by their minors where the library tells them."""
+    """Return the pairs that addresses alone prove: an address with as many indexes as nodes.
+
+    Halves are paired in ascending order of both, or by their minors if the library reports them.
+    """
     indexes = defaultdict(list)
     for reading in scan.readings:
         if reading.pci is not None:
@@ -423,16 +391,16 @@ def _by_address(scan: Scan, nodes: Mapping[int, Node]) -> dict[int, int]:
 
 
 def parent_by_rule(address: str) -> str:
-    """A VF's card where sysfs does not tell: VFs sit at the card's bus and slot + 1, functions 0 to 2."""
+    """Return a VF's card without sysfs: VFs have the card's bus and its slot + 1, functions 0 to 2."""
     domain, bus, rest = address.split(":")
     return f"{domain}:{bus}:{max(int(rest[:2], 16) - 1, 0):02x}.0"
 
 
 def identify(scan: Scan, before: Found | None = None) -> Found:
-    """Name every device of a scan. Two that would share an id are both left out, with the reason.
+    """Name every device of a scan. Two devices with the same id are both left out, with the reason.
 
-    before: what an earlier scan found; a device that does not answer now is what it was then, and one whose
-        memory cannot be what the library tells has the memory and the name that it had
+    before: the result of an earlier scan. A device that does not answer keeps its identity. A device with an
+        impossible memory keeps its memory and name.
     """
     problems: list[str] = []
     numbers, refused = _numbers(scan)
@@ -460,7 +428,7 @@ def identify(scan: Scan, before: Found | None = None) -> Found:
         devices,
         before.devices if before else {},
     )
-    # A card that is silent since it was split: its VFs tell.
+    # A card that is silent since it was split is known by its VFs.
     devices = [device for device in devices if device.kind is Kind.PF or device.address not in cards.with_vfs]
     devices += [
         cards.device(address, reading, node, shared=len(own) > 1)
@@ -481,7 +449,7 @@ def identify(scan: Scan, before: Found | None = None) -> Found:
 
 
 def _still(device: Device, functions: Mapping[str, Function]) -> bool:
-    """Whether a card is split as it was when the device was found, as far as sysfs tells."""
+    """Return whether sysfs shows the card split as it was when the device was found."""
     number = functions.get(device.card, Function()).num_vfs
     return number is None or (device.split == f"of{number}" if number else not device.split.startswith("of"))
 
@@ -489,13 +457,13 @@ def _still(device: Device, functions: Mapping[str, Function]) -> bool:
 def _without_node(index: int, numbers: Mapping[int, int]) -> str:
     if index in numbers:
         return f"device index {index}: no node /dev/xpu{numbers[index]}"
-    return f"device index {index}: which /dev/xpuN it is cannot be told"
+    return f"device index {index}: its /dev/xpuN is unknown"
 
 
 def _known(reading: Reading, node: Node, scan: Scan, before: Mapping[Node, Device]) -> Device | None:
-    """The device that an earlier scan found at this node, for one that does not tell what it is now.
+    """Return the device that an earlier scan found at this node, for one that does not answer now.
 
-    Not if the library or sysfs says that the node has become another card's.
+    None if the library or sysfs shows that the node belongs to another card now.
     """
     device = before.get(node)
     if device is None or reading.arch is not None:
@@ -503,7 +471,7 @@ def _known(reading: Reading, node: Node, scan: Scan, before: Mapping[Node, Devic
     address = reading.pci or scan.host.addresses.get(node.number)
     if address not in (None, device.address) or not _still(device, scan.host.functions):
         return None
-    if reading.state is None and not reading.failures:  # left out: nothing new is known
+    if reading.state is None and not reading.failures:  # left out: no news
         return replace(device, index=reading.index)
     failure = _last_failure(reading) if reading.state is None else None
     return replace(device, index=reading.index, state=reading.state, failure=failure)
@@ -518,8 +486,11 @@ def _last_failure(reading: Reading) -> Failure | None:
 
 
 def _most_vfs(kind: Kind, reading: Reading, function: Function) -> int | None:
-    """A VF answers NON_SRIOV as K-series do. Boards that refuse every split answer 3 all the same; where
-    sysfs knows the function, it has `sriov_totalvfs` only if that has the PCI capability."""
+    """Return the maximum of VFs. VFs and K-series report NON_SRIOV.
+
+    Boards that refuse every split report 3 all the same. If sysfs knows the function, `sriov_totalvfs` is
+    present only with the PCI capability.
+    """
     if kind in (Kind.VF, Kind.HALF) or reading.mode == VxpuMode.NON_SRIOV:
         return 0
     if function.vendor is not None and not function.total_vfs:
@@ -528,7 +499,7 @@ def _most_vfs(kind: Kind, reading: Reading, function: Function) -> int | None:
 
 
 class _Cards:
-    """Which functions of a scan belong to which card."""
+    """The assignment of a scan's functions to cards."""
 
     def __init__(
         self,
@@ -552,7 +523,8 @@ class _Cards:
         return self._functions.get(address, Function())
 
     def _is_pf(self, address: str) -> bool:
-        """A card that has VFs: by its mode, else by sysfs, else by its model number."""
+        """Return whether a function is a card that has VFs: by its mode, else by sysfs, else by its model
+        number."""
         reading, function = self._readings[address], self._function(address)
         if function.physfn is not None:
             return False
@@ -560,7 +532,7 @@ class _Cards:
         return reading.mode == VxpuMode.SRIOV_ON or bool(function.num_vfs) or guess
 
     def _parent(self, address: str) -> str | None:
-        """The card of a VF, None for anything else. A VF itself only says NON_SRIOV, as K-series do."""
+        """Return the card of a VF, None for others. A VF itself reports only NON_SRIOV, as K-series do."""
         if address in self._split:
             return None
         reading, function = self._readings[address], self._function(address)
@@ -576,14 +548,16 @@ class _Cards:
         return rule if is_vf else None
 
     def _vf_count(self, card: str, model: int | None) -> int:
-        """How many VFs a card has: sysfs, else what a VF's model number says, else those in sight."""
+        """Return a card's number of VFs: by sysfs, else by a VF's model number, else those in sight."""
         base = _sriov_base(model)
         by_model = 0 if base is None or model is None else model - base
         return self._function(card).num_vfs or by_model or self._vfs[card]
 
     def _board(self, address: str, reading: Reading) -> tuple[str, int]:
-        """A board's name and bytes of memory, by its own reading. While that does not tell its memory, both
-        are what they were; the name of a board that is known needs no memory."""
+        """Return a board's name and bytes of memory by its own reading.
+
+        Without a memory in the reading, both keep their values. A known board's name needs no memory.
+        """
         memory, last = _memory(reading), self._before.get(address)
         if memory is not None and address in self._split and not self._holds_vfs(address, memory):
             memory = None
@@ -593,7 +567,7 @@ class _Cards:
         return model, memory or 0
 
     def _holds_vfs(self, card: str, memory: int) -> bool:
-        """Whether so much can be the memory of a PF: what its VFs have, and at most twice that."""
+        """Return whether a PF can have so much memory: at least that of its VFs, at most twice that."""
         known = (
             _memory(reading)
             for address, reading in self._readings.items()

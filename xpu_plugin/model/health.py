@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A device's answers over time -> Healthy or Unhealthy, with a reason.
 
-The one rule that is right for every generation: healthy is a call that succeeded and said 201 (RUNNING).
-KL2 drivers say 205 while a card resets, 207 for an error and 208 in an exception; KL1 cards say other
-numbers, 205 for an error and 103 and 104 around a reset, so the numbers only choose the words.
+One rule is right for every generation: a device is healthy if the call succeeds and returns 201 (RUNNING).
+KL2 drivers return 205 while a card resets, 207 for an error and 208 in an exception. KL1 cards return other
+numbers: 205 for an error, 103 and 104 around a reset. So other numbers only choose the text.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,14 +15,11 @@ from xpu_plugin.xpuml import Arch, ReturnCode, State
 
 @frozen(kw_only=False)
 class Health:
-    """Healthy when `reason` is None; else a stable code for it, and a sentence.
+    """The health of a device: healthy, or unhealthy for a reason."""
 
-    of_card: what is said is said of the whole card, also where there are two devices of it
-    """
-
-    reason: str | None = None
-    text: str = ""
-    of_card: bool = False
+    reason: str | None = None  # a stable code; None if healthy
+    text: str = ""  # a sentence about the reason
+    of_card: bool = False  # it applies to the whole card, also if the card has two devices
 
     @property
     def healthy(self) -> bool:
@@ -30,22 +27,22 @@ class Health:
 
     @property
     def well(self) -> bool:
-        """Healthy, or merely kept back from new pods."""
+        """Healthy, or only withheld from new pods."""
         return self.healthy or self.reason in KEPT_BACK or self.held
 
     @property
     def held(self) -> bool:
-        """Kept back as a container holds it that the kubelet does not count."""
+        """Withheld, as a container holds it and the kubelet does not count that."""
         return self.reason in (FORGOTTEN_HOLDER, HELD_OTHERWISE)
 
     @property
     def in_change(self) -> bool:
-        """Kept back as the driver changes its card's VFs, or may do so."""
+        """Withheld, as the driver changes its card's VFs, or may do so."""
         return self.reason in (CHANGING.reason, CHANGE_UNKNOWN)
 
     @property
     def grantable(self) -> bool:
-        """Healthy, or kept back in a way that lets through what the kubelet asked for before it knew."""
+        """Healthy, or withheld in a way that still allows a grant which the kubelet began before it knew."""
         return self.well and not self.in_change and not self.held
 
     def __str__(self) -> str:
@@ -58,32 +55,34 @@ IN_RESET = "in-reset"
 CALL_FAILED = "call-failed"
 
 LOST = Health("lost", "not found by the last scan, nor shown by sysfs")
-NODE_MISSING = Health("node-missing", "its PCI function is there, and no /dev/xpuN of it that can be opened")
-NOT_ANSWERING = Health("not-answering", "the library hung or crashed when it was asked about this device")
+NODE_MISSING = Health("node-missing", "its PCI function is present, but no /dev/xpuN of it can be opened")
+NOT_ANSWERING = Health("not-answering", "the library hung or crashed during a call for this device")
 LIBRARY_GONE = Health("not-answering", "the library cannot be opened any more")
 UNHEARD = Health(
     "not-answering",
-    "no round has told its state for longer than --health-grace and than two rounds take: the library is "
+    "no round has returned its state for longer than --health-grace and than two rounds take: the library is "
     "slow, or fails at other devices",
 )
 UNWATCHED = Health(
     "not-answering",
-    "its state is not asked for longer than --health-grace: the worker ended while the driver changes "
-    "another card, and a new one would make the driver refuse that",
+    "its state is not read for longer than --health-grace: the worker ended while the driver changes "
+    "another card, and a new worker would make the driver refuse that change",
 )
-RECOVERING = Health("recovering", "it is back, and has to answer well for a while before it is offered")
+RECOVERING = Health("recovering", "it answers again; it is offered after a while of good answers")
 
 _ABSENT = (LOST.reason, NODE_MISSING.reason)
-_NOT_ITS_OWN = (LIBRARY_GONE, UNHEARD, UNWATCHED)  # the library's illness, and no change of the device
+_NOT_ITS_OWN = (LIBRARY_GONE, UNHEARD, UNWATCHED)  # failures of the library, not of the device
 
-# Not sick, but kept back while their card's number of VFs is in question.
-VF_UNDECIDED = Health("vf-undecided", "whether its card's number of VFs is to be changed is not known yet")
+# Healthy, but withheld while the number of VFs of their card is in question.
+VF_UNDECIDED = Health(
+    "vf-undecided", "the plugin does not know yet whether to change its card's number of VFs"
+)
 VF_CHANGE_PLANNED = Health(
-    "vf-change-planned", "kept back from new pods, as its card's number of VFs is to be changed"
+    "vf-change-planned", "withheld from new pods, as its card's number of VFs will be changed"
 )
 CHANGING = Health("changing", "its card's number of VFs is being changed")
 
-# The same: the driver may carry out late what a former process has asked for.
+# The same: the driver may carry out a former process's request late.
 CHANGE_UNKNOWN = "change-unknown"
 ASKED_BEFORE = Health(
     CHANGE_UNKNOWN,
@@ -97,13 +96,13 @@ RECORD_UNREAD = Health(
 )
 KEPT_BACK = (VF_UNDECIDED.reason, VF_CHANGE_PLANNED.reason, CHANGING.reason, CHANGE_UNKNOWN)
 
-# Not sick, but held by a container that the kubelet does not count.
+# Healthy, but held by a container that the kubelet does not count.
 FORGOTTEN_HOLDER = "forgotten-holder"
 HELD_OTHERWISE = "held-otherwise"
 
 _KL1_LOW_POWER = 202
 _KL1_RESETS = (103, 104)  # before and after
-_KL1_CARD = (100, 102, *_KL1_RESETS)  # states of the card; the others are those of one of its chips
+_KL1_CARD = (100, 102, *_KL1_RESETS)  # states of the card; other states are of one of its chips
 _KL2_STATES = {
     State.UNUSED: "unused",
     State.IN_RESET: IN_RESET,
@@ -113,12 +112,12 @@ _KL2_STATES = {
 
 
 def card_held(ids: Iterable[str]) -> Health:
-    """What a device says whose card containers hold under `ids`, as it was split before."""
-    return Health("card-held", f"a container still holds its card as {', '.join(ids)}, which it was before")
+    """The health of a device if containers hold its card under `ids` of an earlier split."""
+    return Health("card-held", f"a container still holds its card as {', '.join(ids)}, by an earlier split")
 
 
 def forgotten_holder(holder: str | None) -> Health:
-    """A device of which the kubelet has lost the record; `holder`: the container, as far as it is known."""
+    """The health of a device whose grant the kubelet has lost. holder: the container, if known"""
     return Health(
         FORGOTTEN_HOLDER,
         f"{holder or 'a container'} was granted it, and the kubelet has lost its record of that; delete that "
@@ -127,7 +126,7 @@ def forgotten_holder(holder: str | None) -> Health:
 
 
 def held_otherwise(holder: str, id: str, resource: str) -> Health:
-    """A device that a container holds in a way that the kubelet does not count for the device as offered."""
+    """The health of a device that a container holds by another plugin's grant."""
     return Health(
         HELD_OTHERWISE,
         f"{holder} holds it as {id} of {resource}, which another plugin has granted; remove that plugin and "
@@ -136,7 +135,7 @@ def held_otherwise(holder: str, id: str, resource: str) -> Health:
 
 
 def judge(code: int, state: int | None, arch: int | None = None, *, held: bool = True) -> Health:
-    """What a state query's return code and raw state mean. held: whether a container may have the device
+    """Return the health by a state query's return code and raw state. held: a container may have the device
 
     A KL1 chip without a user goes to low power by itself, and wakes up when it is used.
     """
@@ -156,16 +155,16 @@ def judge(code: int, state: int | None, arch: int | None = None, *, held: bool =
 
 
 def shared(answers: Mapping[str, Health], halves: Mapping[str, str]) -> dict[str, Health]:
-    """Answers by device, with what one half of a card says of the whole card said of the other one, too,
-    unless that has an illness of its own to tell of.
+    """Return the answers, with the answer of one half about its whole card applied to the other half.
 
+    A half with a failure of its own keeps it.
     halves: half -> card, also of halves without an answer
     """
     said = {halves[id]: answer for id, answer in answers.items() if id in halves and answer.of_card}
     if not said:
         return dict(answers)
     silent = {
-        id: replace(said[card], text=f"its card's other half says: {said[card].text}")
+        id: replace(said[card], text=f"reported by its card's other half: {said[card].text}")
         for id, card in halves.items()
         if card in said and answers.get(id, HEALTHY).reason in (None, CALL_FAILED)
     }
@@ -174,42 +173,31 @@ def shared(answers: Mapping[str, Health], halves: Mapping[str, str]) -> dict[str
 
 @frozen
 class Rules:
-    """When what is heard becomes a verdict.
+    """The rules by which answers become a verdict."""
 
-    failures: failed calls in a row that make a healthy device unhealthy; an error state does so at once
-    recovery: seconds of nothing but good answers that make it healthy again
-    flaps, window: more changes of the verdict than that in so many seconds quarantine it, until it has
-        answered alike for that long
-    """
-
-    failures: int = 2
-    recovery: float = 10.0
+    failures: int = 2  # consecutive failed calls until unhealthy; an error state counts at once
+    recovery: float = 10.0  # seconds of only good answers until healthy again
+    # More changes of the verdict than `flaps` within `window` seconds are a reason for quarantine. It ends
+    # after `window` seconds without a change.
     flaps: int = 5
     window: float = 600.0
 
 
 @frozen
 class History:
-    """What has been heard of one device, as far as it still matters. Times are of one monotonic clock.
+    """The relevant answers of one device so far. Times are of one monotonic clock."""
 
-    verdict: what stands, but for a quarantine; good_since: when its good answers began, None after a bad one
-    failures: failed calls in a row; changed_at: when good answers last became bad ones, or the reverse
-    turns: when the verdict became healthy or unhealthy
-    blameless: its illness is that of the whole library, which is no change of its own
-    quarantine: the reason of its last illness, while it is kept from new pods whatever it answers; else None
-    """
-
-    verdict: Health
-    good_since: float | None
-    changed_at: float
-    failures: int = 0
-    turns: tuple[float, ...] = ()
-    blameless: bool = False
-    quarantine: str | None = None
+    verdict: Health  # without regard to a quarantine
+    good_since: float | None  # begin of the present good answers; None after a bad one
+    changed_at: float  # last change between good and bad answers
+    failures: int = 0  # consecutive failed calls
+    turns: tuple[float, ...] = ()  # times of changes of the verdict between healthy and unhealthy
+    blameless: bool = False  # the failure is that of the whole library, so no change of the device
+    quarantine: str | None = None  # the reason of the last failure while in quarantine; else None
 
     @property
     def settled(self) -> bool:
-        """Healthy for good: another good answer changes nothing."""
+        """Return whether another good answer changes nothing."""
         return self.verdict.healthy and self.good_since is not None and self.quarantine is None
 
     @property
@@ -218,17 +206,17 @@ class History:
 
 
 def begin(answer: Health, now: float, *, quarantine: str | None = None) -> History:
-    """The history of a device that was not known: its first answer counts at once."""
+    """Begin the history of an unknown device: its first answer counts at once."""
     good_since = now if answer.healthy else None
     return History(verdict=answer, good_since=good_since, changed_at=now, quarantine=quarantine)
 
 
 def heard(history: History, answer: Health, now: float, rules: Rules) -> History:
-    """Take in one more answer, or what stands for one: LOST, NODE_MISSING, NOT_ANSWERING, LIBRARY_GONE,
-    UNHEARD, UNWATCHED."""
+    """Take in one more answer, or its replacement: LOST, NODE_MISSING, NOT_ANSWERING, LIBRARY_GONE, UNHEARD,
+    UNWATCHED."""
     good = answer.healthy
     if good and history.settled:
-        return history  # as nearly always
+        return history  # by far the most frequent case
     if good is not (history.good_since is not None):
         history = replace(history, changed_at=now, good_since=now if good else None)
     history = replace(history, failures=history.failures + 1 if answer.reason == CALL_FAILED else 0)
@@ -243,12 +231,12 @@ def heard(history: History, answer: Health, now: float, rules: Rules) -> History
     quarantine = history.quarantine
     if quarantine is None and len(turns) > rules.flaps:
         quarantine = verdict.reason or before.verdict.reason
-    # Answers may come seldom: the one that ends an illness may be the one that ends the quarantine.
+    # Answers may be rare: the answer that ends a failure may also end the quarantine.
     return _freed(replace(history, turns=turns[-rules.flaps - 1 :], quarantine=quarantine), now, rules)
 
 
 def quarantined(reason: str) -> Health:
-    """What a device in quarantine says of itself; `reason`: of its last illness."""
+    """The health of a device in quarantine. reason: of its last failure"""
     return Health(
         "quarantined",
         f"it became healthy and unhealthy too often, at last by {reason}; offered again after "
@@ -257,17 +245,17 @@ def quarantined(reason: str) -> Health:
 
 
 def missed(history: History) -> History:
-    """It could not be asked, which is neither good nor bad: what stands stays, a recovery begins anew."""
+    """Take in a missing answer: the verdict stays, and a recovery starts again."""
     return history if history.verdict.healthy else replace(history, good_since=None)
 
 
 def cleared(history: History) -> History:
-    """Lift the quarantine and forget what led to it."""
+    """Lift the quarantine and forget its causes."""
     return replace(history, turns=(), quarantine=None)
 
 
 def inherited(history: History, quarantine: str | None) -> History:
-    """Somebody else says whether it is in quarantine, and for what last illness."""
+    """Take over another instance's quarantine; None lifts ours."""
     if quarantine is not None:
         return replace(history, quarantine=quarantine)
     return history if history.quarantine is None else cleared(history)
@@ -284,7 +272,7 @@ def _verdict(history: History, answer: Health, now: float, rules: Rules) -> Heal
 
 
 def _freed(history: History, now: float, rules: Rules) -> History:
-    """Quiet for the whole window ends a quarantine."""
+    """End a quarantine after a whole window without a change."""
     if history.quarantine is None or now - history.changed_at < rules.window:
         return history
     return cleared(history)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who uses a card: what each witness says -> the proof that nobody does, or who does.
+"""The users of a card: the answers of all sources -> its holders, or the proof that it is idle.
 
-No witness is enough. The kubelet's list leaves out ordinary init containers (it has sidecars, from 1.29 on)
-and lags a grant; our own grants know nothing of what ended; the driver knows only processes that compute. A
-card is idle when all say so.
+No source is enough alone. The kubelet's list omits ordinary init containers (it has sidecars from 1.29 on)
+and lags behind a grant. Our own grants do not show their end. The driver reports only processes that compute.
+A card is idle when all sources agree.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -17,78 +17,66 @@ from xpu_plugin.model.vf import Card, Proof
 
 @frozen
 class Holding:
-    """Devices of one resource that one container holds; `container` is `namespace/pod/container` or, from
-    the checkpoint, `pod UID/container`."""
+    """Devices of one resource that one container holds."""
 
-    container: str
+    container: str  # `namespace/pod/container`; from the checkpoint, `pod UID/container`
     resource: str
     ids: tuple[str, ...]
 
 
 @frozen
 class Listing:
-    """What the pod resources API lists. pods: `namespace/name` of each, also of those without devices"""
+    """The list of the pod resources API."""
 
-    pods: frozenset[str]
+    pods: frozenset[str]  # `namespace/name` of each pod, also of those without devices
     holdings: tuple[Holding, ...]
 
 
 @frozen
 class Checkpoint:
-    """The file in which the kubelet keeps its grants.
+    """The file in which the kubelet keeps its grants."""
 
-    holdings: by pod UID, also of containers that have ended until the next grant
-    registered: resource -> the healthy ids of the list that the kubelet had last, from whichever plugin; None
-    where that is not written down
-    written_ns: the file's modification time in nanoseconds since 1970; 0 where there is no file
-    """
-
-    holdings: tuple[Holding, ...] = ()
+    holdings: tuple[Holding, ...] = ()  # by pod UID; ended containers stay until the next grant
+    # Resource -> the healthy ids of the last list from any plugin; None if the file lacks them.
     registered: Mapping[str, frozenset[str]] | None = None
-    written_ns: int = 0
+    written_ns: int = 0  # the modification time in ns since 1970; 0 without a file
 
 
 @frozen
 class Answers:
-    """The answers of all witnesses.
+    """The answers of all sources. Times are seconds of the caller's clock."""
 
-    began: the begin of the earliest call; done: the end of the last one, in seconds of the caller's clock
-    listing: the kubelet's, None without such an API or where it was not asked, or why it did not answer
-    checkpoint: its holdings, None where it cannot be read; checkpoint_trouble: why
-    life: the kubelet instance that was there during all calls, else None; age: its seconds
-    own: that very instance has written the checkpoint
-    usages: card -> the answer of driver and sysfs, or why there is none
-    """
-
-    began: float
-    done: float
-    listing: Listing | str | None
-    checkpoint: tuple[Holding, ...] | None
-    life: object
-    age: float
-    usages: Mapping[str, Usage | str] = field(default_factory=dict)
-    own: bool = False
-    checkpoint_trouble: str | None = None
+    began: float  # begin of the earliest call
+    done: float  # end of the last call
+    listing: (
+        Listing | str | None
+    )  # None without the API or if it was not asked; a text: why it did not answer
+    checkpoint: tuple[Holding, ...] | None  # its holdings; None if it cannot be read
+    life: object  # the kubelet instance during all calls; None if it changed or was absent
+    age: float  # seconds of that instance
+    usages: Mapping[str, Usage | str] = field(default_factory=dict)  # by card; a text: why there is no answer
+    own: bool = False  # that instance has written the checkpoint
+    checkpoint_trouble: str | None = None  # why the checkpoint cannot be read
 
     @property
     def listed(self) -> Listing | None:
-        """The kubelet's list; None where there is none."""
+        """The kubelet's list; None if there is none."""
         return self.listing if isinstance(self.listing, Listing) else None
 
     @property
     def complaints(self) -> tuple[str, ...]:
-        """A sentence for each source that is there and cannot be read."""
+        """A sentence for each source that exists and cannot be read."""
         troubles = (self.listing if isinstance(self.listing, str) else None, self.checkpoint_trouble)
         return tuple(trouble for trouble in troubles if trouble)
 
     @property
     def holdings(self) -> tuple[Holding, ...]:
-        """All that the list or the checkpoint names, by the list first."""
+        """All holdings of the list and of the checkpoint, those of the list first."""
         return (*(self.listed.holdings if self.listed else ()), *(self.checkpoint or ()))
 
     @property
     def shown(self) -> tuple[Holding, ...]:
-        """The same for people: the checkpoint, which has no names of pods, only for devices not listed."""
+        """The same for people: the checkpoint has no pod names, so it adds only devices not listed."""
         listed = self.listed.holdings if self.listed else ()
         known = {(holding.resource, id) for holding in listed for id in holding.ids}
         rest = (
@@ -100,15 +88,11 @@ class Answers:
 
 @frozen
 class Terms:
-    """On what terms witnesses are believed.
+    """The conditions on which the sources count."""
 
-    own_pod: `namespace/name`, None outside of a pod; settle: seconds for the kubelet's list to show a grant
-    without_pod_resources: the administrator's consent to go without that list where there is no such API
-    """
-
-    own_pod: str | None = None
-    settle: float = 10.0
-    without_pod_resources: bool = False
+    own_pod: str | None = None  # `namespace/name`; None outside of a pod
+    settle: float = 10.0  # seconds until the kubelet's list shows a grant
+    without_pod_resources: bool = False  # the administrator consents to a kubelet without that API
 
 
 # --- attribution ----------------------------------------------------------------------------------
@@ -117,10 +101,10 @@ class Terms:
 def by_card(
     holdings: Iterable[Holding], facts: Facts, policy: Policy
 ) -> tuple[dict[str, set[str]], set[str]]:
-    """Card -> containers that hold something of it; and those that hold an old id that nobody knows.
+    """Return card -> its holders, and the holders of old ids that no device has.
 
-    A PCI address counts under whatever resource name, as other plugins may give the same hardware away;
-    an old id under ours only.
+    A PCI address counts under any resource name, as another plugin may offer the same hardware. An old id
+    counts under our names only.
     """
     ours = our_resources((*facts.lost.values(), *facts.devices.values()), policy)
     held: dict[str, set[str]] = {}
@@ -141,24 +125,15 @@ def by_card(
 
 @frozen
 class Grant:
-    """A device that we gave away and that may be held still.
+    """A device that we granted and that may still be held."""
 
-    at: when, or when we started for one from the record; inherited: it is from the record
-    allocated: when this process answered the kubelet's Allocate; None for a grant of another process
-    shown: the kubelet instance whose list has shown it last, None if none has; FORMER when we were
-        another process
-    holder: the container that the list has shown it with
-    known_to: the kubelet instance that knew of it last: one that asked for it, listed it or wrote it down
-    noted: whether that one has listed it or written it down
-    """
-
-    at: float
-    allocated: float | None = None
-    inherited: bool = False
-    shown: object = None
-    holder: str | None = None
-    known_to: object = None
-    noted: bool = False
+    at: float  # time of the grant; for one from the record, of our start
+    allocated: float | None = None  # time of this process's Allocate answer; None for another process's
+    inherited: bool = False  # it is from the record
+    shown: object = None  # the last kubelet instance that listed it; None: none has; FORMER: before our start
+    holder: str | None = None  # the container with which it was listed
+    known_to: object = None  # the last kubelet instance that asked for it, listed it or wrote it down
+    noted: bool = False  # that instance has listed it or written it down
 
 
 FORMER = "former"
@@ -170,21 +145,15 @@ Ledger = Mapping[str, Grant]
 
 @frozen
 class Word:
-    """The word of one kubelet instance on the holders, asked for at `began`.
+    """One kubelet instance's answers on the holders."""
 
-    life: the instance, None if there was none or another one before the answer
-    listing: None where it was not asked for or not to be had; trusted: it counts as a proof
-    whole: it names every pod, as it names our own; None where our own pod is not known
-    checkpoint: the ids in it, None where it cannot be read; own: this very instance has written it
-    """
-
-    began: float
-    life: object
-    listing: Listing | None = None
-    whole: bool | None = False
-    trusted: bool = False
-    checkpoint: Collection[str] | None = None
-    own: bool = False
+    began: float  # begin of the call
+    life: object  # the instance; None if there was none, or if another one started before the answer
+    listing: Listing | None = None  # None if it was not asked for or is not available
+    whole: bool | None = False  # it names every pod, as it names our own; None if our own pod is unknown
+    trusted: bool = False  # the list counts as a proof
+    checkpoint: Collection[str] | None = None  # its ids; None if it cannot be read
+    own: bool = False  # this instance has written the checkpoint
 
     @property
     def listed(self) -> dict[str, str]:
@@ -194,16 +163,18 @@ class Word:
 
 
 def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str] = ()) -> Ledger:
-    """The grants that are left, with what the kubelet has said of them.
+    """Return the remaining grants, marked by the kubelet's answers.
 
-    A grant ends when the instance that has listed it does not list it any more, or when the one that has
-    written it down has written a checkpoint without it since. A grant that only an earlier instance has
-    listed ends when its holder's pod is not in a list that is `whole`: an instance that has lost its
-    checkpoint lists the pod without the device, and one that has not heard from the API server lists no pod.
-    That no process uses a device does not end a grant whose pod is known: a pod may compute later. Any other
-    grant ends `settle` seconds after we know of it at the earliest, and only while its device is `unused` by
-    any process and not named by the checkpoint; so does one that an older release has written down as listed
-    without its pod.
+    A grant ends when the instance that listed it lists it no longer. It also ends when the instance that
+    wrote it down has since written a checkpoint without it.
+
+    A grant that only an earlier instance listed ends when its holder's pod is missing in a `whole` list. An
+    instance that lost its checkpoint lists the pod without the device. An instance that has not reached the
+    API server lists no pod.
+
+    An unused device does not end a grant whose pod is known: a pod may compute later. Any other grant ends
+    after `settle` seconds, but only if its device is `unused` by any process and the checkpoint does not name
+    it. The same is true for a record of an older release that was listed without its pod.
     """
     listed, checkpoint = word.listed, word.checkpoint
 
@@ -229,12 +200,12 @@ def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str
 
 
 def _nameless(grant: Grant) -> bool:
-    """Whether an older release has written down that it was listed, and not for which pod."""
+    """Return whether an older release recorded it as listed, without the pod."""
     return grant.holder is None and grant.known_to == FORMER
 
 
 def _dropped(id: str, grant: Grant, word: Word) -> bool:
-    """Whether the instance that has written a grant down has written since that it is over."""
+    """Return whether the instance that wrote a grant down has since written a checkpoint without it."""
     same = grant.noted and word.life is not None and grant.known_to == word.life
     return same and word.own and word.checkpoint is not None and id not in word.checkpoint
 
@@ -250,10 +221,10 @@ def _marked(id: str, grant: Grant, word: Word, listed: Mapping[str, str]) -> Gra
 
 
 def forgotten(ledger: Ledger, word: Word, before: Collection[str] = ()) -> frozenset[str]:
-    """The ids that a container may hold although this kubelet instance does not count them as held.
+    """Return the ids that a container may hold although this kubelet instance does not count them.
 
-    A kubelet that has lost its checkpoint lets the containers run and gives their devices to others.
-    before: the ids that were forgotten until now; they stay so where the kubelet cannot tell
+    A kubelet that lost its checkpoint lets the containers run and gives their devices to others.
+    before: the result until now; it stays where the kubelet gives no answer
     """
     listed = word.listed
     if word.checkpoint is None or word.life is None:
@@ -270,14 +241,14 @@ def forgotten(ledger: Ledger, word: Word, before: Collection[str] = ()) -> froze
 
 
 def pod_of(container: str) -> str:
-    """The `namespace/name` of a listed container's pod."""
+    """Return the `namespace/name` of a listed container's pod."""
     return container.rpartition("/")[0]
 
 
 # --- the proof ------------------------------------------------------------------------------------
 
 _UNREADABLE = "the kubelet's checkpoint cannot be read"
-KUBELET_SECONDS = 60.0  # a kubelet has to be running for so long, if it cannot name our own pod
+KUBELET_SECONDS = 60.0  # minimum run time of a kubelet that cannot name our own pod
 
 
 def examine(
@@ -289,14 +260,14 @@ def examine(
     facts: Facts,
     policy: Policy,
 ) -> tuple[Ledger, dict[str, Proof]]:
-    """What is left of the grants, and the proof for each card asked about."""
+    """Return the remaining grants, and the proof for each card in question."""
     proofs = {}
     doubt = distrust(answers, terms)
     held: Mapping[str, Collection[str]] = {}
     strange: Collection[str] = ()
     if not doubt:
         held, strange = by_card(_holdings(answers, terms), facts, policy)
-    # That grants have ended the checkpoint alone may tell, also where it takes consent to change cards by it.
+    # The checkpoint alone may prove that grants ended, even if it needs consent to prove a card idle.
     if not distrust(answers, replace(terms, without_pod_resources=True)):
         ledger = _strike_out(ledger, asked, answers, terms, facts)
     granted: dict[str | None, list[str]] = {}
@@ -312,17 +283,20 @@ def examine(
 
 
 def _holdings(answers: Answers, terms: Terms) -> Iterable[Holding]:
-    """Whoever is named. A list that is none, or that cannot be seen to be complete, is completed by the
-    checkpoint, late as that is in forgetting the dead."""
+    """Return the present holders.
+
+    If the list is missing or may be incomplete, the checkpoint is added, although it may name ended
+    containers.
+    """
     if answers.listed is not None and terms.own_pod is not None:
         return answers.listed.holdings
     return answers.holdings
 
 
 def distrust(answers: Answers, terms: Terms) -> str:
-    """Why the kubelet's list is no proof; empty if it is one, or the administrator does without.
+    """Return why the kubelet's list is no proof; empty if it is one, or if the administrator consents.
 
-    One that was restarted while its API server is away lists no pods at all, for as long as that lasts.
+    A kubelet that was restarted while its API server is unreachable lists no pods at all meanwhile.
     """
     listing = answers.listing
     if isinstance(listing, str):
@@ -356,14 +330,14 @@ def _proof(
     if doubt:
         return Proof(doubt=doubt)
     if strange:
-        return Proof(doubt=f"nobody knows which device is held by {', '.join(sorted(strange))}")
+        return Proof(doubt=f"the device held by {', '.join(sorted(strange))} is unknown")
     return Proof(doubt=usage) if isinstance(usage, str) else by_usage(card, usage)
 
 
 def _strike_out(
     ledger: Ledger, asked: Collection[Card], answers: Answers, terms: Terms, facts: Facts
 ) -> Ledger:
-    """Forget grants that have ended."""
+    """Drop grants that have ended."""
     unused: set[str] = set()
     for card in asked:
         usage = answers.usages[card.address]
@@ -371,13 +345,13 @@ def _strike_out(
             continue
         here = unused_devices(card, usage)
         unused |= here
-        if len(here) == len(card.devices):  # then also what is not there any more
+        if len(here) == len(card.devices):  # then also ids whose device is gone
             unused |= {id for id in ledger if card_of(id, facts) == card.address}
     return after_word(ledger, word_of(answers, terms), terms.settle, unused)
 
 
 def word_of(answers: Answers, terms: Terms) -> Word:
-    """The kubelet's part of the answers."""
+    """Return the kubelet's part of the answers."""
     listing = answers.listed
     return Word(
         began=answers.began,
@@ -398,25 +372,25 @@ def _ids(holdings: Iterable[Holding]) -> frozenset[str]:
 
 
 def unused_devices(card: Card, usage: Usage) -> set[str]:
-    """The ids of a card's devices at which no process computes, as far as the driver could tell."""
+    """Return the ids of a card's devices without processes, as far as the driver reports them."""
     return {device.id for device in card.devices if usage.processes.get(device.address) == ()}
 
 
 def by_usage(card: Card, usage: Usage) -> Proof:
-    """What driver and sysfs say of a card's functions."""
+    """Prove a card idle by the driver's and sysfs's answers about its functions."""
     holders = []
     for device in card.devices:
         processes = usage.processes.get(device.address)
         if processes is None:
-            return Proof(doubt=f"the driver does not tell who uses {device.id}")
+            return Proof(doubt=f"the driver does not report the processes of {device.id}")
         holders += [_named(device, process.host_pid) for process in processes]
     own = usage.drivers.get(card.address)
     if own is None:
-        return Proof(doubt=f"sysfs does not tell the driver of {card.address}")
+        return Proof(doubt=f"sysfs does not show the driver of {card.address}")
     if len(usage.drivers) - 1 != card.vfs:
         return Proof(doubt=f"sysfs shows {len(usage.drivers) - 1} VFs of {card.address}, not {card.vfs}")
     holders += [
-        f"whoever has bound {address} to {driver or 'no driver'}"
+        f"{driver or 'no driver'} bound to {address}"
         for address, driver in sorted(usage.drivers.items())
         if driver != own
     ]
@@ -424,6 +398,6 @@ def by_usage(card: Card, usage: Usage) -> Proof:
 
 
 def _named(device: Device, host_pid: int | None) -> str:
-    """A pid of a namespace of its own names nobody."""
+    """Name a process; a pid of another namespace is left out."""
     who = "a process" if host_pid is None else f"process {host_pid}"
     return f"{who} at {device.path}"

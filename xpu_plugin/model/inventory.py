@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one picture: facts -> Inventory. Readers see whole pictures only, each with its generation."""
+"""The one picture: facts -> Inventory. Readers see only whole pictures, each with its generation."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -21,7 +21,7 @@ from xpu_plugin.xpuml import ReturnCode
 
 @frozen
 class Policy:
-    """What the administrator wants offered, and under which names."""
+    """The administrator's choice of offered devices and resource names."""
 
     resource: str
     per_profile: bool = False
@@ -29,7 +29,8 @@ class Policy:
     deny: tuple[str, ...] = ()
 
     def offers(self, device: Device) -> bool:
-        """A PF with VFs is never offered; `deny` beats `allow`; an empty `allow` allows all."""
+        """Return whether to offer a device: never a PF with VFs; `deny` beats `allow`; empty `allow` allows
+        all."""
         if device.kind is Kind.PF or (self.deny and matches(device, self.deny)):
             return False
         return not self.allow or matches(device, self.allow)
@@ -38,7 +39,7 @@ class Policy:
         return resource_name(device, base=self.resource, per_profile=self.per_profile)
 
     def unmatched(self, devices: Iterable[Device]) -> list[str]:
-        """What `allow` and `deny` name and no device is: likely a slip of the pen."""
+        """Return the names in `allow` and `deny` that match no device: likely typing errors."""
         devices = list(devices)
         return [
             name
@@ -47,22 +48,22 @@ class Policy:
         ]
 
 
-def untold(policy: Policy, devices: Collection[Device]) -> str | None:
-    """Why a policy cannot be followed, a sentence: it names serial numbers, and the library tells none. None
-    when it can be."""
+def unusable_serials(policy: Policy, devices: Collection[Device]) -> str | None:
+    """Return why a policy cannot be applied: it names serial numbers and the library reports none. Else
+    None."""
     if not devices or any(device.serial for device in devices):
         return None
     names = [name for name in policy.unmatched(devices) if may_be_serial(name)]
     if not names:
         return None
     return (
-        f"--allow or --deny names {', '.join(names)}, and this libxpuml tells no serial numbers: "
+        f"--allow or --deny names {', '.join(names)}, and this libxpuml reports no serial numbers: "
         "name devices by PCI address or model"
     )
 
 
 FORMER_RESOURCE = "baidu.com/xpu"
-"""The name that the former plugin offered everything under, whatever ours is."""
+"""The resource name of the former plugin, whatever ours is."""
 
 
 LONGEST_NUMBER = 4  # digits of the number of a node /dev/xpuN
@@ -70,20 +71,19 @@ _OLD_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 def is_old(id: str) -> bool:
-    """Whether an id is one that the former plugin gave: N of /dev/xpuN, in decimal."""
+    """Return whether an id is one of the former plugin: N of /dev/xpuN, in decimal."""
     return _OLD_ID.fullmatch(id) is not None
 
 
 def may_be_ours(id: str) -> bool:
-    """Whether an id has the form of ours, or of the former plugin's with the number of a node that there may
-    be."""
+    """Return whether an id has our form, or the former plugin's form with a possible node number."""
     if len(id) <= LONGEST_NUMBER and is_old(id):
         return True
     return _ADDRESS.fullmatch(id.partition("-")[0]) is not None
 
 
 def our_resources(devices: Iterable[Device], policy: Policy) -> frozenset[str]:
-    """The names that these devices are, were or may have been offered under."""
+    """Return the resource names under which these devices are, were or may have been offered."""
     bases = (policy.resource, FORMER_RESOURCE)
     profiles = {resource_name(device, base=base, per_profile=True) for device in devices for base in bases}
     return frozenset(profiles.union(bases))
@@ -92,9 +92,9 @@ def our_resources(devices: Iterable[Device], policy: Policy) -> frozenset[str]:
 def held_otherwise(
     held: Iterable[tuple[str, str]], devices: Mapping[str, Device], policy: Policy
 ) -> dict[str, str]:
-    """Of (id, resource) pairs that containers hold, those that `entries` would offer otherwise.
+    """Return the (id, resource) pairs that containers hold and that `entries` would offer otherwise.
 
-    Only under names that are ours: others' plugins may well use numbers or PCI addresses as ids.
+    Only our resource names count: other plugins may use numbers or PCI addresses as ids.
     """
     ours = our_resources(devices.values(), policy)
     return {
@@ -107,34 +107,34 @@ def held_otherwise(
 
 @frozen
 class Facts:
-    """All that is known. Loops submit changes; nothing in here is derived from anything else in here.
+    """All known facts, submitted by loops. No fact is derived from another one."""
 
-    devices: of the last scan, by id, PFs and denied ones too; control: its control node's st_rdev
-    lost: found before and missing now, by id
-    verdicts: the last word on each device's health; a lost one without any is LOST
-    held: id -> resource, where a container holds a device otherwise than it would be offered: under an
-        old id ("2" stands for whatever is /dev/xpu2), or under a name from before a change of options
-    claimed: ids of which containers may hold the device by our own word, when the last scan was taken in
-    kept_back: card -> why new pods are to be kept off it although it is not sick
-    withheld: the same by device id, as a container holds that device and the kubelet does not count it
-    """
-
-    devices: Mapping[str, Device] = field(default_factory=dict)
-    lost: Mapping[str, Device] = field(default_factory=dict)
-    verdicts: Mapping[str, Health] = field(default_factory=dict)
+    devices: Mapping[str, Device] = field(
+        default_factory=dict
+    )  # of the last scan, by id; PFs and denied ones too
+    lost: Mapping[str, Device] = field(default_factory=dict)  # found before and missing now, by id
+    verdicts: Mapping[str, Health] = field(
+        default_factory=dict
+    )  # by device id; a lost one without any is LOST
+    # Id -> resource of a device that a container holds by another id or resource than it would be offered:
+    # by an old id ("2" is the device at /dev/xpu2), or by a name from before a change of options.
     held: Mapping[str, str] = field(default_factory=dict)
-    claimed: frozenset[str] = frozenset()
-    kept_back: Mapping[str, Health] = field(default_factory=dict)
+    claimed: frozenset[str] = frozenset()  # ids that containers may hold by our own grants, at the last scan
+    kept_back: Mapping[str, Health] = field(
+        default_factory=dict
+    )  # card -> why it is withheld, although healthy
+    # Device id -> why it is withheld: a container holds it and the kubelet does not count that.
     withheld: Mapping[str, Health] = field(default_factory=dict)
-    control: int | None = None
+    control: int | None = None  # st_rdev of the control node at the last scan
 
 
 def after_scan(
     facts: Facts, found: Found, *, forget: bool = False, claimed: Collection[str] | None = None
 ) -> Facts:
-    """Take in a scan. What it misses stays known as lost, unless its card was split anew or `forget`.
+    """Return the facts with a scan taken in.
 
-    Each device found has a verdict by what the scan itself heard. claimed: as in Facts; None: as before
+    A device that the scan misses is kept as lost, unless its card was split anew, or `forget` is set.
+    claimed: as in Facts; None keeps that of before
     """
     splits: dict[str, set[str]] = {}
     for device in found.devices.values():
@@ -159,28 +159,26 @@ def after_scan(
 
 
 def may_be_held(device: Device, ids: Collection[str]) -> bool:
-    """Whether a device is one of these ids, be it a former one."""
+    """Return whether a device has one of these ids, or had it with the former plugin."""
     return device.id in ids or str(device.node.number) in ids
 
 
 def first_verdict(device: Device, *, held: bool) -> Health:
-    """A device's health by the scan that found it. held: whether a container may have it"""
+    """Return a device's health by the scan that found it. held: a container may have it"""
     if device.state is not None:
         return judge(ReturnCode.SUCCESS, device.state, device.arch, held=held)
     return judge(device.failure.code if device.failure else ReturnCode.UNKNOWN, None)
 
 
 def after_verdicts(facts: Facts, verdicts: Mapping[str, Health]) -> Facts:
-    """Take in what a sweep heard; devices it does not speak of keep their verdict. The same facts if
-    nothing is new."""
+    """Return the facts with a sweep's verdicts; other devices keep theirs. Without news, the same facts."""
     if verdicts.items() <= facts.verdicts.items():
         return facts
     return replace(facts, verdicts={**facts.verdicts, **verdicts})
 
 
 def numbered(devices: Mapping[str, Device], lost: Mapping[str, Device]) -> dict[int, str]:
-    """N -> the id of the device at /dev/xpuN: the one that is there, else the first of the lost ones that had
-    it one after the other."""
+    """Return N -> the id of the device at /dev/xpuN: the present one, else the first of those lost."""
     return {
         device.node.number: id
         for known in (lost, devices)
@@ -189,7 +187,8 @@ def numbered(devices: Mapping[str, Device], lost: Mapping[str, Device]) -> dict[
 
 
 def device_of(id: str, facts: Facts) -> str | None:
-    """The id of the device that an id stands for: its own, or N for /dev/xpuN. None if it is none of ours."""
+    """Return the id of the device that an id stands for: its own, or N for /dev/xpuN. None if it is not
+    ours."""
     if is_old(id):
         return numbered(facts.devices, facts.lost).get(int(id))
     return id if id in facts.devices or id in facts.lost else None
@@ -199,7 +198,7 @@ _ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 
 def card_of(id: str, facts: Facts) -> str | None:
-    """The card that a device id is of, also one whose device is not there any more; None if nobody knows.
+    """Return the card of a device id, also of a device that is gone; None if it is unknown.
 
     An old id ("2") is the device at /dev/xpu2.
     """
@@ -212,14 +211,16 @@ def card_of(id: str, facts: Facts) -> str | None:
     if not _ADDRESS.fullmatch(address):
         return None
     by_address = {device.address: device.card for device in known.values()}
-    # A VF of a card that is split otherwise now sits where the rule says.
+    # The VF of a card that is split otherwise now has the address that the rule gives.
     card = by_address.get(address, parent_by_rule(address) if "-of" in id else address)
     return card if card in by_address.values() else None
 
 
 def stale_ids(facts: Facts) -> dict[str, list[str]]:
-    """Card -> ids under which containers may hold it as it was split before. The kubelet counts nothing of
-    what the card is now as theirs, and would give it to others."""
+    """Return stale ids per card: ids of an earlier VF count that containers may still hold.
+
+    The kubelet does not count the card's present devices as theirs, and would allocate the hardware twice.
+    """
     found: dict[str, list[str]] = {}
     old = {int(id) for id in facts.held if is_old(id)}
     # For a PF that has VFs now, "2" is an id from when it had none.
@@ -244,14 +245,14 @@ def _is_pf(device: Device) -> bool:
 
 
 def _split_of(id: str) -> str:
-    """How its card is split for a device to have this id: as in `Device.split`."""
+    """Return the split of a card, as in `Device.split`, of which a device has this id."""
     suffix = id.partition("-")[2]
     return "half" if suffix.startswith("half") else suffix or "whole"
 
 
 @frozen
 class Entry:
-    """A device as it is offered: under its own id and resource, or as a container still holds it."""
+    """An offered device: by its own id and resource, or by those under which a container holds it."""
 
     id: str
     resource: str
@@ -261,11 +262,11 @@ class Entry:
 
 @frozen
 class Inventory:
-    """One picture. entries: what is offered, by the id it is offered under, in the order of ids."""
+    """One picture of the node."""
 
     generation: int
     control: int | None
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, Entry]  # by the offered id, sorted
 
     def of(self, resource: str) -> list[Entry]:
         return [entry for entry in self.entries.values() if entry.resource == resource]
@@ -276,7 +277,7 @@ class Inventory:
 
 
 def entries(facts: Facts, policy: Policy) -> dict[str, Entry]:
-    """What is offered. Equal facts and policy give equal entries; ids are unique."""
+    """Return the offered devices by unique ids. Equal facts and policy give equal entries."""
     known = {**facts.lost, **facts.devices}
     others = stale_ids(facts)
     at = numbered(facts.devices, facts.lost)
@@ -286,7 +287,7 @@ def entries(facts: Facts, policy: Policy) -> dict[str, Entry]:
             continue
         lost = own not in facts.devices
         old = str(device.node.number)
-        # Withheld, it is listed as its other holder knows it.
+        # A withheld device is listed under the id that its other holder knows.
         is_held = old in facts.held and at[device.node.number] == own and own not in facts.withheld
         id = old if is_held else own
         offered[id] = Entry(
@@ -299,13 +300,14 @@ def entries(facts: Facts, policy: Policy) -> dict[str, Entry]:
 
 
 def _absence(facts: Facts, id: str) -> Health:
-    """A lost device is never healthy, whatever was heard of it."""
+    """Return the health of a lost device. It is never healthy."""
     verdict = facts.verdicts.get(id, LOST)
     return LOST if verdict.healthy else verdict
 
 
 def _health(facts: Facts, device: Device, held: Mapping[str, Collection[str]]) -> Health:
-    """What is sick is called so, kept back or not. held: `estranged`"""
+    """Return a device's health. An unhealthy verdict wins over `kept_back`. held: the result of
+    `stale_ids`"""
     verdict = facts.verdicts[device.id]
     if not verdict.healthy:
         return verdict

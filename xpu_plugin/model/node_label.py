@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which number of VFs counts: the node's label, the label last seen, or the argument.
+"""The source of the desired VF count: the node's label, the label last seen, or the argument.
 
-The label that was seen last is kept over restarts: without it, a plugin that starts while the API server
-refuses would take the argument for the wish, and take VFs away. It belongs to one Node object. A Node that
-was deleted and made anew has lost its labels without the will of the administrator, so it proves nothing.
+The label last seen is kept over restarts. Without it, a plugin that starts while the API server refuses
+would use the argument and remove VFs. The kept label belongs to one Node object. A Node that was deleted and
+created again lost its labels without an administrator's decision, so a missing label proves nothing.
 """
 
 from dataclasses import replace
@@ -19,14 +19,14 @@ NEW_NODE = "a new Node object without the label"
 
 @frozen
 class Sight:
-    """The node as the API server shows it. uid: None where it is not told; label: None for a node without"""
+    """The node as the API server shows it."""
 
-    uid: str | None
-    label: str | None
+    uid: str | None  # None if it is unknown
+    label: str | None  # None for a node without the label
 
 
 class Silence(StrEnum):
-    """Why the node is not seen."""
+    """The reason why the node is not seen."""
 
     AWAY = "away"  # no answer for a while: an outage, or credentials that are not accepted
     REFUSED = "refused"  # the authorizer refuses
@@ -34,22 +34,19 @@ class Silence(StrEnum):
 
 @frozen
 class Kept:
-    """The label that was seen last. label: None when its Node object went and the next one had no label
+    """The label that was seen last."""
 
-    node: UID of the Node object that had it
-    """
-
-    label: str | None
-    node: str | None
+    label: str | None  # None if its Node object is gone and the next one has no label
+    node: str | None  # UID of that Node object
 
 
 def decide(
     sight: Sight | Silence, *, kept: Kept | None, before: DesiredVfs, argument: int | None
 ) -> tuple[DesiredVfs, Kept | None]:
-    """The wish that counts from now on, and the label to keep.
+    """Return the desired VF count from now on, and the label to keep.
 
-    before: the wish until now, which silence never changes
-    argument: what counts for a node without the label
+    before: the count until now; silence never changes it
+    argument: the count for a node without the label
     """
     if isinstance(sight, Silence):
         return _unseen(sight, kept, before, argument), kept
@@ -64,7 +61,7 @@ def decide(
 
 
 def _another(former: str | None, uid: str | None) -> bool:
-    """Both are known, and differ."""
+    """Return whether both are known, and differ."""
     return None not in (former, uid) and former != uid
 
 
@@ -77,7 +74,7 @@ def _unseen(why: Silence, kept: Kept | None, before: DesiredVfs, argument: int |
 
 
 def _last_seen(kept: Kept | None, argument: int | None) -> DesiredVfs:
-    """The wish by the label that is kept."""
+    """Return the desired VF count by the kept label."""
     if kept is None:
         return UNKNOWN
     return (
@@ -86,7 +83,7 @@ def _last_seen(kept: Kept | None, argument: int | None) -> DesiredVfs:
 
 
 def _new_node(argument: int | None) -> DesiredVfs:
-    """Every card stays as it is. That is no problem where the argument asks for the same."""
+    """Keep every card as it is. That is no problem if the argument says the same."""
     problem = (
         f"the Node object is new and has no label {LABEL}, which the former one had: set the label, or run "
         "'xpu-device-plugin cleanup' on this node to let the argument count"

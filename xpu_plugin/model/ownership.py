@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices that containers hold and the kubelet counts as free: holders and grants -> withheld devices.
 
-The kubelet counts a device as taken only while it is on our list by the id, and under the resource, that its
-container was granted. Another plugin grants by other ids. A kubelet that has lost its checkpoint knows of no
-grant at all. In both cases the next pod would get a device that is in use.
+The kubelet counts a device as taken only while our list has it under the id and resource of the grant.
+Another plugin grants by other ids. A kubelet that lost its checkpoint knows no grant at all. In both cases
+the next pod would get a device that is in use.
 """
 
 from collections.abc import Collection, Iterable
@@ -21,9 +21,10 @@ def withheld(
     facts: Facts,
     policy: Policy,
 ) -> dict[str, Health]:
-    """Device id -> why it is kept from new pods.
+    """Return device id -> why it is withheld.
 
-    holdings: as the kubelet names them, by its list first; ledger: grants that may last
+    holdings: by the kubelet, those of its list first
+    ledger: grants that may last
     forgotten: ids of the ledger that the kubelet does not count as held
     """
     closed = {}
@@ -37,7 +38,7 @@ def withheld(
             if own is None or own in closed:
                 continue
             if is_old(id):
-                # Listed as N it counts as taken, unless another container has it by its own id.
+                # Listed as N it counts as taken, unless another container holds it by its own id.
                 double = holding.resource in ours and own in ledger
             else:
                 double = holding.resource not in ours

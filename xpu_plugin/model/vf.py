@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Virtual functions: what is wished, what is there, and what follows for each card. Nothing is remembered."""
+"""Virtual functions: the desired VF count, the cards as they are, and the resulting plan. Pure functions."""
 
 import json
 import re
@@ -22,23 +22,17 @@ STATE_LABEL = f"{LABEL}.state"
 DETAIL_ANNOTATION = f"{LABEL}.detail"
 
 
-# --- the wish -------------------------------------------------------------------------------------
+# --- the desired VF count -------------------------------------------------------------------------
 
 
 @frozen
 class DesiredVfs:
-    """How many VFs each card is to have.
+    """The number of VFs that each card shall have."""
 
-    number: None means that every card is to stay as it is
-    origin: where the wish is from; None until it is known
-    problem: why the label that is there does not count, or that there should be one
-    instead: what counts meanwhile
-    """
-
-    number: int | None = None
-    origin: str | None = None
-    problem: str = ""
-    instead: str = "the last valid desired VF count stays"
+    number: int | None = None  # None keeps every card as it is
+    origin: str | None = None  # the source of the number; None until it is known
+    problem: str = ""  # why the label does not count, or why a label is missing
+    instead: str = "the last valid desired VF count stays"  # the consequence of `problem`
 
 
 UNKNOWN = DesiredVfs()
@@ -46,7 +40,7 @@ _LABELLED, ARGUMENT = f"label {LABEL}", "argument --sriov-num-vfs"
 
 
 def parse(text: str) -> int | None:
-    """A number of VFs, None for `keep`. Raises ValueError."""
+    """Parse a number of VFs; None means `keep`. Raises ValueError."""
     if text == KEEP:
         return None
     if re.fullmatch(r"0|[1-9][0-9]?", text) and int(text) <= MOST_VFS:
@@ -59,8 +53,10 @@ def by_argument(number: int | None) -> DesiredVfs:
 
 
 def by_label(before: DesiredVfs, label: str | None, argument: int | None) -> DesiredVfs:
-    """The wish once the node is known to have this label, or none. A bad one leaves the wish as it was:
-    `keep` if there was none yet."""
+    """Return the desired VF count for a node with this label, or without one (None).
+
+    A bad label keeps the number of before; that is `keep` if there was none.
+    """
     if label is None:
         return by_argument(argument)
     try:
@@ -74,26 +70,20 @@ def by_label(before: DesiredVfs, label: str | None, argument: int | None) -> Des
 
 @frozen
 class Card:
-    """One board as it is now.
-
-    vfs: how many VFs it has; complete: they are all in sight, each with its node
-    index: the library's rank of its PF, None while that is not in sight
-    most: VFs that its driver would allow, 0 for a card that cannot be split, None where that is not known
-    excluded: why it is none of our business; trouble: why nothing may be changed on it now
-    """
+    """One board as it is now."""
 
     address: str
     vfs: int
-    complete: bool
-    index: int | None
-    most: int | None
-    excluded: str = ""
-    trouble: str = ""
+    complete: bool  # all its VFs are in sight, each with its node
+    index: int | None  # the library's rank of its PF; None if the PF is not in sight
+    most: int | None  # the driver's maximum of VFs; 0 if it cannot be split, None if unknown
+    excluded: str = ""  # why --allow or --deny excludes it
+    trouble: str = ""  # why it must not be changed now
     devices: tuple[Device, ...]
 
 
 def cards(facts: Facts, policy: Policy) -> dict[str, Card]:
-    """The cards of the last scan, by address."""
+    """Return the cards of the last scan, by address."""
     grouped: dict[str, list[Device]] = {}
     for device in facts.devices.values():
         grouped.setdefault(device.card, []).append(device)
@@ -140,7 +130,7 @@ def _trouble(own: Sequence[Device], devices: Sequence[Device], facts: Facts) -> 
 
 
 class Action(StrEnum):
-    """What is to be done with a card."""
+    """The next action for a card."""
 
     KEEP = "keep"
     APPLY = "apply"
@@ -151,13 +141,10 @@ class Action(StrEnum):
 
 @frozen
 class Proof:
-    """Whether anybody uses a card: it is idle only without holders and without doubt.
+    """The result of a check for users of a card. A card is idle only without holders and without doubt."""
 
-    at, done: when the look began and ended, in seconds of the caller's clock
-    """
-
-    at: float = 0.0
-    done: float = 0.0
+    at: float = 0.0  # begin of the check, in seconds of the caller's clock
+    done: float = 0.0  # its end
     holders: tuple[str, ...] = ()
     doubt: str = ""
 
@@ -167,7 +154,7 @@ class Proof:
 
     @property
     def text(self) -> str:
-        """Why it is not idle."""
+        """The reason why the card is not idle."""
         if self.holders:
             return f"held by {', '.join(self.holders)}"
         return f"cannot prove idle: {self.doubt}"
@@ -175,18 +162,18 @@ class Proof:
 
 @frozen
 class Step:
-    """What follows for one card. wished: None means `keep`; reason: a sentence where there is one to say."""
+    """The plan for one card."""
 
     card: str
-    desired: int | None
+    desired: int | None  # None means `keep`
     actual: int
     action: Action
-    reason: str = ""
+    reason: str = ""  # a sentence, or empty
     holders: tuple[str, ...] = ()
 
 
-def wanted(desired: DesiredVfs, card: Card) -> Step:
-    """What is to be done with a card if nobody uses it."""
+def step_if_idle(desired: DesiredVfs, card: Card) -> Step:
+    """Return the step for a card, on the condition that it has no users."""
     step = Step(card=card.address, desired=desired.number, actual=card.vfs, action=Action.KEEP)
     number = desired.number
     if number is None or number == card.vfs or card.excluded:
@@ -197,24 +184,26 @@ def wanted(desired: DesiredVfs, card: Card) -> Step:
         return replace(step, action=Action.BLOCKED, reason=card.trouble)
     if card.most is None:
         return replace(
-            step, action=Action.BLOCKED, reason="the library does not tell whether it can be split"
+            step, action=Action.BLOCKED, reason="the library does not report whether it can be split"
         )
     if number > card.most:
-        # The driver would take the present VFs away before it refuses.
+        # Asked for too many, the driver removes the present VFs before it refuses.
         return replace(step, action=Action.FAILED, reason=f"this card can have {card.most} VFs at most")
     return replace(step, action=Action.APPLY)
 
 
 def plan(desired: DesiredVfs, observed: Mapping[str, Card], proofs: Mapping[str, Proof]) -> tuple[Step, ...]:
-    """What follows for each card. One as wished is never touched; one without proof of idleness neither."""
-    return tuple(proven(wanted(desired, card), proofs.get(address)) for address, card in observed.items())
+    """Plan a step for each card. A card that has the desired VF count, or may have users, is not changed."""
+    return tuple(
+        proven(step_if_idle(desired, card), proofs.get(address)) for address, card in observed.items()
+    )
 
 
 def proven(step: Step, proof: Proof | None) -> Step:
-    """The step, unless the card's users forbid it."""
+    """Return the step, or a blocked one if the card has users or the proof is missing."""
     if step.action is not Action.APPLY:
         return step
-    proof = proof or Proof(doubt="not looked yet")
+    proof = proof or Proof(doubt="not checked yet")
     if proof.idle:
         return step
     return replace(step, action=Action.BLOCKED, reason=proof.text, holders=proof.holders)
@@ -224,7 +213,7 @@ def proven(step: Step, proof: Proof | None) -> Step:
 
 
 class State(StrEnum):
-    """What is said of a card or a node, the worst last."""
+    """The state of a card or a node, the worst last."""
 
     SUCCESS = "success"
     PENDING = "pending"
@@ -242,15 +231,14 @@ _STATES = {
 
 @frozen
 class Report:
-    """What the administrator sees. steps: a card that is paused or being changed says so as its reason;
-    problem: what is wrong with the wish itself"""
+    """The state of all cards for the administrator. The reason of a step also names a pause or a change."""
 
     steps: tuple[Step, ...]
-    problem: str = ""
+    problem: str = ""  # of the label itself
 
     @property
     def state(self) -> State:
-        """The worst of all cards. Cards that cannot be split count only where there are no others."""
+        """The worst state of all cards. Cards that cannot be split count only if all cards are such."""
         capable = any(step.action is not Action.UNSUPPORTED for step in self.steps)
         states = [_STATES[step.action] for step in self.steps if step.action is not Action.UNSUPPORTED]
         if self.problem or (self.steps and not capable):
@@ -258,13 +246,13 @@ class Report:
         return max(states, key=list(State).index, default=State.SUCCESS)
 
     def detail(self) -> str:
-        """JSON: what is wrong with the wish, and each card."""
+        """Return the problem of the label and each card as JSON."""
         document: dict[str, object] = {"problem": self.problem} if self.problem else {}
         return json.dumps(document | {"cards": described(self.steps)}, separators=(",", ":"))
 
 
 def document(desired: DesiredVfs, report: Report) -> dict[str, object]:
-    """What `plan` prints as JSON; programs read these names: they stay, and others are only added."""
+    """Return the JSON of `plan`. Its names are an interface: none is renamed or removed."""
     return {
         "desired": {
             "number": KEEP if desired.number is None else desired.number,
@@ -280,7 +268,7 @@ def document(desired: DesiredVfs, report: Report) -> dict[str, object]:
 
 
 def described(steps: Iterable[Step]) -> list[dict[str, object]]:
-    """Each card in words that JSON knows."""
+    """Describe each card with JSON values."""
     return [
         {
             "address": step.card,

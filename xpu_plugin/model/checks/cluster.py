@@ -41,8 +41,8 @@ def rbac(evidence: Evidence) -> Finding:
     cluster = evidence.cluster
     if isinstance(cluster, str):
         return skipped(cluster)
-    if cluster.untold is not None:
-        return skipped(cluster.untold)
+    if cluster.rights_unknown is not None:
+        return skipped(cluster.rights_unknown)
     if len(cluster.denied) == len(RIGHTS):
         return skipped("our account has none of the rights that label mode needs", f"for label mode, {_RBAC}")
     if cluster.denied:

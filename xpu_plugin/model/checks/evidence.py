@@ -123,14 +123,14 @@ class Cluster:
     """The API server's side.
 
     trouble: why the node could not be read; label: of the node, None where it has none
-    denied: `verb resource` that our account may not; untold: why that is not known
+    denied: `verb resource` that our account may not; rights_unknown: why that is not known
     ahead: seconds that its clock is before ours
     """
 
     trouble: str | None = None
     label: str | None = None
     denied: tuple[str, ...] = ()
-    untold: str | None = None
+    rights_unknown: str | None = None
     ahead: float | None = None
 
 
