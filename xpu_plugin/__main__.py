@@ -21,18 +21,24 @@ def main() -> int:
 
 
 def _take_signals() -> None:
-    """Replace the default actions, and let in what the parent has blocked. SIGHUP would end the plugin; and
-    without a handler the kernel keeps the others from the first process of a container."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it asks for a scan, and the first one is still to come
+    """Replace the default actions, and unblock signals that the parent has blocked.
+
+    SIGHUP would end the plugin. The kernel delivers the others to the first process of a container only if it
+    has a handler.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it requests a scan, and the first one is still to come
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _take_descriptors() -> None:
-    """Occupy 0, 1 and 2 where they are closed: else the next file or socket has that number, and what is
-    printed goes into it. Standard output goes on to refuse what is written."""
-    for name in ("stdin", "stdout", "stderr"):  # the lowest number that is free comes first
+    """Open the null device at 0, 1 and 2 where they are closed.
+
+    Else the next file or socket would have that number and receive the printed text. Standard output still
+    refuses writes.
+    """
+    for name in ("stdin", "stdout", "stderr"):  # open returns the lowest free number
         if getattr(sys, name) is None:
             writable = name == "stderr"
             descriptor = os.open(os.devnull, os.O_WRONLY if writable else os.O_RDONLY)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: the daemon itself, or a sub-command named by the first argument."""
+"""The command line: the daemon, or the sub-command that the first argument names."""
 
 import errno
 import gc
@@ -19,11 +19,11 @@ from xpu_plugin.errors import PluginError
 
 
 GRPC_ENVIRONMENT = {
-    "GRPC_VERBOSITY": "ERROR",  # or it tells of each connection that ends
-    # Its server polls in the thread that serves, not in another: two hand-overs less for each call.
+    "GRPC_VERBOSITY": "ERROR",  # else it logs each connection that ends
+    # The serving thread polls, not another one: two thread switches less for each call.
     "GRPC_EXPERIMENTS": "-event_engine_listener",
-    # Its fork handlers end its threads and start them again. The interpreter starts a worker by vfork(),
-    # without them, and by fork() where that fails for lack of processes. The threads then cannot be started
+    # Fork handlers stop gRPC's threads and start them again. The interpreter starts a worker by vfork(),
+    # without handlers, and by fork() if that fails for lack of processes. Then the threads cannot be started
     # again, and gRPC hangs for ever.
     "GRPC_ENABLE_FORK_SUPPORT": "0",
 }
@@ -31,7 +31,7 @@ COMMANDS = ("list", "plan", "top", "doctor", "bundle", "clear", "cleanup", "simu
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 2 is usage, in every sub-command."""
+    """Run the program and return the exit status: 2 is bad usage, in every sub-command."""
     if arguments is None:
         arguments = sys.argv[1:]
     try:
@@ -45,18 +45,21 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT  # as shells have it
     except OutputError as error:
-        if error.errno != errno.EPIPE:  # else the reader of our output has had enough
+        if error.errno != errno.EPIPE:  # else the reader has closed our output
             print(f"{PROGRAM}: cannot write standard output: {error}", file=sys.stderr)  # noqa: T201
         _drop_output()
         return 1
-    except BrokenPipeError:  # seen while a command waits to print again
+    except BrokenPipeError:  # noticed while a command waits to print again
         _drop_output()
         return 1
 
 
 def take_streams() -> None:
-    """Show what standard output and error cannot encode with backslashes, and raise OutputError for what
-    cannot be written to the former."""
+    """Replace standard output and error.
+
+    Characters that they cannot encode become backslash escapes. Failed writes to standard output raise
+    OutputError.
+    """
     sys.stdout = io.TextIOWrapper(
         io.BufferedWriter(_Output(sys.stdout.fileno(), "wb", closefd=False)),
         encoding=sys.stdout.encoding,
@@ -68,7 +71,7 @@ def take_streams() -> None:
 
 
 class OutputError(PluginError):
-    """Standard output cannot be written. No OSError: argparse passes over those."""
+    """Standard output cannot be written. Not an OSError: argparse ignores those."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(error.strerror)
@@ -84,7 +87,7 @@ class _Output(io.FileIO):
 
 
 def _drop_output() -> None:
-    """Keep the interpreter from writing at its exit what could not be written."""
+    """Keep the interpreter from writing the rest of the output at its exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -105,7 +108,7 @@ def _daemon(arguments: list[str]) -> int:
             worker.kill()
         os._exit(0)
 
-    # Nothing else is there yet that would have to be taken down.
+    # There is no other part yet that would have to be stopped.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     for name, value in GRPC_ENVIRONMENT.items():
@@ -115,8 +118,8 @@ def _daemon(arguments: list[str]) -> int:
     except NoRoomError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)  # noqa: T201 - the log needs a thread
         return 1
-    gc.disable()  # what is imported stays for ever; `daemon.run` goes on from there
-    log.detach()  # the worker's as well
+    gc.disable()  # imported modules stay for ever; `daemon.run` enables it again
+    log.detach()  # also for the worker
     worker = _worker(config)
     from xpu_plugin import daemon  # noqa: PLC0415 - usage errors need no gRPC, and the worker has begun
 
@@ -127,7 +130,7 @@ def _daemon(arguments: list[str]) -> int:
 
 
 def _worker(config: Config) -> WorkerProcess | None:
-    """A worker for the first scan, None if there is no room for one: that is for the driver to say."""
+    """Start a worker for the first scan; None if that fails: its client reports the reason later."""
     try:
         return WorkerProcess(config.worker_environment)
     except OSError:

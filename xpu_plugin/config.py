@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's options: one table of them, flag > environment > default, validated before anything runs."""
+"""The daemon's options: one table, flag > environment > default, all validated before the start."""
 
 import argparse
 import os
@@ -22,17 +22,17 @@ SIMULATOR = "simulator"
 LEGACY_KEEP = "99"
 VF_POLICIES = ("when-idle", "never")
 LONGEST_SOCKET_PATH = 107  # bytes of sun_path
-LONGEST_PROFILE = 24  # what a profile's name adds to the names of sockets
+LONGEST_PROFILE = 24  # bytes that a profile's name adds to the names of sockets
 HOST_ROOT = Path("/host")
-"""Where the manifests mount directories of the host that the image has, too."""
+"""The mount point of host directories that the image has too."""
 LIBRARIES = ("lib64/libxpuml.so.1", "lib/libxpuml.so.1", "lib64/libxpuml.so", "lib/libxpuml.so")
-"""Within XRE: releases before 5 have lib64, later ones lib."""
+"""Paths within XRE: releases before 5 have lib64, later ones lib."""
 LIBRARY_NAME = "libxpuml.so.1"
-"""For the loader's own search."""
+"""The name for the loader's own search."""
 
 
 class UsageError(PluginError):
-    """Bad input: one line naming option, value and what is accepted. Exit status 2."""
+    """Bad input: one line with the option, the value and the accepted values. Exit status 2."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{line}; see {self.prog} --help")
 
 
-# --- what a value may be: each takes text and returns a value, or raises ArgumentTypeError ------------
+# --- accepted values: each parser takes text and returns a value, or raises ArgumentTypeError ----------
 
 
 def _refuse(text: str, accepted: str) -> NoReturn:
@@ -98,7 +98,7 @@ def _library(text: str) -> str:
 
 
 def _resource(text: str) -> str:
-    """A qualified name as Kubernetes has it for extended resources."""
+    """Parse a qualified name, by the rules of Kubernetes for extended resources."""
     domain, _, name = text.partition("/")
     label = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
     fine = re.fullmatch(rf"{label}(\.{label})*", domain) and len(domain) <= 253  # noqa: PLR2004
@@ -110,14 +110,14 @@ def _resource(text: str) -> str:
 
 
 def _object_name(text: str) -> str:
-    """As Kubernetes has it for nodes, pods and namespaces."""
+    """Parse a name, by the rules of Kubernetes for nodes, pods and namespaces."""
     if re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", text):
         return text
     return _refuse(text, "lower-case letters, digits, - and ., up to 253 of them")
 
 
 def _address(text: str) -> tuple[str, int]:
-    """A host, which may be empty or an IPv6 address in brackets, and a port."""
+    """Parse a host, which may be empty or an IPv6 address in brackets, and a port."""
     match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[-0-9A-Za-z.]*):([0-9]{1,5})", text)
     if match is None or int(match[2]) >= 1 << 16:
         _refuse(text, "[HOST]:PORT, such as :9476, 127.0.0.1:9476 or [::1]:9476")
@@ -125,7 +125,7 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def _vfs(text: str) -> int | None:
-    """A number of VFs, or None for `keep`."""
+    """Parse a number of VFs; None means `keep`."""
     try:
         return vf.parse(vf.KEEP if text == LEGACY_KEEP else text)
     except ValueError as error:
@@ -142,17 +142,14 @@ def _names(text: str) -> tuple[str, ...]:
 
 @frozen(kw_only=False)
 class Option:
-    """One option. `default` is text, parsed like any other; a default of None means "not given".
-
-    also: environment variables after our own, as manifests name them by custom
-    """
+    """One option."""
 
     name: str
     parse: Callable[[str], Any]
-    default: str | None
+    default: str | None  # text, parsed like any other; None: not given
     help: str
     metavar: str = "VALUE"
-    also: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()  # customary environment variables, after our own
 
     @property
     def attribute(self) -> str:
@@ -164,7 +161,7 @@ class Option:
 
     @property
     def variables(self) -> str:
-        """All environment variables, as words."""
+        """All environment variables, in one text."""
         return ", then ".join((self.variable, *self.also))
 
 
@@ -172,29 +169,29 @@ STATUS_SOCKET = Option(
     "status-socket",
     _absolute,
     None,
-    "where sub-commands talk to the running plugin, root only; nowhere if not given",
+    "socket for sub-commands of the running plugin, root only; none if not given",
     "SOCKET",
 )
 _PLACES = (
-    Option("dev-root", _absolute, "/dev", "where this program looks for device nodes", "DIR"),
-    Option("sysfs-root", _absolute, "/sys", "where this program looks for sysfs", "DIR"),
+    Option("dev-root", _absolute, "/dev", "directory of the device nodes", "DIR"),
+    Option("sysfs-root", _absolute, "/sys", "directory of sysfs", "DIR"),
     Option(
         "xpuml-library",
         _library,
         None,
-        f"the libxpuml to open, or {SIMULATOR!r}; searched in --xre-dir, then by the loader, if not given",
+        f"the libxpuml to open, or {SIMULATOR!r}; if not given, searched in --xre-dir, then by the loader",
         "PATH",
     ),
     Option(
         "xre-dir",
         _absolute,
         "/usr/local/xpu",
-        f"the host's directory of XRE; looked for below {HOST_ROOT} first, where the manifests mount it",
+        f"the host's directory of XRE; searched below {HOST_ROOT} first, where the manifests mount it",
         "DIR",
     ),
     Option("simulator-file", _absolute, None, "the simulator's machine file", "FILE"),
     Option("call-timeout", _seconds(0.05, 600), "5", "seconds for each call of the library", "SECONDS"),
-    Option("resource-name", _resource, "baidu.com/xpu", "name under which devices are offered", "NAME"),
+    Option("resource-name", _resource, "baidu.com/xpu", "resource name of the offered devices", "NAME"),
     Option(
         "resource-per-profile",
         _switch,
@@ -206,7 +203,11 @@ _PLACES = (
 )
 _ACCESS = (
     Option(
-        "kubeconfig", _absolute, None, "how to reach the API server; in a pod, its service account", "FILE"
+        "kubeconfig",
+        _absolute,
+        None,
+        "credentials for the API server; without it, a pod's service account",
+        "FILE",
     ),
     Option("node-name", _object_name, None, "this node's name in the cluster", "NAME", also=("NODE_NAME",)),
 )
@@ -230,7 +231,7 @@ _STATE_DIR = Option(
     "state-dir",
     _absolute,
     "/var/lib/xpu-device-plugin",
-    "where grants, quarantines, changes of VFs and the label last seen are recorded",
+    "directory of the records: grants, quarantines, changes of VFs and the label last seen",
     "DIR",
 )
 _VFS = (
@@ -240,44 +241,44 @@ _VFS = (
         "sriov-num-vfs",
         _vfs,
         "0",
-        f"VFs that each card is to be split into, 0 to {vf.MOST_VFS}, or {vf.KEEP}; the node label "
-        f"{vf.LABEL} goes before it",
+        f"desired number of VFs of each card, 0 to {vf.MOST_VFS}, or {vf.KEEP}; the node label "
+        f"{vf.LABEL} takes precedence",
         "N",
     ),
     Option(
         "vf-policy",
         _one_of(*VF_POLICIES),
         "when-idle",
-        "change a card when it is idle, or never and only report",
+        "change a card when it is idle, or never change one and only report",
         "POLICY",
     ),
-    Option("vf-timeout", _seconds(1, 3600), "60", "seconds for a change of VFs to show", "SECONDS"),
+    Option("vf-timeout", _seconds(1, 3600), "60", "seconds until a change of VFs must show", "SECONDS"),
     Option(
         "vf-without-pod-resources",
         _switch,
         "false",
-        "consent to change cards by the other proofs where the kubelet has no pod resources API",
+        "consent to change cards by the other proofs if the kubelet has no pod resources API",
     ),
     Option(
         "pod-list-delay",
         _seconds(0.1, 600),
         "10",
-        "seconds until the kubelet's list shows a grant; so long a card is withheld before its change",
+        "seconds until the kubelet's list shows a grant; a card is withheld so long before its change",
         "SECONDS",
     ),
     Option(
         "label-timeout",
         _seconds(0, 600),
         "5",
-        "seconds without an answer of the API server until the label last seen counts; if it refuses and "
-        "none was seen, --sriov-num-vfs",
+        "seconds without an answer of the API server until the label last seen counts; if the server refuses "
+        "and no label was seen, --sriov-num-vfs counts",
         "SECONDS",
     ),
     Option(
         "vf-decision-wait",
         _seconds(0, 3600),
         "60",
-        "seconds at most that idle cards are withheld from new pods until the desired VF count is known",
+        "maximum seconds that idle cards are withheld from new pods until the desired VF count is known",
         "SECONDS",
     ),
     *_ACCESS,
@@ -295,13 +296,13 @@ OPTIONS = (
     *_PLACES,
     *_VFS,
     Option(
-        "health-interval", _seconds(0.05, 3600), "1", "seconds between two looks at all states", "SECONDS"
+        "health-interval", _seconds(0.05, 3600), "1", "seconds between two rounds of all states", "SECONDS"
     ),
     Option(
         "health-failures",
         _number(1, 1000),
         "2",
-        "failed calls in a row until a device is unhealthy; an error state acts at once",
+        "consecutive failed calls until a device is unhealthy; an error state acts at once",
         "N",
     ),
     Option(
@@ -315,28 +316,28 @@ OPTIONS = (
         "health-flaps",
         _number(1, 1000),
         "5",
-        "changes of a device's health within --health-flap-window that are borne; one more quarantines it",
+        "accepted changes of a device's health within --health-flap-window; one more quarantines it",
         "N",
     ),
     Option(
         "health-flap-window",
         _seconds(1, 604800),
         "600",
-        "see --health-flaps; and seconds without a change until a quarantine ends",
+        "seconds for --health-flaps; a quarantine ends after so many seconds without a change",
         "SECONDS",
     ),
     Option(
         "health-grace",
         _seconds(0, 3600),
         "15",
-        "seconds that a device's health stands while the library hangs, crashes or cannot be opened",
+        "seconds that a device keeps its health while the library hangs, crashes or cannot be opened",
         "SECONDS",
     ),
     Option(
         "rescan-interval",
         _seconds(0.05, 3600),
         "10",
-        "seconds between two looks at device nodes and sysfs for a change",
+        "seconds between two checks of device nodes and sysfs for a change",
         "SECONDS",
     ),
     STATUS_SOCKET,
@@ -350,18 +351,18 @@ OPTIONS = (
         "metrics-address",
         _address,
         None,
-        "where to serve /metrics, /healthz and /readyz by HTTP; nowhere if not given",
+        "address of /metrics, /healthz and /readyz by HTTP; none if not given",
         "[HOST]:PORT",
     ),
     Option("fail-on-init-error", _switch, "false", "exit with status 1 when the first scan fails"),
     Option("log-level", _one_of(*log.LEVELS), "info", f"one of {', '.join(log.LEVELS)}", "LEVEL"),
     Option("log-format", _one_of(*log.FORMATS), "text", f"one of {', '.join(log.FORMATS)}", "FORMAT"),
 )
-# Where the manifests have it.
+# The default of the manifests.
 _RUNNING = replace(
     STATUS_SOCKET,
     default="/run/xpu-device-plugin/status.sock",
-    help="where the running plugin listens, its own --status-socket",
+    help="the running plugin's --status-socket",
 )
 CLEANUP_OPTIONS = (*_ACCESS, _STATE_DIR)
 CLEAR_OPTIONS = (_RUNNING,)
@@ -373,7 +374,7 @@ DOCTOR_OPTIONS = BUNDLE_OPTIONS = PLAN_OPTIONS
 
 @frozen
 class Config:
-    """The effective configuration; a name for each option. sriov_num_vfs: None means `keep`."""
+    """The effective configuration, with a field for each option."""
 
     dev_root: Path = Path("/dev")
     sysfs_root: Path = Path("/sys")
@@ -388,7 +389,7 @@ class Config:
     device_plugin_dir: Path = Path("/var/lib/kubelet/device-plugins")
     pod_resources_socket: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
     state_dir: Path = Path("/var/lib/xpu-device-plugin")
-    sriov_num_vfs: int | None = 0
+    sriov_num_vfs: int | None = 0  # None means `keep`
     vf_policy: str = VF_POLICIES[0]
     vf_timeout: float = 60.0
     vf_without_pod_resources: bool = False
@@ -419,7 +420,7 @@ class Config:
         if not self.simulated and self.dev_root != Path("/dev"):
             raise UsageError(
                 f"--dev-root: {str(self.dev_root)!r} is accepted with --xpuml-library {SIMULATOR} only, as "
-                "the library itself looks in /dev"
+                "the library itself uses /dev"
             )
         if self.status_socket and len(os.fsencode(self.status_socket)) > LONGEST_SOCKET_PATH:
             raise UsageError(
@@ -445,7 +446,7 @@ class Config:
             )
 
     def _is_the_kubelets(self, socket: Path) -> bool:
-        """Whether a kubelet serves at this path, or removes what is there."""
+        """Return whether a kubelet serves at this path, or removes files there."""
         real, directory, plugins, pods = map(
             os.path.realpath,
             (socket, socket.parent, self.device_plugin_dir, self.pod_resources_socket),
@@ -454,7 +455,7 @@ class Config:
 
     @property
     def own_pod(self) -> str | None:
-        """`namespace/name` as the kubelet lists it, None outside of a pod."""
+        """`namespace/name` in the kubelet's list; None outside of a pod."""
         return f"{self.pod_namespace}/{self.pod_name}" if self.pod_name else None
 
     @property
@@ -463,7 +464,7 @@ class Config:
 
     @property
     def libraries(self) -> tuple[str, ...]:
-        """Paths of the library; the first usable one counts. The simulator's is known to the simulation."""
+        """Paths of the library; the first usable one counts. The simulation knows its own library."""
         if self.xpuml_library is not None:
             return (self.xpuml_library,)
         places = (f"{HOST_ROOT}{self.xre_dir}", self.xre_dir)
@@ -471,13 +472,13 @@ class Config:
 
     @property
     def worker_environment(self) -> dict[str, str]:
-        """What a worker is to have in its environment beyond our own."""
+        """Environment variables of a worker in addition to our own."""
         if self.simulator_file is None:
             return {}
         return library.environment(self.simulator_file, self.dev_root, self.sysfs_root)
 
     def text(self) -> str:
-        """All options as they apply, for the log."""
+        """Return all effective options, for the log."""
         return " ".join(
             f"{field.name.replace('_', '-')}={_shown(field.name, getattr(self, field.name))}"
             for field in fields(self)
@@ -502,9 +503,9 @@ def _shown(name: str, value: object) -> str:
     return shlex.quote(str(value))
 
 
-# --- reading them -------------------------------------------------------------------------------------
+# --- reading -----------------------------------------------------------------------------------------
 
-# What manifests of the former plugin may contain: its name -> ours, or None for what has no meaning any more.
+# Options of the former plugin's manifests -> ours, or None for an option without a successor.
 _LEGACY_OPTIONS = {
     "use-detail-resName": "resource-per-profile",
     "pass-device-specs": None,
@@ -520,7 +521,7 @@ def read_config(
     options: Sequence[Option] = OPTIONS,
     parser: Parser | None = None,
 ) -> tuple[Config, argparse.Namespace, list[str]]:
-    """Arguments and environment -> configuration, what else the parser knows, and warnings to log.
+    """Return the configuration, the parser's other values, and warnings to log.
 
     Raises UsageError.
     """
@@ -552,13 +553,13 @@ def daemon_parser() -> Parser:
         prog=PROGRAM,
         description="Kubernetes device plugin for Kunlunxin XPUs.",
         epilog="Sub-commands, each with its own --help: list, plan, top, doctor, bundle, clear, cleanup, "
-        "simulate, demo. An option that is not given is read from its environment variable. Durations are in "
+        "simulate, demo. Each option can be set by its environment variable too. Durations are in "
         "seconds.",
     )
 
 
 def add_options(parser: argparse.ArgumentParser, options: Sequence[Option]) -> None:
-    """Take all values as text: they are parsed later, whether they come from here or the environment."""
+    """Add options. All values stay text here; they are parsed later with those of the environment."""
     for option in options:
         default = f"default {option.default}; " if option.default is not None else ""
         switch: dict[str, Any] = {"nargs": "?", "const": "true"} if option.parse is _switch else {}
@@ -574,7 +575,7 @@ def add_options(parser: argparse.ArgumentParser, options: Sequence[Option]) -> N
 
 
 class _Join(argparse.Action):
-    """An option given several times is one list."""
+    """Join the values of a repeated option into one list."""
 
     def __call__(
         self,
@@ -588,7 +589,7 @@ class _Join(argparse.Action):
 
 
 def _modernise(arguments: Sequence[str], options: Sequence[Option], warnings: list[str]) -> list[str]:
-    """Rewrite what only the former plugin's manifests say, each with one warning."""
+    """Replace options of the former plugin, each with one warning."""
     known = {option.name for option in options} | {"help"}
     modern = []
     for argument in arguments:
@@ -600,7 +601,7 @@ def _modernise(arguments: Sequence[str], options: Sequence[Option], warnings: li
         if name in _LEGACY_OPTIONS:
             successor = _LEGACY_OPTIONS[name]
             if successor is None:
-                warnings.append(f"{dashes}{name} has no meaning any more and is ignored")
+                warnings.append(f"{dashes}{name} has no effect any more and is ignored")
             else:
                 warnings.append(f"{dashes}{name} is understood as --{successor}; write --{successor}")
                 modern.append(f"--{successor}{value}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frozen values: classes with named fields, to which nothing is assigned after they were made."""
+"""Frozen values: classes with named fields that are never assigned after construction."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -17,10 +17,10 @@ def frozen(cls: type[T]) -> type[T]: ...
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def frozen(*, kw_only: bool = True) -> Callable[[type[T]], type[T]]: ...
 def frozen(cls: type[T] | None = None, *, kw_only: bool = True) -> Any:
-    """A dataclass with slots, equal and hashed by its fields; everything in `dataclasses` works with it.
+    """Make a dataclass with slots, equal and hashed by its fields; all functions of `dataclasses` accept it.
 
-    The type checker refuses an assignment to a field. All classes share what a frozen dataclass compiles for
-    itself, six functions each: with some sixty classes that was a fifth of the plugin's start
+    The type checker refuses an assignment to a field. All classes share the six functions that a frozen
+    dataclass compiles for itself: for some sixty classes those took a fifth of the plugin's start
     (tests/benchmarks/README.md).
 
     kw_only: fields are given by name only
@@ -31,7 +31,7 @@ def frozen(cls: type[T] | None = None, *, kw_only: bool = True) -> Any:
 
 
 def _made(cls: type[T], *, kw_only: bool) -> type[T]:
-    cls.__doc__ = cls.__doc__ or cls.__name__  # or one is made of the signature, which takes long
+    cls.__doc__ = cls.__doc__ or cls.__name__  # else dataclass makes one of the signature, which is slow
     made = dataclass(slots=True, kw_only=kw_only, eq=False, repr=False)(cls)
     values = attrgetter(*(field.name for field in fields(made)))  # type: ignore[arg-type]
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract with the vendor library libxpuml, in pure Python: numbers, records, errors.
 
-What the numbers mean was taken from the vendor's public headers (API version 1) and from the behaviour
-of libxpuml 4.0.12.1. A library or driver newer than this page may answer other numbers, so a number that
-is not listed here is never an error: enumerations are for comparing, not for decoding.
+The meanings of the numbers are from the vendor's public headers (API version 1) and from libxpuml 4.0.12.1.
+A newer library or driver may return other numbers. So a number that is not listed here is never an error:
+enumerations are for comparing, not for decoding.
 """
 
 from collections.abc import Collection
@@ -15,7 +15,7 @@ from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
 
 
-# The order is the numbering of calls in the progress word (see `Call`); append, never reorder.
+# The order numbers the calls in the progress word (see `Call`): append only.
 REQUIRED_FUNCTIONS = (
     "xpumlInit",
     "xpumlShutdown",
@@ -38,7 +38,7 @@ REQUIRED_FUNCTIONS = (
     "xpumlDeviceGetHostVxpuMode",
     "xpumlDeviceSetSriovVfNum",
 )
-# Declared by later headers only; looked up one by one.
+# Declared by later headers only; each is looked up separately.
 OPTIONAL_FUNCTIONS = (
     "xpumlDeviceGetSerial",
     "xpumlDeviceGetId",
@@ -46,16 +46,16 @@ OPTIONAL_FUNCTIONS = (
     "xpumlDeviceGetName",
 )
 OLDEST_LIBRARY = (4, 0, 11)
-"""Releases before it are not supported."""
+"""The oldest supported release."""
 
 FUNCTIONS = REQUIRED_FUNCTIONS + OPTIONAL_FUNCTIONS
 
 WITHOUT_DEVICE = 0xFFFF_FFFF
-"""The index written in the progress word by calls that concern no single device."""
+"""The index in the progress word for a call about no single device."""
 
 
 class ReturnCode(IntEnum):
-    """xpumlReturn_t. The library examined answers only 0, 2, 9, 999 and negative errno values."""
+    """xpumlReturn_t. Library 4.0.12.1 returns only 0, 2, 9, 999 and negative errno values."""
 
     SUCCESS = 0
     UNINITIALIZED = 1
@@ -86,7 +86,7 @@ class ReturnCode(IntEnum):
 
 
 class State(IntEnum):
-    """xpumlDeviceState_t as KL2 drivers number it; KL1 cards use other numbers for everything but 201."""
+    """xpumlDeviceState_t of KL2 drivers; KL1 cards have other numbers, except for 201."""
 
     UNUSED = 0
     RUNNING = 201
@@ -96,7 +96,7 @@ class State(IntEnum):
 
 
 class VxpuMode(IntEnum):
-    """xpumlHostVxpuMode_t. A K-series card *and* a VF answer NON_SRIOV."""
+    """xpumlHostVxpuMode_t. Both a K-series card and a VF report NON_SRIOV."""
 
     NON_SRIOV = 0
     SRIOV_OFF = 1
@@ -117,7 +117,7 @@ UNKNOWN_MODEL = 9999
 
 
 class XpumlError(PluginError):
-    """A call to the library failed; carries the return code, the function's C name and the library's text."""
+    """A failed call of the library, with return code, C name of the function, and the library's text."""
 
     def __init__(self, code: int, function: str, text: str) -> None:
         super().__init__(code, function, text)
@@ -130,7 +130,7 @@ class XpumlError(PluginError):
 
 
 class DriverNotLoadedError(XpumlError):
-    """Code 9: the control node is missing, or may not be opened, or is not a driver's."""
+    """Code 9: the control node is missing, may not be opened, or is not a driver's."""
 
 
 class InvalidArgumentError(XpumlError, ValueError):
@@ -138,15 +138,15 @@ class InvalidArgumentError(XpumlError, ValueError):
 
 
 class LibraryNotFoundError(PluginError):
-    """No libxpuml could be opened; the text names each path tried and why it failed."""
+    """No libxpuml could be opened; the text names each path with the reason."""
 
 
 class LibraryUnusableError(PluginError):
-    """A file was opened but is not a usable libxpuml; the text names the path and the missing symbol."""
+    """An opened file is not a usable libxpuml; the text names the path and the missing symbol."""
 
 
 class WrongDeviceError(PluginError):
-    """An index is not the device that the caller takes it for; nothing was done to either."""
+    """An index is not the caller's device; neither device was changed."""
 
 
 _ERRORS: dict[int, type[XpumlError]] = {
@@ -156,12 +156,12 @@ _ERRORS: dict[int, type[XpumlError]] = {
 
 
 def error(code: int, function: str, text: str) -> XpumlError:
-    """Return the exception for a return code: a subclass where a caller tells it apart, else XpumlError."""
+    """Return the exception for a return code: a subclass where callers need it, else XpumlError."""
     return _ERRORS.get(code, XpumlError)(code, function, text)
 
 
 def is_too_old(version: str) -> bool:
-    """Whether a library's version text ("4.0.12.1 commit: ...") is below what is supported."""
+    """Return whether a library's version text ("4.0.12.1 commit: ...") is below OLDEST_LIBRARY."""
     numbers = version.split(" ", maxsplit=1)[0].split(".")[: len(OLDEST_LIBRARY)]
     if len(numbers) < len(OLDEST_LIBRARY) or not all(number.isdecimal() for number in numbers):
         return False
@@ -170,11 +170,10 @@ def is_too_old(version: str) -> bool:
 
 @frozen(kw_only=False)
 class Call:
-    """A call that was in flight, as read from the progress word: the function's C name and the device's
-    index, None for calls that concern no single device."""
+    """A call in progress, decoded from the progress word."""
 
-    function: str
-    index: int | None
+    function: str  # its C name
+    index: int | None  # of the device; None for calls about no single device
 
     @classmethod
     def from_word(cls, word: int) -> "Call | None":
@@ -202,47 +201,40 @@ class Failure:
 
 @frozen
 class Reading:
-    """Everything the library says about one device in a scan. A field is None where its call failed
-    (see `failures`), was not made, or does not exist in this library.
+    """One device's part of a scan by the library.
 
-    index: the library's rank of the device, valid in the process that scanned and nowhere else
-    pci: address as in sysfs, lower case, `dddd:bb:ss.f`
-    model, arch, board: raw numbers
-    max_vfs: VFs the driver would allow; 3 also on some boards that then refuse
-    memory_bytes: main memory, 0 for an unfilled record
-    mode: VxpuMode; state: State or a number of an older card; serial: "" where the card has none
-    name, number (N of /dev/xpuN), minor: from libraries with the later functions only
+    A field is None if its call failed (see `failures`), was not made, or does not exist in this library.
     """
 
-    index: int
-    pci: str | None = None
-    model: int | None = None
-    arch: int | None = None
-    board: int | None = None
-    max_vfs: int | None = None
-    memory_bytes: int | None = None
-    mode: int | None = None
-    state: int | None = None
-    serial: str | None = None
-    name: str | None = None
-    number: int | None = None
+    index: int  # the library's rank of the device, valid only in the process that scanned
+    pci: str | None = None  # address as in sysfs, lower case, `dddd:bb:ss.f`
+    model: int | None = None  # raw
+    arch: int | None = None  # raw
+    board: int | None = None  # raw
+    max_vfs: int | None = None  # the driver's maximum of VFs; 3 also on some boards that refuse every split
+    memory_bytes: int | None = None  # main memory; 0 for an empty record
+    mode: int | None = None  # VxpuMode
+    state: int | None = None  # State, or a number of an older card
+    serial: str | None = None  # "" if the card has none
+    name: str | None = None  # this and the next two: only from libraries with the later functions
+    number: int | None = None  # N of /dev/xpuN
     minor: int | None = None
     failures: tuple[Failure, ...] = field(default=())
 
 
 @frozen(kw_only=False)
 class StateAnswer:
-    """One device's answer in a sweep: the return code, and the raw state where the code is 0."""
+    """One device's answer in a sweep."""
 
-    code: int
-    state: int
+    code: int  # the return code
+    state: int  # the raw state, if the code is 0
 
 
 class Xpuml(Protocol):
-    """What a library satisfies; `xpu_plugin._xpuml.Library` does over the real one.
+    """The interface of a library; `xpu_plugin._xpuml.Library` implements it.
 
-    Calls are made from one thread. Plain values only, so that they can travel as JSON: a record is a
-    dict with the field names of the dataclass it becomes.
+    All calls are made from one thread. All values are plain, so that they can travel as JSON: a record is a
+    dict with the field names of its dataclass.
     """
 
     path: str
@@ -251,34 +243,39 @@ class Xpuml(Protocol):
     def driver_version(self) -> str: ...
 
     def count(self) -> int:
-        """How many devices there are. Asked at most once in the life of a process, as asking again may
-        invalidate handles: a second call raises RuntimeError."""
+        """Return the number of devices.
+
+        A second call in a process raises RuntimeError: another query may invalidate the handles.
+        """
 
     def scan(self, skip: Collection[int] = ()) -> list[dict[str, object]]:
-        """A dict with the fields of `Reading` for each index, all fields None for skipped ones."""
+        """Return a dict with the fields of `Reading` for each index; all are None for skipped indexes."""
 
     def sweep(self, skip: Collection[int] = ()) -> list[tuple[int, int] | None]:
-        """(return code, state) for each index, None for skipped ones. The very same list, which nobody may
-        change, as the last time when they are the same."""
+        """Return (return code, state) for each index, None for skipped ones.
+
+        Without a change it is the same list object as last time; callers must not change it.
+        """
 
     def readings(self, skip: Collection[int] = ()) -> list[dict[str, object]]:
-        """For each index: memory (bytes), utilization (per cent), temperature (degrees Celsius), clock
-        (MHz), power (the driver's number; whether watts or milliwatts differs between releases)."""
+        """Return for each index: memory (bytes), utilization (per cent), temperature (degrees Celsius), clock
+        (MHz), power (the driver's number: watts or milliwatts, by release)."""
 
     def processes(self, skip: Collection[int] = ()) -> list[dict[str, object]]:
-        """For each index: its address `pci`, and the processes that compute on it, 99 at most. `pid` counts
-        in the process's own pid namespace; `root_ns_pid` names it on the host, None from older libraries.
-        Each is missing where its call failed (see `failures`)."""
+        """Return for each index its address `pci` and its computing processes, 99 at most.
+
+        `pid` is in the process's own pid namespace; `root_ns_pid` is on the host, None from older libraries.
+        A value is missing if its call failed (see `failures`).
+        """
 
     def set_sriov_vf_num(self, index: int, number: int, pci: str) -> None:
-        """Split the card at `index` into `number` VFs, or take them away with 0.
+        """Split the card at `index` into `number` VFs; 0 removes them. The present number changes nothing.
 
-        pci: the address that the caller believes the index to be, as in sysfs
+        pci: the address that the caller expects at the index, as in sysfs
 
-        What is wrong is refused before the driver hears of it, as libxpuml 4.0.12.1 and its driver take
-        present VFs away before they look at the number: TypeError, IndexError, WrongDeviceError for another
-        address, ValueError for more than the device's maximum (which is 3 also on some boards that then
-        refuse, and 0 on a VF). Raises XpumlError when a call fails, as when the driver refuses because
-        somebody has the card or a VF of it open; the reason never gets through, and the VFs may be gone.
-        With the number that there is already nothing changes.
+        Bad input is refused before the driver is called, as libxpuml 4.0.12.1 and its driver remove the
+        present VFs before they check the number. Raises TypeError; IndexError; WrongDeviceError for another
+        address; ValueError for more than the device's maximum (3 also on some boards that then refuse, 0 on
+        a VF). Raises XpumlError if a call fails, for instance if the driver refuses because a process has
+        the card or a VF open. The library does not pass on the reason, and the VFs may be gone.
         """

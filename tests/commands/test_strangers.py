@@ -141,7 +141,7 @@ def test_a_bundle_has_what_fits_and_leaves_out_the_rest(
 def test_clear_takes_yes_and_no_only(answer: object, says: Says, capsys: pytest.CaptureFixture[str]) -> None:
     says(lambda _: {"answer": answer})
     assert main(["clear", ESCAPES]) == 1
-    assert "no running plugin" in printed(capsys)[1]
+    assert "not a running plugin" in printed(capsys)[1]
 
 
 @pytest.mark.parametrize("answer", [True, False])

@@ -82,7 +82,7 @@ async def test_a_fault_and_its_end_are_told_with_the_pods(tried: Tried, kubelet:
     (fault, end) = tried.events
     assert fault[:2] == ("Warning", "XPUUnhealthy")
     assert f"{A} at /dev/xpu0: state-error, state 207; held by: research/train/main" in fault[2]
-    assert f"{B} at /dev/xpu1: state-error, state 207; held by: nobody" in fault[2]
+    assert f"{B} at /dev/xpu1: state-error, state 207; held by: no container" in fault[2]
     assert end == ("Normal", "XPURecovered", f"{A} at /dev/xpu0: well again; held by: research/train/main")
 
 

@@ -140,7 +140,7 @@ def test_others_resources_are_not_ours_to_have_granted() -> None:
 def test_a_process_that_can_be_named_and_was_granted_nothing_is_found() -> None:
     finding = only(evidence(processes={A: (PROCESS,)}))
     assert finding.kind is Kind.WITHOUT_GRANT
-    assert finding.text == f"{A} at /dev/xpu0 is used by process 4711, and nobody was granted it"
+    assert finding.text == f"{A} at /dev/xpu0 is used by process 4711, and no container was granted it"
 
 
 @pytest.mark.parametrize(

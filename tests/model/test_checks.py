@@ -145,7 +145,7 @@ W, E, S = Verdict.WARNING, Verdict.ERROR, Verdict.SKIPPED
 # Check, evidence in which one thing is broken, the verdict, and words of what is said.
 BROKEN: list[tuple[str, Evidence, Verdict, str]] = [
     ("control-node", host(control=None), E, "4 XPU functions on the bus"),
-    ("control-node", control(character=False), E, "no character device"),
+    ("control-node", control(character=False), E, "not a character device"),
     ("control-node", control(major=240), E, "no driver has major 240"),
     ("control-node", control(mode=0o600), W, "mode 0600"),
     ("device-nodes", host(nodes=()), E, "no xpuN"),

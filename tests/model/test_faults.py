@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 
 from tests.support.devices import device
-from xpu_plugin.model.faults import MOST_NAMED, Reason, Told, notices
+from xpu_plugin.model.faults import MOST_NAMED, Reason, Reported, notices
 from xpu_plugin.model.health import HEALTHY, LOST, VF_CHANGE_PLANNED, Health, quarantined
 from xpu_plugin.model.inventory import Entry
 
@@ -22,7 +22,7 @@ class Ear:
     """Takes in notices one after the other."""
 
     def __init__(self) -> None:
-        self.told = Told()
+        self.told = Reported()
 
     def hears(
         self,
@@ -48,7 +48,7 @@ def test_a_fault_names_device_reason_and_pods_and_its_end_too() -> None:
         (Reason.UNHEALTHY, f"{A} at /dev/xpu0: {what}; held by: default/train/main")
     ]
     assert ear.hears(entry(A), entry(B, number=1), holders={}) == [
-        (Reason.RECOVERED, f"{A} at /dev/xpu0: well again; held by: nobody")
+        (Reason.RECOVERED, f"{A} at /dev/xpu0: well again; held by: no container")
     ]
 
 
@@ -68,7 +68,7 @@ def test_a_device_that_is_forgotten_is_not_said_to_be_well() -> None:
     ear = Ear()
     ear.hears(entry(A, LOST))
     assert ear.hears() == []
-    assert ear.told == Told()
+    assert ear.told == Reported()
 
 
 def test_many_devices_are_one_notice() -> None:

@@ -103,9 +103,9 @@ def test_no_step_but_a_bind_or_a_wait_while_a_stream_is_open() -> None:
 def test_a_name_that_a_kubelet_may_know_is_used_once(outcome: Outcome, told: bool) -> None:
     after = answered(BOUND, outcome, now=0.0, kubelet=A)
     at = look(A)
-    assert after.told is told
+    assert after.name_used is told
     assert action(seen(after, at), at) is (Action.BIND if told else Action.REGISTER)
-    assert not bound(after).told
+    assert not bound(after).name_used
 
 
 def test_a_name_taken_back_is_registered_at_once() -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`xpu-device-plugin bundle`: what somebody who is not at this node needs to find out what is wrong with it.
+"""`xpu-device-plugin bundle`: an archive for support, with the facts about this node.
 
-What goes in is named here, one by one: configuration, picture, decisions, doctor's findings, versions and two
-listings. No file is copied, and no environment, token or kubeconfig is read for it.
+The code below names each part: configuration, picture, decisions, doctor's findings, versions and two
+listings. It copies no file, and reads no environment, token or kubeconfig for the archive.
 """
 
 import asyncio
@@ -32,17 +32,18 @@ _PACKAGES = ("xpu-device-plugin", "grpcio", "protobuf", "kubernetes")
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status: 0 written, whatever is wrong with the node; 1 it cannot be written, 2 bad usage."""
+    """Return the exit status: 0 written, 1 it cannot be written, 2 bad usage. The node's state is
+    irrelevant."""
     parser = Parser(
         prog=f"{PROGRAM} bundle",
-        description="Write a .tar.gz, readable by its owner only, with the configuration, the picture and "
-        "the last decisions of the plugin that runs behind --status-socket, what doctor says, and versions. "
-        "It holds no secrets; names of pods, nodes and devices it does.",
+        description="Write a .tar.gz, readable by its owner only. It contains the configuration, the picture "
+        "and the last decisions of the plugin that runs behind --status-socket, the findings of doctor, and "
+        "versions. It contains no secrets, but names of pods, nodes and devices.",
     )
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="where to; nothing is overwritten; - is standard output; a new name in TMPDIR if not given",
+        help="the new file, never overwritten; - is standard output; if not given, a new name in TMPDIR",
     )
     config, namespace, warnings = read_config(arguments, os.environ, options=BUNDLE_OPTIONS, parser=parser)
     for warning in warnings:
@@ -119,7 +120,7 @@ def _tar(files: dict[str, str]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, text in files.items():
-            contents = text.encode(errors="backslashreplace")  # names need not be UTF-8
+            contents = text.encode(errors="backslashreplace")  # names may be other than UTF-8
             entry = tarfile.TarInfo(f"{TOP}/{name}")
             entry.size, entry.mode, entry.mtime = len(contents), 0o600, now
             archive.addfile(entry, io.BytesIO(contents))
@@ -128,12 +129,12 @@ def _tar(files: dict[str, str]) -> bytes:
 
 def _new_name() -> Path:
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    directory = Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 - the name is new, or it is refused
+    directory = Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 - an existing name is refused
     return directory / f"{TOP}-{platform.node()}-{stamp}.tar.gz"
 
 
 def _write(path: Path, contents: bytes) -> None:
-    """A new file for its owner alone; none is left if that fails. Raises OSError."""
+    """Write a new file for its owner alone; after a failure there is none. Raises OSError."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as stream:

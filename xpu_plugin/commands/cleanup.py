@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`xpu-device-plugin cleanup`: take from the node what the plugin has written on it, forget its label."""
+"""`xpu-device-plugin cleanup`: remove the plugin's marks on the node, and the record of its label."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ from xpu_plugin.model.vf import DETAIL_ANNOTATION, STATE_LABEL
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status: 0 nothing of ours is left, 1 the API server or the disk does not do it, 2 usage."""
+    """Return the exit status: 0 all is removed, 1 the API server or the disk refuses, 2 bad usage."""
     parser = Parser(
         prog=f"{PROGRAM} cleanup",
         description="Remove the labels and the annotation that the plugin has written on a node. Use it "

@@ -11,11 +11,11 @@ from xpu_plugin.log import printable
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status: 0 lifted, 1 there was no such quarantine, or no plugin to ask."""
+    """Return the exit status: 0 lifted, 1 no such quarantine, or no running plugin, 2 bad usage."""
     parser = Parser(
         prog=f"{PROGRAM} clear",
         description="Lift the quarantine of a device, and forget the changes that led to it. The running "
-        "plugin does it; what it says then is the device's health by its answers.",
+        "plugin does it. Then the device has the health that its answers give.",
     )
     parser.add_argument("id", metavar="ID", help="the device's id, as in `xpu-device-plugin list`")
     config, namespace, _ = read_config(arguments, os.environ, options=CLEAR_OPTIONS, parser=parser)
@@ -33,8 +33,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _clear(socket: Path, id: str) -> bool:
-    """Whether there was a quarantine. Raises StatusError."""
+    """Return whether there was a quarantine. Raises StatusError."""
     answer = ask(socket, "clear", id=id)
     if not isinstance(answer, bool):
-        raise StatusError(f"{socket}: what answers is no running plugin")
+        raise StatusError(f"{socket}: the program that answers is not a running plugin")
     return answer

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`xpu-device-plugin doctor`: looks at all that a node needs, and says what is wrong and what to do."""
+"""`xpu-device-plugin doctor`: check everything that a node needs, with a next step for each finding."""
 
 import asyncio
 import json
@@ -18,12 +18,12 @@ Findings = Sequence[tuple[Check, Finding]]
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status: 0 nothing is wrong, 1 warnings, 3 errors, 2 bad usage."""
+    """Return the exit status: 0 nothing is wrong, 1 warnings, 3 errors, 2 bad usage."""
     parser = Parser(
         prog=f"{PROGRAM} doctor",
-        description="Look at everything that XPUs on this node rest on, once, and change nothing. Asks the "
-        "plugin that runs behind --status-socket; without one, the library by a process of its own, which "
-        "opens each device for an instant.",
+        description="Check once everything that XPUs on this node need, and change nothing. The plugin that "
+        "runs behind --status-socket answers; without one, a process of its own asks the library, and opens "
+        "each device for an instant.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, additive only")
     config, namespace, warnings = read_config(arguments, os.environ, options=DOCTOR_OPTIONS, parser=parser)
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
 
 
 def document(findings: Findings) -> dict[str, object]:
-    """For programs, which read these names: they stay, and others are only added."""
+    """Return the JSON. Its names are an interface for programs: none is renamed or removed."""
     return {
         "status": exit_status(finding for _, finding in findings),
         "checks": [
@@ -52,7 +52,7 @@ def document(findings: Findings) -> dict[str, object]:
 
 
 def text(findings: Findings) -> str:
-    """For people: a line for each check, the next step below it, and how many there are of each verdict."""
+    """Return the text: a line for each check, the next step below it, and the number of each verdict."""
     width = max(len(check.name) for check, _ in findings)
     lines = []
     for check, finding in findings:

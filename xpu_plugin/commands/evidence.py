@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Collects what the checks of `doctor` rest on: one pass, and nothing is changed."""
+"""Collect the evidence for the checks of `doctor`: one pass, no change."""
 
 import asyncio
 import os
@@ -24,11 +24,11 @@ from xpu_plugin.model.unlisted import Unlisted, unlisted
 from xpu_plugin.xpuml import XpumlError
 
 
-CONVICTIONS = 8  # devices at which the library hangs or crashes, until it is given up
+MOST_FAILING = 8  # devices at which the library hangs or crashes, until it is given up
 
 
 async def collect(config: Config) -> Evidence:
-    """All of it. Takes as long as what it asks: each has a deadline of its own."""
+    """Collect all evidence. Each source has a deadline of its own."""
     running = Running(config.status_socket)
     state = await asyncio.to_thread(running.ask, "state")
     answer = await asyncio.to_thread(running.ask, "list") if state else None
@@ -57,7 +57,7 @@ async def collect(config: Config) -> Evidence:
 
 
 def _told(state: dict[str, Any], answer: dict[str, Any]) -> Library:
-    """By the running plugin."""
+    """Take the library's state from the running plugin's answers."""
     return Library(
         trouble=state["trouble"],
         unwatched=state.get("unwatched") is True,
@@ -77,14 +77,14 @@ def _told(state: dict[str, Any], answer: dict[str, Any]) -> Library:
 
 
 async def _own(driver: Driver, config: Config) -> Library:
-    """By a worker of our own, which is started again without each device at which it hung or crashed."""
+    """Ask a worker of our own. It is started again without each device at which it hung or crashed."""
     hung: dict[int, str] = {}
     while True:
         try:
             scan = await (driver.scan(hung) if hung else scanned(driver))
         except WorkerError as error:
             index = error.call.index if error.call else None
-            if index is None or index in hung or len(hung) == CONVICTIONS:
+            if index is None or index in hung or len(hung) == MOST_FAILING:
                 return Library(trouble=str(error), hung=tuple(hung.values()))
             hung[index] = str(error)
         except (LibraryError, XpumlError) as error:
@@ -110,7 +110,7 @@ def _library(scan: Scan, config: Config, hung: dict[int, str]) -> Library:
 def _plugin(state: dict[str, Any] | None, config: Config) -> Plugin | str:
     if state is None:
         return f"none answers at {config.status_socket}"
-    unwritten, down = state.get("unwritten"), state.get("parts_down")  # which older releases do not tell
+    unwritten, down = state.get("unwritten"), state.get("parts_down")  # older releases lack these
     return Plugin(
         streams=state["streams"],
         alone=state["alone"],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`xpu-device-plugin list`: what this node has, as the plugin offers it or would."""
+"""`xpu-device-plugin list`: this node's devices as the plugin offers them, or would."""
 
 import argparse
 import asyncio
@@ -24,12 +24,12 @@ _GIB = 1 << 30
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status 0, also when there is no device; 1 when the library cannot tell, 2 for bad usage."""
+    """Return the exit status: 0, also without a device; 1 if the library does not answer, 2 bad usage."""
     parser = Parser(
         prog=f"{PROGRAM} list",
-        description="List this node's devices. Asks the plugin that runs behind --status-socket; its "
-        "options then count. Without one, the library by a process of its own, which opens each device for "
-        "an instant.",
+        description="List this node's devices. The plugin that runs behind --status-socket answers, by its "
+        "own options; without one, a process of its own asks the library, and opens each device for an "
+        "instant.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, additive only")
     parser.add_argument(
@@ -79,8 +79,8 @@ async def _list(config: Config, options: argparse.Namespace) -> int:
 
 
 def _shown(answer: dict[str, Any], options: argparse.Namespace) -> tuple[str, list[str]]:
-    """The text of an answer, and what is to be said beside it."""
-    nodes = answer.get("unlisted", [])  # a plugin of another release may not tell
+    """Return the text of an answer, and complaints."""
+    nodes = answer.get("unlisted", [])  # another release may lack it
     complaints = [
         _not_listed(problem)
         for problem in (*answer["problems"], *(f"{node['path']}: {node['why']}" for node in nodes))
@@ -115,7 +115,7 @@ def _record(row: Row, held: dict[str, list[str]] | None) -> dict[str, object]:
 
 
 def _node(node: dict[str, str], columns: Sequence[str]) -> tuple[str, ...]:
-    """A device node that the library does not list: nothing else is known of it."""
+    """Show a device node that the library does not list; it has no other facts."""
     known = {"path": node["path"], "reason": "not-listed"}
     return tuple(known.get(column, "-") for column in columns)
 

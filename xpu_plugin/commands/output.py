@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What sub-commands share that look at the devices, print tables, and print them again."""
+"""The common part of sub-commands that scan the devices or print tables repeatedly."""
 
 import asyncio
 import io
@@ -11,11 +11,11 @@ from xpu_plugin.edges.driver import Driver, LibraryError
 from xpu_plugin.model.devices import Scan
 
 
-SCANS = 3  # attempts, when device nodes come and go meanwhile
+SCANS = 3  # attempts, if device nodes come and go meanwhile
 
 
 async def scanned(driver: Driver) -> Scan:
-    """A scan by a worker of our own. Raises WorkerError, LibraryError, XpumlError."""
+    """Scan by a worker of our own. Raises WorkerError, LibraryError, XpumlError."""
     for _ in range(SCANS):
         scan = await driver.scan()
         if scan is not None:
@@ -24,7 +24,7 @@ async def scanned(driver: Driver) -> Scan:
 
 
 def table(columns: Sequence[str], rows: Sequence[tuple[str, ...]], nothing: str) -> str:
-    """Rows below their columns' names, or `nothing`."""
+    """Return rows below their columns' names, or `nothing`."""
     if not rows:
         return nothing
     lines = [tuple(name.upper() for name in columns), *rows]
@@ -36,12 +36,12 @@ def table(columns: Sequence[str], rows: Sequence[tuple[str, ...]], nothing: str)
 
 
 async def pause(seconds: float) -> None:
-    """Wait before printing again. Raises BrokenPipeError when nobody reads us any more."""
+    """Wait before the next print. Raises BrokenPipeError if the reader has closed our output."""
     await asyncio.sleep(seconds)
     look = select.poll()
     try:
         look.register(sys.stdout.fileno(), 0)
     except io.UnsupportedOperation:
-        return  # a stream of memory, which nobody can close
+        return  # a stream in memory, which has no other end
     if any(event & select.POLLERR for _, event in look.poll(0)):
         raise BrokenPipeError

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers as the running plugin gives them, by a worker of our own, for sub-commands that find no plugin."""
+"""Answers like the running plugin's, by a worker of our own, if no plugin runs."""
 
 from dataclasses import asdict, replace
 from typing import Any
@@ -17,7 +17,7 @@ from xpu_plugin.xpuml import Failure, XpumlError
 
 
 class Own:
-    """One scan, and another only when nodes or sysfs have changed."""
+    """The node's state by one scan. A change of nodes or sysfs leads to another scan."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -28,7 +28,7 @@ class Own:
         self._unlisted: tuple[Unlisted, ...] = ()
 
     async def list(self, *, wide: bool = False) -> dict[str, Any]:
-        """Raises WorkerError, LibraryError, XpumlError."""
+        """Answer like the running plugin's `list`. Raises WorkerError, LibraryError, XpumlError."""
         await self._look()
         facts, rules = after_scan(Facts(), self._found), policy(self._config)
         refusal = unusable_serials(rules, self._found.devices.values())
@@ -41,7 +41,7 @@ class Own:
         return answer
 
     async def top(self) -> dict[str, Any]:
-        """Raises WorkerError, LibraryError, XpumlError."""
+        """Answer like the running plugin's `top`. Raises WorkerError, LibraryError, XpumlError."""
         answer = await self.list()
         try:
             gauges = {(gauge.index, gauge.pci): gauge for gauge in await self._driver.gauges()}
@@ -67,7 +67,7 @@ class Own:
             else:
                 await self._ask_states()
         except (WorkerError, LibraryError, XpumlError):
-            self._host = None  # the next look scans anew
+            self._host = None  # the next look scans again
             raise
 
     async def _ask_states(self) -> None:

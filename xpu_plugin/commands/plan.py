@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`xpu-device-plugin plan`: what would be done about the VFs of this node's cards."""
+"""`xpu-device-plugin plan`: the planned changes of VFs of this node's cards."""
 
 import asyncio
 import json
@@ -34,7 +34,8 @@ class UnknownDesiredVfsError(PluginError):
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status: 0 nothing to do, 3 changes, 4 a card is blocked or fails, 1 nobody knows, 2 bad usage."""
+    """Return the exit status: 0 no change, 3 changes, 4 a card is blocked or fails, 1 unknown, 2 bad
+    usage."""
     parser = Parser(
         prog=f"{PROGRAM} plan",
         description="Show the planned changes of VFs on this node, and change nothing. The plugin that runs "
@@ -88,7 +89,7 @@ async def _plan(config: Config, *, given: bool) -> tuple[DesiredVfs, Report]:
 
 
 async def _desired(config: Config) -> DesiredVfs:
-    """What the running plugin would be told: the label, or the argument where that counts."""
+    """Return the desired VF count as the running plugin would: by the label, else by the argument."""
     node = node_of(config)
     if node is None:
         return by_argument(config.sriov_num_vfs)

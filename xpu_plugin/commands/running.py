@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The running plugin, for sub-commands that would else ask the library a second time."""
+"""The running plugin as a source of answers, so that the library is not asked a second time."""
 
 import sys
 from pathlib import Path
@@ -12,14 +12,14 @@ from xpu_plugin.log import Once
 
 
 class Running:
-    """The plugin behind a status socket, if there is one. Trouble with it is one line, said once."""
+    """The plugin behind a status socket, if there is one. Each trouble with it is printed once."""
 
     def __init__(self, socket: Path | None) -> None:
         self._socket = socket
         self._complaint = Once()
 
     def expected(self) -> bool:
-        """Whether there may be one: only a socket that is surely not there says no."""
+        """Return whether a plugin may be there: False only if the socket surely does not exist."""
         if self._socket is None:
             return False
         try:
@@ -31,7 +31,7 @@ class Running:
         return True
 
     def ask(self, name: str, **arguments: object) -> Any:
-        """Its answer, of the shape in `shapes` and with printable texts; None where there is none."""
+        """Return its answer, of the shape in `shapes` and with printable texts; None without one."""
         if self._socket is None or not self.expected():
             return None
         try:
@@ -48,7 +48,7 @@ class Running:
 
 
 def _checked(answer: Any, name: str, *, wide: object = False, **_: object) -> Any:
-    """The answer with printable texts. Raises StatusError for one of another shape."""
+    """Return the answer with printable texts. Raises StatusError for another shape."""
     if name == "plan" and isinstance(answer, dict) and "trouble" in answer:
         name = "plan trouble"
     if wrong := misfit(answer, SHAPES["list wide" if wide else name]):

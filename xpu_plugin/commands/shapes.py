@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an answer of the running plugin has to look like, so that a sub-command can show it.
+"""The shapes of the running plugin's answers that a sub-command can show.
 
-The plugin may be of another release, and a stranger may listen at the socket. What an answer has beyond its
-shape is left alone: releases add to it.
+The plugin may be of another release, and another program may listen at the socket. Further members of an
+answer are ignored: later releases add to it.
 """
 
 from collections.abc import Mapping
@@ -19,13 +19,14 @@ from xpu_plugin.model.rows import Row
 MOST = 1 << 64  # of any number
 
 Shape = Any
-"""A tuple of types or of texts for a value; a dict for an object with these keys, `Each` for one with any; a
-list of one shape for a list."""
+"""A tuple of types or of texts for a value; a dict for an object with these keys; `Each` for one with any
+keys;
+a list of one shape for a list."""
 
 
 @frozen(kw_only=False)
 class Each:
-    """An object with any keys, whose values have a shape."""
+    """An object with any keys, and values of one shape."""
 
     shape: Shape
 
@@ -35,7 +36,7 @@ def _fields(kind: type) -> dict[str, Shape]:
 
 
 def _field(hint: Any) -> Shape:
-    """Of a type as it is written; JSON has lists for tuples."""
+    """Return the shape of a type hint; JSON has lists for tuples."""
     if get_origin(hint) is tuple:
         return [_field(get_args(hint)[0])]
     return get_args(hint) or (hint,)
@@ -76,7 +77,7 @@ SHAPES: Mapping[str, Shape] = {
 
 
 def misfit(value: Any, shape: Shape, name: str = "the answer") -> str | None:
-    """What is wrong with a value, None if nothing is."""
+    """Return the difference of a value from a shape, None if there is none."""
     if isinstance(shape, dict):
         if not isinstance(value, dict):
             return f"{name} is no object"
@@ -99,7 +100,7 @@ def misfit(value: Any, shape: Shape, name: str = "the answer") -> str | None:
 
 
 def shown(value: Any) -> Any:
-    """The value with all texts printable."""
+    """Return the value with all texts printable."""
     match value:
         case str():
             return printable(value)

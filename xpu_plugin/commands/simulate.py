@@ -42,10 +42,10 @@ def _parser() -> Parser:
     _add_place(parser, environment=os.environ)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{init,set,show,remove}")
     texts = {
-        "init": "write a new machine, with device nodes and all",
+        "init": "write a new machine, with its device nodes",
         "set": "change it; running processes notice at once",
         "show": "print the machine file",
-        "remove": "take it away, with device nodes and all",
+        "remove": "remove it, with its device nodes",
     }
     for command, text in texts.items():
         sub = commands.add_parser(
@@ -63,15 +63,17 @@ def _parser() -> Parser:
 
 
 def _add_place(parser: argparse.ArgumentParser, *, environment: Mapping[str, str] | None) -> None:
-    """The same options before and after the command. environment: where defaults are; None leaves what was
-    given before"""
+    """Add the same options before and after the command.
+
+    environment: the source of defaults; None keeps the values given before
+    """
     for option, metavar, text in (
         ("simulator-file", "FILE", "the machine file"),
-        ("dev-root", "DIR", "where device nodes are; init remembers it, /dev by default"),
+        ("dev-root", "DIR", "directory of device nodes; init remembers it, /dev by default"),
         (
             "sysfs-root",
             "DIR",
-            "where a tree that looks like sysfs is kept; init remembers it, none by default",
+            "directory for a tree like sysfs; init remembers it, none by default",
         ),
     ):
         variable = "XPU_PLUGIN_" + option.upper().replace("-", "_")
@@ -84,15 +86,15 @@ def _add_place(parser: argparse.ArgumentParser, *, environment: Mapping[str, str
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cards", type=_number(0, MAX_CARDS), default=4, help="how many [4]")
+    parser.add_argument("--cards", type=_number(0, MAX_CARDS), default=4, help="number of cards [4]")
     parser.add_argument("--model", choices=MODELS, default="R200", metavar="MODEL", help=", ".join(MODELS))
     parser.add_argument(
         "--major",
         type=_number(1, MAX_MAJOR),
         default=FREE_MAJOR,
-        help=f"of device nodes: one that no driver has [{FREE_MAJOR}]",
+        help=f"of device nodes; the default is one that no driver has [{FREE_MAJOR}]",
     )
-    parser.add_argument("--force", action="store_true", help="replace a machine that is there")
+    parser.add_argument("--force", action="store_true", help="replace an existing machine")
 
 
 def _pairs(words: list[str]) -> dict[str, str]:
@@ -144,7 +146,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the sub-command. 0; 2 for bad input; 1 when this host cannot have such a machine."""
+    """Run the sub-command. Return 0; 2 for bad input; 1 if this host cannot have such a machine."""
     try:
         _run(arguments)
     except (UsageError, argparse.ArgumentTypeError, MachineError) as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`xpu-device-plugin top`: what this node's devices measure, in place on a terminal."""
+"""`xpu-device-plugin top`: the measurements of this node's devices, in place on a terminal."""
 
 import argparse
 import asyncio
@@ -17,7 +17,7 @@ from xpu_plugin.edges.driver import LibraryError, WorkerError
 from xpu_plugin.xpuml import XpumlError
 
 
-REFRESH_SECONDS = 2.0  # a plugin that is asked more often gives what it has
+REFRESH_SECONDS = 2.0  # asked more often, the plugin returns its last measurements
 _COLUMNS = ("id", "path", "memory", "used", "xpu", "temp", "power", "clock", "processes", "health")
 _MIB = 1 << 20
 _FULL_SCREEN, _NORMAL_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
@@ -25,12 +25,14 @@ _HOME, _END_OF_LINE, _END_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status 0, also by Ctrl-C; 1 when there are no readings, 2 for bad usage."""
+    """Return the exit status: 0, also by Ctrl-C; 1 without readings, 2 bad usage."""
     parser = Parser(
         prog=f"{PROGRAM} top",
-        description="Show what this node's devices measure, every two seconds on a terminal, else once. Asks "
-        "the plugin that runs behind --status-socket; without one, the library by a process of its own, "
-        "which opens each device for an instant. Power is the driver's number: watts or milliwatts, by its "
+        description="Show the measurements of this node's devices, every two seconds on a terminal, else "
+        "once. The plugin that runs behind --status-socket answers; without one, a process of its own asks "
+        "the "
+        "library, and opens each device for an instant. Power is the driver's number: watts or milliwatts, "
+        "by "
         "release.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON once, additive only")
@@ -61,7 +63,7 @@ async def _once(running: Running, own: Own, *, as_json: bool) -> int:
 
 
 async def _in_place(running: Running, own: Own) -> int:
-    """Until Ctrl-C; what was shown last stays on the screen."""
+    """Refresh until Ctrl-C; the last output stays on the screen."""
     shown = ""
     print(_FULL_SCREEN, end="")
     try:
@@ -80,17 +82,17 @@ async def _in_place(running: Running, own: Own) -> int:
 
 
 async def _answer(running: Running, own: Own) -> tuple[dict[str, Any], str | None]:
-    """Devices and readings, or why there are none."""
+    """Return devices and readings, or the reason why there are none."""
     try:
         answer: dict[str, Any] = await asyncio.to_thread(running.ask, "top") or await own.top()
     except (WorkerError, LibraryError, XpumlError) as error:
         return {}, str(error)
-    missing = None if answer["readings"] or not answer["devices"] else "the library has not told any"
+    missing = None if answer["readings"] or not answer["devices"] else "the library has reported none"
     return answer, answer.get("trouble") or missing
 
 
 def _records(answer: dict[str, Any]) -> list[dict[str, object]]:
-    """What is measured, beside the names of the device it is measured at."""
+    """Return the measurements with the names of their devices."""
     names = ("id", "card", "model", "path", "health", "reason")
     return [
         {name: device[name] for name in names} | _measured(answer["readings"].get(device["id"], {}))

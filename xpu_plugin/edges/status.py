@@ -108,7 +108,7 @@ def ask(path: Path, name: str, **arguments: object) -> Any:
             return said
         case {"error": str(why)}:
             raise StatusError(f"{where}: {printable(why[:LONGEST_REFUSAL])}")
-    raise StatusError(f"{where}: what answers is no running plugin")
+    raise StatusError(f"{where}: the program that answers is not a running plugin")
 
 
 def _line(connection: socket.socket) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.model.faults import BAD, Notice, Told, notices
+from xpu_plugin.model.faults import BAD, Notice, Reported, notices
 from xpu_plugin.model.holders import Listing
 from xpu_plugin.model.rows import holders
 from xpu_plugin.waiting import delays, wait_for
@@ -41,7 +41,7 @@ class Faults:
         self._tell = tell
         self._clock = clock
         self._sleep = sleep
-        self._told = Told()
+        self._told = Reported()
         self._told_at = clock()
         self._wake = asyncio.Event()
         self._pauses = delays(*PAUSE_SECONDS)
@@ -69,7 +69,7 @@ class Faults:
                 self._wake.clear()
                 return
 
-    def _news(self, listing: Listing | None) -> tuple[Told, tuple[Notice, ...]]:
+    def _news(self, listing: Listing | None) -> tuple[Reported, tuple[Notice, ...]]:
         entries = self._picture.current.entries if self._picture.current else {}
         picture = self._picture
         held = None if listing is None else holders(listing.holdings, picture.facts, picture.policy)

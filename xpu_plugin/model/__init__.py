@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pure: values in, values out; no I/O, no clock."""
+"""Pure values and functions: no I/O, no clock."""

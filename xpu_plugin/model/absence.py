@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a device that was there is not in a scan, and what brings it back."""
+"""The reason why a known device is missing in a scan, and the remedy."""
 
 from os import strerror
 
@@ -11,7 +11,7 @@ _XPU_DRIVERS = ("kunlun", "xpu_driver")  # since release 4.0, and before
 
 
 def absent(device: Device, scan: Scan) -> Health:
-    """`lost` only when sysfs does not show the PCI function either; else `node-missing`, with the reason."""
+    """Return `lost` if sysfs does not show the PCI function either; else `node-missing`, with the reason."""
     function = scan.host.functions.get(device.address)
     if function is None:
         return LOST

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether everybody agrees on who has what: what each says -> contradictions, with both sides named.
+"""The audit of holders: the answers of all sources -> contradictions, with both sides named.
 
-The kubelet's list is taken for what it is: it leaves out ordinary init containers, and a device that it does
-not show may be an init container's. So silence alone is never a finding. Nor is a grant of which we have no
-record, if the container was there before we could have had one.
+The kubelet's list omits ordinary init containers, so a device that it does not show may have such a holder.
+So a missing entry alone is never a finding. Nor is a grant without a record if the container is older than
+the record.
 """
 
 import re
@@ -19,7 +19,7 @@ from xpu_plugin.model.inventory import Entry, is_old
 
 
 class Kind(StrEnum):
-    """Of a finding."""
+    """The kinds of findings."""
 
     DOUBLE_HOLDER = "double-holder"
     WITHOUT_GRANT = "holder-without-grant"
@@ -35,53 +35,41 @@ EVENTS = {
 
 @frozen
 class Finding:
-    """One contradiction. device: its id; text: both sides, in a sentence
-
-    certain: one list shows both sides, so that a second look is not needed
-    """
+    """One contradiction."""
 
     kind: Kind
-    device: str
-    text: str
-    certain: bool = False
+    device: str  # its id
+    text: str  # both sides, in a sentence
+    certain: bool = False  # one list shows both sides, so a second look is not needed
 
 
 @frozen
 class Evidence:
-    """What is known at one moment.
+    """The facts at one moment."""
 
-    listing: the kubelet's, that can be trusted to be whole but for ordinary init containers
-    checkpoint: ids that it has written down; None where that cannot be read
-    entries: what is offered, by the id it is offered under
-    recorded: ids that we have granted in this life, or have a record of
-    settled: those of them granted so long ago that the kubelet has to know
-    before: ids that containers held before our record begins
-    former: id -> container, by an earlier kubelet instance; this one does not know of it
-    ours: the resource names that our devices are or were offered under
-    processes: by PCI address, as in `Usage`
-    """
-
-    listing: Listing
-    checkpoint: Collection[str] | None
-    entries: Mapping[str, Entry]
-    recorded: Collection[str] = ()
-    settled: Collection[str] = ()
-    before: Collection[str] = ()
-    former: Mapping[str, str] = field(default_factory=dict)
-    ours: Collection[str] = ()
-    processes: Mapping[str, tuple[Process, ...] | None] = field(default_factory=dict)
+    listing: Listing  # of the kubelet; complete except for ordinary init containers
+    checkpoint: Collection[str] | None  # the kubelet's recorded ids; None if it cannot be read
+    entries: Mapping[str, Entry]  # the offered devices, by offered id
+    recorded: Collection[str] = ()  # ids that this process granted, or that are on record
+    settled: Collection[str] = ()  # those granted so long ago that the kubelet must know them
+    before: Collection[str] = ()  # ids that containers held before our record begins
+    former: Mapping[str, str] = field(
+        default_factory=dict
+    )  # id -> container, by an earlier kubelet instance only
+    ours: Collection[str] = ()  # our present and earlier resource names
+    processes: Mapping[str, tuple[Process, ...] | None] = field(default_factory=dict)  # as in `Usage`
 
 
 def findings(evidence: Evidence) -> frozenset[Finding]:
-    """All contradictions. One that is not certain may be a change of which the kubelet's list does not tell
-    yet, if it shows only once."""
+    """Return all contradictions. One that is not certain counts if it shows twice: the kubelet's list may
+    lag."""
     return frozenset(
         [*_double_holders(evidence), *_without_grant(evidence), *_unknown_grants(evidence)],
     )
 
 
 def _device(id: str, resource: str, evidence: Evidence) -> str | None:
-    """The offered device that a listed id stands for, by whatever name; None if it is none of ours."""
+    """Return the offered device of a listed id, by any of its names; None if it is not ours."""
     entries = evidence.entries
     if is_old(id) and not (id in entries and entries[id].resource == resource):
         ours = {*evidence.ours, *(entry.resource for entry in entries.values())}
@@ -91,9 +79,9 @@ def _device(id: str, resource: str, evidence: Evidence) -> str | None:
 
 
 def _seat(id: str, resource: str, evidence: Evidence) -> str | None:
-    """The hardware that a listed id stands for; None if it is none of ours.
+    """Return the hardware of a listed id; None if it is not ours.
 
-    A VF is known by its address: with another number of VFs on its card it has another id.
+    A VF counts by its address: with another VF count of its card it has another id.
     """
     own = _device(id, resource, evidence)
     if own is None and not re.match(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]($|-)", id):
@@ -139,7 +127,7 @@ def _without_grant(evidence: Evidence) -> Iterable[Finding]:
         unknown = entry.device.id not in held and id not in known
         if pids and unknown and not _written(id, evidence):
             who = ", ".join(pids)
-            text = f"{id} at {entry.device.path} is used by process {who}, and nobody was granted it"
+            text = f"{id} at {entry.device.path} is used by process {who}, and no container was granted it"
             yield Finding(kind=Kind.WITHOUT_GRANT, device=entry.device.id, text=text)
 
 
@@ -160,19 +148,19 @@ def _unknown_grants(evidence: Evidence) -> Iterable[Finding]:
             yield Finding(kind=Kind.UNKNOWN_GRANT, device=entry.device.id, text=text, certain=True)
         elif id in evidence.settled and (users := _users(entry, evidence)):
             text = (
-                f"{id} was granted by this plugin, the kubelet does not know by whom it is held, and "
+                f"{id} was granted by this plugin, the kubelet does not know its holder, and "
                 f"{len(users)} processes compute at {entry.device.path}"
             )
             yield Finding(kind=Kind.UNKNOWN_GRANT, device=entry.device.id, text=text)
 
 
 def _written(id: str, evidence: Evidence) -> bool:
-    """Whether the checkpoint names a device, or might."""
+    """Return whether the checkpoint names a device, or cannot be read."""
     return evidence.checkpoint is None or id in evidence.checkpoint
 
 
 def _users(entry: Entry, evidence: Evidence) -> tuple[Process, ...]:
-    """Processes at a device. The library does not tell which half of a K200 is meant."""
+    """Return the processes at a device; none for a K200, as the library does not report the half."""
     if entry.device.kind is DeviceKind.HALF:
         return ()
     return evidence.processes.get(entry.device.address) or ()

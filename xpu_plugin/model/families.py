@@ -6,7 +6,7 @@ from xpu_plugin.frozen import frozen
 
 @frozen(kw_only=False)
 class Family:
-    """Metrics of one name, as docs/reference/metrics.md has them."""
+    """The metrics of one name, a row of docs/reference/metrics.md."""
 
     name: str
     type: str
@@ -24,14 +24,14 @@ FAMILIES = (
         "gauge",
         ("model", "kind", "health", "reason"),
         "",
-        "How many devices are offered, by model, kind (whole, half, vf), health, and reason of ill health.",
+        "Number of offered devices, by model, kind (whole, half, vf), health, and reason of ill health.",
     ),
     Family(
         "xpu_device_info",
         "gauge",
         (*_DEVICE, "kind", "resource", "numa"),
         "",
-        "1 for each device that is offered: what it is, and as what.",
+        "1 for each offered device, with its properties and its resource.",
     ),
     Family(
         "xpu_device_healthy",
@@ -52,11 +52,11 @@ FAMILIES = (
         "counter",
         (*_DEVICE, "health"),
         "",
-        "How often a device has become Healthy or Unhealthy.",
+        "Number of changes of a device to Healthy or Unhealthy.",
     ),
     Family("xpu_device_memory_used_bytes", "gauge", _DEVICE, "bytes", "Main memory in use."),
-    Family("xpu_device_memory_total_bytes", "gauge", _DEVICE, "bytes", "Main memory that there is."),
-    Family("xpu_device_utilization_ratio", "gauge", _DEVICE, "0 to 1", "How busy the cores are."),
+    Family("xpu_device_memory_total_bytes", "gauge", _DEVICE, "bytes", "Main memory in total."),
+    Family("xpu_device_utilization_ratio", "gauge", _DEVICE, "0 to 1", "Utilization of the cores."),
     Family("xpu_device_temperature_celsius", "gauge", _DEVICE, "degrees Celsius", "Temperature."),
     Family(
         "xpu_device_power_reported",
@@ -67,14 +67,14 @@ FAMILIES = (
     ),
     Family("xpu_device_clock_hertz", "gauge", _DEVICE, "hertz", "Clock of the cores."),
     Family(
-        "xpu_device_processes", "gauge", _DEVICE, "", "Processes that compute there; 99 may also be more."
+        "xpu_device_processes", "gauge", _DEVICE, "", "Processes that compute there; 99 means 99 or more."
     ),
     Family(
         "xpu_device_impossible_readings_total",
         "counter",
         (*_DEVICE, "reading"),
         "",
-        "Readings that cannot be, which are left out: more than 100 %, more memory in use than there is, "
+        "Impossible readings, which are left out: more than 100 %, more memory in use than in total, "
         "a temperature outside -40 to 150.",
     ),
     Family(
@@ -82,53 +82,52 @@ FAMILIES = (
         "gauge",
         (),
         "seconds",
-        "How old these measurements are; a scrape asks for them, every 5 s at most.",
+        "Age of these measurements; a scrape asks for them, every 5 s at most.",
     ),
-    # --- who has what -----------------------------------------------------------------------------
+    # --- holders and grants -----------------------------------------------------------------------
     Family(
         "xpu_device_granted",
         "gauge",
         _DEVICE,
         "",
-        "1 for a device that was granted to a container which is not known to have ended. Whether it has is "
-        "asked only before a change of VFs.",
+        "1 for a device with a grant that may not have ended. The end of a grant is checked only before a "
+        "change of VFs.",
     ),
     Family(
         "xpu_device_holder",
         "gauge",
         (*_DEVICE, "namespace", "pod", "container"),
         "",
-        "1 for each container that the kubelet lists with a device. Of init containers it lists sidecars.",
+        "1 for each container that the kubelet lists with a device; of init containers, only sidecars.",
     ),
     Family(
         "xpu_plugin_pod_resources_up",
         "gauge",
         (),
         "",
-        "1 when the kubelet says who holds what, 0 when it does not, or cannot.",
+        "1 while the kubelet's pod resources API answers, else 0.",
     ),
     Family(
         "xpu_plugin_granted_devices_total",
         "counter",
         _RESOURCE,
         "",
-        "How many devices have been granted to containers.",
+        "Number of devices granted to containers.",
     ),
     Family(
         "xpu_plugin_audit_findings",
         "gauge",
         ("kind",),
         "",
-        "Contradictions about who has what: a device with two holders (`double-holder`), a holder that was "
-        "granted nothing (`holder-without-grant`), a grant that the kubelet does not know (`unknown-grant`).",
+        "Contradictions about holders: a device with two holders (`double-holder`), a holder without a grant "
+        "(`holder-without-grant`), a grant that the kubelet does not know (`unknown-grant`).",
     ),
     Family(
         "xpu_plugin_audit_age_seconds",
         "gauge",
         (),
         "seconds",
-        "How long ago that was last looked for, with a list of the kubelet that can be believed; absent "
-        "before the first time.",
+        "Age of the last audit with a trusted list of the kubelet; absent before the first.",
     ),
     # --- the kubelet ------------------------------------------------------------------------------
     Family(
@@ -136,21 +135,21 @@ FAMILIES = (
         "counter",
         _RESOURCE,
         "",
-        "How often the plugin has registered; once in each life of the kubelet is right.",
+        "Number of registrations; one for each start of the kubelet is normal.",
     ),
     Family(
         "xpu_plugin_registration_failures_total",
         "counter",
         _RESOURCE,
         "",
-        "How often a registration has failed.",
+        "Number of failed registrations.",
     ),
     Family(
         "xpu_plugin_streams",
         "gauge",
         _RESOURCE,
         "",
-        "Streams of lists that the kubelet has open: 1 when all is well.",
+        "Streams of lists that the kubelet has open: 1 is normal.",
     ),
     Family(
         "xpu_plugin_displaced",
@@ -165,7 +164,7 @@ FAMILIES = (
         "counter",
         _RESOURCE,
         "",
-        "How often another plugin has registered this resource name.",
+        "Number of times that another plugin has registered this resource name.",
     ),
     Family("xpu_plugin_lists_sent_total", "counter", _RESOURCE, "", "Lists of devices sent to the kubelet."),
     Family(
@@ -173,7 +172,7 @@ FAMILIES = (
         "histogram",
         (*_RESOURCE, "method"),
         "seconds",
-        "How long Allocate, GetPreferredAllocation and PreStartContainer took, refused ones too.",
+        "Duration of Allocate, GetPreferredAllocation and PreStartContainer, refused ones too.",
     ),
     Family(
         "xpu_plugin_request_errors_total",
@@ -188,7 +187,7 @@ FAMILIES = (
         "gauge",
         (),
         "",
-        "1 while the library answers, 0 while something is wrong with it, or there is no driver.",
+        "1 while the library answers; 0 while it fails, or while there is no driver.",
     ),
     Family(
         "xpu_plugin_library_info",
@@ -202,7 +201,7 @@ FAMILIES = (
         "gauge",
         (),
         "",
-        "1 when the library's file is another one than the worker has opened, as after an update of XRE. "
+        "1 when the library's file is not the one that the worker has opened, as after an update of XRE. "
         "It is compared each --rescan-interval.",
     ),
     Family(
@@ -217,16 +216,16 @@ FAMILIES = (
         "histogram",
         (),
         "seconds",
-        "How long it took to ask all devices for their state.",
+        "Duration of one query of all devices' states.",
     ),
     Family(
         "xpu_plugin_sweep_age_seconds",
         "gauge",
         (),
         "seconds",
-        "How long ago the library last answered; since the start if it never has.",
+        "Time since the library's last answer; without any answer, since the start.",
     ),
-    Family("xpu_plugin_scans_total", "counter", (), "", "Scans of the whole node that were taken in."),
+    Family("xpu_plugin_scans_total", "counter", (), "", "Successful scans of the whole node."),
     Family(
         "xpu_plugin_worker_restarts_total",
         "counter",
@@ -247,10 +246,14 @@ FAMILIES = (
         "gauge",
         ("card", "state"),
         "",
-        "1 for what a card is: success, pending, blocked, failed or unsupported; 0 for what it is not.",
+        "1 for the card's state: success, pending, blocked, failed or unsupported; 0 for the other states.",
     ),
     Family(
-        "xpu_vf_drifts_total", "counter", ("card",), "", "How often another program has changed a card's VFs."
+        "xpu_vf_drifts_total",
+        "counter",
+        ("card",),
+        "",
+        "Number of changes of a card's VFs by other programs.",
     ),
     # --- the API server ---------------------------------------------------------------------------
     Family(
@@ -258,14 +261,14 @@ FAMILIES = (
         "gauge",
         (),
         "",
-        "1 while the node is watched, 0 while it is not; absent where the API server is not asked at all.",
+        "1 while the node is watched, 0 while it is not; absent without access to the API server.",
     ),
     Family(
         "xpu_plugin_api_errors_total",
         "counter",
         ("request", "code"),
         "",
-        "Requests that failed, by HTTP status, `none` where there was no proper answer.",
+        "Failed requests, by HTTP status; `none` without a valid answer.",
     ),
     # --- the plugin itself ------------------------------------------------------------------------
     Family(
@@ -273,28 +276,28 @@ FAMILIES = (
         "counter",
         ("part",),
         "",
-        "Unforeseen errors of each part that is started again after one.",
+        "Unforeseen errors of each part; the part is started again after one.",
     ),
     Family(
         "xpu_plugin_part_down",
         "gauge",
         ("part",),
         "",
-        "1 for a part that has failed, until it has run for a minute again; the log says why.",
+        "1 for a part that has failed, until it has run for a minute again; the log has the reason.",
     ),
     Family(
         "xpu_plugin_log_lines_dropped_total",
         "counter",
         (),
         "",
-        "Log lines that were lost, as standard error was not read in time.",
+        "Lost log lines, as standard error was not read in time.",
     ),
     Family(
         "xpu_plugin_build_info",
         "gauge",
         ("version", "python", "node"),
         "",
-        "1: which plugin this is, and on which node by `--node-name`.",
+        "1: this plugin's version, and its node by `--node-name`.",
     ),
 )
 OF_THE_PROCESS = (
@@ -317,4 +320,4 @@ OF_THE_PROCESS = (
     Family("process_open_fds", "gauge", (), "", "Number of open file descriptors."),
     Family("process_max_fds", "gauge", (), "", "Maximum number of open file descriptors."),
 )
-"""What Prometheus's client adds about the server's process, in its words; workers are not counted in."""
+"""Metrics of the server's process by Prometheus's client, in its words; workers are not included."""

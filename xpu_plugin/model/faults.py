@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the administrator is to hear of devices and driver: what was told, what is so -> notices."""
+"""Notices for the administrator about devices and driver: the reported state and the present one ->
+notices."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field
@@ -15,7 +16,7 @@ MOST_NAMED = 8  # devices in one notice; Events end after 1024 bytes
 
 
 class Reason(StrEnum):
-    """Of a notice; the words are those of Events."""
+    """The reasons of notices, in the words of Events."""
 
     UNHEALTHY = "XPUUnhealthy"
     QUARANTINED = "XPUQuarantined"
@@ -29,47 +30,47 @@ BAD = frozenset({Reason.UNHEALTHY, Reason.QUARANTINED, Reason.DRIVER_LOST})
 
 @frozen
 class Notice:
-    """Something to be told, once."""
+    """A fact to report once."""
 
     reason: Reason
     text: str
 
 
 @frozen
-class Told:
-    """What has been told. sick: device id -> UNHEALTHY or QUARANTINED; driver: it is there"""
+class Reported:
+    """The state that was reported last."""
 
-    sick: Mapping[str, Reason] = field(default_factory=dict)
-    driver: bool = True
+    sick: Mapping[str, Reason] = field(default_factory=dict)  # device id -> UNHEALTHY or QUARANTINED
+    driver: bool = True  # the driver is present
 
 
 def notices(
-    told: Told,
+    reported: Reported,
     entries: Iterable[Entry],
     driver_gone: str | None,
     holders: Mapping[str, Collection[str]] | None,
-) -> tuple[Told, tuple[Notice, ...]]:
-    """What to tell, and what has been told then. One notice names all devices that it is about.
+) -> tuple[Reported, tuple[Notice, ...]]:
+    """Return the new reported state and the notices. One notice names all its devices.
 
-    entries: what is offered; a device kept from new pods without being sick is of no concern
-    driver_gone: why there is no driver, or no library, to ask
-    holders: device id -> containers; None where they are not known
+    entries: the offered devices; devices that are only withheld need no notice
+    driver_gone: why there is no driver, or no library, to call
+    holders: device id -> containers; None if they are unknown
     """
     entries = list(entries)
     sick = {entry.device.id: _sickness(entry.health) for entry in entries if not entry.health.well}
     groups: dict[Reason, list[Entry]] = {}
     for entry in entries:
-        if (reason := _turn(told.sick.get(entry.device.id), sick.get(entry.device.id))) is not None:
+        if (reason := _turn(reported.sick.get(entry.device.id), sick.get(entry.device.id))) is not None:
             groups.setdefault(reason, []).append(entry)
     found = []
-    if driver_gone is not None and told.driver:
+    if driver_gone is not None and reported.driver:
         found.append(Notice(reason=Reason.DRIVER_LOST, text=f"{_held(entries, holders)}: {driver_gone}"))
-    if driver_gone is None and not told.driver:
+    if driver_gone is None and not reported.driver:
         found.append(Notice(reason=Reason.DRIVER_BACK, text="driver and library answer again"))
     found += [
         Notice(reason=reason, text=_list(groups[reason], holders)) for reason in Reason if reason in groups
     ]
-    return Told(sick=sick, driver=driver_gone is None), tuple(found)
+    return Reported(sick=sick, driver=driver_gone is None), tuple(found)
 
 
 def _sickness(health: Health) -> Reason:
@@ -77,7 +78,7 @@ def _sickness(health: Health) -> Reason:
 
 
 def _turn(before: Reason | None, now: Reason | None) -> Reason | None:
-    """What there is to tell of a device that was, and is, well (None), unhealthy or in quarantine."""
+    """Return the reason to report a device's change between well (None), unhealthy and quarantine."""
     if now is None:
         return None if before is None else Reason.RECOVERED
     return now if before is None or (now is Reason.QUARANTINED and before is not now) else None
@@ -106,4 +107,4 @@ def _who(entries: list[Entry], holders: Mapping[str, Collection[str]] | None) ->
     if holders is None:
         return "not known"
     found = {who for entry in entries for who in holders.get(entry.device.id, ())}
-    return ", ".join(sorted(found)) or "nobody"
+    return ", ".join(sorted(found)) or "no container"

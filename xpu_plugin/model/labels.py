@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node is labelled with: cards -> labels that a pod's node selector may name."""
+"""The labels of a node for node selectors, made of its cards."""
 
 import re
 from collections.abc import Iterable
@@ -12,24 +12,24 @@ MODEL, COUNT, MEMORY, DRIVER, VFS = LABELS = tuple(
     f"{PREFIX}{name}" for name in ("model", "count", "memory-mib", "driver-version", "vf-capable")
 )
 MIXED = "mixed"
-"""The model where there are several: a selector compares whole values."""
+"""The model if there are several: a selector compares whole values."""
 
 _LONGEST = 63  # letters of a label's value
 
 
 def sanitised(text: str) -> str | None:
-    """The text as a label's value; None where nothing of it may be one."""
+    """Return the text as a label's value; None if no part of it is allowed."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:_LONGEST].strip("._-") or None
 
 
 def node_labels(devices: Iterable[Device], driver_version: str) -> dict[str, str | None]:
-    """All of LABELS, None for one that the node is not to have.
+    """Return all of LABELS, None for a label that the node shall not have.
 
-    devices: all that are known, lost ones too, or a card that fails would make its node another kind of node
-    driver_version: as the driver tells it; what follows the first blank is left out
+    devices: all known devices, lost ones too: a failed card must not change the labels
+    driver_version: by the driver; the text after the first blank is left out
 
-    Cards are counted, not their parts: the labels stay as they are when a card is split. The memory is the
-    smallest of all cards'.
+    Cards are counted, not their parts: a split leaves the labels as they are. The memory is the smallest of
+    all cards'.
     """
     boards: dict[str, list[Device]] = {}
     for device in devices:
@@ -48,12 +48,14 @@ def node_labels(devices: Iterable[Device], driver_version: str) -> dict[str, str
 
 
 def _model(own: list[Device]) -> str:
-    """Of the card itself; of one that is not in sight, by the name of its VFs."""
+    """Return a card's model; if its PF is not in sight, by the name of its VFs."""
     board = next((device for device in own if device.kind is not Kind.VF), own[0])
     return board.model.partition("-VF-")[0]
 
 
 def _memory(own: list[Device]) -> int:
-    """Of the whole card, 0 where that is not known: a PF tells nothing if the driver came up on a split card,
-    and VFs have a little less than their share."""
+    """Return a whole card's memory, 0 if unknown.
+
+    A PF reports none if its card was split when the driver was loaded, and VFs have less than their share.
+    """
     return sum(device.memory_bytes for device in own if device.kind is not Kind.VF)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a file or socket that is there cannot be used, and the remedy. A refusal is no absence."""
+"""The reason why an existing file or socket cannot be used, and the remedy. A refusal is not an absence."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED})
 _DENIED = (
     "run the pod privileged; on a host with SELinux or AppArmor see its audit log (ausearch -m avc, dmesg)"
 )
-_NO_SOCKET = "something else has the socket's name: see the pod's mounts, then restart the kubelet"
+_NO_SOCKET = "another file has the socket's name: see the pod's mounts, then restart the kubelet"
 _REMEDIES = {
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
@@ -27,14 +27,14 @@ _REMEDIES = {
 
 @frozen
 class Obstacle:
-    """What came of a try. path: of what was tried; code: the errno"""
+    """The error of an attempt to use a file or socket."""
 
     path: str
-    code: int
+    code: int  # errno
 
     @property
     def absent(self) -> bool:
-        """Whether nothing is there, or no process listens, as before a start."""
+        """Return whether nothing is there, or no process listens, as before a start."""
         return self.code in _ABSENT
 
     @property
@@ -43,7 +43,7 @@ class Obstacle:
 
     @property
     def reason(self) -> str:
-        """The path and the system's words."""
+        """The path and the system's text."""
         name = errno.errorcode.get(self.code, str(self.code))
         return f"{self.path}: {os.strerror(self.code)} ({name})"
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who refuses a request to the API server: status and message of the answer -> the part that speaks.
+"""The part of the API server that refuses a request, by status and message of its answer.
 
 The forms are those of the API server's own source: `forbiddenMessage` for its authorizers, `ToStatusErr` for
 webhooks, the CEL admission controller for policies, `NewForbidden` for built-in admission plugins. The status
-alone does not tell: a webhook may answer with any status, and a policy with 401, 403, 413 or 422.
+alone is ambiguous: a webhook may answer with any status, and a policy with 401, 403, 413 or 422.
 """
 
 import re
@@ -24,18 +24,18 @@ class Speaker(StrEnum):
 
     AUTHENTICATOR = "authenticator"  # the credentials are not valid
     AUTHORIZER = "authorizer"  # a right is missing: RBAC
-    ADMISSION = "admission"  # a webhook, a policy or a plugin does not want this content
+    ADMISSION = "admission"  # a webhook, a policy or a plugin refuses this content
     VALIDATION = "validation"  # the content is not valid
-    SERVER = "server"  # anything else, such as a proxy in between or a failure
+    SERVER = "server"  # any other, such as a proxy in between or a failure
 
     @property
     def minds_content(self) -> bool:
-        """Another content may be taken."""
+        """Return whether other content may be accepted."""
         return self in (Speaker.ADMISSION, Speaker.VALIDATION)
 
 
 def speaker(status: int, message: str) -> Speaker:
-    """The part that refuses with this HTTP status and the message of this `Status` object."""
+    """Return the part that refuses with this HTTP status and the message of this `Status` object."""
     if _WEBHOOK.match(message) or _POLICY.match(message):
         return Speaker.ADMISSION
     if status == UNAUTHORIZED:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a resource binds a socket and registers it with the kubelet, and when it waits.
+"""The registration policy of a resource: when to bind a socket, to register it, and to wait.
 
-Facts, all measured (docs/architecture.md): a kubelet 1.37 refuses, for ever, a socket path that it knows. So
-a name is told to a kubelet once, and a resource never registers while it has a stream. Up to 1.36 the end of
-a former plugin's stream may cut the stream of the plugin that registered after it. So a stream that ends
-while the kubelet stays is replaced at once.
+All facts are measured (docs/architecture.md). Kubelet 1.37 refuses a socket path that it knows, for ever. So
+each socket name is used for one registration, and a resource with an open stream never registers. Up to
+1.36 the end of a former plugin's stream may cut the stream of the plugin that registered after it. So a
+stream that ends while the kubelet stays is replaced at once.
 """
 
 from dataclasses import replace
@@ -18,27 +18,28 @@ FAST_POLL_SECONDS = 0.01  # between looks for a kubelet that has just gone ...
 FAST_FOR_SECONDS = 30.0  # ... for so long; a restart takes two to three
 SLOW_POLL_SECONDS = 0.08  # and after that
 DIAL_BACK_SECONDS = 10.0  # for the kubelet to open a stream after a registration
-AGAIN_SECONDS = (1.0, 30.0)  # after a stream that was short, the second one on: first, most
-RETRY_SECONDS = (0.01, 1.0)  # after a registration that failed; at first the kubelet does not listen yet
-ABSENT_SECONDS = 60.0  # without a kubelet, until that is a warning
-JITTER = 0.25  # of a pause, at most, by which it is shorter
+AGAIN_SECONDS = (1.0, 30.0)  # after a short stream, from the second one on: first, most
+RETRY_SECONDS = (0.01, 1.0)  # after a failed registration; at first the kubelet does not listen yet
+ABSENT_SECONDS = 60.0  # without a kubelet, until a warning
+JITTER = 0.25  # share of a pause by which it is shortened at most
 
 
 @frozen(kw_only=False)
 class Identity:
-    """A socket file. One start of a kubelet has one, unless the file is touched meanwhile."""
+    """The identity of a socket file. One start of a kubelet has one, unless the file is touched."""
 
     device: int
     inode: int
     changed_ns: int
 
     def same_file(self, other: "Identity") -> bool:
-        """Whether both are one file, be it touched (`chmod`, `restorecon`) between the two looks."""
+        """Return whether both are one file, even if it was touched (`chmod`, `restorecon`) between the
+        looks."""
         return (self.device, self.inode) == (other.device, other.inode)
 
 
 class Action(StrEnum):
-    """The next step. BIND ends all streams of ours and binds a socket with a new name."""
+    """The next step. BIND ends all our streams and binds a socket with a new name."""
 
     BIND = "bind"
     REGISTER = "register"
@@ -46,63 +47,47 @@ class Action(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How a step ended. AWAY: the kubelet is not there, or is just leaving; it was told nothing.
-
-    CUT: the connection ended before an answer came, so that the kubelet may have been told
-    UNABLE: we cannot ask, as for lack of descriptors; the kubelet, which is there, was told nothing
-    """
+    """The result of a step."""
 
     ACCEPTED = "accepted"
     REFUSED = "refused"
-    CUT = "cut"
-    AWAY = "away"
-    UNABLE = "unable"
+    CUT = "cut"  # the connection ended without an answer: the kubelet may know the name
+    AWAY = "away"  # the kubelet is absent or is ending: it does not know the name
+    UNABLE = "unable"  # we cannot call, as for lack of descriptors; the kubelet does not know the name
 
 
 @frozen
 class Look:
-    """One look. now: seconds of the monotonic clock; chance: a random number from 0 to 1, for pauses
+    """One look at the kubelet's socket and ours."""
 
-    kubelet: the kubelet's socket, None when there is none; streaming: whether a stream of ours is open
-    bound: whether our socket is where it was bound, and served
-    mute: whether to stay away for now; take_back: whether to bind anew though a stream is open (`rivals`)
-    """
-
-    now: float
-    kubelet: Identity | None
-    streaming: bool
-    bound: bool
-    mute: bool = False
-    take_back: bool = False
-    chance: float = 0.0
+    now: float  # seconds of the monotonic clock
+    kubelet: Identity | None  # the kubelet's socket; None if there is none
+    streaming: bool  # a stream of ours is open
+    bound: bool  # our socket is in place, and served
+    mute: bool = False  # do not register for now
+    take_back: bool = False  # bind again although a stream is open (`rivals`)
+    chance: float = 0.0  # a random number from 0 to 1, for pauses
 
 
 @frozen
 class Standing:
-    """Where the registration of one resource stands. Times are seconds of the monotonic clock.
+    """The state of one resource's registration. Times are seconds of the monotonic clock."""
 
-    kubelet: its socket at the last look; asked: where we registered last; known: that of the open stream
-    instances: kubelets seen so far; absent_since: since when none answers, None while one does
-    told: whether a kubelet may know our socket's name, which then serves for no other registration
-    opened_at: since when a stream is open; idle_since: since when there is none, or another kubelet
-    try_at: not to register before; short, failures: streams and attempts in a row that count for pauses
-    """
-
-    kubelet: Identity | None = None
-    asked: Identity | None = None
-    known: Identity | None = None
-    instances: int = 0
-    absent_since: float | None = None
-    told: bool = False
-    opened_at: float | None = None
-    idle_since: float = 0.0
-    try_at: float = 0.0
-    short: int = 0
-    failures: int = 0
+    kubelet: Identity | None = None  # its socket at the last look
+    asked: Identity | None = None  # the socket of our last registration
+    known: Identity | None = None  # the socket of the kubelet with the open stream
+    instances: int = 0  # kubelets seen so far
+    absent_since: float | None = None  # since when no kubelet answers; None while one does
+    name_used: bool = False  # a kubelet may know our socket's name: another registration needs a new one
+    opened_at: float | None = None  # since when a stream is open
+    idle_since: float = 0.0  # since when there is no stream, or another kubelet
+    try_at: float = 0.0  # no registration before
+    short: int = 0  # consecutive short streams, for the next pause
+    failures: int = 0  # consecutive failed attempts, for the next pause
 
 
 def seen(standing: Standing, look: Look) -> Standing:
-    """The standing after a look, before anything is done."""
+    """Return the standing after a look."""
     if look.streaming and standing.opened_at is None:
         standing = replace(
             standing,
@@ -120,7 +105,7 @@ def seen(standing: Standing, look: Look) -> Standing:
             idle_since=look.now,
             try_at=look.now + (pause(AGAIN_SECONDS, short - 1, look.chance) if short else 0.0),
             short=short + 1,
-            # So a socket that seemed to be touched while the stream was open is now that of another kubelet.
+            # If a touched socket replaced it while the stream was open, it counts as another kubelet's now.
             kubelet=standing.known or standing.kubelet,
         )
     if look.kubelet != standing.kubelet:
@@ -139,10 +124,10 @@ def seen(standing: Standing, look: Look) -> Standing:
 
 
 def _another(standing: Standing, look: Look) -> bool:
-    """Whether the socket there is another than that of the open stream.
+    """Return whether the present socket belongs to another kubelet than the open stream.
 
-    The end of a kubelet ends its streams, so a touched file is the same kubelet. Another file is another one,
-    though the former may not have quite ended.
+    The end of a kubelet ends its streams, so a touched file is the same kubelet. Another file is another
+    kubelet, even if the former one has not ended yet.
     """
     return (
         standing.known is not None and look.kubelet is not None and not look.kubelet.same_file(standing.known)
@@ -150,40 +135,40 @@ def _another(standing: Standing, look: Look) -> bool:
 
 
 def absent(standing: Standing, now: float) -> bool:
-    """Whether no kubelet has answered for so long that an administrator should know."""
+    """Return whether no kubelet has answered for so long that a warning is due."""
     return standing.absent_since is not None and now - standing.absent_since >= ABSENT_SECONDS
 
 
 def action(standing: Standing, look: Look) -> Action:
-    """The next step by a standing that has `seen` this look."""
+    """Return the next step, for a standing that has `seen` this look."""
     if look.kubelet is None or look.mute:
         return Action.WAIT
     if look.streaming:
         return Action.BIND if look.take_back or _another(standing, look) else Action.WAIT
     if look.now < standing.try_at:
         return Action.WAIT
-    return Action.REGISTER if look.bound and not standing.told else Action.BIND
+    return Action.REGISTER if look.bound and not standing.name_used else Action.BIND
 
 
 def bound(standing: Standing) -> Standing:
-    """A socket with a new name is there. It has no stream, and no kubelet was told of it."""
-    return replace(standing, told=False, opened_at=None, known=None, try_at=0.0)
+    """Return the standing with a new socket: it has no stream, and no kubelet knows its name."""
+    return replace(standing, name_used=False, opened_at=None, known=None, try_at=0.0)
 
 
 def answered(
     standing: Standing, outcome: Outcome, *, now: float, kubelet: Identity | None, chance: float = 0.0
 ) -> Standing:
-    """The standing after an attempt to bind or to register, at that kubelet.
+    """Return the standing after an attempt to bind, or to register with that kubelet.
 
-    `told` is kept when the kubelet was told nothing: the same name may be told next time.
+    If the kubelet did not learn the name, the next attempt may use it again.
     """
-    told = standing.told or outcome not in (Outcome.AWAY, Outcome.UNABLE)
+    name_used = standing.name_used or outcome not in (Outcome.AWAY, Outcome.UNABLE)
     if outcome is Outcome.ACCEPTED:
         return replace(
             standing,
             kubelet=kubelet,
             asked=kubelet,
-            told=told,
+            name_used=name_used,
             absent_since=None,
             failures=0,
             idle_since=now,
@@ -194,23 +179,25 @@ def answered(
     return replace(
         standing,
         kubelet=kubelet,
-        asked=kubelet if told else standing.asked,
+        asked=kubelet if name_used else standing.asked,
         absent_since=None if present else since,
-        told=told,
+        name_used=name_used,
         failures=standing.failures + 1,
         try_at=now + pause(RETRY_SECONDS, standing.failures, chance),
     )
 
 
 def wait(standing: Standing, look: Look) -> float:
-    """Seconds until the next look, when there is nothing to do and nothing happens."""
+    """Return the seconds until the next look if nothing happens meanwhile."""
     if look.streaming:
         return STREAM_POLL_SECONDS
     return FAST_POLL_SECONDS if look.now - standing.idle_since < FAST_FOR_SECONDS else SLOW_POLL_SECONDS
 
 
 def pause(bounds: tuple[float, float], turn: int, chance: float) -> float:
-    """Seconds to wait after turn 0, 1, 2 ...: the first bound, twice as long each time up to the second, less
-    a part by chance, so that the nodes of a cluster do not try in step."""
+    """Return the seconds to wait after turn 0, 1, 2 ...: the first bound, doubled each turn up to the second.
+
+    A random part is subtracted, so that the nodes of a cluster do not retry in step.
+    """
     first, most = bounds
     return min(first * 2.0 ** min(turn, 64), most) * (1.0 - JITTER * chance)

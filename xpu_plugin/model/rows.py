@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices as sub-commands show them: one row of plain values each, and who holds it."""
+"""Devices and their holders as sub-commands show them: one row of plain values each."""
 
 from collections.abc import Iterable
 
@@ -21,12 +21,7 @@ from xpu_plugin.model.inventory import (
 
 @frozen
 class Row:
-    """One device, in values that JSON knows. Programs read these names: they stay, and others are only added.
-
-    health, reason, text: the kubelet's word, a stable code and a sentence for what is unhealthy
-    resource: what it is offered as, or would be; offered_as: the id under which it is, None if it is not
-    max_vfs: VFs that its driver would allow, None where that is not known
-    """
+    """One device, in JSON values. Its names are an interface for programs: none is renamed or removed."""
 
     id: str
     card: str
@@ -37,16 +32,16 @@ class Row:
     numa: int | None
     memory_bytes: int
     state: int | None
-    health: str
-    reason: str | None
-    resource: str
-    text: str
-    offered_as: str | None
-    max_vfs: int | None
+    health: str  # the kubelet's word
+    reason: str | None  # a stable code for an unhealthy device
+    resource: str  # under which it is offered, or would be
+    text: str  # a sentence about the reason
+    offered_as: str | None  # the offered id; None if it is not offered
+    max_vfs: int | None  # the driver's maximum of VFs; None if unknown
 
 
 def rows(facts: Facts, policy: Policy) -> tuple[Row, ...]:
-    """A row for each device that is known, lost ones too, in the order of their ids."""
+    """Return a row for each known device, lost ones too, sorted by id."""
     offered = {entry.device.id: entry for entry in entries(facts, policy).values()}
     known = {**facts.lost, **facts.devices}
     return tuple(_row(device, offered.get(id), facts, policy) for id, device in sorted(known.items()))
@@ -74,11 +69,11 @@ def _row(device: Device, entry: Entry | None, facts: Facts, policy: Policy) -> R
 
 
 def holders(holdings: Iterable[Holding], facts: Facts, policy: Policy) -> dict[str, tuple[str, ...]]:
-    """Device id -> the containers that hold it, by whatever id they were granted.
+    """Return device id -> the containers that hold it, by any granted id.
 
-    An own id counts under every resource name, as the hardware is the same; a former one ("2", for whatever
-    is /dev/xpu2) under names that are ours only; one of a card as it was split before, for all that the card
-    is now. What is no device any more otherwise is left out.
+    An own id counts under every resource name, as the hardware is the same. A former id ("2" for /dev/xpu2)
+    counts under our names only. A stale id of an earlier split counts for all present devices of its card.
+    Other ids without a device are left out.
     """
     known = {**facts.lost, **facts.devices}
     ours = our_resources(known.values(), policy)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Durations as a histogram counts them: a value that grows by making another one."""
+"""Durations for a histogram: an immutable value; each addition returns a new one."""
 
 from bisect import bisect_left
 from dataclasses import replace
@@ -9,18 +9,14 @@ from xpu_plugin.frozen import frozen
 
 @frozen
 class Durations:
-    """How many there were by length.
+    """Numbers of durations by length."""
 
-    bounds: upper ones, in ascending seconds; counts: for each of them, and then for all that is longer
-    total: all of them together, in seconds
-    """
-
-    bounds: tuple[float, ...]
-    counts: tuple[int, ...]
-    total: float = 0.0
+    bounds: tuple[float, ...]  # upper bounds in seconds, ascending
+    counts: tuple[int, ...]  # one for each bound, and one for longer durations
+    total: float = 0.0  # sum in seconds
 
     def with_one(self, seconds: float) -> "Durations":
-        """One more. A clock that went backwards counts as no time."""
+        """Return the same with one more. A clock that went backwards counts as 0 s."""
         place = bisect_left(self.bounds, seconds)
         counts = (*self.counts[:place], self.counts[place] + 1, *self.counts[place + 1 :])
         return replace(self, counts=counts, total=self.total + max(seconds, 0.0))
@@ -30,7 +26,7 @@ class Durations:
         return sum(self.counts)
 
     def cumulated(self) -> list[tuple[float, int]]:
-        """(upper bound, how many were not longer) for each bound; what is longer than all is left out."""
+        """Return (upper bound, number of durations up to it) for each bound."""
         found, so_far = [], 0
         for bound, count in zip(self.bounds, self.counts, strict=False):
             so_far += count

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device nodes that the library does not list: which, and why.
+"""Device nodes that the library does not list, with the reason.
 
-libxpuml 4.0.12.1 drops a node that it cannot open from its list without a word, and lists 99 nodes at most,
-the first by N.
+libxpuml 4.0.12.1 leaves out a node that it cannot open, without a message. It lists 99 nodes at most, the
+first by N.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,11 @@ MOST_LISTED = 99
 
 @frozen
 class Unlisted:
-    """A node /dev/xpuN without an index.
-
-    errno: of an attempt to open it after the library had not listed it, 0 when it opened
-    beyond: it comes after the last node that the library lists, whether it opens or not
-    """
+    """A node /dev/xpuN without an index."""
 
     number: int
-    errno: int = 0
-    beyond: bool = False
+    errno: int = 0  # of our own open after the scan; 0 if that succeeded
+    beyond: bool = False  # it comes after the last node that the library can list
 
     @property
     def path(self) -> str:
@@ -42,14 +38,14 @@ class Unlisted:
 
     @property
     def denied(self) -> bool:
-        """Whether the container, or the node's mode, does not let us open it."""
+        """Return whether the container, or the node's mode, does not allow to open it."""
         return self.errno in (EACCES, EPERM)
 
 
 def unlisted(scan: Scan, found: Found) -> tuple[Unlisted, ...]:
-    """The nodes that are no index of the scan, with what was found by it.
+    """Return the nodes without an index in the scan.
 
-    A node about which library and host contradict each other has an index: that is said as such.
+    A node about which library and host contradict each other has an index: that is a problem of its own.
     """
     known = {device.node.number for device in found.devices.values()}
     short = len(scan.usable) != len(scan.readings)
@@ -63,7 +59,7 @@ def unlisted(scan: Scan, found: Found) -> tuple[Unlisted, ...]:
 
 
 def sentences(nodes: Sequence[Unlisted]) -> list[str]:
-    """What is to be said of them: one sentence each, and one for all beyond the library's list."""
+    """Return one sentence for each node, and one for all beyond the library's list."""
     said = [f"{node.path}: {node.why}" for node in nodes if not node.beyond]
     beyond = [node.path for node in nodes if node.beyond]
     if beyond:

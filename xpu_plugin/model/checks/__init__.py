@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `doctor` looks at: evidence -> a verdict each, with what it rests on and what to do. Pure."""
+"""The checks of `doctor`: evidence -> a verdict each, with its evidence and the next step. Pure."""

@@ -6,9 +6,9 @@ from xpu_plugin.model.checks.evidence import Evidence
 from xpu_plugin.model.checks.verdict import Finding, error, ok, skipped, warning
 
 
-MOST_APART_SECONDS = 30.0  # clocks; certificates and tokens bear more, people who compare logs do not
+MOST_APART_SECONDS = 30.0  # clocks; more makes logs hard to compare
 RIGHTS = (("list", "nodes"), ("watch", "nodes"), ("patch", "nodes"), ("create", "events"))
-"""What label mode needs."""
+"""The rights that label mode needs."""
 _RBAC = (
     "apply deployment/xpu-operator_rbac.authorization.k8s.io_v1_clusterrole.yaml and "
     "deployment/xpu-operator_rbac.authorization.k8s.io_v1_clusterrolebinding.yaml"
@@ -69,16 +69,16 @@ def clock(evidence: Evidence) -> Finding:
     ahead = None if isinstance(cluster, str) else cluster.ahead
     if ahead is not None and abs(ahead) > MOST_APART_SECONDS:
         return warning(
-            f"the API server's clock is {abs(ahead):.0f} s {'before' if ahead > 0 else 'behind'} this node's",
+            f"the API server's clock is {abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}",
             "have chrony or systemd-timesyncd set the clocks",
         )
     if age is not None and age < 0:
         return warning(
             f"the kubelet's socket was made {-age:.0f} s in the future: the clock was set back",
-            "restart the kubelet: outside of a pod, its list is believed by its age",
+            "restart the kubelet: outside of a pod, its list counts only after a minute",
         )
     if ahead is None and age is None:
-        return skipped("there is nothing to compare the clock with")
+        return skipped("there is no other clock to compare with")
     return ok(
         "no clock disagrees" if ahead is None else f"the API server's clock is {ahead:+.0f} s from ours"
     )

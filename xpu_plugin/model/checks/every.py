@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All checks, in the order in which one thing rests on another."""
+"""The registry of all checks; each comes after those on which it depends."""
 
 from xpu_plugin.model.checks import cluster, host, kubelet, library
 from xpu_plugin.model.checks.evidence import Evidence
@@ -26,18 +26,18 @@ CHECKS = tuple(
         ("kubelet-socket", "the kubelet listens", kubelet.socket),
         ("registration", "the kubelet has a stream open to the running plugin", kubelet.registration),
         ("plugin-parts", "every part of the running plugin runs", kubelet.parts),
-        ("second-plugin", "who else offers XPUs here", kubelet.second_plugin),
-        ("pod-resources", "how far the kubelet's word on holders can be trusted", kubelet.pod_resources),
+        ("second-plugin", "other plugins that offer XPUs", kubelet.second_plugin),
+        ("pod-resources", "whether the kubelet's list of holders counts as complete", kubelet.pod_resources),
         ("former-ids", "containers with ids of the former plugin", kubelet.former_ids),
         ("xpuctrl-exposure", "containers that could split idle cards", kubelet.exposure),
         ("node-label", "the label's syntax", cluster.label),
         ("rbac", "the account's rights", cluster.rbac),
-        ("node-writes", "what the running plugin could not write on the node", cluster.writes),
+        ("node-writes", "failed writes of the running plugin to the node", cluster.writes),
         ("clock", "against the API server and the kubelet's socket", cluster.clock),
     )
 )
 
 
 def diagnose(evidence: Evidence) -> tuple[tuple[Check, Finding], ...]:
-    """Every check's finding."""
+    """Return every check's finding."""
     return tuple((check, check.judge(evidence)) for check in CHECKS)

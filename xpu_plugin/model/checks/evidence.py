@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the checks of `doctor` rest on, as seen in one pass. What could not be seen is None, or says why."""
+"""The evidence for the checks of `doctor`, collected in one pass. A missing part is None, or says why."""
 
 from collections.abc import Mapping
 from dataclasses import field
@@ -14,141 +14,104 @@ from xpu_plugin.model.unlisted import Unlisted
 
 @frozen
 class NodeFile:
-    """What is at the name of a device node. character: whether it is a character device
-
-    mode: the permission bits; linked: whether /dev/char has a link to it
-    usable: whether root may open it, by device cgroup, SELinux and AppArmor; true where we are not root
-    """
+    """A file with the name of a device node."""
 
     name: str
-    character: bool = True
+    character: bool = True  # it is a character device
     major: int = 0
     minor: int = 0
-    mode: int = 0o666
-    linked: bool = True
-    usable: bool = True
+    mode: int = 0o666  # the permission bits
+    linked: bool = True  # /dev/char has a link to it
+    usable: bool = True  # device cgroup, SELinux and AppArmor let root open it; True if we are not root
 
 
 @frozen
 class Host:
-    """Files of the host.
+    """Files of the host."""
 
-    control: None where there is none; nodes: whatever is called xpuN
-    majors: of character devices, as /proc/devices names them; None where that cannot be read
-    functions: those of the vendor, by PCI address; linked_vfs: card -> how many `virtfnK` it has
-    addresses: N of /dev/xpuN -> PCI address, by class/xpu
-    cgroup_drivers: what has made the kubelet's groups, `systemd` or `cgroupfs`
-    open_elsewhere: processes in sight, not our worker, that have an XPU's node open: `name (pid): path`
-    """
-
-    control: NodeFile | None = None
-    nodes: tuple[NodeFile, ...] = ()
-    majors: Mapping[int, str] | None = None
-    functions: Mapping[str, Function] = field(default_factory=dict)
-    linked_vfs: Mapping[str, int] = field(default_factory=dict)
-    addresses: Mapping[int, str] = field(default_factory=dict)
-    cgroup_drivers: frozenset[str] = frozenset()
+    control: NodeFile | None = None  # None if there is none
+    nodes: tuple[NodeFile, ...] = ()  # all files called xpuN
+    majors: Mapping[int, str] | None = None  # of character devices, by /proc/devices; None if unreadable
+    functions: Mapping[str, Function] = field(default_factory=dict)  # of the vendor, by PCI address
+    linked_vfs: Mapping[str, int] = field(default_factory=dict)  # card -> number of its `virtfnK` links
+    addresses: Mapping[int, str] = field(default_factory=dict)  # N of /dev/xpuN -> PCI address, by class/xpu
+    cgroup_drivers: frozenset[str] = frozenset()  # makers of the kubelet's groups: `systemd`, `cgroupfs`
+    # Visible processes other than our worker that have an XPU's node open: `name (pid): path`.
     open_elsewhere: tuple[str, ...] = ()
 
     @property
     def empty(self) -> bool:
-        """No XPU, and no driver of one."""
+        """Return whether there is neither an XPU nor its driver."""
         return not (self.control or self.nodes or self.functions)
 
 
 @frozen
 class Library:
-    """What it says, by the running plugin or by a worker of our own.
+    """The library's answers, by the running plugin or by a worker of our own."""
 
-    trouble: why it says nothing; hung: a sentence for each device at which it hung or crashed
-    unwatched: it is not asked, as a worker ended while the driver changes the VFs of a card
-    rows: the devices; problems: why something is none; unlisted: device nodes that it does not list
-    """
-
-    trouble: str | None = None
-    unwatched: bool = False
+    trouble: str | None = None  # why it does not answer
+    unwatched: bool = False  # it is not called, as a worker ended while the driver changes a card's VFs
     path: str | None = None
     version: str | None = None
     driver_version: str | None = None
     driver_release: str | None = None
     rows: tuple[Row, ...] = ()
-    problems: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()  # a sentence for each index or node without a device
     unlisted: tuple[Unlisted, ...] = ()
-    hung: tuple[str, ...] = ()
+    hung: tuple[str, ...] = ()  # a sentence for each device at which it hung or crashed
 
 
 @frozen
 class Plugin:
-    """The running plugin. replaced: whether the library's file is another one than its worker has loaded,
-    None where that cannot be seen; replacement_trouble: why that file cannot be used
-
-    unwritten: a sentence for each kind of writing on the node that failed last, None where none is done
-    displaced: a sentence for each resource name that another plugin has registered
-    down: parts that have failed, each with the reason
-    """
+    """The running plugin."""
 
     streams: int
     alone: bool
     worker: int | None
-    displaced: tuple[str, ...] = ()
-    replaced: bool | None = None
-    replacement_trouble: str | None = None
+    displaced: tuple[str, ...] = ()  # a sentence for each resource name that another plugin has registered
+    replaced: bool | None = None  # the library's file is not the one that the worker loaded; None if unknown
+    replacement_trouble: str | None = None  # why the present file cannot be used
+    # A sentence for each kind of write to the node that failed last; None if the plugin writes nothing.
     unwritten: tuple[str, ...] | None = None
-    down: Mapping[str, str] = field(default_factory=dict)
+    down: Mapping[str, str] = field(default_factory=dict)  # failed parts, each with the reason
 
 
 @frozen
 class Kubelet:
-    """The kubelet's side. Troubles are sentences, None where all is well.
-
-    socket: why there is no connection to the kubelet's socket
-
-    age: seconds since its socket was made, by this clock
-    strangers: sockets of others beside ours that sound like XPUs
-    pods: `namespace/name` of those listed, None without such an API; holdings: by list and checkpoint
-    """
+    """The kubelet's side. Troubles are sentences, None if all is well."""
 
     directory_trouble: str | None = None
-    socket: Obstacle | None = None
-    age: float | None = None
-    strangers: tuple[str, ...] = ()
-    pods: frozenset[str] | None = None
+    socket: Obstacle | None = None  # why there is no connection to the kubelet's socket
+    age: float | None = None  # seconds since its socket was made, by this node's clock
+    strangers: tuple[str, ...] = ()  # sockets of other plugins with names that suggest XPUs
+    pods: frozenset[str] | None = None  # `namespace/name` of listed pods; None without the API
     list_trouble: str | None = None
     checkpoint_trouble: str | None = None
-    holdings: tuple[Holding, ...] = ()
+    holdings: tuple[Holding, ...] = ()  # by list and checkpoint
 
 
 @frozen
 class Cluster:
-    """The API server's side.
+    """The API server's side."""
 
-    trouble: why the node could not be read; label: of the node, None where it has none
-    denied: `verb resource` that our account may not; rights_unknown: why that is not known
-    ahead: seconds that its clock is before ours
-    """
-
-    trouble: str | None = None
-    label: str | None = None
-    denied: tuple[str, ...] = ()
-    rights_unknown: str | None = None
-    ahead: float | None = None
+    trouble: str | None = None  # why the node could not be read
+    label: str | None = None  # of the node; None if it has none
+    denied: tuple[str, ...] = ()  # `verb resource` without a right of our account
+    rights_unknown: str | None = None  # why the rights are unknown
+    ahead: float | None = None  # seconds by which its clock is ahead of ours
 
 
 @frozen
 class Evidence:
-    """All of it. simulated: whether nodes and library are
+    """The evidence as a whole."""
 
-    wish: VFs that each card is to have, None for `keep`; ours: resource names under which a former id is ours
-    plugin, cluster: or why there is none to ask; expected: whether a plugin should be there
-    """
-
-    simulated: bool = False
-    desired: int | None = None
+    simulated: bool = False  # nodes and library are the simulator's
+    desired: int | None = None  # desired VF count, None for `keep`
     own_pod: str | None = None
-    ours: frozenset[str] = frozenset()
+    ours: frozenset[str] = frozenset()  # resource names under which a former id is ours
     host: Host = Host()
     library: Library = Library()
-    plugin: Plugin | str = "none answers"
-    expected: bool = False
+    plugin: Plugin | str = "none answers"  # a text: why there is none
+    expected: bool = False  # a plugin should be running
     kubelet: Kubelet = Kubelet()
-    cluster: Cluster | str = "no credentials for an API server"
+    cluster: Cluster | str = "no credentials for an API server"  # a text: why it cannot be asked

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of what the kernel shows: device nodes, PCI functions, control groups, who has nodes open."""
+"""Checks of the kernel's side: device nodes, PCI functions, control groups, processes with open nodes."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ from xpu_plugin.model.rows import Row
 
 
 NO_XPU = "this node has no XPU on its PCI bus, and no driver of one"
-_EVERYBODY = 0o666
+_ALL_USERS = 0o666
 _LOAD = "load the kunlun driver and look at the kernel's log; in a container, mount the /dev of the host"
 _UDEV = "have udev give the nodes mode 0666 (the vendor's /etc/udev/rules.d/99-kunlun.rules)"
 _PRIVILEGED = "run the pod privileged; on a host with SELinux or AppArmor see its audit log"
@@ -25,13 +25,13 @@ def control_node(evidence: Evidence) -> Finding:
             f"there is no xpuctrl, and {_count(len(host.functions), 'XPU function')} on the bus", _LOAD
         )
     if not node.character:
-        return error("xpuctrl is no character device", _LOAD)
+        return error("xpuctrl is not a character device", _LOAD)
     driver = (host.majors or {}).get(node.major)
     if driver is None and host.majors is not None and not evidence.simulated:
         return error(f"xpuctrl is {_number(node)}, and no driver has major {node.major}", _LOAD)
     if not node.usable and not evidence.simulated:
         return error("xpuctrl may not be opened by this process", _PRIVILEGED)
-    if node.mode & _EVERYBODY != _EVERYBODY:
+    if node.mode & _ALL_USERS != _ALL_USERS:
         return warning(
             f"xpuctrl has mode {node.mode:04o}: only root can use an XPU, also in containers", _UDEV
         )
@@ -45,14 +45,14 @@ def device_nodes(evidence: Evidence) -> Finding:
     if not nodes:
         return error(f"{_count(len(host.functions), 'XPU function')} on the bus and no xpuN in /dev", _LOAD)
     if bad := [node.name for node in nodes if not node.character]:
-        return error(f"no character devices: {', '.join(bad)}", "remove them and load the driver anew")
+        return error(f"not character devices: {', '.join(bad)}", "remove them and load the driver again")
     if host.control and (bad := [_named(node) for node in nodes if node.major != host.control.major]):
         return error(
             f"other majors than xpuctrl's {host.control.major}: {', '.join(bad)}",
-            "these are nodes of a driver that is gone: remove them and load the driver anew",
+            "these are nodes of a driver that is gone: remove them and load the driver again",
         )
-    if bad := [node.name for node in nodes if node.mode & _EVERYBODY != _EVERYBODY]:
-        return warning(f"not open to everybody, so that only root can use them: {', '.join(bad)}", _UDEV)
+    if bad := [node.name for node in nodes if node.mode & _ALL_USERS != _ALL_USERS]:
+        return warning(f"not open to all users, so that only root can use them: {', '.join(bad)}", _UDEV)
     return ok(", ".join(_named(node) for node in nodes))
 
 
@@ -93,7 +93,7 @@ def cgroup_driver(evidence: Evidence) -> Finding:
 
 
 def functions(evidence: Evidence) -> Finding:
-    """PFs and VFs: the kernel's numbers, its links and the library's devices have to agree."""
+    """Compare PFs and VFs by the kernel's numbers, its links and the library's devices."""
     host, rows = evidence.host, evidence.library.rows
     if not host.functions:
         return skipped("sysfs shows no function of the vendor")

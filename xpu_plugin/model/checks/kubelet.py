@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the kubelet's side: its directory and sockets, who holds what, who else is there."""
+"""Checks of the kubelet's side: its directory and sockets, the holders, other plugins."""
 
 from xpu_plugin.model.checks.evidence import Evidence
 from xpu_plugin.model.checks.verdict import Finding, error, ok, skipped, warning
@@ -43,7 +43,7 @@ def registration(evidence: Evidence) -> Finding:
 
 
 def parts(evidence: Evidence) -> Finding:
-    """Whether every part of the running plugin runs."""
+    """Check that every part of the running plugin runs."""
     plugin = evidence.plugin
     if isinstance(plugin, str):
         return skipped(f"no running plugin: {plugin}")
@@ -57,7 +57,7 @@ def parts(evidence: Evidence) -> Finding:
 
 
 def pod_resources(evidence: Evidence) -> Finding:
-    """How far the kubelet's word on who holds what can be trusted."""
+    """Check whether the kubelet's list of holders counts as complete."""
     kubelet, own = evidence.kubelet, evidence.own_pod
     if kubelet.list_trouble:
         return error(kubelet.list_trouble, "see the kubelet's log; no card is proven idle meanwhile")
@@ -115,7 +115,7 @@ def former_ids(evidence: Evidence) -> Finding:
 
 
 def exposure(evidence: Evidence) -> Finding:
-    """Every container with an XPU has /dev/xpuctrl, by which the driver lets anybody split any idle card."""
+    """Check for containers that could split idle cards: each container with an XPU has /dev/xpuctrl."""
     containers = sorted({holding.container for holding in evidence.kubelet.holdings if holding.ids})
     held = {id for holding in evidence.kubelet.holdings for id in holding.ids}
     idle = sorted(
@@ -127,7 +127,7 @@ def exposure(evidence: Evidence) -> Finding:
     )
     if containers and idle:
         return warning(
-            f"{', '.join(containers)} could split {', '.join(idle)}, which nobody uses",
+            f"{', '.join(containers)} could split {', '.join(idle)}, which are idle",
             "give XPUs to pods that you trust only; what they split is reported as VFDrift, and put back "
             "unless the desired VF count is keep",
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of what the library says: itself, its driver, the devices and what they can."""
+"""Checks of the library's side: itself, its driver, the devices and their capabilities."""
 
 import re
 
@@ -31,7 +31,7 @@ def library(evidence: Evidence) -> Finding:
 
 
 def driver_match(evidence: Evidence) -> Finding:
-    """The first two numbers of both versions; releases differ in the others."""
+    """Compare the first two numbers of both versions; the others differ by release."""
     seen = evidence.library
     driver = seen.driver_release or seen.driver_version
     ours, theirs = _release(seen.version), _release(driver)
@@ -53,7 +53,7 @@ def devices_answer(evidence: Evidence) -> Finding:
     if seen.hung or any(row.reason not in _PASSING for row in sick):
         return error("; ".join(words), advice)
     if sick:
-        return warning("; ".join(words), "wait until it has answered well for a while; else as the log says")
+        return warning("; ".join(words), "wait for a while of good answers; else see the kernel's log")
     if not seen.rows:
         if evidence.host.functions or evidence.host.nodes:
             return error("the library lists no device, and there are XPUs", advice)
@@ -62,7 +62,7 @@ def devices_answer(evidence: Evidence) -> Finding:
 
 
 def listed_nodes(evidence: Evidence) -> Finding:
-    """Every /dev/xpuN has an index: the library drops without a word what it cannot open."""
+    """Check that every /dev/xpuN has an index: the library leaves out a node that it cannot open."""
     seen = evidence.library
     if seen.trouble is not None:
         return skipped(_NO_ANSWER)
@@ -79,7 +79,7 @@ def listed_nodes(evidence: Evidence) -> Finding:
 
 
 def ranking(evidence: Evidence) -> Finding:
-    """Which /dev/xpuN an index of the library is, against what sysfs says of that N."""
+    """Compare the /dev/xpuN of each index with sysfs."""
     seen, addresses = evidence.library, evidence.host.addresses
     if seen.trouble is not None or (not seen.rows and not seen.problems):
         return skipped("the library shows no device")
@@ -123,7 +123,7 @@ def worker_library(evidence: Evidence) -> Finding:
     if isinstance(plugin, str):
         return skipped(f"no running plugin: {plugin}")
     if plugin.replaced is None:
-        return skipped("what the plugin's worker has loaded cannot be seen from here")
+        return skipped("the library that the plugin's worker has loaded cannot be seen from here")
     if plugin.replaced:
         text = f"worker {plugin.worker} uses a library that has been replaced since: {evidence.library.path}"
         if plugin.replacement_trouble is not None:
@@ -136,7 +136,7 @@ def worker_library(evidence: Evidence) -> Finding:
 
 
 def _short(version: str | None) -> str:
-    """Without the commit that follows."""
+    """Return the version without the commit."""
     return (version or "of no known version").partition(" commit")[0]
 
 

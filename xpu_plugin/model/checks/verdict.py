@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a check says."""
+"""The result of a check."""
 
 from collections.abc import Callable, Iterable
 from enum import StrEnum
@@ -9,7 +9,7 @@ from xpu_plugin.model.checks.evidence import Evidence
 
 
 class Verdict(StrEnum):
-    """The worst last."""
+    """The verdicts, the worst last."""
 
     SKIPPED = "skipped"
     OK = "ok"
@@ -19,19 +19,19 @@ class Verdict(StrEnum):
 
 @frozen
 class Finding:
-    """evidence: what was seen, a sentence; advice: the next step, where there is one to take"""
+    """The result of one check."""
 
     verdict: Verdict
-    evidence: str
-    advice: str = ""
+    evidence: str  # a sentence about the facts
+    advice: str = ""  # the next step, or empty
 
 
 @frozen
 class Check:
-    """name: stable, for programs; about: what it looks at"""
+    """One check."""
 
-    name: str
-    about: str
+    name: str  # stable, for programs
+    about: str  # its subject
     judge: Callable[[Evidence], Finding]
 
 
@@ -55,5 +55,5 @@ _STATUS = {Verdict.SKIPPED: 0, Verdict.OK: 0, Verdict.WARNING: 1, Verdict.ERROR:
 
 
 def exit_status(findings: Iterable[Finding]) -> int:
-    """0 when nothing is wrong, 1 with warnings, 3 with errors."""
+    """Return 0 if nothing is wrong, 1 with warnings, 3 with errors."""
     return max((_STATUS[finding.verdict] for finding in findings), default=0)
