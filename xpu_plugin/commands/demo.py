@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`xpu-device-plugin demo`: the real plugin between a simulated machine and a kubelet stand-in, step by step.
 
-Needs no hardware, no Kubernetes and no privilege; everything lives in a temporary directory. What is real:
-the plugin with all its processes, and the protocols on both sides of it. Each step checks what it shows.
+It needs no hardware, no Kubernetes and no privilege; all files are in a temporary directory. The plugin with
+all its processes is real, and so are the protocols on both sides of it. Each step checks its own result.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from xpu_plugin.simulation.machine import Machine, MachineError
 from xpu_plugin.xpuml import State
 
 
-# gRPC reads this when it is imported, and would else tell on stderr of each connection that ends.
+# gRPC reads this at its import; else it prints to stderr for each connection that ends.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from xpu_plugin.simulation.kubelet import (
@@ -48,17 +48,17 @@ CARDS: tuple[Mapping[str, str], ...] = (
 )
 PROCESS = (sys.executable, "-P", "-m", "xpu_plugin")
 OFFERED = 6
-"""A device for each R200, two for the K200."""
+"""One device for each R200, two for the K200."""
 GRANTED = 2
 HEALTH_INTERVAL = 0.2
 HEALTH_RECOVERY = 1.0
 
 START_SECONDS = 20.0
-"""Until the plugin has listed its devices: an interpreter, a worker, a scan."""
+"""Until the plugin has listed its devices: the start of an interpreter, a worker and a scan."""
 CHANGE_SECONDS = 10.0
-"""Until a change of the machine has reached the kubelet."""
+"""Until a change of the machine reaches the kubelet."""
 REGISTER_SECONDS = 10.0
-"""Until a kubelet that came back knows the devices again."""
+"""Until a restarted kubelet knows the devices again."""
 STOP_SECONDS = 5.0
 """From SIGTERM to the end of the plugin."""
 
@@ -71,13 +71,13 @@ The plugin at work, without hardware and without Kubernetes.
   files      {directory}, removed at the end"""
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C in the middle of the steps, as shells give it."""
+"""Exit status after Ctrl-C during the steps, as in shells."""
 
 _Result = TypeVar("_Result")
 
 
 class StepError(PluginError):
-    """A step did not do what it says."""
+    """A step failed."""
 
     def __init__(self, *, expected: str, seen: str) -> None:
         super().__init__(expected, seen)
@@ -89,7 +89,7 @@ class StepError(PluginError):
 
 
 class Screen:
-    """Standard output, with a little colour where it is a terminal."""
+    """Standard output, with some colour on a terminal."""
 
     def __init__(self) -> None:
         self._colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -123,12 +123,12 @@ class Screen:
         return f"\033[{code}m{text}\033[0m" if self._colour else text
 
 
-# --- what there is to look at ---
+# --- the parts ---
 
 
 @frozen(kw_only=False)
 class Layout:
-    """Where everything of one demo lives."""
+    """The places of one demo's files."""
 
     root: Path
 
@@ -162,7 +162,7 @@ class Layout:
 
 
 class Plugin:
-    """The real plugin as a process of its own; what it says goes to its log."""
+    """The real plugin as a process of its own; its output goes to its log."""
 
     def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
         self._process = process
@@ -191,7 +191,7 @@ class Plugin:
                 stdout=log,
                 stderr=log,
                 env={name: value for name, value in os.environ.items() if not name.startswith("XPU_PLUGIN_")},
-                process_group=0,  # Ctrl-C is for the demo, which then takes the plugin down in its turn
+                process_group=0,  # Ctrl-C reaches only the demo, which then stops the plugin
             )
         return cls(process, layout.log)
 
@@ -204,7 +204,7 @@ class Plugin:
         return "\n".join(text.splitlines()[-LOG_LINES:])
 
     async def outlives(self, wait: Awaitable[_Result]) -> _Result:
-        """Wait for something that makes sense only while the plugin lives."""
+        """Wait for a condition, but only while the plugin runs."""
         waiting = asyncio.ensure_future(wait)
         try:
             await asyncio.wait({waiting, self._ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -217,7 +217,7 @@ class Plugin:
             waiting.cancel()
 
     async def stop(self) -> int | None:
-        """Ask with SIGTERM; the exit status, None if it had to be killed."""
+        """Stop the plugin by SIGTERM; return its exit status, None if it had to be killed."""
         if not self._ended.done():
             self._process.terminate()
         try:
@@ -230,7 +230,7 @@ class Plugin:
 
 @dataclass(slots=True)
 class Demo:
-    """What the steps share."""
+    """The common state of the steps."""
 
     screen: Screen
     layout: Layout
@@ -239,7 +239,7 @@ class Demo:
     plugin: Plugin
     grants: list[Grant] = field(default_factory=list)
     complete: bool = False
-    """Whether every step did what it says."""
+    """True once every step has succeeded."""
 
     def devices(self) -> dict[str, Device]:
         return self.kubelet.devices(RESOURCE)
@@ -248,7 +248,7 @@ class Demo:
         return {device.id for device in self.devices().values() if not device.healthy}
 
     async def until(self, predicate: Callable[[], object], *, seconds: float, what: str) -> float:
-        """Wait for the kubelet to see something; how many seconds it took."""
+        """Wait until the kubelet sees a condition; return the seconds that it took."""
         begin = time.monotonic()
         try:
             await self.plugin.outlives(self.kubelet.until(predicate, timeout=seconds))
@@ -257,7 +257,7 @@ class Demo:
         return time.monotonic() - begin
 
     def spare_card(self) -> int:
-        """A card that offers one device, which nobody holds."""
+        """Return a card that offers one device without a holder."""
         held = {id_ for grant in self.grants for id_ in grant.ids}
         free = self.devices().keys() - held
         return next(number for number, card in enumerate(CARDS) if card["pci"] in free)
@@ -378,7 +378,7 @@ STEPS = (
 
 
 async def watch(demo: Demo) -> None:
-    """Tell of every change of the list, until cancelled."""
+    """Print every change of the list, until cancelled."""
     number = demo.spare_card()
     command = shlex.join([*_program(), "simulate", "set", f"--simulator-file={demo.layout.machine}"])
     demo.screen.heading(
@@ -398,7 +398,7 @@ async def watch(demo: Demo) -> None:
 
 
 async def take_down(demo: Demo) -> None:
-    """Stop the plugin; StepError unless it goes as it should."""
+    """Stop the plugin. Raises StepError if it does not end as it should."""
     begin = time.monotonic()
     status = await demo.plugin.stop()
     seconds = time.monotonic() - begin
@@ -422,7 +422,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _program() -> list[str]:
-    """How this program is called by whoever runs it now."""
+    """Return the command by which this program was started."""
     return [sys.argv[0]] if Path(sys.argv[0]).name == PROGRAM else [*PROCESS]
 
 
@@ -436,7 +436,7 @@ async def _play(demo: Demo, *, once: bool) -> None:
 
 
 async def _status(demo: Demo, part: "asyncio.Task[None]") -> int:
-    """The exit status that a part of the demo deserves, once it has ended."""
+    """Return the exit status of a part of the demo, once it has ended."""
     await asyncio.wait({part})
     if part.cancelled():
         return 0 if demo.complete else INTERRUPTED
@@ -470,7 +470,7 @@ async def _run(screen: Screen, layout: Layout, *, once: bool) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """0 when every step did what it says, 1 when one did not, 130 when Ctrl-C came before the last."""
+    """Return 0 if every step succeeded, 1 if one failed, 130 if Ctrl-C came before the last."""
     parser = Parser(
         prog=f"{PROGRAM} demo",
         description="Runs the real plugin between a simulated machine and a stand-in for the kubelet, in a "

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands in for a machine without hardware or without Kubernetes."""
+"""Replacements for the hardware and for Kubernetes."""

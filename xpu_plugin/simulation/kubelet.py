@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small honest model of the kubelet's device manager over real sockets, for demo, tests and benchmarks.
+"""A small faithful model of the kubelet's device manager over real sockets, for demo, tests and benchmarks.
 
-It follows kubelet 1.20 in what a plugin can notice: the order of events, what is asked when and with what,
-what survives a restart, what is left lying about, and the wording of refusals. `Release` names what newer
-ones do otherwise. Where it is stricter, a docstring says so.
+It follows kubelet 1.20 in all that a plugin can notice: the order of events, the calls and their content,
+the survivors of a restart, left-over files, and the wording of refusals. `Release` has the differences of
+newer releases. Where the model is stricter, a docstring says so.
 
-What it leaves out: CPU and memory management, NUMA alignment, the API server (only its
-absence can be had, see `Kubelet.api_server_away`), and init containers handing devices on.
+It omits CPU and memory management, NUMA alignment, the API server (only its absence can be simulated, see
+`Kubelet.api_server_away`), and init containers that pass devices on.
 
     async with Kubelet(directory, pod_resources_dir=other) as kubelet:
         await kubelet.until(lambda: kubelet.allocatable("baidu.com/xpu") == 4, timeout=10)
         grant = await kubelet.allocate("baidu.com/xpu", 2)
 
-For a kubelet with bad manners override one of the small methods under "manners".
+To simulate a faulty kubelet, override one of the small methods under "manners".
 """
 
 import asyncio
@@ -58,18 +58,18 @@ HEALTHY = "Healthy"
 UNHEALTHY = "Unhealthy"
 
 WITHOUT_NUMA = -1
-"""The NUMA node under which a checkpoint files devices without topology."""
+"""The NUMA node of devices without topology in a checkpoint."""
 
 DIAL_SECONDS = 10.0
-"""How long a kubelet tries to reach the endpoint of a registration before it forgets it."""
+"""Time in which a kubelet tries to reach the endpoint of a registration before it forgets it."""
 
 PRE_START_SECONDS = 30.0
 """The deadline of PreStartContainer, a constant of the API. A real kubelet waits for Allocate and
-GetPreferredAllocation without end; here the same deadline ends them too."""
+GetPreferredAllocation without limit; here the same deadline ends them too."""
 
 # The generated gRPC code has no annotations: hence each `no-untyped-call` below.
 
-# Its own connection for each channel: shared ones keep the back-off, and the fate, of an earlier life.
+# A connection of its own for each channel: shared ones keep the back-off and the state of an earlier life.
 _CHANNEL_OPTIONS = (("grpc.use_local_subchannel_pool", 1),)
 
 _EXTENDED_RESOURCE = re.compile(r"(?!([^/]*\.)?kubernetes\.io/)(?!requests\.)[a-z0-9.-]+/[A-Za-z0-9_.-]+")
@@ -78,12 +78,15 @@ _Answer = TypeVar("_Answer")
 
 
 class AdmissionError(PluginError):
-    """The pod cannot be admitted; the text is the reason, as the pod's status would show it."""
+    """The pod cannot be admitted; the text is the reason in the pod's status."""
 
 
 class StartError(AdmissionError):
-    """The pod was admitted, but the plugin refused in PreStartContainer. As with a real kubelet the pod
-    keeps its devices: `grant` can be tried again with `restart_container`, or freed."""
+    """The pod was admitted, but the plugin refused in PreStartContainer.
+
+    As with a real kubelet the pod keeps its devices: `grant` can be tried again with `restart_container`, or
+    freed.
+    """
 
     def __init__(self, reason: str, grant: "Grant") -> None:
         super().__init__(reason)
@@ -91,12 +94,14 @@ class StartError(AdmissionError):
 
 
 class Release(StrEnum):
-    """What a kubelet does with several plugins of one resource; measured. In all of them the last one to
-    register is asked, the last list counts whichever plugin sent it, and no displaced stream is ended.
+    """The kubelet's handling of several plugins of one resource, by release; measured.
+
+    In all releases the plugin that registered last is called, the last list of any plugin counts, and no
+    displaced stream is ended.
 
     V1_20: the end of a displaced stream changes nothing
-    V1_36: it cuts the stream of the plugin that is asked, as streams are known by their resource alone
-    V1_37: the former plugin is asked again when the last one ends. A registration at a path whose stream is
+    V1_36: it cuts the stream of the plugin that is called, as streams are known by their resource alone
+    V1_37: the former plugin is called again when the last one ends. A registration at a path whose stream is
     open is refused, and that path for ever after, while the open stream is forgotten: its devices stay
     """
 
@@ -107,7 +112,7 @@ class Release(StrEnum):
 
 @frozen
 class Device:
-    """A device as its plugin lists it, or `Unhealthy` since its plugin's stream ended."""
+    """A device in its plugin's list, `Unhealthy` once its plugin's stream has ended."""
 
     id: str
     health: str
@@ -120,7 +125,8 @@ class Device:
 
 @frozen
 class Registration:
-    """One accepted call of Register. time: of time.monotonic(); life: the kubelet's starts, from 1."""
+    """One accepted call of Register. time: by time.monotonic(); life: number of the kubelet's start, from
+    1"""
 
     time: float
     life: int
@@ -133,7 +139,7 @@ class Registration:
 
 @frozen
 class DeviceNode:
-    """A device node that a container is to be given."""
+    """A device node for a container."""
 
     host_path: str
     container_path: str
@@ -142,11 +148,11 @@ class DeviceNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Grant:
-    """Devices held by one container of one pod. Two grants are equal only if they are the same one.
+    """Devices held by one container of one pod. Two grants are equal only if they are the same object.
 
-    ids_per_numa: the ids again, filed as in the checkpoint
-    env, nodes: what the plugin answered; `answer` is that answer whole, serialized
-    init_container: PodResources does not list these, the checkpoint does
+    ids_per_numa: the ids again, by NUMA node as in the checkpoint
+    env, nodes: from the plugin's answer; `answer` is that whole answer, serialized
+    init_container: the checkpoint names these, PodResources does not
     """
 
     pod: str
@@ -166,7 +172,7 @@ class Grant:
 
 
 class Endpoint:
-    """The kubelet's end of one connection to a plugin, from a successful dial on."""
+    """The kubelet's end of one connection to a plugin, after a successful dial."""
 
     def __init__(self, registration: Registration, channel: grpc.aio.Channel) -> None:
         self.registration = registration
@@ -208,11 +214,12 @@ class Kubelet:
         self.directory = directory
         self.pod_resources_dir = pod_resources_dir
         self.api_server_away = False
-        """Set before a *start* it leaves the kubelet without knowledge of pods: PodResources answers with
-        none, for as long as this stays true, although containers run and hold devices."""
+        """If set before a *start*, the kubelet knows no pods: PodResources returns none while this stays
+        true,
+        although containers run and hold devices."""
         self.registrations: list[Registration] = []
         self.troubles: list[str] = []
-        """What went wrong on this side: refused registrations, failed dials, broken streams."""
+        """The troubles on this side: refused registrations, failed dials, broken streams."""
         self._pod_resources_v1 = pod_resources_v1
         self._checkpoint_per_numa = checkpoint_per_numa
         self._release = release
@@ -223,9 +230,9 @@ class Kubelet:
         self._pods_unknown = False
         self._servers: list[grpc.aio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._endpoints: dict[str, Endpoint] = {}  # those that are asked
+        self._endpoints: dict[str, Endpoint] = {}  # of the plugins that are called
         self._former: list[Endpoint] = []  # displaced, with an open stream; the last one last
-        self._wedged: set[tuple[str, str]] = set()  # (resource, endpoint) that are refused until a restart
+        self._wedged: set[tuple[str, str]] = set()  # (resource, endpoint), refused until a restart
         self._devices: dict[str, dict[str, Device]] = {}
         self._lists: dict[str, int] = {}
         self._grants: list[Grant] = []
@@ -250,7 +257,7 @@ class Kubelet:
 
     @property
     def streams_open(self) -> int:
-        """How many ListAndWatch streams are open now, over all resources."""
+        """The number of open ListAndWatch streams over all resources."""
         return sum(endpoint.open for endpoint in self._endpoints.values())
 
     @property
@@ -259,7 +266,7 @@ class Kubelet:
 
     @property
     def forgotten(self) -> tuple[Grant, ...]:
-        """Those of containers that run and of which this kubelet knows the pod, but no devices."""
+        """The grants of running containers whose pods, but not devices, this kubelet knows."""
         return tuple(self._forgotten)
 
     def resources(self) -> tuple[str, ...]:
@@ -267,28 +274,28 @@ class Kubelet:
         return tuple(sorted(self._devices))
 
     def lists(self, resource: str) -> int:
-        """How many lists of this resource were received, over all lives."""
+        """Return the number of received lists of this resource over all lives."""
         return self._lists.get(resource, 0)
 
     def devices(self, resource: str) -> dict[str, Device]:
-        """The last list by id, all Unhealthy once its stream ended; empty before the first of this life."""
+        """Return the last list by id, all Unhealthy once its stream ended; empty before the first list."""
         return dict(self._devices.get(resource, {}))
 
     def plugin_of(self, resource: str) -> str | None:
-        """The socket's name of the plugin that is asked for this resource, its stream open or not."""
+        """Return the socket's name of the plugin that is called for this resource, with a stream or not."""
         endpoint = self._endpoints.get(resource)
         return endpoint.registration.endpoint if endpoint else None
 
     def allocatable(self, resource: str) -> int:
-        """How many healthy devices there are, granted ones included, as the node's status counts."""
+        """Return the number of healthy devices, granted ones included, as in the node's status."""
         return sum(device.healthy for device in self.devices(resource).values())
 
     def capacity(self, resource: str) -> int:
-        """How many devices there are, sick ones included."""
+        """Return the number of devices, unhealthy ones included."""
         return len(self.devices(resource))
 
     def describe(self) -> str:
-        """The present state in a few lines, for people."""
+        """Return the present state in a few lines, for people."""
         running = "running" if self.running else "stopped"
         numbers = f"{len(self.registrations)} registrations, {self.streams_open} streams open"
         lines = [f"kubelet {running} (life {self._life}), {numbers}"]
@@ -300,20 +307,23 @@ class Kubelet:
         return "\n".join(lines)
 
     def changed(self) -> Awaitable[object]:
-        """What to await for the next change of anything above, counted from this call on. Changes that come
-        together count as one."""
+        """Return an awaitable for the next change of any state above, from this call on.
+
+        Simultaneous changes count as one.
+        """
         return self._change.wait()
 
     async def until(
         self,
         predicate: Callable[[], object],
         *,
-        timeout: float,  # noqa: ASYNC109  # the error below tells more than the caller's would
+        timeout: float,  # noqa: ASYNC109  # its error has more to show than the caller's
         what: str = "",
     ) -> None:
-        """Wait until `predicate()` is true, asked now and after each change, so it must look at this only.
+        """Wait until `predicate()` is true. It is evaluated now and after each change, so it must use only
+        this object.
 
-        Raises TimeoutError, which tells `what` was waited for and the present state, after `timeout` seconds.
+        Raises TimeoutError, which names `what` was awaited and the present state, after `timeout` seconds.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -340,9 +350,9 @@ class Kubelet:
         self._changed()
 
     async def stop(self, *, remove_sockets: bool = False) -> None:
-        """End all calls and streams at once and forget every list; grants stay, as their containers do.
+        """End all calls and streams at once and forget every list. Grants stay, as their containers do.
 
-        The socket files stay too, dead: a kubelet removes them when it starts, not when it stops.
+        The socket files stay too, without a listener: a kubelet removes them at its start, not at its stop.
         """
         servers, self._servers = self._servers, []
         for server in servers:
@@ -362,14 +372,14 @@ class Kubelet:
         self._changed()
         for outcome in outcomes:
             if isinstance(outcome, Exception):
-                raise outcome  # a bug of this stand-in or of a subclass: it must not go unseen
+                raise outcome  # a bug of this model or of a subclass: it must not be missed
 
     async def restart(self) -> None:
         await self.stop()
         await self.start()
 
     async def restart_without_checkpoint(self) -> None:
-        """Start anew without knowledge of what containers hold; these run on."""
+        """Start anew without knowledge of the containers' devices; the containers run on."""
         await self.stop()
         (self.directory / CHECKPOINT).unlink(missing_ok=True)
         self._forgotten += self._grants
@@ -377,7 +387,7 @@ class Kubelet:
         await self.start()
 
     async def aclose(self) -> None:
-        """Stop and leave no socket behind; harmless when stopped already."""
+        """Stop and leave no socket; a second call has no effect."""
         await self.stop(remove_sockets=True)
 
     async def __aenter__(self) -> Self:
@@ -431,9 +441,9 @@ class Kubelet:
     async def restart_container(self, grant: Grant) -> None:
         """Start the grant's container (again): PreStartContainer where announced, else nothing.
 
-        The container gets the answer cached in the grant whatever became of its devices: Allocate is not
-        called. After a restart of the kubelet nothing is known of the plugin before it registers, and a
-        container starts unasked. Raises StartError when the plugin refuses or its stream has ended.
+        The container gets the cached answer of the grant, even if its devices have changed: Allocate is not
+        called. After a restart the kubelet does not know the plugin before it registers, and a container
+        starts without a call. Raises StartError when the plugin refuses or its stream has ended.
         """
         endpoint = self._endpoints.get(grant.resource)
         if endpoint is None or not endpoint.registration.pre_start_required:
@@ -445,8 +455,9 @@ class Kubelet:
             raise StartError(str(error), grant) from error
 
     def free(self, grant: Grant) -> None:
-        """Let the grant's container end. The checkpoint keeps it until it is written next time: with the
-        next list, the next grant, or `write_checkpoint`."""
+        """Let the grant's container end. The checkpoint keeps it until the next write: with the next list,
+        the
+        next grant, or `write_checkpoint`."""
         (self._forgotten if grant in self._forgotten else self._grants).remove(grant)
         self._changed()
 
@@ -460,8 +471,9 @@ class Kubelet:
         namespace: str = "default",
         init_container: bool = False,
     ) -> Grant:
-        """Put a container that holds `ids`, whatever they are, into PodResources and checkpoint, asking no
-        plugin: what a kubelet still knows of a former plugin's time."""
+        """Add a container with `ids`, of any form, to PodResources and checkpoint, without a call to a
+        plugin:
+        the knowledge that a kubelet keeps from a former plugin's time."""
         grant = Grant(
             pod=pod or self._next_pod(),
             namespace=namespace,
@@ -481,8 +493,8 @@ class Kubelet:
             endpoint.task.cancel()
 
     def expire(self) -> None:
-        """Do what a kubelet does 5 min after the end of a stream: a resource without its last plugin leaves
-        the node and the checkpoint, though a displaced plugin still has a stream."""
+        """Do the kubelet's work of 5 min after the end of a stream: a resource without its last plugin leaves
+        the node and the checkpoint, although a displaced plugin still has a stream."""
         for resource in list(self._devices):
             endpoint = self._endpoints.get(resource)
             if endpoint is None or endpoint.stopped:
@@ -491,10 +503,10 @@ class Kubelet:
         self.write_checkpoint()
         self._changed()
 
-    # --- manners: what a subclass may do badly ---
+    # --- manners: a subclass may override these to misbehave ---
 
     def refusal(self, request: deviceplugin_pb2.RegisterRequest) -> str | None:
-        """Say why a registration is refused, None to accept it."""
+        """Return why a registration is refused, None to accept it."""
         if request.version != VERSION:
             return (
                 f"requested API version {request.version!r} is not supported by kubelet. "
@@ -519,7 +531,7 @@ class Kubelet:
     async def receive(
         self, endpoint: Endpoint
     ) -> AsyncGenerator[deviceplugin_pb2.ListAndWatchResponse, None]:
-        """Open ListAndWatch and yield its lists; the stream is over when this is."""
+        """Open ListAndWatch and yield its lists; the end of this generator is the end of the stream."""
         call: grpc.aio.UnaryStreamCall[deviceplugin_pb2.Empty, deviceplugin_pb2.ListAndWatchResponse]
         call = endpoint.stub.ListAndWatch(deviceplugin_pb2.Empty())
         try:
@@ -533,22 +545,22 @@ class Kubelet:
             await call.code()  # until then gRPC has a task of its own for the call
 
     def displace(self, former: Endpoint) -> None:
-        """A resource was registered again while `former` had it. Its stream stays open: nothing tells the
-        plugin."""
+        """Handle a second registration of a resource that `former` has. Its stream stays open, without a
+        notice to the plugin."""
 
     def pod_resources_answer(self) -> bytes:
-        """What the pod resources API answers, as it goes over the wire."""
+        """Return the answer of the pod resources API, serialized."""
         return self.pod_resources().SerializeToString()
 
     def choose(self, available: Collection[str], count: int) -> Iterable[str]:
-        """Choose `count` ids where the plugin has no preference. A real kubelet's choice is arbitrary; this
-        one's is repeatable."""
+        """Choose `count` ids if the plugin has no preference. A real kubelet's choice is arbitrary; this one
+        is repeatable."""
         return sorted(available)[:count]
 
     # --- registration and streams ---
 
     def _register(self, request: deviceplugin_pb2.RegisterRequest) -> Callable[[], None]:
-        """Accept a registration or raise _RefusedError; returns what to call once it has been answered."""
+        """Accept a registration; return the function to call after the answer. Raises _RefusedError."""
         reason = self.refusal(request) or self._known(request)
         if reason is not None:
             self._trouble(f"{request.resource_name}: refused: {reason}")
@@ -572,7 +584,7 @@ class Kubelet:
         return follow
 
     def _known(self, request: deviceplugin_pb2.RegisterRequest) -> str | None:
-        """Why a kubelet that knows plugins by resource and path refuses; None to accept."""
+        """Return why a kubelet that knows plugins by resource and path refuses; None to accept."""
         if self._release is not Release.V1_37:
             return None
         path = (request.resource_name, request.endpoint)
@@ -588,7 +600,7 @@ class Kubelet:
         return "device plugin already connected" if path in self._wedged else None
 
     def _forget(self, endpoint: Endpoint) -> None:
-        """Strike a client off the list, open stream or not."""
+        """Remove a client, with or without an open stream."""
         if endpoint in self._former:
             self._former.remove(endpoint)
         elif self._endpoints.get(endpoint.registration.resource) is endpoint:
@@ -615,13 +627,15 @@ class Kubelet:
             self._trouble(f"{resource}: the stream broke: {_reason(error)}")
         finally:
             endpoint.open, endpoint.stopped = False, True
-            endpoint.task = None  # a task knows its end, and that this frame: the channel would live on
+            endpoint.task = (
+                None  # a task refers to its end, and that to this frame: the channel would stay alive
+            )
             self._leave(endpoint)
             self._changed()
             await endpoint.channel.close(None)
 
     def _leave(self, endpoint: Endpoint) -> None:
-        """What becomes of a resource when one of its streams has ended."""
+        """Update a resource after the end of one of its streams."""
         resource = endpoint.registration.resource
         asked = self._endpoints.get(resource)
         if asked is not endpoint:
@@ -656,7 +670,7 @@ class Kubelet:
             self._spawn(self._admit_again(resource))
 
     async def _admit_again(self, resource: str) -> None:
-        """Allocate for pods that run already. One for which that fails is killed."""
+        """Allocate for pods that run already. A pod for which that fails is killed."""
         async with self._admission:
             for former in [grant for grant in self._forgotten if grant.resource == resource]:
                 self._forgotten.remove(former)
@@ -735,8 +749,10 @@ class Kubelet:
         )
 
     async def _preferred(self, endpoint: Endpoint, available: set[str], count: int) -> list[str]:
-        """Ask for the plugin's preference. Fewer ids than wanted are filled up from the rest. Stricter than
-        a real kubelet, which silently drops what it cannot use: here that is an error, so that it is seen."""
+        """Ask for the plugin's preference. Missing ids are taken from the rest.
+
+        It is stricter than a real kubelet, which silently drops unusable ids: here they are an error.
+        """
         request = deviceplugin_pb2.PreferredAllocationRequest(
             container_requests=[
                 deviceplugin_pb2.ContainerPreferredAllocationRequest(
@@ -764,7 +780,7 @@ class Kubelet:
         method: Callable[..., grpc.aio.UnaryUnaryCall[object, _Answer]],
         request: object,
     ) -> _Answer:
-        """One unary call to the plugin; AdmissionError with the plugin's words when it fails."""
+        """Make one unary call to the plugin. Raises AdmissionError with the plugin's text."""
         if endpoint.stopped:
             raise AdmissionError(f"{what}: endpoint {endpoint.registration.endpoint} has been stopped")
         call = method(request, timeout=self._call_timeout)
@@ -776,10 +792,10 @@ class Kubelet:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            # Not this task was cancelled but the call: its channel was closed beneath it.
+            # The call was cancelled, not this task: its channel was closed.
             raise AdmissionError(f"{what}: the connection to the plugin was closed meanwhile") from None
 
-    # --- what outlives a kubelet: grants and their checkpoint ---
+    # --- survivors of a kubelet: grants and their checkpoint ---
 
     def _record(self, grant: Grant) -> None:
         self._grants.append(grant)
@@ -787,7 +803,7 @@ class Kubelet:
         self._changed()
 
     def write_checkpoint(self) -> None:
-        """Write grants and healthy devices to the checkpoint, replacing it as one."""
+        """Write grants and healthy devices to the checkpoint, atomically."""
         entries = [
             {
                 "PodUID": grant.uid,
@@ -807,7 +823,7 @@ class Kubelet:
             for resource, devices in self._devices.items()
         }
         content = {"PodDeviceEntries": entries, "RegisteredDevices": registered}
-        # The real checksum covers a Go dump of the structure, which nobody else can compute.
+        # The real checksum covers a Go dump of the structure, which only Go can compute.
         checksum = zlib.crc32(json.dumps(content).encode())
         path = self.directory / CHECKPOINT
         draft = path.with_name(f".{CHECKPOINT}.new")
@@ -815,8 +831,9 @@ class Kubelet:
         draft.rename(path)
 
     def pod_resources(self) -> podresources_v1_pb2.ListPodResourcesResponse:
-        """Who holds what, as PodResources tells it: no ordinary init containers, no forgotten devices; and
-        see `api_server_away`."""
+        """Return the holders by PodResources: without ordinary init containers and forgotten devices; see
+        also
+        `api_server_away`."""
         response = podresources_v1_pb2.ListPodResourcesResponse()
         self._pods_unknown &= self.api_server_away
         if self._pods_unknown:
@@ -841,14 +858,14 @@ class Kubelet:
         self.directory.mkdir(parents=True, exist_ok=True)
         for path in self.directory.iterdir():
             if path.name != CHECKPOINT and (path.is_symlink() or not path.is_dir()):
-                path.unlink(missing_ok=True)  # its owner may have been faster
+                path.unlink(missing_ok=True)  # its owner may have removed it
         if socket := self.pod_resources_socket:
             socket.parent.mkdir(parents=True, exist_ok=True)
             socket.unlink(missing_ok=True)
 
     async def _serve(self, server: grpc.aio.Server, path: Path) -> None:
-        """Let `path` appear only when it is answered, and stay after that. It needs another name first: gRPC
-        binds before it serves, and removes the name it has bound when it stops."""
+        """Make `path` appear only when it is served, until the end. It has another name first: gRPC binds
+        before it serves, and removes the bound name when it stops."""
         draft = path.with_name(f".{path.name}")
         server.add_insecure_port(address(draft))
         await server.start()
@@ -871,7 +888,7 @@ class Kubelet:
     def _ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or task.exception() is None:
             self._tasks.discard(task)
-        else:  # It stays, to be raised by stop().
+        else:  # it stays, for stop() to raise
             self._trouble(f"{task.exception()!r}")
 
     def _trouble(self, text: str) -> None:
@@ -884,11 +901,11 @@ class Kubelet:
 
 
 class _RefusedError(Exception):
-    """A registration is refused; the text says why."""
+    """A refused registration; the text has the reason."""
 
 
 class _Registry(deviceplugin_pb2_grpc.RegistrationServicer):
-    """Answers Register, then has the registration followed."""
+    """Answers Register, then starts to follow the registration."""
 
     def __init__(self, register: Callable[[deviceplugin_pb2.RegisterRequest], Callable[[], None]]) -> None:
         self._register = register
@@ -902,7 +919,7 @@ class _Registry(deviceplugin_pb2_grpc.RegistrationServicer):
             follow = self._register(request)
         except _RefusedError as refusal:
             await context.abort(grpc.StatusCode.UNKNOWN, str(refusal))
-        # The stubs take the protocol of a callback for a class to be derived from.
+        # The stubs take the callback's protocol for a base class.
         context.add_done_callback(lambda _: follow())  # type: ignore[arg-type]
         return deviceplugin_pb2.Empty()
 
@@ -910,7 +927,7 @@ class _Registry(deviceplugin_pb2_grpc.RegistrationServicer):
 def _pod_resources_lister(
     version: str, answer: Callable[[], bytes]
 ) -> "grpc.GenericRpcHandler[bytes, bytes]":
-    """Serves the pod resources API, whose versions are one on the wire."""
+    """Serves the pod resources API; its versions have the same wire format."""
 
     async def list_(request: bytes, context: object) -> bytes:
         del request, context
@@ -921,7 +938,7 @@ def _pod_resources_lister(
 
 
 def _per_numa(devices: Iterable[Device]) -> dict[int, tuple[str, ...]]:
-    """File devices under their NUMA nodes; one with several nodes appears under each."""
+    """Group devices by NUMA node; one with several nodes is in each group."""
     ids: dict[int, tuple[str, ...]] = {}
     for device in devices:
         for numa in device.numa or (WITHOUT_NUMA,):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the simulator's library is, and how it is told which machine to be."""
+"""The simulator's library, and the environment that names its machine."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +11,7 @@ SYSFS_ROOT = "XPU_SIMULATOR_SYSFS_ROOT"
 
 
 def shipped() -> Path:
-    """The simulator that came with this package; it lies beside the binding."""
+    """Return the simulator of this package; it is beside the binding."""
     spec = find_spec("xpu_plugin._xpuml")
     if spec is None or spec.origin is None:
         raise FileNotFoundError("xpu_plugin is not built: `make run` or `pip install .` does it")
@@ -19,6 +19,6 @@ def shipped() -> Path:
 
 
 def environment(file: Path, dev_root: Path | None, sysfs_root: Path | None) -> dict[str, str]:
-    """What a process that loads the simulator needs in its environment; a root that is None stays unset."""
+    """Return the environment variables for a process that loads the simulator; a root of None stays unset."""
     places = {FILE: file.absolute(), DEV_ROOT: dev_root, SYSFS_ROOT: sysfs_root}
     return {name: str(place) for name, place in places.items() if place is not None}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Edits the machine file of the simulated libxpuml, and has the host look like what it says.
+"""Edits the machine file of the simulated libxpuml, and makes the host match it.
 
-docs/simulator.md has the grammar. Only the text is edited here: whether it is right, which numbers the
-driver gives, and which device nodes and sysfs entries follow is decided by the simulator itself.
+docs/simulator.md has the grammar. This module edits only the text. The simulator itself decides whether it is
+valid, which numbers the driver assigns, and which device nodes and sysfs entries follow.
 """
 
 import contextlib
@@ -26,15 +26,16 @@ _COMMENT = re.compile(r"(?:^|\s)#.*")
 
 
 class MachineError(PluginError):
-    """What was asked for makes no machine; the text says in one line what is wrong and what is accepted."""
+    """The input makes no valid machine; the text names the fault and the accepted values in one line."""
 
 
 class HostError(MachineError):
-    """The machine is right but this host cannot show it: no permission, or foreign device nodes."""
+    """The machine is valid, but this host cannot have it: no permission, or device nodes of another
+    machine."""
 
 
 def cards(number: int, model: str = "R200") -> list[dict[str, str]]:
-    """Keys for so many equal cards, the first half of them on NUMA node 0, the others on 1."""
+    """Return the keys of equal cards, the first half of them on NUMA node 0, the others on 1."""
     return [
         {"model": model, "pci": f"{n // 128:04x}:{0x3B + n % 128:02x}:00.0", "numa": str(2 * n // number)}
         for n in range(number)
@@ -42,14 +43,13 @@ def cards(number: int, model: str = "R200") -> list[dict[str, str]]:
 
 
 class Machine:
-    """A machine file and the places on the host where it shows.
+    """A machine file, and its device nodes and sysfs tree on the host.
 
-    Every change is checked before it is made, is made under the lock of the file and by renaming, and is
-    followed by the host when the method returns. Raises MachineError or HostError; after a MachineError
-    nothing was changed.
+    Every change is checked first, and made under the lock of the file and by a rename. When the method
+    returns, the host matches. Raises MachineError or HostError; after a MachineError nothing was changed.
 
-    dev_root, sysfs_root: where device nodes and the sysfs tree are; None for what `init` wrote into the
-    file. library: the simulator, None for the one that was installed.
+    dev_root, sysfs_root: the places of device nodes and the sysfs tree; None: those that `init` recorded
+    library: the simulator; None: the installed one
     """
 
     def __init__(
@@ -77,8 +77,10 @@ class Machine:
         *,
         force: bool = False,
     ) -> None:
-        """Write a new machine; the roots are remembered in it. One that is there already is an error, or
-        with `force` taken away first."""
+        """Write a new machine and record the roots in it.
+
+        An existing machine is an error, or with `force` is removed first.
+        """
         if self.path.exists():
             if not self.path.is_file():
                 raise MachineError(f"{self.path} is not a regular file; accepted: another file")
@@ -106,7 +108,7 @@ class Machine:
                 raise
 
     def text(self) -> str:
-        """What is in the file."""
+        """Return the content of the file."""
         try:
             return files.read(self.path).decode()
         except UnicodeDecodeError as error:
@@ -118,22 +120,22 @@ class Machine:
         raise MachineError(f"cannot read {self.path}: {why}; accepted: a file made by 'simulate init'")
 
     def environment(self) -> dict[str, str]:
-        """What a process needs in its environment to meet this machine in the library."""
+        """Return the environment variables by which a process finds this machine in the library."""
         return library.environment(self.path, self.dev_root, self.sysfs_root)
 
     def set(self, settings: Mapping[str, str]) -> None:
-        """Change settings of the machine; an empty value brings the default back."""
+        """Change settings of the machine; an empty value restores the default."""
         with self._edit() as lines:
             kept = [line for line in lines if _key_of_setting(line) not in settings]
             lines[:] = [*(f"set {key}={value}" for key, value in settings.items() if value), *kept]
 
     def set_card(self, number: int, keys: Mapping[str, str]) -> None:
-        """Change a card or plug one in; an empty value brings the default back."""
+        """Change a card or plug one in; an empty value restores the default."""
         with self._edit() as lines:
             lines[:] = _with_card(lines, number, keys)
 
     def remove_card(self, number: int) -> None:
-        """Pull a card out, with the faults and processes it had. Other cards keep their numbers."""
+        """Pull a card out, with its faults and processes. Other cards keep their numbers."""
         with self._edit() as lines:
             if not any(_words(line)[:2] == ["card", str(number)] for line in lines):
                 raise MachineError(f"there is no card {number}")
@@ -149,14 +151,14 @@ class Machine:
         vf: int | None = None,
         times: int | None = None,
     ) -> None:
-        """Have calls of a function fail, for one device or for all."""
+        """Make calls of a function fail, for one device or for all."""
         target = {"card": card, "half": half, "vf": vf, "times": times}
         self.add_line("fault", _join({"function": function, **target, "action": action}))
 
     def add_process(
         self, pid: int, *, card: int, half: int | None = None, vf: int | None = None, memory: int = 0
     ) -> None:
-        """Have a process run on a device, with so many MiB of its memory."""
+        """Add a process that runs on a device, with so many MiB of its memory."""
         self.add_line("process", _join({"pid": pid, "card": card, "half": half, "vf": vf, "memory": memory}))
 
     def add_line(self, word: str, keys: str) -> None:
@@ -171,15 +173,15 @@ class Machine:
         self._clear("process")
 
     def settle(self) -> None:
-        """Have the host follow a file that was edited by other means."""
+        """Make the host match a file that was edited by other means."""
         with self._edit():
             pass
 
     def remove(self) -> None:
-        """Take the machine away: its nodes, its sysfs entries, its file."""
+        """Remove the machine: its nodes, its sysfs entries, its file."""
         with self._lock():
             lines = self.text().splitlines()
-            self._check(lines)  # another file than a machine's stays
+            self._check(lines)  # a file that is no machine's stays
             kept = [line for line in lines if _key_of_setting(line) not in (None, "driver")]
             self._settle([*kept, "set driver=gone"])
             self.path.unlink()
@@ -197,7 +199,7 @@ class Machine:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        """Hold the lock that the library takes too when it splits a card."""
+        """Hold the lock that the library also takes when it splits a card."""
         path = f"{self.path}.lock"
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -261,8 +263,10 @@ def _card_line(number: int, keys: Mapping[str, str]) -> str:
 
 
 def _with_card(lines: list[str], number: int, keys: Mapping[str, str]) -> list[str]:
-    """The lines with the card's changed, or added. What no longer holds after a change of model or of the
-    number of VFs is left to be settled anew."""
+    """Return the lines with the card's changed, or added.
+
+    After a change of the model or of the number of VFs, the simulator assigns the dependent values anew.
+    """
     selector = ["card", str(number)]
     place = next((n for n, line in enumerate(lines) if _words(line)[:2] == selector), len(lines))
     line = lines[place] if place < len(lines) else ""
