@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # cython: auto_pickle=False, autotestdict=False
-"""Open libxpuml by its path, call it, check what it says.
+"""Open libxpuml by its path, call it, and check its answers.
 
-The library crashes on a bad index or handle, keeps handles of a list that a recount may free, and
-leaves output records as it found them. This layer makes those impossible: it counts once, compares every
-index with that count, fetches a handle for each use and zeroes each record. It decides nothing else.
+The library crashes on a bad index or handle, keeps handles of a list that a second count may free, and leaves
+output records partly unfilled. This layer prevents all that: it counts once, compares every index with that
+count, fetches a handle for each use and zeroes each record. It decides nothing else.
 """
 
 import os
@@ -36,7 +36,7 @@ cdef extern from "<sys/prctl.h>" nogil:
     int PR_SET_PDEATHSIG
 
 
-# Positions in xpuml.FUNCTIONS: names are looked up there, so that the page has them once.
+# Positions in xpuml.FUNCTIONS, which has the names.
 cdef enum:
     INIT, SHUTDOWN, ERROR_STRING, DRIVER_VERSION, XPUML_VERSION, COUNT, HANDLE, ATTRIBUTES, ARCHITECTURE, \
         BOARD_ID, PCI_INFO, MEMORY, UTILIZATION, TEMPERATURE, POWER, CLOCK, STATE, PROCESSES, MODE, \
@@ -46,7 +46,7 @@ cdef enum:
     VERSION_SIZE = 80       # the vendor's buffer sizes
     NAME_SIZE = 96
     SERIAL_SIZE = 30
-    ROOM = 99               # process records asked for at once; libxpuml 4.0.12.1 refuses 100
+    ROOM = 99               # process records in one request; libxpuml 4.0.12.1 refuses 100
     MOST_DEVICES = 65535
     SRIOV_ON = 2            # of xpumlHostVxpuMode_t
 
@@ -82,21 +82,21 @@ cdef struct Answer:  # of a device in a sweep
     int state
 
 
-# libxpuml keeps its state in globals, so a process has one library and one count, for ever.
+# libxpuml keeps its state in globals, so a process has one library and one count for its lifetime.
 cdef bint opened = False
 
 
 def die_with_parent(int signal):
-    """Have the kernel send `signal` to this process when the thread that started it ends."""
+    """Make the kernel send `signal` to this process when the thread that started it ends."""
     return prctl(PR_SET_PDEATHSIG, signal)
 
 
 cdef class Library:
     """One opened and initialised libxpuml.
 
-    path: what dlopen is given; a bare file name is searched by the loader
-    progress_fd: a file of at least 8 bytes, shared with whoever watches this process; while a native
-        call is in flight its first 8 bytes hold the word that xpuml.Call.from_word reads, else 0
+    path: the argument of dlopen; the loader searches a bare file name
+    progress_fd: a file of at least 8 bytes, shared with the process that watches this one. During a native
+        call its first 8 bytes hold the word for xpuml.Call.from_word, else 0
 
     Raises LibraryNotFoundError (dlopen failed), LibraryUnusableError (a required function is missing),
     XpumlError (xpumlInit failed), RuntimeError (a second library in one process).
@@ -106,9 +106,9 @@ cdef class Library:
     cdef volatile uint64_t *progress
     cdef uint64_t unwatched
     cdef int counted
-    cdef bytearray kept     # of each device: its handle
-    cdef bytearray heard    # of each device: its answer to the last sweep
-    cdef list swept         # the same, as it was told
+    cdef bytearray kept     # the handle of each device
+    cdef bytearray heard    # the answer of each device to the last sweep
+    cdef list swept         # the same, as returned
     cdef readonly str path
 
     def __cinit__(self):
@@ -135,8 +135,8 @@ cdef class Library:
         self.progress = <volatile uint64_t *>page
 
     cdef _resolve(self):
-        # Never dlclose: a vendor library may leave threads behind. Never RTLD_DEFAULT look-ups: they
-        # would find whatever else the process has loaded.
+        # Never dlclose: a vendor library may leave threads behind. Never RTLD_DEFAULT look-ups: they would
+        # find other libraries of the process.
         cdef void *handle = dlopen(os.fsencode(self.path), RTLD_NOW | RTLD_LOCAL)
         if handle == NULL:
             raise xpuml.LibraryNotFoundError(os.fsdecode(dlerror()))
@@ -171,7 +171,7 @@ cdef class Library:
         self.api.minor = <xpumlDeviceGetUnsigned_t>found[MINOR]
         self.api.name = <xpumlDeviceGetText_t>found[NAME]
 
-    # --- every native call is between _enter and the reading of its code --------------------------
+    # --- every native call is between _enter and the check of its return code ---------------------
 
     cdef inline void _enter(self, int function, uint32_t index) noexcept:
         self.progress[0] = (<uint64_t>(function + 1) << 32) | index
@@ -191,7 +191,7 @@ cdef class Library:
             raise xpuml.error(code, xpuml.FUNCTIONS[function], self._text(code))
 
     cdef bint _failed(self, int code, int function, list failures):
-        """Whether a call of a batch failed; if so it is written down."""
+        """Return whether a call of a batch failed, and record the failure."""
         self._leave()
         if code == 0:
             return False
@@ -199,7 +199,7 @@ cdef class Library:
         return True
 
     cdef int _known(self) except -1:
-        """The count; the door through which each use of an index has to pass."""
+        """Return the count; each use of an index must pass here."""
         if self.counted < 0:
             raise RuntimeError("the devices have not been counted")
         return self.counted
@@ -243,13 +243,13 @@ cdef class Library:
         self._enter(COUNT, NO_DEVICE)
         self._check(self.api.count(&number), COUNT)
         if number > MOST_DEVICES:
-            raise xpuml.error(999, xpuml.FUNCTIONS[COUNT], f"{number} devices are not to be believed")
+            raise xpuml.error(999, xpuml.FUNCTIONS[COUNT], f"{number} devices are not plausible")
         self.kept = bytearray(number * sizeof(xpumlDevice_t))  # of NULL
         self.heard = bytearray(number * sizeof(Answer))
         self.counted = <int>number
         return number
 
-    # --- batches: one crossing into Python each ------------------------------------------------
+    # --- batches: one call from Python each ----------------------------------------------------
 
     def scan(self, skip=()):
         skip = frozenset(skip)
@@ -329,7 +329,7 @@ cdef class Library:
             answer.asked = not (skip and index in skip)
             answer.state = answer.code = 0
             if answer.asked:
-                # Kept while the device answers: only a count, which there is once, or a failure ends it.
+                # Kept while the device answers. Only a failure ends it, as there is no second count.
                 device, kept[index] = kept[index], NULL
                 if device == NULL:
                     answer.code = self._handle(index, &device)
@@ -368,9 +368,9 @@ cdef class Library:
         if not self._failed(self.api.memory(device, &memory), MEMORY, failures):
             record["memory_total_bytes"] = memory.totalGlobalMemory
             record["memory_used_bytes"] = memory.usedGlobalMemory
-            # The library divides by the total, which it asks again: SIGFPE where that is 0. Of the PF of a
-            # card that was split when the driver came up it is what was on the stack, another number each
-            # time. A PF that has VFs computes nothing, so there is nothing to ask.
+            # The library divides by the total, which it reads again: SIGFPE if that is 0. For the PF of a
+            # card that was split when the driver was loaded it is uninitialised memory, another each time.
+            # A PF that has VFs computes nothing, so its utilization is not needed.
             self._enter(MODE, index)
             if self.api.mode(device, &mode) != 0:
                 mode = 0
@@ -426,7 +426,7 @@ cdef class Library:
     # --- the one call that changes hardware -----------------------------------------------------
 
     def set_sriov_vf_num(self, index, number, pci):
-        # Compared as Python integers: a value that does not fit must not come out as another one.
+        # Compared as Python integers: a value that does not fit must not become another one.
         if not (isinstance(index, int) and isinstance(number, int) and isinstance(pci, str)):
             raise TypeError(
                 f"index and number are integers, pci is a text, not {index!r}, {number!r} and {pci!r}"
@@ -439,7 +439,7 @@ cdef class Library:
         cdef uint32_t position = index
         self._check(self._handle(position, &device), HANDLE)
 
-        # Both here and not by the caller: nothing comes between the question and the change.
+        # Checked here, not by the caller: nothing can come between the check and the change.
         cdef xpumlPciInfo_t there
         self._check(self._pci_info(position, device, &there), PCI_INFO)
         found = _address(&there)
@@ -457,11 +457,11 @@ cdef class Library:
 
 
 cdef str _address(const xpumlPciInfo_t *pci):
-    """As sysfs writes it."""
+    """Return the address as in sysfs."""
     return f"{pci.domain:04x}:{pci.bus:02x}:{pci.device:02x}.{pci.function:x}"
 
 
 cdef str _printable(bytes text):
-    """What stands before the first zero byte; a buffer that the library filled to the brim has none."""
+    """Return the text before the first zero byte; a buffer that the library filled completely has none."""
     decoded = text.split(b"\0", 1)[0].decode("ascii", errors="replace")
     return "".join(letter if letter.isprintable() else "?" for letter in decoded).strip()

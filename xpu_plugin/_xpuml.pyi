@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# The binding's face; its promises stand at `xpu_plugin.xpuml.Xpuml`. Kept true by stubtest.
+# The binding's interface; `xpu_plugin.xpuml.Xpuml` documents it. stubtest checks it.
 from collections.abc import Collection
 
 from typing_extensions import disjoint_base

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The functions for those who edit the machine file.
+// The functions for tools that edit the machine file.
 #include "control.h"
 #include "driver.h"
 #include "library.h"

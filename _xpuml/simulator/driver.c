@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Makes file and host agree with a machine, and splits cards.
+// Makes file and host match a machine, and splits cards.
 #include "driver.h"
 #include "nodes.h"
 #include "sysfs.h"
@@ -24,7 +24,7 @@ bool driver_settle(const struct machine *machine, const struct site *site, struc
            nodes_settle(machine, site->dev_root, error);
 }
 
-// The time of the lock file says it: it has no other use.
+// The time of the lock file records it; that time has no other use.
 static bool lock_file(const struct site *site, char *path, size_t size) {
     return snprintf(path, size, "%s.lock", site->path) < (int)size;
 }

@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the kernel driver does: numbers, nodes and sysfs of a machine, and splitting a card.
+// The kernel driver's work: numbers, nodes and sysfs of a machine, and splitting a card.
 #ifndef DRIVER_H
 #define DRIVER_H
 
 #include "machine.h"
 
-// Where a machine's file is and where on the host it shows.
+// The places of a machine's file, nodes and sysfs tree on the host.
 struct site {
     const char *path, *dev_root, *sysfs_root;
 };
 
-// Fills in the roots that are NULL: as the machine has them, else /dev and no sysfs tree.
+// Fills in roots that are NULL: those of the machine, else /dev and no sysfs tree.
 void site_complete(struct site *site, const struct machine *machine);
 
-// Makes the file say what the machine is, and the host look like it. The caller holds the lock.
-// Nothing is changed when the directory of nodes holds a foreign one.
+// Writes the machine to the file and makes the host match. The caller holds the lock. Nothing is
+// changed if the directory of nodes holds a foreign one.
 bool driver_settle(const struct machine *machine, const struct site *site, struct error *error);
 
-// Notes that all nodes are opened, for a split of a card meanwhile; and when they were last.
+// Record that all nodes are open, for a split of a card meanwhile; and the time of that.
 void driver_note_opening(const struct site *site);
 uint64_t driver_opened_at(const struct site *site); // nanoseconds; 0: never
 
-// Splits a card, or takes its VFs away, on the host and in the file.
+// Splits a card, or removes its VFs, on the host and in the file.
 bool driver_split(const struct site *site, int card, int vfs, struct error *error);
 
 #endif

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Strikes calls as the machine file asks.
+// Applies the faults of the machine file to calls.
 #include "fault.h"
 
 #include <errno.h>
@@ -28,7 +28,7 @@ void delay(int milliseconds) {
         ;
 }
 
-// True when the fault is due for this call, which it then counts.
+// Returns true if the fault strikes this call, and counts the call.
 static bool is_due(struct fault *fault, enum call call, const struct unit *unit) {
     if (fault->call != (int)call || !target_matches(&fault->target, unit) ||
         fault->used == fault->times)
@@ -74,7 +74,7 @@ void fault_spoils(struct machine *machine, enum call call, const struct unit *un
         if (!spoils(fault) || size == 0 || !is_due(fault, call, unit))
             continue;
         if (fault->action.kind == ACTION_GARBAGE_STRINGS)
-            memset(text, 0xa5, size); // no UTF-8, and no end
+            memset(text, 0xa5, size); // not UTF-8, and without an end
         else
             text[strlen(text) / 2] = '\0';
     }

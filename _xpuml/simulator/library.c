@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Follows the machine file and lists the device nodes, in the vendor's manner or in a clean one.
+// Follows the machine file and lists the device nodes, with the vendor's faults or without.
 #define _GNU_SOURCE // dladdr
 #include "library.h"
 #include "fault.h"
@@ -21,7 +21,7 @@ struct library library = {.file = -1};
 
 // --- the machine file ----------------------------------------------------------------------------
 
-// Whoever writes, moves or replaces a file changes one of these.
+// A program that writes, moves or replaces a file changes one of these.
 static bool is_same(const struct stat *a, const struct stat *b) {
     return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_nlink == b->st_nlink &&
            a->st_size == b->st_size && a->st_mtim.tv_sec == b->st_mtim.tv_sec &&
@@ -29,8 +29,8 @@ static bool is_same(const struct stat *a, const struct stat *b) {
            a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
 }
 
-// Two looks at the file are at least so far apart: thousands of calls are one sweep, and nobody
-// writes the file and lets it be known in less.
+// The minimum time between two looks at the file. Thousands of calls are one sweep, and a change of
+// the file cannot be expected to show sooner.
 enum { LOOK_NS = 10000 };
 
 static bool is_time_to_look(void) {
@@ -43,15 +43,15 @@ static bool is_time_to_look(void) {
     return true;
 }
 
-// By the descriptor: to look the path up takes several times as long.
+// By the descriptor: a look-up of the path takes several times as long.
 static bool is_unchanged(void) {
     struct stat status;
     return library.file >= 0 && fstat(library.file, &status) == 0 &&
            is_same(&status, &library.seen);
 }
 
-// Looks into the file at the path from now on. Not by one of the standard descriptors, as the
-// control node may want 0.
+// Opens the file at the path for further looks. The descriptor is not a standard one, as the
+// control node may need 0.
 static bool look_into(const char *path) {
     int file = open(path, O_RDONLY | O_CLOEXEC);
     if (file < 0)
@@ -86,8 +86,8 @@ static const char *from_environment(const char *name) {
     return value != NULL && *value != '\0' ? strdup(value) : NULL;
 }
 
-// The file `machine` beside this library, NULL when there is none: so that the simulator can stand
-// where the vendor's library would, and nobody has to be told.
+// Returns the file `machine` beside this library, NULL if there is none. So the simulator can take
+// the vendor library's place without an environment variable.
 static const char *beside(void) {
     Dl_info here;
     char path[4096];
@@ -136,7 +136,7 @@ static int compare(const void *left, const void *right) {
     return *(const int *)left - *(const int *)right;
 }
 
-// Numbers of the character devices named xpuN, sorted. Links are followed: see nodes.c.
+// Returns the numbers of the character devices named xpuN, sorted. Links are followed: see nodes.c.
 static unsigned find_nodes(const char *dev_root, bool quirks, int *numbers) {
     DIR *directory = opendir(dev_root);
     unsigned count = 0;
@@ -155,8 +155,8 @@ static unsigned find_nodes(const char *dev_root, bool quirks, int *numbers) {
     return quirks && count > LISTED_AT_MOST ? LISTED_AT_MOST : count;
 }
 
-// The errno that an open of a node ends with, 0 for success. The node of a driverless major opens
-// with ENXIO. There is no driver behind a simulated node, so that is success.
+// Returns the errno of an open of a node, 0 for success. A node of a major without a driver fails
+// with ENXIO. There is no driver behind a simulated node, so that is a success.
 static int refusal(const struct machine *machine, const char *dev_root, int number) {
     char path[4096];
     const struct unit *unit = machine->by_node[number];
@@ -191,8 +191,8 @@ static unsigned keep_usable(const struct machine *machine, const char *dev_root,
     return kept;
 }
 
-// XPU_VISIBLE_DEVICES: ranks in the list, up to the first word that is none. Cutting the words out
-// leaves the variable with the first of them only, which is what the next listing will find.
+// XPU_VISIBLE_DEVICES: ranks in the list, up to the first invalid word. The vendor's parser leaves
+// only the first word in the variable, and the next listing finds that.
 static unsigned keep_visible(bool quirks, int *numbers, unsigned count) {
     char *visible = getenv("XPU_VISIBLE_DEVICES"), *rest = NULL, *end;
     static int chosen[MAX_NODES];
@@ -208,14 +208,14 @@ static unsigned keep_visible(bool quirks, int *numbers, unsigned count) {
         if (rank < count)
             chosen[kept++] = numbers[rank];
         else if (quirks)
-            chosen[kept++] = UNSET; // a gap: whoever asks for it crashes
+            chosen[kept++] = UNSET; // a gap: its use crashes
     }
     free(copy);
     memcpy(numbers, chosen, kept * sizeof *numbers);
     return kept;
 }
 
-// Entries are never given back, so that a stale handle can be told: it crashes or is refused.
+// Entries are never freed, so that a stale handle is recognised: it crashes or is refused.
 static void drop_devices(bool quirks) {
     size_t room = library.count > TABLE ? library.count : TABLE;
     if (library.devices != NULL && quirks)

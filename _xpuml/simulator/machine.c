@@ -75,7 +75,7 @@ static bool action_read(const struct key *key, const char *text, void *field) {
     return false;
 }
 
-// The first is what the XPU driver does by itself; the last is none.
+// The first is the XPU driver's default; the last is none.
 static const char *const vf_driver_names[] = {XPU_DRIVER, "vfio-pci", "none", NULL};
 
 static bool drivers_read(const struct key *key, const char *text, void *field) {
@@ -167,7 +167,7 @@ static const struct key setting_keys[] = {
     END,
 };
 
-// What a card is bound to.
+// The drivers of a card.
 static const char *const card_drivers[] = {XPU_DRIVER, "vfio-pci", "none", NULL};
 
 #define CARD(field) offsetof(struct card, field)
@@ -229,7 +229,7 @@ static const struct key process_keys[] = {
 
 static const char blanks[] = " \t\r";
 
-// Appends a zeroed record to an array; NULL when there is no memory for it.
+// Appends a zeroed record to an array; NULL if memory is exhausted.
 static void *append(void *array, unsigned *count, size_t size) {
     void **records = array;
     char *grown = realloc(*records, (*count + 1) * size);
@@ -309,7 +309,7 @@ static bool read_process(struct machine *machine, char *rest, unsigned line, str
     return true;
 }
 
-// A comment begins where a word does.
+// A comment begins at the start of a word.
 static const char *find_comment(const char *line, const char *end) {
     for (const char *mark = line; mark < end; mark++)
         if (*mark == '#' && (mark == line || strchr(blanks, mark[-1]) != NULL))
@@ -404,8 +404,8 @@ static bool give_nodes(struct card *card, struct numbers *nodes, int count,
     return true;
 }
 
-// A function that is probed takes the lowest free place: two minors, of which only a K200 needs the
-// second. The control node's place is never free.
+// A probed function takes the lowest free place: two minors, of which only a K200 needs the second.
+// The control node's place is never free.
 static void give_minors(struct card *card, struct numbers *minors, int count, int halves,
                         struct numbering *numbering) {
     while (minors->count < count) {
@@ -420,7 +420,7 @@ static void give_minors(struct card *card, struct numbers *minors, int count, in
     }
 }
 
-// The XPU driver makes a node for a function that it is bound to.
+// The XPU driver makes a node for each function that is bound to it.
 static bool has_node(const struct card *card, int part, bool vf) {
     const char *driver = vf ? vf_driver(card, part) : card_driver(card);
     return driver != NULL && strcmp(driver, XPU_DRIVER) == 0;
@@ -495,10 +495,10 @@ static bool number_cards(struct machine *machine, struct numbering *numbering,
             card_split(card, 0);
             card->nodes.count = card->minors.count = 0;
         }
-        if (card->driver != 0) // the XPU driver takes the VFs away when it is unbound
+        if (card->driver != 0) // the XPU driver removes the VFs when it is unbound
             card_split(card, 0);
         if (card->vf_drivers.count > 0 && card->vf_drivers.count != card->vfs) {
-            card->vf_drivers.count = 0; // bound when the VFs were other ones
+            card->vf_drivers.count = 0; // of the former VFs
             card->changed = true;
         }
         if (!check_card(card, numbering, error))
@@ -652,7 +652,7 @@ int machine_lock(const char *path, struct error *error) {
     return -1;
 }
 
-// --- what follows from it ------------------------------------------------------------------------
+// --- derived values ------------------------------------------------------------------------------
 
 void card_split(struct card *card, int vfs) {
     card->changed |= card->vfs != vfs;
@@ -670,7 +670,7 @@ int card_memory(const struct card *card) {
     return card->memory == UNSET ? card->model->memory : card->memory;
 }
 
-// Boards with 12 GB have six memory channels and cannot be split, whatever their model.
+// Boards with 12 GB have six memory channels and cannot be split, with any model.
 bool card_splits(const struct card *card) {
     return card->model->splits && card->splits && card_memory(card) > 12288;
 }

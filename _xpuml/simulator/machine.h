@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The simulated machine: what its file says, checked and numbered. docs/simulator.md has the
+// The simulated machine: the content of its file, checked and numbered. docs/simulator.md has the
 // grammar.
 #ifndef MACHINE_H
 #define MACHINE_H
@@ -55,20 +55,20 @@ struct settings {
 
 struct card {
     int number;
-    unsigned line; // where it stands in the file
-    bool changed;  // no longer as the file has it
+    unsigned line; // its line in the file
+    bool changed;  // no longer the same as in the file
     const struct model *model;
     unsigned pci; // domain, bus, slot and function in 16, 8, 5 and 3 bits
     int numa, memory, vfs, lost, busy, unreadable, splits, cold_split;
-    int driver; // place in card_drivers
+    int driver; // index in card_drivers
     int utilization, temperature, power, clock;
     char serial[17];
     struct numbers nodes, minors, states, vf_nodes, vf_minors, vf_states;
-    struct numbers vf_drivers; // places in vf_driver_names
+    struct numbers vf_drivers; // indexes in vf_driver_names
 };
 
-// Whom a fault or a process concerns: a card's half or VF, a whole card, or (faults only)
-// everybody.
+// The target of a fault or a process: a card's half or VF, a whole card, or (faults only) all
+// devices.
 struct target {
     int card, half, vf;
 };
@@ -97,7 +97,7 @@ struct fault {
     struct action action;
     int times; // UNSET: every time
     int used;
-    char text[256]; // the line, by which a fault is known again when the file was replaced
+    char text[256]; // the line, which identifies the fault after a replacement of the file
 };
 
 struct process {
@@ -106,7 +106,7 @@ struct process {
     int pid, host_pid, memory;
 };
 
-// What has a node of its own: a card, a half of one, a PF, a VF that is bound to the XPU driver.
+// A function with a node: a card, a half of one, a PF, a VF that is bound to the XPU driver.
 struct unit {
     const struct card *card;
     int part; // number of the half or VF
@@ -117,7 +117,7 @@ struct unit {
 struct machine {
     char *text;
     struct settings settings;
-    struct card *cards; // in the order of probing, which is that of their lines
+    struct card *cards; // in the order of probing, that of their lines
     struct fault *faults;
     struct process *processes;
     struct unit *units;
@@ -127,7 +127,7 @@ struct machine {
     struct unit *by_node[MAX_NODES];
 };
 
-// A checked and numbered machine; NULL and the reason when there is something wrong with the text.
+// Returns a checked and numbered machine; NULL and the reason if the text is wrong.
 struct machine *machine_parse(const char *text, struct error *error);
 struct machine *machine_read(const char *path, struct error *error);
 void machine_free(struct machine *machine);
@@ -135,32 +135,32 @@ void machine_free(struct machine *machine);
 // Checks and numbers a machine again after its cards were changed.
 bool machine_number(struct machine *machine, struct error *error);
 
-// Replaces the file by one that says what the machine is; lines of unchanged cards stay as they
-// are. To be called with the lock held, as there is one draft.
+// Replaces the file by the machine's text; lines of unchanged cards stay as they are. The caller
+// holds the lock, as there is one draft.
 bool machine_write(const struct machine *machine, const char *path, struct error *error);
 
 bool machine_has_address(const struct machine *machine, unsigned pci);
 
-// The lock that all writers of the file hold: a descriptor to be closed, or -1 and the reason.
+// Takes the lock of all writers of the file: returns a descriptor to close, or -1 and the reason.
 int machine_lock(const char *path, struct error *error);
 
-// Splits a card or takes its VFs away; their numbers are forgotten.
+// Splits a card or removes its VFs; their numbers are forgotten.
 void card_split(struct card *card, int vfs);
 bool card_splits(const struct card *card);
 bool card_in_use(const struct machine *machine, const struct card *card);
 int card_memory(const struct card *card); // MiB
 
-// The errno that an open of the card's nodes ends with, 0 when they open.
+// Returns the errno of an open of the card's nodes, 0 for success.
 int card_refusal(const struct card *card);
 
 unsigned unit_pci(const struct unit *unit);
 uint64_t unit_memory(const struct unit *unit); // bytes
 
-// The kernel driver that a VF or a card is bound to, NULL for none.
+// Returns the kernel driver of a VF or a card, NULL for none.
 const char *vf_driver(const struct card *card, int vf);
 const char *card_driver(const struct card *card);
 
-// A target without a unit, as in calls that concern no device, matches only if it names none.
+// A call about no device matches only a target that names none.
 bool target_matches(const struct target *target, const struct unit *unit);
 
 struct address {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The table of boards. Memory sizes are the usual ones; engines of boards that were never measured
-// read as the library reports a query that failed, all ones.
+// The table of boards. Memory sizes are the usual ones. Engines of boards that were never measured
+// are all ones, as the library reports a failed query.
 #include "model.h"
 
 #include <string.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What is known about each board, and how libxpuml 4.0.12.1 reports it.
+// The known facts about each board, and its description by libxpuml 4.0.12.1.
 #ifndef MODEL_H
 #define MODEL_H
 
@@ -18,21 +18,21 @@ struct model {
     const char *name;
     int arch, board, number; // 0, 0, 9999 for a board the library does not know
     int halves;              // nodes of one card
-    int max_vfs;             // what the driver says it allows
-    bool splits;             // whether it then does
-    int memory;              // MiB of one node, unless the machine says otherwise
+    int max_vfs;             // the maximum that the driver reports
+    bool splits;             // whether the driver then splits it
+    int memory;              // MiB of one node, unless the machine file has another number
     int clock;               // MHz
     uint16_t device, subsystem_vendor, subsystem_device;
     const struct engines *engines; // undivided
 };
 
-// NULL for a name that is none.
+// Returns NULL for an unknown name.
 const struct model *model_named(const char *name);
 
-// What a VF has when its card is split into so many.
+// Returns the engines of one of so many VFs.
 const struct engines *engines_of_vf(int vfs);
 
-// What is left to a card whose VFs have the rest.
+// Returns the engines that remain for a card beside its VFs.
 extern const struct engines engines_of_pf;
 
 #endif

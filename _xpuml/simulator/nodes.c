@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Makes and removes device nodes, and never touches one that is not the simulator's own.
+// Makes and removes device nodes, and never changes one that is not the simulator's own.
 //
-// A node is the simulator's when it is a character device of the machine's major and no driver in
-// the kernel has that major, or a symlink to one of the two harmless devices below. Links serve
-// where nodes cannot be made, or made but not opened (no privilege, a container's device rules, a
-// file system mounted nodev). An even minor leads to 1:8 and an odd one to 1:3, so that the last
-// bit of a node's minor tells the halves of a K200 apart either way.
+// A node is the simulator's if it is a character device of the machine's major and no driver in the
+// kernel has that major, or a symlink to one of the two harmless devices below. Links are used if
+// nodes cannot be made, or not opened (no privilege, a container's device rules, a file system
+// mounted nodev). An even minor leads to 1:8 and an odd one to 1:3, so the last bit of a node's
+// minor shows the half of a K200 in both cases.
 #define _GNU_SOURCE // fstatat, makedev
 #include "nodes.h"
 
@@ -72,7 +72,7 @@ static bool is_right(const struct place *place, const char *name, int minor) {
            (is_node(place, name, &status) && minor(status.st_rdev) == (unsigned)minor);
 }
 
-// The minor that the machine wants under this name, UNSET for none.
+// Returns the machine's minor for this name, UNSET for none.
 static int wanted(const struct machine *machine, const char *name) {
     if (strcmp(name, "xpuctrl") == 0)
         return machine->settings.gone ? UNSET : CONTROL_MINOR;
@@ -80,7 +80,7 @@ static int wanted(const struct machine *machine, const char *name) {
     return number == UNSET || !machine->by_node[number] ? UNSET : machine->by_node[number]->minor;
 }
 
-// Goes through the nodes that are there: all must be ours; wrong ones are removed when told so.
+// Checks the present nodes: all must be ours; wrong ones are removed on request.
 static bool go_through(const struct machine *machine, const struct place *place, bool remove,
                        struct error *error) {
     DIR *directory = opendir(place->path);
@@ -104,7 +104,7 @@ static bool go_through(const struct machine *machine, const struct place *place,
     return good;
 }
 
-// Behind a node of a driverless major there is nothing to open: that is how it should be.
+// A node of a major without a driver has nothing to open: that is intended.
 static bool can_be_opened(const struct place *place, const char *name) {
     int descriptor = openat(place->root, name, O_RDWR | O_NONBLOCK | O_CLOEXEC);
     if (descriptor >= 0)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Device nodes: names, and making a directory hold exactly those of a machine.
+// Device nodes: their names, and making a directory hold exactly those of a machine.
 #ifndef NODES_H
 #define NODES_H
 
@@ -9,11 +9,11 @@
 // N of the name xpuN, UNSET for any other name.
 int node_number(const char *name);
 
-// True unless the directory holds a node that is not the simulator's.
+// Returns false if the directory holds a node that is not the simulator's.
 bool nodes_check(const struct machine *machine, const char *dev_root, struct error *error);
 
-// Makes the nodes the machine has and removes those it has no more. A foreign node stays untouched
-// and is an error.
+// Makes the machine's nodes and removes other nodes of the simulator. A foreign node stays
+// untouched and is an error.
 bool nodes_settle(const struct machine *machine, const char *dev_root, struct error *error);
 
 #endif

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Keeps a tree of plain files that looks like sysfs to those who look for XPUs: PCI functions with
-// NUMA node and SR-IOV attributes, and the device class. What is right already is not written
-// again.
+// Keeps a tree of plain files that looks like sysfs for programs that look for XPUs: PCI functions
+// with NUMA node and SR-IOV attributes, and the device class. A correct file is not written again.
 #define _GNU_SOURCE
 #include "sysfs.h"
 #include "nodes.h"
@@ -20,7 +19,7 @@
 
 enum { PATH = 256 };
 
-// Everything a PCI function's directory may hold, for taking it away.
+// All files that a PCI function's directory may hold, for its removal.
 static const char *const attributes[] = {
     "vendor",       "device", "subsystem_vendor", "subsystem_device", "numa_node", "sriov_totalvfs",
     "sriov_numvfs", "physfn", "virtfn0",          "virtfn1",          "virtfn2",   "driver",
@@ -47,7 +46,7 @@ static bool make_directories(int root, const char *path) {
     return mkdirat(root, part, 0755) == 0 || errno == EEXIST;
 }
 
-// The contents of a small file or the target of a symlink, empty when there is none.
+// Returns the content of a small file or the target of a symlink, empty if there is none.
 static const char *look(int root, const char *path, char *text) {
     ssize_t length = readlinkat(root, path, text, PATH - 1);
     if (length < 0) {
@@ -60,7 +59,7 @@ static const char *look(int root, const char *path, char *text) {
     return text;
 }
 
-// Puts a file in place whole: readers never see half of one.
+// Puts a whole file in place: readers never see a part of one.
 static bool put(int root, const char *directory, const char *name, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
@@ -104,7 +103,7 @@ static void drop_attribute(int root, const char *directory, const char *name) {
     unlinkat(root, path, 0);
 }
 
-// The link of a function that a driver is bound to.
+// The link of a function to its driver.
 static bool bind_driver(int root, const char *directory, const char *name) {
     char driver[PATH], target[PATH];
     if (name == NULL) {
@@ -132,7 +131,7 @@ static bool put_function(int root, const struct card *card, unsigned pci, bool v
            point(root, "bus/pci/devices", pci_address(pci).text, target);
 }
 
-// VFs first: who sees `sriov_numvfs` finds them there.
+// VFs first: a reader that sees `sriov_numvfs` finds them.
 static bool put_card(int root, const struct card *card, const char *driver) {
     char directory[PATH], pf[PATH], name[16], target[PATH];
     print(pf, "../%s", pci_address(card->pci).text);
@@ -183,7 +182,7 @@ static void drop_unit(int root, const struct machine *machine, const char *name)
         take_away(root, path, names);
 }
 
-// Only XPUs are taken away: a tree may hold other devices that somebody put there.
+// Removes XPUs only: a tree may hold other devices.
 static void drop_function(int root, const struct machine *machine, const char *name) {
     char directory[PATH], path[PATH], there[PATH];
     unsigned domain, bus, slot, function;
@@ -199,7 +198,7 @@ static void drop_function(int root, const struct machine *machine, const char *n
     unlinkat(root, path, 0);
     take_away(root, directory, attributes);
     *strrchr(directory, '/') = '\0';
-    unlinkat(root, directory, AT_REMOVEDIR); // the bus, when nothing else is on it
+    unlinkat(root, directory, AT_REMOVEDIR); // the bus, if it is empty
 }
 
 static void drop(int root, const struct machine *machine, const char *path,

@@ -6,8 +6,8 @@
 
 #include "machine.h"
 
-// Makes the tree below `root` tell what the machine is; nothing is done without a root or for a
-// root in the kernel's own sysfs.
+// Makes the tree below `root` match the machine. Nothing is done without a root, or for a root in
+// the kernel's own sysfs.
 bool sysfs_settle(const struct machine *machine, const char *root, struct error *error);
 
 #endif

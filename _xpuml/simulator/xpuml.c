@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The functions of libxpuml over a simulated machine, with the habits of 4.0.12.1 unless the
-// machine has `quirks=off`: then there are error codes where the vendor's library crashes, and no
-// limits.
+// The functions of libxpuml over a simulated machine, with the faults of 4.0.12.1 unless the
+// machine has `quirks=off`. Then there are error codes instead of the vendor library's crashes, and
+// no limits.
 #include "xpuml.h"
 #include "fault.h"
 #include "library.h"
@@ -20,21 +20,21 @@
 
 enum { PAGE = 4096, PROCESSES_AT_MOST = 99 };
 
-// Requests of the driver that a call makes, of those that make more than one.
+// Numbers of driver requests in a call, for calls with more than one.
 enum { REQUESTS_OF_AN_ENTRY = 6, REQUESTS_OF_MEMORY = 2, REQUESTS_OF_UTILIZATION = 3 };
 
-// --- what calls have in common -------------------------------------------------------------------
+// --- common parts of calls -----------------------------------------------------------------------
 
 static bool has_quirks(void) { return library.machine->settings.quirks; }
 
-// Where the vendor's library dies and a clean one would refuse.
+// The vendor's library dies here; a clean one would refuse.
 static int crash(int signal) {
     if (has_quirks())
         die(signal);
     return XPUML_INVALID_ARGUMENT;
 }
 
-// What the driver knows under the number of a handle; NULL when it does not answer for it.
+// Returns the driver's record for the number of a handle; NULL if it does not answer for it.
 static const struct unit *ask(const struct xpuml_device *device, int requests) {
     delay(library.machine->settings.request_delay * requests);
     const struct unit *unit = library.machine->by_node[device->number];
@@ -46,7 +46,7 @@ static const struct unit *unit_of(const struct xpuml_device *device) {
                                                      : library.machine->by_node[device->number];
 }
 
-// The beginning of every call but Init, Shutdown and ErrorString. False: the call answers `code`.
+// The beginning of every call but Init, Shutdown and ErrorString. False: the call returns `code`.
 static bool enter(enum call call, const struct unit *unit, int *code) {
     *code = XPUML_DRIVER_NOT_LOADED;
     return library.control != 0 && !fault_strikes(library.machine, call, unit, code);
@@ -196,7 +196,7 @@ static void fill_numbers(xpumlDeviceAttributes_t *attributes, const struct unit 
     attributes->modelId = model->number;
     if (card->vfs > 0 && model->number == MODEL_R200) {
         attributes->modelId = unit->vf ? 200 + card->vfs : 200;
-    } else if (card->vfs > 0) { // the library knows no other board in parts
+    } else if (card->vfs > 0) { // the library knows the parts of no other board
         attributes->archId = attributes->boardId = 0;
         attributes->modelId = UNKNOWN_MODEL;
     }
@@ -258,7 +258,7 @@ int xpumlDeviceGetHandleByIndex(unsigned index, xpumlDevice_t *handle) {
     return XPUML_SUCCESS;
 }
 
-// --- what is cached ------------------------------------------------------------------------------
+// --- cached answers ------------------------------------------------------------------------------
 
 int xpumlDeviceGetAttributes(xpumlDevice_t device, xpumlDeviceAttributes_t *attributes) {
     int code;
@@ -284,9 +284,9 @@ int xpumlDeviceGetBoardId(xpumlDevice_t device, unsigned *board) {
     return XPUML_SUCCESS;
 }
 
-// --- what is asked each time ---------------------------------------------------------------------
+// --- answers that are read each time -------------------------------------------------------------
 
-// The two ids and the reserved words stay as the caller had them.
+// The two ids and the reserved words keep the caller's values.
 int xpumlDeviceGetPciInfo(xpumlDevice_t device, xpumlPciInfo_t *pci) {
     int code;
     if (!enter_device(CALL_PCI_INFO, device, &code))
@@ -309,7 +309,7 @@ int xpumlDeviceGetPciInfo(xpumlDevice_t device, xpumlPciInfo_t *pci) {
     return XPUML_SUCCESS;
 }
 
-// Processes belong to a half or a VF; without either to the first that computes.
+// Processes belong to a half or a VF; without either, to the first unit that computes.
 static bool runs_on(const struct process *process, const struct unit *unit) {
     bool computes = unit->vf || unit->card->vfs == 0;
     bool anywhere = process->target.half == UNSET && process->target.vf == UNSET;
@@ -321,12 +321,12 @@ static uint64_t used_memory(const struct unit *unit) {
     for (unsigned i = 0; i < library.machine->process_count; i++)
         if (runs_on(&library.machine->processes[i], unit))
             used += (uint64_t)library.machine->processes[i].memory << 20;
-    return used; // above the total as well, if the machine file says so
+    return used; // may exceed the total, if the machine file has it so
 }
 
-// Of the PF of a card that was split when the driver came up, the driver has no memory table: it
-// leaves the record as it was sent, with N in the first word and what was on the stack behind it.
-// The stack is clean for N = 0.
+// For the PF of a card that was split when the driver was loaded, the driver has no memory table.
+// It leaves the record as it was sent: N in the first word, and old stack content behind it. The
+// stack is clean for N = 0.
 static bool is_unfilled(const struct unit *unit) {
     return !unit->vf && unit->card->vfs > 0 && unit->card->cold_split;
 }
@@ -370,7 +370,7 @@ int xpumlDeviceGetUtilizationRates(xpumlDevice_t device, xpumlUtilization_t *rat
     return XPUML_SUCCESS;
 }
 
-// One word of the driver. These calls never look whether the handle is valid.
+// One word of the driver. These calls never check whether the handle is valid.
 static int reading(enum call call, xpumlDevice_t device, size_t field, unsigned *output) {
     int code;
     if (!enter_device(call, device, &code))
@@ -388,7 +388,7 @@ static const double ZERO_WORD = 355.5, DEGREES_A_WORD = 0.23751;
 int xpumlDeviceGetTemperature(xpumlDevice_t device, int sensor, unsigned *celsius) {
     (void)sensor;
     int code = reading(CALL_TEMPERATURE, device, offsetof(struct card, temperature), celsius);
-    // Of a board that it does not know the library answers the sensor's word as KL2 has it.
+    // For an unknown board the library returns the sensor's word in the form of KL2.
     if (code == XPUML_SUCCESS && device->attributes.modelId == UNKNOWN_MODEL)
         *celsius = (unsigned)((ZERO_WORD - *(int *)celsius) / DEGREES_A_WORD);
     return code;
@@ -466,7 +466,7 @@ int xpumlDeviceGetHostVxpuMode(xpumlDevice_t device, int *mode) {
         return XPUML_DRIVER_NOT_LOADED;
     const struct unit *unit = ask(device, 1);
     int model = device->attributes.modelId;
-    if (unit == NULL) // guessed from the model, without a word about it
+    if (unit == NULL) // guessed from the model, without an error
         *mode = model <= 1     ? XPUML_MODE_NON_SRIOV
                 : model == 200 ? XPUML_MODE_SRIOV_ON
                                : XPUML_MODE_SRIOV_OFF;
@@ -483,12 +483,12 @@ static int split(int card, int vfs) {
     bool good = driver_split(&site, card, vfs, &error);
     if (!good)
         fprintf(stderr, "libxpuml simulator: %s\n", error.text);
-    library.looked = 0; // whoever has written it looks at once
+    library.looked = 0; // the writer sees its own change at once
     library_refresh();
     return good ? XPUML_SUCCESS : XPUML_UNKNOWN;
 }
 
-// A delay that the file lessens meanwhile ends then.
+// A delay that the file shortens meanwhile ends then.
 static void driver_delay(void) {
     const int step = 10;
     for (int waited = 0; waited < library.machine->settings.vf_delay; waited += step) {
@@ -497,11 +497,10 @@ static void driver_delay(void) {
     }
 }
 
-// Splits as a slow driver does. The kernel ends what it has begun, whatever becomes of the process
-// that asked: so another process does it. It traces the asker, whose end, if it is killed, is
-// hidden from its parent as long, like that of a process which the driver holds. A listing opens
-// all nodes, and makes the driver refuse; but not once the asker is dead, so that tests can have
-// both.
+// Splits as a slow driver does. The kernel finishes its work even if the calling process ends, so
+// another process does the work. It traces the caller: the end of a killed caller stays hidden from
+// its parent meanwhile, like that of a process which the driver holds. A listing opens all nodes,
+// and makes the driver refuse; but not once the caller is dead, so that tests can have both.
 static int split_slowly(int card, int vfs) {
     struct site site = library_site();
     pid_t asker = getpid();
@@ -525,8 +524,8 @@ static int split_slowly(int card, int vfs) {
     return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? XPUML_SUCCESS : XPUML_UNKNOWN;
 }
 
-// The driver goes to 0 before it looks whether it can do what is asked. Why it refuses never gets
-// through to the caller.
+// The driver goes to 0 before it checks whether it can do the request. The reason of a refusal
+// never reaches the caller.
 int xpumlDeviceSetSriovVfNum(xpumlDevice_t device, int number) {
     int code;
     if (!enter_device(CALL_SET_SRIOV_VF_NUM, device, &code))
@@ -562,7 +561,7 @@ int xpumlDeviceSetSriovVfNum(xpumlDevice_t device, int number) {
     return slow ? split_slowly(id, number) : split(id, number);
 }
 
-// --- what later libraries add --------------------------------------------------------------------
+// --- functions of later libraries ----------------------------------------------------------------
 
 #ifdef XPUML_LATER_FUNCTIONS
 int xpumlDeviceGetSerial(xpumlDevice_t device, char *serial, unsigned size) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The ABI of libxpuml (API version 1), declared anew: the functions that 4.0.12.1 exports, four
-// that later libraries add, and the records they fill. Every public record is 128 bytes; words
-// marked reserved belong to the caller.
+// The ABI of libxpuml (API version 1), declared independently: the functions of 4.0.12.1, four
+// functions of later libraries, and their records. Every public record is 128 bytes; words marked
+// reserved belong to the caller.
 #ifndef XPUML_H
 #define XPUML_H
 
@@ -74,7 +74,7 @@ typedef struct {
     uint32_t pid;
     uint64_t usedGlobalMemory;
     uint64_t usedL3Memory;
-    uint32_t root_ns_pid; // of later libraries; others leave it as it was
+    uint32_t root_ns_pid; // of later libraries; others leave it unchanged
     uint32_t reserved32;
     uint64_t reserved[12];
 } xpumlProcessInfo_t;

@@ -163,5 +163,5 @@ def test_the_dashboard_has_its_data_source_in_a_variable_and_panels_side_by_side
 def test_a_card_that_is_kept_back_is_no_illness_and_has_an_alert_of_its_own() -> None:
     kept = "|".join(map(str, KEPT_BACK))
     asking = {rule["alert"]: rule["expr"] for rule in rules() if "vf-undecided" in rule["expr"]}
-    assert asking.keys() == {"XPUUnhealthy", "XPUUnhealthyInUse", "XPUKeptBack"}
+    assert asking.keys() == {"XPUUnhealthy", "XPUUnhealthyInUse", "XPUWithheld"}
     assert [alert for alert, query in asking.items() if f'"{kept}' not in query] == []

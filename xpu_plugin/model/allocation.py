@@ -91,7 +91,7 @@ def _check_grantable(entry: Entry) -> None:
 
 
 def check_node(entry: Entry, node: NodeIdentity) -> None:
-    """Refuse a device whose node is gone or belongs to another device now."""
+    """Refuse a device if its node is gone or belongs to another device now."""
     name = f"xpu{entry.device.node.number}"
     now, then = node(name), entry.device.node.identity
     if now is None:

@@ -117,7 +117,7 @@ def card_held(ids: Iterable[str]) -> Health:
 
 
 def forgotten_holder(holder: str | None) -> Health:
-    """The health of a device whose grant the kubelet has lost. holder: the container, if known"""
+    """The health of a device after the kubelet has lost its grant. holder: the container, if known"""
     return Health(
         FORGOTTEN_HOLDER,
         f"{holder or 'a container'} was granted it, and the kubelet has lost its record of that; delete that "

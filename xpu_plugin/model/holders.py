@@ -172,7 +172,7 @@ def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str
     instance that lost its checkpoint lists the pod without the device. An instance that has not reached the
     API server lists no pod.
 
-    An unused device does not end a grant whose pod is known: a pod may compute later. Any other grant ends
+    An unused device does not end a grant if its pod is known: a pod may compute later. Any other grant ends
     after `settle` seconds, but only if its device is `unused` by any process and the checkpoint does not name
     it. The same is true for a record of an older release that was listed without its pod.
     """
@@ -345,7 +345,7 @@ def _strike_out(
             continue
         here = unused_devices(card, usage)
         unused |= here
-        if len(here) == len(card.devices):  # then also ids whose device is gone
+        if len(here) == len(card.devices):  # then also ids without a device
             unused |= {id for id in ledger if card_of(id, facts) == card.address}
     return after_word(ledger, word_of(answers, terms), terms.settle, unused)
 

@@ -63,7 +63,7 @@ def unusable_serials(policy: Policy, devices: Collection[Device]) -> str | None:
 
 
 FORMER_RESOURCE = "baidu.com/xpu"
-"""The resource name of the former plugin, whatever ours is."""
+"""The resource name of the former plugin; ours may differ."""
 
 
 LONGEST_NUMBER = 4  # digits of the number of a node /dev/xpuN

@@ -2,8 +2,8 @@
 """Another plugin that registers our resource name: how to notice it, and how to come back.
 
 A kubelet lets any plugin register any name. It calls the plugin that registered last, and the last list
-counts, of any plugin. The stream of the former plugin stays open. Only the kubelet's checkpoint shows the
-plugin whose list it has: `RegisteredDevices`, the healthy ids of each resource, written at each list.
+counts, of any plugin. The stream of the former plugin stays open. Only the kubelet's checkpoint shows
+which plugin's list it has: `RegisteredDevices`, the healthy ids of each resource, written at each list.
 
 A list of ours that goes out just after another plugin has registered hides that plugin. The checkpoint shows
 our ids, but the kubelet calls the other plugin, or none once that has ended. Only that plugin's socket shows
@@ -52,7 +52,7 @@ class Announced:
 
 
 def sight(announced: Announced, registered: Collection[str] | None, written_ns: int) -> Sight:
-    """Return whose list the kubelet has. registered: the ids under our resource, None if unknown"""
+    """Return the origin of the kubelet's list. registered: the ids under our resource, None if unknown"""
     if registered is None or announced.at_ns is None or written_ns < announced.at_ns - TICK_NS:
         return Sight.UNKNOWN
     ids = frozenset(registered)

@@ -101,8 +101,8 @@ class Release(StrEnum):
 
     V1_20: the end of a displaced stream changes nothing
     V1_36: it cuts the stream of the plugin that is called, as streams are known by their resource alone
-    V1_37: the former plugin is called again when the last one ends. A registration at a path whose stream is
-    open is refused, and that path for ever after, while the open stream is forgotten: its devices stay
+    V1_37: the former plugin is called again when the last one ends. A registration at a path with an open
+    stream is refused, and that path for ever after, while the open stream is forgotten: its devices stay
     """
 
     V1_20 = "1.20"
@@ -189,7 +189,7 @@ class Kubelet:
     pod_resources_dir: where the pod resources API is served; None: nowhere
     pod_resources_v1: off for a kubelet before 1.20, which has v1alpha1 only
     checkpoint_per_numa: off for the checkpoint of a kubelet before 1.20, which has plain lists of ids
-    release: whose behaviour it has towards several plugins of one resource
+    release: the model for several plugins of one resource
     asks_again: on for a kubelet before 1.25: without a checkpoint it allocates again for pods that run, in
         the order in which they were admitted, once the resource has been listed. Newer ones let such pods
         run and count their devices as free (kubernetes PR 118635)
@@ -266,7 +266,7 @@ class Kubelet:
 
     @property
     def forgotten(self) -> tuple[Grant, ...]:
-        """The grants of running containers whose pods, but not devices, this kubelet knows."""
+        """The grants of running containers, if this kubelet knows their pods, but not their devices."""
         return tuple(self._forgotten)
 
     def resources(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" }}
 {{- end }}
 
-{{- /* The release's name, which needs not say twice what it is. Room is left for -daemonset. */ -}}
+{{- /* The release's name, without a repetition of the chart's. Room is left for -daemonset. */ -}}
 {{- define "xpu-device-plugin.fullname" -}}
 {{- $name := include "xpu-device-plugin.name" . }}
 {{- if .Values.fullnameOverride }}
@@ -16,7 +16,7 @@
 {{- end }}
 {{- end }}
 
-{{- /* Of objects that are in no namespace: releases of one name in two namespaces do not meet. */ -}}
+{{- /* The name of cluster-wide objects: it differs for releases of one name in two namespaces. */ -}}
 {{- define "xpu-device-plugin.clustername" -}}
 {{- include "xpu-device-plugin.fullname" . }}{{ if ne .Release.Namespace "kube-system" }}-{{ .Release.Namespace }}{{ end }}
 {{- end }}
@@ -33,7 +33,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 name: {{ include "xpu-device-plugin.fullname" . }}-ds
 {{- end }}
 
-{{- /* A node that has no label keeps its cards as they are where labels count. */ -}}
+{{- /* If labels count, a node without the label keeps its cards as they are. */ -}}
 {{- define "xpu-device-plugin.vfs" -}}
 {{- if ne (toString .Values.sriovNumVfs) "" }}
 {{- .Values.sriovNumVfs }}
