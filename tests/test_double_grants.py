@@ -115,7 +115,7 @@ async def test_a_card_that_another_plugin_grants_a_second_time_is_closed_and_tol
         while own.ids != (IDS[1],):
             own = await kubelet.allocate(RESOURCE, 1)
         other = kubelet.hold([id], resource=resource, pod="other")
-        await daemon.says(f"device closed to new pods id={IDS[1]} reason=held-otherwise")
+        await daemon.says(f"device withheld from new pods id={IDS[1]} reason=held-otherwise")
         await daemon.says(f"double-holder: {IDS[1]} is held by default/")
         kubelet.free(own)
         assert IDS[1] not in {id for grant in await all_the_rest(kubelet) for id in grant.ids}

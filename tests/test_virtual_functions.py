@@ -276,7 +276,7 @@ async def test_a_kubelet_that_knows_no_pods_is_not_believed(node: VfNode, kubele
     daemon = node.begin("--sriov-num-vfs=2")
     await daemon.says("VFBlocked: ", times=4)
     assert "does not name this plugin's own pod kube-system/plugin" in daemon.log
-    await daemon.says("device open to new pods again", times=2)
+    await daemon.says("device not withheld any more", times=2)
     assert ASKED not in daemon.log
     kubelet.api_server_away = False
     await until(lambda: sorted(node.numbers()) == [0, 0, 2, 2], "the two that are free")
@@ -310,7 +310,7 @@ async def test_without_pod_resources_it_takes_consent(node: VfNode) -> None:
 
 async def test_a_grant_on_its_way_is_given_and_cancels_the_change(node: VfNode, kubelet: Kubelet) -> None:
     daemon = node.begin("--sriov-num-vfs=2", "--pod-list-delay=2", "--vf-decision-wait=0")
-    await daemon.says(f"device closed to new pods id={CARDS[0]} reason=vf-change-planned")
+    await daemon.says(f"device withheld from new pods id={CARDS[0]} reason=vf-change-planned")
     # The scheduler has not heard yet.
     assert "/dev/xpu0" in await allocate(node, CARDS[0])
     kubelet.hold([CARDS[0]], resource=RESOURCE)

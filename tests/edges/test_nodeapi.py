@@ -716,7 +716,7 @@ def test_a_token_that_is_not_accepted_is_said_once(
     server.tokens = {NEXT}
     plugin = started()
     server.wait(LIST, 5)
-    assert said(caplog, logging.WARNING, "does not know us (HTTP 401 to list nodes)") == 1
+    assert said(caplog, logging.WARNING, "does not accept our credentials (HTTP 401 to list nodes)") == 1
     assert len(lines(caplog, logging.WARNING)) == 1
     assert "role" not in caplog.text
     write_kubeconfig(kubeconfig, server.url, token=NEXT)

@@ -282,7 +282,7 @@ async def test_a_driver_that_cannot_be_asked_is_left_alone_for_a_while(
     await tried.scan()  # as the sweep does
     await tried.looks(1, seconds=MUTE_SECONDS[0] / 2)
     assert tried.found() == {"double-holder"}, "the rest of it needs no driver"
-    assert sum("asking who computes where: " in record.message for record in caplog.records) == 1
+    assert sum("asking for the processes at devices: " in record.message for record in caplog.records) == 1
 
 
 async def test_it_looks_soon_after_a_grant_and_again_at_a_suspicion(

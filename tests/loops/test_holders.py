@@ -303,7 +303,7 @@ async def test_pod_resources_that_do_not_answer_release_nothing(
     for _ in range(4):
         await holders.look()
     assert offered(picture) == with_old(0)
-    complaints = [record for record in caplog.records if "who holds devices" in record.message]
+    complaints = [record for record in caplog.records if "the holders of devices" in record.message]
     assert len(complaints) == 1, "said once, not at each look"
     unblock()
     await holders.look()
@@ -465,7 +465,10 @@ async def test_the_look_before_a_registration_is_bounded(
     assert caplog.records == [], "it is looked at again at once"
     monkeypatch.setattr(kubelet_view, "READ_SECONDS", 0.01)
     await holders.look()
-    assert f"cannot tell who holds devices: {kubelet.directory / CHECKPOINT}: no answer within" in caplog.text
+    assert (
+        f"cannot read the holders of devices: {kubelet.directory / CHECKPOINT}: no answer within"
+        in caplog.text
+    )
     gate.set()
     await holders.look()
     assert offered(picture) == with_old(0)
@@ -502,7 +505,7 @@ async def test_a_kubelet_that_restarts_is_no_warning_and_one_that_does_not_answe
         await until(lambda: asked >= 3, "looks")
         assert caplog.records == []
         clock.now += holders_module.RESTART_SECONDS
-        await until(lambda: "cannot tell who holds devices: away" in caplog.text, "a warning")
+        await until(lambda: "cannot read the holders of devices: away" in caplog.text, "a warning")
     finally:
         running.cancel()
 

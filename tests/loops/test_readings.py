@@ -132,7 +132,7 @@ async def test_a_device_that_costs_a_worker_is_left_alone_for_a_while(
     with caplog.at_level(logging.WARNING):
         assert await tried.meters.read() is None
     (said,) = [record.message for record in caplog.records]
-    assert said.startswith(f"reading what {B} measures: ")
+    assert said.startswith(f"reading the measurements of {B}: ")
     await tried.scan()  # as the sweep does, now that its worker is gone
     assert set((await tried.read()).gauges) == {A}
     assert tried.driver.asked[-1] == {1}

@@ -401,7 +401,7 @@ def test_a_list_that_does_not_name_our_own_pod_is_not_believed() -> None:
         doubt = distrust(answers(listing(pods=pods), age=9e9), IN_POD)
         assert doubt == (
             "the kubelet's list of pods does not name this plugin's own pod kube-system/plugin; it does "
-            "once the kubelet has heard from the API server"
+            "once the kubelet has reached the API server"
         )
 
 

@@ -19,7 +19,7 @@ FREE_MAJOR = 240
 MAX_MAJOR = 511
 PROGRAM = f"{config.PROGRAM} simulate"
 WHAT_TO_SET = """\
-what to change, one of
+the change, one of
   KEY=VALUE...               settings of the machine, such as quirks=off
   card K KEY=VALUE...        a card; a new number plugs one in, KEY= brings a default back
   fault KEY=VALUE...         a fault, such as function=xpumlDeviceGetState card=1 action=code:999

@@ -330,7 +330,8 @@ def advice(failure: Failed) -> str:
     match failure.speaker:
         case Speaker.AUTHENTICATOR:
             return (
-                f"the API server does not know us (HTTP {UNAUTHORIZED} to {failure.what}): see that the "
+                f"the API server does not accept our credentials (HTTP {UNAUTHORIZED} to {failure.what}): "
+                f"see that the "
                 "service account's token, or the kubeconfig, is valid"
             )
         case Speaker.AUTHORIZER:

@@ -318,7 +318,7 @@ class NodeApi:
         self._refused_since = None
         if failure.kind == MISSING:
             self._complain(
-                f"the API server knows no node {self._node}; see that this plugin was told the right name",
+                f"the API server knows no node {self._node}; see that --node-name is right",
                 MISSING,
             )
         elif failure.speaker is Speaker.AUTHENTICATOR:

@@ -135,7 +135,7 @@ class Audit:
         except WorkerError as error:
             if error.call is not None:
                 self._mute.begin(self._driver)
-                logger.warning("asking who computes where: %s; it is asked again later", error)
+                logger.warning("asking for the processes at devices: %s; it is asked again later", error)
         except (LibraryError, XpumlError):
             pass  # the sweep says so
         return {}

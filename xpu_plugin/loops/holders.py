@@ -188,5 +188,5 @@ class Holders:
 
     def _complain(self, complaint: str | None) -> None:
         if complaint != self._complaint and complaint:
-            logger.warning("cannot tell who holds devices: %s", complaint)
+            logger.warning("cannot read the holders of devices: %s", complaint)
         self._complaint = complaint

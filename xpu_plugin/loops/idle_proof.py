@@ -71,7 +71,7 @@ class IdleProof:
             if error.call is None:  # nobody's fault: there is none that has scanned, say
                 return str(error)
             self._mute.begin(card.address, str(error))
-            logger.warning("asking who uses %s: %s; it is asked again later", card.address, error)
+            logger.warning("asking for the users of %s: %s; it is asked again later", card.address, error)
             return str(error)
         except (LibraryError, XpumlError, WrongDeviceError) as error:
             return str(error)

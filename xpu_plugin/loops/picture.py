@@ -127,11 +127,11 @@ def _log_changes(old: Mapping[str, Entry], new: Mapping[str, Entry]) -> None:
             logger.warning("device moved id=%s from=%s to=%s", id, before.device.path, device.path)
         if before.health != health and health.well and before.health.well:
             if health.healthy:
-                logger.info("device open to new pods again id=%s", id)
+                logger.info("device not withheld any more id=%s", id)
             else:
                 level = logging.WARNING if health.held else logging.INFO
                 why = (id, health.reason, health.text)
-                logger.log(level, "device closed to new pods id=%s reason=%s (%s)", *why)
+                logger.log(level, "device withheld from new pods id=%s reason=%s (%s)", *why)
         elif before.health != health and health.healthy:
             logger.info("device healthy again id=%s", id)
         elif before.health != health:

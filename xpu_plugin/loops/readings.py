@@ -104,4 +104,4 @@ class Meters:
         guilty = [id for id, device in self._picture.facts.devices.items() if device.index == index]
         for id in guilty:
             self._mute.begin(id)
-            logger.warning("reading what %s measures: %s; it is read again later", id, error)
+            logger.warning("reading the measurements of %s: %s; it is read again later", id, error)

@@ -48,8 +48,8 @@ def grant(
 ) -> list[Grant]:
     """Return one Grant for each container's ids. Raises Refusal for the whole request.
 
-    A device is granted if it is in the inventory, is healthy or only withheld from new pods, and still has
-    the node that the inventory shows.
+    A device is granted if it is in the inventory, and is healthy or only withheld from new pods. It must also
+    still have the node that the inventory shows.
     """
     asked = Counter(id for ids in requests for id in ids)
     if double := sorted(id for id, times in asked.items() if times > 1):

@@ -348,8 +348,8 @@ def _contradiction(scan: Scan, index: int, node: Node | None) -> str | None:
     address = scan.host.addresses.get(node.number, reading.pci)
     if reading.pci is not None and address != reading.pci:
         return (
-            f"device index {index}: the library says {reading.pci}, sysfs says that /dev/xpu{node.number} "
-            f"is {address}"
+            f"device index {index}: the library reports {reading.pci}, sysfs shows {address} for "
+            f"/dev/xpu{node.number}"
         )
     if not _same_half(reading, node):
         return (

@@ -24,7 +24,7 @@ FAMILIES = (
         "gauge",
         ("model", "kind", "health", "reason"),
         "",
-        "Number of offered devices, by model, kind (whole, half, vf), health, and reason of ill health.",
+        "Number of offered devices, by model, kind (whole, half, vf), health, and the reason if unhealthy.",
     ),
     Family(
         "xpu_device_info",

@@ -313,7 +313,7 @@ def distrust(answers: Answers, terms: Terms) -> str:
             return ""
         return (
             f"the kubelet's list of pods does not name this plugin's own pod {terms.own_pod}; it does once "
-            "the kubelet has heard from the API server"
+            "the kubelet has reached the API server"
         )
     if answers.life is None:
         return "the kubelet is not there, or was restarted just now"

@@ -20,8 +20,8 @@ _REMEDIES = {
     errno.EPROTOTYPE: _NO_SOCKET,
     errno.EROFS: "mount the directory writable",
     errno.ENOSPC: "free space and inodes",
-    errno.ESTALE: "the mount is dead: delete the plugin's pod",
-    errno.ENOTCONN: "the mount is dead: delete the plugin's pod",
+    errno.ESTALE: "the mount is stale: delete the plugin's pod",
+    errno.ENOTCONN: "the mount is stale: delete the plugin's pod",
 }
 
 

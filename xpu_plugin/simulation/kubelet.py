@@ -5,8 +5,8 @@ It follows kubelet 1.20 in all that a plugin can notice: the order of events, th
 the survivors of a restart, left-over files, and the wording of refusals. `Release` has the differences of
 newer releases. Where the model is stricter, a docstring says so.
 
-It omits CPU and memory management, NUMA alignment, the API server (only its absence can be simulated, see
-`Kubelet.api_server_away`), and init containers that pass devices on.
+It omits CPU and memory management, NUMA alignment, the API server, and init containers that pass devices on.
+`Kubelet.api_server_away` simulates the API server's absence.
 
     async with Kubelet(directory, pod_resources_dir=other) as kubelet:
         await kubelet.until(lambda: kubelet.allocatable("baidu.com/xpu") == 4, timeout=10)
@@ -331,7 +331,7 @@ class Kubelet:
                     await self.changed()
         except TimeoutError:
             waited = f"{what or 'no such state'} within {timeout:g} s"
-            raise TimeoutError(f"{waited}; what there is:\n{self.describe()}") from None
+            raise TimeoutError(f"{waited}; present state:\n{self.describe()}") from None
 
     # --- life ---
 

@@ -21,7 +21,7 @@ CHECKS = tuple(
         ("functions", "PFs and VFs, by sysfs and by the library", host.functions),
         ("vf-capability", "the desired VF count against the cards' maximum", library.vf_capability),
         ("driver-unload", "processes that have XPU nodes open", host.driver_unload),
-        ("cgroup-driver", "systemd or cgroupfs, and what that needs", host.cgroup_driver),
+        ("cgroup-driver", "systemd or cgroupfs, and its requirements", host.cgroup_driver),
         ("kubelet-directory", "the kubelet's directory of device plugins", kubelet.directory),
         ("kubelet-socket", "the kubelet listens", kubelet.socket),
         ("registration", "the kubelet has a stream open to the running plugin", kubelet.registration),

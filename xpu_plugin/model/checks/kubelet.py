@@ -128,7 +128,7 @@ def exposure(evidence: Evidence) -> Finding:
     if containers and idle:
         return warning(
             f"{', '.join(containers)} could split {', '.join(idle)}, which are idle",
-            "give XPUs to pods that you trust only; what they split is reported as VFDrift, and put back "
+            "give XPUs to pods that you trust only; their splits are reported as VFDrift, and put back "
             "unless the desired VF count is keep",
         )
     return ok("no container that has /dev/xpuctrl, or no idle card that can be split")
