@@ -42,10 +42,12 @@ from xpu_plugin.loops.supervision import Run, Supervisor, Vital, described
 from xpu_plugin.loops.sweep import InitError, Sweep
 from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.change import Limits
+from xpu_plugin.model.events import Event
 from xpu_plugin.model.health import Rules
 from xpu_plugin.model.holders import Terms
 from xpu_plugin.model.inventory import Policy
-from xpu_plugin.model.vf import LABEL, UNKNOWN, by_argument
+from xpu_plugin.model.vf import LABEL, UNKNOWN, Outcome, Wish, by_argument
+from xpu_plugin.observable import Outbox, Value
 from xpu_plugin.simulation import library
 from xpu_plugin.waiting import delays, wait_for
 
@@ -241,7 +243,10 @@ async def _run(
     started = time.monotonic()
     services: list[DevicePluginService] = []
     sockets: list[Endpoint] = []
-    node = node_of(config, alone=lock.acquire)
+    desired, outcome, events = Value(UNKNOWN), Value(Outcome()), Outbox[Event]()
+    node = node_of(config, desired, outcome=outcome, events=events, alone=lock.acquire)
+    if node is None:
+        desired.set(by_argument(config.sriov_num_vfs))
     proof = IdleProof(driver, view, grants)
     holders = Holders(picture, view, grants, proof)
     apply = Apply(
@@ -257,9 +262,10 @@ async def _run(
             pending=config.wish_pending,
             apply=config.vf_policy == VF_POLICIES[0],
         ),
-        wish=UNKNOWN if node else by_argument(config.sriov_num_vfs),
+        desired=desired,
+        outcome=outcome,
+        events=events,
         alone=lock.acquire,
-        tell=node.tell if node else lambda *_: None,
     )
 
     def begin_anew() -> None:
@@ -274,7 +280,7 @@ async def _run(
             read=partial(checkpoint_of, config.device_plugin_dir),
             neighbours=partial(reader().call, neighbours, config.device_plugin_dir),
             settle=config.grant_settle,
-            tell=node.event if node else lambda *_: None,
+            events=events,
         )
         service = DevicePluginService(
             resource,
@@ -321,6 +327,7 @@ async def _run(
                 holders=holders,
                 apply=apply,
                 node=node,
+                events=events,
                 services=services,
                 endpoints=sockets,
                 listed=listed,
@@ -360,7 +367,7 @@ async def _run(
             if config.node_labels:
                 observe("node labels", partial(node.describe, picture, sweep.driver_version))
             await wait_for(listed, LISTED_SECONDS)
-            observe("node", partial(node.run, apply.wished))
+            observe("node", node.run)
 
 
 @contextlib.contextmanager
@@ -391,7 +398,14 @@ def questions_at(path: Path | None) -> Iterator[socket.socket | None]:
         yield listener
 
 
-def node_of(config: Config, *, alone: Callable[[], Awaitable[None]] | None = None) -> "Node | None":
+def node_of(
+    config: Config,
+    desired: Value[Wish],
+    *,
+    outcome: Value[Outcome] | None = None,
+    events: Outbox[Event] | None = None,
+    alone: Callable[[], Awaitable[None]] | None = None,
+) -> "Node | None":
     """The node in the API server, None where we have no way to it. alone: as `Node` takes it"""
     if not (config.kubeconfig or config.node_name):
         return None
@@ -402,6 +416,9 @@ def node_of(config: Config, *, alone: Callable[[], Awaitable[None]] | None = Non
     if not has_credentials(config.kubeconfig):
         return None
     return Node(
+        desired=desired,
+        outcome=outcome or Value(Outcome()),
+        events=events or Outbox(),
         argument=config.sriov_num_vfs,
         connect=partial(node_api, config),
         record=LabelRecord(config.state_dir, replace_apart),

@@ -30,6 +30,8 @@ from xpu_plugin.loops.readings import Meters
 from xpu_plugin.loops.status import Status
 from xpu_plugin.loops.supervision import Run, Supervisor
 from xpu_plugin.loops.sweep import Sweep
+from xpu_plugin.model.events import Event
+from xpu_plugin.observable import Outbox
 
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class Plugin:
     holders: Holders
     apply: Apply
     node: Node | None
+    events: Outbox[Event]
     services: Sequence[DevicePluginService]
     endpoints: Sequence[Endpoint]
     listed: asyncio.Event
@@ -105,7 +108,7 @@ async def run(plugin: Plugin) -> None:
         plugin.view,
         plugin.grants,
         left_out=plugin.left_out,
-        tell=node.event if node else lambda *_: None,
+        events=plugin.events,
         look=plugin.holders.look,
     )
 
@@ -145,7 +148,7 @@ async def run(plugin: Plugin) -> None:
         parts["status socket"] = partial(questions, plugin.questions)
     if node is not None:
         parts["events"] = Faults(
-            picture, plugin.view, driver_gone=lambda: sweep.driver_gone, tell=node.event
+            picture, plugin.view, driver_gone=lambda: sweep.driver_gone, events=plugin.events
         ).run
     async with asyncio.TaskGroup() as group:
         for part, run in parts.items():

@@ -4,7 +4,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Generic, TypeVar
 
 
@@ -52,6 +52,13 @@ class Value(Generic[T]):
                     changed.clear()
                     await changed.wait()
         return self._current
+
+    async def values(self) -> AsyncIterator[T]:
+        """The current value at once, then each newer one; a slow reader skips. Never ends."""
+        while True:
+            version = self._version
+            yield self._current
+            await self.beyond(version)
 
     @contextlib.contextmanager
     def waking(self, event: asyncio.Event) -> Iterator[None]:

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.devices import found
 from tests.support.endpoint import IDS, NAME, Looks, Plugin
+from tests.support.events import outbox_into
 from tests.support.machines import RESOURCE
 from tests.support.rival import Rival
 from tests.support.waiting import SECONDS, until
@@ -23,6 +24,7 @@ from xpu_plugin.edges import rivals as rivals_edge
 from xpu_plugin.edges.podresources import UnknownHoldersError
 from xpu_plugin.edges.rivals import REASON, RivalWatch
 from xpu_plugin.model import registration, rivals
+from xpu_plugin.model.events import Event
 from xpu_plugin.model.health import HEALTHY, Health
 from xpu_plugin.model.holders import Checkpoint
 from xpu_plugin.model.inventory import after_scan, after_verdicts
@@ -91,16 +93,13 @@ async def rival(node: Node) -> AsyncIterator[Rival]:
 
 
 @pytest.fixture
-def events() -> list[tuple[str, str, str]]:
+def events() -> list[Event]:
     return []
 
 
 @pytest.fixture
-def plugin(node: Node, events: list[tuple[str, str, str]]) -> Plugin:
-    def tell(*event: str) -> None:
-        events.append(event)  # type: ignore[arg-type]  # three of them
-
-    return Plugin(node.directory, settle=SETTLE_SECONDS, tell=tell)
+def plugin(node: Node, events: list[Event]) -> Plugin:
+    return Plugin(node.directory, settle=SETTLE_SECONDS, events=outbox_into(events))
 
 
 async def ours(node: Node) -> None:
@@ -131,7 +130,7 @@ async def test_a_rival_that_stays_is_noticed_and_gives_way(
     node: Node,
     plugin: Plugin,
     rival: Rival,
-    events: list[tuple[str, str, str]],
+    events: list[Event],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It loses the name to us; the devices that it may have granted are withheld until holders are known."""
@@ -153,7 +152,8 @@ async def test_a_rival_that_stays_is_noticed_and_gives_way(
         assert plugin.looks >= looked + 2, "at the registration, and after the settle time"
     [warning] = warnings(caplog)
     assert f"resource={RESOURCE} ids=0,1" in warning
-    [(kind, reason, text)] = events
+    [event] = events
+    kind, reason, text = event.kind, event.reason, event.text
     assert (kind, reason) == ("Warning", REASON)
     assert RESOURCE in text
 
@@ -446,13 +446,13 @@ async def test_a_checkpoint_that_cannot_be_read_in_time_holds_up_no_list(
 
 async def test_ids_of_a_rival_are_shown_within_bounds(caplog: pytest.LogCaptureFixture) -> None:
     """Its ids are not ours to trust: too many, too long, not printable."""
-    said: list[str] = []
+    said: list[Event] = []
     ids = frozenset({f"card\n{number:03}" + "x" * 500 for number in range(300)})
 
     async def read() -> Checkpoint:
         return Checkpoint(registered={RESOURCE: ids}, written_ns=1 << 62)
 
-    watch = RivalWatch(RESOURCE, read=read, tell=lambda *event: said.extend(event))
+    watch = RivalWatch(RESOURCE, read=read, events=outbox_into(said))
     watch.announce(IDS, IDS)
     while not watch.displacements:
         await watch.look()
@@ -460,6 +460,6 @@ async def test_ids_of_a_rival_are_shown_within_bounds(caplog: pytest.LogCaptureF
         await asyncio.sleep(0.01)
     [warning] = warnings(caplog)
     assert len(warning) < 1000
-    assert len(said[2]) < 1000
-    assert "\n" not in warning + said[2]
-    assert "and 292 more" in said[2]
+    assert len(said[0].text) < 1000
+    assert "\n" not in warning + said[0].text
+    assert "and 292 more" in said[0].text

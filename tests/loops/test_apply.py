@@ -24,12 +24,23 @@ from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.change import Limits
 from xpu_plugin.model.health import Rules
 from xpu_plugin.model.inventory import Policy, after_scan
-from xpu_plugin.model.vf import UNKNOWN, Wish, by_argument
+from xpu_plugin.model.vf import UNKNOWN, Outcome, Wish, by_argument
+from xpu_plugin.observable import Outbox, Value
 
 
 CARD = "0000:3b:00.0"
 
 pytestmark = pytest.mark.usefixtures("leaves_no_task")
+
+
+class Counted(Value[Outcome]):
+    """Counts also the decisions that change nothing."""
+
+    decisions = 0
+
+    def set(self, value: Outcome) -> None:
+        self.decisions += 1
+        super().set(value)
 
 
 @asynccontextmanager
@@ -38,7 +49,7 @@ async def applying(wish: Wish, place: Path) -> AsyncIterator[tuple[Grants, Calla
     often it has decided."""
     picture = Picture(Policy(resource=RESOURCE))
     picture.submit(lambda facts: after_scan(facts, found(device(CARD))))
-    decided: list[object] = []
+    outcome = Counted(Outcome())
     driver = Driver(nowhere(place), call_timeout=SECONDS)
     grants = grants_of(picture, place / "state")
     sweep = Sweep(
@@ -59,17 +70,18 @@ async def applying(wish: Wish, place: Path) -> AsyncIterator[tuple[Grants, Calla
         IdleProof(driver, kubelet_at(place), grants),
         record=VfRecord(place / "state"),
         limits=Limits(pending=600.0),
-        wish=wish,
+        desired=Value(wish),
+        outcome=outcome,
+        events=Outbox(),
         alone=lambda: asyncio.sleep(0),
-        tell=lambda report, news: decided.append(report),
     )
     apply.begin()
     task = asyncio.ensure_future(apply.run())
     try:
-        await until(lambda: decided, "a first decision")
+        await until(lambda: outcome.decisions, "a first decision")
         for _ in range(20):
             await asyncio.sleep(0)  # and those that follow from it at once
-        yield grants, lambda: len(decided)
+        yield grants, lambda: outcome.decisions
     finally:
         task.cancel()
         await asyncio.wait({task})

@@ -21,7 +21,7 @@ from xpu_plugin.edges.nodeapi import NodeApi
 from xpu_plugin.loops import node as node_module
 from xpu_plugin.loops.node import LABELS_PART, STATE_PART, Node
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.model.change import News, Reason
+from xpu_plugin.model.events import Event
 from xpu_plugin.model.health import NOT_ANSWERING
 from xpu_plugin.model.inventory import Policy, after_scan, after_verdicts
 from xpu_plugin.model.labels import COUNT, DRIVER, MEMORY, MODEL, VFS
@@ -32,11 +32,13 @@ from xpu_plugin.model.vf import (
     STATE_LABEL,
     UNKNOWN,
     Action,
+    Outcome,
     Report,
     Step,
     Wish,
     by_argument,
 )
+from xpu_plugin.observable import Outbox, Value
 
 
 A = "0000:3b:00.0"
@@ -78,6 +80,21 @@ class Api:
         self.events.append((kind, reason, message))
 
 
+class Desired(Value[Wish]):
+    """Remembers each wish, and the thread that has written it."""
+
+    def __init__(self) -> None:
+        super().__init__(UNKNOWN)
+        self.wishes: list[Wish] = []
+        self.threads: set[int] = set()
+
+    def set(self, value: Wish) -> None:
+        if value != self.current:
+            self.wishes.append(value)
+            self.threads.add(threading.get_ident())
+        super().set(value)
+
+
 class Tried:
     """A node, the stand-in it talks to, and the wishes it has told."""
 
@@ -91,12 +108,19 @@ class Tried:
         lacks: int = 0,
     ) -> None:
         self.apis: list[Api] = []
-        self.wishes: list[Wish] = []
-        self.threads: set[int] = set()
+        self.desired, self.outcome, self.events = Desired(), Value(Outcome()), Outbox[Event]()
+        self.wishes, self.threads = self.desired.wishes, self.desired.threads
         self.record = record
         self._lacks = lacks
         self.node = Node(
-            argument=argument, connect=self._connect, record=record, alone=alone, patience=patience
+            desired=self.desired,
+            outcome=self.outcome,
+            events=self.events,
+            argument=argument,
+            connect=self._connect,
+            record=record,
+            alone=alone,
+            patience=patience,
         )
 
     def _connect(self, on_sight: Callable[[Sight], None], on_denied: Callable[[str], None]) -> NodeApi:
@@ -108,9 +132,10 @@ class Tried:
         (api,) = self.apis
         return api
 
-    def wished(self, wish: Wish) -> None:
-        self.wishes.append(wish)
-        self.threads.add(threading.get_ident())
+    async def report(self, report: Report) -> None:
+        """Have this report on the wish, which is written if it has to be."""
+        self.outcome.set(Outcome(wish=self.desired.current, report=report))
+        await settled()
 
     async def after(self, number: int) -> Wish:
         """The wish that was told as the `number`th."""
@@ -139,7 +164,7 @@ def running(tmp_path: Path) -> Start:
 @contextlib.asynccontextmanager
 async def _running(argument: int | None, record: LabelRecord, **more: Any) -> AsyncIterator[Tried]:
     tried = Tried(argument=argument, record=record, **more)
-    task = asyncio.create_task(tried.node.run(tried.wished))
+    task = asyncio.create_task(tried.node.run())
     await until(lambda: tried.apis and tried.api.started, "the start of the API server's edge")
     yield tried
     task.cancel()
@@ -501,10 +526,10 @@ async def test_nothing_is_published_before_there_is_a_wish_and_then_the_same_rep
     running: Start,
 ) -> None:
     async with running(argument=2) as tried:
-        tried.node.tell(PENDING, [])
+        await tried.report(PENDING)
         assert tried.api.published == []
         await tried.label(None)
-        tried.node.tell(PENDING, [])
+        await tried.report(PENDING)
     assert tried.api.published == [({STATE_LABEL: "pending"}, {DETAIL_ANNOTATION: PENDING.detail()})]
 
 
@@ -512,7 +537,7 @@ async def test_a_wish_by_argument_after_a_refusal_is_published_too(running: Star
     async with running(argument=2) as tried:
         tried.api.on_denied("403")
         await tried.after(1)
-        tried.node.tell(DONE, [])
+        await tried.report(DONE)
     assert tried.api.published[0][0] == {STATE_LABEL: "success"}
 
 
@@ -520,10 +545,10 @@ async def test_only_what_has_changed_is_published(running: Start) -> None:
     async with running() as tried:
         await tried.label("2")
         for report in (PENDING, PENDING, DONE, DONE, PENDING):
-            tried.node.tell(report, [])
+            await tried.report(report)
         states = [labels[STATE_LABEL] for labels, _ in tried.api.published]
         assert states == ["pending", "success", "pending"]
-        tried.node.tell(Report(steps=(step(reason="waits its turn"),)), [])
+        await tried.report(Report(steps=(step(reason="waits its turn"),)))
         assert len(tried.api.published) == 4
         detail = tried.api.published[-1][1][DETAIL_ANNOTATION]
         assert detail
@@ -533,38 +558,10 @@ async def test_only_what_has_changed_is_published(running: Start) -> None:
 async def test_a_bad_label_is_published_as_a_failure_with_its_problem(running: Start) -> None:
     async with running() as tried:
         wish = await tried.label("many")
-        tried.node.tell(Report(steps=(step(action=Action.KEEP),), problem=wish.problem), [])
+        await tried.report(Report(steps=(step(action=Action.KEEP),), problem=wish.problem))
     labels, annotations = tried.api.published[0]
     assert labels == {STATE_LABEL: "failed"}
     assert "'many' is not accepted" in str(annotations[DETAIL_ANNOTATION])
-
-
-@pytest.mark.parametrize(
-    ("reason", "kind"),
-    [
-        (Reason.APPLIED, "Normal"),
-        (Reason.BLOCKED, "Warning"),
-        (Reason.FAILED, "Warning"),
-        (Reason.DRIFT, "Warning"),
-    ],
-)
-async def test_news_are_events_good_ones_normal_and_others_warnings(
-    running: Start, reason: Reason, kind: str
-) -> None:
-    async with running() as tried:
-        await tried.label("2")
-        tried.node.tell(PENDING, [News(reason=reason, card=A, text=f"{A}: what happened")])
-    assert tried.api.events == [(kind, reason.value, f"{A}: what happened")]
-
-
-async def test_news_are_events_also_when_the_report_is_the_same_and_in_their_order(running: Start) -> None:
-    async with running() as tried:
-        await tried.label("2")
-        tried.node.tell(PENDING, [])
-        news = [News(reason=Reason.DRIFT, card=A, text=text) for text in ("one", "two")]
-        tried.node.tell(PENDING, news)
-    assert [text for _, _, text in tried.api.events] == ["one", "two"]
-    assert len(tried.api.published) == 1
 
 
 async def test_what_is_to_be_written_before_there_is_an_edge_is_written_then(tmp_path: Path) -> None:
@@ -572,13 +569,14 @@ async def test_what_is_to_be_written_before_there_is_an_edge_is_written_then(tmp
     picture = Picture(Policy(resource="baidu.com/xpu"))
     picture.submit(lambda facts: after_scan(facts, found(device(A))))
     describing = asyncio.create_task(tried.node.describe(picture, lambda: "4.0.12.1"))
-    tried.node.event("Warning", "XPUUnhealthy", "one")
-    tried.node.event("Normal", "XPURecovered", "two")
+    tried.events.put(Event(kind="Warning", reason="XPUUnhealthy", text="one"))
+    tried.events.put(Event(kind="Normal", reason="XPURecovered", text="two"))
     await settled()
     assert tried.apis == []
-    task = asyncio.create_task(tried.node.run(tried.wished))
+    task = asyncio.create_task(tried.node.run())
     await until(lambda: tried.apis and tried.api.started, "the start of the API server's edge")
-    assert [text for _, _, text in tried.api.events] == ["one", "two"]
+    await settled()
+    assert tried.api.events == [("Warning", "XPUUnhealthy", "one"), ("Normal", "XPURecovered", "two")]
     ((labels, _),) = tried.api.published
     assert labels[COUNT] == "1"
     for one in (task, describing):
@@ -600,7 +598,7 @@ async def test_the_node_is_labelled_with_what_it_has_beside_the_state(running: S
         assert tried.api.published == [(has, {})]
 
         await tried.label("2")
-        tried.node.tell(DONE, [])
+        await tried.report(DONE)
         assert tried.api.published[-1] == ({STATE_LABEL: "success"}, {DETAIL_ANNOTATION: DONE.detail()})
 
         # A device that falls ill, or is lost, is one that the node has.

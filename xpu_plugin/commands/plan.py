@@ -20,7 +20,8 @@ from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.status import planned
 from xpu_plugin.model.devices import identify
 from xpu_plugin.model.inventory import after_scan
-from xpu_plugin.model.vf import Report, State, Wish, by_argument, document
+from xpu_plugin.model.vf import UNKNOWN, Report, State, Wish, by_argument, document
+from xpu_plugin.observable import Value
 from xpu_plugin.xpuml import XpumlError
 
 
@@ -88,14 +89,14 @@ async def _plan(config: Config, *, given: bool) -> tuple[Wish, Report]:
 
 async def _wish(config: Config) -> Wish:
     """What the running plugin would be told: the label, or the argument where that counts."""
-    node = node_of(config)
+    desired = Value(UNKNOWN)
+    node = node_of(config, desired)
     if node is None:
         return by_argument(config.sriov_num_vfs)
-    told: asyncio.Future[Wish] = asyncio.get_running_loop().create_future()
-    asking = asyncio.ensure_future(node.run(lambda wish: None if told.done() else told.set_result(wish)))
+    asking = asyncio.ensure_future(node.run())
     try:
         async with asyncio.timeout(WISH_SECONDS + config.label_timeout):
-            return await told
+            return await desired.beyond(0)
     except TimeoutError:
         raise UnknownWishError(
             "the API server does not show the node's label; give --sriov-num-vfs to plan without"

@@ -11,9 +11,11 @@ from dataclasses import replace
 from xpu_plugin.edges.podresources import UnknownHoldersError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model import rivals
+from xpu_plugin.model.events import WARNING, Event
 from xpu_plugin.model.holders import Checkpoint
 from xpu_plugin.model.registration import Identity
 from xpu_plugin.model.rivals import Announced, Company, Phase, Rivalry, Sight
+from xpu_plugin.observable import Outbox
 
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ class RivalWatch:
 
     read: reads the checkpoint, off the event loop; None: nothing is seen, ever
     neighbours: reads which sockets of other plugins there are, off the event loop
-    settle: seconds until a grant shows in the kubelet's lists; tell: kind, reason and text of an Event
+    settle: seconds until a grant shows in the kubelet's lists; events: for the administrator
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class RivalWatch:
         read: Callable[[], Awaitable[Checkpoint]] | None = None,
         neighbours: Callable[[], Awaitable[frozenset[Identity]]] | None = None,
         settle: float = 0.0,
-        tell: Callable[[str, str, str], None] = lambda *_: None,
+        events: Outbox[Event] | None = None,
     ) -> None:
         self.resource = resource
         self.rivalry = Rivalry()
@@ -62,7 +64,7 @@ class RivalWatch:
         self._neighbours = neighbours
         self._reading: asyncio.Future[tuple[frozenset[Identity] | None, Checkpoint | None]] | None = None
         self._settle = settle
-        self._tell = tell
+        self._events = events or Outbox[Event]()
         self._announced = Announced()
         self._listed_at = 0.0
         self._company = Company()
@@ -212,12 +214,11 @@ class RivalWatch:
             ",".join(_shown(self.rivalry.strange)) or "none",
             seconds,
         )
-        self._tell(
-            "Warning",
-            REASON,
+        text = (
             f"{self.trouble}. Pods that ask for it get no device from this plugin. Remove the other plugin's "
-            f"DaemonSet. This plugin registers again in {seconds:.0f} s.",
+            f"DaemonSet. This plugin registers again in {seconds:.0f} s."
         )
+        self._events.put(Event(kind=WARNING, reason=REASON, text=text))
 
     def _listing(self) -> str:
         ids = self.rivalry.strange

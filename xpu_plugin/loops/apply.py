@@ -5,7 +5,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
 from xpu_plugin.edges.driver import BusyError, Driver, LibraryError, WorkerError
@@ -19,7 +19,6 @@ from xpu_plugin.model.change import (
     Decision,
     Limits,
     Memory,
-    News,
     Prove,
     Reason,
     Request,
@@ -31,9 +30,11 @@ from xpu_plugin.model.change import (
     decide,
     inherited,
 )
+from xpu_plugin.model.events import Event
 from xpu_plugin.model.health import Health
 from xpu_plugin.model.inventory import estranged
-from xpu_plugin.model.vf import KEEP, UNKNOWN, Action, Card, Proof, Report, Wish, cards, described
+from xpu_plugin.model.vf import Action, Card, Outcome, Proof, Report, Wish, cards, described
+from xpu_plugin.observable import Outbox, Value
 from xpu_plugin.waiting import wait_for
 from xpu_plugin.xpuml import WrongDeviceError, XpumlError
 
@@ -49,7 +50,8 @@ class Apply:
 
     changer: a worker client that is used for nothing else; its worker lives for one request of the driver
     record: where each request is written down before; it is read by `inherit`
-    alone: waits until no other plugin may work on this node; tell: what the administrator should see
+    desired: the number of VFs; outcome: the report on it, written here; events: for the administrator
+    alone: waits until no other plugin may work on this node
     """
 
     def __init__(
@@ -62,9 +64,10 @@ class Apply:
         *,
         record: VfRecord,
         limits: Limits,
-        wish: Wish = UNKNOWN,
+        desired: Value[Wish],
+        outcome: Value[Outcome],
+        events: Outbox[Event],
         alone: Callable[[], Awaitable[None]],
-        tell: Callable[[Report, Collection[News]], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._changer = changer
@@ -78,15 +81,24 @@ class Apply:
         self._proof = proof
         self._limits = limits
         self._alone = alone
-        self._tell = tell
+        self._desired = desired
+        self._outcome = outcome
+        self._events = events
         self._noted = Once()
         self._clock = clock
         self._wake = asyncio.Event()
         self._memory = Memory(started=clock())
         self._proofs: Mapping[str, Proof] = {}
-        self.report = Report(steps=())  # the last one
         self.drifts: Mapping[str, int] = {}  # how often somebody else has split each card
-        self.wish = wish
+
+    @property
+    def wish(self) -> Wish:
+        return self._desired.current
+
+    @property
+    def report(self) -> Report:
+        """The last one."""
+        return self._outcome.current.report
 
     async def inherit(self) -> None:
         """The lock is ours from now on: keep the card closed that a former process has asked the driver to
@@ -108,13 +120,6 @@ class Apply:
     def begin(self) -> None:
         """Before the first list: keep new pods off cards that may have to be changed."""
         self._keep_back(decide(self._memory, self._view(), self._limits).kept_back)
-
-    def wished(self, wish: Wish) -> None:
-        """Another wish counts from now on."""
-        if (wish.number, wish.origin) != (self.wish.number, self.wish.origin):
-            logger.info("VFs wished: %s, by %s", KEEP if wish.number is None else wish.number, wish.origin)
-        self.wish = wish
-        self._wake.set()
 
     def again(self) -> None:
         """The administrator wants cards that are left alone to be tried again."""
@@ -139,7 +144,7 @@ class Apply:
                 self._wake.set()
 
     async def _carry_out(self) -> None:
-        with self._picture.waking(self._wake):
+        with self._picture.waking(self._wake), self._desired.waking(self._wake):
             while True:
                 await self._alone()
                 if self._unread is not None:
@@ -173,12 +178,12 @@ class Apply:
         for news in decision.news:
             log = logger.info if news.reason is Reason.APPLIED else logger.warning
             log("%s: %s", news.reason, news.text)
-        self.report = decision.report
+            self._events.put(news.event)
+        self._outcome.set(Outcome(wish=self.wish, report=decision.report))
         drifted = Counter(news.card for news in decision.news if news.reason is Reason.DRIFT)
         self.drifts = {
             step.card: self.drifts.get(step.card, 0) + drifted[step.card] for step in decision.report.steps
         }
-        self._tell(decision.report, decision.news)
         self._remember(decision)
         return decision
 

@@ -13,8 +13,10 @@ from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.audit import EVENTS, Evidence, Finding, Kind, findings
 from xpu_plugin.model.devices import Process
+from xpu_plugin.model.events import WARNING, Event
 from xpu_plugin.model.holders import word_of
 from xpu_plugin.model.inventory import our_resources
+from xpu_plugin.observable import Outbox
 from xpu_plugin.waiting import Cooldown, wait_for
 from xpu_plugin.xpuml import XpumlError
 
@@ -31,7 +33,7 @@ class Audit:
     """Finds contradictions.
 
     look: looks who holds devices, so that what was granted otherwise is withheld
-    left_out: indexes that the driver is not to be asked about; tell: kind, reason and text of an Event
+    left_out: indexes that the driver is not to be asked about; events: for the administrator
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class Audit:
         grants: Grants,
         *,
         left_out: Callable[[], Collection[int]],
-        tell: Callable[[str, str, str], None],
+        events: Outbox[Event],
         look: Callable[[], Awaitable[object]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -51,7 +53,7 @@ class Audit:
         self._view = view
         self._grants = grants
         self._left_out = left_out
-        self._tell = tell
+        self._events = events
         self._look_at_holders = look
         self._clock = clock
         self._wake = asyncio.Event()
@@ -123,7 +125,7 @@ class Audit:
         for kind in Kind:
             texts = [finding.text for finding in news if finding.kind is kind]
             if texts:
-                self._tell("Warning", EVENTS[kind], " | ".join(texts))
+                self._events.put(Event(kind=WARNING, reason=EVENTS[kind], text=" | ".join(texts)))
         self._told.update(dict.fromkeys(news, now))
 
     async def _processes(self) -> Mapping[str, tuple[Process, ...] | None]:

@@ -8,17 +8,17 @@ label last seen, else `keep`, and not later.
 import asyncio
 import contextlib
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from xpu_plugin.log import Once
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.model.change import News, Reason
+from xpu_plugin.model.events import Event
 from xpu_plugin.model.labels import node_labels
 from xpu_plugin.model.node_label import LAST_SEEN, NEW_NODE, Kept, Sight, Silence, decide
-from xpu_plugin.model.vf import ARGUMENT, DETAIL_ANNOTATION, STATE_LABEL, UNKNOWN, Report, Wish
+from xpu_plugin.model.vf import ARGUMENT, DETAIL_ANNOTATION, KEEP, STATE_LABEL, UNKNOWN, Outcome, Wish
+from xpu_plugin.observable import Outbox, Value
 from xpu_plugin.waiting import delays, pause
 
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EVENTS_MOST = 64  # that wait for the edge
 AGAIN_SECONDS = (1.0, 60.0)  # back-off for threads and files: first, most
 LOOK_SECONDS = 10.0  # between two looks whether `cleanup` has removed the record
 STATE_PART, LABELS_PART = "state", "labels"  # of what is written, each by patches of its own
@@ -37,8 +36,9 @@ T = TypeVar("T")
 
 
 class Node:
-    """Turns the label into a wish, and reports into a label, an annotation and Events.
+    """Turns the label into a desired number of VFs, and the report on it into a label and an annotation.
 
+    desired: written here; outcome: written on the node; events: sent
     argument: the number of VFs that counts without a label, or when the API server refuses to show it from
     the start on and none was ever seen
     connect: makes the API server's edge from two callbacks, for the node as it is shown and for a refusal,
@@ -50,6 +50,9 @@ class Node:
     def __init__(
         self,
         *,
+        desired: Value[Wish],
+        outcome: Value[Outcome],
+        events: Outbox[Event],
         argument: int | None,
         connect: Callable[[Callable[[Sight], None], Callable[[str], None]], "NodeApi"],
         record: "LabelRecord",
@@ -57,12 +60,10 @@ class Node:
         patience: float,
     ) -> None:
         self._argument = argument
-        self._wished: Callable[[Wish], None] = _to_nobody
-        self._wish = UNKNOWN
-        self._last: tuple[str, str] | None = None
-        self._labels: dict[str, str | None] = {}
-        self._state: tuple[dict[str, str | None], dict[str, str | None]] | None = None
-        self._events: deque[tuple[str, str, str]] = deque(maxlen=EVENTS_MOST)  # that wait
+        self._desired = desired
+        self._outcome = outcome
+        self._events = events
+        self._labels: Value[Mapping[str, str | None]] = Value({})
         self._connect = connect
         self.api: NodeApi | None = None  # until `run`
 
@@ -81,59 +82,50 @@ class Node:
         """A sentence for each kind of writing on the node that failed when it was tried last."""
         return self.api.unwritten if self.api is not None else ()
 
-    async def run(self, wished: Callable[[Wish], None]) -> None:
-        """Tell `wished` of each wish. Never returns; cancelled, it does not wait for it."""
+    async def run(self) -> None:
+        """Never returns."""
         loop = asyncio.get_running_loop()
-        self._wished = wished
         self.api = api = self._connect(partial(_hop, loop, self._see), partial(_hop, loop, self._denied))
-        self._publish_state()
-        self._publish_labels()
-        while self._events:
-            self.event(*self._events.popleft())
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._write_state(api), name="state on the node")
+                group.create_task(self._write_labels(api), name="labels on the node")
+                group.create_task(self._send_events(api), name="events about the node")
                 group.create_task(self._remember(), name="record of the label")
                 group.create_task(self._lose_patience(), name="patience with the API server")
                 await _started(api)
         finally:
             api.stop()
 
-    def tell(self, report: Report, news: Collection[News]) -> None:
-        """Write down what became of the wish; nothing before there is one."""
-        if self._wish.origin is not None:
-            written = (str(report.state), report.detail())
-            if written != self._last:
-                self._last = written
-                self._state = ({STATE_LABEL: written[0]}, {DETAIL_ANNOTATION: written[1]})
-                self._publish_state()
-        for one in news:
-            kind = "Normal" if one.reason is Reason.APPLIED else "Warning"
-            self.event(kind, str(one.reason), one.text)
-
     async def describe(self, picture: Picture, driver_version: Callable[[], str]) -> None:
         """Keep the node labelled with what it has. Never returns."""
         async for _ in picture.changes():
             facts = picture.facts
-            labels = node_labels({**facts.lost, **facts.devices}.values(), driver_version())
-            if labels != self._labels:
-                self._labels = labels
-                self._publish_labels()
+            self._labels.set(node_labels({**facts.lost, **facts.devices}.values(), driver_version()))
 
-    def event(self, kind: str, reason: str, text: str) -> None:
-        """Have an Event about the node made."""
-        if self.api is None:
-            self._events.append((kind, reason, text))
-        else:
-            self.api.event(kind=kind, reason=reason, message=text)
+    async def _write_state(self, api: "NodeApi") -> None:
+        """Publish the report; nothing before a number of VFs is desired."""
+        last: tuple[str, str] | None = None
+        async for outcome in self._outcome.values():
+            written = (str(outcome.report.state), outcome.report.detail())
+            if outcome.wish.origin is not None and written != last:
+                last = written
+                state, detail = written
+                api.publish(STATE_PART, labels={STATE_LABEL: state}, annotations={DETAIL_ANNOTATION: detail})
 
-    def _publish_state(self) -> None:
-        if self.api is not None and self._state is not None:
-            labels, annotations = self._state
-            self.api.publish(STATE_PART, labels=labels, annotations=annotations)
+    async def _write_labels(self, api: "NodeApi") -> None:
+        async for labels in self._labels.values():
+            if labels:
+                api.publish(LABELS_PART, labels=labels, annotations={})
 
-    def _publish_labels(self) -> None:
-        if self.api is not None and self._labels:
-            self.api.publish(LABELS_PART, labels=self._labels, annotations={})
+    async def _send_events(self, api: "NodeApi") -> None:
+        while True:
+            event = await self._events.get()
+            api.event(kind=event.kind, reason=event.reason, message=event.text)
+
+    @property
+    def _wish(self) -> Wish:
+        return self._desired.current
 
     # --- the wish -------------------------------------------------------------------------------------
 
@@ -153,9 +145,9 @@ class Node:
         if kept != self._kept:
             self._kept = kept
             self._changed.set()
-        if wish != self._wish:
-            self._wish = wish
-            self._wished(wish)
+        if (wish.number, wish.origin) != (self._wish.number, self._wish.origin):
+            logger.info("VFs wished: %s, by %s", KEEP if wish.number is None else wish.number, wish.origin)
+        self._desired.set(wish)
         if sight is Silence.REFUSED:
             self._explain()
 
@@ -246,7 +238,3 @@ def _hop(loop: asyncio.AbstractEventLoop, call: Callable[[T], None], value: T) -
     """From the API server's thread to the event loop, unless that has ended."""
     if not loop.is_closed():
         loop.call_soon_threadsafe(call, value)
-
-
-def _to_nobody(wish: Wish) -> None:
-    """Nobody listens yet."""

@@ -263,6 +263,14 @@ class Report:
         return json.dumps(document | {"cards": described(self.steps)}, separators=(",", ":"))
 
 
+@frozen
+class Outcome:
+    """The report on a desired number of VFs."""
+
+    wish: Wish = UNKNOWN
+    report: Report = Report(steps=())
+
+
 def document(wish: Wish, report: Report) -> dict[str, object]:
     """What `plan` prints as JSON; programs read these names: they stay, and others are only added."""
     return {
