@@ -10,7 +10,6 @@ from typing import Any
 from xpu_plugin.commands.output import scanned, table
 from xpu_plugin.commands.running import Running
 from xpu_plugin.config import PLAN_OPTIONS, PROGRAM, Config, Parser, read_config
-from xpu_plugin.daemon import kubelet_of, node_of, policy, target, terms
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.errors import PluginError
@@ -22,6 +21,7 @@ from xpu_plugin.model.devices import identify
 from xpu_plugin.model.inventory import after_scan
 from xpu_plugin.model.vf import UNKNOWN, Report, State, Wish, by_argument, document
 from xpu_plugin.observable import Value
+from xpu_plugin.plugin import kubelet_of, node_of, policy, target, terms
 from xpu_plugin.xpuml import XpumlError
 
 

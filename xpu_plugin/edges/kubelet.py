@@ -20,6 +20,7 @@ import time
 from collections.abc import Awaitable, Callable
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 
@@ -91,12 +92,9 @@ def in_the_way(path: Path) -> Obstacle | None:
 class InstanceLock:
     """At most one plugin works in a device plugin directory: a lock on the directory itself, which ends
     with the process and leaves no file.
-
-    on_waited: awaited whenever it was waited for, before any work is done
     """
 
     def __init__(self, directory: Path) -> None:
-        self.on_waited: Callable[[], Awaitable[None]] | None = None
         self._directory = directory
         self._acquiring = asyncio.Lock()
         self._descriptor: int | None = None
@@ -115,8 +113,6 @@ class InstanceLock:
             while not self._try():  # noqa: ASYNC110 - nothing tells us when another process lets go
                 await asyncio.sleep(LOCK_SECONDS)
             self._complaint.healed()
-            if self.on_waited is not None:
-                await self.on_waited()
 
     def held(self) -> bool:
         """Whether what is locked is still the directory at that path."""
@@ -175,6 +171,13 @@ class InstanceLock:
             logger.warning("%s", text)
 
 
+class Alone(Protocol):
+    """Knows when no other plugin may work on this node."""
+
+    async def acquire(self) -> None:
+        """Wait until then."""
+
+
 class Endpoint:
     """One resource's socket and its registration with whatever kubelet there is.
 
@@ -189,11 +192,11 @@ class Endpoint:
         *,
         directory: Path,
         stem: str,
-        lock: InstanceLock,
+        lock: Alone,
         watch: RivalWatch | None = None,
         look: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self._service = service
+        self.service = service
         self._directory = directory
         self._stem = stem
         self._kubelet = directory / KUBELET_SOCKET
@@ -224,7 +227,7 @@ class Endpoint:
         # gRPC's stop waits by `asyncio.wait_for`, which in Python 3.11 loses a cancellation that comes just
         # as the wait is over.
         while not (task and task.cancelling()):
-            self._service.streams_changed.clear()
+            self.service.streams_changed.clear()
             if self._server is not None and (crash := await _crash(self._server)):
                 logger.warning("serving resource=%s anew: gRPC gave up (%s)", self.resource, crash)
                 await self._stop()
@@ -259,7 +262,7 @@ class Endpoint:
         return Look(
             now=now,
             kubelet=kubelet,
-            streaming=self._service.streams > 0,
+            streaming=self.service.streams > 0,
             bound=kubelet is not None and path is not None and Identity.of(path) == self._bound,
             mute=self.watch.mute(now),
             take_back=self.watch.take_back(now),
@@ -282,7 +285,7 @@ class Endpoint:
         """Wait; a stream that opens or ends is news at once."""
         try:
             async with asyncio.timeout(seconds):
-                await self._service.streams_changed.wait()
+                await self.service.streams_changed.wait()
         except TimeoutError:
             pass
 
@@ -410,7 +413,7 @@ class Endpoint:
         remove_stale(self._directory)
         self.path = path = self._directory / f"{self._stem}-{secrets.token_hex(RANDOM_BYTES)}{SOCKET_SUFFIX}"
         _require_bindable(path)
-        server = server_of(self._service)
+        server = server_of(self.service)
         server.add_insecure_port(address(path))
         self._server = server
         try:
@@ -430,7 +433,7 @@ class Endpoint:
         path, bound, self.path, self._bound = self.path, self._bound, None, None
         if self._server is None:
             return
-        self._service.close()
+        self.service.close()
         server, self._server = self._server, None
         await self._end(server)
         if path is not None and bound is not None and Identity.of(path) == bound:
