@@ -44,7 +44,7 @@ async def serve(config: Config, worker: WorkerProcess | None = None) -> int:
     plugin = build(config, spare=worker)
     loop.add_signal_handler(signal.SIGHUP, plugin.begin_anew)
     parts = asyncio.ensure_future(run_parts(plugin))
-    ends = [asyncio.ensure_future(event.wait()) for event in (stop, plugin.serving.failed)]
+    ends = [asyncio.ensure_future(event.wait()) for event in (stop, plugin.serving.ended)]
     await asyncio.wait({parts, *ends}, return_when=asyncio.FIRST_COMPLETED)
     if stop.is_set():
         logger.info("stopping")

@@ -14,7 +14,7 @@ from xpu_plugin.loops.faults import Faults
 from xpu_plugin.loops.metrics import CONTENT_TYPE, GATHER_SECONDS, Metrics
 from xpu_plugin.loops.readings import Meters
 from xpu_plugin.loops.status import Status
-from xpu_plugin.loops.supervision import Run
+from xpu_plugin.loops.supervision import PartOf, Run
 
 
 if TYPE_CHECKING:
@@ -29,15 +29,15 @@ async def run(
     requests, questions: listeners of --metrics-address and --status-socket
     """
     sweep = plugin.sweep
-    meters = Meters(plugin.driver, plugin.picture, left_out=lambda: sweep.probation.skip)
+    meters = Meters(plugin.driver, plugin.picture, probation=sweep.probation)
     audit = Audit(
         plugin.driver,
         plugin.picture,
         plugin.view,
         plugin.grants,
-        left_out=lambda: sweep.probation.skip,
-        events=plugin.events,
-        look=plugin.holders.look,
+        probation=sweep.probation,
+        events=plugin.exchange.events,
+        holders=plugin.holders,
     )
     parts: dict[str, Run] = {"measurements": meters.run, "audit": audit.run}
     if requests is not None:
@@ -46,7 +46,7 @@ async def run(
         parts["status socket"] = partial(_questions, plugin, questions, meters)
     if plugin.node is not None:
         parts["events"] = Faults(
-            plugin.picture, plugin.view, driver_gone=lambda: sweep.driver_gone, events=plugin.events
+            plugin.picture, plugin.view, driver_gone=sweep.driver_gone, events=plugin.exchange.events
         ).run
     async with asyncio.TaskGroup() as group:
         for part, run in parts.items():
@@ -64,7 +64,7 @@ async def _pages(plugin: "Plugin", listener: socket.socket, meters: Meters, audi
             "/readyz": plain(partial(_ready, plugin)),
             "/metrics": Page(contents=metrics.contents, content_type=CONTENT_TYPE, seconds=GATHER_SECONDS),
         },
-        partial(plugin.supervisor.failed, "pages"),
+        PartOf(plugin.supervisor, "pages"),
     )
     try:
         await asyncio.Event().wait()
@@ -73,7 +73,7 @@ async def _pages(plugin: "Plugin", listener: socket.socket, meters: Meters, audi
 
 
 async def _questions(plugin: "Plugin", listener: socket.socket, meters: Meters) -> None:
-    server = StatusServer(Status(plugin, meters).answers, partial(plugin.supervisor.failed, "status socket"))
+    server = StatusServer(Status(plugin, meters).answers, PartOf(plugin.supervisor, "status socket"))
     await server.start(listener)
     try:
         await asyncio.Event().wait()

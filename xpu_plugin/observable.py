@@ -74,6 +74,17 @@ class Value(Generic[T]):
             self._wakes.remove(event)
 
 
+class Signal(Value[int]):
+    """An event that happens again and again, with its number."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def fire(self) -> None:
+        """Wake all readers."""
+        self.set(self.current + 1)
+
+
 class Outbox(Generic[T]):
     """Events that wait to be sent: many writers, one reader. Beyond `most` the oldest is dropped.
 

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,44 +17,40 @@ from xpu_plugin.edges import memory
 from xpu_plugin.edges.driver import Driver, Target
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.host import identity
-from xpu_plugin.edges.kubelet import Endpoint, InstanceLock, neighbours, socket_stem
+from xpu_plugin.edges.kubelet import Alone, Endpoint, InstanceLock, PluginDirectory, socket_stem
 from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.edges.listener import listen, listening_at
-from xpu_plugin.edges.podresources import checkpoint_of, reader
 from xpu_plugin.edges.process import WorkerProcess
 from xpu_plugin.edges.quarantine import QuarantineRecord
-from xpu_plugin.edges.replacing import replace_apart
 from xpu_plugin.edges.rivals import RivalWatch
 from xpu_plugin.edges.service import DevicePluginService
 from xpu_plugin.edges.vf_record import VfRecord
 from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.log import RingHandler
-from xpu_plugin.loops.apply import Apply
+from xpu_plugin.loops.apply import Apply, Orders
 from xpu_plugin.loops.endpoints import Endpoints
+from xpu_plugin.loops.exchange import Exchange, exchange
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.holders import Holders
 from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import NEVER, Picture
-from xpu_plugin.loops.supervision import Run, Supervisor, Vital
-from xpu_plugin.loops.sweep import Sweep
+from xpu_plugin.loops.supervision import PartOf, Run, Supervisor, Vital
+from xpu_plugin.loops.sweep import Cadence, Sweep
 from xpu_plugin.loops.tenure import Tenures
 from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.change import Limits
-from xpu_plugin.model.events import Event
 from xpu_plugin.model.health import Rules
 from xpu_plugin.model.holders import Terms
 from xpu_plugin.model.inventory import Policy
-from xpu_plugin.model.vf import LABEL, UNKNOWN, Outcome, Wish, by_argument
-from xpu_plugin.observable import Outbox, Value
+from xpu_plugin.model.vf import LABEL, UNKNOWN, by_argument
 from xpu_plugin.simulation import library
 from xpu_plugin.waiting import delays, wait_for
 
 
 if TYPE_CHECKING:
-    from xpu_plugin.edges.nodeapi import NodeApi
+    from xpu_plugin.edges.nodeapi import Follower, NodeApi
     from xpu_plugin.loops.node import Node
-    from xpu_plugin.model.node_label import Sight
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +81,7 @@ class Plugin:
     picture: Picture
     listed: asyncio.Event
     """Set once the kubelet has had a list."""
-    desired: Value[Wish]
-    outcome: Value[Outcome]
-    events: Outbox[Event]
+    exchange: Exchange
     view: KubeletView
     grants: Grants
     tenures: Tenures
@@ -152,56 +146,41 @@ def build(config: Config, *, spare: WorkerProcess | None = None) -> Plugin:
     changer = Driver(opened, call_timeout=config.call_timeout, most_stuck=STUCK_CHANGERS)
 
     picture, listed = Picture(policy(config)), asyncio.Event()
-    outcome, events = Value(Outcome()), Outbox[Event]()
+    between = exchange(UNKNOWN if has_api_server(config) else by_argument(config.sriov_num_vfs))
     view = kubelet_of(config)
-    grants = Grants(picture, view, GrantRecord(config.state_dir, replace_apart), terms(config), listed=listed)
-    verdicts = Verdicts(rules(config), QuarantineRecord(config.state_dir, replace_apart))
+    grants = Grants(picture, view, GrantRecord(config.state_dir, apart=True), terms(config), listed=listed)
+    verdicts = Verdicts(rules(config), QuarantineRecord(config.state_dir, apart=True))
     sweep = Sweep(
         driver,
         probes,
         picture,
         verdicts,
         grants,
-        interval=config.health_interval,
-        rescan_interval=config.rescan_interval,
-        grace=config.health_grace,
-        fail_on_init_error=config.fail_on_init_error,
+        cadence=cadence(config),
     )
     proof = IdleProof(driver, view, grants)
     holders = Holders(picture, view, grants, proof)
-    desired = Value(UNKNOWN if has_api_server(config) else by_argument(config.sriov_num_vfs))
-    node = node_of(config, desired, outcome=outcome, events=events, alone=tenures.acquire)
-    apply = Apply(
-        changer,
-        picture,
-        sweep,
-        grants,
-        proof,
-        record=VfRecord(config.state_dir, replace_apart),
-        limits=limits(config),
-        desired=desired,
-        outcome=outcome,
-        events=events,
-        alone=tenures.acquire,
-    )
+    node = node_of(config, between, tenures)
+    orders = Orders(changer=changer, record=VfRecord(config.state_dir, apart=True), lock=tenures)
+    apply = Apply(orders, picture, sweep, grants, proof, exchange=between, limits=limits(config))
+
+    plugins = PluginDirectory(config.device_plugin_dir)
 
     def endpoint(resource: str) -> Endpoint:
         watch = RivalWatch(
             resource,
-            read=partial(checkpoint_of, config.device_plugin_dir),
-            neighbours=partial(reader().call, neighbours, config.device_plugin_dir),
+            plugins=plugins,
             settle=config.grant_settle,
-            events=events,
+            events=between.events,
         )
         service = DevicePluginService(
             resource,
-            current=lambda: picture.current,
-            beyond=picture.beyond,
+            picture,
             node=lambda name: identity(f"{config.dev_root}/{name}", simulated=config.simulated),
             grants=grants,
-            on_list=listed.set,
+            listed=listed,
             watch=watch,
-            on_error=partial(serving.fail, part=f"endpoint {resource}"),
+            failures=PartOf(serving, f"endpoint {resource}"),
         )
         return Endpoint(
             service,
@@ -209,7 +188,7 @@ def build(config: Config, *, spare: WorkerProcess | None = None) -> Plugin:
             stem=socket_stem(resource, config.resource_name),
             lock=tenures,
             watch=watch,
-            look=holders.before_registration,
+            holders=holders,
         )
 
     always = frozenset() if config.resource_per_profile else frozenset({config.resource_name})
@@ -221,9 +200,7 @@ def build(config: Config, *, spare: WorkerProcess | None = None) -> Plugin:
         serving=serving,
         picture=picture,
         listed=listed,
-        desired=desired,
-        outcome=outcome,
-        events=events,
+        exchange=between,
         view=view,
         grants=grants,
         tenures=tenures,
@@ -272,6 +249,16 @@ def rules(config: Config) -> Rules:
     )
 
 
+def cadence(config: Config) -> Cadence:
+    """How often devices are asked by this configuration."""
+    return Cadence(
+        interval=config.health_interval,
+        rescan_interval=config.rescan_interval,
+        grace=config.health_grace,
+        fail_on_init_error=config.fail_on_init_error,
+    )
+
+
 def terms(config: Config) -> Terms:
     """What proves that a card is idle."""
     return Terms(
@@ -308,35 +295,24 @@ def has_api_server(config: Config) -> bool:
     return has_credentials(config.kubeconfig)
 
 
-def node_of(
-    config: Config,
-    desired: Value[Wish],
-    *,
-    outcome: Value[Outcome] | None = None,
-    events: Outbox[Event] | None = None,
-    alone: Callable[[], Awaitable[None]] | None = None,
-) -> "Node | None":
-    """The node in the API server, None where we have no way to it. alone: as `Node` takes it"""
+def node_of(config: Config, between: Exchange, lock: Alone | None = None) -> "Node | None":
+    """The node in the API server, None where we have no way to it. lock: as `Node` takes it"""
     if not has_api_server(config):
         return None
     from xpu_plugin.edges.label import LabelRecord  # noqa: PLC0415 - not everybody needs it
     from xpu_plugin.loops.node import Node  # noqa: PLC0415
 
     return Node(
-        desired=desired,
-        outcome=outcome or Value(Outcome()),
-        events=events or Outbox(),
+        exchange=between,
         argument=config.sriov_num_vfs,
         connect=partial(node_api, config),
-        record=LabelRecord(config.state_dir, replace_apart),
-        alone=alone,
+        record=LabelRecord(config.state_dir, apart=True),
+        lock=lock,
         patience=config.label_timeout,
     )
 
 
-def node_api(
-    config: Config, on_sight: Callable[["Sight"], None], on_denied: Callable[[str], None]
-) -> "NodeApi":
+def node_api(config: Config, follower: "Follower") -> "NodeApi":
     """The node's edge, by a module that is loaded then."""
     from xpu_plugin.edges.nodeapi import NodeApi  # noqa: PLC0415
 
@@ -344,8 +320,7 @@ def node_api(
         node=config.node_name or os.uname().nodename.lower(),
         label=LABEL,
         kubeconfig=config.kubeconfig,
-        on_sight=on_sight,
-        on_denied=on_denied,
+        follower=follower,
         delays=delays,
         patience=config.label_timeout,
     )
@@ -388,7 +363,7 @@ async def run(plugin: Plugin) -> None:
         plugin.apply.begin()  # as well
         serving.start("holders", plugin.holders.run())
         serving.start("endpoints", plugin.endpoints.run())
-        serving.start("grants", plugin.grants.run(tenures.acquire))
+        serving.start("grants", plugin.grants.run(tenures))
         serving.start("virtual functions", plugin.supervisor.keep("virtual functions", plugin.apply.run))
         if plugin.node is not None:
             if config.node_labels:

@@ -68,8 +68,7 @@ class Plugin:
     def make_service(self) -> DevicePluginService:
         return DevicePluginService(
             self.resource,
-            current=lambda: self.picture.current,
-            beyond=self.picture.beyond,
+            self.picture,
             node=self.nodes.get,
             grants=self.grants,
         )

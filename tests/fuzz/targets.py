@@ -167,7 +167,7 @@ async def _driven(raw: bytes, asked: int) -> object:
         call_timeout=60.0,
     )
     worker = driver._process = _Worker(raw)
-    connection = driver._connection = await Connection.over(worker.take_socket(), driver.on_end)
+    connection = driver._connection = await Connection.over(worker.take_socket(), driver.ended)
     driver._opened = {"library": "", "library_version": ""}
     try:
         match asked:
@@ -290,8 +290,7 @@ def _service() -> tuple[DevicePluginService, dict[str, str]]:
     nodes = {f"xpu{own.node.number}": own.node.identity for own in devices} | {"xpuctrl": (CONTROL, 1)}
     service = DevicePluginService(
         POLICY.resource,
-        current=lambda: picture.current,
-        beyond=picture.beyond,
+        picture,
         node=nodes.get,
         grants=GrantRecord(_directory() / "state"),
     )

@@ -10,16 +10,18 @@ import pytest
 
 from tests.support.devices import device, found
 from tests.support.grants import grants_of, kubelet_at, nowhere
+from tests.support.locks import Lock
 from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.quarantine import QuarantineRecord
 from xpu_plugin.edges.vf_record import VfRecord
-from xpu_plugin.loops.apply import Apply
+from xpu_plugin.loops.apply import Apply, Orders
+from xpu_plugin.loops.exchange import Exchange
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.loops.sweep import Sweep
+from xpu_plugin.loops.sweep import Cadence, Sweep
 from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.change import Limits
 from xpu_plugin.model.health import Rules
@@ -58,22 +60,16 @@ async def applying(wish: Wish, place: Path) -> AsyncIterator[tuple[Grants, Calla
         picture,
         Verdicts(Rules(), QuarantineRecord(place / "state")),
         grants,
-        interval=SECONDS,
-        rescan_interval=SECONDS,
-        grace=SECONDS,
+        cadence=Cadence(interval=SECONDS, rescan_interval=SECONDS, grace=SECONDS),
     )
     apply = Apply(
-        driver,
+        Orders(changer=driver, record=VfRecord(place / "state"), lock=Lock()),
         picture,
         sweep,
         grants,
         IdleProof(driver, kubelet_at(place), grants),
-        record=VfRecord(place / "state"),
+        exchange=Exchange(desired=Value(wish), outcome=outcome, events=Outbox()),
         limits=Limits(pending=600.0),
-        desired=Value(wish),
-        outcome=outcome,
-        events=Outbox(),
-        alone=lambda: asyncio.sleep(0),
     )
     apply.begin()
     task = asyncio.ensure_future(apply.run())

@@ -41,6 +41,7 @@ class Tried:
         assert kubelet.pod_resources_socket
         self.kubelet = kubelet
         self.now = 1000.0
+        self.skip = frozenset[int]()  # no device is on probation
         self.state = state
         self.terms = terms
         self.listed = asyncio.Event()
@@ -70,7 +71,7 @@ class Tried:
             self.picture,
             self.view,
             self.grants,
-            left_out=frozenset,
+            probation=self,
             events=outbox_into(self.events),
             clock=self.clock,
         )

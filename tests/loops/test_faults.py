@@ -20,6 +20,7 @@ from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.events import Event
 from xpu_plugin.model.health import HEALTHY, Health
 from xpu_plugin.model.inventory import Policy, after_scan, after_verdicts
+from xpu_plugin.observable import Value
 from xpu_plugin.simulation.kubelet import Kubelet
 
 
@@ -34,13 +35,13 @@ class Tried:
 
     def __init__(self, socket: Path, **options: Any) -> None:
         self.picture = Picture(Policy(resource=RESOURCE))
-        self.driver_gone: str | None = None
+        self.driver_gone: Value[str | None] = Value(None)
         self.events: list[Event] = []
         self.picture.submit(lambda facts: after_scan(facts, found(device(A), device(B, number=1))))
         self.faults = Faults(
             self.picture,
             KubeletView(device_plugin_dir=socket.parent, pod_resources_socket=socket),
-            driver_gone=lambda: self.driver_gone,
+            driver_gone=self.driver_gone,
             events=outbox_into(self.events),
             **options,
         )
@@ -91,9 +92,9 @@ async def test_a_fault_and_its_end_are_told_with_the_pods(tried: Tried, kubelet:
 
 async def test_driver_loss_and_return(tried: Tried, kubelet: Kubelet) -> None:
     kubelet.hold([A], resource=RESOURCE, pod="train")
-    tried.driver_gone = "no driver: load it"
+    tried.driver_gone.set("no driver: load it")
     await tried.tells(1)
-    tried.driver_gone = None
+    tried.driver_gone.set(None)
     await tried.tells(2)
     assert [(event.kind, event.reason) for event in tried.events] == [
         ("Warning", "XPUDriverLost"),

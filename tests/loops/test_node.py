@@ -15,10 +15,12 @@ from typing import Any, cast
 import pytest
 
 from tests.support.devices import device, found
+from tests.support.locks import Lock
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.label import LabelRecord, forget
-from xpu_plugin.edges.nodeapi import NodeApi
+from xpu_plugin.edges.nodeapi import Follower, NodeApi
 from xpu_plugin.loops import node as node_module
+from xpu_plugin.loops.exchange import Exchange
 from xpu_plugin.loops.node import LABELS_PART, STATE_PART, Node
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.events import Event
@@ -52,8 +54,7 @@ pytestmark = pytest.mark.usefixtures("leaves_no_task")
 class Api:
     """What the node was told to publish, and whether it runs."""
 
-    on_sight: Callable[[Sight], None]
-    on_denied: Callable[[str], None]
+    follower: Follower
     started: int = 0
     stopped: int = 0
     lacks: int = 0  # how often no thread can be started
@@ -113,18 +114,16 @@ class Tried:
         self.record = record
         self._lacks = lacks
         self.node = Node(
-            desired=self.desired,
-            outcome=self.outcome,
-            events=self.events,
+            exchange=Exchange(desired=self.desired, outcome=self.outcome, events=self.events),
             argument=argument,
             connect=self._connect,
             record=record,
-            alone=alone,
+            lock=None if alone is None else Lock(alone),
             patience=patience,
         )
 
-    def _connect(self, on_sight: Callable[[Sight], None], on_denied: Callable[[str], None]) -> NodeApi:
-        self.apis.append(Api(on_sight, on_denied, lacks=self._lacks))
+    def _connect(self, follower: Follower) -> NodeApi:
+        self.apis.append(Api(follower, lacks=self._lacks))
         return cast(NodeApi, self.apis[-1])
 
     @property
@@ -146,7 +145,7 @@ class Tried:
     async def label(self, label: str | None, uid: str = UID) -> Wish:
         """The wish that this label makes, told by a thread of the API server's edge."""
         before = len(self.wishes)
-        await asyncio.to_thread(self.api.on_sight, Sight(uid=uid, label=label))
+        await asyncio.to_thread(self.api.follower.saw, Sight(uid=uid, label=label))
         return await self.after(before + 1)
 
     async def kept(self, kept: Kept | None) -> None:
@@ -239,7 +238,7 @@ async def test_a_bad_label_at_first_keeps_everything(
 async def test_what_a_thread_says_is_told_on_the_loop(running: Start) -> None:
     async with running() as tried:
         await tried.label("3")
-        await asyncio.to_thread(tried.api.on_denied, "403")
+        await asyncio.to_thread(tried.api.follower.denied, "403")
         await settled()
     assert tried.threads == {threading.get_ident()}
 
@@ -259,8 +258,8 @@ async def test_a_thread_that_is_late_finds_nobody_and_does_not_fail(running: Sta
             loop.close()
 
     tried = await asyncio.to_thread(all_of_a_life)
-    tried.api.on_sight(Sight(uid=UID, label="3"))
-    tried.api.on_denied("403")
+    tried.api.follower.saw(Sight(uid=UID, label="3"))
+    tried.api.follower.denied("403")
     assert tried.wishes == []
 
 
@@ -269,9 +268,9 @@ async def test_a_thread_that_is_late_finds_nobody_and_does_not_fail(running: Sta
 
 async def test_a_refusal_makes_the_argument_count(running: Start, caplog: pytest.LogCaptureFixture) -> None:
     async with running(argument=2) as tried:
-        tried.api.on_denied("nodes is forbidden")
+        tried.api.follower.denied("nodes is forbidden")
         assert await tried.after(1) == by_argument(2)
-        tried.api.on_denied("nodes is still forbidden")
+        tried.api.follower.denied("nodes is still forbidden")
         await settled()
         assert len(tried.wishes) == 1
     assert all(record.levelno == logging.WARNING for record in caplog.records)
@@ -282,17 +281,17 @@ async def test_a_refusal_makes_the_argument_count(running: Start, caplog: pytest
 async def test_a_refusal_after_an_answer_changes_nothing(running: Start) -> None:
     async with running(argument=2) as tried:
         await tried.label("3")
-        tried.api.on_denied("403")
+        tried.api.follower.denied("403")
         await settled()
         assert [wish.number for wish in tried.wishes] == [3]
 
 
 async def test_the_label_counts_as_soon_as_it_can_be_read_after_all(running: Start) -> None:
     async with running(argument=2) as tried:
-        tried.api.on_denied("403")
+        tried.api.follower.denied("403")
         assert await tried.after(1) == by_argument(2)
         assert (await tried.label("3")).number == 3
-        tried.api.on_denied("403")
+        tried.api.follower.denied("403")
         await settled()
         assert len(tried.wishes) == 2
 
@@ -338,9 +337,9 @@ async def test_a_refusal_leaves_the_label_last_seen_and_names_the_way_back_once(
     running: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running(argument=1) as tried:
-        tried.api.on_denied("nodes is forbidden")
+        tried.api.follower.denied("nodes is forbidden")
         assert await tried.after(1) == Wish(number=3, origin=LAST_SEEN)
-        tried.api.on_denied("nodes is still forbidden")
+        tried.api.follower.denied("nodes is still forbidden")
         await settled()
         assert len(tried.wishes) == 1
     way = "to let the argument count run 'xpu-device-plugin cleanup' on this node: label=3"
@@ -354,7 +353,7 @@ async def test_a_refusal_after_an_outage_leaves_the_label_last_seen_and_is_expla
 ) -> None:
     async with running(argument=1, patience=0.0) as tried:
         await tried.after(1)
-        tried.api.on_denied("nodes is forbidden")
+        tried.api.follower.denied("nodes is forbidden")
         await settled()
         assert len(tried.wishes) == 1
     assert caplog.text.count("the label last seen counts") == 1
@@ -366,7 +365,7 @@ async def test_a_label_that_was_removed_is_forgotten(running: Start) -> None:
         assert await tried.label(None) == by_argument(1)
         await tried.kept(None)
     async with running(argument=1) as tried:
-        tried.api.on_denied("nodes is forbidden")
+        tried.api.follower.denied("nodes is forbidden")
         assert await tried.after(1) == by_argument(1)
 
 
@@ -392,7 +391,7 @@ async def test_cleanup_lets_the_argument_count_without_a_restart(
     monkeypatch.setattr(node_module, "LOOK_SECONDS", 0.02)
     async with running(argument=1, alone=at_once) as tried:
         if refused:
-            tried.api.on_denied("nodes is forbidden")
+            tried.api.follower.denied("nodes is forbidden")
             assert (await tried.after(1)).origin == LAST_SEEN
         else:
             assert (await tried.label(None, NEW_UID)).origin == NEW_NODE
@@ -450,8 +449,8 @@ async def test_only_a_label_counts_before_the_record_can_be_read(
     file.rename(aside)
     file.symlink_to(file)  # ELOOP, as good as EIO
     async with running(argument=1, alone=at_once) as tried:
-        await asyncio.to_thread(tried.api.on_sight, Sight(uid=UID, label=None))
-        tried.api.on_denied("nodes is forbidden")
+        await asyncio.to_thread(tried.api.follower.saw, Sight(uid=UID, label=None))
+        tried.api.follower.denied("nodes is forbidden")
         await until(lambda: "cannot read the record of the node's label" in caplog.text, "it is said")
         assert tried.wishes == []
         aside.replace(file)
@@ -481,7 +480,7 @@ async def test_a_damaged_record_counts_as_none_and_is_kept_aside(
 ) -> None:
     (tmp_path / "label.json").write_text(content)
     async with running(argument=1, alone=at_once) as tried:
-        tried.api.on_denied("nodes is forbidden")
+        tried.api.follower.denied("nodes is forbidden")
         assert await tried.after(1) == by_argument(1)
         await tried.label("2")
         await tried.kept(Kept(label="2", node=UID))
@@ -535,7 +534,7 @@ async def test_nothing_is_published_before_there_is_a_wish_and_then_the_same_rep
 
 async def test_a_wish_by_argument_after_a_refusal_is_published_too(running: Start) -> None:
     async with running(argument=2) as tried:
-        tried.api.on_denied("403")
+        tried.api.follower.denied("403")
         await tried.after(1)
         await tried.report(DONE)
     assert tried.api.published[0][0] == {STATE_LABEL: "success"}

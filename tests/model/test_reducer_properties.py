@@ -184,8 +184,7 @@ class Node(RuleBasedStateMachine):
     def _service(self, resource: str) -> DevicePluginService:
         return DevicePluginService(
             resource,
-            current=lambda: self.picture.current,
-            beyond=self.picture.beyond,
+            self.picture,
             node=lambda _: None,
             grants=GrantRecord(Path("/nonexistent")),
         )

@@ -13,14 +13,14 @@ from xpu_plugin.config import PLAN_OPTIONS, PROGRAM, Config, Parser, read_config
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.errors import PluginError
+from xpu_plugin.loops.exchange import exchange
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.status import planned
 from xpu_plugin.model.devices import identify
 from xpu_plugin.model.inventory import after_scan
-from xpu_plugin.model.vf import UNKNOWN, Report, State, Wish, by_argument, document
-from xpu_plugin.observable import Value
+from xpu_plugin.model.vf import Report, State, Wish, by_argument, document
 from xpu_plugin.plugin import kubelet_of, node_of, policy, target, terms
 from xpu_plugin.xpuml import XpumlError
 
@@ -89,14 +89,14 @@ async def _plan(config: Config, *, given: bool) -> tuple[Wish, Report]:
 
 async def _wish(config: Config) -> Wish:
     """What the running plugin would be told: the label, or the argument where that counts."""
-    desired = Value(UNKNOWN)
-    node = node_of(config, desired)
+    between = exchange()
+    node = node_of(config, between)
     if node is None:
         return by_argument(config.sriov_num_vfs)
     asking = asyncio.ensure_future(node.run())
     try:
         async with asyncio.timeout(WISH_SECONDS + config.label_timeout):
-            return await desired.beyond(0)
+            return await between.desired.beyond(0)
     except TimeoutError:
         raise UnknownWishError(
             "the API server does not show the node's label; give --sriov-num-vfs to plan without"

@@ -17,7 +17,6 @@ import secrets
 import socket
 import stat
 import time
-from collections.abc import Awaitable, Callable
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -27,10 +26,12 @@ import grpc
 from xpu_plugin.edges.channel import address, held, reached, told
 from xpu_plugin.edges.engine import require_room
 from xpu_plugin.edges.mounts import deleted
+from xpu_plugin.edges.podresources import checkpoint_of, reader
 from xpu_plugin.edges.rivals import RivalWatch
 from xpu_plugin.edges.service import OPTIONS, DevicePluginService, server_of
 from xpu_plugin.log import Once, note
 from xpu_plugin.model import registration
+from xpu_plugin.model.holders import Checkpoint
 from xpu_plugin.model.obstacles import Obstacle
 from xpu_plugin.model.registration import Action, Look, Outcome, Standing
 from xpu_plugin.proto import deviceplugin_pb2 as api
@@ -178,12 +179,34 @@ class Alone(Protocol):
         """Wait until then."""
 
 
+class Holders(Protocol):
+    """Knows which containers hold devices."""
+
+    async def before_registration(self) -> None:
+        """Look, quickly: a kubelet that waits longer than a second kills pods."""
+
+
+class PluginDirectory:
+    """The kubelet's directory, as another plugin may have changed it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def checkpoint(self) -> Checkpoint:
+        """The kubelet's checkpoint. Raises UnknownHoldersError."""
+        return await checkpoint_of(self._path)
+
+    async def neighbours(self) -> frozenset[registration.Identity]:
+        """The sockets of other plugins. Raises OSError."""
+        return await reader().call(neighbours, self._path)
+
+
 class Endpoint:
     """One resource's socket and its registration with whatever kubelet there is.
 
     watch: of the resource's name, the same that the service has
-    look: looks who holds devices; awaited before each registration, and before devices are offered again that
-    another plugin may have granted. It must be quick: a kubelet that waits longer than a second kills pods
+    holders: looked for before each registration, and before devices are offered again that another plugin may
+    have granted
     """
 
     def __init__(
@@ -194,7 +217,7 @@ class Endpoint:
         stem: str,
         lock: Alone,
         watch: RivalWatch | None = None,
-        look: Callable[[], Awaitable[None]] | None = None,
+        holders: Holders | None = None,
     ) -> None:
         self.service = service
         self._directory = directory
@@ -202,7 +225,7 @@ class Endpoint:
         self._kubelet = directory / KUBELET_SOCKET
         self._lock = lock
         self.watch = watch or RivalWatch(service.resource)
-        self._look = look
+        self._holders = holders
         self._server: grpc.aio.Server | None = None
         self._bound: Identity | None = None
         self._said = Once()
@@ -290,8 +313,8 @@ class Endpoint:
             pass
 
     async def _see_holders(self) -> None:
-        if self._look is not None:
-            await self._look()
+        if self._holders is not None:
+            await self._holders.before_registration()
 
     def _complain(self, text: str) -> None:
         """Warn of what is not as it should be, once until it is another thing."""

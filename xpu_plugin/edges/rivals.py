@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
+from typing import Protocol
 
 from xpu_plugin.edges.podresources import UnknownHoldersError
 from xpu_plugin.frozen import frozen
@@ -38,13 +39,22 @@ class _Looked:
     sockets: frozenset[Identity] | None = None
 
 
+class Directory(Protocol):
+    """The kubelet's directory, read off the event loop."""
+
+    async def checkpoint(self) -> Checkpoint:
+        """The kubelet's checkpoint. Raises UnknownHoldersError."""
+
+    async def neighbours(self) -> frozenset[Identity]:
+        """The sockets of other plugins. Raises OSError."""
+
+
 class RivalWatch:
     """Whose list the kubelet has under one resource name.
 
     Written by the resource's endpoint and its service; anybody may read `rivalry`.
 
-    read: reads the checkpoint, off the event loop; None: nothing is seen, ever
-    neighbours: reads which sockets of other plugins there are, off the event loop
+    plugins: the directory in which it looks; without one nothing is seen, ever
     settle: seconds until a grant shows in the kubelet's lists; events: for the administrator
     """
 
@@ -52,16 +62,14 @@ class RivalWatch:
         self,
         resource: str,
         *,
-        read: Callable[[], Awaitable[Checkpoint]] | None = None,
-        neighbours: Callable[[], Awaitable[frozenset[Identity]]] | None = None,
+        plugins: Directory | None = None,
         settle: float = 0.0,
         events: Outbox[Event] | None = None,
     ) -> None:
         self.resource = resource
         self.rivalry = Rivalry()
         self.displacements = 0
-        self._read = read
-        self._neighbours = neighbours
+        self._plugins = plugins
         self._reading: asyncio.Future[tuple[frozenset[Identity] | None, Checkpoint | None]] | None = None
         self._settle = settle
         self._events = events or Outbox[Event]()
@@ -194,12 +202,14 @@ class RivalWatch:
         return reading.result() if reading.done() else (None, None)
 
     async def _read_now(self) -> tuple[frozenset[Identity] | None, Checkpoint | None]:
+        if self._plugins is None:
+            return None, None
         try:
-            sockets = await self._neighbours() if self._neighbours is not None else None
+            sockets = await self._plugins.neighbours()
         except OSError:
             sockets = None
         try:
-            return sockets, await self._read() if self._read is not None else None
+            return sockets, await self._plugins.checkpoint()
         except UnknownHoldersError:
             return sockets, None  # said by those who need to know the holders
 

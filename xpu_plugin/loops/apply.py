@@ -5,12 +5,15 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from xpu_plugin.edges.driver import BusyError, Driver, LibraryError, WorkerError
+from xpu_plugin.edges.kubelet import Alone
 from xpu_plugin.edges.vf_record import VfRecord, reason
+from xpu_plugin.frozen import frozen
 from xpu_plugin.log import Once, note
+from xpu_plugin.loops.exchange import Exchange
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import Picture
@@ -30,11 +33,9 @@ from xpu_plugin.model.change import (
     decide,
     inherited,
 )
-from xpu_plugin.model.events import Event
 from xpu_plugin.model.health import Health
 from xpu_plugin.model.inventory import estranged
 from xpu_plugin.model.vf import Action, Card, Outcome, Proof, Report, Wish, cards, described
-from xpu_plugin.observable import Outbox, Value
 from xpu_plugin.waiting import wait_for
 from xpu_plugin.xpuml import WrongDeviceError, XpumlError
 
@@ -45,33 +46,37 @@ CLEAR_SECONDS = 60.0  # between attempts to clear the record
 _SPLIT = "xpumlDeviceSetSriovVfNum"
 
 
+@frozen
+class Orders:
+    """How the driver is asked for VFs: with the lock alone, and written down before."""
+
+    changer: Driver
+    """A worker client for nothing else; its worker lives for one request of the driver."""
+    record: VfRecord
+    """Of the last request; it is read by `inherit`."""
+    lock: Alone
+
+
 class Apply:
     """Brings the cards to the wish, as far as their users allow.
 
-    changer: a worker client that is used for nothing else; its worker lives for one request of the driver
-    record: where each request is written down before; it is read by `inherit`
-    desired: the number of VFs; outcome: the report on it, written here; events: for the administrator
-    alone: waits until no other plugin may work on this node
+    orders: how the driver is asked
+    exchange: has the desired number of VFs; the report on it, and Events, are written there
     """
 
     def __init__(
         self,
-        changer: Driver,
+        orders: Orders,
         picture: Picture,
         sweep: Sweep,
         grants: Grants,
         proof: IdleProof,
         *,
-        record: VfRecord,
+        exchange: Exchange,
         limits: Limits,
-        desired: Value[Wish],
-        outcome: Value[Outcome],
-        events: Outbox[Event],
-        alone: Callable[[], Awaitable[None]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._changer = changer
-        self._record = record
+        self._changer, self._record, self._lock = orders.changer, orders.record, orders.lock
         self._unread: float | None = None  # since when the record is ours and cannot be read
         self._clear_at = 0.0  # no sooner is it tried to clear the record
         self._orders = 0
@@ -80,10 +85,9 @@ class Apply:
         self._grants = grants
         self._proof = proof
         self._limits = limits
-        self._alone = alone
-        self._desired = desired
-        self._outcome = outcome
-        self._events = events
+        self._desired = exchange.desired
+        self._outcome = exchange.outcome
+        self._events = exchange.events
         self._noted = Once()
         self._clock = clock
         self._wake = asyncio.Event()
@@ -146,7 +150,7 @@ class Apply:
     async def _carry_out(self) -> None:
         with self._picture.waking(self._wake), self._desired.waking(self._wake):
             while True:
-                await self._alone()
+                await self._lock.acquire()
                 if self._unread is not None:
                     await self._read()
                 decision = self._decide()

@@ -5,12 +5,14 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.loops.grants import Grants
+from xpu_plugin.loops.holders import Holders
 from xpu_plugin.loops.picture import Picture
+from xpu_plugin.loops.probation import LeftOut
 from xpu_plugin.model.audit import EVENTS, Evidence, Finding, Kind, findings
 from xpu_plugin.model.devices import Process
 from xpu_plugin.model.events import WARNING, Event
@@ -32,8 +34,8 @@ MUTE_SECONDS = (60.0, 3600.0)  # for the driver, when asking it has cost a worke
 class Audit:
     """Finds contradictions.
 
-    look: looks who holds devices, so that what was granted otherwise is withheld
-    left_out: indexes that the driver is not to be asked about; events: for the administrator
+    holders: looks who holds devices, so that what was granted otherwise is withheld
+    probation: indexes that the driver is not to be asked about; events: for the administrator
     """
 
     def __init__(
@@ -43,18 +45,18 @@ class Audit:
         view: KubeletView,
         grants: Grants,
         *,
-        left_out: Callable[[], Collection[int]],
+        probation: LeftOut,
         events: Outbox[Event],
-        look: Callable[[], Awaitable[object]] | None = None,
+        holders: Holders | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._driver = driver
         self._picture = picture
         self._view = view
         self._grants = grants
-        self._left_out = left_out
+        self._probation = probation
         self._events = events
-        self._look_at_holders = look
+        self._holders = holders
         self._clock = clock
         self._wake = asyncio.Event()
         self._suspected: frozenset[Finding] = frozenset()
@@ -87,8 +89,8 @@ class Audit:
 
     async def look(self) -> None:
         """Ask everybody once. Where the kubelet cannot be believed, what was found stays."""
-        if self._look_at_holders is not None:
-            await self._look_at_holders()
+        if self._holders is not None:
+            await self._holders.look()
         answers = await self._view.answers(oldest=0.0)
         word = word_of(answers, self._grants.terms)
         if word.listing is None or self._picture.current is None or not word.trusted:
@@ -133,7 +135,7 @@ class Audit:
         if self._driver.stuck or self._driver in self._mute:
             return {}
         try:
-            return await self._driver.processes(self._left_out())
+            return await self._driver.processes(self._probation.skip)
         except WorkerError as error:
             if error.call is not None:
                 self._mute.begin(self._driver)

@@ -11,7 +11,7 @@ from xpu_plugin.model.events import NORMAL, WARNING, Event
 from xpu_plugin.model.faults import BAD, Notice, Told, notices
 from xpu_plugin.model.holders import Listing
 from xpu_plugin.model.rows import holders
-from xpu_plugin.observable import Outbox
+from xpu_plugin.observable import Outbox, Value
 from xpu_plugin.waiting import delays, wait_for
 
 
@@ -24,7 +24,7 @@ QUIET_SECONDS = 1200.0  # without a notice, until pauses begin anew
 class Faults:
     """Tells what is other than was told last. What comes and goes during a pause is not told at all.
 
-    driver_gone: why there is no driver to ask, at this very moment; events: for the administrator
+    driver_gone: why there is no driver to ask; events: for the administrator
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Faults:
         picture: Picture,
         view: KubeletView,
         *,
-        driver_gone: Callable[[], str | None],
+        driver_gone: Value[str | None],
         events: Outbox[Event],
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -66,7 +66,7 @@ class Faults:
 
     async def _awaited(self) -> None:
         """Wait for another picture, or for other news of the driver than were told."""
-        while (self._driver_gone() is None) is self._told.driver:
+        while (self._driver_gone.current is None) is self._told.driver:
             if await wait_for(self._wake, LOOK_SECONDS):
                 self._wake.clear()
                 return
@@ -75,7 +75,7 @@ class Faults:
         entries = self._picture.current.entries if self._picture.current else {}
         picture = self._picture
         held = None if listing is None else holders(listing.holdings, picture.facts, picture.policy)
-        return notices(self._told, entries.values(), self._driver_gone(), held)
+        return notices(self._told, entries.values(), self._driver_gone.current, held)
 
     def _say(self, found: Iterable[Notice]) -> None:
         for notice in found:

@@ -8,23 +8,23 @@ label last seen, else `keep`, and not later.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
+from xpu_plugin.edges.kubelet import Alone
 from xpu_plugin.log import Once
+from xpu_plugin.loops.exchange import Exchange
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.model.events import Event
 from xpu_plugin.model.labels import node_labels
 from xpu_plugin.model.node_label import LAST_SEEN, NEW_NODE, Kept, Sight, Silence, decide
-from xpu_plugin.model.vf import ARGUMENT, DETAIL_ANNOTATION, KEEP, STATE_LABEL, UNKNOWN, Outcome, Wish
-from xpu_plugin.observable import Outbox, Value
+from xpu_plugin.model.vf import ARGUMENT, DETAIL_ANNOTATION, KEEP, STATE_LABEL, UNKNOWN, Wish
+from xpu_plugin.observable import Value
 from xpu_plugin.waiting import delays, pause
 
 
 if TYPE_CHECKING:
     from xpu_plugin.edges.label import LabelRecord
-    from xpu_plugin.edges.nodeapi import NodeApi
+    from xpu_plugin.edges.nodeapi import Follower, NodeApi
 
 logger = logging.getLogger(__name__)
 
@@ -32,43 +32,39 @@ AGAIN_SECONDS = (1.0, 60.0)  # back-off for threads and files: first, most
 LOOK_SECONDS = 10.0  # between two looks whether `cleanup` has removed the record
 STATE_PART, LABELS_PART = "state", "labels"  # of what is written, each by patches of its own
 
-T = TypeVar("T")
-
 
 class Node:
     """Turns the label into a desired number of VFs, and the report on it into a label and an annotation.
 
-    desired: written here; outcome: written on the node; events: sent
+    exchange: the desired number of VFs is written there; the report is written on the node, Events are sent
     argument: the number of VFs that counts without a label, or when the API server refuses to show it from
     the start on and none was ever seen
-    connect: makes the API server's edge from two callbacks, for the node as it is shown and for a refusal,
-    that may be called on any thread. It is called by `run`; what is to be written until then waits.
-    record: of the label last seen; alone: waits until that may be written, None to leave it as it is
+    connect: makes the API server's edge for a follower. It is called by `run`; what is to be written until
+    then waits.
+    record: of the label last seen; lock: allows to write that, None to leave it as it is
     patience: seconds without an answer until the label last seen counts
     """
 
     def __init__(
         self,
         *,
-        desired: Value[Wish],
-        outcome: Value[Outcome],
-        events: Outbox[Event],
+        exchange: Exchange,
         argument: int | None,
-        connect: Callable[[Callable[[Sight], None], Callable[[str], None]], "NodeApi"],
+        connect: Callable[["Follower"], "NodeApi"],
         record: "LabelRecord",
-        alone: Callable[[], Awaitable[None]] | None,
+        lock: Alone | None,
         patience: float,
     ) -> None:
         self._argument = argument
-        self._desired = desired
-        self._outcome = outcome
-        self._events = events
+        self._desired = exchange.desired
+        self._outcome = exchange.outcome
+        self._events = exchange.events
         self._labels: Value[Mapping[str, str | None]] = Value({})
         self._connect = connect
         self.api: NodeApi | None = None  # until `run`
 
         self._record = record
-        self._alone = alone
+        self._lock = lock
         self._patience = patience
         self._sight: Sight | Silence | None = None  # the last
         self._unread = True  # whether the record has still to be read
@@ -84,8 +80,7 @@ class Node:
 
     async def run(self) -> None:
         """Never returns."""
-        loop = asyncio.get_running_loop()
-        self.api = api = self._connect(partial(_hop, loop, self._see), partial(_hop, loop, self._denied))
+        self.api = api = self._connect(_Follower(asyncio.get_running_loop(), self))
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._write_state(api), name="state on the node")
@@ -129,7 +124,7 @@ class Node:
 
     # --- the wish -------------------------------------------------------------------------------------
 
-    def _see(self, sight: Sight | Silence) -> None:
+    def see(self, sight: Sight | Silence) -> None:
         """The node is shown so, or is not."""
         self._sight = sight
         if isinstance(sight, Sight):
@@ -151,10 +146,10 @@ class Node:
         if sight is Silence.REFUSED:
             self._explain()
 
-    def _denied(self, text: str) -> None:
+    def denied(self, text: str) -> None:
         """Without an answer ever, a refusal makes the argument count, unless a label was seen before."""
         logger.warning("%s", text)
-        self._see(Silence.REFUSED)
+        self.see(Silence.REFUSED)
 
     def _explain(self) -> None:
         """Say once what a refusal makes count."""
@@ -173,7 +168,7 @@ class Node:
         """An outage at the start lasts: the label last seen counts."""
         await asyncio.sleep(self._patience)
         if self._sight is None:
-            self._see(Silence.AWAY)
+            self.see(Silence.AWAY)
 
     # --- the label last seen --------------------------------------------------------------------------
 
@@ -183,9 +178,9 @@ class Node:
         self._unread = False
         if self._kept is None:  # else the label has been seen meanwhile
             self._begin_with(self._written)
-        if self._alone is None:
+        if self._lock is None:
             return
-        await self._alone()
+        await self._lock.acquire()
         self._written = await self._read()  # the instance before us may have written
         if not isinstance(self._sight, Sight):
             self._begin_with(self._written)
@@ -234,7 +229,17 @@ async def _started(api: "NodeApi") -> None:
             return
 
 
-def _hop(loop: asyncio.AbstractEventLoop, call: Callable[[T], None], value: T) -> None:
-    """From the API server's thread to the event loop, unless that has ended."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(call, value)
+class _Follower:
+    """Goes from the API server's thread to the event loop, unless that has ended."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, node: Node) -> None:
+        self._loop = loop
+        self._node = node
+
+    def saw(self, sight: Sight) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._node.see, sight)
+
+    def denied(self, text: str) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._node.denied, text)
