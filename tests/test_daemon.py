@@ -30,8 +30,8 @@ from tests.support.daemon import (
 from tests.support.machines import RESOURCE
 from tests.support.processes import descriptor, processes_that_know
 from tests.support.waiting import SECONDS, until
-from xpu_plugin.daemon import SHOWN_SECONDS
 from xpu_plugin.model.rivals import YOUNG_SECONDS
+from xpu_plugin.plugin import SHOWN_SECONDS
 from xpu_plugin.simulation.kubelet import Kubelet, StartError
 
 

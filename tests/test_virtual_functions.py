@@ -10,6 +10,8 @@ from typing import Any
 
 import grpc
 import pytest
+from xpu_plugin.proto.deviceplugin_pb2 import AllocateRequest, ContainerAllocateRequest
+from xpu_plugin.proto.deviceplugin_pb2_grpc import DevicePluginStub
 
 from tests.support.api_server import LIST, ApiServer, Reply, write_kubeconfig
 from tests.support.daemon import Daemon, Node, shows
@@ -20,8 +22,6 @@ from tests.support.waiting import SECONDS, until
 from xpu_plugin.cli import main
 from xpu_plugin.config import VF_POLICIES
 from xpu_plugin.model.vf import LABEL, STATE_LABEL
-from xpu_plugin.proto.deviceplugin_pb2 import AllocateRequest, ContainerAllocateRequest
-from xpu_plugin.proto.deviceplugin_pb2_grpc import DevicePluginStub
 from xpu_plugin.simulation.kubelet import AdmissionError, Grant, Kubelet
 
 

@@ -4,7 +4,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Generic, TypeVar
 
 
@@ -53,6 +53,13 @@ class Value(Generic[T]):
                     await changed.wait()
         return self._current
 
+    async def values(self) -> AsyncIterator[T]:
+        """The current value at once, then each newer one; a slow reader skips. Never ends."""
+        while True:
+            version = self._version
+            yield self._current
+            await self.beyond(version)
+
     @contextlib.contextmanager
     def waking(self, event: asyncio.Event) -> Iterator[None]:
         """Within this, the event is set at each change. It is set at once too: the reader looks first.
@@ -65,6 +72,17 @@ class Value(Generic[T]):
             yield
         finally:
             self._wakes.remove(event)
+
+
+class Signal(Value[int]):
+    """An event that happens again and again, with its number."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def fire(self) -> None:
+        """Wake all readers."""
+        self.set(self.current + 1)
 
 
 class Outbox(Generic[T]):

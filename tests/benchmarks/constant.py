@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from tests.benchmarks.http2 import ClosedError, Connection, Stream
 from xpu_plugin.proto import deviceplugin_pb2 as api
+
+from tests.benchmarks.http2 import ClosedError, Connection, Stream
 
 
 SECONDS = 5.0

@@ -10,6 +10,7 @@ import pytest
 from tests.support.waiting import SECONDS
 from xpu_plugin.edges.connection import Connection
 from xpu_plugin.edges.wire import HEADER, LONGEST_ANSWER
+from xpu_plugin.observable import Signal
 
 
 def frame(text: bytes) -> bytes:
@@ -22,12 +23,11 @@ class Line:
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair()
         self.ours.setblocking(False)
-        self.stirred = 0
-        self.news = asyncio.Event()
+        self.signal = Signal()
 
-    def stir(self) -> None:
-        self.stirred += 1
-        self.news.set()
+    @property
+    def stirred(self) -> int:
+        return self.signal.current
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def line() -> Iterator[Line]:
 
 
 async def test_a_request_and_its_answer(line: Line) -> None:
-    connection = await Connection.over(line.ours, line.stir)
+    connection = await Connection.over(line.ours, line.signal)
     for text in (b"", b"one", b"x" * 300_000):
         exchange = asyncio.ensure_future(connection.exchange(text))
         received = await asyncio.to_thread(line.theirs.recv, HEADER.size + len(text), socket.MSG_WAITALL)
@@ -52,7 +52,7 @@ async def test_a_request_and_its_answer(line: Line) -> None:
 
 
 async def test_an_answer_in_pieces(line: Line) -> None:
-    connection = await Connection.over(line.ours, line.stir)
+    connection = await Connection.over(line.ours, line.signal)
     exchange = asyncio.ensure_future(connection.exchange(b"?"))
     for number, byte in enumerate(frame(b"answer")):
         await asyncio.sleep(0)
@@ -63,7 +63,7 @@ async def test_an_answer_in_pieces(line: Line) -> None:
 
 
 async def test_what_is_no_frame_is_refused_before_it_is_read(line: Line) -> None:
-    connection = await Connection.over(line.ours, line.stir)
+    connection = await Connection.over(line.ours, line.signal)
     line.theirs.sendall(HEADER.pack(LONGEST_ANSWER + 1))
     with pytest.raises(ValueError, match=f"an answer of {LONGEST_ANSWER + 1} bytes"):
         await asyncio.wait_for(connection.exchange(b"?"), SECONDS)
@@ -71,7 +71,7 @@ async def test_what_is_no_frame_is_refused_before_it_is_read(line: Line) -> None
 
 
 async def test_an_end_with_half_an_answer(line: Line) -> None:
-    connection = await Connection.over(line.ours, line.stir)
+    connection = await Connection.over(line.ours, line.signal)
     exchange = asyncio.ensure_future(connection.exchange(b"?"))
     line.theirs.sendall(frame(b"answer")[:-1])
     line.theirs.close()
@@ -84,12 +84,12 @@ async def test_an_end_with_half_an_answer(line: Line) -> None:
 
 @pytest.mark.parametrize("what", ["speaks", "ends"])
 async def test_who_stirs_unasked_is_told_of_once(what: str, line: Line) -> None:
-    connection = await Connection.over(line.ours, line.stir)
+    connection = await Connection.over(line.ours, line.signal)
     if what == "speaks":
         line.theirs.sendall(frame(b"unasked"))
     else:
         line.theirs.close()
-    await asyncio.wait_for(line.news.wait(), SECONDS)
+    await asyncio.wait_for(line.signal.beyond(0), SECONDS)
     if (
         what == "speaks"
     ):  # and what was said is not lost: it is taken for an answer, which its number will refute
@@ -101,7 +101,7 @@ async def test_who_stirs_unasked_is_told_of_once(what: str, line: Line) -> None:
 
 
 async def test_a_connection_that_was_closed_says_nothing_more(line: Line) -> None:
-    connection = await Connection.over(line.ours, line.stir)
+    connection = await Connection.over(line.ours, line.signal)
     exchange = asyncio.ensure_future(connection.exchange(b"?"))
     await asyncio.sleep(0)
     connection.close()

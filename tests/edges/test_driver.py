@@ -206,19 +206,18 @@ async def test_a_round_of_slow_calls_may_take_longer_than_each_of_them(
 
 
 async def test_a_worker_that_ends_while_nobody_asks_it_is_told_of_once(driver: Driver) -> None:
-    ended: list[int | None] = []
-    driver.on_end = lambda: ended.append(driver.pid)
     await scanned(driver)
     await driver.sweep()
     worker = pid_of(driver)
     os.kill(worker, signal.SIGKILL)
-    await until(lambda: ended)
+    await until(lambda: driver.ended.current)
+    assert driver.pid == worker
     with pytest.raises(WorkerDiedError):
         await driver.sweep()
     await scanned(driver)
     driver.dismiss()
     await asyncio.sleep(0)
-    assert ended == [worker], "and not of one that we have ended ourselves"
+    assert driver.ended.current == 1, "and not of one that we have ended ourselves"
 
 
 @pytest.mark.parametrize("by_name", [False, True])

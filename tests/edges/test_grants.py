@@ -433,10 +433,11 @@ class Frozen:
 
     def __init__(self) -> None:
         self.thawed = threading.Event()
+        self._replace = replacing.replace
 
     def __call__(self, path: str, text: bytes, **how: bool) -> None:
         self.thawed.wait()
-        replacing.replace(path, text, **how)
+        self._replace(path, text, **how)
 
 
 async def test_a_container_waits_a_bounded_time_and_the_next_one_not_at_all(
@@ -444,7 +445,8 @@ async def test_a_container_waits_a_bounded_time_and_the_next_one_not_at_all(
 ) -> None:
     monkeypatch.setattr(grants, "WRITE_SECONDS", 0.1)
     frozen = Frozen()
-    record = GrantRecord(tmp_path, frozen)
+    monkeypatch.setattr(replacing, "replace", frozen)
+    record = GrantRecord(tmp_path)
     try:
         async with asyncio.timeout(5):
             await record.started({A: "/dev/xpu0"})

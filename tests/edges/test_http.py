@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 import pytest
 
+from tests.support.failures import Failed
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges import http as http_module
 from xpu_plugin.edges.http import MOST_CONNECTIONS, HttpServer, Page, plain
 from xpu_plugin.edges.listener import listen
+from xpu_plugin.errors import UNHEEDED, Failures
 
 
 Start = Callable[..., HttpServer]
@@ -28,10 +30,10 @@ async def start() -> AsyncIterator[Start]:
     def make(
         pages: Mapping[str, Callable[[], str] | Page],
         host: str = "127.0.0.1",
-        on_error: Callable[[Exception], None] = lambda _: None,
+        failures: Failures = UNHEEDED,
     ) -> HttpServer:
         made = {path: page if isinstance(page, Page) else plain(page) for path, page in pages.items()}
-        servers.append(HttpServer(listen((host, 0)), made, on_error))
+        servers.append(HttpServer(listen((host, 0)), made, failures))
         return servers[-1]
 
     yield make
@@ -270,9 +272,9 @@ async def test_a_page_that_fails_is_status_500_and_others_are_served(
     start: Start, page: Callable[[], str] | Page
 ) -> None:
     """Be it on the event loop or on the thread, as when an import there fails."""
-    errors: list[Exception] = []
-    server = start({"/x": page, "/y": lambda: "ok"}, on_error=errors.append)
+    failures = Failed()
+    server = start({"/x": page, "/y": lambda: "ok"}, failures=failures)
     status, text = await asyncio.to_thread(ask, server.port, "/x")
     assert (status, text) == (500, "this page failed: see the log\n")
     assert (await asyncio.to_thread(ask, server.port, "/y"))[0] == 200
-    assert [str(error) for error in errors] == ["planted"]
+    assert [str(error) for error in failures.errors] == ["planted"]

@@ -95,15 +95,17 @@ class Plugin:
             node=NODE,
             label=LABEL,
             kubeconfig=kubeconfig,
-            on_sight=self._saw,
-            on_denied=self.denials,
+            follower=self,
             delays=delays,
             patience=patience,
         )
 
-    def _saw(self, sight: Sight) -> None:
+    def saw(self, sight: Sight) -> None:
         self.sights(sight)
         self.labels(sight.label)
+
+    def denied(self, text: str) -> None:
+        self.denials(text)
 
 
 def threads() -> list[threading.Thread]:
@@ -1337,8 +1339,12 @@ from xpu_plugin.edges.nodeapi import NodeApi
 assert not any(name.partition(".")[0] in ("kubernetes", "urllib3") for name in sys.modules)
 from xpu_plugin.waiting import delays
 answered = threading.Event()
+class Follower:
+    denied = print
+    def saw(self, sight):
+        answered.set()
 api = NodeApi(node={NODE!r}, label="x", kubeconfig=Path({str(kubeconfig)!r}), delays=delays,
-              on_sight=lambda _: answered.set(), on_denied=print)
+              follower=Follower())
 api.publish("state", labels={{"a": "b"}}, annotations={{}})
 api.event(kind="Normal", reason="Tested", message="")
 api.start()

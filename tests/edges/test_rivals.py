@@ -7,15 +7,17 @@ import itertools
 import json
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from xpu_plugin.proto import deviceplugin_pb2 as api
 
 from tests.support.devices import found
 from tests.support.endpoint import IDS, NAME, Looks, Plugin
+from tests.support.events import outbox_into
 from tests.support.machines import RESOURCE
 from tests.support.rival import Rival
 from tests.support.waiting import SECONDS, until
@@ -23,11 +25,12 @@ from xpu_plugin.edges import rivals as rivals_edge
 from xpu_plugin.edges.podresources import UnknownHoldersError
 from xpu_plugin.edges.rivals import REASON, RivalWatch
 from xpu_plugin.model import registration, rivals
+from xpu_plugin.model.events import Event
 from xpu_plugin.model.health import HEALTHY, Health
 from xpu_plugin.model.holders import Checkpoint
 from xpu_plugin.model.inventory import after_scan, after_verdicts
+from xpu_plugin.model.registration import Identity
 from xpu_plugin.model.rivals import Phase
-from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet, Release
 
 
@@ -90,17 +93,27 @@ async def rival(node: Node) -> AsyncIterator[Rival]:
     await rival.stop()
 
 
+class Directory:
+    """The kubelet's, with one checkpoint and no other plugin."""
+
+    def __init__(self, checkpoint: Callable[[], Awaitable[Checkpoint]]) -> None:
+        self._checkpoint = checkpoint
+
+    async def checkpoint(self) -> Checkpoint:
+        return await self._checkpoint()
+
+    async def neighbours(self) -> frozenset[Identity]:
+        return frozenset()
+
+
 @pytest.fixture
-def events() -> list[tuple[str, str, str]]:
+def events() -> list[Event]:
     return []
 
 
 @pytest.fixture
-def plugin(node: Node, events: list[tuple[str, str, str]]) -> Plugin:
-    def tell(*event: str) -> None:
-        events.append(event)  # type: ignore[arg-type]  # three of them
-
-    return Plugin(node.directory, settle=SETTLE_SECONDS, tell=tell)
+def plugin(node: Node, events: list[Event]) -> Plugin:
+    return Plugin(node.directory, settle=SETTLE_SECONDS, events=outbox_into(events))
 
 
 async def ours(node: Node) -> None:
@@ -131,7 +144,7 @@ async def test_a_rival_that_stays_is_noticed_and_gives_way(
     node: Node,
     plugin: Plugin,
     rival: Rival,
-    events: list[tuple[str, str, str]],
+    events: list[Event],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It loses the name to us; the devices that it may have granted are withheld until holders are known."""
@@ -153,7 +166,8 @@ async def test_a_rival_that_stays_is_noticed_and_gives_way(
         assert plugin.looks >= looked + 2, "at the registration, and after the settle time"
     [warning] = warnings(caplog)
     assert f"resource={RESOURCE} ids=0,1" in warning
-    [(kind, reason, text)] = events
+    [event] = events
+    kind, reason, text = event.kind, event.reason, event.text
     assert (kind, reason) == ("Warning", REASON)
     assert RESOURCE in text
 
@@ -171,7 +185,7 @@ async def test_a_rival_that_came_and_went_unseen_takes_the_name_for_minutes_only
         await ours(node)
         await until(lambda: plugin.watch._named, "a look at the checkpoint")
         with monkeypatch.context() as damaged:
-            damaged.setattr(plugin.watch, "_read", fail)
+            damaged.setattr(plugin.watch._plugins, "checkpoint", fail)
             await rival.start()
             await taken(node)
             await rival.stop()
@@ -198,12 +212,13 @@ async def test_a_rival_that_our_list_hides_is_found_by_its_socket(
     monkeypatch.setattr(rivals_edge, "READ_SECONDS", SECONDS)
     monkeypatch.setattr(rivals, "LOOK_SECONDS", 600.0)
     monkeypatch.setattr(rivals, "ANEW_SECONDS", 0.5)
-    read = plugin.watch._read
-    assert read is not None
+    plugins = plugin.watch._plugins
+    assert plugins is not None
+    read = plugins.checkpoint
 
     async def late() -> Checkpoint:
         checkpoint = await read()
-        plugin.watch._read = read
+        monkeypatch.setattr(plugins, "checkpoint", read)
         await rival.start()
         await taken(node)
         await (rival.kill() if ends else asyncio.sleep(0))
@@ -212,7 +227,7 @@ async def test_a_rival_that_our_list_hides_is_found_by_its_socket(
     async with plugin.run():
         await ours(node)
         await until(lambda: plugin.watch._company.before is not None, "a look that shows our list")
-        plugin.watch._read = late
+        monkeypatch.setattr(plugins, "checkpoint", late)
         judge(plugin, SICK)
         await until(lambda: plugin.watch.rivalry.doubted, "a doubt")
         await until(lambda: not plugin.watch.rivalry.doubted, "a registration for it")
@@ -398,7 +413,7 @@ async def test_a_kubelet_that_never_names_resources_has_no_rivals() -> None:
     async def read() -> Checkpoint:
         return Checkpoint(written_ns=1 << 62)
 
-    watch = RivalWatch(RESOURCE, read=read)
+    watch = RivalWatch(RESOURCE, plugins=Directory(read))
     watch.announce(IDS, IDS)
     await watch.look()
     assert not watch.rivalry.silent
@@ -434,7 +449,7 @@ async def test_a_checkpoint_that_cannot_be_read_in_time_holds_up_no_list(
         await forever.wait()
         return Checkpoint()
 
-    plugin = Plugin(node.directory, read=read)
+    plugin = Plugin(node.directory, plugins=Directory(read))
     async with plugin.run():
         await ours(node)
         for health, allocatable in ((SICK, 1), (HEALTHY, 2), (SICK, 1)):
@@ -446,13 +461,13 @@ async def test_a_checkpoint_that_cannot_be_read_in_time_holds_up_no_list(
 
 async def test_ids_of_a_rival_are_shown_within_bounds(caplog: pytest.LogCaptureFixture) -> None:
     """Its ids are not ours to trust: too many, too long, not printable."""
-    said: list[str] = []
+    said: list[Event] = []
     ids = frozenset({f"card\n{number:03}" + "x" * 500 for number in range(300)})
 
     async def read() -> Checkpoint:
         return Checkpoint(registered={RESOURCE: ids}, written_ns=1 << 62)
 
-    watch = RivalWatch(RESOURCE, read=read, tell=lambda *event: said.extend(event))
+    watch = RivalWatch(RESOURCE, plugins=Directory(read), events=outbox_into(said))
     watch.announce(IDS, IDS)
     while not watch.displacements:
         await watch.look()
@@ -460,6 +475,6 @@ async def test_ids_of_a_rival_are_shown_within_bounds(caplog: pytest.LogCaptureF
         await asyncio.sleep(0.01)
     [warning] = warnings(caplog)
     assert len(warning) < 1000
-    assert len(said[2]) < 1000
-    assert "\n" not in warning + said[2]
-    assert "and 292 more" in said[2]
+    assert len(said[0].text) < 1000
+    assert "\n" not in warning + said[0].text
+    assert "and 292 more" in said[0].text

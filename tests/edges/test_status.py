@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.failures import Failed
 from tests.support.processes import unix_sockets
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges import status
@@ -249,16 +250,16 @@ async def test_an_answer_does_not_have_to_be_waited_for_long(
 
 
 async def test_an_answer_that_fails_is_told_and_others_are_given(path: Path) -> None:
-    errors: list[Exception] = []
+    failures = Failed()
 
     def broken() -> object:
         raise MemoryError("planted")
 
     with listening_at(path) as listener:
-        server = StatusServer({"broken": broken, "now": lambda: 1}, errors.append)
+        server = StatusServer({"broken": broken, "now": lambda: 1}, failures)
         await server.start(listener)
         with pytest.raises(StatusError, match="the plugin failed to answer: planted"):
             await asked(path, "broken")
         assert await asked(path, "now") == 1
         server.close()
-    assert [str(error) for error in errors] == ["planted"]
+    assert [str(error) for error in failures.errors] == ["planted"]

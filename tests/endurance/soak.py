@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from xpu_plugin.proto.podresources_v1_pb2 import ListPodResourcesResponse
 
 from tests.endurance.watched import IMPATIENT, Relay, Relayed, Scene, Watched
 from tests.support.api_server import ApiServer, write_kubeconfig
@@ -42,7 +43,6 @@ from tests.support.processes import MIB, Level, descriptors, has_ended, peak, tr
 from tests.support.rival import Rival
 from tests.support.waiting import until
 from xpu_plugin.model.vf import LABEL
-from xpu_plugin.proto.podresources_v1_pb2 import ListPodResourcesResponse
 from xpu_plugin.simulation.kubelet import AdmissionError, Grant, Release, StartError
 from xpu_plugin.simulation.machine import cards
 from xpu_plugin.xpuml import REQUIRED_FUNCTIONS

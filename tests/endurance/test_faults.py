@@ -14,6 +14,8 @@ from typing import Any
 
 import grpc
 import pytest
+from xpu_plugin.proto import deviceplugin_pb2 as api
+from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 
 from tests.endurance.watched import IMPATIENT, Scene, Watched, unharmed
 from tests.support.daemon import IDS, Daemon, a_node, in_flight, shows
@@ -22,8 +24,6 @@ from tests.support.machines import RESOURCE, compile_library
 from tests.support.processes import MIB, Level, descriptors, settles, tree, unix_sockets
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.loops.holders import LOOK_SECONDS
-from xpu_plugin.proto import deviceplugin_pb2 as api
-from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 from xpu_plugin.simulation.kubelet import AdmissionError
 
 

@@ -11,10 +11,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from xpu_plugin.proto.podresources_v1_pb2 import ListPodResourcesResponse
+
 from tests.support.daemon import IDS, Daemon, Node, shows
 from tests.support.machines import RESOURCE
 from tests.support.processes import Level, settles
-from xpu_plugin.proto.podresources_v1_pb2 import ListPodResourcesResponse
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet, Release
 
 

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
+from xpu_plugin.proto import deviceplugin_pb2 as api
 
 from tests.support.devices import CONTROL, device, found
 from xpu_plugin.config import UsageError, read_config
@@ -39,7 +40,6 @@ from xpu_plugin.model.devices import Scan, identify
 from xpu_plugin.model.health import HEALTHY, Health, judge
 from xpu_plugin.model.inventory import Facts, Policy, after_scan, after_verdicts, entries
 from xpu_plugin.model.vf import ACCEPTED, KEEP, MOST_VFS, UNKNOWN, by_label, cards, parse
-from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.xpuml import StateAnswer, WrongDeviceError, XpumlError
 
 
@@ -167,7 +167,7 @@ async def _driven(raw: bytes, asked: int) -> object:
         call_timeout=60.0,
     )
     worker = driver._process = _Worker(raw)
-    connection = driver._connection = await Connection.over(worker.take_socket(), driver.on_end)
+    connection = driver._connection = await Connection.over(worker.take_socket(), driver.ended)
     driver._opened = {"library": "", "library_version": ""}
     try:
         match asked:
@@ -290,8 +290,7 @@ def _service() -> tuple[DevicePluginService, dict[str, str]]:
     nodes = {f"xpu{own.node.number}": own.node.identity for own in devices} | {"xpuctrl": (CONTROL, 1)}
     service = DevicePluginService(
         POLICY.resource,
-        current=lambda: picture.current,
-        beyond=picture.beyond,
+        picture,
         node=nodes.get,
         grants=GrantRecord(_directory() / "state"),
     )

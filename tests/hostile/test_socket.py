@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from xpu_plugin.proto import deviceplugin_pb2 as api
 
 from tests.hostile.http2 import (
     CONTINUATION,
@@ -37,7 +38,6 @@ from tests.support.machines import RESOURCE
 from tests.support.processes import MIB, Level, peak, settles, unix_sockets
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.service import LONGEST_MESSAGE, LONGEST_REFUSAL, MOST_CONTAINERS, MOST_STREAMS
-from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.simulation.kubelet import Kubelet
 
 

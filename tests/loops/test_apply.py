@@ -10,26 +10,39 @@ import pytest
 
 from tests.support.devices import device, found
 from tests.support.grants import grants_of, kubelet_at, nowhere
+from tests.support.locks import Lock
 from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.driver import Driver
 from xpu_plugin.edges.quarantine import QuarantineRecord
 from xpu_plugin.edges.vf_record import VfRecord
-from xpu_plugin.loops.apply import Apply
+from xpu_plugin.loops.apply import Apply, Orders
+from xpu_plugin.loops.exchange import Exchange
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.loops.sweep import Sweep
+from xpu_plugin.loops.sweep import Cadence, Sweep
 from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.change import Limits
 from xpu_plugin.model.health import Rules
 from xpu_plugin.model.inventory import Policy, after_scan
-from xpu_plugin.model.vf import UNKNOWN, DesiredVfs, by_argument
+from xpu_plugin.model.vf import UNKNOWN, DesiredVfs, Outcome, by_argument
+from xpu_plugin.observable import Outbox, Value
 
 
 CARD = "0000:3b:00.0"
 
 pytestmark = pytest.mark.usefixtures("leaves_no_task")
+
+
+class Counted(Value[Outcome]):
+    """Counts also the decisions that change nothing."""
+
+    decisions = 0
+
+    def set(self, value: Outcome) -> None:
+        self.decisions += 1
+        super().set(value)
 
 
 @asynccontextmanager
@@ -38,7 +51,7 @@ async def applying(desired: DesiredVfs, place: Path) -> AsyncIterator[tuple[Gran
     often it has decided."""
     picture = Picture(Policy(resource=RESOURCE))
     picture.submit(lambda facts: after_scan(facts, found(device(CARD))))
-    decided: list[object] = []
+    outcome = Counted(Outcome())
     driver = Driver(nowhere(place), call_timeout=SECONDS)
     grants = grants_of(picture, place / "state")
     sweep = Sweep(
@@ -47,29 +60,24 @@ async def applying(desired: DesiredVfs, place: Path) -> AsyncIterator[tuple[Gran
         picture,
         Verdicts(Rules(), QuarantineRecord(place / "state")),
         grants,
-        interval=SECONDS,
-        rescan_interval=SECONDS,
-        grace=SECONDS,
+        cadence=Cadence(interval=SECONDS, rescan_interval=SECONDS, grace=SECONDS),
     )
     apply = Apply(
-        driver,
+        Orders(changer=driver, record=VfRecord(place / "state"), lock=Lock()),
         picture,
         sweep,
         grants,
         IdleProof(driver, kubelet_at(place), grants),
-        record=VfRecord(place / "state"),
+        exchange=Exchange(desired=Value(desired), outcome=outcome, events=Outbox()),
         limits=Limits(pending=600.0),
-        desired=desired,
-        alone=lambda: asyncio.sleep(0),
-        tell=lambda report, news: decided.append(report),
     )
     apply.begin()
     task = asyncio.ensure_future(apply.run())
     try:
-        await until(lambda: decided, "a first decision")
+        await until(lambda: outcome.decisions, "a first decision")
         for _ in range(20):
             await asyncio.sleep(0)  # and those that follow from it at once
-        yield grants, lambda: len(decided)
+        yield grants, lambda: outcome.decisions
     finally:
         task.cancel()
         await asyncio.wait({task})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.events import outbox_into
 from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE, make_machine, target_of
 from tests.support.waiting import SECONDS, until
@@ -19,6 +20,7 @@ from xpu_plugin.loops.audit import AGAIN_SECONDS, MUTE_SECONDS, Audit
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.devices import identify
+from xpu_plugin.model.events import Event
 from xpu_plugin.model.holders import Terms
 from xpu_plugin.model.inventory import Policy, after_scan
 from xpu_plugin.simulation.kubelet import Grant, Kubelet
@@ -39,11 +41,12 @@ class Tried:
         assert kubelet.pod_resources_socket
         self.kubelet = kubelet
         self.now = 1000.0
+        self.skip = frozenset[int]()  # no device is on probation
         self.state = state
         self.terms = terms
         self.listed = asyncio.Event()
         self.listed.set()
-        self.events: list[tuple[str, str, str]] = []
+        self.events: list[Event] = []
         self.driver = Driver(target_of(machine), call_timeout=0.4)
         self.picture = Picture(Policy(resource=RESOURCE))
         self.view = KubeletView(
@@ -68,8 +71,8 @@ class Tried:
             self.picture,
             self.view,
             self.grants,
-            left_out=frozenset,
-            tell=lambda *event: self.events.append(event),
+            probation=self,
+            events=outbox_into(self.events),
             clock=self.clock,
         )
 
@@ -146,15 +149,15 @@ async def test_two_holders_in_one_list_are_told_at_once_and_once(
     await tried.looks(5)
     assert tried.found() == {"double-holder"}
     (event,) = tried.events
-    assert event[:2] == ("Warning", "XPUDoubleHolder")
-    assert "default/one/main" in event[2]
-    assert "default/two/main" in event[2]
-    assert [record.message for record in caplog.records] == [f"double-holder: {event[2]}"]
+    assert (event.kind, event.reason) == ("Warning", "XPUDoubleHolder")
+    assert "default/one/main" in event.text
+    assert "default/two/main" in event.text
+    assert [record.message for record in caplog.records] == [f"double-holder: {event.text}"]
 
     tried.kubelet.free(other)
     await tried.looks()
     assert tried.audit.counts == NONE
-    assert caplog.records[-1].message == f"no longer so: double-holder: {event[2]}"
+    assert caplog.records[-1].message == f"no longer so: double-holder: {event.text}"
 
 
 async def test_what_comes_again_and_again_is_told_once_an_hour(tried: Tried) -> None:
@@ -177,8 +180,8 @@ async def test_a_holder_without_a_grant_is_told(tried: Tried) -> None:
     tried.hold("stranger", A)
     await tried.looks(2)
     assert tried.found() == {"holder-without-grant"}
-    assert tried.events[0][1] == "XPUHolderWithoutGrant"
-    assert "default/stranger/main" in tried.events[0][2]
+    assert tried.events[0].reason == "XPUHolderWithoutGrant"
+    assert "default/stranger/main" in tried.events[0].text
 
 
 async def test_holders_from_before_our_start_are_none(tried: Tried) -> None:
@@ -260,14 +263,14 @@ async def test_a_grant_that_the_kubelet_has_lost_is_told(tried: Tried, machine: 
     assert tried.audit.counts == NONE, "the kubelet may be about to list it"
     await tried.looks(2)
     assert tried.found() == {"unknown-grant"}
-    assert tried.events[0][1] == "XPUGrantUnknown"
+    assert tried.events[0].reason == "XPUGrantUnknown"
 
 
 async def test_a_process_of_the_host_is_told_by_its_pid(tried: Tried, machine: Machine) -> None:
     machine.add_line("process", "pid=7 card=1 memory=1 host-pid=90210")
     await tried.looks(2)
     assert tried.found() == {"holder-without-grant"}
-    assert f"{B} at /dev/xpu1 is used by process 90210" in tried.events[0][2]
+    assert f"{B} at /dev/xpu1 is used by process 90210" in tried.events[0].text
 
 
 @pytest.mark.parametrize("action", ["hang", "crash"])

@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 
 from tests.support.devices import device, found
+from tests.support.events import outbox_into
 from tests.support.machines import RESOURCE
 from tests.support.waiting import until
 from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.loops import faults as faults_module
 from xpu_plugin.loops.faults import TOGETHER_SECONDS, Faults
 from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model.events import Event
 from xpu_plugin.model.health import HEALTHY, Health
 from xpu_plugin.model.inventory import Policy, after_scan, after_verdicts
+from xpu_plugin.observable import Value
 from xpu_plugin.simulation.kubelet import Kubelet
 
 
@@ -32,14 +35,14 @@ class Tried:
 
     def __init__(self, socket: Path, **options: Any) -> None:
         self.picture = Picture(Policy(resource=RESOURCE))
-        self.driver_gone: str | None = None
-        self.events: list[tuple[str, str, str]] = []
+        self.driver_gone: Value[str | None] = Value(None)
+        self.events: list[Event] = []
         self.picture.submit(lambda facts: after_scan(facts, found(device(A), device(B, number=1))))
         self.faults = Faults(
             self.picture,
             KubeletView(device_plugin_dir=socket.parent, pod_resources_socket=socket),
-            driver_gone=lambda: self.driver_gone,
-            tell=lambda *event: self.events.append(event),
+            driver_gone=self.driver_gone,
+            events=outbox_into(self.events),
             **options,
         )
         self.task = asyncio.create_task(self.faults.run())
@@ -80,23 +83,24 @@ async def test_a_fault_and_its_end_are_told_with_the_pods(tried: Tried, kubelet:
     tried.judge(a=HEALTHY)
     await tried.tells(2)
     (fault, end) = tried.events
-    assert fault[:2] == ("Warning", "XPUUnhealthy")
-    assert f"{A} at /dev/xpu0: state-error, state 207; held by: research/train/main" in fault[2]
-    assert f"{B} at /dev/xpu1: state-error, state 207; held by: no container" in fault[2]
-    assert end == ("Normal", "XPURecovered", f"{A} at /dev/xpu0: well again; held by: research/train/main")
+    assert (fault.kind, fault.reason) == ("Warning", "XPUUnhealthy")
+    assert f"{A} at /dev/xpu0: state-error, state 207; held by: research/train/main" in fault.text
+    assert f"{B} at /dev/xpu1: state-error, state 207; held by: nobody" in fault.text
+    assert (end.kind, end.reason) == ("Normal", "XPURecovered")
+    assert end.text == f"{A} at /dev/xpu0: well again; held by: research/train/main"
 
 
 async def test_driver_loss_and_return(tried: Tried, kubelet: Kubelet) -> None:
     kubelet.hold([A], resource=RESOURCE, pod="train")
-    tried.driver_gone = "no driver: load it"
+    tried.driver_gone.set("no driver: load it")
     await tried.tells(1)
-    tried.driver_gone = None
+    tried.driver_gone.set(None)
     await tried.tells(2)
-    assert [event[:2] for event in tried.events] == [
+    assert [(event.kind, event.reason) for event in tried.events] == [
         ("Warning", "XPUDriverLost"),
         ("Normal", "XPUDriverBack"),
     ]
-    assert tried.events[0][2] == "2 devices, held by: default/train/main: no driver: load it"
+    assert tried.events[0].text == "2 devices, held by: default/train/main: no driver: load it"
 
 
 async def test_a_device_that_was_forgotten_is_new_when_it_comes_back(tried: Tried) -> None:
@@ -107,14 +111,14 @@ async def test_a_device_that_was_forgotten_is_new_when_it_comes_back(tried: Trie
     tried.picture.submit(lambda facts: after_scan(facts, found(device(A), device(B, number=1))))
     tried.judge(b=SICK)
     await tried.tells(2)
-    assert [event[1] for event in tried.events] == ["XPUUnhealthy"] * 2
+    assert [event.reason for event in tried.events] == ["XPUUnhealthy"] * 2
 
 
 async def test_who_cannot_be_asked_does_not_keep_it_from_telling(tried: Tried, kubelet: Kubelet) -> None:
     await kubelet.stop(remove_sockets=True)
     tried.judge(a=SICK)
     await tried.tells(1)
-    assert tried.events[0][2].endswith("held by: not known")
+    assert tried.events[0].text.endswith("held by: not known")
 
 
 async def test_what_comes_and_goes_is_told_seldom(place: Path) -> None:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from xpu_plugin.proto import podresources_v1_pb2
 
 from tests.support.clock import Clock
 from tests.support.kubelets import own_pod
+from tests.support.locks import Lock
 from tests.support.machines import RESOURCE, make_machine, target_of
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges import kubelet_view
@@ -29,7 +31,6 @@ from xpu_plugin.model.devices import Usage, identify
 from xpu_plugin.model.holders import Checkpoint, Holding, Listing, Terms, Word
 from xpu_plugin.model.inventory import Policy, after_scan
 from xpu_plugin.model.vf import Card, Proof, cards
-from xpu_plugin.proto import podresources_v1_pb2
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet
 from xpu_plugin.simulation.machine import Machine
 
@@ -557,14 +558,10 @@ async def test_cards_of_containers_that_were_there_at_the_start_are_known_by_wha
 
 @pytest.fixture
 async def loop(tried: Tried, leaves_no_task: None) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(tried.grants.run(at_once))
+    task = asyncio.create_task(tried.grants.run(Lock()))
     yield task
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-async def at_once() -> None:
-    """No other plugin is there."""
 
 
 @pytest.mark.usefixtures("loop")
@@ -667,7 +664,7 @@ async def test_a_record_that_cannot_be_read_at_the_start_is_known_as_soon_as_it_
     """Although nobody looks at a card, and no container starts."""
     tried = make()
     tried.grants.adopt([Holding(container="uid/main", resource=RESOURCE, ids=(A,))])
-    task = asyncio.create_task(tried.grants.run(at_once))
+    task = asyncio.create_task(tried.grants.run(Lock()))
     await until(lambda: len(attempts) >= 4, "attempts")
     assert attempts[3] - attempts[0] >= 3 * 0.75 * 0.03, "no busy loop"
     assert tried.grants.behind
@@ -714,7 +711,7 @@ async def test_a_takeover_with_a_record_that_cannot_be_read_any_more_catches_up_
     attempts: list[float], make: Make, record: GrantRecord, place: Path
 ) -> None:
     tried = make()
-    task = asyncio.create_task(tried.grants.run(at_once))
+    task = asyncio.create_task(tried.grants.run(Lock()))
     file = place / "state/grants.json"
     file.parent.mkdir()
     file.symlink_to(file.name)
@@ -775,7 +772,7 @@ async def test_a_plugin_that_waits_for_another_one_writes_nothing(
         waits.set()
         await free.wait()
 
-    task = asyncio.create_task(tried.grants.run(alone))
+    task = asyncio.create_task(tried.grants.run(Lock(alone)))
     clock.now += 1.0
     tried.grants.hear(word(kubelet, began=clock.now, train=A))
     async with asyncio.timeout(SECONDS):

@@ -15,6 +15,7 @@ from tests.support.clock import Clock
 from tests.support.devices import device, found
 from tests.support.grants import nowhere
 from tests.support.kubelets import CountingKubelet
+from tests.support.locks import Lock
 from tests.support.machines import RESOURCE
 from tests.support.pictures import health
 from tests.support.waiting import until
@@ -531,7 +532,7 @@ async def test_a_forgotten_holder_is_found_once_the_record_that_names_it_can_be_
     async def alone() -> None:
         pass
 
-    tasks = [asyncio.create_task(own) for own in (holders.run(), grants.run(alone))]
+    tasks = [asyncio.create_task(own) for own in (holders.run(), grants.run(Lock(alone)))]
     asked = kubelet.questions
     await until(lambda: kubelet.questions >= asked + 2, "looks, as the record is not known")
     assert set(health(picture.current).values()) == {None}

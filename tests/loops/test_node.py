@@ -15,13 +15,15 @@ from typing import Any, cast
 import pytest
 
 from tests.support.devices import device, found
+from tests.support.locks import Lock
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.label import LabelRecord, forget
-from xpu_plugin.edges.nodeapi import NodeApi
+from xpu_plugin.edges.nodeapi import Follower, NodeApi
 from xpu_plugin.loops import node as node_module
+from xpu_plugin.loops.exchange import Exchange
 from xpu_plugin.loops.node import LABELS_PART, STATE_PART, Node
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.model.change import News, Reason
+from xpu_plugin.model.events import Event
 from xpu_plugin.model.health import NOT_ANSWERING
 from xpu_plugin.model.inventory import Policy, after_scan, after_verdicts
 from xpu_plugin.model.labels import COUNT, DRIVER, MEMORY, MODEL, VFS
@@ -33,10 +35,12 @@ from xpu_plugin.model.vf import (
     UNKNOWN,
     Action,
     DesiredVfs,
+    Outcome,
     Report,
     Step,
     by_argument,
 )
+from xpu_plugin.observable import Outbox, Value
 
 
 A = "0000:3b:00.0"
@@ -50,8 +54,7 @@ pytestmark = pytest.mark.usefixtures("leaves_no_task")
 class Api:
     """What the node was told to publish, and whether it runs."""
 
-    on_sight: Callable[[Sight], None]
-    on_denied: Callable[[str], None]
+    follower: Follower
     started: int = 0
     stopped: int = 0
     lacks: int = 0  # how often no thread can be started
@@ -78,6 +81,21 @@ class Api:
         self.events.append((kind, reason, message))
 
 
+class Desired(Value[DesiredVfs]):
+    """Remembers each wish, and the thread that has written it."""
+
+    def __init__(self) -> None:
+        super().__init__(UNKNOWN)
+        self.wishes: list[DesiredVfs] = []
+        self.threads: set[int] = set()
+
+    def set(self, value: DesiredVfs) -> None:
+        if value != self.current:
+            self.wishes.append(value)
+            self.threads.add(threading.get_ident())
+        super().set(value)
+
+
 class Tried:
     """A node, the stand-in it talks to, and the wishes it has told."""
 
@@ -91,16 +109,21 @@ class Tried:
         lacks: int = 0,
     ) -> None:
         self.apis: list[Api] = []
-        self.wishes: list[DesiredVfs] = []
-        self.threads: set[int] = set()
+        self.desired, self.outcome, self.events = Desired(), Value(Outcome()), Outbox[Event]()
+        self.wishes, self.threads = self.desired.wishes, self.desired.threads
         self.record = record
         self._lacks = lacks
         self.node = Node(
-            argument=argument, connect=self._connect, record=record, alone=alone, patience=patience
+            exchange=Exchange(desired=self.desired, outcome=self.outcome, events=self.events),
+            argument=argument,
+            connect=self._connect,
+            record=record,
+            lock=None if alone is None else Lock(alone),
+            patience=patience,
         )
 
-    def _connect(self, on_sight: Callable[[Sight], None], on_denied: Callable[[str], None]) -> NodeApi:
-        self.apis.append(Api(on_sight, on_denied, lacks=self._lacks))
+    def _connect(self, follower: Follower) -> NodeApi:
+        self.apis.append(Api(follower, lacks=self._lacks))
         return cast(NodeApi, self.apis[-1])
 
     @property
@@ -108,9 +131,10 @@ class Tried:
         (api,) = self.apis
         return api
 
-    def desired(self, desired: DesiredVfs) -> None:
-        self.wishes.append(desired)
-        self.threads.add(threading.get_ident())
+    async def report(self, report: Report) -> None:
+        """Have this report on the wish, which is written if it has to be."""
+        self.outcome.set(Outcome(desired=self.desired.current, report=report))
+        await settled()
 
     async def after(self, number: int) -> DesiredVfs:
         """The wish that was told as the `number`th."""
@@ -121,7 +145,7 @@ class Tried:
     async def label(self, label: str | None, uid: str = UID) -> DesiredVfs:
         """The wish that this label makes, told by a thread of the API server's edge."""
         before = len(self.wishes)
-        await asyncio.to_thread(self.api.on_sight, Sight(uid=uid, label=label))
+        await asyncio.to_thread(self.api.follower.saw, Sight(uid=uid, label=label))
         return await self.after(before + 1)
 
     async def kept(self, kept: Kept | None) -> None:
@@ -139,7 +163,7 @@ def running(tmp_path: Path) -> Start:
 @contextlib.asynccontextmanager
 async def _running(argument: int | None, record: LabelRecord, **more: Any) -> AsyncIterator[Tried]:
     tried = Tried(argument=argument, record=record, **more)
-    task = asyncio.create_task(tried.node.run(tried.desired))
+    task = asyncio.create_task(tried.node.run())
     await until(lambda: tried.apis and tried.api.started, "the start of the API server's edge")
     yield tried
     task.cancel()
@@ -214,7 +238,7 @@ async def test_a_bad_label_at_first_keeps_everything(
 async def test_what_a_thread_says_is_told_on_the_loop(running: Start) -> None:
     async with running() as tried:
         await tried.label("3")
-        await asyncio.to_thread(tried.api.on_denied, "403")
+        await asyncio.to_thread(tried.api.follower.denied, "403")
         await settled()
     assert tried.threads == {threading.get_ident()}
 
@@ -234,8 +258,8 @@ async def test_a_thread_that_is_late_finds_nobody_and_does_not_fail(running: Sta
             loop.close()
 
     tried = await asyncio.to_thread(all_of_a_life)
-    tried.api.on_sight(Sight(uid=UID, label="3"))
-    tried.api.on_denied("403")
+    tried.api.follower.saw(Sight(uid=UID, label="3"))
+    tried.api.follower.denied("403")
     assert tried.wishes == []
 
 
@@ -244,9 +268,9 @@ async def test_a_thread_that_is_late_finds_nobody_and_does_not_fail(running: Sta
 
 async def test_a_refusal_makes_the_argument_count(running: Start, caplog: pytest.LogCaptureFixture) -> None:
     async with running(argument=2) as tried:
-        tried.api.on_denied("nodes is forbidden")
+        tried.api.follower.denied("nodes is forbidden")
         assert await tried.after(1) == by_argument(2)
-        tried.api.on_denied("nodes is still forbidden")
+        tried.api.follower.denied("nodes is still forbidden")
         await settled()
         assert len(tried.wishes) == 1
     assert all(record.levelno == logging.WARNING for record in caplog.records)
@@ -257,17 +281,17 @@ async def test_a_refusal_makes_the_argument_count(running: Start, caplog: pytest
 async def test_a_refusal_after_an_answer_changes_nothing(running: Start) -> None:
     async with running(argument=2) as tried:
         await tried.label("3")
-        tried.api.on_denied("403")
+        tried.api.follower.denied("403")
         await settled()
         assert [desired.number for desired in tried.wishes] == [3]
 
 
 async def test_the_label_counts_as_soon_as_it_can_be_read_after_all(running: Start) -> None:
     async with running(argument=2) as tried:
-        tried.api.on_denied("403")
+        tried.api.follower.denied("403")
         assert await tried.after(1) == by_argument(2)
         assert (await tried.label("3")).number == 3
-        tried.api.on_denied("403")
+        tried.api.follower.denied("403")
         await settled()
         assert len(tried.wishes) == 2
 
@@ -313,9 +337,9 @@ async def test_a_refusal_leaves_the_label_last_seen_and_names_the_way_back_once(
     running: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running(argument=1) as tried:
-        tried.api.on_denied("nodes is forbidden")
+        tried.api.follower.denied("nodes is forbidden")
         assert await tried.after(1) == DesiredVfs(number=3, origin=LAST_SEEN)
-        tried.api.on_denied("nodes is still forbidden")
+        tried.api.follower.denied("nodes is still forbidden")
         await settled()
         assert len(tried.wishes) == 1
     way = "to let the argument count run 'xpu-device-plugin cleanup' on this node: label=3"
@@ -329,7 +353,7 @@ async def test_a_refusal_after_an_outage_leaves_the_label_last_seen_and_is_expla
 ) -> None:
     async with running(argument=1, patience=0.0) as tried:
         await tried.after(1)
-        tried.api.on_denied("nodes is forbidden")
+        tried.api.follower.denied("nodes is forbidden")
         await settled()
         assert len(tried.wishes) == 1
     assert caplog.text.count("the label last seen counts") == 1
@@ -341,7 +365,7 @@ async def test_a_label_that_was_removed_is_forgotten(running: Start) -> None:
         assert await tried.label(None) == by_argument(1)
         await tried.kept(None)
     async with running(argument=1) as tried:
-        tried.api.on_denied("nodes is forbidden")
+        tried.api.follower.denied("nodes is forbidden")
         assert await tried.after(1) == by_argument(1)
 
 
@@ -367,7 +391,7 @@ async def test_cleanup_lets_the_argument_count_without_a_restart(
     monkeypatch.setattr(node_module, "LOOK_SECONDS", 0.02)
     async with running(argument=1, alone=at_once) as tried:
         if refused:
-            tried.api.on_denied("nodes is forbidden")
+            tried.api.follower.denied("nodes is forbidden")
             assert (await tried.after(1)).origin == LAST_SEEN
         else:
             assert (await tried.label(None, NEW_UID)).origin == NEW_NODE
@@ -425,8 +449,8 @@ async def test_only_a_label_counts_before_the_record_can_be_read(
     file.rename(aside)
     file.symlink_to(file)  # ELOOP, as good as EIO
     async with running(argument=1, alone=at_once) as tried:
-        await asyncio.to_thread(tried.api.on_sight, Sight(uid=UID, label=None))
-        tried.api.on_denied("nodes is forbidden")
+        await asyncio.to_thread(tried.api.follower.saw, Sight(uid=UID, label=None))
+        tried.api.follower.denied("nodes is forbidden")
         await until(lambda: "cannot read the record of the node's label" in caplog.text, "it is said")
         assert tried.wishes == []
         aside.replace(file)
@@ -456,7 +480,7 @@ async def test_a_damaged_record_counts_as_none_and_is_kept_aside(
 ) -> None:
     (tmp_path / "label.json").write_text(content)
     async with running(argument=1, alone=at_once) as tried:
-        tried.api.on_denied("nodes is forbidden")
+        tried.api.follower.denied("nodes is forbidden")
         assert await tried.after(1) == by_argument(1)
         await tried.label("2")
         await tried.kept(Kept(label="2", node=UID))
@@ -501,18 +525,18 @@ async def test_nothing_is_published_before_there_is_a_desired_count_and_then_the
     running: Start,
 ) -> None:
     async with running(argument=2) as tried:
-        tried.node.tell(PENDING, [])
+        await tried.report(PENDING)
         assert tried.api.published == []
         await tried.label(None)
-        tried.node.tell(PENDING, [])
+        await tried.report(PENDING)
     assert tried.api.published == [({STATE_LABEL: "pending"}, {DETAIL_ANNOTATION: PENDING.detail()})]
 
 
 async def test_a_desired_count_by_argument_after_a_refusal_is_published_too(running: Start) -> None:
     async with running(argument=2) as tried:
-        tried.api.on_denied("403")
+        tried.api.follower.denied("403")
         await tried.after(1)
-        tried.node.tell(DONE, [])
+        await tried.report(DONE)
     assert tried.api.published[0][0] == {STATE_LABEL: "success"}
 
 
@@ -520,51 +544,23 @@ async def test_only_what_has_changed_is_published(running: Start) -> None:
     async with running() as tried:
         await tried.label("2")
         for report in (PENDING, PENDING, DONE, DONE, PENDING):
-            tried.node.tell(report, [])
+            await tried.report(report)
         states = [labels[STATE_LABEL] for labels, _ in tried.api.published]
         assert states == ["pending", "success", "pending"]
-        tried.node.tell(Report(steps=(step(reason="waiting for its turn"),)), [])
+        await tried.report(Report(steps=(step(reason="waits its turn"),)))
         assert len(tried.api.published) == 4
         detail = tried.api.published[-1][1][DETAIL_ANNOTATION]
         assert detail
-        assert json.loads(detail)["cards"][0]["reason"] == "waiting for its turn"
+        assert json.loads(detail)["cards"][0]["reason"] == "waits its turn"
 
 
 async def test_a_bad_label_is_published_as_a_failure_with_its_problem(running: Start) -> None:
     async with running() as tried:
         desired = await tried.label("many")
-        tried.node.tell(Report(steps=(step(action=Action.KEEP),), problem=desired.problem), [])
+        await tried.report(Report(steps=(step(action=Action.KEEP),), problem=desired.problem))
     labels, annotations = tried.api.published[0]
     assert labels == {STATE_LABEL: "failed"}
     assert "'many' is not accepted" in str(annotations[DETAIL_ANNOTATION])
-
-
-@pytest.mark.parametrize(
-    ("reason", "kind"),
-    [
-        (Reason.APPLIED, "Normal"),
-        (Reason.BLOCKED, "Warning"),
-        (Reason.FAILED, "Warning"),
-        (Reason.DRIFT, "Warning"),
-    ],
-)
-async def test_news_are_events_good_ones_normal_and_others_warnings(
-    running: Start, reason: Reason, kind: str
-) -> None:
-    async with running() as tried:
-        await tried.label("2")
-        tried.node.tell(PENDING, [News(reason=reason, card=A, text=f"{A}: what happened")])
-    assert tried.api.events == [(kind, reason.value, f"{A}: what happened")]
-
-
-async def test_news_are_events_also_when_the_report_is_the_same_and_in_their_order(running: Start) -> None:
-    async with running() as tried:
-        await tried.label("2")
-        tried.node.tell(PENDING, [])
-        news = [News(reason=Reason.DRIFT, card=A, text=text) for text in ("one", "two")]
-        tried.node.tell(PENDING, news)
-    assert [text for _, _, text in tried.api.events] == ["one", "two"]
-    assert len(tried.api.published) == 1
 
 
 async def test_what_is_to_be_written_before_there_is_an_edge_is_written_then(tmp_path: Path) -> None:
@@ -572,13 +568,14 @@ async def test_what_is_to_be_written_before_there_is_an_edge_is_written_then(tmp
     picture = Picture(Policy(resource="baidu.com/xpu"))
     picture.submit(lambda facts: after_scan(facts, found(device(A))))
     describing = asyncio.create_task(tried.node.describe(picture, lambda: "4.0.12.1"))
-    tried.node.event("Warning", "XPUUnhealthy", "one")
-    tried.node.event("Normal", "XPURecovered", "two")
+    tried.events.put(Event(kind="Warning", reason="XPUUnhealthy", text="one"))
+    tried.events.put(Event(kind="Normal", reason="XPURecovered", text="two"))
     await settled()
     assert tried.apis == []
-    task = asyncio.create_task(tried.node.run(tried.desired))
+    task = asyncio.create_task(tried.node.run())
     await until(lambda: tried.apis and tried.api.started, "the start of the API server's edge")
-    assert [text for _, _, text in tried.api.events] == ["one", "two"]
+    await settled()
+    assert tried.api.events == [("Warning", "XPUUnhealthy", "one"), ("Normal", "XPURecovered", "two")]
     ((labels, _),) = tried.api.published
     assert labels[COUNT] == "1"
     for one in (task, describing):
@@ -600,7 +597,7 @@ async def test_the_node_is_labelled_with_what_it_has_beside_the_state(running: S
         assert tried.api.published == [(has, {})]
 
         await tried.label("2")
-        tried.node.tell(DONE, [])
+        await tried.report(DONE)
         assert tried.api.published[-1] == ({STATE_LABEL: "success"}, {DETAIL_ANNOTATION: DONE.detail()})
 
         # A device that falls ill, or is lost, is one that the node has.

@@ -10,6 +10,7 @@ import pytest
 from tests.support.devices import scan
 from xpu_plugin.edges.driver import Driver, LibraryError, Target, WorkerHungError
 from xpu_plugin.loops import probation as probation_module
+from xpu_plugin.loops.due import Due
 from xpu_plugin.loops.probation import Probation
 from xpu_plugin.model.devices import Scan
 
@@ -50,18 +51,25 @@ class Scripted(Driver):
         self.dismissed += 1
 
 
+class Counted(Due):
+    """Counts how often a scan was wanted."""
+
+    times = 0
+
+    def want(self, *, forget: bool = False) -> None:
+        self.times += 1
+        super().want(forget=forget)
+
+
 class Court:
     """A probation that runs, at a time of our choice."""
 
     def __init__(self) -> None:
         self.driver = Scripted()
         self.now = 100.0
-        self.released = 0
-        self.probation = Probation(self.driver, self._release, clock=lambda: self.now)
+        self.due = Counted()
+        self.probation = Probation(self.driver, self.due, clock=lambda: self.now)
         self.task = asyncio.create_task(self.probation.run())
-
-    def _release(self) -> None:
-        self.released += 1
 
     async def pass_time(self, seconds: float) -> list[int]:
         """Move on in time; returns who has been asked meanwhile."""
@@ -102,7 +110,7 @@ async def test_the_convicted_are_asked_one_by_one_and_never_with_others(court: C
     assert court.probation.skip == {1, 3}
     assert sorted(await court.pass_time(1000.0)) == [1, 3]
     assert court.driver.dismissed == 2, "no worker stays: it would keep the control node open"
-    assert court.released == 0
+    assert court.due.times == 0
 
 
 async def test_pauses_grow_to_a_limit(court: Court) -> None:
@@ -140,7 +148,7 @@ async def test_one_that_answers_is_released_and_the_sweep_is_told(court: Court) 
     court.probation.convict(2, since=99.0)
     court.driver.answers = {2: HUNG}
     await court.pass_time(1000.0)
-    assert court.released == 1
+    assert court.due.times == 1
     assert court.probation.skip == {2}
     assert court.probation.overdue(0.0) == {2}
 
@@ -151,7 +159,7 @@ async def test_what_is_no_answer_releases_nobody(court: Court, answer: Exception
     court.probation.convict(1, since=99.0)
     assert await court.pass_time(1000.0) == [1]
     assert court.probation.skip == {1}
-    assert court.released == 0
+    assert court.due.times == 0
 
 
 async def test_one_that_does_it_again_at_once_goes_on_with_its_pauses(court: Court) -> None:
@@ -178,5 +186,5 @@ async def test_other_nodes_make_all_indexes_void_also_of_whom_is_being_asked(cou
     court.probation.convict(1, since=99.0)
     assert await court.pass_time(1000.0) == [1]
     assert court.probation.skip == frozenset()
-    assert court.released == 0
+    assert court.due.times == 0
     assert await court.pass_time(10_000.0) == []

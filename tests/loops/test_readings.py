@@ -43,10 +43,8 @@ class Tried:
         self.driver = CountingDriver(target_of(machine))
         self.picture = Picture(Policy(resource=RESOURCE))
         self.now = 1000.0
-        self.left_out: frozenset[int] = frozenset()
-        self.meters = Meters(
-            self.driver, self.picture, left_out=lambda: self.left_out, clock=lambda: self.now
-        )
+        self.skip: frozenset[int] = frozenset()
+        self.meters = Meters(self.driver, self.picture, probation=self, clock=lambda: self.now)
         self.task = asyncio.create_task(self.meters.run())
 
     async def scan(self) -> None:
@@ -142,7 +140,7 @@ async def test_a_device_that_costs_a_worker_is_left_alone_for_a_while(
 
 
 async def test_who_is_left_out_by_the_sweep_is_left_out_here(tried: Tried) -> None:
-    tried.left_out = frozenset({0})
+    tried.skip = frozenset({0})
     assert set((await tried.read()).gauges) == {B}
 
 

@@ -129,7 +129,7 @@ async def test_a_part_that_fails_alone_ends_nothing_beside_it() -> None:
         tasks.append(observing.create_task(supervisor.keep("good", good)))
         await until(lambda: supervisor.failures.get("bad", 0) > 3, "some failures")
         assert runs.is_set()
-        assert not serving.failed.is_set()
+        assert not serving.ended.is_set()
         assert not any(task.done() for task in tasks)
         for task in tasks:
             task.cancel()
@@ -168,7 +168,7 @@ async def test_a_vital_part_that_fails_is_known_before_the_others_have_ended() -
             serving.start("fails", fails())
 
     group = asyncio.ensure_future(run())
-    await asyncio.wait_for(serving.failed.wait(), 5)
+    await asyncio.wait_for(serving.ended.wait(), 5)
     assert not group.done()
     assert (serving.part, str(serving.error)) == ("fails", "odd")
     held.set()

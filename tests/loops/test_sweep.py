@@ -25,7 +25,7 @@ from xpu_plugin.edges.quarantine import QuarantineRecord
 from xpu_plugin.loops import probation, unlisted
 from xpu_plugin.loops import sweep as sweep_module
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.loops.sweep import InitError, Sweep
+from xpu_plugin.loops.sweep import Cadence, InitError, Sweep
 from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.devices import Host, Scan
 from xpu_plugin.model.health import ASKED_BEFORE, CHANGING, RECORD_UNREAD, VF_CHANGE_PLANNED, Rules
@@ -102,10 +102,12 @@ class Watch:
             self.picture,
             self.verdicts,
             self.grants,
-            interval=INTERVAL,
-            rescan_interval=1000.0,
-            grace=GRACE,
-            fail_on_init_error=fail_on_init_error,
+            cadence=Cadence(
+                interval=INTERVAL,
+                rescan_interval=1000.0,
+                grace=GRACE,
+                fail_on_init_error=fail_on_init_error,
+            ),
             clock=self.clock,
         )
         self.task = asyncio.create_task(self.sweep.run())
@@ -132,11 +134,11 @@ class Watch:
 
     def grace(self, seconds: float) -> None:
         """From now on, be that patient."""
-        self.sweep._grace = seconds
+        self.sweep._cadence = replace(self.sweep._cadence, grace=seconds)
 
     def compare_each(self, seconds: float) -> None:
         """From now on, compare the host with the last scan as often as that."""
-        self.sweep._rescan_interval = seconds
+        self.sweep._cadence = replace(self.sweep._cadence, rescan_interval=seconds)
 
     def health(self) -> dict[str, str | None]:
         return health(self.picture.current)
@@ -426,7 +428,7 @@ async def test_several_that_hang_at_once_are_found_with_less_patience(
 async def test_a_worker_that_ends_between_two_sweeps_is_replaced_at_once(
     watch: Watch, machine: Machine
 ) -> None:
-    watch.sweep._interval = 1000.0
+    watch.sweep._cadence = replace(watch.sweep._cadence, interval=1000.0)
     await watch.sweeps(1)
     assert watch.driver.pid
     os.kill(watch.driver.pid, signal.SIGKILL)
@@ -546,7 +548,7 @@ async def test_while_the_library_cannot_be_opened_verdicts_stand_for_a_grace_and
 
 async def test_how_long_nobody_asked_does_not_count_as_silence(watch: Watch, machine: Machine) -> None:
     """Rare looks are no reason to condemn at the first failure."""
-    watch.sweep._interval = 1000.0
+    watch.sweep._cadence = replace(watch.sweep._cadence, interval=1000.0)
     await watch.sweeps(1)
     watch.clock.ahead += 10 * GRACE
     machine.add_fault("xpumlInit", "code:9")

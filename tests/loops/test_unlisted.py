@@ -2,14 +2,20 @@
 """Nodes that are not listed are opened one by one, at growing pauses, and never while a card is changed."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.support.machines import RESOURCE
 from xpu_plugin.edges.driver import Driver, Target, WorkerHungError
 from xpu_plugin.loops import unlisted as module
+from xpu_plugin.loops.due import Due
+from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.unlisted import Openings
+from xpu_plugin.model.health import CHANGING, Health
+from xpu_plugin.model.inventory import Policy
 
 
 PAUSES = (1000.0, 8000.0)
@@ -36,19 +42,32 @@ class Scripted(Driver):
         return number in self.open
 
 
+CARD = "0000:3b:00.0"
+
+
+class Counted(Due):
+    """Counts how often a scan was wanted."""
+
+    times = 0
+
+    def want(self, *, forget: bool = False) -> None:
+        self.times += 1
+        super().want(forget=forget)
+
+
 class Room:
     """Openings that run, at a time of our choice."""
 
     def __init__(self) -> None:
         self.driver = Scripted()
         self.now = 100.0
-        self.opened = 0
-        self.changing = False
-        self.openings = Openings(self.driver, self._open, lambda: self.changing, clock=lambda: self.now)
+        self.due = Counted()
+        self.picture = Picture(Policy(resource=RESOURCE))
+        self.openings = Openings(self.driver, self.picture, self.due, clock=lambda: self.now)
         self.task = asyncio.create_task(self.openings.run())
 
-    def _open(self) -> None:
-        self.opened += 1
+    def change(self, kept_back: Mapping[str, Health]) -> None:
+        self.picture.submit(lambda facts: replace(facts, kept_back=kept_back))
 
     async def pass_time(self, seconds: float) -> list[int]:
         """Move on in time; returns which nodes have been opened meanwhile."""
@@ -83,18 +102,18 @@ async def test_only_what_is_not_listed_is_opened_at_pauses_that_grow(room: Room)
         await room.pass_time(8000.0)
     assert await room.pass_time(7999.0) == []
     assert await room.pass_time(1.0) == [3]
-    assert room.opened == 0
+    assert room.due.times == 0
 
 
 async def test_one_that_opens_is_told_and_goes_on_with_its_pauses_while_it_is_not_listed(room: Room) -> None:
     room.openings.expect([3])
     room.driver.open = {3}
     assert await room.pass_time(1000.0) == [3]
-    assert room.opened == 1
+    assert room.due.times == 1
     room.openings.expect([3])  # a scan, and it is still left out
     assert await room.pass_time(1999.0) == []
     assert await room.pass_time(1.0) == [3]
-    assert room.opened == 2
+    assert room.due.times == 2
     room.openings.expect([])
     assert await room.pass_time(50000.0) == []
     room.openings.expect([3])
@@ -111,10 +130,10 @@ async def test_each_has_pauses_of_its_own(room: Room) -> None:
 
 async def test_no_node_is_opened_while_a_card_is_changed(room: Room) -> None:
     room.openings.expect([3])
-    room.changing = True
+    room.change({CARD: CHANGING})
     for _ in range(20):
         assert await room.pass_time(1000.0) == []
-    room.changing = False
+    room.change({})
     assert await room.pass_time(100.0) == [3], "and soon after"
 
 
@@ -123,7 +142,7 @@ async def test_one_that_hangs_is_tried_again_later(room: Room, caplog: pytest.Lo
     room.driver.hanging, room.driver.open = {3}, {3}
     assert await room.pass_time(1000.0) == [3]
     assert "opening /dev/xpu3: no answer within 1 s" in caplog.text
-    assert room.opened == 0
+    assert room.due.times == 0
     room.driver.hanging = set()
     assert await room.pass_time(2000.0) == [3]
-    assert room.opened == 1
+    assert room.due.times == 1

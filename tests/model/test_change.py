@@ -1528,3 +1528,10 @@ def test_a_card_that_is_blocked_by_a_doubt_and_then_by_a_holder_is_told_of_twice
         story.next()
         assert story.told() == [("VFBlocked", A)] * news
         story.passes(LOOK_SECONDS)
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_news_are_events_good_ones_normal_and_others_warnings(reason: Reason) -> None:
+    event = News(reason=reason, card=A, text=f"{A}: a change").event
+    assert event.kind == ("Normal" if reason is Reason.APPLIED else "Warning")
+    assert (event.reason, event.text) == (reason.value, f"{A}: a change")

@@ -25,6 +25,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from xpu_plugin.proto import deviceplugin_pb2 as api
 
 from tests.support.devices import (
     CARD_KINDS,
@@ -67,7 +68,6 @@ from xpu_plugin.model.inventory import (
     held_otherwise,
     is_old,
 )
-from xpu_plugin.proto import deviceplugin_pb2 as api
 
 
 BUSES = (0x3B, 0x3C, 0x5E, 0xAF)
@@ -184,8 +184,7 @@ class Node(RuleBasedStateMachine):
     def _service(self, resource: str) -> DevicePluginService:
         return DevicePluginService(
             resource,
-            current=lambda: self.picture.current,
-            beyond=self.picture.beyond,
+            self.picture,
             node=lambda _: None,
             grants=GrantRecord(Path("/nonexistent")),
         )

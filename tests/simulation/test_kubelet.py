@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 
 import grpc
 import pytest
-
 from xpu_plugin.proto import (
     deviceplugin_pb2 as api,
 )
@@ -24,6 +23,7 @@ from xpu_plugin.proto import (
     podresources_v1alpha1_pb2,
     podresources_v1alpha1_pb2_grpc,
 )
+
 from xpu_plugin.simulation.kubelet import (
     CHECKPOINT,
     AdmissionError,

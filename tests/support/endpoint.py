@@ -5,7 +5,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,14 @@ from tests.support.devices import CONTROL, device, found
 from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.grants import GrantRecord
-from xpu_plugin.edges.kubelet import KUBELET_SOCKET, Endpoint, Identity, InstanceLock, neighbours, socket_stem
-from xpu_plugin.edges.podresources import checkpoint_of, reader
+from xpu_plugin.edges.kubelet import (
+    KUBELET_SOCKET,
+    Endpoint,
+    Identity,
+    InstanceLock,
+    PluginDirectory,
+    socket_stem,
+)
 from xpu_plugin.edges.rivals import RivalWatch
 from xpu_plugin.edges.service import DevicePluginService
 from xpu_plugin.loops.picture import Picture
@@ -41,17 +46,12 @@ class Plugin:
         self.picture.submit(lambda facts: after_scan(facts, found(*CARDS)))
         nodes = {f"xpu{card.node.number}": card.node.identity for card in CARDS} | {"xpuctrl": (CONTROL, 1)}
         self.directory = directory
-        own: dict[str, Any] = {
-            "read": partial(checkpoint_of, directory),
-            "neighbours": partial(reader().call, neighbours, directory),
-        }
-        self.watch = RivalWatch(resource, **own | watching)
+        self.watch = RivalWatch(resource, **{"plugins": PluginDirectory(directory), **watching})
         self.looks = 0  # at holders
         self.restarts: list[Callable[[], Awaitable[None]]] = []  # what happens during such a look, once each
         self.service = DevicePluginService(
             resource,
-            current=lambda: self.picture.current,
-            beyond=self.picture.beyond,
+            self.picture,
             node=nodes.get,
             grants=GrantRecord(directory.parent / "state"),
             watch=self.watch,
@@ -63,10 +63,10 @@ class Plugin:
             stem=socket_stem(resource, RESOURCE),
             lock=self.lock,
             watch=self.watch,
-            look=self._look,
+            holders=self,
         )
 
-    async def _look(self) -> None:
+    async def before_registration(self) -> None:
         self.looks += 1
         if self.restarts:
             await self.restarts.pop()()

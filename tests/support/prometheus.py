@@ -30,8 +30,9 @@ IMPATIENT = (
     "-c",
     """
 import signal, sys
-from xpu_plugin import cli, daemon, observability
-daemon.LISTED_SECONDS = observability.LATEST_SECONDS = 0.1
+from xpu_plugin import cli, plugin
+from xpu_plugin.loops import metrics
+plugin.LISTED_SECONDS = metrics.LATEST_SECONDS = 0.1
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
 signal.signal(signal.SIGUSR1, lambda *_: signal.sigwait([signal.SIGUSR2]))
 sys.exit(cli.main(sys.argv[1:]))

@@ -9,7 +9,6 @@ from typing import Any
 from xpu_plugin.commands.output import scanned
 from xpu_plugin.commands.running import Running
 from xpu_plugin.config import Config
-from xpu_plugin.daemon import kubelet_of, policy, target
 from xpu_plugin.edges import survey
 from xpu_plugin.edges.access import look
 from xpu_plugin.edges.api import has_credentials
@@ -21,6 +20,7 @@ from xpu_plugin.model.devices import Scan, identify
 from xpu_plugin.model.inventory import FORMER_RESOURCE, Facts, after_scan
 from xpu_plugin.model.rows import Row, rows
 from xpu_plugin.model.unlisted import Unlisted, unlisted
+from xpu_plugin.plugin import kubelet_of, policy, target
 from xpu_plugin.xpuml import XpumlError
 
 

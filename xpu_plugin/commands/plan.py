@@ -10,10 +10,10 @@ from typing import Any
 from xpu_plugin.commands.output import scanned, table
 from xpu_plugin.commands.running import Running
 from xpu_plugin.config import PLAN_OPTIONS, PROGRAM, Config, Parser, read_config
-from xpu_plugin.daemon import kubelet_of, node_of, policy, target, terms
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.errors import PluginError
+from xpu_plugin.loops.exchange import exchange
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import Picture
@@ -21,6 +21,7 @@ from xpu_plugin.loops.status import planned
 from xpu_plugin.model.devices import identify
 from xpu_plugin.model.inventory import after_scan
 from xpu_plugin.model.vf import DesiredVfs, Report, State, by_argument, document
+from xpu_plugin.plugin import kubelet_of, node_of, policy, target, terms
 from xpu_plugin.xpuml import XpumlError
 
 
@@ -90,16 +91,14 @@ async def _plan(config: Config, *, given: bool) -> tuple[DesiredVfs, Report]:
 
 async def _desired(config: Config) -> DesiredVfs:
     """Return the desired VF count as the running plugin would: by the label, else by the argument."""
-    node = node_of(config)
+    between = exchange()
+    node = node_of(config, between)
     if node is None:
         return by_argument(config.sriov_num_vfs)
-    told: asyncio.Future[DesiredVfs] = asyncio.get_running_loop().create_future()
-    asking = asyncio.ensure_future(
-        node.run(lambda desired: None if told.done() else told.set_result(desired))
-    )
+    asking = asyncio.ensure_future(node.run())
     try:
         async with asyncio.timeout(LABEL_SECONDS + config.label_timeout):
-            return await told
+            return await between.desired.beyond(0)
     except TimeoutError:
         raise UnknownDesiredVfsError(
             "the API server does not show the node's label; give --sriov-num-vfs to plan without"

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,6 +58,24 @@ def has_credentials(kubeconfig: Path | None) -> bool:
         return True
     address = (os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT"))
     return all(address) and TOKEN_FILE.is_file()
+
+
+class Failures:
+    """Counts requests that have failed; for any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[tuple[str, int | None]] = Counter()
+
+    def add(self, failure: "Failed") -> None:
+        with self._lock:
+            self._counts[failure.what, failure.status] += 1
+
+    @property
+    def counts(self) -> dict[tuple[str, int | None], int]:
+        """Failures by request and HTTP status, None where there was none."""
+        with self._lock:
+            return dict(self._counts)
 
 
 class Failed(PluginError):  # noqa: N818 - not always an error: 410, and what only has to be tried again

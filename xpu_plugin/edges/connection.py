@@ -3,9 +3,9 @@
 
 import asyncio
 import socket
-from collections.abc import Callable
 
 from xpu_plugin.edges.wire import HEADER, LONGEST_ANSWER
+from xpu_plugin.observable import Signal
 
 
 _ROOM = 1 << 16  # bytes to be read at a time
@@ -14,11 +14,11 @@ _ROOM = 1 << 16  # bytes to be read at a time
 class Connection(asyncio.BufferedProtocol):
     """One request at a time, and one answer to each.
 
-    on_stir: called once when the other end is gone, or speaks, while nobody waits for an answer
+    stirred: fired once when the other end is gone, or speaks, while nobody waits for an answer
     """
 
-    def __init__(self, on_stir: Callable[[], None]) -> None:
-        self._on_stir: Callable[[], None] | None = on_stir
+    def __init__(self, stirred: Signal) -> None:
+        self._stirred: Signal | None = stirred
         self._buffer = memoryview(bytearray(_ROOM))
         self._received = bytearray()
         self._answer: asyncio.Future[bytes] | None = None
@@ -26,10 +26,10 @@ class Connection(asyncio.BufferedProtocol):
         self._ended = False
 
     @classmethod
-    async def over(cls, own: socket.socket, on_stir: Callable[[], None]) -> "Connection":
+    async def over(cls, own: socket.socket, stirred: Signal) -> "Connection":
         """Takes over the socket, which is connected."""
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_unix_connection(lambda: cls(on_stir), sock=own)
+        _, connection = await loop.create_unix_connection(lambda: cls(stirred), sock=own)
         return connection
 
     async def exchange(self, request: bytes) -> bytes:
@@ -45,7 +45,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """At once, and without a word."""
-        self._on_stir = None
+        self._stirred = None
         if self._transport is not None:
             self._transport.abort()
 
@@ -66,9 +66,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _settle(self) -> None:
         if self._answer is None or self._answer.done():
-            on_stir, self._on_stir = self._on_stir, None
-            if on_stir is not None:
-                on_stir()
+            stirred, self._stirred = self._stirred, None
+            if stirred is not None:
+                stirred.fire()
             return
         if len(self._received) >= HEADER.size:
             (length,) = HEADER.unpack_from(self._received)

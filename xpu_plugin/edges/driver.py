@@ -32,6 +32,7 @@ from xpu_plugin.edges.process import WorkerProcess
 from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import CONTROL_NODE, Gauges, Host, Process, Scan, Usage
+from xpu_plugin.observable import Signal
 from xpu_plugin.xpuml import Call, StateAnswer, WrongDeviceError, error
 
 
@@ -110,7 +111,7 @@ class Driver:
         a round of many slow calls may take longer
     spare: a worker that has been started already, for the first scan
     most_stuck: workers that were killed and are still there, at which no further one is started
-    on_end: called when the worker of the last scan ends while nobody asks it
+    ended: fired when the worker of the last scan ends while no request is under way
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Driver:
         self._target = target
         self.call_timeout = call_timeout
         self._most_stuck = most_stuck
-        self.on_end: Callable[[], None] = lambda: None
+        self.ended = Signal()
         self._lock = asyncio.Lock()
         self._states_only = False
         self._process: WorkerProcess | None = None
@@ -400,8 +401,7 @@ class Driver:
         except OSError as error:  # out of memory, descriptors or processes
             raise WorkerDiedError(f"no worker can be started: {error.strerror}") from None
         self._spare = None
-        on_stir = lambda: self.on_end()  # noqa: E731, PLW0108 - whoever is to be told by then
-        self._connection = await Connection.over(process.take_socket(), on_stir)
+        self._connection = await Connection.over(process.take_socket(), self.ended)
         await self._ask(process, START_SECONDS, "ready", bool)
         return process
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from xpu_plugin.edges import replacing
-from xpu_plugin.edges.replacing import Replace
 
 
 MOST_BYTES = 4 << 20
@@ -59,12 +58,12 @@ def reason(error: Exception) -> str:
 class StateFile:
     """One JSON file that outlives the process. It has one writer: the instance that holds the lock.
 
-    replace: how it is written, here or by another process
+    apart: whether it is written by another process, which may wait for a disk for ever
     """
 
-    def __init__(self, file: Path, replace: Replace = replacing.replace) -> None:
+    def __init__(self, file: Path, *, apart: bool = False) -> None:
         self.path = file
-        self._replace = replace
+        self._apart = apart
         self._damaged = False
         self._tidied = False
 
@@ -90,5 +89,6 @@ class StateFile:
         Raises OSError.
         """
         text = json.dumps(document, indent=1, sort_keys=True)
-        self._replace(os.fspath(self.path), text.encode(), tidy=not self._tidied, aside=self._damaged)
+        replace = replacing.replace_apart if self._apart else replacing.replace
+        replace(os.fspath(self.path), text.encode(), tidy=not self._tidied, aside=self._damaged)
         self._tidied, self._damaged = True, False

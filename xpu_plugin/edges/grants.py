@@ -12,10 +12,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from xpu_plugin.edges import replacing
 from xpu_plugin.edges.disk import state_thread
 from xpu_plugin.edges.files import DAMAGED, StateFile, reason
-from xpu_plugin.edges.replacing import Replace
 from xpu_plugin.frozen import frozen
 
 
@@ -60,8 +58,8 @@ class GrantRecord:
     written before it has been read.
     """
 
-    def __init__(self, directory: Path, replace: Replace = replacing.replace) -> None:
-        self._file = StateFile(directory / _FILE, replace)
+    def __init__(self, directory: Path, *, apart: bool = False) -> None:
+        self._file = StateFile(directory / _FILE, apart=apart)
         self._disk = state_thread()
         self._written = _EMPTY
         self.paths: dict[str, str] = {}

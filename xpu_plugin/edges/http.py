@@ -15,6 +15,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from xpu_plugin.errors import UNHEEDED, Failures
 from xpu_plugin.frozen import frozen
 
 
@@ -52,17 +53,17 @@ def plain(text: Text) -> Page:
 class HttpServer:
     """Serves `pages` by path: 200, or 503 while the event loop does not answer. Takes the listener over.
 
-    on_error: called on the event loop with an unforeseen error of a page, whose answer is 500
+    failures: for an unforeseen error of a page, whose answer is 500
     """
 
     def __init__(
         self,
         listener: socket.socket,
         pages: Mapping[str, Page],
-        on_error: Callable[[Exception], None] = lambda _: None,
+        failures: Failures = UNHEEDED,
     ) -> None:
         self._pages = pages
-        self._on_error = on_error
+        self._failures = failures
         self._loop = asyncio.get_running_loop()
         self._server = _Server(listener, self._handler())
         self.port: int = self._server.server_address[1]
@@ -95,7 +96,7 @@ class HttpServer:
 
     def _failed(self, error: Exception) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(self._on_error, error)
+            self._loop.call_soon_threadsafe(self._failures.failed, error)
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         pages, contents_of, failed = self._pages, self._contents, self._failed

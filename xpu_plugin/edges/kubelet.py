@@ -17,19 +17,21 @@ import secrets
 import socket
 import stat
 import time
-from collections.abc import Awaitable, Callable
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 
 from xpu_plugin.edges.channel import address, held, reached, told
 from xpu_plugin.edges.engine import require_room
 from xpu_plugin.edges.mounts import deleted
+from xpu_plugin.edges.podresources import checkpoint_of, reader
 from xpu_plugin.edges.rivals import RivalWatch
 from xpu_plugin.edges.service import OPTIONS, DevicePluginService, server_of
 from xpu_plugin.log import Once, note
 from xpu_plugin.model import registration
+from xpu_plugin.model.holders import Checkpoint
 from xpu_plugin.model.obstacles import Obstacle
 from xpu_plugin.model.registration import Action, Look, Outcome, Standing
 from xpu_plugin.proto import deviceplugin_pb2 as api
@@ -91,12 +93,9 @@ def in_the_way(path: Path) -> Obstacle | None:
 class InstanceLock:
     """At most one plugin works in a device plugin directory: a lock on the directory itself, which ends
     with the process and leaves no file.
-
-    on_waited: awaited whenever it was waited for, before any work is done
     """
 
     def __init__(self, directory: Path) -> None:
-        self.on_waited: Callable[[], Awaitable[None]] | None = None
         self._directory = directory
         self._acquiring = asyncio.Lock()
         self._descriptor: int | None = None
@@ -115,8 +114,6 @@ class InstanceLock:
             while not self._try():  # noqa: ASYNC110 - nothing tells us when another process lets go
                 await asyncio.sleep(LOCK_SECONDS)
             self._complaint.healed()
-            if self.on_waited is not None:
-                await self.on_waited()
 
     def held(self) -> bool:
         """Whether what is locked is still the directory at that path."""
@@ -175,12 +172,41 @@ class InstanceLock:
             logger.warning("%s", text)
 
 
+class Alone(Protocol):
+    """Knows when no other plugin may work on this node."""
+
+    async def acquire(self) -> None:
+        """Wait until then."""
+
+
+class Holders(Protocol):
+    """Knows which containers hold devices."""
+
+    async def before_registration(self) -> None:
+        """Look, quickly: a kubelet that waits longer than a second kills pods."""
+
+
+class PluginDirectory:
+    """The kubelet's directory, as another plugin may have changed it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def checkpoint(self) -> Checkpoint:
+        """The kubelet's checkpoint. Raises UnknownHoldersError."""
+        return await checkpoint_of(self._path)
+
+    async def neighbours(self) -> frozenset[registration.Identity]:
+        """The sockets of other plugins. Raises OSError."""
+        return await reader().call(neighbours, self._path)
+
+
 class Endpoint:
     """One resource's socket and its registration with whatever kubelet there is.
 
     watch: of the resource's name, the same that the service has
-    look: looks who holds devices; awaited before each registration, and before devices are offered again that
-    another plugin may have granted. It must be quick: a kubelet that waits longer than a second kills pods
+    holders: looked for before each registration, and before devices are offered again that another plugin may
+    have granted
     """
 
     def __init__(
@@ -189,17 +215,17 @@ class Endpoint:
         *,
         directory: Path,
         stem: str,
-        lock: InstanceLock,
+        lock: Alone,
         watch: RivalWatch | None = None,
-        look: Callable[[], Awaitable[None]] | None = None,
+        holders: Holders | None = None,
     ) -> None:
-        self._service = service
+        self.service = service
         self._directory = directory
         self._stem = stem
         self._kubelet = directory / KUBELET_SOCKET
         self._lock = lock
         self.watch = watch or RivalWatch(service.resource)
-        self._look = look
+        self._holders = holders
         self._server: grpc.aio.Server | None = None
         self._bound: Identity | None = None
         self._said = Once()
@@ -224,7 +250,7 @@ class Endpoint:
         # gRPC's stop waits by `asyncio.wait_for`, which in Python 3.11 loses a cancellation that comes just
         # as the wait is over.
         while not (task and task.cancelling()):
-            self._service.streams_changed.clear()
+            self.service.streams_changed.clear()
             if self._server is not None and (crash := await _crash(self._server)):
                 logger.warning("serving resource=%s anew: gRPC gave up (%s)", self.resource, crash)
                 await self._stop()
@@ -259,7 +285,7 @@ class Endpoint:
         return Look(
             now=now,
             kubelet=kubelet,
-            streaming=self._service.streams > 0,
+            streaming=self.service.streams > 0,
             bound=kubelet is not None and path is not None and Identity.of(path) == self._bound,
             mute=self.watch.mute(now),
             take_back=self.watch.take_back(now),
@@ -282,13 +308,13 @@ class Endpoint:
         """Wait; a stream that opens or ends is news at once."""
         try:
             async with asyncio.timeout(seconds):
-                await self._service.streams_changed.wait()
+                await self.service.streams_changed.wait()
         except TimeoutError:
             pass
 
     async def _see_holders(self) -> None:
-        if self._look is not None:
-            await self._look()
+        if self._holders is not None:
+            await self._holders.before_registration()
 
     def _complain(self, text: str) -> None:
         """Warn of what is not as it should be, once until it is another thing."""
@@ -410,7 +436,7 @@ class Endpoint:
         remove_stale(self._directory)
         self.path = path = self._directory / f"{self._stem}-{secrets.token_hex(RANDOM_BYTES)}{SOCKET_SUFFIX}"
         _require_bindable(path)
-        server = server_of(self._service)
+        server = server_of(self.service)
         server.add_insecure_port(address(path))
         self._server = server
         try:
@@ -430,7 +456,7 @@ class Endpoint:
         path, bound, self.path, self._bound = self.path, self._bound, None, None
         if self._server is None:
             return
-        self._service.close()
+        self.service.close()
         server, self._server = self._server, None
         await self._end(server)
         if path is not None and bound is not None and Identity.of(path) == bound:

@@ -5,10 +5,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from xpu_plugin.edges import replacing
 from xpu_plugin.edges.disk import state_thread
 from xpu_plugin.edges.files import DAMAGED, StateFile, reason
-from xpu_plugin.edges.replacing import Replace
 from xpu_plugin.log import Once
 from xpu_plugin.model.node_label import Kept
 from xpu_plugin.model.vf import parse
@@ -22,8 +20,8 @@ _FILE = "label.json"
 class LabelRecord:
     """The label that the node had when it was last seen; in `directory`/label.json."""
 
-    def __init__(self, directory: Path, replace: Replace = replacing.replace) -> None:
-        self._file = StateFile(directory / _FILE, replace)
+    def __init__(self, directory: Path, *, apart: bool = False) -> None:
+        self._file = StateFile(directory / _FILE, apart=apart)
         self._disk = state_thread()
         self._trouble = Once()
 

@@ -9,10 +9,9 @@ import logging
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from xpu_plugin.edges.api import (
     BROKEN,
@@ -23,6 +22,7 @@ from xpu_plugin.edges.api import (
     STRANGER,
     Answer,
     Failed,
+    Failures,
     NodeMetadata,
     Server,
     advice,
@@ -64,15 +64,25 @@ def remove(
         raise ApiError(advice(failure)) from None
 
 
+class Follower(Protocol):
+    """Is called by a thread."""
+
+    def saw(self, sight: Sight, /) -> None:
+        """The node as it is shown: after the first answer, and then when its label or its UID changes."""
+
+    def denied(self, text: str, /) -> None:
+        """The authorizer refuses to list or watch: once for each kind of refusal, until it is answered again.
+
+        text: a sentence to be logged
+        """
+
+
 class NodeApi:
     """Follows one node's label and keeps what we publish on it, in two daemon threads.
 
-    Both callbacks come from a thread. `on_sight` gets the label's value, None when the node has no such
-    label, and the node's UID: after the first answer, and then when either changes. `on_denied` gets a
-    sentence, which is for the callee to log, when the authorizer refuses to list or watch: once for each kind
-    of refusal, until that has been answered again. It has to have lasted for `patience` seconds, seen at both
-    ends and with nothing else between: an API server that has just started knows of no roles, and refuses
-    all clients. Credentials that are not accepted are an outage like any other.
+    A refusal counts once it has lasted for `patience` seconds, seen at both ends and with nothing else
+    between: an API server that has just started knows of no roles, and refuses all clients. Credentials that
+    are not accepted are an outage like any other.
 
     What is not foreseen ends no thread: it is said once, and the thread begins anew after a while.
     """
@@ -83,16 +93,14 @@ class NodeApi:
         node: str,
         label: str,
         kubeconfig: Path | None,
-        on_sight: Callable[[Sight], None],
-        on_denied: Callable[[str], None],
+        follower: Follower,
         delays: Delays,
         patience: float = 0.0,
     ) -> None:
         self._node = node
         self._label = label
         self._kubeconfig = kubeconfig
-        self._on_sight = on_sight
-        self._on_denied = on_denied
+        self._follower = follower
         self._delays = delays
         self._stopping = threading.Event()
         self._threads: set[str] = set()  # names of those that were started
@@ -107,9 +115,8 @@ class NodeApi:
         self.watching = False  # whether a watch is open; read from anywhere
         self._barren = 0  # streams in a row that ended at once, without a line
 
-        self._writer = NodeWriter(node=node, kubeconfig=kubeconfig, delays=delays, failed=self._failed)
-        self._counting = threading.Lock()
-        self._failures: Counter[tuple[str, int | None]] = Counter()
+        self._failures = Failures()
+        self._writer = NodeWriter(node=node, kubeconfig=kubeconfig, delays=delays, failures=self._failures)
 
     def start(self) -> None:
         """Begin; returns at once. The import of the client holds the interpreter for a moment.
@@ -129,8 +136,7 @@ class NodeApi:
     @property
     def failures(self) -> dict[tuple[str, int | None], int]:
         """How many requests have failed, by what was asked and HTTP status, None where there was none."""
-        with self._counting:
-            return dict(self._failures)
+        return self._failures.counts
 
     @property
     def unwritten(self) -> tuple[str, ...]:
@@ -167,7 +173,7 @@ class NodeApi:
                     return
                 # The text of an error that is not known may quote a header, and so a token.
                 where = f"{type(error).__name__} at {_place(error)}"
-                self._failed(Failed(f"{name}: {where}"))
+                self._failures.add(Failed(f"{name}: {where}"))
                 if where not in known:
                     known.add(where)
                     logger.error(  # noqa: TRY400 - a traceback would show the text
@@ -199,7 +205,7 @@ class NodeApi:
                 version = self._follow(server, version)
             except Failed as failure:
                 version, failed, least = None, True, failure.retry_after
-                self._failed(failure)
+                self._failures.add(failure)
                 if not self._stopping.is_set():
                     self._say(failure)
             healthy = self._streamed() >= SHORT_WATCH_SECONDS
@@ -291,16 +297,12 @@ class NodeApi:
         """For how many seconds this round's stream has been open."""
         return 0.0 if self._streaming_since is None else time.monotonic() - self._streaming_since
 
-    def _failed(self, failure: Failed) -> None:
-        with self._counting:
-            self._failures[failure.what, failure.status] += 1
-
     def _saw(self, metadata: NodeMetadata) -> None:
         self._writer.saw(metadata)
         sight = Sight(uid=metadata.uid, label=metadata.labels.get(self._label))
         if self._told != sight and not self._stopping.is_set():
             self._told = sight
-            self._on_sight(sight)
+            self._follower.saw(sight)
 
     def _allowed(self, what: str) -> None:
         self._denied.discard(what)
@@ -313,7 +315,7 @@ class NodeApi:
             self._refused_since = self._refused_since or now
             if now - self._refused_since >= self._patience and failure.what not in self._denied:
                 self._denied.add(failure.what)
-                self._on_denied(advice(failure))
+                self._follower.denied(advice(failure))
             return
         self._refused_since = None
         if failure.kind == MISSING:

@@ -24,6 +24,7 @@ from xpu_plugin.edges.api import (
     NODES,
     REFUSED,
     Failed,
+    Failures,
     NodeMetadata,
     Server,
     advice,
@@ -77,18 +78,13 @@ def send(server: Server, node: str, what: str, changes: Values) -> NodeMetadata:
 
 
 class NodeWriter:
-    """Keeps a node as it is wanted, by `run` in a thread of its own; all else may be called from anywhere.
+    """Keeps a node as it is wanted, by `run` in a thread of its own; all else may be called from anywhere."""
 
-    failed: is told of each request that failed
-    """
-
-    def __init__(
-        self, *, node: str, kubeconfig: Path | None, delays: Delays, failed: Callable[[Failed], None]
-    ) -> None:
+    def __init__(self, *, node: str, kubeconfig: Path | None, delays: Delays, failures: Failures) -> None:
         self._node = node
         self._kubeconfig = kubeconfig
         self._delays = delays
-        self._failed = failed
+        self._failures = failures
 
         # Shared, under the lock of `_news`.
         self._news = threading.Condition()
@@ -241,7 +237,7 @@ class NodeWriter:
         try:
             metadata = send(server, self._node, part.errand.what, changes)
         except Failed as failure:
-            self._failed(failure)
+            self._failures.add(failure)
             raise
         now = values(labels=metadata.labels, annotations=metadata.annotations)
         with self._news:
@@ -267,7 +263,7 @@ class NodeWriter:
                 answer.whole()
         except Failed as failure:
             if failure.status != _CONFLICT:  # which it has with itself, if only the answer was lost
-                self._failed(failure)
+                self._failures.add(failure)
                 if failure.status not in _HOPELESS and failure.speaker is not Speaker.ADMISSION:
                     errand.failed(failure)
                     return

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xpu_plugin.edges import replacing
 from xpu_plugin.edges.disk import state_thread
 from xpu_plugin.edges.files import DAMAGED, StateFile, reason
-from xpu_plugin.edges.replacing import Replace
 from xpu_plugin.log import Once
 
 
@@ -27,8 +25,8 @@ class QuarantineRecord:
     unread: the file is there and could not be read yet; it is not to be written before it has been read
     """
 
-    def __init__(self, directory: Path, replace: Replace = replacing.replace) -> None:
-        self._file = StateFile(directory / _FILE, replace)
+    def __init__(self, directory: Path, *, apart: bool = False) -> None:
+        self._file = StateFile(directory / _FILE, apart=apart)
         self._disk = state_thread()
         self._unwritable, self._unreadable = Once(), Once()
         self.reasons: Mapping[str, str] = {}

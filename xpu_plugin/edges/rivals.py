@@ -7,13 +7,16 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
+from typing import Protocol
 
 from xpu_plugin.edges.podresources import UnknownHoldersError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model import rivals
+from xpu_plugin.model.events import WARNING, Event
 from xpu_plugin.model.holders import Checkpoint
 from xpu_plugin.model.registration import Identity
 from xpu_plugin.model.rivals import Announced, Company, Phase, Rivalry, Sight
+from xpu_plugin.observable import Outbox
 
 
 logger = logging.getLogger(__name__)
@@ -36,33 +39,40 @@ class _Looked:
     sockets: frozenset[Identity] | None = None
 
 
+class Directory(Protocol):
+    """The kubelet's directory, read off the event loop."""
+
+    async def checkpoint(self) -> Checkpoint:
+        """The kubelet's checkpoint. Raises UnknownHoldersError."""
+
+    async def neighbours(self) -> frozenset[Identity]:
+        """The sockets of other plugins. Raises OSError."""
+
+
 class RivalWatch:
     """Whose list the kubelet has under one resource name.
 
     Written by the resource's endpoint and its service; anybody may read `rivalry`.
 
-    read: reads the checkpoint, off the event loop; None: nothing is seen, ever
-    neighbours: reads which sockets of other plugins there are, off the event loop
-    settle: seconds until a grant shows in the kubelet's lists; tell: kind, reason and text of an Event
+    plugins: the directory in which it looks; without one nothing is seen, ever
+    settle: seconds until a grant shows in the kubelet's lists; events: for the administrator
     """
 
     def __init__(
         self,
         resource: str,
         *,
-        read: Callable[[], Awaitable[Checkpoint]] | None = None,
-        neighbours: Callable[[], Awaitable[frozenset[Identity]]] | None = None,
+        plugins: Directory | None = None,
         settle: float = 0.0,
-        tell: Callable[[str, str, str], None] = lambda *_: None,
+        events: Outbox[Event] | None = None,
     ) -> None:
         self.resource = resource
         self.rivalry = Rivalry()
         self.displacements = 0
-        self._read = read
-        self._neighbours = neighbours
+        self._plugins = plugins
         self._reading: asyncio.Future[tuple[frozenset[Identity] | None, Checkpoint | None]] | None = None
         self._settle = settle
-        self._tell = tell
+        self._events = events or Outbox[Event]()
         self._announced = Announced()
         self._listed_at = 0.0
         self._company = Company()
@@ -192,12 +202,14 @@ class RivalWatch:
         return reading.result() if reading.done() else (None, None)
 
     async def _read_now(self) -> tuple[frozenset[Identity] | None, Checkpoint | None]:
+        if self._plugins is None:
+            return None, None
         try:
-            sockets = await self._neighbours() if self._neighbours is not None else None
+            sockets = await self._plugins.neighbours()
         except OSError:
             sockets = None
         try:
-            return sockets, await self._read() if self._read is not None else None
+            return sockets, await self._plugins.checkpoint()
         except UnknownHoldersError:
             return sockets, None  # said by those who need to know the holders
 
@@ -212,12 +224,11 @@ class RivalWatch:
             ",".join(_shown(self.rivalry.strange)) or "none",
             seconds,
         )
-        self._tell(
-            "Warning",
-            REASON,
+        text = (
             f"{self.trouble}. Pods that ask for it get no device from this plugin. Remove the other plugin's "
-            f"DaemonSet. This plugin registers again in {seconds:.0f} s.",
+            f"DaemonSet. This plugin registers again in {seconds:.0f} s."
         )
+        self._events.put(Event(kind=WARNING, reason=REASON, text=text))
 
     def _listing(self) -> str:
         ids = self.rivalry.strange

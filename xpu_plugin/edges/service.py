@@ -28,6 +28,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from xpu_plugin.edges.rivals import RivalWatch
+from xpu_plugin.errors import UNHEEDED, Failures
 from xpu_plugin.log import note
 from xpu_plugin.model import allocation
 from xpu_plugin.model.allocation import Cause, NodeIdentity, Refusal
@@ -83,6 +84,17 @@ def _timed(
     return timed
 
 
+class Inventories(Protocol):
+    """The picture of all devices."""
+
+    @property
+    def current(self) -> Inventory | None:
+        """None before the first scan."""
+
+    async def beyond(self, generation: int, /) -> Inventory:
+        """The newest inventory, as soon as it is not of that generation."""
+
+
 class Grants(Protocol):
     """The memory of grants. `granted`, and `started` up to its first wait, take effect at once."""
 
@@ -104,35 +116,32 @@ class Grants(Protocol):
 class DevicePluginService:
     """One resource's service.
 
-    current: the picture as it is; beyond: the newest picture that is not of a generation
     node: what a device node is, by name; grants: where each grant and each start of a container is written
-    on_list: told that a list has gone out
+    listed: set when a list has gone out
     watch: says when no list is to go out, or one without a healthy device; told of each list
-    on_error: told of an unforeseen error of a method; the caller is refused
+    failures: for an unforeseen error of a method; the caller is refused
     """
 
     def __init__(
         self,
         resource: str,
+        picture: Inventories,
         *,
-        current: Callable[[], Inventory | None],
-        beyond: Callable[[int], Awaitable[Inventory]],
         node: NodeIdentity,
         grants: Grants,
-        on_list: Callable[[], None] = lambda: None,
+        listed: asyncio.Event | None = None,
         watch: RivalWatch | None = None,
-        on_error: Callable[[Exception], None] = lambda _: None,
+        failures: Failures = UNHEEDED,
     ) -> None:
         self.resource = resource
         self._streams: set[object] = set()
         self.streams_changed = asyncio.Event()
-        self._current = current
-        self._beyond = beyond
+        self._inventories = picture
         self._node = node
         self._grants = grants
-        self._on_list = on_list
+        self._listed = listed or asyncio.Event()
         self._watch = watch or RivalWatch(resource)
-        self.on_error = on_error
+        self.failures = failures
         self.lists = 0  # that have gone out
         self.granted = 0  # devices
         self.durations: dict[str, Durations] = {method: none_yet(*_LENGTHS) for method in METHODS}
@@ -185,7 +194,7 @@ class DevicePluginService:
                 yield answer
                 sent = answer
                 self.lists += 1
-                self._on_list()
+                self._listed.set()
         finally:
             streams.discard(stream)
             self.streams_changed.set()
@@ -267,13 +276,13 @@ class DevicePluginService:
     # --- within ---------------------------------------------------------------------------------
 
     def _picture(self) -> Inventory:
-        inventory = self._current()
+        inventory = self._inventories.current
         if inventory is None:
             raise Refusal(Cause.NOT_READY, "the devices have not been scanned yet")
         return inventory
 
     def _prefer(self, available: Sequence[str], must: Sequence[str], size: int) -> list[str]:
-        inventory = self._current()
+        inventory = self._inventories.current
         return allocation.prefer(inventory, self.resource, available, must, size) if inventory else []
 
     async def _next(self, generation: int, closing: asyncio.Event, change: asyncio.Event) -> Inventory | None:
@@ -281,14 +290,14 @@ class DevicePluginService:
 
         None when the service closes.
         """
-        picture = asyncio.ensure_future(self._beyond(generation))
+        picture = asyncio.ensure_future(self._inventories.beyond(generation))
         closed = asyncio.ensure_future(closing.wait())
         changed = asyncio.ensure_future(change.wait())
         try:
             await asyncio.wait({picture, closed, changed}, return_when=asyncio.FIRST_COMPLETED)
             if closing.is_set():
                 return None
-            return picture.result() if picture.done() else self._current() or await picture
+            return picture.result() if picture.done() else self._inventories.current or await picture
         finally:
             picture.cancel()
             closed.cancel()
@@ -301,7 +310,7 @@ class DevicePluginService:
         self.refusals[method, code.name] = self.refusals.get((method, code.name), 0) + 1
         if len(text) > LONGEST_REFUSAL:
             text = f"{text[:LONGEST_REFUSAL]}..."
-        inventory, asked = self._current(), list(islice(ids, NOTED_IDS))
+        inventory, asked = self._inventories.current, list(islice(ids, NOTED_IDS))
         note(
             "refusal",
             of=what,
@@ -319,7 +328,7 @@ def _parsed(
     method: Callable[[Any, Context], Awaitable[Any]],
     request: Any,
     answer: Any,
-    on_error: Callable[[Exception], None],
+    failures: Failures,
 ) -> Any:
     """A handler that parses its request where an error can be answered: gRPC itself would log a traceback for
     each that is malformed, and answer that something unexpected has happened. `Any`: messages and their types
@@ -337,7 +346,7 @@ def _parsed(
         except grpc.aio.BaseError:
             raise  # the answer is a refusal
         except Exception as error:  # noqa: BLE001 - whatever it is, gRPC would serve on
-            on_error(error)
+            failures.failed(error)
             await context.abort(grpc.StatusCode.INTERNAL, _FAILED)
 
     return grpc.unary_unary_rpc_method_handler(handle, None, answer.SerializeToString)
@@ -354,7 +363,7 @@ def _streamed(service: DevicePluginService) -> Any:
         except grpc.aio.BaseError:
             raise  # as above
         except Exception as error:  # noqa: BLE001 - as above
-            service.on_error(error)
+            service.failures.failed(error)
             await context.abort(grpc.StatusCode.INTERNAL, _FAILED)
 
     return grpc.unary_stream_rpc_method_handler(handle)
@@ -377,7 +386,7 @@ def server_of(service: DevicePluginService) -> grpc.aio.Server:
         (service.PreStartContainer, api.PreStartContainerRequest, api.PreStartContainerResponse),
     )
     handlers = {
-        method.__name__: _parsed(method, request, answer, service.on_error)
+        method.__name__: _parsed(method, request, answer, service.failures)
         for method, request, answer in unary
     }
     handlers["ListAndWatch"] = _streamed(service)

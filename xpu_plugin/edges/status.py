@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from xpu_plugin.errors import PluginError
+from xpu_plugin.errors import UNHEEDED, Failures, PluginError
 from xpu_plugin.log import printable
 
 
@@ -34,14 +34,12 @@ class StatusError(PluginError):
 class StatusServer:
     """Answers questions by name, until closed. Takes the listener over.
 
-    on_error: called with an unforeseen error of an answer; the question is refused
+    failures: for an unforeseen error of an answer; the question is refused
     """
 
-    def __init__(
-        self, answers: Mapping[str, Answer], on_error: Callable[[Exception], None] = lambda _: None
-    ) -> None:
+    def __init__(self, answers: Mapping[str, Answer], failures: Failures = UNHEEDED) -> None:
         self._answers = answers
-        self._on_error = on_error
+        self._failures = failures
         self._server: asyncio.Server | None = None
 
     async def start(self, listener: socket.socket) -> None:
@@ -77,7 +75,7 @@ class StatusServer:
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             return _refusal(f"not a question: {error}")
         except Exception as error:  # noqa: BLE001 - whatever it is, other questions are answered
-            self._on_error(error)
+            self._failures.failed(error)
             return _refusal(f"the plugin failed to answer: {error}")
 
 

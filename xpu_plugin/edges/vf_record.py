@@ -9,10 +9,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from xpu_plugin.edges import files, replacing
+from xpu_plugin.edges import files
 from xpu_plugin.edges.disk import state_thread
 from xpu_plugin.edges.files import DAMAGED, StateFile
-from xpu_plugin.edges.replacing import Replace
 from xpu_plugin.log import Once
 from xpu_plugin.model.change import Request
 
@@ -32,10 +31,8 @@ class VfRecord:
     unread: the file was not read yet, or could not be; it is not to be written before
     """
 
-    def __init__(
-        self, directory: Path, replace: Replace = replacing.replace, *, boot_id: Path = _BOOT_ID
-    ) -> None:
-        self._file = StateFile(directory / _FILE, replace)
+    def __init__(self, directory: Path, *, apart: bool = False, boot_id: Path = _BOOT_ID) -> None:
+        self._file = StateFile(directory / _FILE, apart=apart)
         self._disk = state_thread()
         self._boot = _boot(boot_id)
         self.request: Request | None = None

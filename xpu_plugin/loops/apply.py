@@ -5,12 +5,15 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from xpu_plugin.edges.driver import BusyError, Driver, LibraryError, WorkerError
+from xpu_plugin.edges.kubelet import Alone
 from xpu_plugin.edges.vf_record import VfRecord, reason
+from xpu_plugin.frozen import frozen
 from xpu_plugin.log import Once, note
+from xpu_plugin.loops.exchange import Exchange
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import Picture
@@ -19,7 +22,6 @@ from xpu_plugin.model.change import (
     Decision,
     Limits,
     Memory,
-    News,
     Prove,
     Reason,
     Request,
@@ -33,7 +35,7 @@ from xpu_plugin.model.change import (
 )
 from xpu_plugin.model.health import Health
 from xpu_plugin.model.inventory import stale_ids
-from xpu_plugin.model.vf import KEEP, UNKNOWN, Action, Card, DesiredVfs, Proof, Report, cards, described
+from xpu_plugin.model.vf import Action, Card, DesiredVfs, Outcome, Proof, Report, cards, described
 from xpu_plugin.waiting import wait_for
 from xpu_plugin.xpuml import WrongDeviceError, XpumlError
 
@@ -44,31 +46,37 @@ CLEAR_SECONDS = 60.0  # between attempts to clear the record
 _SPLIT = "xpumlDeviceSetSriovVfNum"
 
 
-class Apply:
-    """Brings the cards to the wish, as far as their users allow.
+@frozen
+class Orders:
+    """How the driver is asked for VFs: with the lock alone, and written down before."""
 
-    changer: a worker client that is used for nothing else; its worker lives for one request of the driver
-    record: where each request is written down before; it is read by `inherit`
-    alone: waits until no other plugin may work on this node; tell: what the administrator should see
+    changer: Driver
+    """A worker client for nothing else; its worker lives for one request of the driver."""
+    record: VfRecord
+    """Of the last request; it is read by `inherit`."""
+    lock: Alone
+
+
+class Apply:
+    """Brings the cards to the desired VF count, as far as their users allow.
+
+    orders: how the driver is asked
+    exchange: has the desired number of VFs; the report on it, and Events, are written there
     """
 
     def __init__(
         self,
-        changer: Driver,
+        orders: Orders,
         picture: Picture,
         sweep: Sweep,
         grants: Grants,
         proof: IdleProof,
         *,
-        record: VfRecord,
+        exchange: Exchange,
         limits: Limits,
-        desired: DesiredVfs = UNKNOWN,
-        alone: Callable[[], Awaitable[None]],
-        tell: Callable[[Report, Collection[News]], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._changer = changer
-        self._record = record
+        self._changer, self._record, self._lock = orders.changer, orders.record, orders.lock
         self._unread: float | None = None  # since when the record is ours and cannot be read
         self._clear_at = 0.0  # no sooner is it tried to clear the record
         self._orders = 0
@@ -77,16 +85,24 @@ class Apply:
         self._grants = grants
         self._proof = proof
         self._limits = limits
-        self._alone = alone
-        self._tell = tell
+        self._desired = exchange.desired
+        self._outcome = exchange.outcome
+        self._events = exchange.events
         self._noted = Once()
         self._clock = clock
         self._wake = asyncio.Event()
         self._memory = Memory(started=clock())
         self._proofs: Mapping[str, Proof] = {}
-        self.report = Report(steps=())  # the last one
         self.drifts: Mapping[str, int] = {}  # how often another program has split each card
-        self.desired = desired
+
+    @property
+    def desired(self) -> DesiredVfs:
+        return self._desired.current
+
+    @property
+    def report(self) -> Report:
+        """The last one."""
+        return self._outcome.current.report
 
     async def inherit(self) -> None:
         """The lock is ours from now on: keep the card closed that a former process has asked the driver to
@@ -108,17 +124,6 @@ class Apply:
     def begin(self) -> None:
         """Before the first list: keep new pods off cards that may have to be changed."""
         self._keep_back(decide(self._memory, self._view(), self._limits).kept_back)
-
-    def set_desired(self, desired: DesiredVfs) -> None:
-        """Another wish counts from now on."""
-        if (desired.number, desired.origin) != (self.desired.number, self.desired.origin):
-            logger.info(
-                "desired VF count: %s, by %s",
-                KEEP if desired.number is None else desired.number,
-                desired.origin,
-            )
-        self.desired = desired
-        self._wake.set()
 
     def again(self) -> None:
         """The administrator wants cards that are left alone to be tried again."""
@@ -143,9 +148,9 @@ class Apply:
                 self._wake.set()
 
     async def _carry_out(self) -> None:
-        with self._picture.waking(self._wake):
+        with self._picture.waking(self._wake), self._desired.waking(self._wake):
             while True:
-                await self._alone()
+                await self._lock.acquire()
                 if self._unread is not None:
                     await self._read()
                 decision = self._decide()
@@ -177,18 +182,18 @@ class Apply:
         for news in decision.news:
             log = logger.info if news.reason is Reason.APPLIED else logger.warning
             log("%s: %s", news.reason, news.text)
-        self.report = decision.report
+            self._events.put(news.event)
+        self._outcome.set(Outcome(desired=self.desired, report=decision.report))
         drifted = Counter(news.card for news in decision.news if news.reason is Reason.DRIFT)
         self.drifts = {
             step.card: self.drifts.get(step.card, 0) + drifted[step.card] for step in decision.report.steps
         }
-        self._tell(decision.report, decision.news)
         self._remember(decision)
         return decision
 
     def _remember(self, decision: Decision) -> None:
-        """Note a decision with what it rests on, unless it is the last one again; cards as wished are left
-        out."""
+        """Note a decision with what it rests on, unless it is the last one again; cards with the desired
+        VF count are left out."""
         noted: dict[str, object] = {
             "action": _named(decision.action),
             "desired": {

@@ -5,16 +5,20 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.loops.grants import Grants
+from xpu_plugin.loops.holders import Holders
 from xpu_plugin.loops.picture import Picture
+from xpu_plugin.loops.probation import LeftOut
 from xpu_plugin.model.audit import EVENTS, Evidence, Finding, Kind, findings
 from xpu_plugin.model.devices import Process
+from xpu_plugin.model.events import WARNING, Event
 from xpu_plugin.model.holders import word_of
 from xpu_plugin.model.inventory import our_resources
+from xpu_plugin.observable import Outbox
 from xpu_plugin.waiting import Cooldown, wait_for
 from xpu_plugin.xpuml import XpumlError
 
@@ -30,8 +34,8 @@ MUTE_SECONDS = (60.0, 3600.0)  # for the driver, when asking it has cost a worke
 class Audit:
     """Finds contradictions.
 
-    look: looks who holds devices, so that what was granted otherwise is withheld
-    left_out: indexes that the driver is not to be asked about; tell: kind, reason and text of an Event
+    holders: looks who holds devices, so that what was granted otherwise is withheld
+    probation: indexes that the driver is not to be asked about; events: for the administrator
     """
 
     def __init__(
@@ -41,18 +45,18 @@ class Audit:
         view: KubeletView,
         grants: Grants,
         *,
-        left_out: Callable[[], Collection[int]],
-        tell: Callable[[str, str, str], None],
-        look: Callable[[], Awaitable[object]] | None = None,
+        probation: LeftOut,
+        events: Outbox[Event],
+        holders: Holders | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._driver = driver
         self._picture = picture
         self._view = view
         self._grants = grants
-        self._left_out = left_out
-        self._tell = tell
-        self._look_at_holders = look
+        self._probation = probation
+        self._events = events
+        self._holders = holders
         self._clock = clock
         self._wake = asyncio.Event()
         self._suspected: frozenset[Finding] = frozenset()
@@ -85,8 +89,8 @@ class Audit:
 
     async def look(self) -> None:
         """Ask everybody once. Where the kubelet cannot be believed, what was found stays."""
-        if self._look_at_holders is not None:
-            await self._look_at_holders()
+        if self._holders is not None:
+            await self._holders.look()
         answers = await self._view.answers(oldest=0.0)
         word = word_of(answers, self._grants.terms)
         if word.listing is None or self._picture.current is None or not word.trusted:
@@ -123,7 +127,7 @@ class Audit:
         for kind in Kind:
             texts = [finding.text for finding in news if finding.kind is kind]
             if texts:
-                self._tell("Warning", EVENTS[kind], " | ".join(texts))
+                self._events.put(Event(kind=WARNING, reason=EVENTS[kind], text=" | ".join(texts)))
         self._told.update(dict.fromkeys(news, now))
 
     async def _processes(self) -> Mapping[str, tuple[Process, ...] | None]:
@@ -131,7 +135,7 @@ class Audit:
         if self._driver.stuck or self._driver in self._mute:
             return {}
         try:
-            return await self._driver.processes(self._left_out())
+            return await self._driver.processes(self._probation.skip)
         except WorkerError as error:
             if error.call is not None:
                 self._mute.begin(self._driver)

@@ -7,9 +7,11 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model.events import NORMAL, WARNING, Event
 from xpu_plugin.model.faults import BAD, Notice, Reported, notices
 from xpu_plugin.model.holders import Listing
 from xpu_plugin.model.rows import holders
+from xpu_plugin.observable import Outbox, Value
 from xpu_plugin.waiting import delays, wait_for
 
 
@@ -22,7 +24,7 @@ QUIET_SECONDS = 1200.0  # without a notice, until pauses begin anew
 class Faults:
     """Tells what is other than was told last. What comes and goes during a pause is not told at all.
 
-    driver_gone: why there is no driver to ask, at this very moment; tell: kind, reason and text of an Event
+    driver_gone: why there is no driver to ask; events: for the administrator
     """
 
     def __init__(
@@ -30,15 +32,15 @@ class Faults:
         picture: Picture,
         view: KubeletView,
         *,
-        driver_gone: Callable[[], str | None],
-        tell: Callable[[str, str, str], None],
+        driver_gone: Value[str | None],
+        events: Outbox[Event],
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._picture = picture
         self._view = view
         self._driver_gone = driver_gone
-        self._tell = tell
+        self._events = events
         self._clock = clock
         self._sleep = sleep
         self._told = Reported()
@@ -64,7 +66,7 @@ class Faults:
 
     async def _awaited(self) -> None:
         """Wait for another picture, or for other news of the driver than were told."""
-        while (self._driver_gone() is None) is self._told.driver:
+        while (self._driver_gone.current is None) is self._told.driver:
             if await wait_for(self._wake, LOOK_SECONDS):
                 self._wake.clear()
                 return
@@ -73,11 +75,12 @@ class Faults:
         entries = self._picture.current.entries if self._picture.current else {}
         picture = self._picture
         held = None if listing is None else holders(listing.holdings, picture.facts, picture.policy)
-        return notices(self._told, entries.values(), self._driver_gone(), held)
+        return notices(self._told, entries.values(), self._driver_gone.current, held)
 
     def _say(self, found: Iterable[Notice]) -> None:
         for notice in found:
-            self._tell("Warning" if notice.reason in BAD else "Normal", notice.reason, notice.text)
+            kind = WARNING if notice.reason in BAD else NORMAL
+            self._events.put(Event(kind=kind, reason=notice.reason, text=notice.text))
 
     def _pause(self) -> float:
         now = self._clock()

@@ -3,12 +3,12 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from xpu_plugin.edges.grants import GrantRecord, Shown
-from xpu_plugin.edges.kubelet import Identity
+from xpu_plugin.edges.kubelet import Alone, Identity
 from xpu_plugin.edges.kubelet_view import KubeletView
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.holders import (
@@ -272,14 +272,14 @@ class Grants:
 
     # --- the record -----------------------------------------------------------------------------
 
-    async def run(self, alone: Callable[[], Awaitable[None]]) -> None:
+    async def run(self, lock: Alone) -> None:
         """Write down which grants the kubelet lists, so that a later process knows one that has ended from
         one that is never listed; and which have ended. Never returns.
 
-        alone: waits until no other plugin may write the record
+        lock: allows to write the record
         """
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._write(alone), name="ends of grants")
+            group.create_task(self._write(lock), name="ends of grants")
             group.create_task(self._keep_up(), name="record of grants")
             while True:
                 await self._given.wait()
@@ -300,10 +300,10 @@ class Grants:
                 await asyncio.sleep(next(pauses))
                 await self.catch_up()
 
-    async def _write(self, alone: Callable[[], Awaitable[None]]) -> None:
+    async def _write(self, lock: Alone) -> None:
         while True:
             await self._unwritten.wait()
-            await alone()
+            await lock.acquire()
             self._unwritten.clear()
             await self._record.forget(self._over)
             await self._record.saw(self._shown)

@@ -10,23 +10,16 @@ import asyncio
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
 from xpu_plugin import log
-from xpu_plugin.edges.driver import CAUSES, Driver
-from xpu_plugin.edges.kubelet import Endpoint
-from xpu_plugin.edges.kubelet_view import KubeletView
-from xpu_plugin.edges.service import CODES, METHODS, DevicePluginService
-from xpu_plugin.frozen import frozen
-from xpu_plugin.loops.apply import Apply
+from xpu_plugin.edges.driver import CAUSES
+from xpu_plugin.edges.service import CODES, METHODS
 from xpu_plugin.loops.audit import Audit
-from xpu_plugin.loops.grants import Grants
-from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.readings import Meters, Readings
 from xpu_plugin.loops.supervision import Supervisor
-from xpu_plugin.loops.sweep import Sweep
 from xpu_plugin.model.devices import Device
 from xpu_plugin.model.families import FAMILIES
 from xpu_plugin.model.holders import Listing
@@ -39,8 +32,10 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from xpu_plugin.edges.nodeapi import NodeApi
+    from xpu_plugin.plugin import Plugin
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+LATEST_SECONDS = 10.0  # until metrics are shown also without a list: the first page takes the interpreter
 GATHER_SECONDS = 8.0  # Prometheus gives up after 10 if not told otherwise
 
 
@@ -49,59 +44,39 @@ Samples = dict[str, dict[tuple[str, ...], Value]]
 """Family -> the values of its labels, in order -> value."""
 
 
-@frozen
-class Parts:
-    """Whom to ask.
-
-    drivers: all that start workers; api: the API server's edge, None while it is not asked
-    node: its name in the cluster, empty where that is not known
-    ready: whether anything may be shown yet, as the first page takes the interpreter for a moment
-    """
-
-    picture: Picture
-    sweep: Sweep
-    drivers: Sequence[Driver]
-    grants: Grants
-    apply: Apply
-    services: Sequence[DevicePluginService]
-    endpoints: Sequence[Endpoint]
-    meters: Meters
-    view: KubeletView
-    audit: Audit
-    api: "Callable[[], NodeApi | None]"
-    node: str
-    supervisor: Supervisor
-    ready: Callable[[], bool]
-
-
 class Metrics:
     """What `/metrics` shows."""
 
-    def __init__(self, parts: Parts, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._parts = parts
+    def __init__(
+        self, plugin: "Plugin", meters: Meters, audit: Audit, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._plugin = plugin
+        self._meters = meters
+        self._audit = audit
         self._clock = clock
 
     async def contents(self) -> Callable[[], str] | None:
         """All there is to say now, of which any thread can make the text; None before it may be."""
-        if not self._parts.ready():
+        plugin, listed_for = self._plugin, self._clock() - self._plugin.started
+        if not plugin.listed.is_set() and listed_for <= LATEST_SECONDS:
             return None
         samples: Samples = {family.name: {} for family in FAMILIES}
-        readings, listed = await asyncio.gather(self._parts.meters.read(), self._parts.view.listing())
+        readings, listed = await asyncio.gather(self._meters.read(), plugin.view.listing())
         # From here on nothing is awaited, so that all is of one moment.
-        _devices(samples, self._parts)
+        _devices(samples, plugin)
         if readings is not None:
             samples["xpu_plugin_readings_age_seconds"][()] = self._clock() - readings.at
-            _readings(samples, self._parts, readings)
-        _impossible(samples, self._parts)
-        _holders(samples, self._parts, listed.listing)
-        _audit(samples, self._parts.audit)
-        _kubelet(samples, self._parts)
-        _library(samples, self._parts)
-        _virtual_functions(samples, self._parts)
-        if (api := self._parts.api()) is not None:
+            _readings(samples, plugin, readings)
+        _impossible(samples, plugin, self._meters)
+        _holders(samples, plugin, listed.listing)
+        _audit(samples, self._audit)
+        _kubelet(samples, plugin)
+        _library(samples, plugin)
+        _virtual_functions(samples, plugin)
+        if plugin.node is not None and (api := plugin.node.api) is not None:
             _api(samples, api)
-        _plugin(samples, self._parts.supervisor)
-        return partial(text, samples, self._parts.node)
+        _plugin(samples, plugin.supervisor)
+        return partial(text, samples, plugin.config.node_name or "")
 
 
 # --- what there is --------------------------------------------------------------------------------
@@ -111,8 +86,8 @@ def _named(device: Device) -> tuple[str, ...]:
     return (device.id, device.card, device.model, device.path)
 
 
-def _devices(samples: Samples, parts: Parts) -> None:
-    entries = parts.picture.current.entries.values() if parts.picture.current else ()
+def _devices(samples: Samples, plugin: "Plugin") -> None:
+    entries = plugin.picture.current.entries.values() if plugin.picture.current else ()
     kinds: Counter[tuple[str, ...]] = Counter()
     for entry in entries:
         device, health = entry.device, entry.health
@@ -122,16 +97,16 @@ def _devices(samples: Samples, parts: Parts) -> None:
         samples["xpu_device_healthy"][own] = health.healthy
         if not health.healthy:
             samples["xpu_device_unhealthy"][*own, health.reason or ""] = 1
-        well, ill = parts.picture.turns.get(device.id, (0, 0))
+        well, ill = plugin.picture.turns.get(device.id, (0, 0))
         samples["xpu_device_transitions_total"][*own, "Healthy"] = well
         samples["xpu_device_transitions_total"][*own, "Unhealthy"] = ill
-        granted = entry.id in parts.grants.ledger or device.id in parts.grants.ledger
+        granted = entry.id in plugin.grants.ledger or device.id in plugin.grants.ledger
         samples["xpu_device_granted"][own] = granted
     samples["xpu_devices"].update(kinds)
 
 
-def _readings(samples: Samples, parts: Parts, readings: Readings) -> None:
-    for id, device in parts.picture.facts.devices.items():
+def _readings(samples: Samples, plugin: "Plugin", readings: Readings) -> None:
+    for id, device in plugin.picture.facts.devices.items():
         gauges = readings.gauges.get(id)
         if gauges is None:
             continue
@@ -148,17 +123,17 @@ def _readings(samples: Samples, parts: Parts, readings: Readings) -> None:
                 samples[f"xpu_device_{name}"][_named(device)] = value * unit
 
 
-def _impossible(samples: Samples, parts: Parts) -> None:
-    devices = parts.picture.facts.devices
-    for (id, name), number in parts.meters.impossible.items():
+def _impossible(samples: Samples, plugin: "Plugin", meters: Meters) -> None:
+    devices = plugin.picture.facts.devices
+    for (id, name), number in meters.impossible.items():
         if id in devices:
             samples["xpu_device_impossible_readings_total"][*_named(devices[id]), name] = number
 
 
-def _holders(samples: Samples, parts: Parts, listing: Listing | None) -> None:
-    entries = parts.picture.current.entries.values() if parts.picture.current else ()
+def _holders(samples: Samples, plugin: "Plugin", listing: Listing | None) -> None:
+    entries = plugin.picture.current.entries.values() if plugin.picture.current else ()
     samples["xpu_plugin_pod_resources_up"][()] = listing is not None
-    held = holders(listing.holdings, parts.picture.facts, parts.picture.policy) if listing else {}
+    held = holders(listing.holdings, plugin.picture.facts, plugin.picture.policy) if listing else {}
     for entry in entries:
         for container in held.get(entry.device.id, ()):
             samples["xpu_device_holder"][*_named(entry.device), *container.split("/", 2)] = 1
@@ -171,8 +146,9 @@ def _audit(samples: Samples, audit: Audit) -> None:
         samples["xpu_plugin_audit_age_seconds"][()] = audit.age
 
 
-def _kubelet(samples: Samples, parts: Parts) -> None:
-    for service in parts.services:
+def _kubelet(samples: Samples, plugin: "Plugin") -> None:
+    for endpoint in plugin.endpoints.all:
+        service = endpoint.service
         own = (service.resource,)
         samples["xpu_plugin_granted_devices_total"][own] = service.granted
         samples["xpu_plugin_streams"][own] = service.streams
@@ -182,15 +158,15 @@ def _kubelet(samples: Samples, parts: Parts) -> None:
         refused = {(method, code): 0 for method in METHODS for code in CODES}
         for (method, code), number in {**refused, **service.refusals}.items():
             samples["xpu_plugin_request_errors_total"][*own, method, code] = number
-    for endpoint in parts.endpoints:
+    for endpoint in plugin.endpoints.all:
         samples["xpu_plugin_registrations_total"][(endpoint.resource,)] = endpoint.registrations
         samples["xpu_plugin_registration_failures_total"][(endpoint.resource,)] = endpoint.failures
         samples["xpu_plugin_displaced"][(endpoint.resource,)] = endpoint.watch.away
         samples["xpu_plugin_displacements_total"][(endpoint.resource,)] = endpoint.watch.displacements
 
 
-def _library(samples: Samples, parts: Parts) -> None:
-    sweep = parts.sweep
+def _library(samples: Samples, plugin: "Plugin") -> None:
+    sweep = plugin.sweep
     samples["xpu_plugin_library_up"][()] = sweep.trouble is None
     if (scan := sweep.last) is not None:
         samples["xpu_plugin_library_outdated"][()] = sweep.library_older
@@ -200,20 +176,20 @@ def _library(samples: Samples, parts: Parts) -> None:
     samples["xpu_plugin_sweep_duration_seconds"][()] = sweep.durations
     samples["xpu_plugin_sweep_age_seconds"][()] = sweep.age
     samples["xpu_plugin_scans_total"][()] = sweep.scans
-    samples["xpu_plugin_worker_stuck"][()] = any(driver.stuck for driver in parts.drivers)
+    samples["xpu_plugin_worker_stuck"][()] = any(driver.stuck for driver in plugin.workers)
     for cause in CAUSES:
-        restarts = sum(driver.restarts[cause] for driver in parts.drivers)
+        restarts = sum(driver.restarts[cause] for driver in plugin.workers)
         samples["xpu_plugin_worker_restarts_total"][(cause,)] = restarts
 
 
-def _virtual_functions(samples: Samples, parts: Parts) -> None:
-    for step, said in zip(parts.apply.report.steps, described(parts.apply.report.steps), strict=True):
+def _virtual_functions(samples: Samples, plugin: "Plugin") -> None:
+    for step, said in zip(plugin.apply.report.steps, described(plugin.apply.report.steps), strict=True):
         if step.desired is not None:
             samples["xpu_vf_desired"][(step.card,)] = step.desired
         samples["xpu_vf_actual"][(step.card,)] = step.actual
         for state in (*State, Action.UNSUPPORTED):
             samples["xpu_vf_state"][step.card, state] = said["state"] == state
-        samples["xpu_vf_drifts_total"][(step.card,)] = parts.apply.drifts.get(step.card, 0)
+        samples["xpu_vf_drifts_total"][(step.card,)] = plugin.apply.drifts.get(step.card, 0)
 
 
 def _api(samples: Samples, api: "NodeApi") -> None:

@@ -1,148 +1,135 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node in the API server: its label is the wish, and what became of it is written there.
+"""The node in the API server: its label is the desired VF count, and the result is written there.
 
-An API server that cannot be reached changes nothing: not before it has answered once, when the wish is the
-label last seen, else `keep`, and not later.
+An API server that cannot be reached changes nothing. Before its first answer the label last seen counts, else
+`keep`.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable, Collection
-from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
+from xpu_plugin.edges.kubelet import Alone
 from xpu_plugin.log import Once
+from xpu_plugin.loops.exchange import Exchange
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.model.change import News, Reason
 from xpu_plugin.model.labels import node_labels
 from xpu_plugin.model.node_label import LAST_SEEN, NEW_NODE, Kept, Sight, Silence, decide
-from xpu_plugin.model.vf import ARGUMENT, DETAIL_ANNOTATION, STATE_LABEL, UNKNOWN, DesiredVfs, Report
+from xpu_plugin.model.vf import ARGUMENT, DETAIL_ANNOTATION, KEEP, STATE_LABEL, UNKNOWN, DesiredVfs
+from xpu_plugin.observable import Value
 from xpu_plugin.waiting import delays, pause
 
 
 if TYPE_CHECKING:
     from xpu_plugin.edges.label import LabelRecord
-    from xpu_plugin.edges.nodeapi import NodeApi
+    from xpu_plugin.edges.nodeapi import Follower, NodeApi
 
 logger = logging.getLogger(__name__)
 
-EVENTS_MOST = 64  # that wait for the edge
 AGAIN_SECONDS = (1.0, 60.0)  # back-off for threads and files: first, most
 LOOK_SECONDS = 10.0  # between two looks whether `cleanup` has removed the record
 STATE_PART, LABELS_PART = "state", "labels"  # of what is written, each by patches of its own
 
-T = TypeVar("T")
-
 
 class Node:
-    """Turns the label into a wish, and reports into a label, an annotation and Events.
+    """Turns the label into a desired number of VFs, and the report on it into a label and an annotation.
 
+    exchange: the desired number of VFs is written there; the report is written on the node, Events are sent
     argument: the number of VFs that counts without a label, or when the API server refuses to show it from
     the start on and none was ever seen
-    connect: makes the API server's edge from two callbacks, for the node as it is shown and for a refusal,
-    that may be called on any thread. It is called by `run`; what is to be written until then waits.
-    record: of the label last seen; alone: waits until that may be written, None to leave it as it is
+    connect: makes the API server's edge for a follower. It is called by `run`; what is to be written until
+    then waits.
+    record: of the label last seen; lock: allows to write that, None to leave it as it is
     patience: seconds without an answer until the label last seen counts
     """
 
     def __init__(
         self,
         *,
+        exchange: Exchange,
         argument: int | None,
-        connect: Callable[[Callable[[Sight], None], Callable[[str], None]], "NodeApi"],
+        connect: Callable[["Follower"], "NodeApi"],
         record: "LabelRecord",
-        alone: Callable[[], Awaitable[None]] | None,
+        lock: Alone | None,
         patience: float,
     ) -> None:
         self._argument = argument
-        self._on_desired: Callable[[DesiredVfs], None] = _to_nobody
-        self._desired = UNKNOWN
-        self._last: tuple[str, str] | None = None
-        self._labels: dict[str, str | None] = {}
-        self._state: tuple[dict[str, str | None], dict[str, str | None]] | None = None
-        self._events: deque[tuple[str, str, str]] = deque(maxlen=EVENTS_MOST)  # that wait
+        self._desired = exchange.desired
+        self._outcome = exchange.outcome
+        self._events = exchange.events
+        self._labels: Value[Mapping[str, str | None]] = Value({})
         self._connect = connect
         self.api: NodeApi | None = None  # until `run`
 
         self._record = record
-        self._alone = alone
+        self._lock = lock
         self._patience = patience
         self._sight: Sight | Silence | None = None  # the last
         self._unread = True  # whether the record has still to be read
         self._kept: Kept | None = None
         self._written: Kept | None = None  # what the record has
         self._changed = asyncio.Event()  # what is to be kept
-        self._explained = Once()  # the origin of a wish
+        self._explained = Once()  # the origin of the desired VF count
 
     @property
     def unwritten(self) -> tuple[str, ...]:
         """A sentence for each kind of writing on the node that failed when it was tried last."""
         return self.api.unwritten if self.api is not None else ()
 
-    async def run(self, on_desired: Callable[[DesiredVfs], None]) -> None:
-        """Tell `on_desired` of each wish. Never returns; cancelled, it does not wait for it."""
-        loop = asyncio.get_running_loop()
-        self._on_desired = on_desired
-        self.api = api = self._connect(partial(_hop, loop, self._see), partial(_hop, loop, self._denied))
-        self._publish_state()
-        self._publish_labels()
-        while self._events:
-            self.event(*self._events.popleft())
+    async def run(self) -> None:
+        """Never returns."""
+        self.api = api = self._connect(_Follower(asyncio.get_running_loop(), self))
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._write_state(api), name="state on the node")
+                group.create_task(self._write_labels(api), name="labels on the node")
+                group.create_task(self._send_events(api), name="events about the node")
                 group.create_task(self._remember(), name="record of the label")
                 group.create_task(self._lose_patience(), name="patience with the API server")
                 await _started(api)
         finally:
             api.stop()
 
-    def tell(self, report: Report, news: Collection[News]) -> None:
-        """Write down what became of the wish; nothing before there is one."""
-        if self._desired.origin is not None:
-            written = (str(report.state), report.detail())
-            if written != self._last:
-                self._last = written
-                self._state = ({STATE_LABEL: written[0]}, {DETAIL_ANNOTATION: written[1]})
-                self._publish_state()
-        for one in news:
-            kind = "Normal" if one.reason is Reason.APPLIED else "Warning"
-            self.event(kind, str(one.reason), one.text)
-
     async def describe(self, picture: Picture, driver_version: Callable[[], str]) -> None:
         """Keep the node labelled with what it has. Never returns."""
         async for _ in picture.changes():
             facts = picture.facts
-            labels = node_labels({**facts.lost, **facts.devices}.values(), driver_version())
-            if labels != self._labels:
-                self._labels = labels
-                self._publish_labels()
+            self._labels.set(node_labels({**facts.lost, **facts.devices}.values(), driver_version()))
 
-    def event(self, kind: str, reason: str, text: str) -> None:
-        """Have an Event about the node made."""
-        if self.api is None:
-            self._events.append((kind, reason, text))
-        else:
-            self.api.event(kind=kind, reason=reason, message=text)
+    async def _write_state(self, api: "NodeApi") -> None:
+        """Publish the report; nothing before a number of VFs is desired."""
+        last: tuple[str, str] | None = None
+        async for outcome in self._outcome.values():
+            written = (str(outcome.report.state), outcome.report.detail())
+            if outcome.desired.origin is not None and written != last:
+                last = written
+                state, detail = written
+                api.publish(STATE_PART, labels={STATE_LABEL: state}, annotations={DETAIL_ANNOTATION: detail})
 
-    def _publish_state(self) -> None:
-        if self.api is not None and self._state is not None:
-            labels, annotations = self._state
-            self.api.publish(STATE_PART, labels=labels, annotations=annotations)
+    async def _write_labels(self, api: "NodeApi") -> None:
+        async for labels in self._labels.values():
+            if labels:
+                api.publish(LABELS_PART, labels=labels, annotations={})
 
-    def _publish_labels(self) -> None:
-        if self.api is not None and self._labels:
-            self.api.publish(LABELS_PART, labels=self._labels, annotations={})
+    async def _send_events(self, api: "NodeApi") -> None:
+        while True:
+            event = await self._events.get()
+            api.event(kind=event.kind, reason=event.reason, message=event.text)
 
-    # --- the wish -------------------------------------------------------------------------------------
+    @property
+    def _current(self) -> DesiredVfs:
+        return self._desired.current
 
-    def _see(self, sight: Sight | Silence) -> None:
+    # --- the desired VF count -------------------------------------------------------------------------------
+
+    def see(self, sight: Sight | Silence) -> None:
         """The node is shown so, or is not."""
         self._sight = sight
         if isinstance(sight, Sight):
             self._explained.healed()
-        self._decide(self._desired)
+        self._decide(self._current)
 
     def _decide(self, before: DesiredVfs) -> None:
         """A label counts at once; all else depends on the record, and waits until that has been read."""
@@ -153,24 +140,28 @@ class Node:
         if kept != self._kept:
             self._kept = kept
             self._changed.set()
-        if desired != self._desired:
-            self._desired = desired
-            self._on_desired(desired)
+        if (desired.number, desired.origin) != (self._current.number, self._current.origin):
+            logger.info(
+                "desired VF count: %s, by %s",
+                KEEP if desired.number is None else desired.number,
+                desired.origin,
+            )
+        self._desired.set(desired)
         if sight is Silence.REFUSED:
             self._explain()
 
-    def _denied(self, text: str) -> None:
+    def denied(self, text: str) -> None:
         """Without an answer ever, a refusal makes the argument count, unless a label was seen before."""
         logger.warning("%s", text)
-        self._see(Silence.REFUSED)
+        self.see(Silence.REFUSED)
 
     def _explain(self) -> None:
         """Say once what a refusal makes count."""
-        if not self._explained.changed(self._desired.origin):
+        if not self._explained.changed(self._current.origin):
             return
-        if self._desired.origin == ARGUMENT:
+        if self._current.origin == ARGUMENT:
             logger.warning("the argument --sriov-num-vfs counts, as the node's label may not be read")
-        elif self._desired.origin in (LAST_SEEN, NEW_NODE):
+        elif self._current.origin in (LAST_SEEN, NEW_NODE):
             logger.warning(
                 "the label last seen counts, as the node's label may not be read; to let the argument count "
                 "run 'xpu-device-plugin cleanup' on this node: label=%s",
@@ -181,7 +172,7 @@ class Node:
         """An outage at the start lasts: the label last seen counts."""
         await asyncio.sleep(self._patience)
         if self._sight is None:
-            self._see(Silence.AWAY)
+            self.see(Silence.AWAY)
 
     # --- the label last seen --------------------------------------------------------------------------
 
@@ -191,9 +182,9 @@ class Node:
         self._unread = False
         if self._kept is None:  # else the label has been seen meanwhile
             self._begin_with(self._written)
-        if self._alone is None:
+        if self._lock is None:
             return
-        await self._alone()
+        await self._lock.acquire()
         self._written = await self._read()  # the instance before us may have written
         if not isinstance(self._sight, Sight):
             self._begin_with(self._written)
@@ -212,7 +203,7 @@ class Node:
     @property
     def _waits(self) -> bool:
         """Only the record keeps the argument from counting, and `cleanup` may remove it."""
-        return self._desired.origin in (LAST_SEEN, NEW_NODE) and self._kept == self._written
+        return self._current.origin in (LAST_SEEN, NEW_NODE) and self._kept == self._written
 
     async def _read(self) -> Kept | None:
         """The record, as soon as it can be read."""
@@ -242,11 +233,17 @@ async def _started(api: "NodeApi") -> None:
             return
 
 
-def _hop(loop: asyncio.AbstractEventLoop, call: Callable[[T], None], value: T) -> None:
-    """From the API server's thread to the event loop, unless that has ended."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(call, value)
+class _Follower:
+    """Goes from the API server's thread to the event loop, unless that has ended."""
 
+    def __init__(self, loop: asyncio.AbstractEventLoop, node: Node) -> None:
+        self._loop = loop
+        self._node = node
 
-def _to_nobody(desired: DesiredVfs) -> None:
-    """Nobody listens yet."""
+    def saw(self, sight: Sight) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._node.see, sight)
+
+    def denied(self, text: str) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._node.denied, text)

@@ -4,10 +4,12 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Protocol
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
+from xpu_plugin.loops.due import Due
 from xpu_plugin.waiting import Cooldown, wait_for
 from xpu_plugin.xpuml import XpumlError
 
@@ -27,18 +29,24 @@ class _Convict:
     pause: float = 0.0
 
 
+class LeftOut(Protocol):
+    """Knows devices that are not to be asked."""
+
+    @property
+    def skip(self) -> Collection[int]:
+        """Their indexes, at this very moment."""
+
+
 class Probation:
     """Who is left out, and since when.
 
     driver: one of our own, so that the sweep goes on meanwhile
-    released: called when one of them has answered
+    due: a scan is, when one of them has answered
     """
 
-    def __init__(
-        self, driver: Driver, released: Callable[[], None], *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, driver: Driver, due: Due, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._driver = driver
-        self._released = released
+        self._due = due
         self._clock = clock
         self._convicts: dict[int, _Convict] = {}
         self._retries: Cooldown[int] = Cooldown(*PAUSE_SECONDS, clock=clock)  # indexes
@@ -120,4 +128,4 @@ class Probation:
             return
         logger.info("the library answers at device index %s again", convict.index)
         convict.released_at = self._clock()
-        self._released()
+        self._due.want()

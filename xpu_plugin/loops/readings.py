@@ -5,11 +5,12 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.loops.picture import Picture
+from xpu_plugin.loops.probation import LeftOut
 from xpu_plugin.model.devices import Gauges
 from xpu_plugin.waiting import Cooldown, wait_for
 from xpu_plugin.xpuml import XpumlError
@@ -34,7 +35,7 @@ class Readings:
 class Meters:
     """Reads all devices at once, by one request between two of the sweep's.
 
-    left_out: indexes that are not to be asked, at this very moment
+    probation: indexes that are not to be asked
 
     A device at which that hangs or crashes costs the sweep a worker, once; it is left alone for a while.
     """
@@ -44,12 +45,12 @@ class Meters:
         driver: Driver,
         picture: Picture,
         *,
-        left_out: Callable[[], Collection[int]],
+        probation: LeftOut,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._driver = driver
         self._picture = picture
-        self._left_out = left_out
+        self._probation = probation
         self._clock = clock
         self._wanted = asyncio.Event()
         self._done = asyncio.Event()
@@ -86,7 +87,7 @@ class Meters:
         began = self._clock()
         mute = {device.index for id, device in devices.items() if id in self._mute}
         try:
-            answers = await self._driver.gauges(mute.union(self._left_out()))
+            answers = await self._driver.gauges(mute.union(self._probation.skip))
         except WorkerError as error:
             self._leave_alone(error)
             return

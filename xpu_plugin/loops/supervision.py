@@ -10,6 +10,7 @@ from pathlib import PurePath
 from types import TracebackType
 from typing import Any, Self
 
+from xpu_plugin.frozen import frozen
 from xpu_plugin.log import note
 from xpu_plugin.waiting import delays
 
@@ -79,16 +80,27 @@ class Supervisor:
         logger.info("a part of the plugin works again part=%s", part)
 
 
+@frozen(kw_only=False)
+class PartOf:
+    """One part by its name, for the errors that it survives."""
+
+    keeper: "Supervisor | Vital"
+    part: str
+
+    def failed(self, error: Exception, /) -> None:
+        self.keeper.failed(self.part, error)
+
+
 class Vital:
     """A task group of parts that the plugin cannot go on without; used as `async with`.
 
-    failed: set when the first of them raises, or the body does; the group itself ends with its last part,
+    ended: set when the first of them raises, or the body does; the group itself ends with its last part,
     which may hang
     error: what that part raised; part: its name
     """
 
     def __init__(self) -> None:
-        self.failed = asyncio.Event()
+        self.ended = asyncio.Event()
         self.error: BaseException | None = None
         self.part = "start"
         self._group = asyncio.TaskGroup()
@@ -101,7 +113,7 @@ class Vital:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and not isinstance(error, asyncio.CancelledError):
-            self.fail(error, self.part)
+            self.failed(self.part, error)
         await self._group.__aexit__(kind, error, trace)
 
     def start(self, part: str, run: Coroutine[Any, Any, None]) -> None:
@@ -109,13 +121,13 @@ class Vital:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.fail(error, task.get_name())
+            self.failed(task.get_name(), error)
 
-    def fail(self, error: BaseException, part: str) -> None:
+    def failed(self, part: str, error: BaseException) -> None:
         """Take a part for failed, whether or not it runs on."""
         if self.error is None:
             self.error, self.part = error, part
-            self.failed.set()
+            self.ended.set()
 
 
 def described(error: BaseException) -> str:

@@ -12,6 +12,8 @@ from os import strerror
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.errors import PluginError
+from xpu_plugin.frozen import frozen
+from xpu_plugin.loops.due import Due
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.probation import Probation
@@ -25,7 +27,6 @@ from xpu_plugin.model.health import (
     NOT_ANSWERING,
     UNHEARD,
     UNWATCHED,
-    VF_CHANGE_PLANNED,
     Health,
     judge,
     shared,
@@ -33,6 +34,7 @@ from xpu_plugin.model.health import (
 from xpu_plugin.model.inventory import Facts, after_scan, after_verdicts, may_be_held, unusable_serials
 from xpu_plugin.model.timing import none_yet
 from xpu_plugin.model.unlisted import Unlisted, sentences, unlisted
+from xpu_plugin.observable import Value
 from xpu_plugin.waiting import delays, pause
 from xpu_plugin.xpuml import DriverNotLoadedError, StateAnswer, XpumlError, is_too_old
 
@@ -61,15 +63,25 @@ class UnwatchedError(WorkerError):
     """No states are asked, as there is no worker for it while the driver changes the VFs of a card."""
 
 
+@frozen
+class Cadence:
+    """How often devices are asked, and how long an answer holds; in seconds."""
+
+    interval: float
+    """Between two rounds."""
+    rescan_interval: float
+    """Between comparisons of the host with the host of the last scan."""
+    grace: float
+    """A verdict stands for so long while the library cannot be asked, or does not come round to a device."""
+    fail_on_init_error: bool = False
+    """Raise InitError when the first scan fails, instead of trying on."""
+
+
 class Sweep:
     """One loop: scan when there is a reason to, else ask all states, each `interval` seconds. `probation` and
     `verdicts` are two more, to be run beside it.
 
     probes: the worker that devices which hang or kill the library are asked by, apart from all others
-    rescan_interval: seconds between comparisons of the host with what it was at the last scan
-    grace: seconds that verdicts stand while the library cannot be asked, about one device or about all, or
-        does not come round to it
-    fail_on_init_error: raise InitError when the first scan fails, instead of trying on
     """
 
     def __init__(
@@ -80,10 +92,7 @@ class Sweep:
         verdicts: Verdicts,
         grants: Grants,
         *,
-        interval: float,
-        rescan_interval: float,
-        grace: float,
-        fail_on_init_error: bool = False,
+        cadence: Cadence,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._driver = driver
@@ -91,16 +100,11 @@ class Sweep:
         self._picture = picture
         self.verdicts = verdicts
         self._grants = grants
-        self.probation = Probation(probes, self._released, clock=clock)
-        self.openings = Openings(probes, self._released, self._changing, clock=clock)
-        self._interval = interval
-        self._rescan_interval = rescan_interval
-        self._grace = grace
-        self._fail_on_init_error = fail_on_init_error
+        self._cadence = cadence
         self._clock = clock
-        self._wake = asyncio.Event()
-        self._forget = False
-        self._due = True  # a scan is wanted
+        self._due = Due()
+        self.probation = Probation(probes, self._due, clock=clock)
+        self.openings = Openings(probes, picture, self._due, clock=clock)
         self._card_in_change: str | None = None  # the card that the driver is asked to change
         self._rounding = asyncio.Lock()  # held by each round
         self._begun = 0  # scans
@@ -125,7 +129,6 @@ class Sweep:
         self._sweep_seconds = 0.0  # that the last good sweep took
         self._silence = Silence(clock)  # of the devices that are not left out
         self._verdict = UNHEARD  # on silent devices; another one when the whole library has failed
-        driver.on_end = self._wake.set
         self._retries = delays(*RETRY_SECONDS)
         self.trouble: str | None = None  # with the library, in a sentence
         self._versions: tuple[str | None, ...] = (None,) * 4
@@ -134,18 +137,16 @@ class Sweep:
         self._answered_at = clock()
         self.last: Scan | None = None  # that was taken in
         self.durations = none_yet(*_LENGTHS)  # of sweeps that all went well
-        self.driver_gone: str | None = None  # why there is no driver, or no library, to ask
+        self.driver_gone: Value[str | None] = Value(None)  # why there is no driver, or no library, to ask
 
     def rescan(self) -> None:
         """Scan at once and forget lost devices."""
-        self._forget = self._due = True
-        self._wake.set()
+        self._due.want(forget=True)
 
     async def rescanned(self) -> None:
         """Scan at once; returns when a scan that began after this call has been taken in."""
         begun = self._begun
-        self._due = True
-        self._wake.set()
+        self._due.want()
         while self._taken_in <= begun:
             await self._new.wait()
 
@@ -158,15 +159,15 @@ class Sweep:
         else is being asked.
         """
         self._card_in_change = card
-        self._wake.set()
+        self._due.wake.set()
         try:
             async with self._rounding:
                 pass
             async with self._driver.states_only(), self._probes.states_only():
                 yield
         finally:
-            self._card_in_change, self._due = None, True
-            self._wake.set()
+            self._card_in_change = None
+            self._due.want()
 
     def library(self) -> dict[str, object]:
         """What is known of the library that the running worker has open, or the last one had."""
@@ -204,17 +205,19 @@ class Sweep:
 
     async def run(self) -> None:
         """Never returns; raises InitError only."""
-        while True:
-            async with self._rounding:
-                self._look_later()
-                try:
-                    delay = await self._round()
-                finally:
-                    self._next_look.cancel()
-            self._condemn()
-            delay = min(delay, self._grace_left())
-            await pause(self._wake, delay)
-            self._silence.look(delay)
+        with self._driver.ended.waking(self._due.wake):
+            self._due.wake.clear()  # the first round takes in all there is
+            while True:
+                async with self._rounding:
+                    self._look_later()
+                    try:
+                        delay = await self._round()
+                    finally:
+                        self._next_look.cancel()
+                self._condemn()
+                delay = min(delay, self._grace_left())
+                await pause(self._due.wake, delay)
+                self._silence.look(delay)
 
     def _look_later(self) -> None:
         """A round may last, and no device is forgotten meanwhile."""
@@ -231,10 +234,10 @@ class Sweep:
             if self._card_in_change is not None:
                 delay = await self._watch(self._card_in_change)
             else:
-                scan = self._due and not await self._waits()
+                scan = self._due.wanted and not await self._waits()
                 delay = await (self._scan() if scan else self._sweep())
         except WorkerError as error:
-            self._due = True
+            self._due.wanted = True
             index = error.call.index if error.call else None
             delay = self._failed(error, f"{error}{self._named(index)}", begun, whole=index is None)
             if index is not None and self._bad_since is not None:
@@ -242,41 +245,31 @@ class Sweep:
                 self._hasty = self._hasty or new
                 delay = 0.0 if new else delay  # on without it
         except (LibraryError, XpumlError) as error:
-            self._due = True
+            self._due.wanted = True
             delay = self._failed(error, _advice(error, denied=self._driver.control_denied), begun, whole=True)
         else:
             self._recovered()
         return delay
 
-    def _changing(self) -> bool:
-        """Whether a card's number of VFs is being changed, or soon will be."""
-        kept_back = self._picture.facts.kept_back.values()
-        return any(health == VF_CHANGE_PLANNED or health.in_change for health in kept_back)
-
-    def _released(self) -> None:
-        """A device that was left out has answered, or a node opens: it is looked at with all others."""
-        self._due = True
-        self._wake.set()
-
     # --- scan -----------------------------------------------------------------------------------
 
     async def _scan(self) -> float:
         self._begun += 1
-        begun, forget = self._begun, self._forget
+        begun, forget = self._begun, self._due.forget
         again: float | None = 0.0
-        self._due = self._forget = False  # whoever asks from now on wants another one
+        self._due.wanted = self._due.forget = False  # whoever asks from now on wants another one
         try:
             again = await self._take_in(forget=forget)
         finally:
             if again is not None:
-                self._due, self._forget = True, forget or self._forget
+                self._due.wanted, self._due.forget = True, forget or self._due.forget
         if again is not None:
             return again
         self.scans += 1
         self._taken_in = begun
         self._new.set()
         self._new = asyncio.Event()
-        return self._interval
+        return self._cadence.interval
 
     async def _take_in(self, *, forget: bool) -> float | None:
         """Scan; for a scan that proves nothing, the seconds until the next one."""
@@ -329,21 +322,21 @@ class Sweep:
         new = answers is not self._answers or held != self._held or not self.verdicts.settled
         self._held = held
         hint = new and self._weigh(answers)
-        if self._due:  # a scan is wanted already, and waits
-            return self._interval
+        if self._due.wanted:  # a scan is wanted already, and waits
+            return self._cadence.interval
         if self._doubt and self._clock() - self._scanned_at >= DOUBT_SECONDS:
             logger.info("a device that did not answer the last scan answers now: scanning again")
-            self._due = True
+            self._due.wanted = True
             return 0.0
         # The next round would be too late.
-        if hint or self._clock() + self._interval - self._host_at > self._rescan_interval:
+        if hint or self._clock() + self._cadence.interval - self._host_at > self._cadence.rescan_interval:
             self._host_at = self._clock()
             if await self._driver.host() != self._host:
                 logger.info("device nodes or sysfs changed: scanning again")
-                self._due = True
+                self._due.wanted = True
                 return 0.0
             await self._compare_library()
-        return self._interval
+        return self._cadence.interval
 
     async def _watch(self, card: str) -> float:
         """A sweep that asks nothing of one card, and is no reason for anything else.
@@ -361,7 +354,7 @@ class Sweep:
         self._silence.end()
         if answers is not self._answers or not self.verdicts.settled:
             self._weigh(answers)
-        return self._interval
+        return self._cadence.interval
 
     async def _waits(self) -> bool:
         """Whether a scan has to wait, as it would end a worker that works for a library that does not."""
@@ -395,7 +388,7 @@ class Sweep:
                 )
         else:
             self.library_unfit = self._trial_at = None
-            if not self._due:
+            if not self._due.wanted:
                 logger.warning(
                     "the library's file was replaced, and a trial has opened the present one: the running "
                     "worker still has the former one; send SIGHUP to have the present one used path=%s "
@@ -462,16 +455,16 @@ class Sweep:
         """Seconds until the next grace ends; infinite where none is running."""
         since = [*self.probation.since(), *([] if self._bad_since is None else [self._bad_since])]
         now = self._clock()
-        return min((left for at in since if (left := at + self._grace - now) > 0), default=math.inf)
+        return min((left for at in since if (left := at + self._cadence.grace - now) > 0), default=math.inf)
 
     def _condemn(self) -> None:
         """What has been left out or silent for too long is not called healthy any more."""
-        longest_round = self._interval + max(self._sweep_seconds, self._scan_seconds or 0.0)
-        if self._silence.look(LOOK_SECONDS) >= max(self._grace, ROUNDS * longest_round):
+        longest_round = self._cadence.interval + max(self._sweep_seconds, self._scan_seconds or 0.0)
+        if self._silence.look(LOOK_SECONDS) >= max(self._cadence.grace, ROUNDS * longest_round):
             skip, verdict = self.probation.skip, self._verdict
             silent = [id for id, device in self._found.devices.items() if device.index not in skip]
             self._hear(dict.fromkeys(silent, verdict))
-        overdue = self.probation.overdue(self._grace)
+        overdue = self.probation.overdue(self._cadence.grace)
         if overdue:
             guilty = [id for id, device in self._found.devices.items() if device.index in overdue]
             self._hear(dict.fromkeys(guilty, NOT_ANSWERING))
@@ -491,7 +484,7 @@ class Sweep:
         now = self._clock()
         if self._bad_since is None:
             self._bad_since = max(begun, now - self._driver.call_timeout)
-        if whole and self._fail_on_init_error and self._picture.current is None:
+        if whole and self._cadence.fail_on_init_error and self._picture.current is None:
             raise InitError(text) from error
         gone = UNWATCHED if isinstance(error, UnwatchedError) else LIBRARY_GONE
         self._verdict = gone if whole else UNHEARD
@@ -500,18 +493,18 @@ class Sweep:
             logger.warning("%s", text)
             self.trouble = text
         if isinstance(error, DriverNotLoadedError | LibraryError):
-            self.driver_gone = text
+            self.driver_gone.set(text)
         if whole:
             self.verdicts.miss(self._found.devices)
-            if now - self._bad_since >= self._grace:
+            if now - self._bad_since >= self._cadence.grace:
                 self._hear(dict.fromkeys(self._found.devices, gone))
         return 0.0 if first else next(self._retries)
 
     def _recovered(self) -> None:
         self._bad_since, self._answered_at, self._verdict = None, self._clock(), UNHEARD
-        if self._due:
+        if self._due.wanted:
             return  # nothing has been scanned yet
-        self.driver_gone = None
+        self.driver_gone.set(None)
         self.probation.answered()
         self._retries = delays(*RETRY_SECONDS)
         if self.trouble is not None:

@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable, Collection
 
 from xpu_plugin.edges.driver import BusyError, Driver, WorkerError
+from xpu_plugin.loops.due import Due
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model.health import VF_CHANGE_PLANNED
 from xpu_plugin.waiting import Cooldown, wait_for
 
 
@@ -20,21 +23,21 @@ class Openings:
     """Tries to open what was not listed.
 
     driver: one whose workers have no other use
-    opened: called when a node opens that did not; whether the library lists it, only a scan tells
-    busy: whether a card is being changed: a node that is open then makes the driver refuse
+    picture: while it has a card in change, nothing is opened: the driver would refuse the change
+    due: a scan is, when a node opens that did not; only a scan tells whether the library lists it
     """
 
     def __init__(
         self,
         driver: Driver,
-        opened: Callable[[], None],
-        busy: Callable[[], bool],
+        picture: Picture,
+        due: Due,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._driver = driver
-        self._opened = opened
-        self._busy = busy
+        self._picture = picture
+        self._due = due
         self._clock = clock
         self._numbers: frozenset[int] = frozenset()  # N of each node
         self._retries: Cooldown[int] = Cooldown(*PAUSE_SECONDS, clock=clock)
@@ -64,7 +67,8 @@ class Openings:
             await self._try(first)
 
     async def _try(self, number: int) -> None:
-        if self._busy():
+        kept_back = self._picture.facts.kept_back.values()
+        if any(health == VF_CHANGE_PLANNED or health.in_change for health in kept_back):
             self._retries.put_off(number, BUSY_SECONDS)
             return
         self._retries.begin(number)
@@ -77,4 +81,4 @@ class Openings:
             return
         if opens and number in self._numbers:
             logger.info("/dev/xpu%s opens now: scanning again", number)
-            self._opened()
+            self._due.want()

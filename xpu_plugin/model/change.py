@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import Kind
+from xpu_plugin.model.events import NORMAL, WARNING, Event
 from xpu_plugin.model.health import (
     ASKED_BEFORE,
     CHANGING,
@@ -182,6 +183,11 @@ class News:
     reason: Reason
     card: str  # empty if it concerns the label itself
     text: str
+
+    @property
+    def event(self) -> Event:
+        kind = NORMAL if self.reason is Reason.APPLIED else WARNING
+        return Event(kind=kind, reason=str(self.reason), text=self.text)
 
 
 @frozen

@@ -251,6 +251,14 @@ class Report:
         return json.dumps(document | {"cards": described(self.steps)}, separators=(",", ":"))
 
 
+@frozen
+class Outcome:
+    """The report on a desired number of VFs."""
+
+    desired: DesiredVfs = UNKNOWN
+    report: Report = Report(steps=())
+
+
 def document(desired: DesiredVfs, report: Report) -> dict[str, object]:
     """Return the JSON of `plan`. Its names are an interface: none is renamed or removed."""
     return {

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The values that pass between the node in the API server and the parts of the plugin."""
+
+from xpu_plugin.frozen import frozen
+from xpu_plugin.model.events import Event
+from xpu_plugin.model.vf import UNKNOWN, DesiredVfs, Outcome
+from xpu_plugin.observable import Outbox, Value
+
+
+@frozen
+class Exchange:
+    """Without an API server nothing reads `outcome` and `events`, and nothing writes `desired`."""
+
+    desired: Value[DesiredVfs]
+    """The number of VFs; written by the node, or once by the argument."""
+    outcome: Value[Outcome]
+    """The report on the desired number; written by the part that changes VFs."""
+    events: Outbox[Event]
+    """Events about the node; each part may put some."""
+
+
+def exchange(desired: DesiredVfs = UNKNOWN) -> Exchange:
+    """New values. desired: the number of VFs until another one is written"""
+    return Exchange(desired=Value(desired), outcome=Value(Outcome()), events=Outbox())

@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plugin: `build` makes each long-lived part once, `run` supervises them."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xpu_plugin.config import HOST_ROOT, VF_POLICIES, Config
+from xpu_plugin.edges import memory
+from xpu_plugin.edges.driver import Driver, Target
+from xpu_plugin.edges.grants import GrantRecord
+from xpu_plugin.edges.host import identity
+from xpu_plugin.edges.kubelet import Alone, Endpoint, InstanceLock, PluginDirectory, socket_stem
+from xpu_plugin.edges.kubelet_view import KubeletView
+from xpu_plugin.edges.listener import listen, listening_at
+from xpu_plugin.edges.process import WorkerProcess
+from xpu_plugin.edges.quarantine import QuarantineRecord
+from xpu_plugin.edges.rivals import RivalWatch
+from xpu_plugin.edges.service import DevicePluginService
+from xpu_plugin.edges.vf_record import VfRecord
+from xpu_plugin.errors import PluginError
+from xpu_plugin.frozen import frozen
+from xpu_plugin.log import RingHandler
+from xpu_plugin.loops.apply import Apply, Orders
+from xpu_plugin.loops.endpoints import Endpoints
+from xpu_plugin.loops.exchange import Exchange, exchange
+from xpu_plugin.loops.grants import Grants
+from xpu_plugin.loops.holders import Holders
+from xpu_plugin.loops.idle_proof import IdleProof
+from xpu_plugin.loops.picture import NEVER, Picture
+from xpu_plugin.loops.supervision import PartOf, Run, Supervisor, Vital
+from xpu_plugin.loops.sweep import Cadence, Sweep
+from xpu_plugin.loops.tenure import Tenures
+from xpu_plugin.loops.verdicts import Verdicts
+from xpu_plugin.model.change import Limits
+from xpu_plugin.model.health import Rules
+from xpu_plugin.model.holders import Terms
+from xpu_plugin.model.inventory import Policy
+from xpu_plugin.model.vf import LABEL, UNKNOWN, by_argument
+from xpu_plugin.simulation import library
+from xpu_plugin.waiting import delays, wait_for
+
+
+if TYPE_CHECKING:
+    from xpu_plugin.edges.nodeapi import Follower, NodeApi
+    from xpu_plugin.loops.node import Node
+
+logger = logging.getLogger(__name__)
+
+STUCK_PROBES = (
+    2  # workers that asked a device alone and cannot be killed: it is not asked again before they end
+)
+STUCK_CHANGERS = 2  # workers that asked for VFs and do not end; the last one may just be ending
+LISTED_SECONDS = 10.0  # at most until the API server is turned to: that takes the interpreter for a while
+SHOWN_SECONDS = 1.0  # at most until there is something to look at: that takes it for a moment
+
+
+class AddressError(PluginError):
+    """The HTTP server's address cannot be had."""
+
+
+@frozen
+class Plugin:
+    """Every long-lived part of a running plugin, once. Observers take this record and nothing else."""
+
+    config: Config
+    started: float
+    """In seconds of the monotonic clock."""
+    decisions: RingHandler
+    supervisor: Supervisor
+    serving: Vital
+
+    # Values and memories, each with one writer.
+    picture: Picture
+    listed: asyncio.Event
+    """Set once the kubelet has had a list."""
+    exchange: Exchange
+    view: KubeletView
+    grants: Grants
+    tenures: Tenures
+
+    # The workers: for all devices, for one device alone, for a change of VFs.
+    driver: Driver
+    probes: Driver
+    changer: Driver
+
+    # Loops.
+    sweep: Sweep
+    proof: IdleProof
+    holders: Holders
+    apply: Apply
+    endpoints: Endpoints
+    node: "Node | None"
+    """None without a way to the API server."""
+
+    @property
+    def workers(self) -> tuple[Driver, ...]:
+        return (self.driver, self.probes, self.changer)
+
+    @property
+    def streams(self) -> int:
+        """Streams that the kubelet has open."""
+        return sum(endpoint.service.streams for endpoint in self.endpoints.all)
+
+    @property
+    def displaced(self) -> list[str]:
+        """A sentence for each resource name that another plugin has registered."""
+        return [trouble for endpoint in self.endpoints.all if (trouble := endpoint.watch.trouble) is not None]
+
+    @property
+    def obstacles(self) -> list[str]:
+        """Reasons for which the kubelet's socket, which is there, cannot be used."""
+        found = (endpoint.obstacle for endpoint in self.endpoints.all)
+        return sorted({str(obstacle) for obstacle in found if obstacle is not None})
+
+    def begin_anew(self) -> None:
+        """Scan at once, and try cards again that are left alone, as the administrator wants it."""
+        self.sweep.rescan()
+        self.apply.again()
+
+    async def close(self) -> None:
+        """End all workers."""
+        await asyncio.gather(*(worker.close() for worker in self.workers))
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def build(config: Config, *, spare: WorkerProcess | None = None) -> Plugin:
+    """Make all parts, and start none. spare: a worker that was started already"""
+    lock = InstanceLock(config.device_plugin_dir)
+    lock.acquire_at_once()  # before any record is read that another plugin may change
+    tenures = Tenures(lock)
+    supervisor, serving = Supervisor(), Vital()
+
+    opened = target(config)
+    driver = Driver(opened, call_timeout=config.call_timeout, spare=spare)
+    probes = Driver(opened, call_timeout=config.call_timeout, most_stuck=STUCK_PROBES)
+    changer = Driver(opened, call_timeout=config.call_timeout, most_stuck=STUCK_CHANGERS)
+
+    picture, listed = Picture(policy(config)), asyncio.Event()
+    between = exchange(UNKNOWN if has_api_server(config) else by_argument(config.sriov_num_vfs))
+    view = kubelet_of(config)
+    grants = Grants(picture, view, GrantRecord(config.state_dir, apart=True), terms(config), listed=listed)
+    verdicts = Verdicts(rules(config), QuarantineRecord(config.state_dir, apart=True))
+    sweep = Sweep(
+        driver,
+        probes,
+        picture,
+        verdicts,
+        grants,
+        cadence=cadence(config),
+    )
+    proof = IdleProof(driver, view, grants)
+    holders = Holders(picture, view, grants, proof)
+    node = node_of(config, between, tenures)
+    orders = Orders(changer=changer, record=VfRecord(config.state_dir, apart=True), lock=tenures)
+    apply = Apply(orders, picture, sweep, grants, proof, exchange=between, limits=limits(config))
+
+    plugins = PluginDirectory(config.device_plugin_dir)
+
+    def endpoint(resource: str) -> Endpoint:
+        watch = RivalWatch(
+            resource,
+            plugins=plugins,
+            settle=config.pod_list_delay,
+            events=between.events,
+        )
+        service = DevicePluginService(
+            resource,
+            picture,
+            node=lambda name: identity(f"{config.dev_root}/{name}", simulated=config.simulated),
+            grants=grants,
+            listed=listed,
+            watch=watch,
+            failures=PartOf(serving, f"endpoint {resource}"),
+        )
+        return Endpoint(
+            service,
+            directory=config.device_plugin_dir,
+            stem=socket_stem(resource, config.resource_name),
+            lock=tenures,
+            watch=watch,
+            holders=holders,
+        )
+
+    always = frozenset() if config.resource_per_profile else frozenset({config.resource_name})
+    return Plugin(
+        config=config,
+        started=time.monotonic(),
+        decisions=RingHandler(),
+        supervisor=supervisor,
+        serving=serving,
+        picture=picture,
+        listed=listed,
+        exchange=between,
+        view=view,
+        grants=grants,
+        tenures=tenures,
+        driver=driver,
+        probes=probes,
+        changer=changer,
+        sweep=sweep,
+        proof=proof,
+        holders=holders,
+        apply=apply,
+        endpoints=Endpoints(picture, endpoint, always=always),
+        node=node,
+    )
+
+
+def target(config: Config) -> Target:
+    """What a worker is to open by this configuration."""
+    return Target(
+        libraries=(str(library.shipped()),) if config.simulated else config.libraries,
+        host_root=HOST_ROOT,
+        most_bytes=memory.for_a_worker(memory.limit()),
+        dev_root=config.dev_root,
+        sysfs_root=config.sysfs_root,
+        simulated=config.simulated,
+        environment=config.worker_environment,
+    )
+
+
+def policy(config: Config) -> Policy:
+    """What is to be offered by this configuration."""
+    return Policy(
+        resource=config.resource_name,
+        per_profile=config.resource_per_profile,
+        allow=config.allow,
+        deny=config.deny,
+    )
+
+
+def rules(config: Config) -> Rules:
+    """When an answer becomes a verdict by this configuration."""
+    return Rules(
+        failures=config.health_failures,
+        recovery=config.health_recovery,
+        flaps=config.health_flaps,
+        window=config.health_flap_window,
+    )
+
+
+def cadence(config: Config) -> Cadence:
+    """How often devices are asked by this configuration."""
+    return Cadence(
+        interval=config.health_interval,
+        rescan_interval=config.rescan_interval,
+        grace=config.health_grace,
+        fail_on_init_error=config.fail_on_init_error,
+    )
+
+
+def terms(config: Config) -> Terms:
+    """What proves that a card is idle."""
+    return Terms(
+        own_pod=config.own_pod,
+        settle=config.pod_list_delay,
+        without_pod_resources=config.vf_without_pod_resources,
+    )
+
+
+def limits(config: Config) -> Limits:
+    """How a change of VFs is carried out."""
+    return Limits(
+        settle=config.pod_list_delay,
+        timeout=config.vf_timeout,
+        pending=config.vf_decision_wait,
+        apply=config.vf_policy == VF_POLICIES[0],
+    )
+
+
+def kubelet_of(config: Config) -> KubeletView:
+    """The reader of this node's kubelet."""
+    return KubeletView(
+        device_plugin_dir=config.device_plugin_dir,
+        pod_resources_socket=config.pod_resources_socket,
+    )
+
+
+def has_api_server(config: Config) -> bool:
+    """Whether there is a way to the API server."""
+    if not (config.kubeconfig or config.node_name):
+        return False
+    from xpu_plugin.edges.api import has_credentials  # noqa: PLC0415 - not everybody needs it
+
+    return has_credentials(config.kubeconfig)
+
+
+def node_of(config: Config, between: Exchange, lock: Alone | None = None) -> "Node | None":
+    """The node in the API server, None where we have no way to it. lock: as `Node` takes it"""
+    if not has_api_server(config):
+        return None
+    from xpu_plugin.edges.label import LabelRecord  # noqa: PLC0415 - not everybody needs it
+    from xpu_plugin.loops.node import Node  # noqa: PLC0415
+
+    return Node(
+        exchange=between,
+        argument=config.sriov_num_vfs,
+        connect=partial(node_api, config),
+        record=LabelRecord(config.state_dir, apart=True),
+        lock=lock,
+        patience=config.label_timeout,
+    )
+
+
+def node_api(config: Config, follower: "Follower") -> "NodeApi":
+    """The node's edge, by a module that is loaded then."""
+    from xpu_plugin.edges.nodeapi import NodeApi  # noqa: PLC0415
+
+    return NodeApi(
+        node=config.node_name or os.uname().nodename.lower(),
+        label=LABEL,
+        kubeconfig=config.kubeconfig,
+        follower=follower,
+        delays=delays,
+        patience=config.label_timeout,
+    )
+
+
+# --- their lives ----------------------------------------------------------------------------------
+
+
+async def run(plugin: Plugin) -> None:
+    """Run three groups of parts: those that observe, and within those that serve, the one that changes VFs.
+
+    A part that observes or changes is started again when it fails; one that serves ends them all. Parts that
+    write wait for a tenure.
+    """
+    config, serving, tenures = plugin.config, plugin.serving, plugin.tenures
+    picture, sweep = plugin.picture, plugin.sweep
+
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(plugin.decisions)
+        requests = stack.enter_context(requests_at(config.metrics_address))
+        questions = stack.enter_context(questions_at(config.status_socket))
+        observing = await stack.enter_async_context(asyncio.TaskGroup())
+        await stack.enter_async_context(serving)
+
+        def observe(part: str, run: Run) -> None:
+            observing.create_task(plugin.supervisor.keep(part, run), name=part)
+
+        observe("observability", partial(_show, plugin, requests, questions))
+        observe("openings", sweep.openings.run)
+        serving.start("tenures", _take_over(plugin))
+        serving.start("sweep", sweep.run())
+        serving.start("probation", sweep.probation.run())
+        serving.start("quarantine", _keep_quarantine(plugin))
+        await picture.beyond(NEVER)
+        for name in picture.policy.unmatched(picture.facts.devices.values()):
+            logger.warning("--allow or --deny names %s, which no device of this node is", name)
+        await plugin.holders.first_look()  # before the first list goes out
+        if tenures.held:
+            await plugin.apply.inherit()
+        plugin.apply.begin()  # as well
+        serving.start("holders", plugin.holders.run())
+        serving.start("endpoints", plugin.endpoints.run())
+        serving.start("grants", plugin.grants.run(tenures))
+        serving.start("virtual functions", plugin.supervisor.keep("virtual functions", plugin.apply.run))
+        if plugin.node is not None:
+            if config.node_labels:
+                observe("node labels", partial(plugin.node.describe, picture, sweep.driver_version))
+            await wait_for(plugin.listed, LISTED_SECONDS)
+            observe("node", plugin.node.run)
+
+
+async def _take_over(plugin: Plugin) -> None:
+    """Another plugin has granted on, split cards and judged devices while this one waited."""
+    async for _ in plugin.tenures.begin():
+        await plugin.grants.reread()
+        await plugin.apply.inherit()
+        await plugin.sweep.verdicts.reread()
+        await plugin.sweep.rescanned()
+
+
+async def _keep_quarantine(plugin: Plugin) -> None:
+    """It is for one plugin to write down."""
+    await plugin.tenures.acquire()
+    await plugin.sweep.verdicts.run()
+
+
+async def _show(plugin: Plugin, requests: socket.socket | None, questions: socket.socket | None) -> None:
+    await wait_for(plugin.listed, SHOWN_SECONDS)
+    from xpu_plugin import observability  # noqa: PLC0415 - no pod waits for it
+
+    await observability.run(plugin, requests=requests, questions=questions)
+
+
+@contextlib.contextmanager
+def requests_at(address: tuple[str, int] | None) -> Iterator[socket.socket | None]:
+    """The listener for HTTP. Raises AddressError."""
+    if address is None:
+        yield None
+        return
+    try:
+        listener = listen(address)
+    except OSError as error:
+        host, port = address
+        raise AddressError(f"--metrics-address: cannot listen at {host}:{port}: {error.strerror}") from None
+    with listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def questions_at(path: Path | None) -> Iterator[socket.socket | None]:
+    """The listener for sub-commands. Where it cannot be had, as when another plugin is there, the plugin goes
+    on without."""
+    with contextlib.ExitStack() as stack:
+        listener = None
+        try:
+            listener = stack.enter_context(listening_at(path)) if path is not None else None
+        except OSError as error:
+            logger.warning("--status-socket: cannot listen at %s: %s", path, error.strerror)
+        yield listener
