@@ -176,7 +176,7 @@ async def test_what_answers_otherwise_is_no_plugin(path: Path, answer: bytes) ->
         writer.close()
 
     async with await asyncio.start_unix_server(talk, path):
-        with pytest.raises(StatusError, match="no running plugin"):
+        with pytest.raises(StatusError, match="not a running plugin"):
             await asked(path, "now")
 
 
@@ -206,7 +206,7 @@ async def stranger(path: Path, *parts: bytes) -> AsyncIterator[None]:
 async def test_an_answer_without_an_end_is_not_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "LONGEST_ANSWER", 1 << 20)
     async with stranger(path, b"x" * (1 << 16)):
-        with pytest.raises(StatusError, match="no running plugin"):
+        with pytest.raises(StatusError, match="not a running plugin"):
             await asked(path, "now")
 
 
@@ -223,7 +223,7 @@ async def test_an_answer_that_drips_has_a_deadline(path: Path, monkeypatch: pyte
 )
 async def test_an_answer_that_cannot_be_read_is_no_plugins(answer: bytes, path: Path) -> None:
     async with stranger(path, answer, b"\n"):
-        with pytest.raises(StatusError, match="no running plugin"):
+        with pytest.raises(StatusError, match="not a running plugin"):
             await asked(path, "now")
 
 
