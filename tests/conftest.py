@@ -29,7 +29,7 @@ def leaves_no_process() -> Iterator[None]:
     """Every process that the test starts has ended, and has been waited for, when it is over."""
     before = children()
     yield
-    wait_until(lambda: children() <= before, "all children ended", seconds=5)
+    wait_until(lambda: children() <= before, "all children ended")
 
 
 @pytest.fixture

@@ -232,7 +232,9 @@ def test_signals_are_taken_before_the_command_line_is_loaded(
 ) -> None:
     """By the plugin; a sub-command ends with its terminal. Loading is what a stand-in takes the place of."""
     code = f"""
-import os, sys, types
+import os, signal, sys, types
+for number in (signal.SIGHUP, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)  # the parent may ignore it, as nohup does
 from xpu_plugin import __main__
 signal_while_loading = lambda: os.kill(os.getpid(), {int(number)})
 sys.modules["xpu_plugin.cli"] = types.SimpleNamespace(take_streams=signal_while_loading, main=lambda _: 7)

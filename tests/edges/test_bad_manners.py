@@ -63,17 +63,17 @@ async def nothing_left(place: Path, leaves_no_process: None) -> AsyncIterator[No
     async with Kubelet(place / "warm") as kubelet, Plugin(place / "warm").run():
         await listed(kubelet)
 
-    await until(lambda: not tasks(), f"no task but {tasks()}", seconds=5)
+    await until(lambda: not tasks(), f"no task but {tasks()}")
     gc.collect()
     files, threads, processes = descriptors(), threading.enumerate(), children()
     yield
-    await until(lambda: not tasks(), f"no task but {tasks()}", seconds=5)
+    await until(lambda: not tasks(), f"no task but {tasks()}")
 
     def more() -> list[str]:
         gc.collect()
         return descriptors()
 
-    await until(lambda: len(more()) <= len(files) + SLACK, f"only {files}, now {more()}", seconds=5)
+    await until(lambda: len(more()) <= len(files) + SLACK, f"only {files}, now {more()}")
     assert len(threading.enumerate()) <= len(threads) + 1  # the executor's, which writes records
     assert children() <= processes
 
@@ -304,7 +304,7 @@ class Levels:
                 and files <= self._descriptors + SLACK
             )
 
-        await until(back, f"as few as before, {(self._tasks, self._threads, self._descriptors)},", seconds=5)
+        await until(back, f"as few as before, {(self._tasks, self._threads, self._descriptors)},")
 
 
 async def test_hundreds_of_streams_opened_and_cut_on_one_connection(
@@ -518,7 +518,7 @@ async def test_the_directory_cleared_or_recreated_while_our_socket_is_bound(
             assert len(kubelet.registrations) == 1
             assert plugin.lock.held()
             assert plugin.socket.stat().st_mode & 0o777 == 0o600
-            await until(lambda: unix_sockets(plugin.socket) == 2, "nobody else at our socket", seconds=5)
+            await until(lambda: unix_sockets(plugin.socket) == 2, "nobody else at our socket")
             assert plugin.socket.is_socket()
             assert caplog.text.count("cannot bind") == 1
     assert plugin.sockets() == []
@@ -578,7 +578,7 @@ async def test_stopping_while_our_socket_is_bound_leaves_none(
         assert meanwhile == []
         assert kubelet.registrations == []
         assert plugin.sockets() == []
-        await until(lambda: unix_sockets(paths[0]) == 0, "nobody at our socket", seconds=5)
+        await until(lambda: unix_sockets(paths[0]) == 0, "nobody at our socket")
 
 
 # --- registrations --------------------------------------------------------------------------------

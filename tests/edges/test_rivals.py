@@ -49,7 +49,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rivals, "CONFIRM_SECONDS", 0.3)
     monkeypatch.setattr(rivals, "RETURN_SECONDS", (0.5, 1.0))
     monkeypatch.setattr(rivals, "YOUNG_SECONDS", 0.1)
-    monkeypatch.setattr(rivals, "ANEW_SECONDS", 0.1)
+    monkeypatch.setattr(rivals, "ANEW_SECONDS", 600.0)
 
 
 class Node(Kubelet):
@@ -232,7 +232,7 @@ async def test_a_rival_that_our_list_hides_is_found_by_its_socket(
         await until(lambda: plugin.watch.rivalry.doubted, "a doubt")
         await until(lambda: not plugin.watch.rivalry.doubted, "a registration for it")
         await node.until(
-            lambda: node.serves({IDS[1]}) and NAME.fullmatch(node.plugin_of(RESOURCE) or ""), timeout=SECONDS
+            lambda: node.serves({IDS[1]}) and node.plugin_of(RESOURCE) == plugin.socket.name, timeout=SECONDS
         )
         await node.allocate(RESOURCE, 1)
         assert plugin.watch.displacements == 0

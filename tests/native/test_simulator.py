@@ -11,6 +11,7 @@ from struct import unpack_from
 
 import pytest
 
+from tests.support.processes import tree
 from tests.support.waiting import wait_until
 from xpu_plugin.simulation.machine import Machine
 from xpu_plugin.xpuml import OPTIONAL_FUNCTIONS, REQUIRED_FUNCTIONS
@@ -21,6 +22,7 @@ from .simulator_build import MakeMachine
 
 MIB = 1 << 20
 SPLIT = "xpumlDeviceSetSriovVfNum"
+LONG = "60000"  # milliseconds
 CONTROL_FUNCTIONS = ("xpumlSimulatorCheck", "xpumlSimulatorSettle", "xpumlSimulatorOpen")
 WITH_HANDLE = [
     name
@@ -552,20 +554,26 @@ def test_a_split_may_take_its_time(make_machine: MakeMachine, make_guest: MakeGu
     assert guest.count() == (0, 4)
 
 
+def begun(guest: Guest) -> None:
+    """Wait for the driver's side of a request, which is a process of its own."""
+    wait_until(lambda: len(tree(guest.process.pid)) > 1, "the driver's side")
+
+
 @pytest.mark.parametrize("number", [0, 3])
 def test_a_slow_split_is_carried_out_although_the_process_that_asked_is_killed(
     make_machine: MakeMachine, make_guest: MakeGuest, number: int
 ) -> None:
     """And that process does not end before, as one that the driver holds."""
     before = 3 - number
-    machine = make_machine(card(vfs=str(before)), vf_delay="500")
+    machine = make_machine(card(vfs=str(before)), vf_delay=LONG)
     guest = make_guest(machine)
     handle = guest.handle(0)
     guest.start("xpumlDeviceSetSriovVfNum", handle, number)
-    time.sleep(0.2)
+    begun(guest)
     guest.process.kill()
     assert make_guest(machine).count() == (0, 1 + before), "to list the nodes does not keep it from that"
     assert guest.process.poll() is None
+    machine.set({"vf-delay": "0"})
     with pytest.raises(DiedError):
         guest.finish()
     assert make_guest(machine).count() == (0, 1 + number)
@@ -574,17 +582,21 @@ def test_a_slow_split_is_carried_out_although_the_process_that_asked_is_killed(
 def test_a_slow_split_is_refused_when_the_nodes_are_opened_meanwhile(
     make_machine: MakeMachine, make_guest: MakeGuest
 ) -> None:
-    machine = make_machine(card(), vf_delay="500")
+    machine = make_machine(card(), vf_delay=LONG)
     guest = make_guest(machine)
     handle = guest.handle(0)
     guest.start("xpumlDeviceSetSriovVfNum", handle, 2)
-    time.sleep(0.2)
+    begun(guest)
     watching = make_guest(machine)
+    machine.set({"vf-delay": "0"})
     assert guest.finish()[0] == 999
+    machine.set({"vf-delay": LONG})
     guest.start("xpumlDeviceSetSriovVfNum", handle, 2)
+    begun(guest)
     for _ in range(3):
         assert watching.number("xpumlDeviceGetState", watching.handle(0)) == (0, 201)
         time.sleep(0.1)
+    machine.set({"vf-delay": "0"})
     assert guest.finish()[0] == 0
 
 

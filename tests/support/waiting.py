@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 
-SECONDS = 20.0
+SECONDS = 60.0
 """How long anything may take on a loaded machine. Nothing here waits that long when all is well."""
 
 _POLL_SECONDS = 0.01
