@@ -31,7 +31,7 @@ from tests.support.machines import RESOURCE
 from tests.support.processes import descriptor, processes_that_know
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.model.rivals import YOUNG_SECONDS
-from xpu_plugin.plugin import SHOWN_SECONDS
+from xpu_plugin.model.timings import USUAL
 from xpu_plugin.simulation.kubelet import Kubelet, StartError
 
 
@@ -388,7 +388,7 @@ async def test_a_kubelet_socket_that_cannot_be_used_shows_in_log_page_and_doctor
             return (await asyncio.to_thread(probed, port, "/readyz"))[1]
         return ""
 
-    deadline = time.monotonic() + SHOWN_SECONDS + SECONDS
+    deadline = time.monotonic() + USUAL.shown + SECONDS
     while f"kubelet: {reason}; " not in (text := await page()):
         assert time.monotonic() < deadline, text
         await asyncio.sleep(0.1)

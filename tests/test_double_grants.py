@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
-from xpu_plugin.proto import deviceplugin_pb2
 
 from tests.support.daemon import IDS, IMPATIENT, Node, shows
 from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS, until
+from xpu_plugin.proto import deviceplugin_pb2
 from xpu_plugin.simulation.kubelet import AdmissionError, Grant, Kubelet
 
 

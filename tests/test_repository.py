@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from xpu_plugin.proto import deviceplugin_pb2
 
 

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from tests.support.daemon import EXIT_SECONDS, IDS, Daemon, Node, shows
+from tests.support.impatient import impatient
 from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS
 from xpu_plugin.config import DOCTOR_OPTIONS
 from xpu_plugin.edges.status import StatusError, ask
+from xpu_plugin.model.timings import Timings
 from xpu_plugin.simulation.kubelet import AdmissionError, Kubelet
 
 
@@ -26,24 +28,18 @@ F_SETPIPE_SZ, PIPE_BYTES = 1031, 4096
 PORT_OPTION = "--metrics-address=127.0.0.1:0"
 
 
-def flawed(flaw: str) -> tuple[str, str]:
+def flawed(flaw: str, timings: Timings = Timings(part=(0.05, 0.1))) -> tuple[str, ...]:  # noqa: B008
     """The real daemon with a flaw, given as the body of a function `plant`; pauses are short."""
     body = "\n".join(f"    {line}" for line in flaw.strip().splitlines())
-    return (
-        "-c",
-        f"""
+    before = f"""
 import asyncio, sys, threading
-from xpu_plugin import cli
-from xpu_plugin.loops import supervision
-supervision.AGAIN_SECONDS = (0.05, 0.1)
 async def fail(*_, **__):
     raise LookupError("planted")
 def plant():
 {body}
 plant()
-sys.exit(cli.main(sys.argv[1:]))
-""",
-    )
+"""
+    return impatient(timings, before=before)
 
 
 async def state(node: Node) -> dict[str, Any]:
@@ -194,13 +190,12 @@ async def test_a_disk_that_does_not_answer_delays_neither_containers_nor_the_end
 ) -> None:
     flaw = """
 import time
-from xpu_plugin.edges import grants, replacing
-grants.WRITE_SECONDS = 0.1
+from xpu_plugin.edges import replacing
 def replace_apart(*_, **__):
     time.sleep(3600)
 replacing.replace_apart = replace_apart
 """
-    daemon = node.start(program=flawed(flaw))
+    daemon = node.start(program=flawed(flaw, Timings(grant=0.1)))
     await serves(node, kubelet)
     await daemon.says("the disk does not answer")
     assert len((await kubelet.allocate(RESOURCE, 1)).nodes) == 2
@@ -229,7 +224,6 @@ sweep.Sweep._sweep = fail
 """,
     "holders": """
 from xpu_plugin.loops import holders
-holders.LOOK_SECONDS = 0.01
 holders.Holders.run = fail
 """,
     "endpoints": """

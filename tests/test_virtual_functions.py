@@ -10,18 +10,21 @@ from typing import Any
 
 import grpc
 import pytest
-from xpu_plugin.proto.deviceplugin_pb2 import AllocateRequest, ContainerAllocateRequest
-from xpu_plugin.proto.deviceplugin_pb2_grpc import DevicePluginStub
 
 from tests.support.api_server import LIST, ApiServer, Reply, write_kubeconfig
 from tests.support.daemon import Daemon, Node, shows
+from tests.support.impatient import impatient
 from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE
 from tests.support.processes import processes_that_know
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.cli import main
 from xpu_plugin.config import VF_POLICIES
+from xpu_plugin.model import change
+from xpu_plugin.model.timings import Timings
 from xpu_plugin.model.vf import LABEL, STATE_LABEL
+from xpu_plugin.proto.deviceplugin_pb2 import AllocateRequest, ContainerAllocateRequest
+from xpu_plugin.proto.deviceplugin_pb2_grpc import DevicePluginStub
 from xpu_plugin.simulation.kubelet import AdmissionError, Grant, Kubelet
 
 
@@ -31,21 +34,12 @@ SETTLE = 0.3
 LONG = "60000"
 """Milliseconds for a driver that changes VFs until the test lets it go on."""
 # The real daemon, but for some pauses.
-IMPATIENT = (
-    "-c",
-    """
-import sys
-from xpu_plugin import cli
-from xpu_plugin.loops import holders, node
-from xpu_plugin.model import change
-holders.LOOK_SECONDS = 0.1
-node.LOOK_SECONDS = 0.1
-change.LOOK_SECONDS = 0.1
-change.CHECK_SECONDS = 0.05
-change.RETRY_SECONDS = (0.3, 1.0)
-change.DRIFT_SECONDS = (0.3, 1.0)
-sys.exit(cli.main(sys.argv[1:]))
-""",
+IMPATIENT = impatient(
+    Timings(
+        holders=0.1,
+        record=0.1,
+        vfs=change.Pace(look=0.1, check=0.05, retry=(0.3, 1.0), drift=(0.3, 1.0)),
+    )
 )
 OPTIONS = (f"--pod-list-delay={SETTLE}", "--vf-timeout=5", "--call-timeout=5", "--pod-name=plugin")
 

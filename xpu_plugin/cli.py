@@ -9,13 +9,17 @@ import logging
 import os
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xpu_plugin import log
 from xpu_plugin.config import PROGRAM, Config, UsageError, read_config
 from xpu_plugin.edges.engine import NoRoomError, require_limits
 from xpu_plugin.edges.process import WorkerProcess
 from xpu_plugin.errors import PluginError
+
+
+if TYPE_CHECKING:
+    from xpu_plugin.model.timings import Timings
 
 
 GRPC_ENVIRONMENT = {
@@ -30,13 +34,16 @@ GRPC_ENVIRONMENT = {
 COMMANDS = ("list", "plan", "top", "doctor", "bundle", "clear", "cleanup", "simulate", "demo")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the program and return the exit status: 2 is bad usage, in every sub-command."""
+def main(arguments: list[str] | None = None, *, timings: "Timings | None" = None) -> int:
+    """Run the program and return the exit status: 2 is bad usage, in every sub-command.
+
+    timings: of the daemon, for tests
+    """
     if arguments is None:
         arguments = sys.argv[1:]
     try:
         try:
-            return _run(arguments)
+            return _run(arguments, timings)
         finally:
             sys.stdout.flush()
     except UsageError as error:
@@ -91,15 +98,15 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], timings: "Timings | None") -> int:
     if arguments and arguments[0] in COMMANDS:
         command = importlib.import_module(f"xpu_plugin.commands.{arguments[0]}")
         status: int = command.main(arguments[1:])
         return status
-    return _daemon(arguments)
+    return _daemon(arguments, timings)
 
 
-def _daemon(arguments: list[str]) -> int:
+def _daemon(arguments: list[str], timings: "Timings | None") -> int:
     config, _, warnings = read_config(arguments, os.environ)
     worker: WorkerProcess | None = None
 
@@ -126,7 +133,7 @@ def _daemon(arguments: list[str]) -> int:
     log.configure(level=config.log_level, form=config.log_format, handler=log.QueuedHandler())
     for warning in warnings:
         logging.getLogger(__name__).warning("%s", warning)
-    return daemon.run(config, worker)
+    return daemon.run(config, worker, timings=timings) if timings else daemon.run(config, worker)
 
 
 def _worker(config: Config) -> WorkerProcess | None:

@@ -14,6 +14,7 @@ from xpu_plugin.edges.podresources import reader
 from xpu_plugin.edges.process import WorkerProcess
 from xpu_plugin.loops.supervision import described
 from xpu_plugin.loops.sweep import InitError
+from xpu_plugin.model.timings import USUAL, Timings
 from xpu_plugin.plugin import AddressError, build
 from xpu_plugin.plugin import run as run_parts
 
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 END_SECONDS = 0.7  # for all parts to end; the process does not wait longer for one that hangs
 
 
-async def serve(config: Config, worker: WorkerProcess | None = None) -> int:
+async def serve(config: Config, worker: WorkerProcess | None = None, timings: Timings = USUAL) -> int:
     """Be the plugin until SIGTERM or SIGINT; returns the exit status. worker: one that was started already"""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -41,7 +42,7 @@ async def serve(config: Config, worker: WorkerProcess | None = None) -> int:
     os.umask(0o077)  # before any socket or file is made
     reader()  # its thread, while there is one to be had
 
-    plugin = build(config, spare=worker)
+    plugin = build(config, timings=timings, spare=worker)
     loop.add_signal_handler(signal.SIGHUP, plugin.begin_anew)
     parts = asyncio.ensure_future(run_parts(plugin))
     ends = [asyncio.ensure_future(event.wait()) for event in (stop, plugin.serving.ended)]
@@ -83,12 +84,12 @@ def _abandon(parts: asyncio.Future[None], status: int) -> NoReturn:
     os._exit(status)
 
 
-def run(config: Config, worker: WorkerProcess | None = None) -> int:
+def run(config: Config, worker: WorkerProcess | None = None, *, timings: Timings = USUAL) -> int:
     """Run the daemon on an event loop of its own."""
     logger.info("starting %s", config.text())
     gc.freeze()  # no collection looks at modules and classes any more
     gc.enable()
     try:
-        return asyncio.run(serve(config, worker))
+        return asyncio.run(serve(config, worker, timings))
     except Exception as error:  # noqa: BLE001 - it is said in one line
         return _failed(error, "start")

@@ -43,6 +43,7 @@ from xpu_plugin.model.change import Limits
 from xpu_plugin.model.health import Rules
 from xpu_plugin.model.holders import Terms
 from xpu_plugin.model.inventory import Policy
+from xpu_plugin.model.timings import USUAL, Timings
 from xpu_plugin.model.vf import LABEL, UNKNOWN, by_argument
 from xpu_plugin.simulation import library
 from xpu_plugin.waiting import delays, wait_for
@@ -58,8 +59,6 @@ STUCK_PROBES = (
     2  # workers that asked a device alone and cannot be killed: it is not asked again before they end
 )
 STUCK_CHANGERS = 2  # workers that asked for VFs and do not end; the last one may just be ending
-LISTED_SECONDS = 10.0  # at most until the API server is turned to: that takes the interpreter for a while
-SHOWN_SECONDS = 1.0  # at most until there is something to look at: that takes it for a moment
 
 
 class AddressError(PluginError):
@@ -71,6 +70,7 @@ class Plugin:
     """Every long-lived part of a running plugin, once. Observers take this record and nothing else."""
 
     config: Config
+    timings: Timings
     started: float
     """In seconds of the monotonic clock."""
     decisions: RingHandler
@@ -133,12 +133,12 @@ class Plugin:
 # --- parts ----------------------------------------------------------------------------------------
 
 
-def build(config: Config, *, spare: WorkerProcess | None = None) -> Plugin:
+def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | None = None) -> Plugin:
     """Make all parts, and start none. spare: a worker that was started already"""
     lock = InstanceLock(config.device_plugin_dir)
     lock.acquire_at_once()  # before any record is read that another plugin may change
     tenures = Tenures(lock)
-    supervisor, serving = Supervisor(), Vital()
+    supervisor, serving = Supervisor(timings.part), Vital()
 
     opened = target(config)
     driver = Driver(opened, call_timeout=config.call_timeout, spare=spare)
@@ -148,7 +148,13 @@ def build(config: Config, *, spare: WorkerProcess | None = None) -> Plugin:
     picture, listed = Picture(policy(config)), asyncio.Event()
     between = exchange(UNKNOWN if has_api_server(config) else by_argument(config.sriov_num_vfs))
     view = kubelet_of(config)
-    grants = Grants(picture, view, GrantRecord(config.state_dir, apart=True), terms(config), listed=listed)
+    grants = Grants(
+        picture,
+        view,
+        GrantRecord(config.state_dir, apart=True, patience=timings.grant),
+        terms(config),
+        listed=listed,
+    )
     verdicts = Verdicts(rules(config), QuarantineRecord(config.state_dir, apart=True))
     sweep = Sweep(
         driver,
@@ -156,13 +162,13 @@ def build(config: Config, *, spare: WorkerProcess | None = None) -> Plugin:
         picture,
         verdicts,
         grants,
-        cadence=cadence(config),
+        cadence=cadence(config, timings),
     )
     proof = IdleProof(driver, view, grants)
-    holders = Holders(picture, view, grants, proof)
-    node = node_of(config, between, tenures)
+    holders = Holders(picture, view, grants, proof, between=timings.holders)
+    node = node_of(config, between, tenures, timings)
     orders = Orders(changer=changer, record=VfRecord(config.state_dir, apart=True), lock=tenures)
-    apply = Apply(orders, picture, sweep, grants, proof, exchange=between, limits=limits(config))
+    apply = Apply(orders, picture, sweep, grants, proof, exchange=between, limits=limits(config, timings))
 
     plugins = PluginDirectory(config.device_plugin_dir)
 
@@ -172,6 +178,7 @@ def build(config: Config, *, spare: WorkerProcess | None = None) -> Plugin:
             plugins=plugins,
             settle=config.pod_list_delay,
             events=between.events,
+            pace=timings.rivalry,
         )
         service = DevicePluginService(
             resource,
@@ -181,6 +188,7 @@ def build(config: Config, *, spare: WorkerProcess | None = None) -> Plugin:
             listed=listed,
             watch=watch,
             failures=PartOf(serving, f"endpoint {resource}"),
+            timings=timings,
         )
         return Endpoint(
             service,
@@ -189,11 +197,13 @@ def build(config: Config, *, spare: WorkerProcess | None = None) -> Plugin:
             lock=tenures,
             watch=watch,
             holders=holders,
+            again=timings.again,
         )
 
     always = frozenset() if config.resource_per_profile else frozenset({config.resource_name})
     return Plugin(
         config=config,
+        timings=timings,
         started=time.monotonic(),
         decisions=RingHandler(),
         supervisor=supervisor,
@@ -249,13 +259,14 @@ def rules(config: Config) -> Rules:
     )
 
 
-def cadence(config: Config) -> Cadence:
+def cadence(config: Config, timings: Timings) -> Cadence:
     """How often devices are asked by this configuration."""
     return Cadence(
         interval=config.health_interval,
         rescan_interval=config.rescan_interval,
         grace=config.health_grace,
         fail_on_init_error=config.fail_on_init_error,
+        timings=timings,
     )
 
 
@@ -268,13 +279,14 @@ def terms(config: Config) -> Terms:
     )
 
 
-def limits(config: Config) -> Limits:
+def limits(config: Config, timings: Timings) -> Limits:
     """How a change of VFs is carried out."""
     return Limits(
         settle=config.pod_list_delay,
         timeout=config.vf_timeout,
         pending=config.vf_decision_wait,
         apply=config.vf_policy == VF_POLICIES[0],
+        pace=timings.vfs,
     )
 
 
@@ -295,7 +307,9 @@ def has_api_server(config: Config) -> bool:
     return has_credentials(config.kubeconfig)
 
 
-def node_of(config: Config, between: Exchange, lock: Alone | None = None) -> "Node | None":
+def node_of(
+    config: Config, between: Exchange, lock: Alone | None = None, timings: Timings = USUAL
+) -> "Node | None":
     """The node in the API server, None where we have no way to it. lock: as `Node` takes it"""
     if not has_api_server(config):
         return None
@@ -309,6 +323,7 @@ def node_of(config: Config, between: Exchange, lock: Alone | None = None) -> "No
         record=LabelRecord(config.state_dir, apart=True),
         lock=lock,
         patience=config.label_timeout,
+        between=timings.record,
     )
 
 
@@ -368,7 +383,7 @@ async def run(plugin: Plugin) -> None:
         if plugin.node is not None:
             if config.node_labels:
                 observe("node labels", partial(plugin.node.describe, picture, sweep.driver_version))
-            await wait_for(plugin.listed, LISTED_SECONDS)
+            await wait_for(plugin.listed, plugin.timings.listed)
             observe("node", plugin.node.run)
 
 
@@ -388,7 +403,7 @@ async def _keep_quarantine(plugin: Plugin) -> None:
 
 
 async def _show(plugin: Plugin, requests: socket.socket | None, questions: socket.socket | None) -> None:
-    await wait_for(plugin.listed, SHOWN_SECONDS)
+    await wait_for(plugin.listed, plugin.timings.shown)
     from xpu_plugin import observability  # noqa: PLC0415 - no pod waits for it
 
     await observability.run(plugin, requests=requests, questions=questions)

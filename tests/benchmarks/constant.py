@@ -11,9 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from xpu_plugin.proto import deviceplugin_pb2 as api
-
 from tests.benchmarks.http2 import ClosedError, Connection, Stream
+from xpu_plugin.proto import deviceplugin_pb2 as api
 
 
 SECONDS = 5.0

@@ -23,11 +23,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from xpu_plugin.proto import deviceplugin_pb2 as api
-
 from tests.benchmarks.http2 import ClosedError, Connection, Stream
 from tests.benchmarks.processes import cpu_ms, memory, threads
 from tests.support.processes import tree
+from xpu_plugin.proto import deviceplugin_pb2 as api
 
 
 SERVICE = "/v1beta1.DevicePlugin/"

@@ -13,10 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-from xpu_plugin.proto import deviceplugin_pb2 as api
-
 from tests.benchmarks.constant import NAME, Endpoint, answers, register
 from tests.benchmarks.http2 import ClosedError
+from xpu_plugin.proto import deviceplugin_pb2 as api
 
 
 SLEEP_SECONDS = 1.0

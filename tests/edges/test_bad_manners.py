@@ -19,8 +19,6 @@ from typing import Any
 
 import grpc
 import pytest
-from xpu_plugin.proto import deviceplugin_pb2 as api
-from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 
 from tests.support.daemon import shows
 from tests.support.devices import found
@@ -36,6 +34,8 @@ from xpu_plugin.edges.service import listing, server_of
 from xpu_plugin.model import registration
 from xpu_plugin.model.health import HEALTHY, Health
 from xpu_plugin.model.inventory import Entry, after_scan, after_verdicts
+from xpu_plugin.proto import deviceplugin_pb2 as api
+from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 from xpu_plugin.simulation.kubelet import Endpoint as KubeletsEnd
 from xpu_plugin.simulation.kubelet import Kubelet, Registration
 

@@ -443,14 +443,13 @@ class Frozen:
 async def test_a_container_waits_a_bounded_time_and_the_next_one_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(grants, "WRITE_SECONDS", 0.1)
     frozen = Frozen()
     monkeypatch.setattr(replacing, "replace", frozen)
-    record = GrantRecord(tmp_path)
+    record = GrantRecord(tmp_path, patience=0.1)
     try:
         async with asyncio.timeout(5):
             await record.started({A: "/dev/xpu0"})
-        monkeypatch.setattr(grants, "WRITE_SECONDS", 3600.0)
+        record.patience = 3600.0
         async with asyncio.timeout(5):
             await record.started({B: "/dev/xpu1"})
             await record.saw(lambda: {A: HOLDER})

@@ -19,7 +19,6 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
-from xpu_plugin.proto import deviceplugin_pb2, deviceplugin_pb2_grpc
 
 from tests.support.endpoint import NAME, PREFIX, Looks, Plugin, listed, registered
 from tests.support.machines import RESOURCE
@@ -28,6 +27,7 @@ from xpu_plugin.edges import channel
 from xpu_plugin.edges import kubelet as kubelet_module
 from xpu_plugin.edges.kubelet import Identity, InstanceLock, remove_stale, socket_stem
 from xpu_plugin.model import registration
+from xpu_plugin.proto import deviceplugin_pb2, deviceplugin_pb2_grpc
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet, Registration
 from xpu_plugin.simulation.kubelet import Endpoint as KubeletsEnd
 

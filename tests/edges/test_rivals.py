@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from xpu_plugin.proto import deviceplugin_pb2 as api
 
 from tests.support.devices import found
 from tests.support.endpoint import IDS, NAME, Looks, Plugin
@@ -31,6 +30,7 @@ from xpu_plugin.model.holders import Checkpoint
 from xpu_plugin.model.inventory import after_scan, after_verdicts
 from xpu_plugin.model.registration import Identity
 from xpu_plugin.model.rivals import Phase
+from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet, Release
 
 

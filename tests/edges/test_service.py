@@ -13,8 +13,6 @@ from typing import Any
 
 import grpc
 import pytest
-from xpu_plugin.proto import deviceplugin_pb2 as api
-from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 
 from tests.support.devices import CONTROL, MAJOR, device, found
 from tests.support.grants import kubelet_at
@@ -28,6 +26,8 @@ from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.health import CHANGING, HEALTHY, Health
 from xpu_plugin.model.holders import Terms
 from xpu_plugin.model.inventory import Policy, after_scan, after_verdicts
+from xpu_plugin.proto import deviceplugin_pb2 as api
+from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 
 
 A, B, C, D = IDS = [f"0000:{bus:02x}:00.0" for bus in (0x3B, 0x3C, 0x3D, 0x3E)]

@@ -28,21 +28,23 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import grpc
-from xpu_plugin.proto.podresources_v1_pb2 import ListPodResourcesResponse
 
-from tests.endurance.watched import IMPATIENT, Relay, Relayed, Scene, Watched
+from tests.endurance.watched import TIMINGS, Relay, Relayed, Scene, Watched
 from tests.support.api_server import ApiServer, write_kubeconfig
 from tests.support.daemon import SOCKETS, Daemon, shows
+from tests.support.impatient import impatient
 from tests.support.machines import RESOURCE
 from tests.support.processes import MIB, Level, descriptors, has_ended, peak, tree
 from tests.support.rival import Rival
 from tests.support.waiting import until
+from xpu_plugin.model import change, rivals
 from xpu_plugin.model.vf import LABEL
+from xpu_plugin.proto.podresources_v1_pb2 import ListPodResourcesResponse
 from xpu_plugin.simulation.kubelet import AdmissionError, Grant, Release, StartError
 from xpu_plugin.simulation.machine import cards
 from xpu_plugin.xpuml import REQUIRED_FUNCTIONS
@@ -61,28 +63,21 @@ SERVING = 2  # processes at least of a plugin that has a worker
 HUGE_BYTES = 64 << 20  # of a checkpoint, without a block on the disk
 LOG_SECONDS = 1.0  # for a log that had no reader
 LOG_BYTES = 60_000  # of a plugin, that are shown when something is not as it must be
-PROGRAM = (
-    "-c",
-    IMPATIENT[1].replace(
-        "sys.exit",
-        """
+PROGRAM = impatient(
+    replace(
+        TIMINGS,
+        rivalry=rivals.Pace(look=0.2, confirm=0.5, returns=(0.2, 1.0)),
+        vfs=change.Pace(look=0.1, check=0.05, retry=(0.2, 0.5), drift=(0.2, 0.5)),
+    ),
+    before="""
 import os, time
 from xpu_plugin.edges import replacing
-from xpu_plugin.model import change, rivals
 def replace(*what, was=replacing.replace_apart, **how):
     while os.path.exists("frozen"):
         time.sleep(0.05)
     was(*what, **how)
 replacing.replace_apart = replace
-rivals.LOOK_SECONDS = 0.2
-rivals.CONFIRM_SECONDS = 0.5
-rivals.RETURN_SECONDS = (0.2, 1.0)
-change.LOOK_SECONDS = 0.1
-change.CHECK_SECONDS = 0.05
-change.RETRY_SECONDS = (0.2, 0.5)
-change.DRIFT_SECONDS = (0.2, 0.5)
-sys.exit""",
-    ),
+""",
 )
 
 

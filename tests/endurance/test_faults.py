@@ -14,16 +14,17 @@ from typing import Any
 
 import grpc
 import pytest
-from xpu_plugin.proto import deviceplugin_pb2 as api
-from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 
-from tests.endurance.watched import IMPATIENT, Scene, Watched, unharmed
+from tests.endurance.watched import TIMINGS, Scene, Watched, unharmed
 from tests.support.daemon import IDS, Daemon, a_node, in_flight, shows
+from tests.support.impatient import impatient
 from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE, compile_library
 from tests.support.processes import MIB, Level, descriptors, settles, tree, unix_sockets
 from tests.support.waiting import SECONDS, until
-from xpu_plugin.loops.holders import LOOK_SECONDS
+from xpu_plugin.model.timings import USUAL
+from xpu_plugin.proto import deviceplugin_pb2 as api
+from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 from xpu_plugin.simulation.kubelet import AdmissionError
 
 
@@ -156,13 +157,10 @@ async def test_texts_that_are_cut_or_no_texts_are_no_reason_not_to_work(
 async def test_a_library_that_writes_on_the_wire_is_never_believed(scene: Scene, kubelet: Watched) -> None:
     """Each worker talks nonsense, for as long as it takes: nothing is offered, and nothing piles up."""
     rogue = compile_library(Path(__file__).parents[1] / "edges/rogue.c", scene.place)
-    program = IMPATIENT[1].replace(
-        "sys.exit",
-        f"from xpu_plugin.simulation import library\nlibrary.shipped = lambda: {str(rogue)!r}\nsys.exit",
-    )
+    before = f"from xpu_plugin.simulation import library\nlibrary.shipped = lambda: {str(rogue)!r}"
     os.environ["ROGUE"] = 'frame:{"id": 3, "result": {"stable": true, "readings": 7}}'
     try:
-        daemon = scene.begin(program=("-c", program))
+        daemon = scene.begin(program=impatient(TIMINGS, before=before))
     finally:
         del os.environ["ROGUE"]
     await daemon.says("the worker answered malformed data")
@@ -236,9 +234,7 @@ async def test_a_worker_that_no_descriptor_is_left_for(scene: Scene, kubelet: Wa
 
 @pytest.mark.parametrize("limit", [4 * MIB, 16 * MIB], ids=["to be loaded", "to start"])
 async def test_a_worker_that_no_memory_is_left_for(scene: Scene, kubelet: Watched, limit: int) -> None:
-    program = IMPATIENT[1].replace(
-        "sys.exit",
-        f"""
+    before = f"""
 import os, subprocess
 start = subprocess.Popen
 def little(command, **options):
@@ -247,9 +243,8 @@ def little(command, **options):
         command = ["sh", "-c", f'ulimit -v {{limit}}; exec "$@" 2>/dev/null', "sh", *command]
     return start(command, **options)
 subprocess.Popen = little
-sys.exit""",
-    )
-    daemon = scene.begin("--health-grace=600", program=("-c", program))
+"""
+    daemon = scene.begin("--health-grace=600", program=impatient(TIMINGS, before=before))
     await shows(kubelet, IDS)
     async with unharmed(kubelet, daemon):
         (scene.place / "limit").write_text(str(limit))
@@ -383,7 +378,7 @@ async def test_hundreds_of_kubelet_restarts_are_one_registration_each(scene: Sce
                 timeout=SECONDS / 4,
                 what="devices that are withheld",
             )
-        await shows(kubelet, IDS, seconds=SECONDS + 2 * LOOK_SECONDS)
+        await shows(kubelet, IDS, seconds=SECONDS + 2 * USUAL.holders)
         kubelet.sick.clear()
         log = len(daemon.log)
         grant = await kubelet.allocate(RESOURCE, 1)

@@ -11,30 +11,24 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from xpu_plugin.proto.podresources_v1_pb2 import ListPodResourcesResponse
-
 from tests.support.daemon import IDS, Daemon, Node, shows
+from tests.support.impatient import impatient
 from tests.support.machines import RESOURCE
 from tests.support.processes import Level, settles
+from xpu_plugin.model.timings import Timings
+from xpu_plugin.proto.podresources_v1_pb2 import ListPodResourcesResponse
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet, Release
 
 
 # The real daemon, but for some pauses.
-IMPATIENT = (
-    "-c",
-    """
-import sys
-from xpu_plugin import cli
-from xpu_plugin.loops import holders, probation, sweep
-from xpu_plugin.model import registration
-holders.LOOK_SECONDS = 0.1
-probation.PAUSE_SECONDS = (0.1, 0.3)
-sweep.DOUBT_SECONDS = 0.1
-sweep.RETRY_SECONDS = (0.05, 0.2)
-registration.AGAIN_SECONDS = (0.05, 0.3)
-sys.exit(cli.main(sys.argv[1:]))
-""",
+TIMINGS = Timings(
+    holders=0.1,
+    probation=(0.1, 0.3),
+    doubt=0.1,
+    scan=(0.05, 0.2),
+    again=(0.05, 0.3),
 )
+IMPATIENT = impatient(TIMINGS)
 F_SETPIPE_SZ, PIPE_BYTES = 1031, 4096
 # The grace is longer than a hang lasts until it is found: else the round that it holds up takes all along.
 OPTIONS = ("--health-grace=1.5", "--health-flaps=1000", "--rescan-interval=0.2", "--call-timeout=0.4")

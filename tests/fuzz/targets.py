@@ -23,7 +23,6 @@ from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
-from xpu_plugin.proto import deviceplugin_pb2 as api
 
 from tests.support.devices import CONTROL, device, found
 from xpu_plugin.config import UsageError, read_config
@@ -40,6 +39,7 @@ from xpu_plugin.model.devices import Scan, identify
 from xpu_plugin.model.health import HEALTHY, Health, judge
 from xpu_plugin.model.inventory import Facts, Policy, after_scan, after_verdicts, entries
 from xpu_plugin.model.vf import ACCEPTED, KEEP, MOST_VFS, UNKNOWN, by_label, cards, parse
+from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.xpuml import StateAnswer, WrongDeviceError, XpumlError
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import grpc
 import pytest
-from xpu_plugin.proto import deviceplugin_pb2 as api
 
 from tests.hostile.http2 import (
     CONTINUATION,
@@ -34,10 +33,13 @@ from tests.hostile.http2 import (
     number,
 )
 from tests.support.daemon import IDS, Daemon, Node, shows
+from tests.support.impatient import impatient
 from tests.support.machines import RESOURCE
 from tests.support.processes import MIB, Level, peak, settles, unix_sockets
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.service import LONGEST_MESSAGE, LONGEST_REFUSAL, MOST_CONTAINERS, MOST_STREAMS
+from xpu_plugin.model.timings import Timings
+from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.simulation.kubelet import Kubelet
 
 
@@ -47,16 +49,7 @@ GROWTH = 64 * MIB
 """How much memory anybody may take of the plugin, for a moment."""
 
 # The real daemon, but for its patience with connections.
-IMPATIENT = (
-    "-c",
-    """
-import sys
-from xpu_plugin import cli
-from xpu_plugin.edges import service
-service.HANDSHAKE_SECONDS = service.IDLE_SECONDS = 1.0
-sys.exit(cli.main(sys.argv[1:]))
-""",
-)
+IMPATIENT = impatient(Timings(handshake=1.0, idle=1.0))
 # The real daemon with few descriptors.
 POOR = (
     "-c",

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from xpu_plugin.proto import podresources_v1_pb2
 
 from tests.support.clock import Clock
 from tests.support.kubelets import own_pod
@@ -31,6 +30,7 @@ from xpu_plugin.model.devices import Usage, identify
 from xpu_plugin.model.holders import Checkpoint, Holding, Listing, Terms, Word
 from xpu_plugin.model.inventory import Policy, after_scan
 from xpu_plugin.model.vf import Card, Proof, cards
+from xpu_plugin.proto import podresources_v1_pb2
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet
 from xpu_plugin.simulation.machine import Machine
 

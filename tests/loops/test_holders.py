@@ -386,7 +386,7 @@ async def test_an_id_held_again_after_its_release_is_not_released_in_doubt(
 async def test_the_loop_asks_while_something_is_held_and_then_no_more(
     kubelet: CountingKubelet, holders: Holders, picture: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holders_module, "LOOK_SECONDS", 0.02)
+    holders.between = 0.02
     kubelet.hold(["0"], resource=RESOURCE)
     await holders.look()
     loop = asyncio.create_task(holders.run())
@@ -403,7 +403,7 @@ async def test_the_loop_asks_while_something_is_held_and_then_no_more(
 async def test_the_loop_goes_on_asking_while_nobody_could_tell(
     kubelet: CountingKubelet, holders: Holders, picture: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holders_module, "LOOK_SECONDS", 0.02)
+    holders.between = 0.02
     kubelet.hold(["2"], resource=RESOURCE)
     (kubelet.directory / CHECKPOINT).write_text("{")
     unblock = block_pod_resources(kubelet)
@@ -500,7 +500,7 @@ async def test_a_kubelet_that_restarts_is_no_warning_and_one_that_does_not_answe
         raise UnknownHoldersError("away")
 
     monkeypatch.setattr(kubelet_view, "list_pods", away)
-    monkeypatch.setattr(holders_module, "LOOK_SECONDS", 0.01)
+    holders.between = 0.01
     running = asyncio.create_task(holders.run())
     try:
         await until(lambda: asked >= 3, "looks")
@@ -518,7 +518,6 @@ async def test_a_forgotten_holder_is_found_once_the_record_that_names_it_can_be_
     kubelet: CountingKubelet, picture: Picture, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Although neither the checkpoint nor the kubelet changes any more."""
-    monkeypatch.setattr(holders_module, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(grants_module, "READ_SECONDS", (0.02, 0.05))
     file = place / "state/grants.json"
     file.parent.mkdir()
@@ -527,6 +526,7 @@ async def test_a_forgotten_holder_is_found_once_the_record_that_names_it_can_be_
     kubelet.write_checkpoint()
     grants = memory_of(kubelet, picture, time.monotonic)
     holders = holders_of(kubelet, picture, time.monotonic, grants)
+    holders.between = 0.05
     await holders.first_look()
 
     async def alone() -> None:

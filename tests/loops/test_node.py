@@ -28,6 +28,7 @@ from xpu_plugin.model.health import NOT_ANSWERING
 from xpu_plugin.model.inventory import Policy, after_scan, after_verdicts
 from xpu_plugin.model.labels import COUNT, DRIVER, MEMORY, MODEL, VFS
 from xpu_plugin.model.node_label import LAST_SEEN, NEW_NODE, Kept, Sight
+from xpu_plugin.model.timings import USUAL
 from xpu_plugin.model.vf import (
     DETAIL_ANNOTATION,
     LABEL,
@@ -107,6 +108,7 @@ class Tried:
         patience: float = 1000.0,
         alone: Callable[[], Awaitable[None]] | None = None,
         lacks: int = 0,
+        between: float = USUAL.record,
     ) -> None:
         self.apis: list[Api] = []
         self.desired, self.outcome, self.events = Desired(), Value(Outcome()), Outbox[Event]()
@@ -120,6 +122,7 @@ class Tried:
             record=record,
             lock=None if alone is None else Lock(alone),
             patience=patience,
+            between=between,
         )
 
     def _connect(self, follower: Follower) -> NodeApi:
@@ -388,8 +391,7 @@ async def test_a_new_node_without_a_label_changes_nothing_until_it_has_one(runni
 async def test_cleanup_lets_the_argument_count_without_a_restart(
     running: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool
 ) -> None:
-    monkeypatch.setattr(node_module, "LOOK_SECONDS", 0.02)
-    async with running(argument=1, alone=at_once) as tried:
+    async with running(between=0.02, argument=1, alone=at_once) as tried:
         if refused:
             tried.api.follower.denied("nodes is forbidden")
             assert (await tried.after(1)).origin == LAST_SEEN
@@ -404,8 +406,7 @@ async def test_cleanup_lets_the_argument_count_without_a_restart(
 async def test_cleanup_during_an_outage_leaves_everything(
     running: Start, tmp_path: Path, seen_before: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node_module, "LOOK_SECONDS", 0.02)
-    async with running(argument=1, alone=at_once, patience=0.0) as tried:
+    async with running(between=0.02, argument=1, alone=at_once, patience=0.0) as tried:
         assert (await tried.after(1)).origin == LAST_SEEN
         forget(tmp_path)
         assert await tried.after(2) == UNKNOWN

@@ -9,7 +9,6 @@ import pytest
 
 from tests.support.devices import scan
 from xpu_plugin.edges.driver import Driver, LibraryError, Target, WorkerHungError
-from xpu_plugin.loops import probation as probation_module
 from xpu_plugin.loops.due import Due
 from xpu_plugin.loops.probation import Probation
 from xpu_plugin.model.devices import Scan
@@ -68,7 +67,7 @@ class Court:
         self.driver = Scripted()
         self.now = 100.0
         self.due = Counted()
-        self.probation = Probation(self.driver, self.due, clock=lambda: self.now)
+        self.probation = Probation(self.driver, self.due, pauses=PAUSES, clock=lambda: self.now)
         self.task = asyncio.create_task(self.probation.run())
 
     async def pass_time(self, seconds: float) -> list[int]:
@@ -80,11 +79,6 @@ class Court:
             await asyncio.sleep(0)
         assert not self.task.done()
         return self.driver.asked[before:]
-
-
-@pytest.fixture(autouse=True)
-def pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probation_module, "PAUSE_SECONDS", PAUSES)
 
 
 @pytest.fixture

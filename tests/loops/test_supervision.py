@@ -15,7 +15,6 @@ from xpu_plugin.loops.supervision import Run, Supervisor, Vital, described
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervision, "AGAIN_SECONDS", (0.001, 0.004))
     monkeypatch.setattr(supervision, "STEADY_SECONDS", 60.0)
 
 
@@ -43,7 +42,7 @@ def failing(*errors: BaseException) -> tuple[Run, asyncio.Event]:
 
 
 async def test_a_part_that_raises_is_started_again_and_counted() -> None:
-    supervisor = Supervisor()
+    supervisor = Supervisor((0.001, 0.004))
     run, runs = failing(ValueError("odd"), MemoryError(), ExceptionGroup("", [OSError("inner")]))
     async with kept(supervisor, "audit", run):
         assert supervisor.failures == {}
@@ -55,7 +54,7 @@ async def test_a_part_that_raises_is_started_again_and_counted() -> None:
 async def test_the_same_failure_is_told_once_another_again(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     run, runs = failing(*(ValueError("odd") for _ in range(5)), TypeError("other"))
-    async with kept(Supervisor(), "audit", run):
+    async with kept(Supervisor((0.001, 0.004)), "audit", run):
         await asyncio.wait_for(runs.wait(), 5)
     said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert len(said) == 2
@@ -69,7 +68,7 @@ async def test_a_part_that_runs_steadily_counts_as_up_again(
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setattr(supervision, "STEADY_SECONDS", 0.05)
-    supervisor = Supervisor()
+    supervisor = Supervisor((0.001, 0.004))
     run, runs = failing(ValueError("odd"))
     async with kept(supervisor, "audit", run):
         await asyncio.wait_for(runs.wait(), 5)
@@ -91,13 +90,13 @@ async def test_pauses_grow_and_begin_anew_after_a_steady_time(monkeypatch: pytes
 
     monkeypatch.setattr(supervision, "delays", counted)
     run, runs = failing(*(ValueError() for _ in range(3)))
-    async with kept(Supervisor(), "audit", run):
+    async with kept(Supervisor((0.001, 0.004)), "audit", run):
         await asyncio.wait_for(runs.wait(), 5)
     assert pauses == [0.001, 0.002, 0.004]
     monkeypatch.setattr(supervision, "STEADY_SECONDS", 0.0)
     pauses.clear()
     run, runs = failing(*(ValueError() for _ in range(3)))
-    async with kept(Supervisor(), "audit", run):
+    async with kept(Supervisor((0.001, 0.004)), "audit", run):
         await asyncio.wait_for(runs.wait(), 5)
     assert pauses == [0.001] * 3
 
@@ -106,12 +105,12 @@ async def test_a_part_that_returns_has_done_its_work() -> None:
     async def run() -> None:
         pass
 
-    async with kept(Supervisor(), "once", run) as task:
+    async with kept(Supervisor((0.001, 0.004)), "once", run) as task:
         await asyncio.wait_for(task, 5)
 
 
 async def test_being_cancelled_is_no_failure() -> None:
-    supervisor = Supervisor()
+    supervisor = Supervisor((0.001, 0.004))
     run, runs = failing()
     async with kept(supervisor, "audit", run) as task:
         await asyncio.wait_for(runs.wait(), 5)
@@ -121,7 +120,7 @@ async def test_being_cancelled_is_no_failure() -> None:
 
 
 async def test_a_part_that_fails_alone_ends_nothing_beside_it() -> None:
-    supervisor = Supervisor()
+    supervisor = Supervisor((0.001, 0.004))
     bad, _ = failing(*(ValueError() for _ in range(100)))
     good, runs = failing()
     async with asyncio.TaskGroup() as observing, Vital() as serving:
@@ -136,7 +135,7 @@ async def test_a_part_that_fails_alone_ends_nothing_beside_it() -> None:
 
 
 async def test_a_failure_keeps_its_traceback_for_whom_it_may_concern() -> None:
-    supervisor = Supervisor()
+    supervisor = Supervisor((0.001, 0.004))
     run, runs = failing(ValueError("odd"))
     with RingHandler() as decisions:
         async with kept(supervisor, "audit", run):

@@ -22,8 +22,8 @@ from tests.support.pictures import health, shown
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.driver import BusyError, Driver, Target
 from xpu_plugin.edges.quarantine import QuarantineRecord
-from xpu_plugin.loops import probation, unlisted
 from xpu_plugin.loops import sweep as sweep_module
+from xpu_plugin.loops import unlisted
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.sweep import Cadence, InitError, Sweep
 from xpu_plugin.loops.verdicts import Verdicts
@@ -31,6 +31,7 @@ from xpu_plugin.model.devices import Host, Scan
 from xpu_plugin.model.health import ASKED_BEFORE, CHANGING, RECORD_UNREAD, VF_CHANGE_PLANNED, Rules
 from xpu_plugin.model.holders import Holding, Listing, Word
 from xpu_plugin.model.inventory import Inventory, Policy
+from xpu_plugin.model.timings import Timings
 from xpu_plugin.model.unlisted import Unlisted
 from xpu_plugin.simulation.machine import Machine
 from xpu_plugin.xpuml import StateAnswer, is_too_old
@@ -107,6 +108,7 @@ class Watch:
                 rescan_interval=1000.0,
                 grace=GRACE,
                 fail_on_init_error=fail_on_init_error,
+                timings=Timings(scan=(0.02, 0.05), probation=(0.1, 0.4)),
             ),
             clock=self.clock,
         )
@@ -166,13 +168,6 @@ class Watch:
 
 
 MakeWatch = Callable[..., Watch]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Back-off for tests."""
-    monkeypatch.setattr(sweep_module, "RETRY_SECONDS", (0.02, 0.05))
-    monkeypatch.setattr(probation, "PAUSE_SECONDS", (0.1, 0.4))
 
 
 @pytest.fixture

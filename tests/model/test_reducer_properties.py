@@ -25,7 +25,6 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from xpu_plugin.proto import deviceplugin_pb2 as api
 
 from tests.support.devices import (
     CARD_KINDS,
@@ -68,6 +67,7 @@ from xpu_plugin.model.inventory import (
     held_otherwise,
     is_old,
 )
+from xpu_plugin.proto import deviceplugin_pb2 as api
 
 
 BUSES = (0x3B, 0x3C, 0x5E, 0xAF)

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import grpc
 import pytest
+
 from xpu_plugin.proto import (
     deviceplugin_pb2 as api,
 )
@@ -23,7 +24,6 @@ from xpu_plugin.proto import (
     podresources_v1alpha1_pb2,
     podresources_v1alpha1_pb2_grpc,
 )
-
 from xpu_plugin.simulation.kubelet import (
     CHECKPOINT,
     AdmissionError,

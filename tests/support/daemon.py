@@ -13,9 +13,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.support.impatient import impatient
 from tests.support.machines import RESOURCE, make_machine
 from tests.support.processes import processes_that_know
 from tests.support.waiting import SECONDS, until
+from xpu_plugin.model.timings import Timings
 from xpu_plugin.simulation.kubelet import Kubelet
 from xpu_plugin.simulation.machine import Machine
 from xpu_plugin.xpuml import Call
@@ -31,16 +33,7 @@ EXIT_SECONDS = 3.0
 PLAIN = ("-m", "xpu_plugin")
 
 # The real daemon, but for the ten seconds between two looks at who holds what.
-IMPATIENT = (
-    "-c",
-    """
-import sys
-from xpu_plugin import cli
-from xpu_plugin.loops import holders
-holders.LOOK_SECONDS = 0.1
-sys.exit(cli.main(sys.argv[1:]))
-""",
-)
+IMPATIENT = impatient(Timings(holders=0.1))
 
 
 class Daemon:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 from xpu_plugin.proto import podresources_v1_pb2
-
 from xpu_plugin.simulation.kubelet import Endpoint as KubeletsEnd
 from xpu_plugin.simulation.kubelet import Grant, Kubelet, Registration
 

@@ -17,7 +17,9 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.daemon import Daemon, Node, free_port
+from tests.support.impatient import impatient
 from tests.support.waiting import SECONDS
+from xpu_plugin.model.timings import Timings
 
 
 RULES = Path(__file__).parents[2] / "deployment/prometheus/rules.yml"
@@ -26,16 +28,12 @@ OK = 200
 
 # The real daemon, but for the ten seconds that metrics wait for the first list to be sent; and SIGUSR1 has
 # its event loop hang in a call until SIGUSR2.
-IMPATIENT = (
-    "-c",
-    """
-import signal, sys
-from xpu_plugin import cli, plugin
-from xpu_plugin.loops import metrics
-plugin.LISTED_SECONDS = metrics.LATEST_SECONDS = 0.1
+IMPATIENT = impatient(
+    Timings(listed=0.1, metrics=0.1),
+    before="""
+import signal
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
 signal.signal(signal.SIGUSR1, lambda *_: signal.sigwait([signal.SIGUSR2]))
-sys.exit(cli.main(sys.argv[1:]))
 """,
 )
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from xpu_plugin.proto import deviceplugin_pb2 as api
-from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 
 from tests.support.machines import RESOURCE
+from xpu_plugin.proto import deviceplugin_pb2 as api
+from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 
 
 class Rival(api_grpc.DevicePluginServicer):

@@ -15,11 +15,11 @@ from typing import Any
 from xpu_plugin.edges.disk import state_thread
 from xpu_plugin.edges.files import DAMAGED, StateFile, reason
 from xpu_plugin.frozen import frozen
+from xpu_plugin.model.timings import USUAL
 
 
 logger = logging.getLogger(__name__)
 
-WRITE_SECONDS = 1.0  # that a container's start waits for the record
 READ_SECONDS = 2.0  # for the disk; then the record counts as one that cannot be read now
 _FILE = "grants.json"
 
@@ -58,9 +58,10 @@ class GrantRecord:
     written before it has been read.
     """
 
-    def __init__(self, directory: Path, *, apart: bool = False) -> None:
+    def __init__(self, directory: Path, *, apart: bool = False, patience: float = USUAL.grant) -> None:
         self._file = StateFile(directory / _FILE, apart=apart)
         self._disk = state_thread()
+        self.patience = patience  # of a container's start
         self._written = _EMPTY
         self.paths: dict[str, str] = {}
         self.listed: set[str] = set()
@@ -157,7 +158,7 @@ class GrantRecord:
         """Wait for work on the disk to end, for a bounded time and not again before the disk answers."""
         self._working.add(work)
         work.add_done_callback(self._answered)
-        done, _ = await asyncio.wait({work}, timeout=0 if self._late else WRITE_SECONDS)
+        done, _ = await asyncio.wait({work}, timeout=0 if self._late else self.patience)
         if done:
             work.result()
         elif not self._late:

@@ -218,6 +218,7 @@ class Endpoint:
         lock: Alone,
         watch: RivalWatch | None = None,
         holders: Holders | None = None,
+        again: tuple[float, float] | None = None,
     ) -> None:
         self.service = service
         self._directory = directory
@@ -226,6 +227,7 @@ class Endpoint:
         self._lock = lock
         self.watch = watch or RivalWatch(service.resource)
         self._holders = holders
+        self._again = again
         self._server: grpc.aio.Server | None = None
         self._bound: Identity | None = None
         self._said = Once()
@@ -290,6 +292,7 @@ class Endpoint:
             mute=self.watch.mute(now),
             take_back=self.watch.take_back(now),
             chance=random.random(),  # noqa: S311 - nothing secret
+            again=self._again or registration.AGAIN_SECONDS,
         )
 
     def _complain_of_absence(self) -> None:

@@ -65,6 +65,7 @@ class RivalWatch:
         plugins: Directory | None = None,
         settle: float = 0.0,
         events: Outbox[Event] | None = None,
+        pace: rivals.Pace | None = None,
     ) -> None:
         self.resource = resource
         self.rivalry = Rivalry()
@@ -72,6 +73,7 @@ class RivalWatch:
         self._plugins = plugins
         self._reading: asyncio.Future[tuple[frozenset[Identity] | None, Checkpoint | None]] | None = None
         self._settle = settle
+        self._own_pace = pace
         self._events = events or Outbox[Event]()
         self._announced = Announced()
         self._listed_at = 0.0
@@ -80,6 +82,12 @@ class RivalWatch:
         self._looked_at: float | None = None
         self._chance = 0.0
         self.change = asyncio.Event()  # another one after each change of how lists are to be sent
+
+    @property
+    def _pace(self) -> rivals.Pace:
+        return self._own_pace or rivals.Pace(
+            look=rivals.LOOK_SECONDS, confirm=rivals.CONFIRM_SECONDS, returns=rivals.RETURN_SECONDS
+        )
 
     @property
     def away(self) -> bool:
@@ -117,7 +125,7 @@ class RivalWatch:
         self._looked_at = now
         looked = await self._look()
         before = self.rivalry
-        self._become(rivals.looked(before, looked.sight, looked.strange, now))
+        self._become(rivals.looked(before, looked.sight, looked.strange, now, self._pace.confirm))
         if looked.sight is Sight.OURS:
             self._company, hidden = rivals.accompanied(self._company, looked.sockets, looked.written_ns)
             if hidden:
@@ -143,7 +151,9 @@ class RivalWatch:
 
     def mute(self, now: float) -> bool:
         """Whether the name is left to the rival for now."""
-        return self.rivalry.phase is Phase.DISPLACED and now < rivals.returns_at(self.rivalry, self._chance)
+        return self.rivalry.phase is Phase.DISPLACED and now < rivals.returns_at(
+            self.rivalry, self._chance, self._pace.returns
+        )
 
     def take_back(self, now: float) -> bool:
         """Whether it is time to come back, or to register again for a doubt."""
@@ -153,8 +163,8 @@ class RivalWatch:
     async def follow(self, holders: Callable[[], Awaitable[None]]) -> None:
         """Look when it is time to; send full lists again once `holders` has looked who holds devices."""
         now = time.monotonic()
-        soon = self._company.listed and now - self._listed_at < rivals.LOOK_SECONDS
-        pause = 0.0 if soon or self.rivalry.away or self.rivalry.silent else rivals.LOOK_SECONDS
+        soon = self._company.listed and now - self._listed_at < self._pace.look
+        pause = 0.0 if soon or self.rivalry.away or self.rivalry.silent else self._pace.look
         if self._looked_at is None or now - self._looked_at >= pause:
             await self.look()
         if rivals.settled(self.rivalry, time.monotonic(), self._settle):
@@ -216,7 +226,7 @@ class RivalWatch:
     def _displaced(self) -> None:
         self.displacements += 1
         self._chance = random.random()  # noqa: S311 - nothing secret
-        seconds = rivals.returns_at(self.rivalry, self._chance) - self.rivalry.since
+        seconds = rivals.returns_at(self.rivalry, self._chance, self._pace.returns) - self.rivalry.since
         logger.warning(
             "another plugin has registered our resource=%s ids=%s: pods get no device from this plugin; "
             "remove the other plugin; registering again in_seconds=%d",

@@ -35,6 +35,7 @@ from xpu_plugin.model.allocation import Cause, NodeIdentity, Refusal
 from xpu_plugin.model.health import Health
 from xpu_plugin.model.inventory import Entry, Inventory
 from xpu_plugin.model.timing import Durations, none_yet
+from xpu_plugin.model.timings import USUAL, Timings
 from xpu_plugin.proto import deviceplugin_pb2 as api
 
 
@@ -49,8 +50,6 @@ OPTIONS = api.DevicePluginOptions(pre_start_required=True, get_preferred_allocat
 LONGEST_MESSAGE = 1 << 18  # bytes; ten thousand device ids fit; to look at it takes some 100 times as much
 MOST_CONTAINERS = 64  # in one request; a kubelet asks for one at a time
 MOST_STREAMS = 64  # calls at once on one connection; a kubelet has its stream and a few more
-HANDSHAKE_SECONDS = 5.0  # for a peer to say that it speaks HTTP/2
-IDLE_SECONDS = 60.0  # of a connection without a call; a kubelet's has its stream
 NOTED_IDS, LONGEST_NOTED_ID = 64, 64  # of a refused request: how many are remembered, and how much of each
 LONGEST_REFUSAL = 500  # characters; gRPC may drop an answer whose text has more than 8 KiB once encoded
 METHODS = ("Allocate", "GetPreferredAllocation", "PreStartContainer")
@@ -132,7 +131,9 @@ class DevicePluginService:
         listed: asyncio.Event | None = None,
         watch: RivalWatch | None = None,
         failures: Failures = UNHEEDED,
+        timings: Timings = USUAL,
     ) -> None:
+        self.timings = timings
         self.resource = resource
         self._streams: set[object] = set()
         self.streams_changed = asyncio.Event()
@@ -375,8 +376,8 @@ def server_of(service: DevicePluginService) -> grpc.aio.Server:
         options=(
             ("grpc.max_receive_message_length", LONGEST_MESSAGE),
             ("grpc.max_concurrent_streams", MOST_STREAMS),
-            ("grpc.server_handshake_timeout_ms", int(1000 * HANDSHAKE_SECONDS)),
-            ("grpc.max_connection_idle_ms", int(1000 * IDLE_SECONDS)),
+            ("grpc.server_handshake_timeout_ms", int(1000 * service.timings.handshake)),
+            ("grpc.max_connection_idle_ms", int(1000 * service.timings.idle)),
         ),
     )
     unary = (

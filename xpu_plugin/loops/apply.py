@@ -171,6 +171,7 @@ class Apply:
             unread=self._unread,
             driver=self._sweep.driver_version(),
             orders=self._orders,
+            pace=self._limits.pace,
         )
 
     def _decide(self) -> Decision:

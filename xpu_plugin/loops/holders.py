@@ -21,12 +21,12 @@ from xpu_plugin.model.health import HELD_OTHERWISE, Health
 from xpu_plugin.model.holders import Answers, Holding, word_of
 from xpu_plugin.model.inventory import card_of, held_otherwise
 from xpu_plugin.model.ownership import withheld
+from xpu_plugin.model.timings import USUAL
 from xpu_plugin.model.vf import cards
 
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 10.0  # between looks at both sources, while something is held, or the holders are not known
 WATCH_SECONDS = 1.0  # between looks whether the checkpoint has changed ...
 NEW_SECONDS = 0.1  # ... and soon after another kubelet has come, which may have lost it ...
 NEW_FOR_SECONDS = 10.0  # ... for so long
@@ -40,7 +40,10 @@ LOOKS_TO_RELEASE = 2  # in a row, with both sources answering
 
 
 class Holders:
-    """Keeps `Facts.held` and `Facts.withheld` true."""
+    """Keeps `Facts.held` and `Facts.withheld` true.
+
+    between: seconds between looks at both sources, while a device is held, or the holders are not known
+    """
 
     def __init__(
         self,
@@ -49,12 +52,14 @@ class Holders:
         grants: Grants,
         proof: IdleProof,
         *,
+        between: float = USUAL.holders,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._picture = picture
         self._view = view
         self._grants = grants
         self._proof = proof
+        self.between = between
         self._clock = clock
         self._absent: dict[str, int] = {}
         self._complete = False
@@ -72,7 +77,7 @@ class Holders:
         self._serving = True
         waited, new_for = 0.0, 0.0
         while True:
-            pause = min(NEW_SECONDS if new_for > 0 else WATCH_SECONDS, LOOK_SECONDS)
+            pause = min(NEW_SECONDS if new_for > 0 else WATCH_SECONDS, self.between)
             await asyncio.sleep(pause)
             waited, new_for = waited + pause, new_for - pause
             instance = self._view.instance
@@ -81,7 +86,7 @@ class Holders:
             facts = self._picture.facts
             known = self._complete and not self._behind
             asking = facts.held or facts.withheld or self._grants.forgotten or not known
-            if waited >= LOOK_SECONDS and asking:
+            if waited >= self.between and asking:
                 waited = 0.0
                 await self.look()
                 await self._look_for_users()

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from xpu_plugin.plugin import Plugin
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-LATEST_SECONDS = 10.0  # until metrics are shown also without a list: the first page takes the interpreter
 GATHER_SECONDS = 8.0  # Prometheus gives up after 10 if not told otherwise
 
 
@@ -58,7 +57,7 @@ class Metrics:
     async def contents(self) -> Callable[[], str] | None:
         """All there is to say now, of which any thread can make the text; None before it may be."""
         plugin, listed_for = self._plugin, self._clock() - self._plugin.started
-        if not plugin.listed.is_set() and listed_for <= LATEST_SECONDS:
+        if not plugin.listed.is_set() and listed_for <= plugin.timings.metrics:
             return None
         samples: Samples = {family.name: {} for family in FAMILIES}
         readings, listed = await asyncio.gather(self._meters.read(), plugin.view.listing())

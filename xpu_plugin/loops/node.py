@@ -17,6 +17,7 @@ from xpu_plugin.loops.exchange import Exchange
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.labels import node_labels
 from xpu_plugin.model.node_label import LAST_SEEN, NEW_NODE, Kept, Sight, Silence, decide
+from xpu_plugin.model.timings import USUAL
 from xpu_plugin.model.vf import ARGUMENT, DETAIL_ANNOTATION, KEEP, STATE_LABEL, UNKNOWN, DesiredVfs
 from xpu_plugin.observable import Value
 from xpu_plugin.waiting import delays, pause
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 AGAIN_SECONDS = (1.0, 60.0)  # back-off for threads and files: first, most
-LOOK_SECONDS = 10.0  # between two looks whether `cleanup` has removed the record
 STATE_PART, LABELS_PART = "state", "labels"  # of what is written, each by patches of its own
 
 
@@ -43,6 +43,7 @@ class Node:
     then waits.
     record: of the label last seen; lock: allows to write that, None to leave it as it is
     patience: seconds without an answer until the label last seen counts
+    between: seconds between two looks whether `cleanup` has removed the record
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Node:
         record: "LabelRecord",
         lock: Alone | None,
         patience: float,
+        between: float = USUAL.record,
     ) -> None:
         self._argument = argument
         self._desired = exchange.desired
@@ -66,6 +68,7 @@ class Node:
         self._record = record
         self._lock = lock
         self._patience = patience
+        self._between = between
         self._sight: Sight | Silence | None = None  # the last
         self._unread = True  # whether the record has still to be read
         self._kept: Kept | None = None
@@ -195,7 +198,7 @@ class Node:
                 await pause(self._changed, next(again))
                 continue
             self._written, again = kept, delays(*AGAIN_SECONDS)
-            await pause(self._changed, LOOK_SECONDS)
+            await pause(self._changed, self._between)
             if self._waits and await self._record.removed() and self._waits:
                 self._written = None
                 self._begin_with(None)

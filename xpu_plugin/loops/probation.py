@@ -10,13 +10,12 @@ from typing import Protocol
 
 from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
 from xpu_plugin.loops.due import Due
+from xpu_plugin.model.timings import USUAL
 from xpu_plugin.waiting import Cooldown, wait_for
 from xpu_plugin.xpuml import XpumlError
 
 
 logger = logging.getLogger(__name__)
-
-PAUSE_SECONDS = (1.0, 300.0)  # between two attempts at a device: first, most
 
 
 @dataclass(slots=True)
@@ -41,15 +40,23 @@ class Probation:
     """Who is left out, and since when.
 
     driver: one of our own, so that the sweep goes on meanwhile
-    due: a scan is, when one of them has answered
+    due: a scan is, when one of them has answered; pauses: between two attempts at one
     """
 
-    def __init__(self, driver: Driver, due: Due, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        due: Due,
+        *,
+        pauses: tuple[float, float] = USUAL.probation,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._driver = driver
         self._due = due
+        self._pauses = pauses
         self._clock = clock
         self._convicts: dict[int, _Convict] = {}
-        self._retries: Cooldown[int] = Cooldown(*PAUSE_SECONDS, clock=clock)  # indexes
+        self._retries: Cooldown[int] = Cooldown(*pauses, clock=clock)  # indexes
         self._changed = asyncio.Event()
 
     def convict(self, index: int, since: float) -> bool:
@@ -115,7 +122,7 @@ class Probation:
     async def _try(self, convict: _Convict) -> None:
         """Ask this device, and no other."""
         if self._driver.busy:
-            self._retries.put_off(convict.index, PAUSE_SECONDS[0])
+            self._retries.put_off(convict.index, self._pauses[0])
             return
         convict.pause = self._retries.begin(convict.index)
         try:

@@ -12,12 +12,12 @@ from typing import Any, Self
 
 from xpu_plugin.frozen import frozen
 from xpu_plugin.log import note
+from xpu_plugin.model.timings import USUAL
 from xpu_plugin.waiting import delays
 
 
 logger = logging.getLogger(__name__)
 
-AGAIN_SECONDS = (1.0, 300.0)  # before a part that failed is started again: first, most
 STEADY_SECONDS = 60.0  # without a failure, until a part counts as up and its pauses begin anew
 LONGEST_REASON = 300  # characters of an error's text
 
@@ -27,10 +27,12 @@ Run = Callable[[], Awaitable[None]]
 class Supervisor:
     """Runs outer parts. One that raises ends neither the others nor whatever runs beside them.
 
+    again: seconds before a part that failed is started again
     failures: how often each part has failed; down: why, for each part that has not been steady since
     """
 
-    def __init__(self) -> None:
+    def __init__(self, again: tuple[float, float] = USUAL.part) -> None:
+        self._again = again
         self._failures: dict[str, int] = {}
         self._down: dict[str, str] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -46,14 +48,14 @@ class Supervisor:
     async def keep(self, part: str, run: Run) -> None:
         """Run a part; after it has raised, again, with pauses that grow. Returns when the part returns."""
         self._failures.setdefault(part, 0)
-        pauses = delays(*AGAIN_SECONDS)
+        pauses = delays(*self._again)
         while True:
             began = time.monotonic()
             try:
                 await run()
             except Exception as error:  # noqa: BLE001 - whatever it is, the rest goes on
                 if time.monotonic() - began >= STEADY_SECONDS:
-                    pauses = delays(*AGAIN_SECONDS)
+                    pauses = delays(*self._again)
                 self.failed(part, error)
             else:
                 return

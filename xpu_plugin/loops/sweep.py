@@ -33,6 +33,7 @@ from xpu_plugin.model.health import (
 )
 from xpu_plugin.model.inventory import Facts, after_scan, after_verdicts, may_be_held, unusable_serials
 from xpu_plugin.model.timing import none_yet
+from xpu_plugin.model.timings import USUAL, Timings
 from xpu_plugin.model.unlisted import Unlisted, sentences, unlisted
 from xpu_plugin.observable import Value
 from xpu_plugin.waiting import delays, pause
@@ -41,13 +42,11 @@ from xpu_plugin.xpuml import DriverNotLoadedError, StateAnswer, XpumlError, is_t
 
 logger = logging.getLogger(__name__)
 
-RETRY_SECONDS = (0.1, 10.0)  # back-off of failing scans: first, most
 HASTY_SECONDS = (
     1.0  # at least, for the scan that follows a hang: at the next device, too, the library may hang
 )
 HASTY_TIMES = 4.0  # as long as the last good scan took, where that is more
 TRIAL_SECONDS = (5.0, 300.0)  # back-off of trials of one library file that cannot be used: first, most
-DOUBT_SECONDS = 5.0  # after a scan, before another one for a device that did not answer it
 UNSTABLE_SECONDS = 0.1  # before scanning again when nodes came or went during a scan
 LOOK_SECONDS = 1.0  # within a round that lasts, between looks at how long devices have been silent
 ROUNDS = 2.0  # that may be missed before a device counts as silent, where that is longer than the grace
@@ -75,6 +74,7 @@ class Cadence:
     """A verdict stands for so long while the library cannot be asked, or does not come round to a device."""
     fail_on_init_error: bool = False
     """Raise InitError when the first scan fails, instead of trying on."""
+    timings: Timings = USUAL
 
 
 class Sweep:
@@ -103,7 +103,7 @@ class Sweep:
         self._cadence = cadence
         self._clock = clock
         self._due = Due()
-        self.probation = Probation(probes, self._due, clock=clock)
+        self.probation = Probation(probes, self._due, pauses=cadence.timings.probation, clock=clock)
         self.openings = Openings(probes, picture, self._due, clock=clock)
         self._card_in_change: str | None = None  # the card that the driver is asked to change
         self._rounding = asyncio.Lock()  # held by each round
@@ -129,7 +129,7 @@ class Sweep:
         self._sweep_seconds = 0.0  # that the last good sweep took
         self._silence = Silence(clock)  # of the devices that are not left out
         self._verdict = UNHEARD  # on silent devices; another one when the whole library has failed
-        self._retries = delays(*RETRY_SECONDS)
+        self._retries = delays(*self._cadence.timings.scan)
         self.trouble: str | None = None  # with the library, in a sentence
         self._versions: tuple[str | None, ...] = (None,) * 4
         self.problems: tuple[str, ...] = ()  # why something is not offered
@@ -324,7 +324,7 @@ class Sweep:
         hint = new and self._weigh(answers)
         if self._due.wanted:  # a scan is wanted already, and waits
             return self._cadence.interval
-        if self._doubt and self._clock() - self._scanned_at >= DOUBT_SECONDS:
+        if self._doubt and self._clock() - self._scanned_at >= self._cadence.timings.doubt:
             logger.info("a device that did not answer the last scan answers now: scanning again")
             self._due.wanted = True
             return 0.0
@@ -506,7 +506,7 @@ class Sweep:
             return  # nothing has been scanned yet
         self.driver_gone.set(None)
         self.probation.answered()
-        self._retries = delays(*RETRY_SECONDS)
+        self._retries = delays(*self._cadence.timings.scan)
         if self.trouble is not None:
             logger.info("the library answers again")
             self.trouble = None

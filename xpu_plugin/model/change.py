@@ -33,6 +33,16 @@ REVIEW_SECONDS = 60.0  # between comparisons of a card left alone with the host 
 
 
 @frozen
+class Pace:
+    """Waits, as the constants above."""
+
+    look: float = LOOK_SECONDS
+    check: float = CHECK_SECONDS
+    retry: tuple[float, float] = RETRY_SECONDS
+    drift: tuple[float, float] = DRIFT_SECONDS
+
+
+@frozen
 class Limits:
     """The administrator's settings, in seconds."""
 
@@ -40,6 +50,7 @@ class Limits:
     timeout: float = 60.0  # until a scan shows a change
     pending: float = 60.0  # from the start until the desired VF count is known
     apply: bool = True  # False: report only
+    pace: Pace = Pace()
 
 
 @frozen
@@ -60,6 +71,7 @@ class View:
     unread: float | None = None  # since when the record of an earlier request cannot be read; None if it was
     driver: str = ""  # the driver's version
     orders: int = 0  # number of SIGHUPs
+    pace: Pace = Pace()
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -274,7 +286,7 @@ def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | P
     stale_ids = tuple(sorted(address for address in view.stale_ids if address in view.cards))
     if not limits.apply or view.unread is not None:
         unseen = tuple(address for address in stale_ids if not _fresh(view, address))
-        wait = Wait(LOOK_SECONDS if stale_ids or view.unread is not None else None)
+        wait = Wait(view.pace.look if stale_ids or view.unread is not None else None)
         return replace(memory, reserved={}), Prove(unseen) if unseen else wait
     actions = {address: step_if_idle(view.desired, card).action for address, card in view.cards.items()}
     waiting = [card for card in view.cards.values() if actions[card.address] is Action.APPLY]
@@ -301,7 +313,7 @@ def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | P
             ends.append(REVIEW_SECONDS)
         # A PF that recovers is not offered, so it makes no new inventory and no change to wake us.
         if due or stale_ids or Action.BLOCKED in actions.values():
-            ends.append(LOOK_SECONDS)
+            ends.append(view.pace.look)
         return replace(memory, reserved={}), Wait(max(min(ends), 0.0) if ends else None)
     card = min(free, key=lambda card: (card.address not in reserved, card.address))
     assert view.desired.number is not None  # noqa: S101 - `keep` changes nothing
@@ -317,7 +329,7 @@ def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | P
 
 def _fresh(view: View, address: str) -> bool:
     proof = view.proofs.get(address)
-    return proof is not None and view.now - proof.done < LOOK_SECONDS
+    return proof is not None and view.now - proof.done < view.pace.look
 
 
 def _free(view: View, address: str) -> bool:
@@ -384,9 +396,9 @@ def _send(memory: Memory, change: Change, card: Card, view: View) -> _Next:
 def _sent(memory: Memory, change: Change, card: Card | None, view: View) -> _Next:
     if change.failure and (view.stuck or change.stuck):
         # The driver may still change the card: only a scan from after the end of the request counts.
-        until = max(change.until, view.now + RETRY_SECONDS[0])
+        until = max(change.until, view.now + view.pace.retry[0])
         change = replace(change, scans=view.scans, until=until, stuck=view.stuck)
-        return replace(memory, change=change), Wait(CHECK_SECONDS if view.stuck else 0.0), ()
+        return replace(memory, change=change), Wait(view.pace.check if view.stuck else 0.0), ()
     left = change.until - view.now
     if view.scans == change.scans:
         if left > 0:
@@ -409,8 +421,8 @@ def _sent(memory: Memory, change: Change, card: Card | None, view: View) -> _Nex
     shown = f"asked for {change.number} VFs, the library shows {what}"
     if left <= 0:
         return _failed(memory, change, view, shown), Wait(0.0), ()
-    change = replace(change, scans=view.scans, scan_at=view.now + CHECK_SECONDS, shown=shown)
-    return replace(memory, change=change), Wait(min(CHECK_SECONDS, left)), ()
+    change = replace(change, scans=view.scans, scan_at=view.now + view.pace.check, shown=shown)
+    return replace(memory, change=change), Wait(min(view.pace.check, left)), ()
 
 
 def _awaited(memory: Memory, change: Change, card: Card | None, view: View) -> _Next:
@@ -418,7 +430,7 @@ def _awaited(memory: Memory, change: Change, card: Card | None, view: View) -> _
     if view.scans != change.scans:
         if card is not None and card.complete and card.index is not None and card.vfs == change.number:
             return None
-        change = replace(change, scans=view.scans, scan_at=view.now + CHECK_SECONDS)
+        change = replace(change, scans=view.scans, scan_at=view.now + view.pace.check)
         memory = replace(memory, change=change)
     left = change.until - view.now
     if left <= 0:
@@ -441,7 +453,7 @@ def _over(memory: Memory, card: str) -> Memory:
 
 
 def _failed(memory: Memory, change: Change, view: View, reason: str) -> Memory:
-    memory = _pause(memory, view, change.card, reason, RETRY_SECONDS, failed=True)
+    memory = _pause(memory, view, change.card, reason, view.pace.retry, failed=True)
     refusals = {address: own for address, own in memory.refusals.items() if address != change.card}
     card = view.cards.get(change.card)
     if change.refused and card is not None:
@@ -488,7 +500,7 @@ def _notice(memory: Memory, view: View) -> tuple[Memory, tuple[News, ...]]:
             settled[address] = card.vfs
         elif (was := settled.pop(address, None)) is not None:
             text = f"another program has split {address}: {was} VFs before, {card.vfs} now"
-            memory = _pause(memory, view, address, text, DRIFT_SECONDS, failed=False)
+            memory = _pause(memory, view, address, text, view.pace.drift, failed=False)
             news.append(News(reason=Reason.DRIFT, card=address, text=text))
     return replace(memory, settled=settled), tuple(news)
 

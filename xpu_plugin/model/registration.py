@@ -67,6 +67,7 @@ class Look:
     mute: bool = False  # do not register for now
     take_back: bool = False  # bind again although a stream is open (`rivals`)
     chance: float = 0.0  # a random number from 0 to 1, for pauses
+    again: tuple[float, float] = AGAIN_SECONDS
 
 
 @frozen
@@ -103,7 +104,7 @@ def seen(standing: Standing, look: Look) -> Standing:
             opened_at=None,
             known=None,
             idle_since=look.now,
-            try_at=look.now + (pause(AGAIN_SECONDS, short - 1, look.chance) if short else 0.0),
+            try_at=look.now + (pause(look.again, short - 1, look.chance) if short else 0.0),
             short=short + 1,
             # If a touched socket replaced it while the stream was open, it counts as another kubelet's now.
             kubelet=standing.known or standing.kubelet,

@@ -29,6 +29,15 @@ YOUNG_SECONDS = 2.0
 ANEW_SECONDS = 60.0  # from one registration to the next for a doubt: a new kubelet needs its devices at once
 
 
+@frozen
+class Pace:
+    """Waits, as the constants above."""
+
+    look: float = LOOK_SECONDS
+    confirm: float = CONFIRM_SECONDS
+    returns: tuple[float, float] = RETURN_SECONDS
+
+
 class Sight(StrEnum):
     """The result of one look at the checkpoint."""
 
@@ -125,14 +134,16 @@ class Rivalry:
         return self.phase is not Phase.SERVING
 
 
-def looked(rivalry: Rivalry, seen: Sight, strange: frozenset[str], now: float) -> Rivalry:
+def looked(
+    rivalry: Rivalry, seen: Sight, strange: frozenset[str], now: float, confirm: float = CONFIRM_SECONDS
+) -> Rivalry:
     """Return the state after a look at the checkpoint."""
     if rivalry.phase is Phase.DISPLACED:
         return rivalry
     if seen is Sight.FOREIGN:
         if rivalry.suspected_at is None:
             return replace(rivalry, suspected_at=now, strange=strange)
-        if now - rivalry.suspected_at < CONFIRM_SECONDS:
+        if now - rivalry.suspected_at < confirm:
             return replace(rivalry, strange=strange)
         again = rivalry.last is not None and now - rivalry.last < QUIET_SECONDS
         return Rivalry(
@@ -143,7 +154,7 @@ def looked(rivalry: Rivalry, seen: Sight, strange: frozenset[str], now: float) -
             last=now,
             bound_at=rivalry.bound_at,
         )
-    doubted = rivalry.suspected_at is not None and now - rivalry.suspected_at >= CONFIRM_SECONDS
+    doubted = rivalry.suspected_at is not None and now - rivalry.suspected_at >= confirm
     if seen is Sight.OURS or doubted:  # a mismatch without a confirmation in time is no suspicion
         rivalry = replace(rivalry, suspected_at=None)
     if rivalry.phase is Phase.RETURNING and (
@@ -158,9 +169,9 @@ def listed(rivalry: Rivalry) -> Rivalry:
     return replace(rivalry, suspected_at=None)
 
 
-def returns_at(rivalry: Rivalry, chance: float) -> float:
+def returns_at(rivalry: Rivalry, chance: float, returns: tuple[float, float] = RETURN_SECONDS) -> float:
     """Return the time to register again: at once the first time, later with each displacement."""
-    return rivalry.since + (pause(RETURN_SECONDS, rivalry.times - 2, chance) if rivalry.times > 1 else 0.0)
+    return rivalry.since + (pause(returns, rivalry.times - 2, chance) if rivalry.times > 1 else 0.0)
 
 
 def doubted(rivalry: Rivalry) -> Rivalry:

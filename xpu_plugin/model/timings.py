@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The waits of a running plugin of which tests want other lengths. Users cannot set them."""
+
+from xpu_plugin.frozen import frozen
+from xpu_plugin.model import change, registration, rivals
+
+
+@frozen
+class Timings:
+    """All in seconds. A pair is a wait that grows: the first one and the longest."""
+
+    # The start.
+    shown: float = 1.0
+    """At most until observers are loaded without a list: that takes the interpreter for a moment."""
+    listed: float = 10.0
+    """At most until the API server is turned to without a list: that takes the interpreter for a while."""
+    metrics: float = 10.0
+    """At most until metrics are shown without a list: the first page takes the interpreter."""
+    part: tuple[float, float] = (1.0, 300.0)
+    """Before a part that failed is started again."""
+
+    # Devices.
+    scan: tuple[float, float] = (0.1, 10.0)
+    """Before a scan that failed is tried again."""
+    doubt: float = 5.0
+    """After a scan, before another one for a device that did not answer it."""
+    probation: tuple[float, float] = (1.0, 300.0)
+    """Between two attempts at a device that hangs."""
+
+    # Holders, grants and the node.
+    holders: float = 10.0
+    """Between looks at both sources, while a device is held otherwise, or the holders are not known."""
+    grant: float = 1.0
+    """For the disk, while a container's start waits for the record."""
+    record: float = 10.0
+    """Between two looks whether `cleanup` has removed the record of the label."""
+    vfs: change.Pace = change.Pace()
+
+    # The kubelet.
+    again: tuple[float, float] = registration.AGAIN_SECONDS
+    """Before a registration, after a second stream that was short."""
+    rivalry: rivals.Pace = rivals.Pace()
+    handshake: float = 5.0
+    """For a peer to say that it speaks HTTP/2."""
+    idle: float = 60.0
+    """Of a connection without a call; a kubelet's has its stream."""
+
+
+USUAL = Timings()
