@@ -12,8 +12,8 @@ from xpu_plugin.config import Config
 from xpu_plugin.edges.disk import state_thread
 from xpu_plugin.edges.podresources import reader
 from xpu_plugin.edges.process import WorkerProcess
+from xpu_plugin.loops.scanner import InitError
 from xpu_plugin.loops.supervision import described
-from xpu_plugin.loops.sweep import InitError
 from xpu_plugin.model.timings import USUAL, Timings
 from xpu_plugin.plugin import AddressError, build
 from xpu_plugin.plugin import run as run_parts

@@ -382,7 +382,7 @@ async def run(plugin: Plugin) -> None:
         serving.start("virtual functions", plugin.supervisor.keep("virtual functions", plugin.apply.run))
         if plugin.node is not None:
             if config.node_labels:
-                observe("node labels", partial(plugin.node.describe, picture, sweep.driver_version))
+                observe("node labels", partial(plugin.node.describe, picture, sweep.scanner.driver_version))
             await wait_for(plugin.listed, plugin.timings.listed)
             observe("node", plugin.node.run)
 
@@ -393,7 +393,7 @@ async def _take_over(plugin: Plugin) -> None:
         await plugin.grants.reread()
         await plugin.apply.inherit()
         await plugin.sweep.verdicts.reread()
-        await plugin.sweep.rescanned()
+        await plugin.sweep.scanner.rescanned()
 
 
 async def _keep_quarantine(plugin: Plugin) -> None:

@@ -22,10 +22,11 @@ from tests.support.pictures import health, shown
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.driver import BusyError, Driver, Target
 from xpu_plugin.edges.quarantine import QuarantineRecord
+from xpu_plugin.loops import library_trial, scanner, unlisted
 from xpu_plugin.loops import sweep as sweep_module
-from xpu_plugin.loops import unlisted
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.loops.sweep import Cadence, InitError, Sweep
+from xpu_plugin.loops.scanner import InitError
+from xpu_plugin.loops.sweep import Cadence, Sweep
 from xpu_plugin.loops.verdicts import Verdicts
 from xpu_plugin.model.devices import Host, Scan
 from xpu_plugin.model.health import ASKED_BEFORE, CHANGING, RECORD_UNREAD, VF_CHANGE_PLANNED, Rules
@@ -396,8 +397,8 @@ async def test_several_that_hang_at_once_are_found_with_less_patience(
     watch: Watch, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the last one is watched, and healthy, all the while."""
-    monkeypatch.setattr(sweep_module, "HASTY_SECONDS", CALL_TIMEOUT / 2)
-    monkeypatch.setattr(sweep_module, "HASTY_TIMES", 0.0)
+    monkeypatch.setattr(scanner, "HASTY_SECONDS", CALL_TIMEOUT / 2)
+    monkeypatch.setattr(scanner, "HASTY_TIMES", 0.0)
     watch.grace(1000.0)
     scans = len(watch.driver.scans)
     machine.add_fault(STATE, "hang", card=0)
@@ -451,7 +452,7 @@ async def test_a_slow_round_leaves_no_device_healthy_that_it_has_not_reached_in_
     """It is let finish, and as long as the next ones may be no slower."""
     monkeypatch.setattr(sweep_module, "LOOK_SECONDS", 0.05)
     watch.grace(CALL_TIMEOUT)
-    watch.sweep._scan_seconds = 0.0
+    watch.sweep.scanner.seconds = 0.0
     before = watch.driver.pid
     machine.add_fault(STATE, "delay:300")
     await watch.healths(*["not-answering"] * 4)
@@ -472,7 +473,7 @@ async def test_scans_that_prove_nothing_are_no_answers(watch: Watch, monkeypatch
 
     monkeypatch.setattr(watch.driver, "scan", unstable)
     watch.grace(0.1)
-    watch.sweep._scan_seconds = 0.0
+    watch.sweep.scanner.seconds = 0.0
     watch.sweep.rescan()
     await watch.healths(*["not-answering"] * 4)
     monkeypatch.undo()
@@ -700,11 +701,11 @@ async def test_a_node_that_goes_and_leaves_its_card_on_the_bus_is_missing(
     watch.compare_each(0.1)
     machine.set_card(1, {"unreadable": "yes"})
     async with asyncio.timeout(SECONDS):
-        await watch.sweep.rescanned()
+        await watch.sweep.scanner.rescanned()
     await watch.healths(None, "node-missing", None, None)
     machine.set_card(1, {"unreadable": ""})
     async with asyncio.timeout(SECONDS):
-        await watch.sweep.rescanned()
+        await watch.sweep.scanner.rescanned()
     await watch.healths(None, None, None, None)
 
 
@@ -752,7 +753,7 @@ async def test_a_node_that_does_not_open_is_said_once_and_scanned_when_it_does(
     machine.set_card(2, {"unreadable": "EIO"})
     watch = make_watch()
     await watch.shows(dict.fromkeys([IDS[0], IDS[1], IDS[3]]))
-    assert [*watch.sweep.unlisted] == [Unlisted(number=2, errno=EIO)]
+    assert [*watch.sweep.scanner.unlisted] == [Unlisted(number=2, errno=EIO)]
     await watch.sweeps(10)
     watch.sweep.rescan()
     await watch.scans(1)
@@ -760,7 +761,7 @@ async def test_a_node_that_does_not_open_is_said_once_and_scanned_when_it_does(
     assert said == ["device node without an index: /dev/xpu2: it cannot be opened (Input/output error)"]
     machine.set_card(2, {"unreadable": ""})
     await watch.healths(None, None, None, None)
-    assert not watch.sweep.unlisted
+    assert not watch.sweep.scanner.unlisted
 
 
 async def test_a_node_that_did_not_open_for_one_scan_only_is_scanned_again(
@@ -872,18 +873,18 @@ async def test_a_library_that_is_replaced_is_told_of_once_and_taken_up_by_the_ne
     await watch.healths(None, None, None, None)
     watch.compare_each(0.0)
     await watch.sweeps(2)
-    assert not watch.sweep.library_older
+    assert not watch.sweep.trial.older
     other.replace(own)
-    await watch.until(lambda: watch.sweep.library_older, "noticed")
+    await watch.until(lambda: watch.sweep.trial.older, "noticed")
     await watch.sweeps(3)
     (said,) = (message for message in caplog.messages if "was replaced" in message)
     assert "send SIGHUP" in said
     assert f"path={own}" in said
     assert len(watch.driver.scans) == 1, "no reason to open all devices"
     watch.sweep.rescan()
-    await watch.until(lambda: not watch.sweep.library_older, "taken up")
+    await watch.until(lambda: not watch.sweep.trial.older, "taken up")
     await watch.sweeps(3)
-    assert not watch.sweep.library_older
+    assert not watch.sweep.trial.older
 
 
 async def test_no_advice_would_end_a_worker_that_works_for_a_library_that_does_not(
@@ -920,7 +921,7 @@ async def test_no_advice_would_end_a_worker_that_works_for_a_library_that_does_n
     assert (len(watch.driver.scans), watch.driver.pid) == (1, worker), "the scan waits, the watch goes on"
     other.replace(own)
     await watch.until(lambda: watch.driver.pid != worker, "the scan that waited")
-    await watch.until(lambda: not watch.sweep.library_older, "taken up")
+    await watch.until(lambda: not watch.sweep.trial.older, "taken up")
     assert watch.sweep.library()["its_file_unfit"] is None
     await watch.sweeps(3)
     await watch.healths(None, None, None, None)
@@ -930,7 +931,7 @@ async def test_no_advice_would_end_a_worker_that_works_for_a_library_that_does_n
 async def test_a_library_that_could_not_be_used_for_a_passing_reason_is_tried_again(
     make_watch: MakeWatch, machine: Machine, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep_module, "TRIAL_SECONDS", (0.1, 0.1))
+    monkeypatch.setattr(library_trial, "TRIAL_SECONDS", (0.1, 0.1))
     own, other = place / "libxpuml.so.1", place / "other"
     for copy in (own, other):
         shutil.copy(target_of(machine).libraries[0], copy)
@@ -939,10 +940,10 @@ async def test_a_library_that_could_not_be_used_for_a_passing_reason_is_tried_ag
     watch.compare_each(0.0)
     machine.add_fault("xpumlInit", "code:999")
     other.replace(own)
-    await watch.until(lambda: watch.sweep.library_unfit, "it fails")
+    await watch.until(lambda: watch.sweep.trial.unfit, "it fails")
     machine.clear_faults()
-    await watch.until(lambda: watch.sweep.library_unfit is None, "it is tried again")
-    assert watch.sweep.library_older
+    await watch.until(lambda: watch.sweep.trial.unfit is None, "it is tried again")
+    assert watch.sweep.trial.older
 
 
 async def test_an_unchanged_host_is_not_scanned_again(watch: Watch) -> None:
@@ -1014,11 +1015,11 @@ async def test_a_device_that_cannot_be_named_is_told_once_and_harms_no_other(
 
 
 async def test_rescanned_returns_when_a_scan_has_been_taken_in(watch: Watch, machine: Machine) -> None:
-    before = watch.sweep.scans
+    before = watch.sweep.scanner.scans
     machine.set_card(0, {"vfs": "2"})
     async with asyncio.timeout(SECONDS):
-        await watch.sweep.rescanned()
-    assert watch.sweep.scans > before
+        await watch.sweep.scanner.rescanned()
+    assert watch.sweep.scanner.scans > before
     assert "0000:3b:01.1-of2" in watch.health()
 
 
@@ -1028,7 +1029,7 @@ async def test_a_scan_under_way_is_not_what_rescanned_waits_for(watch: Watch, ma
     def when_scanned(_: Scan | None) -> None:
         """The driver has answered and nobody has taken it in: from here on another one is wanted."""
         if not asked:
-            asked.append(asyncio.ensure_future(watch.sweep.rescanned()))
+            asked.append(asyncio.ensure_future(watch.sweep.scanner.rescanned()))
             machine.set_card(0, {"vfs": "2"})
 
     # Asked between the answer and its being taken in, so the answer is of before.
@@ -1069,7 +1070,7 @@ async def test_a_rescan_asked_for_during_a_scan_is_not_lost(watch: Watch, machin
 
 async def test_rescanned_waits_while_the_library_cannot_be_asked(watch: Watch, machine: Machine) -> None:
     machine.set({"driver": "gone"})
-    waiting = asyncio.ensure_future(watch.sweep.rescanned())
+    waiting = asyncio.ensure_future(watch.sweep.scanner.rescanned())
     await watch.scans(3)
     assert not waiting.done()
     machine.set({"driver": "loaded"})

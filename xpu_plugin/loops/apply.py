@@ -166,10 +166,10 @@ class Apply:
             taken=self._grants.taken(),
             held=self._grants.cards_at_start,
             stale_ids=frozenset(stale_ids(self._picture.facts)),
-            scans=self._sweep.scans,
+            scans=self._sweep.scanner.scans,
             stuck=self._changer.stuck,
             unread=self._unread,
-            driver=self._sweep.driver_version(),
+            driver=self._sweep.scanner.driver_version(),
             orders=self._orders,
             pace=self._limits.pace,
         )
@@ -232,7 +232,7 @@ class Apply:
             case Scan(seconds):
                 try:
                     async with asyncio.timeout(seconds):
-                        await self._sweep.rescanned()
+                        await self._sweep.scanner.rescanned()
                 except TimeoutError:
                     pass  # what comes of it is decided by the clock
             case SetVfs() as order:

@@ -167,14 +167,16 @@ def _kubelet(samples: Samples, plugin: "Plugin") -> None:
 def _library(samples: Samples, plugin: "Plugin") -> None:
     sweep = plugin.sweep
     samples["xpu_plugin_library_up"][()] = sweep.trouble is None
-    if (scan := sweep.last) is not None:
-        samples["xpu_plugin_library_outdated"][()] = sweep.library_older
-        samples["xpu_plugin_library_info"][scan.library, scan.library_version, sweep.driver_version()] = 1
-    for node in sweep.unlisted:
+    if (scan := sweep.scanner.last) is not None:
+        samples["xpu_plugin_library_outdated"][()] = sweep.trial.older
+        samples["xpu_plugin_library_info"][
+            scan.library, scan.library_version, sweep.scanner.driver_version()
+        ] = 1
+    for node in sweep.scanner.unlisted:
         samples["xpu_plugin_unlisted_nodes"][(node.path,)] = 1
     samples["xpu_plugin_sweep_duration_seconds"][()] = sweep.durations
     samples["xpu_plugin_sweep_age_seconds"][()] = sweep.age
-    samples["xpu_plugin_scans_total"][()] = sweep.scans
+    samples["xpu_plugin_scans_total"][()] = sweep.scanner.scans
     samples["xpu_plugin_worker_stuck"][()] = any(driver.stuck for driver in plugin.workers)
     for cause in CAUSES:
         restarts = sum(driver.restarts[cause] for driver in plugin.workers)

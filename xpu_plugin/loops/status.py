@@ -49,12 +49,17 @@ class Status:
 
     async def list(self, *, wide: bool = False) -> dict[str, object]:
         """Every device that is known. wide: and who holds it, as the kubelet says now."""
-        answer = listed(self._picture.facts, self._picture.policy, self._sweep.problems, self._sweep.unlisted)
+        answer = listed(
+            self._picture.facts,
+            self._picture.policy,
+            self._sweep.scanner.problems,
+            self._sweep.scanner.unlisted,
+        )
         answer["trouble"] = self._trouble()
         if wide:
             answers = await self._plugin.view.answers(oldest=0.0)
             answer["holders"] = holders(answers.shown, self._picture.facts, self._picture.policy)
-            answer["problems"] = [*self._sweep.problems, *answers.complaints]
+            answer["problems"] = [*self._sweep.scanner.problems, *answers.complaints]
         return answer
 
     async def plan(self, *, number: str | None = None) -> dict[str, object]:
@@ -70,20 +75,20 @@ class Status:
     async def top(self) -> dict[str, object]:
         """What the devices measure, a few seconds old; by device id, without those that do not tell."""
         readings = await self._meters.read()
-        answer = listed(self._picture.facts, self._picture.policy, self._sweep.problems)
+        answer = listed(self._picture.facts, self._picture.policy, self._sweep.scanner.problems)
         answer["trouble"] = self._trouble()
         answer["readings"] = {id: asdict(own) for id, own in readings.gauges.items()} if readings else {}
         return answer
 
     def state(self) -> dict[str, object]:
         """The plugin itself: what it works with, and whom it works for."""
-        plugin, scan = self._plugin, self._sweep.last
+        plugin, scan = self._plugin, self._sweep.scanner.last
         desired, current = self._apply.desired, self._picture.current
         return {
             "pid": os.getpid(),
             "worker": plugin.driver.pid,
-            "replaced": self._sweep.library_older if scan else None,
-            "replacement_trouble": self._sweep.library_unfit,
+            "replaced": self._sweep.trial.older if scan else None,
+            "replacement_trouble": self._sweep.trial.unfit,
             "configuration": plugin.config.text(),
             "generation": current.generation if current else NEVER,
             "library": scan.library if scan else None,

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file of the library that was replaced: tried apart, before a scan would end the worker that works."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
+from xpu_plugin.loops.due import Due
+from xpu_plugin.waiting import delays
+from xpu_plugin.xpuml import XpumlError
+
+
+logger = logging.getLogger(__name__)
+
+TRIAL_SECONDS = (5.0, 300.0)  # back-off of trials of one library file that cannot be used: first, most
+
+
+class LibraryTrial:
+    """Compares the library that the worker has open with its file, and tries another file.
+
+    unfit: why the present file could not be used when it was tried; None where it could, or is the open one
+    """
+
+    def __init__(self, driver: Driver, due: Due, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._driver = driver
+        self._due = due
+        self._clock = clock
+        self._present: str | None = None  # a mark of the library's file, if it is not the one that is open
+        self.unfit: str | None = None
+        self._trials = delays(*TRIAL_SECONDS)
+        self._trial_at: float | None = None  # when it is tried next; None for a file that could be used
+
+    @property
+    def older(self) -> bool:
+        """Whether the library is older than its file: it was replaced or removed since it was opened."""
+        return self._present is not None
+
+    def opened(self) -> None:
+        """A scan has opened the present file."""
+        self._present = self.unfit = None
+
+    async def waits(self) -> bool:
+        """Whether a scan has to wait, as it would end a worker that works for a library that does not."""
+        if self._driver.pid is None:
+            return False
+        await self.compare()
+        return self.unfit is not None
+
+    async def compare(self) -> None:
+        """No reason to scan: a scan ends the worker that works. A trial shows whether the next one would."""
+        present = await self._driver.replaced()
+        if present != self._present:
+            self._present, self._trials, self._trial_at = present, delays(*TRIAL_SECONDS), self._clock()
+        if present is None:
+            self.unfit = None
+        elif self._trial_at is not None and self._clock() >= self._trial_at:
+            await self._try()
+
+    async def _try(self) -> None:
+        before = self.unfit
+        try:
+            opened = await self._driver.trial()
+        except (WorkerError, LibraryError, XpumlError) as error:
+            self.unfit, self._trial_at = str(error), self._clock() + next(self._trials)
+            if self.unfit != before:
+                logger.warning(
+                    "the library's file was replaced or removed, and the present one cannot be used: the "
+                    "running worker goes on with the former one, and scans wait; do not restart the plugin "
+                    "before XRE is installed whole: %s",
+                    self.unfit,
+                )
+        else:
+            self.unfit = self._trial_at = None
+            if not self._due.wanted:
+                logger.warning(
+                    "the library's file was replaced, and a trial has opened the present one: the running "
+                    "worker still has the former one; send SIGHUP to have the present one used path=%s "
+                    "version=%r",
+                    opened["library"],
+                    opened["library_version"],
+                )

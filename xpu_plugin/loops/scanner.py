@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scans: what a scan takes in, how long it may last, and what it found last."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from os import strerror
+
+from xpu_plugin.edges.driver import Driver
+from xpu_plugin.errors import PluginError
+from xpu_plugin.loops.due import Due
+from xpu_plugin.loops.grants import Grants
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.loops.probation import Probation
+from xpu_plugin.loops.unlisted import Openings
+from xpu_plugin.loops.verdicts import Verdicts
+from xpu_plugin.model.absence import absent
+from xpu_plugin.model.devices import Found, Host, Kind, Scan, identify
+from xpu_plugin.model.health import NOT_ANSWERING, Health, shared
+from xpu_plugin.model.inventory import Facts, after_scan, after_verdicts, unusable_serials
+from xpu_plugin.model.unlisted import Unlisted, sentences, unlisted
+from xpu_plugin.xpuml import is_too_old
+
+
+logger = logging.getLogger(__name__)
+
+HASTY_SECONDS = (
+    1.0  # at least, for the scan that follows a hang: at the next device, too, the library may hang
+)
+HASTY_TIMES = 4.0  # as long as the last good scan took, where that is more
+UNSTABLE_SECONDS = 0.1  # before scanning again when nodes came or went during a scan
+
+
+class InitError(PluginError):
+    """The plugin must not go on: the first scan failed and the administrator wants to be told by the exit
+    status, or the configuration cannot be followed on this node."""
+
+
+class Scanner:
+    """Brings all devices into the picture, with the verdicts that follow.
+
+    due: whether a scan is; it is not any more while one is made
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        picture: Picture,
+        verdicts: Verdicts,
+        grants: Grants,
+        probation: Probation,
+        *,
+        openings: Openings,
+        due: Due,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._driver = driver
+        self._picture = picture
+        self._verdicts = verdicts
+        self._grants = grants
+        self._probation = probation
+        self._openings = openings
+        self._due = due
+        self._clock = clock
+        self._begun = 0  # scans
+        self._taken_in = 0  # the number of the last scan that was
+        self._new = asyncio.Event()
+        self.scans = 0  # that were taken in
+        self._host: Host | None = None  # as the last scan saw it
+        self.host_at = 0.0  # when it was compared last
+        self.scanned_at = 0.0
+        self.found = Found(devices={})
+        self._empty_believed = False
+        self._hasty = False
+        self.seconds: float | None = None  # that the last good scan took
+        self.last: Scan | None = None  # that was taken in
+        self.versions: tuple[str | None, ...] = (None,) * 4  # of library and driver
+        self.problems: tuple[str, ...] = ()  # why something is not offered
+        self.unlisted: tuple[Unlisted, ...] = ()  # nodes, by the last scan
+
+    def driver_version(self) -> str:
+        """As the last scan heard it; empty before the first."""
+        return self.last.driver_release or self.last.driver_version if self.last else ""
+
+    async def rescanned(self) -> None:
+        """Scan at once; returns when a scan that began after this call has been taken in."""
+        begun = self._begun
+        self._due.want()
+        while self._taken_in <= begun:
+            await self._new.wait()
+
+    async def host_changed(self) -> bool:
+        """Whether nodes or sysfs are others than at the last scan. Raises WorkerError."""
+        self.host_at = self._clock()
+        return await self._driver.host() != self._host
+
+    def hasten(self) -> None:
+        """The library hangs at a device: give the scans that follow less time."""
+        self._hasty = True
+
+    def named(self, index: int | None) -> str:
+        """The device at an index, in brackets, where that is known."""
+        names = [f"{id}, {device.path}" for id, device in self.found.devices.items() if device.index == index]
+        return f" ({names[0]})" if names else ""
+
+    def shared(self, answers: Mapping[str, Health]) -> dict[str, Health]:
+        """Answers as both halves of a card have them."""
+        devices = self.found.devices.values()
+        return shared(answers, {device.id: device.card for device in devices if device.kind is Kind.HALF})
+
+    # --- scan -----------------------------------------------------------------------------------
+
+    async def scan(self) -> float | None:
+        """Scan; for a scan that proves nothing, the seconds until the next one."""
+        self._begun += 1
+        begun, forget = self._begun, self._due.forget
+        again: float | None = 0.0
+        self._due.wanted = self._due.forget = False  # whoever asks from now on wants another one
+        try:
+            again = await self._take_in(forget=forget)
+        finally:
+            if again is not None:
+                self._due.wanted, self._due.forget = True, forget or self._due.forget
+        if again is None:
+            self.scans += 1
+            self._taken_in = begun
+            self._new.set()
+            self._new = asyncio.Event()
+        return again
+
+    async def _take_in(self, *, forget: bool) -> float | None:
+        """Scan; for a scan that proves nothing, the seconds until the next one."""
+        skip, begun = self._probation.skip, self._clock()
+        scan = await self._driver.scan(skip, seconds=self._patience())
+        if scan is None:
+            return UNSTABLE_SECONDS
+        if self._host is not None and scan.host != self._host and skip:
+            self._probation.clear()  # its indexes were those of another list of nodes
+            self._host, self._hasty = None, True
+            return 0.0
+        if not scan.readings and (self.found.devices or scan.host.nodes) and not self._empty_believed:
+            self._empty_believed = True  # if a fresh worker says so again
+            return 0.0
+        self._empty_believed = not scan.readings
+        found = identify(scan, self.found)
+        if (refusal := unusable_serials(self._picture.policy, found.devices.values())) is not None:
+            raise InitError(refusal)  # before anything is offered that was to be denied
+        self._report(scan, found)
+        self._host, self.found = scan.host, found
+        self.host_at = self.scanned_at = self._clock()
+        self.seconds, self._hasty = self._clock() - begun, False
+        facts = after_scan(self._picture.facts, found, forget=forget, claimed=self._grants.ledger)
+        verdicts = self._judge(facts, scan, skip)
+        self._picture.submit(lambda _: after_verdicts(facts, verdicts))
+        return None
+
+    def _judge(self, facts: Facts, scan: Scan, skip: Collection[int]) -> Mapping[str, Health]:
+        """Verdicts by a scan: of what it found, what it left out, and what is missing."""
+        left_out = {id for id, device in facts.devices.items() if device.index in skip}
+        answers = self.shared({id: facts.verdicts[id] for id in facts.devices.keys() - left_out})
+        answers |= {id: absent(device, scan) for id, device in facts.lost.items()}
+        self._verdicts.keep(facts.devices.keys() | facts.lost.keys())
+        standing = self._verdicts.miss(left_out)
+        return standing | self._verdicts.hear(
+            answers | dict.fromkeys(left_out - standing.keys(), NOT_ANSWERING)
+        )
+
+    def _patience(self) -> float | None:
+        """Seconds for a scan; None for as many as any request has.
+
+        Several devices at which the library hangs are found one after the other, and nobody watches the
+        rest meanwhile: so the scans that follow the first hang are given less. A device that is convicted
+        wrongly, as the machine is slow, is soon released.
+        """
+        if not self._hasty or self.seconds is None:
+            return None
+        return min(self._driver.call_timeout, max(HASTY_SECONDS, HASTY_TIMES * self.seconds))
+
+    # --- words ----------------------------------------------------------------------------------
+
+    def _report(self, scan: Scan, found: Found) -> None:
+        self.last = scan
+        versions = (scan.library, scan.library_version, scan.driver_version, scan.driver_release)
+        if versions != self.versions:
+            self.versions = versions
+            logger.info(
+                "library opened path=%s library_version=%r driver_version=%r driver_release=%r",
+                scan.library,
+                scan.library_version,
+                scan.driver_version,
+                scan.driver_release,
+            )
+            if is_too_old(scan.library_version):
+                logger.warning(
+                    "libxpuml %s is older than 4.0.11: install XRE 4.0.11 or newer on this node",
+                    scan.library_version,
+                )
+        nodes = unlisted(scan, found)
+        self._openings.expect([node.number for node in nodes if not node.beyond])
+        if nodes != self.unlisted:
+            self._report_unlisted(nodes, scan)
+        if found.problems != self.problems:
+            self.problems = found.problems
+            for problem in found.problems:
+                logger.warning("not offered: %s", problem)
+
+    def _report_unlisted(self, nodes: tuple[Unlisted, ...], scan: Scan) -> None:
+        said, self.unlisted = sentences(self.unlisted), nodes
+        if nodes and len(nodes) == len(scan.host.nodes) and all(node.denied for node in nodes):
+            logger.warning(
+                "none of %s device nodes may be opened (%s): the plugin's container has to be privileged",
+                len(nodes),
+                strerror(nodes[0].errno),
+            )
+            return
+        for sentence in sentences(nodes):
+            if sentence not in said:
+                logger.warning("device node without an index: %s", sentence)
