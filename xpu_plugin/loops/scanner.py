@@ -114,14 +114,13 @@ class Scanner:
     async def scan(self) -> float | None:
         """Scan; for a scan that proves nothing, the seconds until the next one."""
         self._begun += 1
-        begun, forget = self._begun, self._due.forget
+        begun, forget = self._begun, self._due.begin()
         again: float | None = 0.0
-        self._due.wanted = self._due.forget = False  # whoever asks from now on wants another one
         try:
             again = await self._take_in(forget=forget)
         finally:
             if again is not None:
-                self._due.wanted, self._due.forget = True, forget or self._due.forget
+                self._due.want_next(forget=forget)
         if again is None:
             self.scans += 1
             self._taken_in = begun

@@ -203,7 +203,7 @@ class Sweep:
                 scan = self._due.wanted and not await self.trial.waits()
                 delay = await (self._scan() if scan else self._sweep())
         except WorkerError as error:
-            self._due.wanted = True
+            self._due.want_next()
             index = error.call.index if error.call else None
             delay = self._failed(error, f"{error}{self.scanner.named(index)}", begun, whole=index is None)
             if index is not None and self._bad_since is not None:
@@ -212,7 +212,7 @@ class Sweep:
                     self.scanner.hasten()
                     delay = 0.0  # on without it
         except (LibraryError, XpumlError) as error:
-            self._due.wanted = True
+            self._due.want_next()
             delay = self._failed(error, _advice(error, denied=self._driver.control_denied), begun, whole=True)
         else:
             self._recovered()
@@ -242,7 +242,7 @@ class Sweep:
             return self._cadence.interval
         if self._doubt and self._clock() - self.scanner.scanned_at >= self._cadence.timings.doubt:
             logger.info("a device that did not answer the last scan answers now: scanning again")
-            self._due.wanted = True
+            self._due.want_next()
             return 0.0
         # The next round would be too late.
         if (
@@ -251,7 +251,7 @@ class Sweep:
         ):
             if await self.scanner.host_changed():
                 logger.info("device nodes or sysfs changed: scanning again")
-                self._due.wanted = True
+                self._due.want_next()
                 return 0.0
             await self.trial.compare()
         return self._cadence.interval
