@@ -85,7 +85,7 @@ async def test_a_fault_and_its_end_are_told_with_the_pods(tried: Tried, kubelet:
     (fault, end) = tried.events
     assert (fault.kind, fault.reason) == ("Warning", "XPUUnhealthy")
     assert f"{A} at /dev/xpu0: state-error, state 207; held by: research/train/main" in fault.text
-    assert f"{B} at /dev/xpu1: state-error, state 207; held by: nobody" in fault.text
+    assert f"{B} at /dev/xpu1: state-error, state 207; held by: no container" in fault.text
     assert (end.kind, end.reason) == ("Normal", "XPURecovered")
     assert end.text == f"{A} at /dev/xpu0: well again; held by: research/train/main"
 
