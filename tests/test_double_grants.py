@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import IDS, IMPATIENT, Node, shows
+from tests.support.daemon import IDS, Node, shows
+from tests.support.impatient import impatient
 from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS, until
+from xpu_plugin.model.timings import Timings
 from xpu_plugin.proto import deviceplugin_pb2
 from xpu_plugin.simulation.kubelet import AdmissionError, Grant, Kubelet
 
 
+# On a busy machine the usual look before a registration may end too early.
+CAREFUL = impatient(Timings(holders=0.1, before=SECONDS))
 OWN_POD = ("--pod-namespace=kube-system", "--pod-name=plugin")
 FOREIGN = "example.com/accelerator"
 
@@ -78,7 +82,7 @@ def paths(*grants: Grant) -> list[str]:
 
 async def test_what_another_plugin_grants_while_ours_runs_is_given_to_no_second_pod(node: Node) -> None:
     async with kubelet_of(node) as kubelet:
-        daemon = node.start(*OWN_POD, program=IMPATIENT)
+        daemon = node.start(*OWN_POD, program=CAREFUL)
         await shows(kubelet, IDS)
         former = kubelet.hold(["0"], resource=RESOURCE)
         await offers(kubelet, "0", *IDS[1:])
@@ -109,7 +113,7 @@ async def test_a_card_that_another_plugin_grants_a_second_time_is_closed_and_tol
     node: Node, id: str, resource: str
 ) -> None:
     async with kubelet_of(node) as kubelet:
-        daemon = node.start(*OWN_POD, "--pod-list-delay=0.2", program=IMPATIENT)
+        daemon = node.start(*OWN_POD, "--pod-list-delay=0.2", program=CAREFUL)
         await shows(kubelet, IDS)
         own = await kubelet.allocate(RESOURCE, 1)
         while own.ids != (IDS[1],):
@@ -129,7 +133,7 @@ async def test_a_card_that_another_plugin_grants_a_second_time_is_closed_and_tol
 
 async def test_what_a_kubelet_has_forgotten_is_withheld_until_its_pod_is_gone(node: Node) -> None:
     async with kubelet_of(node) as kubelet:
-        daemon = node.start(*OWN_POD, "--pod-list-delay=0.2", program=IMPATIENT)
+        daemon = node.start(*OWN_POD, "--pod-list-delay=0.2", program=CAREFUL)
         await shows(kubelet, IDS)
         held = await kubelet.allocate(RESOURCE, 2, pod="train")
         await recorded(node, "default/train/main")
@@ -150,14 +154,14 @@ async def test_what_a_kubelet_has_forgotten_is_withheld_until_its_pod_is_gone(no
 
 async def test_what_a_kubelet_has_forgotten_is_withheld_by_the_next_plugin_too(node: Node) -> None:
     async with kubelet_of(node) as kubelet:
-        daemon = node.start(*OWN_POD, "--pod-list-delay=0.2", program=IMPATIENT)
+        daemon = node.start(*OWN_POD, "--pod-list-delay=0.2", program=CAREFUL)
         await shows(kubelet, IDS)
         held = await kubelet.allocate(RESOURCE, 1, pod="train")
         await recorded(node, "default/train/main")
         await daemon.kill()
         await kubelet.restart_without_checkpoint()
 
-        node.start(*OWN_POD, "--pod-list-delay=0.2", program=IMPATIENT)
+        node.start(*OWN_POD, "--pod-list-delay=0.2", program=CAREFUL)
         await kubelet.until(lambda: kubelet.devices(RESOURCE), timeout=SECONDS)
         assert kubelet.first_list() == set(IDS) - set(held.ids)
         kubelet.free(held)
@@ -169,7 +173,7 @@ async def test_a_kubelet_that_asks_again_and_whose_version_is_not_known_gives_no
 ) -> None:
     async with kubelet_of(node, asks_again=True) as kubelet:
         # A card that no process uses counts as free after that: longer than the rest of this takes.
-        node.start(*OWN_POD, "--pod-list-delay=5", program=IMPATIENT)
+        node.start(*OWN_POD, "--pod-list-delay=5", program=CAREFUL)
         await shows(kubelet, IDS)
         held = await kubelet.allocate(RESOURCE, 1, pod="train")
         await recorded(node, "default/train/main")
@@ -186,7 +190,7 @@ async def test_a_kubelet_that_asks_again_and_whose_version_is_not_known_gives_no
 
 async def test_a_plain_restart_of_the_kubelet_withholds_nothing(node: Node) -> None:
     async with kubelet_of(node) as kubelet:
-        daemon = node.start(*OWN_POD, "--pod-list-delay=0.2", program=IMPATIENT)
+        daemon = node.start(*OWN_POD, "--pod-list-delay=0.2", program=CAREFUL)
         await shows(kubelet, IDS)
         ended = await kubelet.allocate(RESOURCE, 1, pod="ended")
         await kubelet.allocate(RESOURCE, 1, pod="train")

@@ -433,8 +433,8 @@ async def test_while_the_record_cannot_be_read_cards_are_closed_and_that_is_said
 async def test_after_a_timeout_the_card_stays_closed_until_the_driver_lets_go_of_the_request(
     node: VfNode, kubelet: Remembering
 ) -> None:
-    node.machine.set({"vf-delay": "4000"})
-    daemon = node.begin("--sriov-num-vfs=2", "--vf-decision-wait=0", "--vf-timeout=1")
+    node.machine.set({"vf-delay": "8000"})
+    daemon = node.begin("--sriov-num-vfs=2", "--vf-decision-wait=0", "--vf-timeout=3")
     await daemon.says(f"{ASKED} 2 VFs of {CARDS[0]}")
     kubelet.well.clear()
     await daemon.says(f"VFApplied: {CARDS[0]} has 2 VFs now")

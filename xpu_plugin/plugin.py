@@ -165,7 +165,7 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
         cadence=cadence(config, timings),
     )
     proof = IdleProof(driver, view, grants)
-    holders = Holders(picture, view, grants, proof, between=timings.holders)
+    holders = Holders(picture, view, grants, proof, between=timings.holders, before=timings.before)
     node = node_of(config, between, tenures, timings)
     orders = Orders(changer=changer, record=VfRecord(config.state_dir, apart=True), lock=tenures)
     apply = Apply(orders, picture, sweep, grants, proof, exchange=between, limits=limits(config, timings))

@@ -462,6 +462,7 @@ async def test_plugins_that_take_turns_lose_nothing(scene: Scene, kubelet: Watch
     await shows(kubelet, IDS)
     grant = await kubelet.allocate(RESOURCE, 2)
     for turn in range(4):
+        await until(lambda: any("registered" in daemon.log for daemon in daemons), "one that works")
         [first] = [daemon for daemon in daemons if "registered" in daemon.log]
         await (first.kill() if turn % 2 else first.stop())
         daemons.remove(first)

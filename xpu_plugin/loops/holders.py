@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 WATCH_SECONDS = 1.0  # between looks whether the checkpoint has changed ...
 NEW_SECONDS = 0.1  # ... and soon after another kubelet has come, which may have lost it ...
 NEW_FOR_SECONDS = 10.0  # ... for so long
-BEFORE_SECONDS = 0.1  # for the look before a registration: a kubelet that waits a second kills pods
 RESTART_SECONDS = 5.0  # for a kubelet that restarts to answer again
 SETTLE_SECONDS = 30.0  # a grant counts as held so long although nobody lists it yet
 SOURCES = 2  # the pod resources API and the checkpoint
@@ -43,6 +42,7 @@ class Holders:
     """Keeps `Facts.held` and `Facts.withheld` true.
 
     between: seconds between looks at both sources, while a device is held, or the holders are not known
+    before: seconds at most for the look before a registration
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Holders:
         proof: IdleProof,
         *,
         between: float = USUAL.holders,
+        before: float = USUAL.before,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._picture = picture
@@ -60,6 +61,7 @@ class Holders:
         self._grants = grants
         self._proof = proof
         self.between = between
+        self._before = before
         self._clock = clock
         self._absent: dict[str, int] = {}
         self._complete = False
@@ -109,7 +111,7 @@ class Holders:
         """Look at the checkpoint, for a bounded time: another plugin may have granted devices while the
         kubelet asked that one, and a kubelet that was started anew may have lost it."""
         try:
-            async with asyncio.timeout(BEFORE_SECONDS):
+            async with asyncio.timeout(self._before):
                 await self.glance()
         except TimeoutError:
             self._complete = False  # looked at again, and said if it lasts

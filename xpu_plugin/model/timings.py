@@ -30,6 +30,8 @@ class Timings:
     # Holders, grants and the node.
     holders: float = 10.0
     """Between looks at both sources, while a device is held otherwise, or the holders are not known."""
+    before: float = 0.1
+    """For the look at the checkpoint before a registration: a kubelet that waits a second kills pods."""
     grant: float = 1.0
     """For the disk, while a container's start waits for the record."""
     record: float = 10.0
