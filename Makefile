@@ -65,8 +65,8 @@ coverage: ## make test COVERAGE=1: which lines of Python and of the binding the 
 
 sanitize: .stamps/sanitize ## the tests of what is written in C, with ASan and UBSan in binding and simulator (needs gcc)
 	rm -f $(FINDING).*
-	$(SANITIZED) build/sanitize/bin/python $(PYTEST) tests/native tests/edges/test_driver.py \
-		tests/edges/test_worker.py $(ARGS); status=$$?; ! cat $(FINDING).* 2>/dev/null && exit $$status
+	$(SANITIZED) build/sanitize/bin/python $(PYTEST) tests/native tests/edges/worker/test_client.py \
+		tests/edges/worker/test_server.py $(ARGS); status=$$?; ! cat $(FINDING).* 2>/dev/null && exit $$status
 
 lint: .stamps/dev ## formatters, linters, types, layers, spelling
 	$(BIN)/ruff format --check $(SOURCES)

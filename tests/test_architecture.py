@@ -33,10 +33,10 @@ def test_only_the_worker_imports_the_binding() -> None:
         for source in PACKAGE.rglob("*.py")
         if "xpu_plugin._xpuml" in imported(source)
     ]
-    assert importers == ["edges/worker.py"]
+    assert importers == ["edges/worker/server.py"]
 
 
-CLIENTS = ("xpu_plugin.edges.nodeapi", "kubernetes", "prometheus_client", "http.server")
+CLIENTS = ("xpu_plugin.edges.apiserver.node_watcher", "kubernetes", "prometheus_client", "http.server")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ CLIENTS = ("xpu_plugin.edges.nodeapi", "kubernetes", "prometheus_client", "http.
         ("xpu_plugin.cli", ("asyncio", "grpc", "google.protobuf")),
         # A worker stays small.
         (
-            "xpu_plugin.edges.worker",
+            "xpu_plugin.edges.worker.server",
             ("asyncio", "grpc", "google.protobuf", "kubernetes", "argparse", "logging"),
         ),
     ],

@@ -13,8 +13,8 @@ from tests.support.pages import READMES, ROOT, TRANSLATED, anchors, pages, parts
 from xpu_plugin import cli
 from xpu_plugin.commands import list as list_command
 from xpu_plugin.commands import plan, top
+from xpu_plugin.doctor.registry import CHECKS
 from xpu_plugin.model import health
-from xpu_plugin.model.checks.every import CHECKS
 
 
 PACKAGE = ROOT / "xpu_plugin"

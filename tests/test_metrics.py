@@ -15,7 +15,7 @@ from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE
 from tests.support.prometheus import SELDOM, Page, Scraped, fetch
 from tests.support.waiting import SECONDS
-from xpu_plugin.model.families import FAMILIES, OF_THE_PROCESS
+from xpu_plugin.model.metric_families import FAMILIES, OF_THE_PROCESS
 from xpu_plugin.simulation.kubelet import Kubelet
 from xpu_plugin.xpuml import State
 

@@ -12,7 +12,7 @@ from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE
 from tests.support.processes import processes_that_know
 from tests.support.prometheus import SELDOM, Prometheus, Scraped
-from xpu_plugin.model.families import FAMILIES, OF_THE_PROCESS
+from xpu_plugin.model.metric_families import FAMILIES, OF_THE_PROCESS
 from xpu_plugin.simulation.kubelet import Kubelet
 
 

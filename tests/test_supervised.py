@@ -16,7 +16,7 @@ from tests.support.impatient import impatient
 from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS
 from xpu_plugin.config import DOCTOR_OPTIONS
-from xpu_plugin.edges.status import StatusError, ask
+from xpu_plugin.edges.control_socket import StatusError, ask
 from xpu_plugin.model.timings import Timings
 from xpu_plugin.simulation.kubelet import AdmissionError, Kubelet
 
@@ -76,16 +76,16 @@ from xpu_plugin.loops.audit import Audit
 Audit.look = fail
 """,
     "measurements": """
-from xpu_plugin.loops.readings import Meters
+from xpu_plugin.loops.telemetry import Meters
 Meters.run = fail
 """,
     "virtual functions": """
-from xpu_plugin.loops import apply
-def decide(memory, view, limits, wait=apply.Wait(None), was=apply.decide):
+from xpu_plugin.loops import vf_reconciler
+def decide(memory, view, limits, wait=vf_reconciler.Wait(None), was=vf_reconciler.decide):
     if sys._getframe(1).f_code.co_name == "_decide":
         raise LookupError("planted")
     return was(memory, view, limits)
-apply.decide = decide
+vf_reconciler.decide = decide
 """,
 }
 
@@ -190,7 +190,7 @@ async def test_a_disk_that_does_not_answer_delays_neither_containers_nor_the_end
 ) -> None:
     flaw = """
 import time
-from xpu_plugin.edges import replacing
+from xpu_plugin.edges.state import replacing
 def replace_apart(*_, **__):
     time.sleep(3600)
 replacing.replace_apart = replace_apart
@@ -219,19 +219,19 @@ threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
 
 INNER = {
     "sweep": """
-from xpu_plugin.loops import sweep
-sweep.Sweep._sweep = fail
+from xpu_plugin.loops import monitor
+monitor.Sweep._sweep = fail
 """,
     "holders": """
-from xpu_plugin.loops import holders
-holders.Holders.run = fail
+from xpu_plugin.loops import aliases
+aliases.Holders.run = fail
 """,
     "endpoints": """
-from xpu_plugin.edges.kubelet import Endpoint
+from xpu_plugin.edges.kubelet.endpoint import Endpoint
 Endpoint.run = fail
 """,
     "start": """
-from xpu_plugin.loops.holders import Holders
+from xpu_plugin.loops.aliases import Holders
 Holders.first_look = fail
 """,
 }
@@ -253,7 +253,7 @@ async def test_an_unforeseen_error_of_what_serves_ends_it_in_one_line(
 async def test_an_unforeseen_error_of_a_call_ends_it_too(node: Node, kubelet: Kubelet, method: str) -> None:
     """gRPC would log a traceback for each and serve on, for ever."""
     flaw = """
-from xpu_plugin.edges import service
+from xpu_plugin.edges.kubelet import service
 def broken(*_):
     raise LookupError("planted")
 """
@@ -275,7 +275,7 @@ def broken(*_):
 async def test_what_hangs_when_a_part_fails_keeps_nothing_alive(node: Node, kubelet: Kubelet) -> None:
     """As gRPC has hung when it could start no thread."""
     flaw = """
-from xpu_plugin.edges.kubelet import Endpoint
+from xpu_plugin.edges.kubelet.endpoint import Endpoint
 async def stuck(self):
     await asyncio.shield(asyncio.get_running_loop().create_future())
 def stop(self, was=Endpoint._stop):
@@ -287,7 +287,7 @@ async def uncancelled(self):
             await asyncio.sleep(3600)
         except asyncio.CancelledError:
             pass
-from xpu_plugin.loops.probation import Probation
+from xpu_plugin.loops.unresponsive import Probation
 Probation.run = uncancelled
 """
     daemon = node.start(program=flawed(flaw))

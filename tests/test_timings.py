@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tests.support.impatient import impatient, read
-from xpu_plugin.model import change, rivals
+from xpu_plugin.model import rivals, vf_reconcile
 from xpu_plugin.model.timings import USUAL, Timings
 
 
@@ -15,7 +15,7 @@ OTHERS = replace(
     holders=0.1,
     scan=(0.1, 0.2),
     rivalry=rivals.Pace(look=0.1, returns=(0.1, 0.2)),
-    vfs=change.Pace(check=0.1, drift=(0.1, 0.2)),
+    vfs=vf_reconcile.Pace(check=0.1, drift=(0.1, 0.2)),
 )
 
 

@@ -20,9 +20,9 @@ from tests.support.processes import processes_that_know
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.cli import main
 from xpu_plugin.config import VF_POLICIES
-from xpu_plugin.model import change
+from xpu_plugin.model import vf_reconcile
 from xpu_plugin.model.timings import Timings
-from xpu_plugin.model.vf import LABEL, STATE_LABEL
+from xpu_plugin.model.vf_plan import LABEL, STATE_LABEL
 from xpu_plugin.proto.deviceplugin_pb2 import AllocateRequest, ContainerAllocateRequest
 from xpu_plugin.proto.deviceplugin_pb2_grpc import DevicePluginStub
 from xpu_plugin.simulation.kubelet import AdmissionError, Grant, Kubelet
@@ -38,7 +38,7 @@ IMPATIENT = impatient(
     Timings(
         holders=0.1,
         record=0.1,
-        vfs=change.Pace(look=0.1, check=0.05, retry=(0.3, 1.0), drift=(0.3, 1.0)),
+        vfs=vf_reconcile.Pace(look=0.1, check=0.05, retry=(0.3, 1.0), drift=(0.3, 1.0)),
     )
 )
 OPTIONS = (f"--pod-list-delay={SETTLE}", "--vf-timeout=5", "--call-timeout=5", "--pod-name=plugin")

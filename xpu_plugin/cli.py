@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from xpu_plugin import log
 from xpu_plugin.config import PROGRAM, Config, UsageError, read_config
-from xpu_plugin.edges.engine import NoRoomError, require_limits
-from xpu_plugin.edges.process import WorkerProcess
+from xpu_plugin.edges.kubelet.engine import NoRoomError, require_limits
+from xpu_plugin.edges.worker.process import WorkerProcess
 from xpu_plugin.errors import PluginError
 
 

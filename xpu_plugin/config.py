@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from xpu_plugin import log
 from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
-from xpu_plugin.model import labels, vf
+from xpu_plugin.model import node_labels, vf_plan
 from xpu_plugin.simulation import library
 
 
@@ -127,7 +127,7 @@ def _address(text: str) -> tuple[str, int]:
 def _vfs(text: str) -> int | None:
     """Parse a number of VFs; None means `keep`."""
     try:
-        return vf.parse(vf.KEEP if text == LEGACY_KEEP else text)
+        return vf_plan.parse(vf_plan.KEEP if text == LEGACY_KEEP else text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -241,8 +241,8 @@ _VFS = (
         "sriov-num-vfs",
         _vfs,
         "0",
-        f"desired number of VFs of each card, 0 to {vf.MOST_VFS}, or {vf.KEEP}; the node label "
-        f"{vf.LABEL} takes precedence",
+        f"desired number of VFs of each card, 0 to {vf_plan.MOST_VFS}, or {vf_plan.KEEP}; the node label "
+        f"{vf_plan.LABEL} takes precedence",
         "N",
     ),
     Option(
@@ -345,7 +345,7 @@ OPTIONS = (
         "node-labels",
         _switch,
         "false",
-        f"label the node with {labels.PREFIX}model, count, memory-mib, driver-version and vf-capable",
+        f"label the node with {node_labels.PREFIX}model, count, memory-mib, driver-version and vf-capable",
     ),
     Option(
         "metrics-address",
@@ -487,7 +487,7 @@ class Config:
 
 def _shown(name: str, value: object) -> str:
     if name == "sriov_num_vfs" and value is None:
-        return vf.KEEP
+        return vf_plan.KEEP
     if name == "metrics_address" and isinstance(value, tuple):
         host, port = value
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -544,7 +544,7 @@ def read_config(
         except argparse.ArgumentTypeError as error:
             raise UsageError(f"{where}: {error}") from None
         if option.attribute == "sriov_num_vfs" and text == LEGACY_KEEP:
-            warnings.append(f"{where}={LEGACY_KEEP} is understood as {vf.KEEP}; write {vf.KEEP}")
+            warnings.append(f"{where}={LEGACY_KEEP} is understood as {vf_plan.KEEP}; write {vf_plan.KEEP}")
     return Config(**values), namespace, warnings
 
 

@@ -9,9 +9,9 @@ import signal
 from typing import NoReturn
 
 from xpu_plugin.config import Config
-from xpu_plugin.edges.disk import state_thread
-from xpu_plugin.edges.podresources import reader
-from xpu_plugin.edges.process import WorkerProcess
+from xpu_plugin.edges.kubelet.pod_resources import reader
+from xpu_plugin.edges.state.disk import state_thread
+from xpu_plugin.edges.worker.process import WorkerProcess
 from xpu_plugin.loops.scanner import InitError
 from xpu_plugin.loops.supervision import described
 from xpu_plugin.model.timings import USUAL, Timings

@@ -8,13 +8,13 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING
 
-from xpu_plugin.edges.status import StatusServer
+from xpu_plugin.edges.control_socket import StatusServer
 from xpu_plugin.loops.audit import Audit
-from xpu_plugin.loops.faults import Faults
+from xpu_plugin.loops.control import Status
+from xpu_plugin.loops.device_events import Faults
 from xpu_plugin.loops.metrics import CONTENT_TYPE, GATHER_SECONDS, Metrics
-from xpu_plugin.loops.readings import Meters
-from xpu_plugin.loops.status import Status
 from xpu_plugin.loops.supervision import PartOf, Run
+from xpu_plugin.loops.telemetry import Meters
 
 
 if TYPE_CHECKING:

@@ -14,44 +14,44 @@ from typing import TYPE_CHECKING
 
 from xpu_plugin.config import HOST_ROOT, VF_POLICIES, Config
 from xpu_plugin.edges import memory
-from xpu_plugin.edges.driver import Driver, Target
-from xpu_plugin.edges.grants import GrantRecord
 from xpu_plugin.edges.host import identity
-from xpu_plugin.edges.kubelet import Alone, Endpoint, InstanceLock, PluginDirectory, socket_stem
-from xpu_plugin.edges.kubelet_view import KubeletView
-from xpu_plugin.edges.listener import listen, listening_at
-from xpu_plugin.edges.process import WorkerProcess
-from xpu_plugin.edges.quarantine import QuarantineRecord
-from xpu_plugin.edges.rivals import RivalWatch
-from xpu_plugin.edges.service import DevicePluginService
-from xpu_plugin.edges.vf_record import VfRecord
+from xpu_plugin.edges.kubelet.endpoint import Alone, Endpoint, InstanceLock, PluginDirectory, socket_stem
+from xpu_plugin.edges.kubelet.rivals import RivalWatch
+from xpu_plugin.edges.kubelet.service import DevicePluginService
+from xpu_plugin.edges.kubelet.view import KubeletView
+from xpu_plugin.edges.listeners import listen, listening_at
+from xpu_plugin.edges.state.grants import GrantRecord
+from xpu_plugin.edges.state.quarantine import QuarantineRecord
+from xpu_plugin.edges.state.vf_request import VfRecord
+from xpu_plugin.edges.worker.client import Driver, Target
+from xpu_plugin.edges.worker.process import WorkerProcess
 from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.log import RingHandler
-from xpu_plugin.loops.apply import Apply, Orders
+from xpu_plugin.loops.aliases import Holders
 from xpu_plugin.loops.endpoints import Endpoints
 from xpu_plugin.loops.exchange import Exchange, exchange
 from xpu_plugin.loops.grants import Grants
-from xpu_plugin.loops.holders import Holders
+from xpu_plugin.loops.health_history import Verdicts
 from xpu_plugin.loops.idle_proof import IdleProof
+from xpu_plugin.loops.monitor import Cadence, Sweep
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.loops.supervision import PartOf, Run, Supervisor, Vital
-from xpu_plugin.loops.sweep import Cadence, Sweep
 from xpu_plugin.loops.tenure import Tenures
-from xpu_plugin.loops.verdicts import Verdicts
-from xpu_plugin.model.change import Limits
+from xpu_plugin.loops.vf_reconciler import Apply, Orders
 from xpu_plugin.model.health import Rules
-from xpu_plugin.model.holders import Terms
 from xpu_plugin.model.inventory import Policy
+from xpu_plugin.model.ownership import Terms
 from xpu_plugin.model.timings import USUAL, Timings
-from xpu_plugin.model.vf import LABEL, UNKNOWN, by_argument
+from xpu_plugin.model.vf_plan import LABEL, UNKNOWN, by_argument
+from xpu_plugin.model.vf_reconcile import Limits
 from xpu_plugin.simulation import library
 from xpu_plugin.waiting import delays, wait_for
 
 
 if TYPE_CHECKING:
-    from xpu_plugin.edges.nodeapi import Follower, NodeApi
-    from xpu_plugin.loops.node import Node
+    from xpu_plugin.edges.apiserver.node_watcher import Follower, NodeApi
+    from xpu_plugin.loops.node_sync import Node
 
 logger = logging.getLogger(__name__)
 
@@ -302,7 +302,7 @@ def has_api_server(config: Config) -> bool:
     """Whether there is a way to the API server."""
     if not (config.kubeconfig or config.node_name):
         return False
-    from xpu_plugin.edges.api import has_credentials  # noqa: PLC0415 - not everybody needs it
+    from xpu_plugin.edges.apiserver.client import has_credentials  # noqa: PLC0415 - not everybody needs it
 
     return has_credentials(config.kubeconfig)
 
@@ -313,8 +313,8 @@ def node_of(
     """The node in the API server, None where we have no way to it. lock: as `Node` takes it"""
     if not has_api_server(config):
         return None
-    from xpu_plugin.edges.label import LabelRecord  # noqa: PLC0415 - not everybody needs it
-    from xpu_plugin.loops.node import Node  # noqa: PLC0415
+    from xpu_plugin.edges.state.label import LabelRecord  # noqa: PLC0415 - not everybody needs it
+    from xpu_plugin.loops.node_sync import Node  # noqa: PLC0415
 
     return Node(
         exchange=between,
@@ -329,7 +329,7 @@ def node_of(
 
 def node_api(config: Config, follower: "Follower") -> "NodeApi":
     """The node's edge, by a module that is loaded then."""
-    from xpu_plugin.edges.nodeapi import NodeApi  # noqa: PLC0415
+    from xpu_plugin.edges.apiserver.node_watcher import NodeApi  # noqa: PLC0415
 
     return NodeApi(
         node=config.node_name or os.uname().nodename.lower(),

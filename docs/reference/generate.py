@@ -14,8 +14,8 @@ from typing import NoReturn
 from unittest.mock import patch
 
 from xpu_plugin import cli, config
-from xpu_plugin.model.checks.every import CHECKS
-from xpu_plugin.model.families import FAMILIES, OF_THE_PROCESS
+from xpu_plugin.doctor.registry import CHECKS
+from xpu_plugin.model.metric_families import FAMILIES, OF_THE_PROCESS
 
 
 PAGES = Path(__file__).parent

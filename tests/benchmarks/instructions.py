@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.devices import CONTROL, device, found
-from xpu_plugin.edges.answers import states_of
-from xpu_plugin.edges.service import listing
+from xpu_plugin.edges.kubelet.service import listing
+from xpu_plugin.edges.worker.decoding import states_of
 from xpu_plugin.model.allocation import grant, prefer
 from xpu_plugin.model.devices import Device
 from xpu_plugin.model.inventory import Facts, Inventory, Policy, after_scan, entries

@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.api_server import PATCH, ApiServer, Reply, write_kubeconfig
 from xpu_plugin.cli import main
-from xpu_plugin.model.labels import LABELS
-from xpu_plugin.model.vf import DETAIL_ANNOTATION, LABEL, STATE_LABEL
+from xpu_plugin.model.node_labels import LABELS
+from xpu_plugin.model.vf_plan import DETAIL_ANNOTATION, LABEL, STATE_LABEL
 
 
 NODE = "node-1"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from xpu_plugin.cli import main
-from xpu_plugin.edges.listener import listening_at
-from xpu_plugin.edges.status import StatusServer
+from xpu_plugin.edges.control_socket import StatusServer
+from xpu_plugin.edges.listeners import listening_at
 
 
 ID = "0000:3b:00.0"
@@ -56,7 +56,7 @@ def test_without_a_running_plugin_it_is_status_1(place: Path, capsys: pytest.Cap
 def test_the_socket_is_that_of_the_manifests_unless_given(
     monkeypatch: pytest.MonkeyPatch, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("xpu_plugin.edges.status.ASK_SECONDS", 1.0)
+    monkeypatch.setattr("xpu_plugin.edges.control_socket.ASK_SECONDS", 1.0)
     assert main(["clear", "no such id"]) == 1
     assert "/run/xpu-device-plugin/status.sock: " in capsys.readouterr().err
     monkeypatch.setenv("XPU_PLUGIN_STATUS_SOCKET", str(place / "other.sock"))

@@ -19,8 +19,8 @@ from tests.support.processes import children
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.cli import main
 from xpu_plugin.config import DOCTOR_OPTIONS
-from xpu_plugin.model.checks.every import CHECKS
-from xpu_plugin.model.vf import LABEL, STATE_LABEL
+from xpu_plugin.doctor.registry import CHECKS
+from xpu_plugin.model.vf_plan import LABEL, STATE_LABEL
 from xpu_plugin.simulation.kubelet import Kubelet
 from xpu_plugin.simulation.library import shipped
 

@@ -19,7 +19,7 @@ from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS
 from xpu_plugin.cli import main
 from xpu_plugin.commands.shapes import SHAPES, misfit
-from xpu_plugin.edges.status import StatusError, ask
+from xpu_plugin.edges.control_socket import StatusError, ask
 from xpu_plugin.simulation.kubelet import Kubelet
 
 

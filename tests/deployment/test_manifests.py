@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from xpu_plugin.config import CLEAR_OPTIONS, OPTIONS, Config, UsageError, read_config
-from xpu_plugin.model import vf
+from xpu_plugin.model import vf_plan
 
 from .manifests import (
     CLUSTER_ROLE,
@@ -276,5 +276,5 @@ def test_templates_can_be_there_at_the_same_time() -> None:
 def test_the_template_for_vfs_goes_where_they_are() -> None:
     (pod,) = objects_of(ROOT / "script/pod-vf.yml")
     selector = pod["spec"]["nodeSelector"]
-    assert selector == {vf.LABEL: "2", vf.STATE_LABEL: str(vf.State.SUCCESS)}
-    assert vf.parse(selector[vf.LABEL]) == 2
+    assert selector == {vf_plan.LABEL: "2", vf_plan.STATE_LABEL: str(vf_plan.State.SUCCESS)}
+    assert vf_plan.parse(selector[vf_plan.LABEL]) == 2

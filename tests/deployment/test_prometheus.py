@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from tests.deployment.manifests import ROOT
-from xpu_plugin.model.families import FAMILIES, OF_THE_PROCESS
 from xpu_plugin.model.health import KEPT_BACK
+from xpu_plugin.model.metric_families import FAMILIES, OF_THE_PROCESS
 
 
 DIRECTORY = ROOT / "deployment/prometheus"

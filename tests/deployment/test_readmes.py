@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.pages import READMES, TASKS, TRANSLATED, parts, prose, tables
 from xpu_plugin import cli, config
-from xpu_plugin.model import vf
+from xpu_plugin.model import vf_plan
 
 from .manifests import (
     DEPLOYMENT,
@@ -160,7 +160,7 @@ def check_kubectl(words: list[str]) -> None:
         elif option in ("-k", "--kustomize"):
             assert (ROOT / value / "kustomization.yaml").is_file(), value
         elif option == "-L":
-            assert value in (vf.LABEL, vf.STATE_LABEL)
+            assert value in (vf_plan.LABEL, vf_plan.STATE_LABEL)
         elif option in ("-n", "--namespace"):
             assert value == the(objects_of(MANIFEST), "DaemonSet")["metadata"]["namespace"]
     if verb in ("create", "apply", "delete"):
@@ -184,9 +184,9 @@ def check_kubectl(words: list[str]) -> None:
 def check_label(assignment: str) -> None:
     match = re.fullmatch(r"([^=]+?)(?:=(.+)|-)", assignment)
     assert match
-    assert match[1] == vf.LABEL
+    assert match[1] == vf_plan.LABEL
     if match[2] not in (None, "N", "x"):
-        vf.parse(match[2])
+        vf_plan.parse(match[2])
 
 
 def entry_point() -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.daemon import free_port
 from tests.support.prometheus import SELDOM, Prometheus
-from xpu_plugin.model.families import FAMILIES, OF_THE_PROCESS
+from xpu_plugin.model.metric_families import FAMILIES, OF_THE_PROCESS
 
 from .cluster import DESIRED_LABEL, NODE_LABELS, Cluster
 from .hooks import Hooks, require_restart

@@ -15,7 +15,7 @@ from tests.support.failures import Failed
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges import http as http_module
 from xpu_plugin.edges.http import MOST_CONNECTIONS, HttpServer, Page, plain
-from xpu_plugin.edges.listener import listen
+from xpu_plugin.edges.listeners import listen
 from xpu_plugin.errors import UNHEEDED, Failures
 
 

@@ -93,7 +93,7 @@ SCENE = """
 import shutil, subprocess, sys
 from pathlib import Path
 from xpu_plugin.edges.installation import absence
-from xpu_plugin.edges.survey import directory_trouble
+from xpu_plugin.doctor.host_survey import directory_trouble
 place, deed = Path(sys.argv[1]), sys.argv[2]
 source, root = place / "source of it", place / "host"
 target = root / "usr/local"

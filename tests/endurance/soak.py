@@ -42,8 +42,8 @@ from tests.support.machines import RESOURCE
 from tests.support.processes import MIB, Level, descriptors, has_ended, peak, tree
 from tests.support.rival import Rival
 from tests.support.waiting import until
-from xpu_plugin.model import change, rivals
-from xpu_plugin.model.vf import LABEL
+from xpu_plugin.model import rivals, vf_reconcile
+from xpu_plugin.model.vf_plan import LABEL
 from xpu_plugin.proto.podresources_v1_pb2 import ListPodResourcesResponse
 from xpu_plugin.simulation.kubelet import AdmissionError, Grant, Release, StartError
 from xpu_plugin.simulation.machine import cards
@@ -67,11 +67,11 @@ PROGRAM = impatient(
     replace(
         TIMINGS,
         rivalry=rivals.Pace(look=0.2, confirm=0.5, returns=(0.2, 1.0)),
-        vfs=change.Pace(look=0.1, check=0.05, retry=(0.2, 0.5), drift=(0.2, 0.5)),
+        vfs=vf_reconcile.Pace(look=0.1, check=0.05, retry=(0.2, 0.5), drift=(0.2, 0.5)),
     ),
     before="""
 import os, time
-from xpu_plugin.edges import replacing
+from xpu_plugin.edges.state import replacing
 def replace(*what, was=replacing.replace_apart, **how):
     while os.path.exists("frozen"):
         time.sleep(0.05)

@@ -26,19 +26,19 @@ from google.protobuf.message import DecodeError
 
 from tests.support.devices import CONTROL, device, found
 from xpu_plugin.config import UsageError, read_config
-from xpu_plugin.edges.answers import scan_of
-from xpu_plugin.edges.connection import Connection
-from xpu_plugin.edges.driver import Driver, LibraryError, Target, WorkerError
-from xpu_plugin.edges.grants import GrantRecord
-from xpu_plugin.edges.podresources import CHECKPOINT, UnknownHoldersError, read_checkpoint
-from xpu_plugin.edges.process import WorkerProcess
-from xpu_plugin.edges.service import DevicePluginService
-from xpu_plugin.edges.wire import HEADER
+from xpu_plugin.edges.kubelet.pod_resources import CHECKPOINT, UnknownHoldersError, read_checkpoint
+from xpu_plugin.edges.kubelet.service import DevicePluginService
+from xpu_plugin.edges.state.grants import GrantRecord
+from xpu_plugin.edges.worker.client import Driver, LibraryError, Target, WorkerError
+from xpu_plugin.edges.worker.connection import Connection
+from xpu_plugin.edges.worker.decoding import scan_of
+from xpu_plugin.edges.worker.frames import HEADER
+from xpu_plugin.edges.worker.process import WorkerProcess
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.devices import Scan, identify
 from xpu_plugin.model.health import HEALTHY, Health, judge
 from xpu_plugin.model.inventory import Facts, Policy, after_scan, after_verdicts, entries
-from xpu_plugin.model.vf import ACCEPTED, KEEP, MOST_VFS, UNKNOWN, by_label, cards, parse
+from xpu_plugin.model.vf_plan import ACCEPTED, KEEP, MOST_VFS, UNKNOWN, by_label, cards, parse
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.xpuml import StateAnswer, WrongDeviceError, XpumlError
 

@@ -37,7 +37,7 @@ from tests.support.impatient import impatient
 from tests.support.machines import RESOURCE
 from tests.support.processes import MIB, Level, peak, settles, unix_sockets
 from tests.support.waiting import SECONDS, until
-from xpu_plugin.edges.service import LONGEST_MESSAGE, LONGEST_REFUSAL, MOST_CONTAINERS, MOST_STREAMS
+from xpu_plugin.edges.kubelet.service import LONGEST_MESSAGE, LONGEST_REFUSAL, MOST_CONTAINERS, MOST_STREAMS
 from xpu_plugin.model.timings import Timings
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.simulation.kubelet import Kubelet

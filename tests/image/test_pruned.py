@@ -14,7 +14,11 @@ from xpu_plugin.cli import COMMANDS
 MOST_BYTES = 90_000_000
 pytestmark = pytest.mark.timeout(900)
 
-SUITES = ("tests/edges/test_nodeapi.py", "tests/edges/test_kubelet.py", "tests/edges/test_service.py")
+SUITES = (
+    "tests/edges/apiserver/test_node_watcher.py",
+    "tests/edges/kubelet/test_endpoint.py",
+    "tests/edges/kubelet/test_service.py",
+)
 """Everything that the dependencies are for: the API server's client, and gRPC."""
 
 OF_THE_BASE = {
@@ -49,7 +53,7 @@ def test_each_sub_command_starts(environment: Path, tmp_path: Path) -> None:
 def test_the_page_of_metrics_can_be_made(environment: Path, tmp_path: Path) -> None:
     """Prometheus's client and what it imports is left; the demo does not need it."""
     code = (
-        "from xpu_plugin.loops.metrics import text; from xpu_plugin.model.families import FAMILIES; "
+        "from xpu_plugin.loops.metrics import text; from xpu_plugin.model.metric_families import FAMILIES; "
         'print(text({family.name: {} for family in FAMILIES}, "here"))'
     )
     assert "process_resident_memory_bytes " in run(environment / "bin/python", "-P", "-c", code, cwd=tmp_path)

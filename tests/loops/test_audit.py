@@ -12,17 +12,17 @@ from tests.support.events import outbox_into
 from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE, make_machine, target_of
 from tests.support.waiting import SECONDS, until
-from xpu_plugin.edges.driver import Driver
-from xpu_plugin.edges.grants import GrantRecord
-from xpu_plugin.edges.kubelet_view import KubeletView
-from xpu_plugin.edges.podresources import read_checkpoint
+from xpu_plugin.edges.kubelet.pod_resources import read_checkpoint
+from xpu_plugin.edges.kubelet.view import KubeletView
+from xpu_plugin.edges.state.grants import GrantRecord
+from xpu_plugin.edges.worker.client import Driver
 from xpu_plugin.loops.audit import AGAIN_SECONDS, MUTE_SECONDS, Audit
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.devices import identify
 from xpu_plugin.model.events import Event
-from xpu_plugin.model.holders import Terms
 from xpu_plugin.model.inventory import Policy, after_scan
+from xpu_plugin.model.ownership import Terms
 from xpu_plugin.simulation.kubelet import Grant, Kubelet
 from xpu_plugin.simulation.machine import Machine
 

@@ -16,20 +16,20 @@ from tests.support.kubelets import own_pod
 from tests.support.locks import Lock
 from tests.support.machines import RESOURCE, make_machine, target_of
 from tests.support.waiting import SECONDS, until
-from xpu_plugin.edges import kubelet_view
-from xpu_plugin.edges.driver import Driver
-from xpu_plugin.edges.grants import GrantRecord, Shown
-from xpu_plugin.edges.kubelet import Identity
-from xpu_plugin.edges.kubelet_view import KubeletView
-from xpu_plugin.edges.podresources import checkpoint_of
+from xpu_plugin.edges.kubelet import view
+from xpu_plugin.edges.kubelet.endpoint import Identity
+from xpu_plugin.edges.kubelet.pod_resources import checkpoint_of
+from xpu_plugin.edges.kubelet.view import KubeletView
+from xpu_plugin.edges.state.grants import GrantRecord, Shown
+from xpu_plugin.edges.worker.client import Driver
 from xpu_plugin.loops import grants as grants_module
 from xpu_plugin.loops.grants import SHOW_SECONDS, Grants
 from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.devices import Usage, identify
-from xpu_plugin.model.holders import Checkpoint, Holding, Listing, Terms, Word
 from xpu_plugin.model.inventory import Policy, after_scan
-from xpu_plugin.model.vf import Card, Proof, cards
+from xpu_plugin.model.ownership import Checkpoint, Holding, Listing, Terms, Word
+from xpu_plugin.model.vf_plan import Card, Proof, cards
 from xpu_plugin.proto import podresources_v1_pb2
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet
 from xpu_plugin.simulation.machine import Machine
@@ -316,7 +316,7 @@ async def test_a_proof_counts_no_answer_to_a_call_that_began_before_it(
     gate, asked, begun = asyncio.Event(), asyncio.Event(), []
 
     def hold_up(name: str) -> None:
-        real = getattr(kubelet_view, name)
+        real = getattr(view, name)
 
         async def ask(where: Path) -> object:
             answer = await real(where)
@@ -324,7 +324,7 @@ async def test_a_proof_counts_no_answer_to_a_call_that_began_before_it(
             await gate.wait()
             return answer
 
-        monkeypatch.setattr(kubelet_view, name, ask)
+        monkeypatch.setattr(view, name, ask)
 
     async def usage(indexes: Collection[int], card: str) -> Usage:
         answer = await Driver.usage(driver, indexes, card)
@@ -365,7 +365,7 @@ async def test_the_second_proof_never_shares_an_answer_with_the_first(
         reads.append(directory)
         return await checkpoint_of(directory)
 
-    monkeypatch.setattr(kubelet_view, "checkpoint_of", read)
+    monkeypatch.setattr(view, "checkpoint_of", read)
     usages = tried.proof._driver.usage
     asked: list[str] = []
 

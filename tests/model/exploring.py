@@ -23,7 +23,25 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 from tests.support.devices import device, found
-from xpu_plugin.model.change import (
+from xpu_plugin.model.devices import Kind, Process, Usage
+from xpu_plugin.model.health import Health
+from xpu_plugin.model.inventory import Entry, Facts, Policy, after_scan, card_of, entries, stale_ids
+from xpu_plugin.model.ownership import (
+    FORMER,
+    Answers,
+    Grant,
+    Holding,
+    Ledger,
+    Listing,
+    Terms,
+    Word,
+    after_word,
+    examine,
+    forgotten,
+    word_of,
+)
+from xpu_plugin.model.vf_plan import UNKNOWN, Action, Card, by_argument, by_label, cards, plan
+from xpu_plugin.model.vf_reconcile import (
     MOST_REFUSALS,
     Decision,
     Limits,
@@ -38,25 +56,7 @@ from xpu_plugin.model.change import (
     decide,
     inherited,
 )
-from xpu_plugin.model.devices import Kind, Process, Usage
-from xpu_plugin.model.health import Health
-from xpu_plugin.model.holders import (
-    FORMER,
-    Answers,
-    Grant,
-    Holding,
-    Ledger,
-    Listing,
-    Terms,
-    Word,
-    after_word,
-    examine,
-    forgotten,
-    word_of,
-)
-from xpu_plugin.model.inventory import Entry, Facts, Policy, after_scan, card_of, entries, stale_ids
-from xpu_plugin.model.ownership import withheld
-from xpu_plugin.model.vf import UNKNOWN, Action, Card, by_argument, by_label, cards, plan
+from xpu_plugin.model.withholding import withheld
 
 
 CARDS = ("0000:3b:00.0", "0000:5e:00.0", "0000:86:00.0")

@@ -10,8 +10,8 @@ from tests.support.devices import device
 from xpu_plugin.model.audit import Evidence, Finding, Kind, findings
 from xpu_plugin.model.devices import Process
 from xpu_plugin.model.health import HEALTHY
-from xpu_plugin.model.holders import Holding, Listing
 from xpu_plugin.model.inventory import Entry
+from xpu_plugin.model.ownership import Holding, Listing
 
 
 A, B = "0000:3b:00.0", "0000:3c:00.0"

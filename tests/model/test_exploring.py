@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import pytest
 
 from tests.model import exploring
-from xpu_plugin.model import change, holders
-from xpu_plugin.model.holders import Answers, Ledger, Terms, examine
-from xpu_plugin.model.vf import Card, Proof
+from xpu_plugin.model import ownership, vf_reconcile
+from xpu_plugin.model.ownership import Answers, Ledger, Terms, examine
+from xpu_plugin.model.vf_plan import Card, Proof
 
 
 STEPS = 30_000
@@ -71,7 +71,7 @@ def test_the_search_finds_a_plugin_that_does_not_know_what_the_last_one_asked_fo
 
 
 def test_the_search_finds_a_plugin_that_asks_on_and_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(change, "_left_alone", lambda *_: False)
+    monkeypatch.setattr(vf_reconcile, "_left_alone", lambda *_: False)
     with pytest.raises(exploring.BrokenInvariantError, match="which was refused 5 times"):
         exploring.explore(20 * STEPS, seed=180)  # from 0 it takes ten seconds longer
 
@@ -94,6 +94,6 @@ def test_the_search_finds_a_plugin_that_takes_what_is_not_listed_for_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As if each holder's pod were gone, whatever pods the kubelet lists."""
-    monkeypatch.setattr(holders, "pod_of", lambda _: "")
+    monkeypatch.setattr(ownership, "pod_of", lambda _: "")
     with pytest.raises(exploring.BrokenInvariantError, match=r"was granted, and (pod|former)|hold it"):
         exploring.explore(20 * STEPS, seed=0)

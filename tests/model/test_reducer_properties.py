@@ -39,8 +39,8 @@ from tests.support.devices import (
     scan,
     seats_of,
 )
-from xpu_plugin.edges.grants import GrantRecord
-from xpu_plugin.edges.service import Context, DevicePluginService, listing
+from xpu_plugin.edges.kubelet.service import Context, DevicePluginService, listing
+from xpu_plugin.edges.state.grants import GrantRecord
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.model.devices import Device, Found, Function, Kind, identify, matches
 from xpu_plugin.model.health import (

@@ -13,8 +13,7 @@ import pytest
 from tests.support.devices import CONTROL, device, found
 from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS, until
-from xpu_plugin.edges.grants import GrantRecord
-from xpu_plugin.edges.kubelet import (
+from xpu_plugin.edges.kubelet.endpoint import (
     KUBELET_SOCKET,
     Endpoint,
     Identity,
@@ -22,8 +21,9 @@ from xpu_plugin.edges.kubelet import (
     PluginDirectory,
     socket_stem,
 )
-from xpu_plugin.edges.rivals import RivalWatch
-from xpu_plugin.edges.service import DevicePluginService
+from xpu_plugin.edges.kubelet.rivals import RivalWatch
+from xpu_plugin.edges.kubelet.service import DevicePluginService
+from xpu_plugin.edges.state.grants import GrantRecord
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.inventory import Policy, after_scan
 from xpu_plugin.simulation.kubelet import Kubelet

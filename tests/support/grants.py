@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from xpu_plugin.edges.driver import Target
-from xpu_plugin.edges.grants import GrantRecord
-from xpu_plugin.edges.kubelet_view import KubeletView
+from xpu_plugin.edges.kubelet.view import KubeletView
+from xpu_plugin.edges.state.grants import GrantRecord
+from xpu_plugin.edges.worker.client import Target
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.model.holders import Terms
+from xpu_plugin.model.ownership import Terms
 
 
 def nowhere(directory: Path) -> Target:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xpu_plugin import cli
-from xpu_plugin.model import change, rivals
+from xpu_plugin.model import rivals, vf_reconcile
 from xpu_plugin.model.timings import Timings
 
 
@@ -28,7 +28,7 @@ def read(text: str) -> Timings:
     """The timings that `impatient` wrote."""
     document = tuples(json.loads(text))
     vfs, rivalry = document.pop("vfs"), document.pop("rivalry")
-    return Timings(**document, vfs=change.Pace(**vfs), rivalry=rivals.Pace(**rivalry))
+    return Timings(**document, vfs=vf_reconcile.Pace(**vfs), rivalry=rivals.Pace(**rivalry))
 
 
 def tuples(document: dict[str, Any]) -> dict[str, Any]:

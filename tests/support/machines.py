@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from xpu_plugin.edges.driver import Target
+from xpu_plugin.edges.worker.client import Target
 from xpu_plugin.simulation.library import shipped
 from xpu_plugin.simulation.machine import Machine, cards
 

@@ -18,12 +18,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from xpu_plugin.commands import doctor
-from xpu_plugin.commands.evidence import collect
+from xpu_plugin.commands.collect import collect
 from xpu_plugin.commands.running import Running
 from xpu_plugin.config import BUNDLE_OPTIONS, PROGRAM, Config, Parser, UsageError, read_config
-from xpu_plugin.edges.survey import listings
-from xpu_plugin.model.checks.every import diagnose
-from xpu_plugin.model.checks.evidence import Library
+from xpu_plugin.doctor.evidence import Library
+from xpu_plugin.doctor.host_survey import listings
+from xpu_plugin.doctor.registry import diagnose
 
 
 TOP = "xpu-device-plugin-bundle"

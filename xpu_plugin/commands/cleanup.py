@@ -6,12 +6,12 @@ import platform
 import sys
 
 from xpu_plugin.config import CLEANUP_OPTIONS, PROGRAM, Parser, UsageError, read_config
-from xpu_plugin.edges import files
-from xpu_plugin.edges.api import has_credentials
-from xpu_plugin.edges.label import forget
-from xpu_plugin.edges.nodeapi import ApiError, remove
-from xpu_plugin.model.labels import LABELS
-from xpu_plugin.model.vf import DETAIL_ANNOTATION, STATE_LABEL
+from xpu_plugin.edges.apiserver.client import has_credentials
+from xpu_plugin.edges.apiserver.node_watcher import ApiError, remove
+from xpu_plugin.edges.state import state_file
+from xpu_plugin.edges.state.label import forget
+from xpu_plugin.model.node_labels import LABELS
+from xpu_plugin.model.vf_plan import DETAIL_ANNOTATION, STATE_LABEL
 
 
 def main(arguments: list[str]) -> int:
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
         raise UsageError("cleanup: outside of a pod it needs --kubeconfig FILE")
     if config.kubeconfig:
         try:
-            files.read(config.kubeconfig)
+            state_file.read(config.kubeconfig)
         except (OSError, ValueError) as error:
             raise UsageError(f"--kubeconfig: {error}; accepted: a readable file") from None
     node = config.node_name or platform.node().lower()

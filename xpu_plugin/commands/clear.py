@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from xpu_plugin.config import CLEAR_OPTIONS, PROGRAM, Parser, read_config
-from xpu_plugin.edges.status import StatusError, ask
+from xpu_plugin.edges.control_socket import StatusError, ask
 from xpu_plugin.log import printable
 
 

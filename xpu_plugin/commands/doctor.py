@@ -8,10 +8,10 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from xpu_plugin.commands.evidence import collect
+from xpu_plugin.commands.collect import collect
 from xpu_plugin.config import DOCTOR_OPTIONS, PROGRAM, Parser, read_config
-from xpu_plugin.model.checks.every import diagnose
-from xpu_plugin.model.checks.verdict import Check, Finding, Verdict, exit_status
+from xpu_plugin.doctor.finding import Check, Finding, Verdict, exit_status
+from xpu_plugin.doctor.registry import diagnose
 
 
 Findings = Sequence[tuple[Check, Finding]]

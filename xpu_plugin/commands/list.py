@@ -13,8 +13,8 @@ from xpu_plugin.commands.output import pause, table
 from xpu_plugin.commands.own import Own
 from xpu_plugin.commands.running import Running
 from xpu_plugin.config import LIST_OPTIONS, PROGRAM, Config, Parser, read_config
-from xpu_plugin.edges.driver import LibraryError, WorkerError
-from xpu_plugin.model.rows import Row
+from xpu_plugin.edges.worker.client import LibraryError, WorkerError
+from xpu_plugin.model.device_table import Row
 from xpu_plugin.xpuml import XpumlError
 
 

@@ -7,7 +7,7 @@ import select
 import sys
 from collections.abc import Sequence
 
-from xpu_plugin.edges.driver import Driver, LibraryError
+from xpu_plugin.edges.worker.client import Driver, LibraryError
 from xpu_plugin.model.devices import Scan
 
 

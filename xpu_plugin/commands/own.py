@@ -6,11 +6,11 @@ from typing import Any
 
 from xpu_plugin.commands.output import scanned
 from xpu_plugin.config import Config
-from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
-from xpu_plugin.loops.status import listed
+from xpu_plugin.edges.worker.client import Driver, LibraryError, WorkerError
+from xpu_plugin.loops.control import listed
+from xpu_plugin.model.device_table import holders
 from xpu_plugin.model.devices import Found, Host, identify
 from xpu_plugin.model.inventory import Facts, after_scan, unusable_serials
-from xpu_plugin.model.rows import holders
 from xpu_plugin.model.unlisted import Unlisted, unlisted
 from xpu_plugin.plugin import kubelet_of, policy, target
 from xpu_plugin.xpuml import Failure, XpumlError

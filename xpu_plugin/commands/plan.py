@@ -10,17 +10,17 @@ from typing import Any
 from xpu_plugin.commands.output import scanned, table
 from xpu_plugin.commands.running import Running
 from xpu_plugin.config import PLAN_OPTIONS, PROGRAM, Config, Parser, read_config
-from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
-from xpu_plugin.edges.grants import GrantRecord
+from xpu_plugin.edges.state.grants import GrantRecord
+from xpu_plugin.edges.worker.client import Driver, LibraryError, WorkerError
 from xpu_plugin.errors import PluginError
+from xpu_plugin.loops.control import planned
 from xpu_plugin.loops.exchange import exchange
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.loops.status import planned
 from xpu_plugin.model.devices import identify
 from xpu_plugin.model.inventory import after_scan
-from xpu_plugin.model.vf import DesiredVfs, Report, State, by_argument, document
+from xpu_plugin.model.vf_plan import DesiredVfs, Report, State, by_argument, document
 from xpu_plugin.plugin import kubelet_of, node_of, policy, target, terms
 from xpu_plugin.xpuml import XpumlError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from xpu_plugin.commands.shapes import SHAPES, misfit, shown
 from xpu_plugin.config import PROGRAM
-from xpu_plugin.edges.status import StatusError, ask
+from xpu_plugin.edges.control_socket import StatusError, ask
 from xpu_plugin.log import Once
 
 

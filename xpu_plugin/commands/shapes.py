@@ -11,9 +11,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from xpu_plugin.frozen import frozen
 from xpu_plugin.log import printable
-from xpu_plugin.model import vf
+from xpu_plugin.model import vf_plan
+from xpu_plugin.model.device_table import Row
 from xpu_plugin.model.devices import Gauges
-from xpu_plugin.model.rows import Row
 
 
 MOST = 1 << 64  # of any number
@@ -56,7 +56,7 @@ SHAPES: Mapping[str, Shape] = {
     "list": _LISTED,
     "list wide": {**_LISTED, "holders": Each([_TEXT])},
     "top": {**_LISTED, "readings": Each(_fields(Gauges))},
-    "plan": {"desired": _DESIRED, "state": tuple(map(str, vf.State)), "cards": [_CARD]},
+    "plan": {"desired": _DESIRED, "state": tuple(map(str, vf_plan.State)), "cards": [_CARD]},
     "plan trouble": {"trouble": _TEXT},
     "state": {
         "pid": _NUMBER,

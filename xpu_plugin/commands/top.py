@@ -13,7 +13,7 @@ from xpu_plugin.commands.output import pause, table
 from xpu_plugin.commands.own import Own
 from xpu_plugin.commands.running import Running
 from xpu_plugin.config import PROGRAM, TOP_OPTIONS, Config, Parser, read_config
-from xpu_plugin.edges.driver import LibraryError, WorkerError
+from xpu_plugin.edges.worker.client import LibraryError, WorkerError
 from xpu_plugin.xpuml import XpumlError
 
 

@@ -7,17 +7,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
-from xpu_plugin.edges.kubelet_view import KubeletView
+from xpu_plugin.edges.kubelet.view import KubeletView
+from xpu_plugin.edges.worker.client import Driver, LibraryError, WorkerError
+from xpu_plugin.loops.aliases import Holders
 from xpu_plugin.loops.grants import Grants
-from xpu_plugin.loops.holders import Holders
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.loops.probation import LeftOut
+from xpu_plugin.loops.unresponsive import LeftOut
 from xpu_plugin.model.audit import EVENTS, Evidence, Finding, Kind, findings
 from xpu_plugin.model.devices import Process
 from xpu_plugin.model.events import WARNING, Event
-from xpu_plugin.model.holders import word_of
 from xpu_plugin.model.inventory import our_resources
+from xpu_plugin.model.ownership import word_of
 from xpu_plugin.observable import Outbox
 from xpu_plugin.waiting import Cooldown, wait_for
 from xpu_plugin.xpuml import XpumlError

@@ -4,7 +4,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
-from xpu_plugin.edges.kubelet import Endpoint
+from xpu_plugin.edges.kubelet.endpoint import Endpoint
 from xpu_plugin.loops.picture import Picture
 
 

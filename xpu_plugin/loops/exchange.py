@@ -3,7 +3,7 @@
 
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model.events import Event
-from xpu_plugin.model.vf import UNKNOWN, DesiredVfs, Outcome
+from xpu_plugin.model.vf_plan import UNKNOWN, DesiredVfs, Outcome
 from xpu_plugin.observable import Outbox, Value
 
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
-from xpu_plugin.edges.grants import GrantRecord, Shown
-from xpu_plugin.edges.kubelet import Alone, Identity
-from xpu_plugin.edges.kubelet_view import KubeletView
+from xpu_plugin.edges.kubelet.endpoint import Alone, Identity
+from xpu_plugin.edges.kubelet.view import KubeletView
+from xpu_plugin.edges.state.grants import GrantRecord, Shown
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.model.holders import (
+from xpu_plugin.model.inventory import card_of, is_old, our_resources, stale_ids
+from xpu_plugin.model.ownership import (
     FORMER,
     Answers,
     Grant,
@@ -25,8 +26,7 @@ from xpu_plugin.model.holders import (
     forgotten,
     word_of,
 )
-from xpu_plugin.model.inventory import card_of, is_old, our_resources, stale_ids
-from xpu_plugin.model.vf import Card, Proof
+from xpu_plugin.model.vf_plan import Card, Proof
 from xpu_plugin.observable import Value
 from xpu_plugin.waiting import delays
 

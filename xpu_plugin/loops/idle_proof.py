@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
-from xpu_plugin.edges.kubelet_view import KubeletView
+from xpu_plugin.edges.kubelet.view import KubeletView
+from xpu_plugin.edges.worker.client import Driver, LibraryError, WorkerError
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.model.devices import Usage
-from xpu_plugin.model.vf import Card, Proof
+from xpu_plugin.model.vf_plan import Card, Proof
 from xpu_plugin.waiting import Cooldown
 from xpu_plugin.xpuml import WrongDeviceError, XpumlError
 

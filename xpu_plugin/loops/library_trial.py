@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from xpu_plugin.edges.driver import Driver, LibraryError, WorkerError
+from xpu_plugin.edges.worker.client import Driver, LibraryError, WorkerError
 from xpu_plugin.loops.due import Due
 from xpu_plugin.waiting import delays
 from xpu_plugin.xpuml import XpumlError

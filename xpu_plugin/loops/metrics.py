@@ -15,23 +15,23 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from xpu_plugin import log
-from xpu_plugin.edges.driver import CAUSES
-from xpu_plugin.edges.service import CODES, METHODS
+from xpu_plugin.edges.kubelet.service import CODES, METHODS
+from xpu_plugin.edges.worker.client import CAUSES
 from xpu_plugin.loops.audit import Audit
-from xpu_plugin.loops.readings import Meters, Readings
 from xpu_plugin.loops.supervision import Supervisor
+from xpu_plugin.loops.telemetry import Meters, Readings
+from xpu_plugin.model.device_table import holders
 from xpu_plugin.model.devices import Device
-from xpu_plugin.model.families import FAMILIES
-from xpu_plugin.model.holders import Listing
-from xpu_plugin.model.rows import holders
-from xpu_plugin.model.timing import Durations
-from xpu_plugin.model.vf import Action, State, described
+from xpu_plugin.model.histogram import Durations
+from xpu_plugin.model.metric_families import FAMILIES
+from xpu_plugin.model.ownership import Listing
+from xpu_plugin.model.vf_plan import Action, State, described
 
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-    from xpu_plugin.edges.nodeapi import NodeApi
+    from xpu_plugin.edges.apiserver.node_watcher import NodeApi
     from xpu_plugin.plugin import Plugin
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from os import strerror
 
-from xpu_plugin.edges.driver import Driver
+from xpu_plugin.edges.worker.client import Driver
 from xpu_plugin.errors import PluginError
 from xpu_plugin.loops.due import Due
 from xpu_plugin.loops.grants import Grants
+from xpu_plugin.loops.health_history import Verdicts
+from xpu_plugin.loops.openings import Openings
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.loops.probation import Probation
-from xpu_plugin.loops.unlisted import Openings
-from xpu_plugin.loops.verdicts import Verdicts
+from xpu_plugin.loops.unresponsive import Probation
 from xpu_plugin.model.absence import absent
 from xpu_plugin.model.devices import Found, Host, Kind, Scan, identify
 from xpu_plugin.model.health import NOT_ANSWERING, Health, shared

@@ -4,7 +4,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from xpu_plugin.edges.kubelet import InstanceLock
+from xpu_plugin.edges.kubelet.endpoint import InstanceLock
 
 
 class Tenures:

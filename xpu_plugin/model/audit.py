@@ -14,8 +14,8 @@ from enum import StrEnum
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import Kind as DeviceKind
 from xpu_plugin.model.devices import Process
-from xpu_plugin.model.holders import Listing, pod_of
 from xpu_plugin.model.inventory import Entry, is_old
+from xpu_plugin.model.ownership import Listing, pod_of
 
 
 class Kind(StrEnum):

@@ -2,7 +2,7 @@
 """The waits of a running plugin of which tests want other lengths. Users cannot set them."""
 
 from xpu_plugin.frozen import frozen
-from xpu_plugin.model import change, registration, rivals
+from xpu_plugin.model import registration, rivals, vf_reconcile
 
 
 @frozen
@@ -36,7 +36,7 @@ class Timings:
     """For the disk, while a container's start waits for the record."""
     record: float = 10.0
     """Between two looks whether `cleanup` has removed the record of the label."""
-    vfs: change.Pace = change.Pace()
+    vfs: vf_reconcile.Pace = vf_reconcile.Pace()
 
     # The kubelet.
     again: tuple[float, float] = registration.AGAIN_SECONDS

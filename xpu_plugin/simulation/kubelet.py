@@ -41,7 +41,7 @@ from typing import Self, TypeVar
 
 import grpc
 
-from xpu_plugin.edges.channel import address
+from xpu_plugin.edges.kubelet.channel import address
 from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.proto import (

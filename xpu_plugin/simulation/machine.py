@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from xpu_plugin.edges import files
+from xpu_plugin.edges.state import state_file
 from xpu_plugin.errors import PluginError
 from xpu_plugin.simulation import library
 
@@ -110,7 +110,7 @@ class Machine:
     def text(self) -> str:
         """Return the content of the file."""
         try:
-            return files.read(self.path).decode()
+            return state_file.read(self.path).decode()
         except UnicodeDecodeError as error:
             raise MachineError(f"{self.path} is not a text") from error
         except OSError as error:

@@ -1,0 +1,764 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The endpoint against a kubelet's real sockets: registered once in each of its lives, whatever happens."""
+
+import asyncio
+import errno
+import fcntl
+import itertools
+import logging
+import os
+import re
+import resource
+import secrets
+import shutil
+import socket
+import statistics
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.support.endpoint import NAME, PREFIX, Looks, Plugin, listed, registered
+from tests.support.machines import RESOURCE
+from tests.support.waiting import SECONDS, until
+from xpu_plugin.edges.kubelet import channel
+from xpu_plugin.edges.kubelet import endpoint as kubelet_module
+from xpu_plugin.edges.kubelet.endpoint import Identity, InstanceLock, remove_stale, socket_stem
+from xpu_plugin.model import registration
+from xpu_plugin.proto import deviceplugin_pb2, deviceplugin_pb2_grpc
+from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet, Registration
+from xpu_plugin.simulation.kubelet import Endpoint as KubeletsEnd
+
+
+pytestmark = pytest.mark.usefixtures("leaves_no_task")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patience for tests; what makes a restart noticed at once stays as it is."""
+    monkeypatch.setattr(registration, "DIAL_BACK_SECONDS", 0.3)
+    monkeypatch.setattr(registration, "AGAIN_SECONDS", (0.05, 0.2))
+    monkeypatch.setattr(registration, "STREAM_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(kubelet_module, "LOCK_SECONDS", 0.02)
+
+
+@pytest.fixture
+async def kubelet(place: Path, leaves_no_task: None) -> AsyncIterator[Kubelet]:
+    async with Kubelet(place / "plugins") as kubelet:
+        yield kubelet
+
+
+# --- registration ---------------------------------------------------------------------------------
+
+
+async def test_a_running_kubelet_is_registered_with_once(
+    kubelet: Kubelet, plugin: Plugin, looks: Looks
+) -> None:
+    async with plugin.run():
+        await listed(kubelet)
+        await looks.more(40)  # more than twice the time in which a stream has to open
+    [accepted] = kubelet.registrations
+    assert (accepted.resource, accepted.version) == (RESOURCE, "v1beta1")
+    assert NAME.fullmatch(accepted.endpoint)
+    assert accepted.pre_start_required
+    assert accepted.preferred_allocation_available
+    assert kubelet.lists(RESOURCE) == 1
+
+
+async def test_the_socket_is_for_its_owner_only(kubelet: Kubelet, plugin: Plugin) -> None:
+    async with plugin.run():
+        await listed(kubelet)
+        assert NAME.fullmatch(plugin.socket.name)
+        assert plugin.socket.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_kubelet_that_comes_later_is_waited_for(
+    place: Path, plugin: Plugin, looks: Looks, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    (place / "plugins").mkdir()
+    async with plugin.run():
+        await looks.more(10)
+        async with Kubelet(place / "plugins") as kubelet:
+            await listed(kubelet)
+    waiting = [record for record in caplog.records if "waiting for the kubelet's socket" in record.message]
+    assert len(waiting) >= 1
+    assert len(kubelet.registrations) == 1
+
+
+async def test_a_missing_directory_is_waited_for(
+    place: Path, plugin: Plugin, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with plugin.run():
+        await until(lambda: plugin.service.streams == 0)
+        async with Kubelet(place / "plugins") as kubelet:
+            await listed(kubelet)
+
+
+async def test_sockets_left_by_killed_plugins_are_removed_and_no_others(
+    kubelet: Kubelet, plugin: Plugin
+) -> None:
+    """Those with our prefix that no process listens at, and only by the plugin that has the lock."""
+    directory = kubelet.directory
+    stale = [f"{PREFIX}.sock", f"{PREFIX}-0123abcd.sock", f"{PREFIX}-R200-VF-8G-0123abcd.sock"]
+    for name in (*stale, "other.sock"):
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(directory / name))
+    (directory / f"{PREFIX}-file.sock").touch()
+    with socket.socket(socket.AF_UNIX) as living:
+        living.bind(str(directory / f"{PREFIX}-fedcba98.sock"))
+        living.listen()
+        rival = InstanceLock(directory)
+        await rival.acquire()
+        async with plugin.run():
+            await until(lambda: plugin.lock.rival, "a plugin that waits for the lock")
+            assert set(stale) < set(plugin.sockets())
+            rival.release()
+            await listed(kubelet)
+            assert sorted(plugin.sockets()) == sorted(
+                [plugin.socket.name, f"{PREFIX}-fedcba98.sock", f"{PREFIX}-file.sock"]
+            )
+            assert (directory / "other.sock").exists()
+
+
+def test_without_a_descriptor_no_socket_counts_as_stale(place: Path) -> None:
+    path = place / f"{PREFIX}-1.sock"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = os.dup(0)
+    os.close(spare)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
+    try:
+        assert kubelet_module.listens(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not kubelet_module.listens(path)
+
+
+async def test_a_full_backlog_is_no_stale_socket(place: Path) -> None:
+    path = place / f"{PREFIX}-0123abcd.sock"
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as caller:
+        busy.bind(str(path))
+        busy.listen(0)
+        caller.connect(str(path))
+        remove_stale(place)
+        assert path.exists()
+
+
+# --- a new life of the kubelet --------------------------------------------------------------------
+
+
+async def test_each_life_of_the_kubelet_is_registered_with_once(
+    kubelet: Kubelet, plugin: Plugin, looks: Looks
+) -> None:
+    async with plugin.run():
+        for life in range(1, 6):
+            await listed(kubelet)
+            await looks.more(3)
+            assert [accepted.life for accepted in kubelet.registrations] == [*range(1, life + 1)]
+            await kubelet.restart()
+        await listed(kubelet)
+        grant = await kubelet.allocate(RESOURCE, 1)
+        assert grant.nodes[0].host_path == "/dev/xpu0"
+
+
+async def test_registered_within_100_ms_of_the_kubelet_coming_back(kubelet: Kubelet, plugin: Plugin) -> None:
+    """Also after it was away for seconds. The median, as this machine has other things to do."""
+    delays = []
+    async with plugin.run():
+        for _ in range(7):
+            await listed(kubelet)
+            await kubelet.stop()
+            await until(lambda: plugin.service.streams == 0)
+            times = len(kubelet.registrations)
+            await kubelet.start()
+            back = time.monotonic()
+            await registered(kubelet, times + 1)
+            delays.append(kubelet.registrations[-1].time - back)
+    assert statistics.median(delays) < 0.1
+
+
+async def test_a_kubelet_that_is_away_for_long_is_still_looked_for(
+    kubelet: Kubelet, plugin: Plugin, looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registration, "FAST_FOR_SECONDS", 0.05)
+    async with plugin.run():
+        await listed(kubelet)
+        await kubelet.stop(remove_sockets=True)
+        await until(lambda: plugin.service.streams == 0)
+        await looks.more(10)
+        await kubelet.start()
+        await listed(kubelet)
+
+
+async def test_a_kubelet_that_restarts_while_its_stream_lives_on_is_noticed(
+    kubelet: Kubelet, plugin: Plugin, place: Path
+) -> None:
+    """The stream of the former life may take its time to end; the new socket alone is reason enough."""
+    async with plugin.run():
+        await listed(kubelet)
+        async with Kubelet(place / "plugins") as successor:
+            await listed(successor)
+            assert len(successor.registrations) == 1
+
+
+async def test_a_kubelet_that_is_replaced_just_before_it_is_asked_is_registered_with_once(
+    kubelet: Kubelet, plugin: Plugin, monkeypatch: pytest.MonkeyPatch, looks: Looks
+) -> None:
+    """Between our look at its socket and the call another life may begin: that one then knows us."""
+
+    acquire = plugin.lock.acquire
+
+    async def acquire_late() -> None:
+        await acquire()
+        monkeypatch.setattr(plugin.lock, "acquire", acquire)
+        await kubelet.restart()
+
+    monkeypatch.setattr(plugin.lock, "acquire", acquire_late)
+    async with plugin.run():
+        await listed(kubelet)
+        await looks.more(40)
+    assert len(kubelet.registrations) == 1
+
+
+async def test_a_directory_made_anew_is_moved_to(kubelet: Kubelet, plugin: Plugin) -> None:
+    async with plugin.run():
+        await listed(kubelet)
+        await kubelet.stop()
+        shutil.rmtree(kubelet.directory)
+        assert not plugin.lock.held()
+        await kubelet.start()
+        await listed(kubelet)
+        assert plugin.lock.held()
+        assert plugin.socket.is_socket()
+    assert {path.name for path in kubelet.directory.iterdir()} == {"kubelet.sock", CHECKPOINT}
+
+
+# --- again in the same life -----------------------------------------------------------------------
+
+
+async def test_a_stream_that_ends_is_replaced_in_the_same_life(kubelet: Kubelet, plugin: Plugin) -> None:
+    async with plugin.run():
+        for times in range(1, 4):
+            await listed(kubelet)
+            assert len(kubelet.registrations) == times
+            kubelet.cut(RESOURCE)
+            await registered(kubelet, times + 1)
+        await listed(kubelet)
+    assert {accepted.life for accepted in kubelet.registrations} == {1}
+
+
+async def test_each_registration_is_by_a_socket_with_a_name_of_its_own(
+    kubelet: Kubelet, plugin: Plugin
+) -> None:
+    """A kubelet 1.37 refuses a path that it knows, for ever."""
+    async with plugin.run():
+        for turn in range(3):
+            await listed(kubelet)
+            kubelet.cut(RESOURCE)
+            await registered(kubelet, 2 * turn + 2)
+            await listed(kubelet)
+            await kubelet.restart()
+            await registered(kubelet, 2 * turn + 3)
+        await listed(kubelet)
+    names = [accepted.endpoint for accepted in kubelet.registrations]
+    assert len(names) == len(set(names)) == 7
+    assert plugin.looks >= 7, "holders are looked at before each registration"
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [lambda path: path.chmod(0o700), os.utime, lambda path: os.chown(path, -1, -1)],
+    ids=["chmod", "touch", "chown"],
+)
+async def test_a_touched_kubelet_socket_is_no_new_kubelet(
+    kubelet: Kubelet, plugin: Plugin, looks: Looks, touch: Callable[[Path], object]
+) -> None:
+    """Only its times are others. To register would be refused, for ever, by a kubelet 1.37."""
+    async with plugin.run():
+        await listed(kubelet)
+        former = Identity.of(kubelet.socket)
+        touch(kubelet.socket)
+        assert Identity.of(kubelet.socket) != former
+        await looks.more(40)
+        assert len(kubelet.registrations) == 1
+        kubelet.cut(RESOURCE)
+        await registered(kubelet, 2)
+        await listed(kubelet)
+
+
+async def test_a_cut_stream_is_replaced_at_once(
+    kubelet: Kubelet, plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a former plugin's stream cuts ours in kubelets before 1.37."""
+    monkeypatch.setattr(registration, "AGAIN_SECONDS", (600.0, 600.0))
+    async with plugin.run():
+        await listed(kubelet)
+        kubelet.cut(RESOURCE)
+        await registered(kubelet, 2)
+        await listed(kubelet)
+
+
+async def test_our_socket_deleted_by_somebody_is_bound_anew_when_the_stream_ends(
+    kubelet: Kubelet, plugin: Plugin
+) -> None:
+    async with plugin.run():
+        await listed(kubelet)
+        plugin.socket.unlink()
+        kubelet.cut(RESOURCE)
+        await registered(kubelet, 2)
+        await listed(kubelet)
+        assert plugin.socket.stat().st_mode & 0o777 == 0o600
+        await kubelet.allocate(RESOURCE, 2)
+
+
+class DeafKubelet(Kubelet):
+    """Accepts registrations and never dials back, until told to."""
+
+    deaf = True
+
+    async def dial(self, registration: Registration) -> KubeletsEnd:
+        if self.deaf:
+            raise TimeoutError
+        return await super().dial(registration)
+
+
+async def test_registered_again_when_no_stream_opens_in_time_and_no_sooner(
+    place: Path, plugin: Plugin, looks: Looks
+) -> None:
+    async with DeafKubelet(place / "plugins") as kubelet, plugin.run():
+        await registered(kubelet, 3)
+        kubelet.deaf = False
+        await listed(kubelet)
+        times = [accepted.time for accepted in kubelet.registrations]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        # From one answer to the next call: a registration's time is when the kubelet had read it.
+        assert min(gaps) > registration.DIAL_BACK_SECONDS * 0.9
+        await looks.more(40)
+        assert len(kubelet.registrations) == len(times)
+
+
+class RefusingKubelet(Kubelet):
+    """Refuses registrations, so many times."""
+
+    refusals = 3
+
+    def refusal(self, request: deviceplugin_pb2.RegisterRequest) -> str | None:
+        if self.refusals:
+            self.refusals -= 1
+            return "not today"
+        return super().refusal(request)
+
+
+async def test_a_refused_registration_is_tried_again_and_told_once(
+    place: Path, plugin: Plugin, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with RefusingKubelet(place / "plugins") as kubelet, plugin.run():
+        await listed(kubelet)
+        assert kubelet.refusals == 0
+        assert len(kubelet.registrations) == 1
+    complaints = [record.message for record in caplog.records if "cannot register" in record.message]
+    assert len(complaints) == 1
+    assert "not today" in complaints[0]
+    assert RESOURCE in complaints[0]
+
+
+async def test_a_registration_without_an_answer_ends_though_grpc_keeps_no_deadline(
+    kubelet: Kubelet, plugin: Plugin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stub = deviceplugin_pb2_grpc.RegistrationStub
+    ended: list[BaseException] = []
+
+    class Silent:
+        def __init__(self, channel: object) -> None:
+            monkeypatch.setattr(deviceplugin_pb2_grpc, "RegistrationStub", stub)  # the next call is answered
+
+        async def Register(self, request: object, *, timeout: float) -> None:  # noqa: N802, ASYNC109
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError as error:
+                ended.append(error)
+                raise
+
+    monkeypatch.setattr(deviceplugin_pb2_grpc, "RegistrationStub", Silent)
+    monkeypatch.setattr(kubelet_module, "REGISTER_SECONDS", 0.1)
+    monkeypatch.setattr(kubelet_module, "MARGIN_SECONDS", 0.05)
+    async with plugin.run():
+        await until(lambda: ended, "the end of a call")
+        monkeypatch.setattr(kubelet_module, "REGISTER_SECONDS", SECONDS)
+        await listed(kubelet)
+    assert plugin.endpoint.failures == 1
+    assert f"cannot register resource={RESOURCE}: no answer within 0.15 s" in caplog.messages
+
+
+@pytest.mark.parametrize("mount", ["/var/lib/kubelet/device-plugins", None])
+async def test_a_kubelet_that_stays_away_is_told_with_the_remedy(
+    place: Path,
+    plugin: Plugin,
+    mount: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A new pod is needed where the host has deleted the directory since this one has started."""
+    monkeypatch.setattr(kubelet_module, "deleted", lambda path: mount if path == plugin.directory else "")
+    monkeypatch.setattr(registration, "ABSENT_SECONDS", 0.05)
+    (place / "plugins").mkdir()
+    async with plugin.run():
+        await until(lambda: "no kubelet answers" in caplog.text, "a complaint")
+        (said,) = [message for message in caplog.messages if "no kubelet answers" in message]
+        async with Kubelet(place / "plugins") as kubelet:
+            await listed(kubelet)
+    if mount:
+        assert f"{mount} was deleted on the host" in said
+        assert "delete the plugin's pod" in said
+    else:
+        assert "see that --device-plugin-dir is the kubelet's directory" in said
+
+
+def _circle(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def _file(path: Path) -> None:
+    path.write_text("")
+
+
+@pytest.mark.parametrize("kind", [(_circle, "ELOOP"), (_file, "ENOTSOCK")], ids=["a circle", "a file"])
+async def test_a_kubelet_socket_that_refuses_is_not_taken_for_absent(
+    place: Path,
+    plugin: Plugin,
+    kind: tuple[Callable[[Path], None], str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is said at once and once, in the endpoint's state too; the kubelet is found when it comes."""
+    monkeypatch.setattr(registration, "ABSENT_SECONDS", 0.1)
+    make, name = kind
+    looks = Looks(monkeypatch)
+    path = place / "plugins/kubelet.sock"
+    path.parent.mkdir()
+    make(path)
+    async with plugin.run():
+        await until(lambda: plugin.endpoint.obstacle is not None, "an obstacle")
+        await looks.more(20)
+        [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert str(path) in warning
+        assert f"({name})" in warning
+        path.unlink()
+        async with Kubelet(place / "plugins") as kubelet:
+            await listed(kubelet)
+            assert plugin.endpoint.obstacle is None
+
+
+async def test_a_connection_that_is_denied_is_not_taken_for_absent(
+    kubelet: Kubelet, plugin: Plugin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by SELinux, which lets the file be looked at. Our socket's name stays: the kubelet was not told."""
+    monkeypatch.setattr(registration, "ABSENT_SECONDS", 0.1)
+    await kubelet.stop()  # the socket stays
+    denied = True
+
+    def reached(path: Path) -> int:
+        return errno.EACCES if denied else channel.reached(path)
+
+    monkeypatch.setattr(kubelet_module, "reached", reached)
+    async with plugin.run():
+        await until(lambda: plugin.endpoint.failures >= 4, "attempts")
+        assert str(plugin.endpoint.obstacle).startswith(f"{kubelet.socket}: Permission denied (EACCES); ")
+        [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert "privileged" in warning
+        assert len(plugin.sockets()) == 1
+        denied = False
+        await kubelet.start()
+        await listed(kubelet)
+        assert plugin.endpoint.obstacle is None
+
+
+def test_a_directory_that_refuses_is_neither_absent_nor_another_plugins(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by SELinux, which knows a permission to lock."""
+    lock = InstanceLock(place)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    lock.acquire_at_once()
+    assert not lock.rival
+    monkeypatch.setattr(os, "open", refuse)
+    lock.acquire_at_once()
+    [warning] = caplog.messages
+    assert warning.startswith(f"cannot use the kubelet's directory {place}: Permission denied (EACCES); ")
+
+
+async def test_a_socket_nobody_listens_on_is_tried_again(
+    place: Path, plugin: Plugin, looks: Looks, kubelet: Kubelet
+) -> None:
+    await kubelet.stop()
+    assert kubelet.socket.is_socket()
+    async with plugin.run():
+        await looks.more(5)
+        await kubelet.start()
+        await listed(kubelet)
+
+
+# --- several endpoints, several plugins -----------------------------------------------------------
+
+
+async def test_each_resource_has_a_socket_of_its_own(kubelet: Kubelet, place: Path) -> None:
+    one, two = Plugin(place / "plugins"), Plugin(place / "plugins", "baidu.com/R200-VF-8G")
+    two.endpoint._lock = one.lock
+    async with one.run(), two.run():
+        await kubelet.until(lambda: kubelet.streams_open == 2, timeout=SECONDS)
+        await listed(kubelet, "baidu.com/R200-VF-8G")
+        one_name, two_name = sorted((accepted.endpoint for accepted in kubelet.registrations), key=len)
+        assert NAME.fullmatch(one_name)
+        assert re.fullmatch(r"xpu-device-plugin-R200-VF-8G-[0-9a-f]{8}\.sock", two_name)
+        await kubelet.restart()
+        await kubelet.until(lambda: kubelet.streams_open == 2, timeout=SECONDS)
+        assert len(kubelet.registrations) == 4
+
+
+async def test_a_second_plugin_waits_saying_so_and_takes_over(
+    kubelet: Kubelet, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = Plugin(place / "plugins"), Plugin(place / "plugins")
+
+    def waiting() -> list[str]:
+        return [record.message for record in caplog.records if "another plugin works in" in record.message]
+
+    async with AsyncExitStack() as first_life:
+        await first_life.enter_async_context(first.run())
+        await listed(kubelet)
+        async with second.run():
+            await until(waiting)
+            await kubelet.restart()
+            await listed(kubelet)
+            assert (first.service.streams, second.service.streams) == (1, 0)
+            [message] = waiting()
+            assert str(place / "plugins") in message
+
+            await first_life.aclose()
+            await until(lambda: second.service.streams == 1)
+            await listed(kubelet)
+            assert second.socket.is_socket()
+    assert second.sockets() == []
+
+
+async def test_the_lock_ends_with_its_holder_and_leaves_no_file(place: Path) -> None:
+    first, second = InstanceLock(place), InstanceLock(place)
+    assert not first.held()
+    await first.acquire()
+    await first.acquire()
+    assert first.held()
+    waiting = asyncio.create_task(second.acquire())
+    await asyncio.sleep(0)
+    assert not second.held()
+    first.release()
+    await waiting
+    assert second.held()
+    assert not first.held()
+    assert os.listdir(place) == []  # noqa: PTH208 - a look, no wait
+    second.release()
+
+
+async def test_the_lock_waits_for_proc_and_says_so(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without it no registration would succeed, and gRPC's words would not name the cause."""
+    proc = place / "proc"
+    monkeypatch.setattr(kubelet_module, "DESCRIPTORS", proc)
+    monkeypatch.setattr(kubelet_module, "LOCK_SECONDS", 0.01)
+    lock = InstanceLock(place)
+    waiting = asyncio.create_task(lock.acquire())
+    await until(lambda: caplog.messages)
+    await asyncio.sleep(0.05)
+    (said,) = caplog.messages
+    assert said == f"waiting for {proc}: /proc is not mounted, or hides us; mount it to register"
+    proc.mkdir()
+    await waiting
+    assert lock.held()
+    assert not lock.rival
+    lock.release()
+
+
+async def test_a_directory_that_is_not_there_is_told_with_the_option_that_names_another(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    InstanceLock(place / "kubelet").acquire_at_once()
+    (said,) = caplog.messages
+    assert f"{place}/kubelet: No such file" in said
+    assert "--device-plugin-dir" in said
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+async def test_stopping_ends_streams_cleanly_and_removes_the_socket(kubelet: Kubelet, plugin: Plugin) -> None:
+    async with plugin.run():
+        await listed(kubelet)
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 1
+    await kubelet.until(lambda: kubelet.streams_open == 0, timeout=SECONDS)
+    assert kubelet.troubles == []
+    assert plugin.sockets() == []
+
+
+async def test_stopping_is_not_lost_in_the_stop_of_a_server(
+    kubelet: Kubelet, plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a kubelet ends just before us, and gRPC swallows the cancellation of the bind that follows."""
+    task = asyncio.create_task(plugin.endpoint.run())
+    await listed(kubelet)
+    stop = plugin.endpoint._stop
+
+    async def swallow() -> None:
+        monkeypatch.setattr(plugin.endpoint, "_stop", stop)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(SECONDS)
+        await stop()
+
+    monkeypatch.setattr(plugin.endpoint, "_stop", swallow)
+    kubelet.cut(RESOURCE)
+    done, _ = await asyncio.wait({task}, timeout=SECONDS)
+    plugin.lock.release()
+    assert done == {task}
+    assert plugin.sockets() == []
+
+
+async def test_a_server_that_grpc_does_not_stop_is_left(
+    kubelet: Kubelet, plugin: Plugin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kubelet_module, "STOP_SECONDS", 0.05)
+    monkeypatch.setattr(kubelet_module, "MARGIN_SECONDS", 0.05)
+
+    async def hang(grace: float) -> None:
+        await asyncio.Event().wait()
+
+    async with plugin.run():
+        await listed(kubelet)
+        server = plugin.endpoint._server
+        assert server is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(server, "stop", hang)
+            await kubelet.restart()
+            await listed(kubelet)
+            grant = await kubelet.allocate(RESOURCE, 1)
+        assert grant.nodes
+        await server.stop(None)
+    assert f"gRPC does not stop the server of a socket; it is left resource={RESOURCE}" in caplog.messages
+    assert plugin.sockets() == []
+
+
+async def test_stopping_without_a_kubelet_or_before_it_is_there(place: Path, plugin: Plugin) -> None:
+    begin = time.monotonic()
+    async with plugin.run():
+        await asyncio.sleep(0)
+    async with Kubelet(place / "plugins") as kubelet:
+        async with plugin.run():
+            await listed(kubelet)
+            await kubelet.stop(remove_sockets=True)
+            await until(lambda: plugin.service.streams == 0)
+        assert plugin.sockets() == []
+    assert time.monotonic() - begin < SECONDS
+
+
+class UnwillingKubelet(Kubelet):
+    """Refuses every registration."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.asked = asyncio.Event()
+
+    def refusal(self, request: deviceplugin_pb2.RegisterRequest) -> str | None:
+        self.asked.set()
+        return "asked"
+
+
+async def test_stopping_while_registrations_are_refused(place: Path, plugin: Plugin) -> None:
+    async with UnwillingKubelet(place / "plugins") as kubelet:
+        async with plugin.run():
+            await kubelet.asked.wait()
+            begin = time.monotonic()
+        assert time.monotonic() - begin < 1
+    assert plugin.sockets() == []
+
+
+async def test_stopping_while_a_kubelet_does_not_answer(place: Path, plugin: Plugin) -> None:
+    """One that has its socket and reads nothing from it."""
+    (place / "plugins").mkdir()
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(place / "plugins/kubelet.sock"))
+        silent.listen()
+        async with plugin.run():
+            connection, _ = await asyncio.to_thread(silent.accept)
+            begin = time.monotonic()
+        assert time.monotonic() - begin < 1
+        connection.close()
+    assert plugin.sockets() == []
+
+
+@pytest.mark.parametrize(
+    ("resource", "stem"),
+    [
+        (RESOURCE, PREFIX),
+        ("baidu.com/R200", "xpu-device-plugin-R200"),
+        ("baidu.com/R200-VF-16G", "xpu-device-plugin-R200-VF-16G"),
+    ],
+)
+def test_how_names_of_sockets_begin(resource: str, stem: str) -> None:
+    assert socket_stem(resource, RESOURCE) == stem
+
+
+def test_an_identity_is_that_of_a_socket(place: Path) -> None:
+    assert Identity.of(place / "nothing") is None
+    (place / "file").touch()
+    assert Identity.of(place / "file") is None
+
+
+async def test_a_socket_that_cannot_be_bound_is_said_once_and_tried_again(
+    kubelet: Kubelet,
+    plugin: Plugin,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "0123abcd")
+    obstacle = kubelet.directory / f"{PREFIX}-0123abcd.sock"
+    obstacle.mkdir()
+    async with plugin.run():
+        await until(lambda: "cannot bind" in caplog.text, "a complaint")
+        obstacle.rmdir()
+        await registered(kubelet, 1)
+        await listed(kubelet)
+    assert caplog.text.count("cannot bind") == 1
+    assert "add_port" not in capfd.readouterr().err, "gRPC says nothing of its own"
+
+
+@pytest.mark.parametrize("free", [0, 1])
+async def test_a_lack_of_descriptors_at_a_registration_is_said_and_passes(
+    kubelet: Kubelet, plugin: Plugin, caplog: pytest.LogCaptureFixture, free: int
+) -> None:
+    """It is neither an unforeseen error nor a kubelet that is away."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def lack() -> None:
+        spare = [os.dup(0) for _ in range(free + 1)]
+        for descriptor in spare:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(spare), hard))
+
+    plugin.restarts.append(lack)
+    try:
+        async with plugin.run():
+            await until(lambda: "cannot register" in caplog.text, "a complaint")
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await listed(kubelet)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "Too many open files" in caplog.text

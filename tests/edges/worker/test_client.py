@@ -1,0 +1,1087 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The driver over real worker processes: whatever the library does there, callers get an answer or one
+error."""
+
+import asyncio
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from errno import ENXIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.machines import compile_library, make_machine, target_of
+from tests.support.processes import descriptor, descriptors, has_ended
+from tests.support.waiting import SECONDS, until, wait_until
+from xpu_plugin.edges.memory import taken
+from xpu_plugin.edges.worker.client import (
+    BusyError,
+    Driver,
+    LibraryError,
+    Target,
+    TooManyStuckError,
+    WorkerDiedError,
+    WorkerError,
+    WorkerGrownError,
+    WorkerHungError,
+)
+from xpu_plugin.edges.worker.process import WorkerProcess
+from xpu_plugin.model.devices import Process, Scan, Usage
+from xpu_plugin.simulation.library import shipped
+from xpu_plugin.simulation.machine import Machine
+from xpu_plugin.xpuml import Call, DriverNotLoadedError, StateAnswer, WrongDeviceError, XpumlError
+
+
+STATE = "xpumlDeviceGetState"
+SPLIT = "xpumlDeviceSetSriovVfNum"
+CARD = "0000:3b:00.0"
+RUNNING = StateAnswer(0, 201)
+MIB = 1 << 20
+TIMEOUT = 0.4
+"""What the library is given in tests where it hangs."""
+
+pytestmark = pytest.mark.usefixtures("leaves_no_process", "leaves_no_descriptor", "leaves_no_task")
+
+MakeDriver = Callable[..., Driver]
+
+
+@pytest.fixture
+def machine(place: Path) -> Machine:
+    return make_machine(place)
+
+
+@pytest.fixture
+async def make_driver(
+    leaves_no_process: None, leaves_no_descriptor: None, leaves_no_task: None
+) -> AsyncIterator[MakeDriver]:
+    drivers: list[Driver] = []
+
+    def make(target: Target, call_timeout: float = SECONDS, **more: Any) -> Driver:
+        drivers.append(Driver(target, call_timeout=call_timeout, **more))
+        return drivers[-1]
+
+    yield make
+    for driver in drivers:
+        await driver.close()
+
+
+@pytest.fixture
+def driver(make_driver: MakeDriver, machine: Machine) -> Driver:
+    return make_driver(target_of(machine))
+
+
+@pytest.fixture
+def hasty(make_driver: MakeDriver, machine: Machine) -> Driver:
+    """A driver that does not wait long."""
+    return make_driver(target_of(machine), TIMEOUT)
+
+
+@pytest.fixture(scope="session")
+def rogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_library(Path(__file__).with_name("rogue.c"), tmp_path_factory.mktemp("rogue"))
+
+
+async def scanned(driver: Driver) -> Scan:
+    scan = await driver.scan()
+    assert scan is not None
+    return scan
+
+
+def pid_of(driver: Driver) -> int:
+    assert driver.pid is not None
+    return driver.pid
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+async def test_a_scan_tells_everything_about_library_devices_and_host(driver: Driver) -> None:
+    scan = await scanned(driver)
+    assert [reading.pci for reading in scan.readings] == [
+        f"0000:{bus}:00.0" for bus in ("3b", "3c", "3d", "3e")
+    ]
+    assert {(reading.model, reading.state, reading.memory_bytes) for reading in scan.readings} == {
+        (2, 201, 16 << 30)
+    }
+    assert scan.usable == (0, 1, 2, 3)
+    assert [node.number for node in scan.host.nodes] == [0, 1, 2, 3]
+    assert scan.host.control is not None
+    assert scan.host.addresses[2] == "0000:3d:00.0"
+    assert scan.library == str(shipped())
+    assert scan.library_version.startswith("4.0.12.1 ")
+    assert scan.driver_version.startswith("4.0.")
+
+
+async def test_a_sweep_asks_the_worker_of_the_scan_for_all_states(driver: Driver, machine: Machine) -> None:
+    await scanned(driver)
+    worker = driver.pid
+    assert await driver.sweep() == [RUNNING] * 4
+    machine.set_card(1, {"state": "207"})
+    machine.add_fault(STATE, "code:-5", card=2)
+    assert await driver.sweep({3}) == [RUNNING, StateAnswer(0, 207), StateAnswer(-5, 0), None]
+    assert driver.pid == worker
+
+
+async def test_each_scan_has_a_fresh_worker_and_the_former_one_ends(driver: Driver) -> None:
+    await scanned(driver)
+    former = pid_of(driver)
+    await scanned(driver)
+    assert driver.pid != former
+    await until(lambda: has_ended(former))
+
+
+async def test_a_sweep_before_any_scan_is_refused(driver: Driver) -> None:
+    asks: list[Callable[[], Awaitable[object]]] = [
+        driver.sweep,
+        driver.host,
+        driver.replaced,
+        lambda: driver.usage([0], CARD),
+        lambda: driver.set_sriov_vf_num(0, 1, CARD, seconds=SECONDS),
+    ]
+    for ask in asks:
+        with pytest.raises(WorkerDiedError, match="no worker that has scanned"):
+            await ask()
+    assert driver.pid is None
+
+
+async def test_a_scan_of_one_device_touches_no_other(driver: Driver, machine: Machine) -> None:
+    for card in (0, 1, 3):
+        machine.add_fault("xpumlDeviceGetHandleByIndex", "crash", card=card)
+    scan = await driver.scan(only=2)
+    assert scan is not None
+    assert [reading.state for reading in scan.readings] == [None, None, 201, None]
+    scan = await driver.scan(only=4)
+    assert scan is not None
+    assert [reading.state for reading in scan.readings] == [None] * 4, "an index that is none"
+
+
+async def test_a_scan_can_have_a_deadline_of_its_own(driver: Driver, machine: Machine) -> None:
+    machine.add_fault(STATE, "hang", card=1)
+    with pytest.raises(WorkerHungError, match=r"within 0\.3 s") as hung:
+        await driver.scan(seconds=0.3)
+    assert hung.value.call == Call(STATE, 1)
+
+
+async def test_a_node_is_opened_by_a_worker_that_opens_nothing_else(driver: Driver, machine: Machine) -> None:
+    machine.add_fault("xpumlInit", "crash")
+    machine.set_card(2, {"unreadable": "EBUSY"})
+    assert [await driver.opens(number) for number in range(5)] == [True, True, False, True, False]
+    assert driver.pid is None
+
+
+async def test_a_scan_tells_why_a_node_was_left_out(driver: Driver, machine: Machine) -> None:
+    machine.set_card(2, {"unreadable": "ENXIO"})
+    scan = await scanned(driver)
+    assert (scan.usable, scan.refused) == ((0, 1, 3), {2: ENXIO})
+    machine.set_card(2, {"unreadable": ""})
+    assert (await scanned(driver)).refused == {}
+
+
+async def test_a_round_of_slow_calls_may_take_longer_than_each_of_them(
+    hasty: Driver, machine: Machine
+) -> None:
+    """The deadline is one for progress: each call has it to itself."""
+    machine.set({"request-delay": "30"})
+    began = time.monotonic()
+    scan = await scanned(hasty)
+    assert time.monotonic() - began > 2 * TIMEOUT
+    assert [reading.state for reading in scan.readings] == [201] * 4
+    machine.set({"request-delay": "150"})
+    began = time.monotonic()
+    assert await hasty.sweep() == [RUNNING] * 4
+    assert time.monotonic() - began > TIMEOUT
+    machine.add_fault(STATE, "hang", card=2)
+    with pytest.raises(WorkerHungError) as hung:
+        await hasty.sweep()
+    assert hung.value.call == Call(STATE, 2)
+
+
+async def test_a_worker_that_ends_while_nobody_asks_it_is_told_of_once(driver: Driver) -> None:
+    await scanned(driver)
+    await driver.sweep()
+    worker = pid_of(driver)
+    os.kill(worker, signal.SIGKILL)
+    await until(lambda: driver.ended.current)
+    assert driver.pid == worker
+    with pytest.raises(WorkerDiedError):
+        await driver.sweep()
+    await scanned(driver)
+    driver.dismiss()
+    await asyncio.sleep(0)
+    assert driver.ended.current == 1, "and not of one that we have ended ourselves"
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+async def test_a_library_whose_file_is_another_one_by_now(
+    make_driver: MakeDriver, machine: Machine, place: Path, by_name: bool
+) -> None:
+    """Also where only the loader knows which file it is."""
+    own, other = place / "libxpuml.so.1", place / "other"
+    for copy in (own, other):
+        shutil.copy(shipped(), copy)
+    library, environment = (own.name, {"LD_LIBRARY_PATH": str(place)}) if by_name else (str(own), {})
+    driver = make_driver(target_of(machine, library, environment=environment))
+    await scanned(driver)
+    assert await driver.replaced() is None
+    other.replace(own)
+    mark = await driver.replaced()
+    assert mark
+    assert str(own) in mark
+    assert await driver.replaced() == mark, "the same file, the same mark"
+    await scanned(driver)
+    assert await driver.replaced() is None
+    own.unlink()
+    assert await driver.replaced() == ""
+
+
+@pytest.fixture
+def container(machine: Machine, place: Path) -> Target:
+    """As in a pod: the host's directories elsewhere, and an XRE behind an absolute link."""
+    for release in ("xpu-4.0", "xpu-5.0"):
+        directory = place / "host/usr/local" / release / "lib64"
+        directory.mkdir(parents=True)
+        shutil.copy(shipped(), directory / "libxpuml.so.1")
+    link = place / "host/usr/local/xpu"
+    link.symlink_to("/usr/local/xpu-4.0")
+    names = ("lib64/libxpuml.so.1", "lib/libxpuml.so.1")
+    return replace(target_of(machine, *(f"{link}/{name}" for name in names)), host_root=place / "host")
+
+
+async def test_a_link_of_the_host_is_followed_within_the_container(
+    make_driver: MakeDriver, container: Target, place: Path
+) -> None:
+    driver = make_driver(container)
+    assert (await scanned(driver)).library == container.libraries[0]
+    await driver.sweep()
+    link = place / "host/usr/local/xpu"
+    link.unlink()
+    assert await driver.replaced() == ""
+    link.symlink_to("/usr/local/xpu-5.0")
+    mark = await driver.replaced()
+    assert mark
+    assert "xpu-5.0/lib64" in mark
+    (place / "host/usr/local/xpu-5.0/lib64").rename(place / "host/usr/local/xpu-5.0/lib")
+    mark = await driver.replaced()
+    assert mark
+    assert "xpu-5.0/lib/" in mark, "what a fresh worker would find"
+    assert (await scanned(driver)).library == container.libraries[1]
+
+
+async def test_a_library_that_is_installed_late_is_found(
+    make_driver: MakeDriver, container: Target, place: Path
+) -> None:
+    link = place / "host/usr/local/xpu"
+    link.unlink()
+    driver = make_driver(container)
+    with pytest.raises(LibraryError) as raised:
+        await driver.scan()
+    assert str(raised.value) == f"{', '.join(container.libraries)}: no such file"
+    link.symlink_to("xpu-5.0")
+    assert (await scanned(driver)).readings
+
+
+async def test_a_trial_tells_what_a_fresh_worker_would_open_and_leaves_the_present_one_alone(
+    make_driver: MakeDriver, container: Target, place: Path
+) -> None:
+    driver = make_driver(container)
+    await scanned(driver)
+    worker, restarts = pid_of(driver), driver.restarts
+    assert (await driver.trial())["library"] == container.libraries[0]
+    library = place / "host/usr/local/xpu-4.0/lib64/libxpuml.so.1"
+    whole = library.read_bytes()
+    library.unlink()
+    for size in (0, 1000, len(whole) // 2):  # the last one kills who maps it
+        library.write_bytes(whole[:size])
+        with pytest.raises((LibraryError, WorkerDiedError)):
+            await driver.trial()
+    assert (driver.pid, driver.restarts) == (worker, restarts)
+    assert await driver.sweep()
+
+
+async def test_the_host_can_be_compared_with_that_of_the_scan(driver: Driver, machine: Machine) -> None:
+    scan = await scanned(driver)
+    assert await driver.host() == scan.host
+    machine.set_card(0, {"vfs": "2"})
+    now = await driver.host()
+    assert now != scan.host
+    assert [node.number for node in now.nodes] == [0, 1, 2, 3, 4, 5]
+    assert now.functions["0000:3b:00.0"].num_vfs == 2
+    assert now.functions["0000:3b:01.1"].physfn == "0000:3b:00.0"
+
+
+async def test_a_scan_during_which_nodes_change_proves_nothing(driver: Driver, machine: Machine) -> None:
+    machine.add_fault("xpumlDeviceGetHandleByIndex", "delay:500", card=0, times=1)
+    scan = asyncio.create_task(driver.scan())
+    await until(lambda: in_flight(driver) == Call("xpumlDeviceGetHandleByIndex", 0))
+    machine.set_card(4, {"model": "R200", "pci": "0000:5e:00.0"})
+    assert await scan is None
+    machine.clear_faults()
+    assert len((await scanned(driver)).readings) == 5
+
+
+async def test_a_sweep_without_news_is_the_very_same_list(driver: Driver, machine: Machine) -> None:
+    await scanned(driver)
+    first = await driver.sweep()
+    assert await driver.sweep() is first
+    machine.set_card(0, {"state": "207"})
+    sick = await driver.sweep()
+    assert sick != first
+    assert await driver.sweep() is sick
+    left_out = await driver.sweep({0})
+    assert left_out[0] is None
+    assert left_out[1:] == first[1:]
+    machine.set_card(0, {"state": ""})
+    assert await driver.sweep() == first
+
+
+async def test_a_fresh_worker_answers_a_sweep_anew(driver: Driver) -> None:
+    await scanned(driver)
+    first = await driver.sweep()
+    await scanned(driver)
+    again = await driver.sweep()
+    assert again == first
+    assert again is not first
+
+
+async def test_a_host_without_news_is_that_of_the_scan(driver: Driver, machine: Machine) -> None:
+    scan = await scanned(driver)
+    assert await driver.host() is scan.host
+    machine.set_card(4, {"model": "R200", "pci": "0000:5e:00.0"})
+    host = await driver.host()
+    assert len(host.nodes) == len(scan.host.nodes) + 1
+    assert await driver.host() is host
+
+
+def in_flight(driver: Driver) -> Call | None:
+    """What the present worker does, as its progress word says."""
+    return driver._process.in_flight() if driver._process else None
+
+
+async def test_requests_at_the_same_time_get_their_own_answers(driver: Driver) -> None:
+    scan = await scanned(driver)
+    answers = await asyncio.gather(driver.sweep(), driver.host(), driver.sweep({0}), driver.host())
+    assert answers[0] == [RUNNING] * 4
+    assert answers[2] == [None, *[RUNNING] * 3]
+    assert answers[1] == answers[3] == scan.host
+
+
+async def test_a_long_lived_worker_leaks_no_descriptor(driver: Driver) -> None:
+    """The real library leaks one whenever it lists the devices anew."""
+    await scanned(driver)
+    before = descriptors(pid_of(driver))
+    for _ in range(50):
+        await driver.sweep()
+        await driver.host()
+    assert descriptors(pid_of(driver)) == before
+
+
+# --- who uses a card --------------------------------------------------------------------------------
+
+
+async def test_usage_tells_processes_by_address_and_drivers(driver: Driver, machine: Machine) -> None:
+    machine.set_card(0, {"vfs": "2"})
+    machine.add_process(7, card=0, vf=0)
+    machine.add_line("process", "pid=7 host-pid=4711 card=0 vf=1")
+    machine.add_line("process", "pid=8 host-pid=4712 card=0 vf=1")
+    machine.add_process(9, card=1)
+    await scanned(driver)
+    worker = driver.pid
+    assert await driver.usage({5, 0, 4}, CARD) == Usage(
+        processes={
+            CARD: (),
+            "0000:3b:01.0": (Process(pid=7, host_pid=None),),
+            "0000:3b:01.1": (Process(pid=7, host_pid=4711), Process(pid=8, host_pid=4712)),
+        },
+        drivers={CARD: "kunlun", "0000:3b:01.0": "kunlun", "0000:3b:01.1": "kunlun"},
+    )
+    other = await driver.usage([1, 1], "0000:3c:00.0")
+    assert other.processes == {"0000:3c:00.0": (Process(pid=9, host_pid=None),)}
+    assert driver.pid == worker
+
+
+async def test_vfs_of_another_driver_or_of_none_show_in_usage_though_the_library_has_them_not(
+    driver: Driver, machine: Machine
+) -> None:
+    machine.set_card(0, {"vfs": "3", "vf-drivers": "vfio-pci,kunlun,none"})
+    scan = await scanned(driver)
+    assert [reading.pci for reading in scan.readings].count("0000:3b:01.1") == 1
+    assert len(scan.readings) == 5
+    usage = await driver.usage([0, 4], CARD)
+    assert usage.drivers == {
+        CARD: "kunlun",
+        "0000:3b:01.0": "vfio-pci",
+        "0000:3b:01.1": "kunlun",
+        "0000:3b:01.2": None,
+    }
+    assert usage.processes == {CARD: (), "0000:3b:01.1": ()}
+
+
+async def test_processes_that_the_library_cannot_tell_are_unknown_and_not_none(
+    driver: Driver, machine: Machine
+) -> None:
+    machine.set_card(0, {"vfs": "1"})
+    machine.add_fault("xpumlDeviceGetComputeRunningProcesses", "code:999", card=0, vf=0)
+    await scanned(driver)
+    assert (await driver.usage([0, 4], CARD)).processes == {CARD: (), "0000:3b:01.0": None}
+
+
+@pytest.mark.parametrize("function", ["xpumlDeviceGetPciInfo", "xpumlDeviceGetHandleByIndex"])
+async def test_a_device_without_address_is_left_out_of_usage(
+    driver: Driver, machine: Machine, function: str
+) -> None:
+    await scanned(driver)
+    machine.add_fault(function, "code:999", card=1)
+    assert (await driver.usage([0, 1], CARD)).processes == {CARD: ()}
+
+
+@pytest.mark.parametrize("unknown", [0, 1])
+async def test_usage_of_a_k200_is_that_of_both_halves(
+    make_driver: MakeDriver, place: Path, unknown: int
+) -> None:
+    machine = make_machine(place / "k200", {"model": "K200", "pci": CARD})
+    machine.add_process(7, card=0, half=0)
+    machine.add_process(8, card=0, half=1)
+    driver = make_driver(target_of(machine))
+    await scanned(driver)
+    told = (await driver.usage([0, 1], CARD)).processes
+    assert told == {CARD: (Process(pid=7, host_pid=None), Process(pid=8, host_pid=None))}
+    machine.add_fault("xpumlDeviceGetComputeRunningProcesses", "code:999", card=0, half=unknown)
+    assert (await driver.usage([0, 1], CARD)).processes == {CARD: None}
+
+
+async def test_usage_of_a_card_that_is_not_in_sysfs_has_no_drivers(driver: Driver) -> None:
+    await scanned(driver)
+    assert (await driver.usage([0], "0000:7f:00.0")).drivers == {}
+
+
+async def test_usage_where_sysfs_cannot_be_read_is_an_error(driver: Driver, machine: Machine) -> None:
+    await scanned(driver)
+    assert machine.sysfs_root
+    (machine.sysfs_root / "bus/pci/devices" / CARD / "driver").unlink()
+    (machine.sysfs_root / "bus/pci/devices" / CARD / "driver").mkdir()
+    with pytest.raises(LibraryError, match="driver"):
+        await driver.usage([0], CARD)
+
+
+async def test_usage_has_the_deadline_of_calls(hasty: Driver, machine: Machine) -> None:
+    await scanned(hasty)
+    machine.add_fault("xpumlDeviceGetComputeRunningProcesses", "hang", card=0)
+    with pytest.raises(WorkerHungError) as hung:
+        await hasty.usage([0], CARD)
+    assert hung.value.call == Call("xpumlDeviceGetComputeRunningProcesses", 0)
+
+
+async def test_usage_of_an_index_of_another_scan_is_refused(driver: Driver) -> None:
+    await scanned(driver)
+    with pytest.raises(WrongDeviceError, match="device index 4 is not one of 4"):
+        await driver.usage([0, 4], CARD)
+
+
+# --- VFs ----------------------------------------------------------------------------------------------
+
+
+async def test_a_card_is_split_by_the_worker_of_the_scan(driver: Driver, machine: Machine) -> None:
+    await scanned(driver)
+    worker = driver.pid
+    await driver.set_sriov_vf_num(0, 2, CARD, seconds=SECONDS)
+    assert (await driver.host()).functions[CARD].num_vfs == 2
+    await driver.set_sriov_vf_num(0, 0, CARD, seconds=SECONDS)
+    await driver.set_sriov_vf_num(0, 3, CARD, seconds=SECONDS)
+    assert driver.pid == worker
+    scan = await scanned(driver)
+    assert scan.host.functions[CARD].num_vfs == 3
+    assert [reading.model for reading in scan.readings] == [200, 2, 2, 2, 203, 203, 203]
+
+
+async def split_card(driver: Driver, machine: Machine) -> None:
+    """Scan with card 0 in two."""
+    machine.set_card(0, {"vfs": "2"})
+    assert len((await scanned(driver)).readings) == 6
+
+
+async def whole_and_two_vfs(driver: Driver) -> bool:
+    """Whether the next scan finds card 0 in two and all others whole."""
+    scan = await scanned(driver)
+    numbers = {address: function.num_vfs for address, function in scan.host.functions.items()}
+    return len(scan.readings) == 6 and sum(filter(None, numbers.values())) == numbers[CARD] == 2
+
+
+@pytest.mark.parametrize(
+    ("index", "text"),
+    [
+        (1, "device index 1 is 0000:3c:00.0, not 0000:3b:00.0"),
+        (4, "device index 4 is 0000:3b:01.0, not 0000:3b:00.0"),
+        (6, "device index 6 is not one of 6"),
+    ],
+)
+async def test_a_wrong_index_or_address_is_refused_and_no_vf_changes(
+    driver: Driver, machine: Machine, index: int, text: str
+) -> None:
+    await split_card(driver, machine)
+    for number in (0, 3):
+        with pytest.raises(WrongDeviceError) as wrong:
+            await driver.set_sriov_vf_num(index, number, CARD, seconds=SECONDS)
+        assert str(wrong.value) == text
+        assert await whole_and_two_vfs(driver)
+
+
+@pytest.mark.parametrize("number", [4, 63, 64, -1])
+async def test_above_the_maximum_is_refused_and_existing_vfs_stay(
+    driver: Driver, machine: Machine, number: int
+) -> None:
+    await split_card(driver, machine)
+    with pytest.raises(ValueError, match=rf"{number} VFs|3 VFs at most, not {number}"):
+        await driver.set_sriov_vf_num(0, number, CARD, seconds=SECONDS)
+    assert await whole_and_two_vfs(driver)
+
+
+@pytest.mark.parametrize("vf", [0, 1])
+async def test_a_card_in_use_is_the_librarys_refusal_and_its_vfs_stay(
+    driver: Driver, machine: Machine, vf: int
+) -> None:
+    machine.add_process(7, card=0, vf=vf)
+    await split_card(driver, machine)
+    for number in (0, 3):
+        with pytest.raises(XpumlError) as refused:
+            await driver.set_sriov_vf_num(0, number, CARD, seconds=SECONDS)
+        assert (refused.value.function, refused.value.code) == (SPLIT, 999)
+        assert await whole_and_two_vfs(driver)
+
+
+async def test_a_split_has_a_deadline_of_its_own_that_may_be_longer(hasty: Driver, machine: Machine) -> None:
+    await split_card(hasty, machine)
+    machine.set({"vf-delay": str(int(3 * TIMEOUT * 1000))})
+    await hasty.set_sriov_vf_num(0, 3, CARD, seconds=SECONDS)
+    assert (await hasty.host()).functions[CARD].num_vfs == 3
+
+
+async def test_a_split_has_a_deadline_of_its_own_that_may_be_shorter(
+    driver: Driver, machine: Machine
+) -> None:
+    await split_card(driver, machine)
+    machine.add_fault(SPLIT, "hang", card=0)
+    with pytest.raises(WorkerHungError, match=f"no answer within 0.3 s in {SPLIT} of device index 0") as hung:
+        await driver.set_sriov_vf_num(0, 3, CARD, seconds=0.3)
+    assert hung.value.call == Call(SPLIT, 0)
+    machine.clear_faults()
+    assert await whole_and_two_vfs(driver)
+
+
+@pytest.mark.parametrize("action", ["crash", "hang"])
+async def test_a_split_that_ends_halfway_leaves_the_card_whole_and_the_next_scan_tells(
+    driver: Driver, machine: Machine, action: str
+) -> None:
+    await split_card(driver, machine)
+    machine.add_line("fault", f"function={SPLIT} card=0 at=halfway action={action}")
+    split = asyncio.create_task(driver.set_sriov_vf_num(0, 3, CARD, seconds=SECONDS))
+    if action == "hang":
+        assert machine.dev_root
+        nodes = machine.dev_root
+        await until(lambda: len(list(nodes.glob("xpu[0-9]"))) == 4, "the VFs go")
+        assert not split.done()
+        os.kill(pid_of(driver), signal.SIGKILL)
+    with pytest.raises(WorkerDiedError) as died:
+        await split
+    assert died.value.call == Call(SPLIT, 0)
+    scan = await scanned(driver)
+    assert scan.host.functions[CARD].num_vfs == 0
+    assert [reading.model for reading in scan.readings] == [2] * 4
+    machine.clear_faults()
+    await driver.set_sriov_vf_num(0, 3, CARD, seconds=SECONDS)
+    assert len((await scanned(driver)).readings) == 7
+
+
+# --- the library hangs or dies --------------------------------------------------------------------
+
+
+async def test_a_hang_ends_at_the_deadline_and_names_function_and_device(
+    hasty: Driver, machine: Machine
+) -> None:
+    await scanned(hasty)
+    worker = pid_of(hasty)
+    machine.add_fault(STATE, "hang", card=1)
+    begin = time.monotonic()
+    with pytest.raises(WorkerHungError, match=f"0.4 s in {STATE} of device index 1") as hung:
+        await hasty.sweep()
+    assert TIMEOUT <= time.monotonic() - begin < TIMEOUT + 5
+    assert hung.value.call == Call(STATE, 1)
+    await until(lambda: has_ended(worker))
+
+    with pytest.raises(WorkerDiedError, match="no worker that has scanned"):
+        await hasty.sweep()
+    machine.clear_faults()
+    assert len((await scanned(hasty)).readings) == 4
+    assert await hasty.sweep() == [RUNNING] * 4
+
+
+async def test_a_device_that_hangs_can_be_left_out(hasty: Driver, machine: Machine) -> None:
+    machine.add_fault("xpumlDeviceGetMemoryInfo", "hang", card=2)
+    with pytest.raises(WorkerHungError) as hung:
+        await hasty.scan()
+    assert hung.value.call == Call("xpumlDeviceGetMemoryInfo", 2)
+    scan = await hasty.scan({2})
+    assert scan is not None
+    assert [reading.pci is None for reading in scan.readings] == [False, False, True, False]
+    assert await hasty.sweep({2}) == [RUNNING, RUNNING, None, RUNNING]
+
+
+async def test_a_hang_that_concerns_no_device_convicts_none(hasty: Driver, machine: Machine) -> None:
+    machine.add_fault("xpumlInit", "hang")
+    with pytest.raises(WorkerHungError) as hung:
+        await hasty.scan()
+    assert hung.value.call == Call("xpumlInit", None)
+
+
+@pytest.mark.parametrize(
+    ("action", "killer"), [("crash", signal.SIGSEGV), ("fpe", signal.SIGFPE), ("abort", signal.SIGABRT)]
+)
+async def test_a_crash_names_signal_function_and_device(
+    driver: Driver, machine: Machine, action: str, killer: signal.Signals
+) -> None:
+    await scanned(driver)
+    machine.add_fault(STATE, action, card=3)
+    with pytest.raises(WorkerDiedError, match=f"killed by signal {killer:d}") as died:
+        await driver.sweep()
+    assert died.value.call == Call(STATE, 3)
+    machine.clear_faults()
+    assert len((await scanned(driver)).readings) == 4
+
+
+async def test_a_worker_killed_from_outside_is_noticed_and_replaced(driver: Driver) -> None:
+    await scanned(driver)
+    os.kill(pid_of(driver), signal.SIGKILL)
+    with pytest.raises(WorkerDiedError, match="killed by signal 9") as died:
+        await driver.sweep()
+    assert died.value.call is None
+    assert len((await scanned(driver)).readings) == 4
+
+
+async def test_a_worker_killed_during_a_call_is_noticed_at_once(driver: Driver, machine: Machine) -> None:
+    await scanned(driver)
+    machine.add_fault(STATE, "hang", card=0)
+    sweep = asyncio.create_task(driver.sweep())
+    await until(lambda: in_flight(driver) == Call(STATE, 0))
+    os.kill(pid_of(driver), signal.SIGKILL)
+    with pytest.raises(WorkerDiedError) as died:
+        async with asyncio.timeout(SECONDS / 2):
+            await sweep
+    assert died.value.call == Call(STATE, 0)
+
+
+async def test_an_interpreter_that_cannot_start_is_an_error_like_any_other(
+    make_driver: MakeDriver, machine: Machine
+) -> None:
+    driver = make_driver(target_of(machine, environment={"PYTHONHOME": "/nonexistent"}))
+    with pytest.raises(WorkerDiedError, match="exit status 1"):
+        await driver.scan()
+
+
+# --- the library misbehaves -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_rogue(make_driver: MakeDriver, place: Path, rogue: Path) -> Callable[[str], Driver]:
+    machine = make_machine(place, number=1)
+
+    def make(deed: str) -> Driver:
+        return make_driver(target_of(machine, rogue, environment={"ROGUE": deed}))
+
+    return make
+
+
+async def test_a_library_that_ends_the_process(make_rogue: Callable[[str], Driver]) -> None:
+    with pytest.raises(WorkerDiedError, match="exit status 3") as died:
+        await make_rogue("exit").scan()
+    assert died.value.call == Call(STATE, 0)
+
+
+async def test_a_library_that_closes_the_socket(make_rogue: Callable[[str], Driver]) -> None:
+    driver = make_rogue("close")
+    with pytest.raises(WorkerDiedError, match="its socket closed") as died:
+        await driver.scan()
+    assert died.value.call == Call(STATE, 0)
+
+
+NONSENSE = {
+    "not text": "frame:\xff\xfe",
+    "not JSON": "frame:}",
+    "nothing": "frame:",
+    "no object": "frame:7",
+    "null": "frame:null",
+    "a text": 'frame:"error"',
+    "neither result nor error": 'frame:{"id": 3}',
+    "an error of no known kind": 'frame:{"id": 3, "error": {"kind": "weather"}}',
+    "an error that is none": 'frame:{"id": 3, "error": 5}',
+    "another call's result": 'frame:{"id": 3, "result": [[0, 201]]}',
+    "a result without its parts": 'frame:{"id": 3, "result": {"stable": true}}',
+    "parts of other kinds": 'frame:{"id": 3, "result": {"stable": true, "readings": [7], "usable": []}}',
+    "a list for a mapping": 'frame:{"id": 3, "result": {"stable": true, "readings": [], "usable": [], '
+    '"refused": {}, "host": {"nodes": [], "control": null, "addresses": [], "functions": {}}, '
+    '"driver_version": "", "driver_release": null}}',
+    "an answer without a number": 'frame:{"result": {"stable": false}}',
+    "an answer to another request": 'frame:{"id": 2, "result": {"stable": false}}',
+    "indexes that do not count": 'frame:{"id": 3, "result": {"stable": true, "usable": [0], "refused": {}, '
+    '"readings": [{"index": 1, "failures": []}], "host": {"nodes": [], "control": null, "addresses": {}, '
+    '"functions": {}}, "driver_version": "", "driver_release": null}}',
+    "an endless length": "length",
+    "a thing too deep": "deep",
+}
+
+
+@pytest.mark.parametrize("deed", NONSENSE.values(), ids=NONSENSE.keys())
+async def test_nonsense_on_the_wire_is_one_clear_error_and_a_fresh_worker(
+    make_rogue: Callable[[str], Driver], deed: str
+) -> None:
+    driver = make_rogue(deed)
+    with pytest.raises(WorkerDiedError, match="answered malformed data"):
+        await driver.scan()
+    assert driver.pid is None
+
+
+async def test_what_the_library_prints_stays_off_the_protocol_and_off_our_output(
+    make_rogue: Callable[[str], Driver], capfd: pytest.CaptureFixture[str]
+) -> None:
+    driver = make_rogue("print")
+    await scanned(driver)
+    assert await driver.sweep() == [RUNNING]
+    assert descriptor(pid_of(driver), 1) == "/dev/null"
+    assert capfd.readouterr().out == ""
+
+
+async def test_descriptor_0_is_taken(driver: Driver) -> None:
+    """The library takes a control node of descriptor 0 for one that is not open."""
+    await scanned(driver)
+    assert descriptor(pid_of(driver), 0) == "/dev/null"
+
+
+async def test_the_worker_does_not_hide_devices(
+    make_driver: MakeDriver, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XPU_VISIBLE_DEVICES", "1")
+    driver = make_driver(target_of(machine, environment={"XPU_VISIBLE_DEVICES": "0"}))
+    assert len((await scanned(driver)).readings) == 4
+
+
+# --- no library, no driver ------------------------------------------------------------------------
+
+
+async def test_without_a_library_each_path_and_its_trouble_is_named(
+    make_driver: MakeDriver, machine: Machine, place: Path
+) -> None:
+    text = place / "text.so"
+    text.write_text("no library")
+    driver = make_driver(target_of(machine, "/nonexistent/libxpuml.so.1", text, "libno-such-xpuml.so.1"))
+    with pytest.raises(LibraryError) as failed:
+        await driver.scan()
+    for part in ("/nonexistent/libxpuml.so.1: no such file", str(text), "libno-such-xpuml.so.1"):
+        assert part in str(failed.value)
+
+
+async def test_the_first_usable_library_is_taken(
+    make_driver: MakeDriver, machine: Machine, place: Path, rogue: Path
+) -> None:
+    unusable = place / "unusable.so"
+    unusable.write_text("no library")
+    driver = make_driver(target_of(machine, "/nonexistent.so", unusable, shipped(), rogue))
+    assert (await scanned(driver)).library == str(shipped())
+
+
+async def test_without_a_driver_the_library_says_9_until_there_is_one(
+    driver: Driver, machine: Machine
+) -> None:
+    machine.set({"driver": "gone"})
+    for _ in range(2):
+        with pytest.raises(DriverNotLoadedError) as failed:
+            await driver.scan()
+        assert (failed.value.function, failed.value.code) == ("xpumlInit", 9)
+        assert failed.value.text == "Driver Not Loaded"
+    machine.set({"driver": ""})
+    assert len((await scanned(driver)).readings) == 4
+
+
+@pytest.mark.parametrize("code", [12345, -5, 2])
+async def test_a_count_that_fails_is_the_librarys_error(driver: Driver, machine: Machine, code: int) -> None:
+    """Also with code 2, whose exception is a ValueError, too, and not to be taken for nonsense."""
+    machine.add_fault("xpumlDeviceGetCount", f"code:{code}", times=1)
+    with pytest.raises(XpumlError) as failed:
+        await driver.scan()
+    assert (failed.value.function, failed.value.code) == ("xpumlDeviceGetCount", code)
+
+
+async def test_a_version_that_cannot_be_told_is_no_reason_not_to_work(
+    driver: Driver, machine: Machine
+) -> None:
+    machine.add_fault("xpumlSystemGetDriverVersion", "code:999")
+    machine.add_fault("xpumlSystemGetXPUMLVersion", "garbage-strings")
+    scan = await scanned(driver)
+    assert scan.driver_version == "unknown (xpumlSystemGetDriverVersion: Unknown Error (999))"
+    assert scan.library_version
+
+
+# --- cancelled requests ---------------------------------------------------------------------------
+
+
+async def test_a_request_given_up_half_way_does_not_answer_the_next_one(
+    driver: Driver, machine: Machine
+) -> None:
+    await scanned(driver)
+    machine.add_fault(STATE, "delay:300", card=0, times=1)
+    sweep = asyncio.create_task(driver.sweep())
+    await until(lambda: in_flight(driver) == Call(STATE, 0))
+    sweep.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sweep
+    with pytest.raises(WorkerDiedError, match="no worker that has scanned"):
+        await driver.host()
+    assert len((await scanned(driver)).readings) == 4
+    assert await driver.sweep({1}) == [RUNNING, None, RUNNING, RUNNING]
+
+
+async def test_a_request_given_up_while_it_waits_for_another_harms_none(
+    driver: Driver, machine: Machine
+) -> None:
+    await scanned(driver)
+    worker = driver.pid
+    machine.add_fault(STATE, "delay:300", card=0, times=1)
+    sweep = asyncio.create_task(driver.sweep())
+    await until(lambda: in_flight(driver) == Call(STATE, 0))
+    waiting = asyncio.create_task(driver.host())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    assert await sweep == [RUNNING] * 4
+    assert driver.pid == worker
+
+
+async def test_a_start_given_up_half_way_leaves_no_worker(driver: Driver) -> None:
+    scan = asyncio.create_task(driver.scan())
+    await until(lambda: driver.pid is not None)
+    worker = pid_of(driver)
+    scan.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await scan
+    assert driver.pid is None
+    await until(lambda: has_ended(worker))
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+async def test_workers_that_were_replaced_are_counted_by_cause(hasty: Driver, machine: Machine) -> None:
+    for _ in range(3):
+        await scanned(hasty)
+    machine.add_fault(STATE, "hang", times=1)
+    with pytest.raises(WorkerHungError):
+        await hasty.sweep()
+    machine.clear_faults()
+    await scanned(hasty)
+    machine.add_fault(STATE, "crash", times=1)
+    with pytest.raises(WorkerDiedError):
+        await hasty.sweep()
+    machine.clear_faults()
+    machine.set({"driver": "gone"})
+    with pytest.raises(DriverNotLoadedError):
+        await hasty.scan()
+    machine.set({"driver": "loaded"})
+    await scanned(hasty)
+    await hasty.close()
+    assert {cause: number for cause, number in hasty.restarts.items() if number} == {
+        "rescan": 2,
+        "hung": 1,
+        "died": 1,
+        "failed": 1,
+    }
+
+
+async def test_states_alone_are_asked_when_nothing_else_may_be(driver: Driver, machine: Machine) -> None:
+    await scanned(driver)
+    worker = driver.pid
+    async with driver.states_only():
+        assert await driver.sweep({1}) == [RUNNING, None, RUNNING, RUNNING]
+        for question in (
+            driver.scan(),
+            driver.host(),
+            driver.replaced(),
+            driver.gauges(),
+            driver.processes(),
+        ):
+            with pytest.raises(BusyError) as busy:
+                await question
+            assert busy.value.call is None
+        with pytest.raises(BusyError):
+            await driver.usage([0], CARD)
+        with pytest.raises(BusyError):
+            await driver.set_sriov_vf_num(0, 1, CARD, seconds=SECONDS)
+        assert driver.pid == worker
+    assert (await driver.host()).functions[CARD].num_vfs == 0
+
+
+async def test_the_request_under_way_is_answered_before_states_alone_are_asked(
+    driver: Driver, machine: Machine
+) -> None:
+    machine.add_fault("xpumlInit", "delay:200")
+    scan = asyncio.create_task(driver.scan())
+    await until(lambda: driver.pid, "a worker")
+    async with driver.states_only():
+        assert scan.done()
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bounded(make_driver: MakeDriver, place: Path, rogue: Path) -> Callable[[str], Driver]:
+    """A rogue that may have 64 MiB, beside the worker's own of less than 16."""
+
+    def make(deed: str) -> Driver:
+        machine = make_machine(place, number=1)
+        target = target_of(machine, rogue, environment={"ROGUE": deed})
+        return make_driver(replace(target, most_bytes=64 * MIB))
+
+    return make
+
+
+async def test_a_worker_that_leaks_is_ended_when_it_has_more_than_its_share(
+    bounded: Callable[[str], Driver],
+) -> None:
+    driver = bounded("leak")
+    await scanned(driver)
+    worker = pid_of(driver)
+
+    async def sweeps() -> None:
+        for _ in range(10):
+            await driver.sweep()
+
+    with pytest.raises(WorkerGrownError, match=r"the worker had [678][0-9] MiB of memory"):
+        await sweeps()
+    await until(lambda: has_ended(worker))
+    assert driver.restarts["grown"] == 1
+    assert (await scanned(driver)).readings, "a fresh one works"
+
+
+async def test_a_worker_that_grows_within_one_call_is_ended_before_it_answers(
+    bounded: Callable[[str], Driver],
+) -> None:
+    """By the progress word it is known at which device."""
+    driver = bounded("balloon")
+    with pytest.raises(WorkerGrownError, match=STATE) as raised:
+        await driver.scan()
+    assert raised.value.call == Call(STATE, 0)
+    grown = re.search(r"had (\d+) MiB", str(raised.value))
+    assert grown
+    assert 64 < int(grown[1]) < 256
+
+
+async def test_a_worker_without_a_share_may_have_what_it_likes(make_rogue: Callable[[str], Driver]) -> None:
+    driver = make_rogue("leak")
+    await scanned(driver)
+    for _ in range(6):
+        await driver.sweep()
+    assert taken(pid_of(driver)) > 100 * MIB  # type: ignore[operator]
+    assert driver.restarts["grown"] == 0
+
+
+async def test_close_leaves_no_process_not_even_a_hanging_one(driver: Driver, machine: Machine) -> None:
+    await scanned(driver)
+    worker = pid_of(driver)
+    machine.add_fault(STATE, "hang", card=0)
+    sweep = asyncio.create_task(driver.sweep())
+    await until(lambda: in_flight(driver) == Call(STATE, 0))
+    sweep.cancel()
+    begin = time.monotonic()
+    await driver.close()
+    assert time.monotonic() - begin < 1
+    assert has_ended(worker)
+    assert (await asyncio.gather(sweep, return_exceptions=True))[0] is not None
+
+
+async def test_workers_that_cannot_be_killed_are_not_waited_for_and_so_many_at_most(
+    make_driver: MakeDriver, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with processes in D state, which a signal does not end."""
+    unkillable: list[int] = []
+    hasty = make_driver(target_of(machine), TIMEOUT, most_stuck=3)
+
+    def kill(process: WorkerProcess) -> None:
+        unkillable.append(process.pid)
+        if process.socket:
+            process.socket.close()
+
+    machine.add_fault(STATE, "hang", card=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkerProcess, "kill", kill)
+        for _ in range(3):
+            with pytest.raises(WorkerHungError):
+                await hasty.scan()
+        for _ in range(2):
+            with pytest.raises(TooManyStuckError) as refused:
+                await hasty.scan()
+            for pid in unkillable:
+                assert str(pid) in str(refused.value)
+        assert len(unkillable) == 3
+
+        machine.clear_faults()
+        os.kill(unkillable[0], signal.SIGKILL)
+        await until(lambda: has_ended(unkillable[0]))
+        assert len((await scanned(hasty)).readings) == 4
+        assert isinstance(refused.value, WorkerError)
+    for pid in unkillable[1:]:
+        os.kill(pid, signal.SIGKILL)
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from xpu_plugin.edges.worker.client import Driver, Target
+
+async def main(library, machine, dev, sysfs):
+    driver = Driver(Target(
+        libraries=(library,), dev_root=Path(dev), sysfs_root=Path(sysfs), simulated=True,
+        environment={"XPU_SIMULATOR_FILE": machine, "XPU_SIMULATOR_DEV_ROOT": dev},
+    ), call_timeout=600)
+    scan = asyncio.create_task(driver.scan())
+    while driver._process is None or driver._process.in_flight() is None \\
+            or driver._process.in_flight().index != 2:
+        await asyncio.sleep(0.01)
+    print(driver.pid, flush=True)
+    await scan
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_a_worker_dies_with_its_parent_even_in_a_call_that_hangs(machine: Machine) -> None:
+    machine.add_fault(STATE, "hang", card=2)
+    arguments = [str(shipped()), str(machine.path), str(machine.dev_root), str(machine.sysfs_root)]
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, *arguments], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout
+        worker = int(parent.stdout.readline())
+        assert not has_ended(worker)
+        parent.kill()
+        wait_until(lambda: has_ended(worker))
+
+
+async def test_a_worker_that_cannot_be_started_is_an_error_like_any_other(driver: Driver) -> None:
+    """Out of descriptors: said as such, nothing is left open, and the next request works."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        with pytest.raises(WorkerDiedError, match="no worker can be started: Too many open files"):
+            await driver.scan()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert os.dup(0) == free
+    os.close(free)
+    await scanned(driver)

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Events about devices and driver: with the pods named, once, and with pauses that grow."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.devices import device, found
+from tests.support.events import outbox_into
+from tests.support.machines import RESOURCE
+from tests.support.waiting import until
+from xpu_plugin.edges.kubelet.view import KubeletView
+from xpu_plugin.loops import device_events as faults_module
+from xpu_plugin.loops.device_events import TOGETHER_SECONDS, Faults
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model.events import Event
+from xpu_plugin.model.health import HEALTHY, Health
+from xpu_plugin.model.inventory import Policy, after_scan, after_verdicts
+from xpu_plugin.observable import Value
+from xpu_plugin.simulation.kubelet import Kubelet
+
+
+A, B = "0000:3b:00.0", "0000:3c:00.0"
+SICK = Health("state-error", "state 207")
+
+pytestmark = pytest.mark.usefixtures("leaves_no_task")
+
+
+class Tried:
+    """Faults that run, and what they have told."""
+
+    def __init__(self, socket: Path, **options: Any) -> None:
+        self.picture = Picture(Policy(resource=RESOURCE))
+        self.driver_gone: Value[str | None] = Value(None)
+        self.events: list[Event] = []
+        self.picture.submit(lambda facts: after_scan(facts, found(device(A), device(B, number=1))))
+        self.faults = Faults(
+            self.picture,
+            KubeletView(device_plugin_dir=socket.parent, pod_resources_socket=socket),
+            driver_gone=self.driver_gone,
+            events=outbox_into(self.events),
+            **options,
+        )
+        self.task = asyncio.create_task(self.faults.run())
+
+    def judge(self, **verdicts: Health) -> None:
+        named = {{"a": A, "b": B}[name]: verdict for name, verdict in verdicts.items()}
+        self.picture.submit(partial(after_verdicts, verdicts=named))
+
+    async def tells(self, number: int) -> None:
+        await until(lambda: len(self.events) >= number, f"{number} events, not {self.events}")
+
+
+@pytest.fixture
+async def kubelet(place: Path) -> AsyncIterator[Kubelet]:
+    async with Kubelet(place / "plugins", pod_resources_dir=place / "pods") as kubelet:
+        yield kubelet
+
+
+@pytest.fixture
+async def tried(
+    kubelet: Kubelet, leaves_no_task: None, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Tried]:
+    monkeypatch.setattr(faults_module, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(faults_module, "TOGETHER_SECONDS", 0.1)
+    monkeypatch.setattr(faults_module, "PAUSE_SECONDS", (0.02, 0.02))
+    assert kubelet.pod_resources_socket
+    tried = Tried(kubelet.pod_resources_socket)
+    yield tried
+    tried.task.cancel()
+    await asyncio.gather(tried.task, return_exceptions=True)
+
+
+async def test_a_fault_and_its_end_are_told_with_the_pods(tried: Tried, kubelet: Kubelet) -> None:
+    kubelet.hold([A], resource=RESOURCE, pod="train", namespace="research")
+    tried.judge(a=SICK)
+    tried.judge(b=SICK)  # at the same time: in the same Event
+    await tried.tells(1)
+    tried.judge(a=HEALTHY)
+    await tried.tells(2)
+    (fault, end) = tried.events
+    assert (fault.kind, fault.reason) == ("Warning", "XPUUnhealthy")
+    assert f"{A} at /dev/xpu0: state-error, state 207; held by: research/train/main" in fault.text
+    assert f"{B} at /dev/xpu1: state-error, state 207; held by: no container" in fault.text
+    assert (end.kind, end.reason) == ("Normal", "XPURecovered")
+    assert end.text == f"{A} at /dev/xpu0: well again; held by: research/train/main"
+
+
+async def test_driver_loss_and_return(tried: Tried, kubelet: Kubelet) -> None:
+    kubelet.hold([A], resource=RESOURCE, pod="train")
+    tried.driver_gone.set("no driver: load it")
+    await tried.tells(1)
+    tried.driver_gone.set(None)
+    await tried.tells(2)
+    assert [(event.kind, event.reason) for event in tried.events] == [
+        ("Warning", "XPUDriverLost"),
+        ("Normal", "XPUDriverBack"),
+    ]
+    assert tried.events[0].text == "2 devices, held by: default/train/main: no driver: load it"
+
+
+async def test_a_device_that_was_forgotten_is_new_when_it_comes_back(tried: Tried) -> None:
+    tried.judge(b=SICK)
+    await tried.tells(1)
+    tried.picture.submit(lambda facts: after_scan(facts, found(device(A)), forget=True))
+    await until(lambda: tried.faults._told.sick == {}, "it is forgotten")
+    tried.picture.submit(lambda facts: after_scan(facts, found(device(A), device(B, number=1))))
+    tried.judge(b=SICK)
+    await tried.tells(2)
+    assert [event.reason for event in tried.events] == ["XPUUnhealthy"] * 2
+
+
+async def test_who_cannot_be_asked_does_not_keep_it_from_telling(tried: Tried, kubelet: Kubelet) -> None:
+    await kubelet.stop(remove_sockets=True)
+    tried.judge(a=SICK)
+    await tried.tells(1)
+    assert tried.events[0].text.endswith("held by: not known")
+
+
+async def test_what_comes_and_goes_is_told_seldom(place: Path) -> None:
+    """Each pause is twice the last one, up to ten minutes; after a quiet time they begin anew."""
+    pauses: list[float] = []
+    now = 0.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        if seconds > TOGETHER_SECONDS:
+            pauses.append(seconds)
+            now += 2000 if len(pauses) == 9 else 0
+            own.judge(a=HEALTHY if len(pauses) % 2 else SICK)
+        await asyncio.sleep(0)
+
+    own = Tried(place / "nobody", clock=lambda: now, sleep=sleep)
+    try:
+        own.judge(a=SICK)
+        await until(lambda: len(pauses) >= 10, "ten pauses")
+    finally:
+        own.task.cancel()
+        await asyncio.gather(own.task, return_exceptions=True)
+    longest = [10, 20, 40, 80, 160, 320, 600, 600, 600, 10]
+    assert all(0.75 * most <= pause <= most for pause, most in zip(pauses, longest, strict=False)), pauses

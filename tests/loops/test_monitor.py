@@ -1,0 +1,1078 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sweep over the real driver and the simulator: the picture follows the devices, whatever the library
+does, and nothing is published without a change."""
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Callable, Collection
+from dataclasses import replace
+from errno import EIO
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.support.clock import RunningClock
+from tests.support.grants import grants_of
+from tests.support.machines import RESOURCE, make_machine, target_of
+from tests.support.pictures import health, shown
+from tests.support.waiting import SECONDS, until
+from xpu_plugin.edges.state.quarantine import QuarantineRecord
+from xpu_plugin.edges.worker.client import BusyError, Driver, Target
+from xpu_plugin.loops import library_trial, openings, scanner
+from xpu_plugin.loops import monitor as sweep_module
+from xpu_plugin.loops.health_history import Verdicts
+from xpu_plugin.loops.monitor import Cadence, Sweep
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.loops.scanner import InitError
+from xpu_plugin.model.devices import Host, Scan
+from xpu_plugin.model.health import ASKED_BEFORE, CHANGING, RECORD_UNREAD, VF_CHANGE_PLANNED, Rules
+from xpu_plugin.model.inventory import Inventory, Policy
+from xpu_plugin.model.ownership import Holding, Listing, Word
+from xpu_plugin.model.timings import Timings
+from xpu_plugin.model.unlisted import Unlisted
+from xpu_plugin.simulation.machine import Machine
+from xpu_plugin.xpuml import StateAnswer, is_too_old
+
+
+STATE = "xpumlDeviceGetState"
+IDS = ["0000:3b:00.0", "0000:3c:00.0", "0000:3d:00.0", "0000:3e:00.0"]
+INTERVAL = 0.03
+CALL_TIMEOUT = 0.6
+GRACE = 5.0  # seconds, longer than a hang and what follows it
+AT_ONCE = Rules(failures=1, recovery=0.0, flaps=1000)
+
+pytestmark = pytest.mark.usefixtures("leaves_no_process", "leaves_no_descriptor", "leaves_no_task")
+
+
+class CountingDriver(Driver):
+    """The driver, with a count of what was asked of it and a hook after each scan."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target, call_timeout=CALL_TIMEOUT)
+        self.scans: list[Scan | str | None] = []
+        """Answers, and of errors their names: an error itself keeps its worker's descriptors."""
+        self.workers: list[int | None] = []
+        self.patience: list[float | None] = []
+        """Seconds that each scan was given, None for as many as any request has."""
+        self.sweeps = 0
+        self.hosts = 0
+        self.after_scan: Callable[[Scan | None], None] = lambda _: None
+
+    async def scan(
+        self, skip: Collection[int] = (), *, only: int | None = None, seconds: float | None = None
+    ) -> Scan | None:
+        self.patience.append(seconds)
+        try:
+            answer = await super().scan(skip, only=only, seconds=seconds)
+        except Exception as error:
+            self.scans.append(type(error).__name__)
+            raise
+        self.scans.append(answer)
+        self.workers.append(self.pid)
+        self.after_scan(answer)
+        return answer
+
+    async def sweep(self, skip: Collection[int] = ()) -> list[StateAnswer | None]:
+        answer = await super().sweep(skip)
+        self.sweeps += 1
+        return answer
+
+    async def host(self) -> Host:
+        self.hosts += 1
+        return await super().host()
+
+
+class Watch:
+    """A sweep that runs, what it reads and what it publishes."""
+
+    def __init__(
+        self, target: Target, directory: Path, *, fail_on_init_error: bool = False, rules: Rules = AT_ONCE
+    ) -> None:
+        self.driver = CountingDriver(target)
+        self.probes = CountingDriver(target)
+        self.picture = Picture(Policy(resource=RESOURCE))
+        self.clock = RunningClock()
+        self.verdicts = Verdicts(rules, QuarantineRecord(directory / "state"), clock=self.clock)
+        self.grants = grants_of(self.picture, directory / "state", clock=self.clock)
+        self.sweep = Sweep(
+            self.driver,
+            self.probes,
+            self.picture,
+            self.verdicts,
+            self.grants,
+            cadence=Cadence(
+                interval=INTERVAL,
+                rescan_interval=1000.0,
+                grace=GRACE,
+                fail_on_init_error=fail_on_init_error,
+                timings=Timings(scan=(0.02, 0.05), probation=(0.1, 0.4)),
+            ),
+            clock=self.clock,
+        )
+        self.task = asyncio.create_task(self.sweep.run())
+        self._probation = asyncio.create_task(self.sweep.probation.run())
+        self._openings = asyncio.create_task(self.sweep.openings.run())
+        self._record = asyncio.create_task(self.verdicts.run())
+        self.inventories: list[Inventory] = []
+        self._following = asyncio.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        generation = 0
+        while True:
+            self.inventories.append(await self.picture.beyond(generation))
+            generation = self.inventories[-1].generation
+
+    async def close(self) -> None:
+        tasks = (self.task, self._probation, self._openings, self._record, self._following)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        del self.task, self._probation, self._openings, tasks  # how they ended keeps a worker's descriptors
+        await self.driver.close()
+        await self.probes.close()
+
+    def grace(self, seconds: float) -> None:
+        """From now on, be that patient."""
+        self.sweep._cadence = replace(self.sweep._cadence, grace=seconds)
+
+    def compare_each(self, seconds: float) -> None:
+        """From now on, compare the host with the last scan as often as that."""
+        self.sweep._cadence = replace(self.sweep._cadence, rescan_interval=seconds)
+
+    def health(self) -> dict[str, str | None]:
+        return health(self.picture.current)
+
+    async def healths(self, *reasons: str | None) -> None:
+        """Wait until the four cards' health is this; a picture of anything else is no reason to give up."""
+        await self.shows(dict(zip(IDS, reasons, strict=True)))
+
+    async def shows(self, wanted: dict[str, str | None]) -> None:
+        await shown(self.picture, lambda inventory: health(inventory) == wanted)
+
+    async def sweeps(self, number: int) -> None:
+        """Wait for so many more rounds."""
+        goal = self.driver.sweeps + number
+        await self.until(lambda: self.driver.sweeps >= goal, f"{number} more sweeps")
+
+    async def scans(self, number: int) -> None:
+        """Wait for so many more scans, failed ones included."""
+        goal = len(self.driver.scans) + number
+        await self.until(lambda: len(self.driver.scans) >= goal, f"{number} more scans")
+
+    async def until(self, predicate: Callable[[], object], what: str) -> None:
+        await until(lambda: predicate() or self.task.done(), what)
+        assert not self.task.done(), self.task
+
+
+MakeWatch = Callable[..., Watch]
+
+
+@pytest.fixture
+def machine(place: Path) -> Machine:
+    return make_machine(place)
+
+
+@pytest.fixture
+async def make_watch(
+    leaves_no_process: None, leaves_no_descriptor: None, leaves_no_task: None, machine: Machine, place: Path
+) -> AsyncIterator[MakeWatch]:
+    watches: list[Watch] = []
+
+    def make(
+        *, fail_on_init_error: bool = False, target: Target | None = None, rules: Rules = AT_ONCE
+    ) -> Watch:
+        made = Watch(target or target_of(machine), place, fail_on_init_error=fail_on_init_error, rules=rules)
+        watches.append(made)
+        return made
+
+    yield make
+    while watches:  # none is kept: a task's exception keeps its worker's descriptors
+        await watches.pop().close()
+
+
+@pytest.fixture
+async def watch(make_watch: MakeWatch) -> Watch:
+    """Four healthy cards, watched."""
+    watch = make_watch()
+    await watch.healths(None, None, None, None)
+    return watch
+
+
+# --- health ---------------------------------------------------------------------------------------
+
+
+async def test_a_sick_device_becomes_unhealthy_and_healthy_again(watch: Watch, machine: Machine) -> None:
+    machine.set_card(1, {"state": "207"})
+    await watch.healths(None, "state-error", None, None)
+    machine.set_card(1, {"state": "205"})
+    await watch.healths(None, "in-reset", None, None)
+    machine.set_card(1, {"state": ""})
+    await watch.healths(None, None, None, None)
+    assert len(watch.driver.scans) == 1
+
+
+async def test_a_call_that_fails_makes_its_device_unhealthy_until_it_succeeds(
+    watch: Watch, machine: Machine
+) -> None:
+    machine.add_fault(STATE, "code:12345", card=2)
+    await watch.healths(None, None, "call-failed", None)
+    machine.clear_faults()
+    await watch.healths(None, None, None, None)
+    machine.set_card(3, {"lost": "yes"})
+    await watch.healths(None, None, None, "call-failed")
+    machine.set_card(3, {"lost": ""})
+    await watch.healths(None, None, None, None)
+
+
+async def test_a_device_that_is_sick_from_the_start_is_offered_as_such(
+    make_watch: MakeWatch, machine: Machine
+) -> None:
+    machine.set_card(0, {"state": "208"})
+    watch = make_watch()
+    await watch.healths("in-exception", None, None, None)
+    assert watch.picture.current
+    assert watch.picture.current.generation == 1
+
+
+async def test_nothing_is_published_without_a_change(watch: Watch) -> None:
+    await watch.sweeps(20)
+    watch.sweep.rescan()
+    await watch.scans(1)
+    await watch.sweeps(2)
+    assert watch.picture.current
+    assert watch.picture.current.generation == 1
+
+
+async def test_one_failed_answer_has_the_host_looked_at_at_once(watch: Watch, machine: Machine) -> None:
+    """It may be the first sign of a change that is not due to be looked for yet."""
+    assert watch.driver.hosts == 0
+    machine.add_fault(STATE, "code:999", card=0)
+    await watch.healths("call-failed", None, None, None)
+    await watch.sweeps(5)
+    assert watch.driver.hosts == 1
+    assert len(watch.driver.scans) == 1
+
+
+# --- while the driver changes a card ------------------------------------------------------------------
+
+
+async def test_while_a_card_is_being_changed_the_others_are_watched_and_nothing_else_is_asked(
+    watch: Watch, machine: Machine
+) -> None:
+    watch.compare_each(0.0)
+    await watch.sweeps(2)
+    scans = len(watch.driver.scans)
+    async with watch.sweep.changing(IDS[1]):
+        hosts, worker = watch.driver.hosts, watch.driver.pid
+        watch.sweep.rescan()
+        machine.set_card(0, {"state": "207"})
+        machine.set_card(1, {"vfs": "2"})  # what is asked for by its index is another device now
+        machine.add_fault(STATE, "code:999", card=2)  # which has the host looked at, else
+        await watch.healths("state-error", None, "call-failed", None)
+        await watch.sweeps(20)
+        assert watch.health()[IDS[1]] is None
+        assert (watch.driver.hosts, len(watch.driver.scans), watch.driver.pid) == (hosts, scans, worker)
+        for question in (watch.driver.scan, watch.driver.host, watch.driver.gauges, watch.probes.scan):
+            with pytest.raises(BusyError, match="the driver changes the VFs of a card"):
+                await question()
+    await watch.until(lambda: len(watch.driver.scans) > scans + 1, "a scan, which was due")
+    await shown(watch.picture, lambda inventory: "0000:3c:01.1-of2" in inventory.entries)
+
+
+async def test_a_change_begins_when_the_round_under_way_has_ended(watch: Watch, machine: Machine) -> None:
+    machine.add_fault("xpumlDeviceGetAttributes", "delay:300", card=2)
+    watch.sweep.rescan()
+    await watch.until(lambda: len(watch.driver.patience) == 2, "a scan that has begun")
+    async with watch.sweep.changing(IDS[1]):
+        assert len(watch.driver.scans) == 2
+
+
+@pytest.mark.parametrize("action", ["hang", "crash"])
+async def test_a_worker_that_is_lost_while_a_card_is_being_changed_is_replaced_after_that(
+    watch: Watch, machine: Machine, action: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with watch.sweep.changing(IDS[1]):
+        machine.add_fault(STATE, action, card=2)
+        await watch.until(lambda: watch.sweep.unwatched, "that nothing is watched")
+        assert set(watch.health().values()) == {None}, "the last known states stay for the grace"
+        await watch.shows(
+            {IDS[0]: "not-answering", IDS[1]: None, IDS[2]: "not-answering", IDS[3]: "not-answering"}
+        )
+        assert len(watch.driver.scans) == 1
+        said = (
+            f"the worker has ended while the driver changes the VFs of {IDS[1]}: device states are not asked"
+        )
+        assert sum(said in record.message for record in caplog.records) == 1
+        assert said in str(watch.sweep.library()["trouble"])
+        assert watch.picture.current
+        assert "the driver changes another card" in watch.picture.current.entries[IDS[0]].health.text
+    await watch.healths(None, None, "not-answering", None)
+    assert not watch.sweep.unwatched
+    machine.clear_faults()
+    await watch.healths(None, None, None, None)
+
+
+# --- devices that hang or kill the library --------------------------------------------------------
+
+
+def assert_only(watch: Watch, guilty: Collection[str]) -> None:
+    """In no picture so far was any other device unhealthy."""
+    innocent = [id for id in IDS if id not in guilty]
+    for inventory in watch.inventories:
+        assert [id for id in innocent if health(inventory)[id]] == []
+
+
+@pytest.mark.parametrize("action", ["hang", "crash"])
+async def test_a_device_at_which_the_library_hangs_or_crashes_is_convicted_alone_and_comes_back(
+    watch: Watch, machine: Machine, action: str
+) -> None:
+    machine.add_fault(STATE, action, card=1)
+    await watch.healths(None, "not-answering", None, None)
+    await watch.sweeps(3)
+    assert_only(watch, [IDS[1]])
+
+    # The others go on being watched, in both directions, while it hangs.
+    machine.set_card(2, {"state": "207"})
+    await watch.healths(None, "not-answering", "state-error", None)
+    machine.set_card(2, {"state": ""})
+    await watch.healths(None, "not-answering", None, None)
+    assert_only(watch, [IDS[1], IDS[2]])
+
+    machine.clear_faults()
+    await watch.healths(None, None, None, None)
+    assert_only(watch, [IDS[1], IDS[2]])
+
+
+async def test_a_device_that_hangs_from_the_start_does_not_keep_the_others_from_being_offered(
+    make_watch: MakeWatch, machine: Machine
+) -> None:
+    machine.add_fault("xpumlDeviceGetAttributes", "hang", card=0)
+    watch = make_watch()
+    await shown(watch.picture, lambda inventory: [health(inventory).get(id) for id in IDS[1:]] == [None] * 3)
+    assert health(watch.picture.current).get(IDS[0], "not-answering") == "not-answering"
+    machine.clear_faults()
+    await watch.healths(None, None, None, None)
+
+
+async def test_two_devices_that_hang_are_both_convicted(watch: Watch, machine: Machine) -> None:
+    machine.add_fault(STATE, "hang", card=0)
+    machine.add_fault(STATE, "crash", card=3)
+    await watch.healths("not-answering", None, None, "not-answering")
+    assert_only(watch, [IDS[0], IDS[3]])
+    machine.clear_faults()
+    await watch.healths(None, None, None, None)
+
+
+async def test_a_single_hang_is_over_before_anybody_hears_of_it(watch: Watch, machine: Machine) -> None:
+    """Every verdict stands while a fresh worker takes over, and while the device is left out."""
+    watch.grace(1000.0)
+    machine.add_fault(STATE, "hang", card=1)
+    await watch.until(lambda: watch.sweep.probation.skip == {1}, "a hang")
+    machine.clear_faults()
+    await watch.until(lambda: not watch.sweep.probation.skip, "its release")
+    await watch.scans(1)
+    await watch.sweeps(2)
+    assert watch.picture.current
+    assert watch.picture.current.generation == 1
+
+
+async def test_what_hangs_is_left_out_at_once_and_the_others_go_on_being_watched(
+    watch: Watch, machine: Machine
+) -> None:
+    """Within the grace: nobody but the sweep knows of it yet."""
+    watch.grace(1000.0)
+    machine.add_fault(STATE, "hang", card=1)
+    await watch.until(lambda: watch.sweep.probation.skip == {1}, "a hang")
+    await watch.until(lambda: watch.driver.pid, "another worker")
+    machine.set_card(3, {"state": "207"})
+    await watch.healths(None, None, None, "state-error")
+    assert watch.probes.sweeps == 0
+
+
+async def test_several_that_hang_at_once_are_found_with_less_patience(
+    watch: Watch, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the last one is watched, and healthy, all the while."""
+    monkeypatch.setattr(scanner, "HASTY_SECONDS", CALL_TIMEOUT / 2)
+    monkeypatch.setattr(scanner, "HASTY_TIMES", 0.0)
+    watch.grace(1000.0)
+    scans = len(watch.driver.scans)
+    machine.add_fault(STATE, "hang", card=0)
+    machine.add_fault(STATE, "hang", card=1)
+    machine.add_fault(STATE, "hang", card=2)
+    await watch.until(lambda: watch.sweep.probation.skip == {0, 1, 2}, "all three convicted")
+    assert set(watch.driver.patience[scans : scans + 2]) == {CALL_TIMEOUT / 2}
+    await watch.sweeps(1)
+    machine.set_card(3, {"state": "207"})
+    await watch.healths(None, None, None, "state-error")
+    machine.set_card(3, {"state": ""})
+    await watch.healths(None, None, None, None)
+
+    machine.clear_faults()
+    await watch.until(lambda: not watch.sweep.probation.skip, "all three released")
+    watch.driver.patience.clear()
+    watch.sweep.rescan()
+    await watch.until(lambda: watch.driver.patience, "a scan")
+    assert watch.driver.patience == [None]
+    assert_only(watch, [IDS[3]])
+
+
+async def test_a_worker_that_ends_between_two_sweeps_is_replaced_at_once(
+    watch: Watch, machine: Machine
+) -> None:
+    watch.sweep._cadence = replace(watch.sweep._cadence, interval=1000.0)
+    await watch.sweeps(1)
+    assert watch.driver.pid
+    os.kill(watch.driver.pid, signal.SIGKILL)
+    await watch.scans(1)
+    machine.set_card(0, {"state": "207"})
+    os.kill(watch.driver.pid, signal.SIGKILL)
+    await watch.healths("state-error", None, None, None)
+
+
+async def test_a_worker_killed_from_outside_changes_nothing(watch: Watch) -> None:
+    assert watch.driver._process
+    watch.driver._process._child.kill()
+    await watch.scans(1)
+    await watch.sweeps(2)
+    assert watch.picture.current
+    assert watch.picture.current.generation == 1
+
+
+# --- slow rounds ----------------------------------------------------------------------------------
+
+
+async def test_a_slow_round_leaves_no_device_healthy_that_it_has_not_reached_in_time(
+    watch: Watch, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is let finish, and as long as the next ones may be no slower."""
+    monkeypatch.setattr(sweep_module, "LOOK_SECONDS", 0.05)
+    watch.grace(CALL_TIMEOUT)
+    watch.sweep.scanner.seconds = 0.0
+    before = watch.driver.pid
+    machine.add_fault(STATE, "delay:300")
+    await watch.healths(*["not-answering"] * 4)
+    await watch.healths(None, None, None, None)
+    generation = watch.picture.current.generation if watch.picture.current else 0
+    await watch.sweeps(3)
+    assert watch.picture.current
+    assert watch.picture.current.generation == generation
+    assert watch.driver.pid == before
+    assert "no round has returned its state" in str(watch.inventories)
+
+
+async def test_scans_that_prove_nothing_are_no_answers(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that come and go at each scan keep all devices unwatched."""
+
+    async def unstable(*_: object, **__: object) -> None:
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(watch.driver, "scan", unstable)
+    watch.grace(0.1)
+    watch.sweep.scanner.seconds = 0.0
+    watch.sweep.rescan()
+    await watch.healths(*["not-answering"] * 4)
+    monkeypatch.undo()
+    await watch.healths(None, None, None, None)
+
+
+# --- 0 devices ------------------------------------------------------------------------------------
+
+
+async def test_a_sudden_0_devices_is_not_believed_before_a_fresh_worker_repeats_it(
+    watch: Watch, machine: Machine
+) -> None:
+    machine.set({"wrong-count": "0"})
+    watch.driver.after_scan = lambda _: machine.set({"wrong-count": ""})
+    watch.sweep.rescan()
+    await watch.scans(2)
+    await watch.sweeps(2)
+    first, second = (scan for scan in watch.driver.scans[1:3] if isinstance(scan, Scan))
+    assert (len(first.readings), len(second.readings)) == (0, 4)
+    assert watch.picture.current
+    assert watch.picture.current.generation == 1
+
+
+async def test_0_devices_are_believed_when_a_fresh_worker_says_so_again(
+    watch: Watch, machine: Machine
+) -> None:
+    machine.set({"wrong-count": "0"})
+    watch.sweep.rescan()
+    await watch.shows({})
+    empty = [scan for scan in watch.driver.scans if isinstance(scan, Scan) and not scan.readings]
+    assert len(empty) >= 2
+    assert len(set(watch.driver.workers)) == len(watch.driver.workers)
+    machine.set({"wrong-count": ""})
+    watch.sweep.rescan()
+    await watch.healths(None, None, None, None)
+
+
+async def test_a_machine_without_devices_is_an_empty_picture(place: Path, make_watch: MakeWatch) -> None:
+    directory = place / "empty"
+    directory.mkdir()
+    machine = make_machine(directory, number=1)
+    machine.remove_card(0)
+    watch = make_watch(target=target_of(machine))
+    await watch.shows({})
+    machine.set_card(0, {"model": "R200", "pci": IDS[0]})
+    watch.sweep.rescan()
+    await watch.shows({IDS[0]: None})
+
+
+# --- no library, no driver ------------------------------------------------------------------------
+
+
+async def test_while_the_library_cannot_be_opened_verdicts_stand_for_a_grace_and_no_longer(
+    watch: Watch, machine: Machine
+) -> None:
+    machine.add_fault("xpumlInit", "code:9")
+    watch.sweep.rescan()
+    await watch.scans(5)
+    assert watch.health() == dict.fromkeys(IDS)
+    assert watch.picture.current
+    assert watch.picture.current.generation == 1
+
+    watch.clock.ahead += GRACE
+    await watch.healths(*["not-answering"] * 4)
+    machine.clear_faults()
+    await watch.healths(None, None, None, None)
+
+
+async def test_how_long_nobody_asked_does_not_count_as_silence(watch: Watch, machine: Machine) -> None:
+    """Rare looks are no reason to condemn at the first failure."""
+    watch.sweep._cadence = replace(watch.sweep._cadence, interval=1000.0)
+    await watch.sweeps(1)
+    watch.clock.ahead += 10 * GRACE
+    machine.add_fault("xpumlInit", "code:9")
+    watch.sweep.rescan()
+    await watch.scans(3)
+    machine.clear_faults()
+    await watch.scans(1)
+    assert watch.picture.current
+    assert watch.picture.current.generation == 1
+
+
+async def test_being_stopped_ourselves_does_not_count_as_silence(watch: Watch, machine: Machine) -> None:
+    """As by SIGSTOP, or with a laptop's lid."""
+    machine.add_fault("xpumlInit", "hang")
+    watch.sweep.rescan()
+    await watch.until(
+        lambda: watch.driver._process and watch.driver._process.in_flight(), "the library being asked"
+    )
+    watch.clock.ahead += 10 * GRACE
+    await watch.scans(1)
+    machine.clear_faults()
+    await watch.scans(1)
+    await watch.sweeps(2)
+    assert watch.picture.current
+    assert watch.picture.current.generation == 1
+
+
+async def test_a_recovery_is_not_taken_for_granted_while_the_library_is_away(
+    make_watch: MakeWatch, machine: Machine
+) -> None:
+    machine.set_card(0, {"state": "207"})
+    watch = make_watch(rules=Rules(recovery=100.0))
+    await watch.healths("state-error", None, None, None)
+    machine.set_card(0, {"state": ""})
+    await watch.sweeps(2)
+    watch.grace(1000.0)
+    machine.add_fault("xpumlInit", "code:9")
+    watch.sweep.rescan()
+    await watch.scans(2)
+    watch.clock.ahead += 100.0
+    machine.clear_faults()
+    await watch.sweeps(2)
+    assert watch.health() == {IDS[0]: "state-error"} | dict.fromkeys(IDS[1:])
+    watch.clock.ahead += 100.0
+    await watch.healths(None, None, None, None)
+
+
+async def test_a_missing_driver_is_waited_for(
+    make_watch: MakeWatch, machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    machine.set({"driver": "gone"})
+    watch = make_watch()
+    await watch.scans(4)
+    assert watch.picture.current is None
+    machine.set({"driver": ""})
+    await watch.healths(None, None, None, None)
+    complaints = [record.message for record in caplog.records if "no driver" in record.message]
+    assert len(complaints) == 1, "said once, not at each attempt"
+    assert "/dev/xpuctrl" in complaints[0]
+
+
+async def test_a_control_node_that_may_not_be_opened_is_not_a_missing_driver(
+    make_watch: MakeWatch, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The library says the same of both."""
+    monkeypatch.setattr(Driver, "control_denied", True)
+    machine.set({"driver": "gone"})
+    watch = make_watch()
+    await watch.scans(2)
+    [complaint] = [record.message for record in caplog.records if "no driver" in record.message]
+    assert "/dev/xpuctrl is there and may not be opened: run the pod privileged" in complaint
+
+
+async def test_a_missing_library_is_waited_for(
+    make_watch: MakeWatch, machine: Machine, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = place / "libxpuml.so.1"
+    watch = make_watch(target=target_of(machine, late))
+    await watch.scans(3)
+    [complaint] = [record.message for record in caplog.records if "no usable libxpuml" in record.message]
+    assert str(late) in complaint
+    late.symlink_to(target_of(machine).libraries[0])
+    await watch.healths(None, None, None, None)
+
+
+async def test_fail_on_init_error_gives_up_at_the_first_scan_only(
+    make_watch: MakeWatch, machine: Machine
+) -> None:
+    watch = make_watch(fail_on_init_error=True)
+    await watch.healths(None, None, None, None)
+    machine.add_fault("xpumlInit", "code:9")
+    watch.sweep.rescan()
+    await watch.scans(2)
+
+    late = make_watch(fail_on_init_error=True)
+    with pytest.raises(InitError, match="no driver"):
+        async with asyncio.timeout(SECONDS):
+            await late.task
+
+
+async def test_too_old_a_library_is_warned_of_and_works(
+    make_watch: MakeWatch, machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.set({"library-version": "4.0.9.1 commit: 0"})
+    watch = make_watch()
+    await watch.healths(None, None, None, None)
+    assert any("4.0.11" in record.message and record.levelname == "WARNING" for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("version", "old"),
+    [
+        ("4.0.10.1 commit: 0", True),
+        ("3.9.99", True),
+        ("4.0.11", False),
+        ("4.0.12.1 commit: 0", False),
+        ("5.0.0", False),
+        ("4.0", False),
+        ("unknown (xpumlSystemGetXPUMLVersion: Unknown Error (999))", False),
+        ("", False),
+    ],
+)
+def test_which_versions_are_too_old(version: str, *, old: bool) -> None:
+    assert is_too_old(version) is old
+
+
+# --- the host changes -----------------------------------------------------------------------------
+
+SPLIT = {f"0000:3b:01.{vf}-of2": None for vf in (0, 1)} | dict.fromkeys(IDS[1:])
+
+
+async def test_vfs_made_by_somebody_else_are_noticed_in_time(watch: Watch, machine: Machine) -> None:
+    watch.compare_each(0.1)
+    machine.set_card(0, {"vfs": "2"})
+    await watch.shows(SPLIT)
+    machine.set_card(0, {"vfs": "3"})
+    await shown(watch.picture, lambda inventory: "0000:3b:01.2-of3" in inventory.entries)
+    machine.set_card(0, {"vfs": "0"})
+    await watch.healths(None, None, None, None)
+
+
+async def test_vfs_made_by_somebody_else_are_noticed_at_a_rescan(watch: Watch, machine: Machine) -> None:
+    machine.set_card(0, {"vfs": "2"})
+    await watch.sweeps(3)
+    assert watch.health() == dict.fromkeys(IDS)
+    watch.sweep.rescan()
+    await watch.shows(SPLIT)
+
+
+async def test_a_node_that_goes_and_leaves_its_card_on_the_bus_is_missing(
+    watch: Watch, machine: Machine
+) -> None:
+    watch.compare_each(0.1)
+    machine.set_card(1, {"unreadable": "yes"})
+    async with asyncio.timeout(SECONDS):
+        await watch.sweep.scanner.rescanned()
+    await watch.healths(None, "node-missing", None, None)
+    machine.set_card(1, {"unreadable": ""})
+    async with asyncio.timeout(SECONDS):
+        await watch.sweep.scanner.rescanned()
+    await watch.healths(None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("driver", "said"), [("none", "bound to no driver"), ("vfio-pci", "bound to vfio-pci")]
+)
+async def test_a_card_that_is_unbound_is_missing_and_not_lost(
+    watch: Watch, machine: Machine, driver: str, said: str
+) -> None:
+    watch.compare_each(0.1)
+    machine.set_card(1, {"driver": driver})
+    await watch.healths(None, "node-missing", None, None)
+    await watch.until(lambda: said in str(watch.inventories[-1].entries[IDS[1]].health.text), said)
+    machine.set_card(1, {"driver": ""})
+    await watch.healths(None, None, None, None)
+
+
+async def test_a_kl1_card_in_low_power_is_sick_only_while_it_may_be_held(
+    place: Path, make_watch: MakeWatch
+) -> None:
+    directory = place / "kl1"
+    directory.mkdir()
+    machine = make_machine(directory, {"model": "K200", "pci": IDS[0], "state": "202,201"})
+    halves = [f"{IDS[0]}-half{half}" for half in (0, 1)]
+    watch = make_watch(target=target_of(machine))
+    await watch.shows(dict.fromkeys(halves))
+    watch.grants.granted({halves[0]: "/dev/xpu0"})
+    await watch.shows({halves[0]: "state-error", halves[1]: None})
+    watch.sweep.rescan()
+    await watch.scans(1)
+    assert watch.health() == {halves[0]: "state-error", halves[1]: None}
+    holding = Holding(container="default/train/main", resource=RESOURCE, ids=(halves[0],))
+    for holdings in ((holding,), ()):  # the kubelet lists it, and then does so no more
+        listing = Listing(pods=frozenset(), holdings=holdings)
+        watch.grants.hear(Word(began=watch.clock(), life="a kubelet", listing=listing))
+    await watch.shows(dict.fromkeys(halves))
+    machine.set_card(0, {"state": "201,203"})
+    await watch.shows({halves[0]: None, halves[1]: "state-error"})
+
+
+async def test_a_node_that_does_not_open_is_said_once_and_scanned_when_it_does(
+    make_watch: MakeWatch, machine: Machine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openings, "PAUSE_SECONDS", (0.05, 0.2))
+    machine.set_card(2, {"unreadable": "EIO"})
+    watch = make_watch()
+    await watch.shows(dict.fromkeys([IDS[0], IDS[1], IDS[3]]))
+    assert [*watch.sweep.scanner.unlisted] == [Unlisted(number=2, errno=EIO)]
+    await watch.sweeps(10)
+    watch.sweep.rescan()
+    await watch.scans(1)
+    said = [record.message for record in caplog.records if "without an index" in record.message]
+    assert said == ["device node without an index: /dev/xpu2: it cannot be opened (Input/output error)"]
+    machine.set_card(2, {"unreadable": ""})
+    await watch.healths(None, None, None, None)
+    assert not watch.sweep.scanner.unlisted
+
+
+async def test_a_node_that_did_not_open_for_one_scan_only_is_scanned_again(
+    make_watch: MakeWatch, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openings, "PAUSE_SECONDS", (0.05, 0.2))
+    machine.set_card(2, {"unreadable": "EBUSY"})
+    watch = make_watch()
+    watch.driver.after_scan = lambda _: machine.set_card(2, {"unreadable": ""})
+    await watch.healths(None, None, None, None)
+
+
+async def test_no_node_is_opened_while_a_card_is_withheld_or_changed(
+    make_watch: MakeWatch, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openings, "PAUSE_SECONDS", (0.05, 0.2))
+    monkeypatch.setattr(openings, "BUSY_SECONDS", 0.05)
+    machine.set_card(2, {"unreadable": "EBUSY"})
+    watch = make_watch()
+    await watch.shows(dict.fromkeys([IDS[0], IDS[1], IDS[3]]))
+    for reason in (VF_CHANGE_PLANNED, CHANGING, ASKED_BEFORE, RECORD_UNREAD):
+        watch.picture.submit(partial(replace, kept_back={IDS[0]: reason}))
+        machine.set_card(2, {"unreadable": ""})
+        scans = len(watch.driver.scans)
+        await watch.sweeps(20)
+        assert len(watch.driver.scans) == scans
+    watch.picture.submit(partial(replace, kept_back={}))
+    await watch.healths(None, None, None, None)
+
+
+async def test_a_container_that_may_open_nothing_is_told_to_be_privileged(
+    make_watch: MakeWatch, machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    for card in range(4):
+        machine.set_card(card, {"unreadable": "EPERM"})
+    watch = make_watch()
+    await watch.shows({})
+    await watch.sweeps(2)
+    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    (sentence,) = said
+    assert sentence.startswith("none of 4 device nodes may be opened (Operation not permitted): ")
+    assert "privileged" in sentence
+
+
+async def test_more_nodes_than_the_library_lists_are_no_reason_to_scan(
+    place: Path,
+    make_watch: MakeWatch,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(openings, "PAUSE_SECONDS", (0.02, 0.05))
+    directory = place / "many"
+    directory.mkdir()
+    watch = make_watch(target=target_of(make_machine(directory, number=104)))
+    await shown(watch.picture, lambda inventory: len(inventory.entries) == 99)
+    await watch.sweeps(10)
+    assert len(watch.driver.scans) == 1
+    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert said == [
+        "device node without an index: /dev/xpu99 to /dev/xpu103: the library lists 99 nodes at most"
+    ]
+
+
+async def test_a_card_that_is_off_the_bus_is_noticed_by_the_first_call_that_fails(
+    watch: Watch, machine: Machine
+) -> None:
+    """Nothing compares the host in time here: the failed call is the hint."""
+    machine.remove_card(2)
+    await watch.healths(None, None, "lost", None)
+
+
+async def test_a_driver_that_is_loaded_while_others_wait_for_it(
+    make_watch: MakeWatch, machine: Machine
+) -> None:
+    machine.remove_card(3)
+    watch = make_watch()
+    await shown(watch.picture, lambda inventory: health(inventory) == dict.fromkeys(IDS[:3]))
+    watch.compare_each(0.1)
+    machine.set_card(7, {"model": "K200", "pci": "0000:d8:00.0"})
+    halves = [f"0000:d8:00.0-half{half}" for half in (0, 1)]
+    await watch.shows(dict.fromkeys([*IDS[:3], *halves]))
+    assert len(watch.driver.scans) == 2, "opened once, for what is new"
+
+
+async def test_a_reset_of_one_half_is_one_of_both(place: Path, make_watch: MakeWatch) -> None:
+    directory = place / "halves"
+    directory.mkdir()
+    machine = make_machine(directory, {"model": "K200", "pci": IDS[0]})
+    watch = make_watch(target=target_of(machine))
+    halves = [f"{IDS[0]}-half{half}" for half in (0, 1)]
+    await watch.shows(dict.fromkeys(halves))
+    machine.set_card(0, {"state": "201,103"})
+    await watch.shows(dict.fromkeys(halves, "in-reset"))
+    machine.set_card(0, {"state": "205,201"})  # an error of one chip
+    await watch.shows(dict(zip(halves, ["state-error", None], strict=True)))
+    machine.set_card(0, {"state": "102,201"})  # an error of the card
+    await watch.shows(dict.fromkeys(halves, "state-error"))
+    machine.set_card(0, {"state": ""})
+    await watch.shows(dict.fromkeys(halves))
+
+
+async def test_a_library_that_is_replaced_is_told_of_once_and_taken_up_by_the_next_worker(
+    make_watch: MakeWatch, machine: Machine, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, other = place / "libxpuml.so.1", place / "other"
+    for copy in (own, other):
+        shutil.copy(target_of(machine).libraries[0], copy)
+    watch = make_watch(target=target_of(machine, own))
+    await watch.healths(None, None, None, None)
+    watch.compare_each(0.0)
+    await watch.sweeps(2)
+    assert not watch.sweep.trial.older
+    other.replace(own)
+    await watch.until(lambda: watch.sweep.trial.older, "noticed")
+    await watch.sweeps(3)
+    (said,) = (message for message in caplog.messages if "was replaced" in message)
+    assert "send SIGHUP" in said
+    assert f"path={own}" in said
+    assert len(watch.driver.scans) == 1, "no reason to open all devices"
+    watch.sweep.rescan()
+    await watch.until(lambda: not watch.sweep.trial.older, "taken up")
+    await watch.sweeps(3)
+    assert not watch.sweep.trial.older
+
+
+async def test_no_advice_would_end_a_worker_that_works_for_a_library_that_does_not(
+    make_watch: MakeWatch, machine: Machine, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As while XRE is being installed: its file goes, comes back in part, and is there whole."""
+    own, other = place / "libxpuml.so.1", place / "other"
+    for copy in (own, other):
+        shutil.copy(target_of(machine).libraries[0], copy)
+    watch = make_watch(target=target_of(machine, own))
+    await watch.healths(None, None, None, None)
+    worker = watch.driver.pid
+    watch.compare_each(0.0)
+
+    def said() -> list[str]:
+        return [message for message in caplog.messages if "library's file" in message]
+
+    own.unlink()
+    await watch.until(lambda: len(said()) == 1, "its absence is told")
+    part = place / "part"
+    part.write_bytes(other.read_bytes()[:1000])
+    part.replace(own)
+    await watch.until(lambda: len(said()) == 2, "the part is told")
+    for message in said():
+        assert "do not restart" in message
+        assert "SIGHUP" not in message
+    assert f"{own}: no such file" in said()[0]
+    assert watch.sweep.library()["its_file_unfit"]
+    watch.sweep.rescan()
+    machine.set_card(1, {"state": "207"})
+    await watch.healths(None, "state-error", None, None)
+    machine.set_card(1, {"state": ""})
+    await watch.healths(None, None, None, None)
+    assert (len(watch.driver.scans), watch.driver.pid) == (1, worker), "the scan waits, the watch goes on"
+    other.replace(own)
+    await watch.until(lambda: watch.driver.pid != worker, "the scan that waited")
+    await watch.until(lambda: not watch.sweep.trial.older, "taken up")
+    assert watch.sweep.library()["its_file_unfit"] is None
+    await watch.sweeps(3)
+    await watch.healths(None, None, None, None)
+    assert len(said()) == 2
+
+
+async def test_a_library_that_could_not_be_used_for_a_passing_reason_is_tried_again(
+    make_watch: MakeWatch, machine: Machine, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library_trial, "TRIAL_SECONDS", (0.1, 0.1))
+    own, other = place / "libxpuml.so.1", place / "other"
+    for copy in (own, other):
+        shutil.copy(target_of(machine).libraries[0], copy)
+    watch = make_watch(target=target_of(machine, own))
+    await watch.healths(None, None, None, None)
+    watch.compare_each(0.0)
+    machine.add_fault("xpumlInit", "code:999")
+    other.replace(own)
+    await watch.until(lambda: watch.sweep.trial.unfit, "it fails")
+    machine.clear_faults()
+    await watch.until(lambda: watch.sweep.trial.unfit is None, "it is tried again")
+    assert watch.sweep.trial.older
+
+
+async def test_an_unchanged_host_is_not_scanned_again(watch: Watch) -> None:
+    """Opening the library opens every device for an instant, which disturbs whoever wants to split one."""
+    watch.compare_each(0.0)
+    await watch.sweeps(10)
+    assert watch.driver.hosts >= 9
+    assert len(watch.driver.scans) == 1
+
+
+async def test_a_card_that_vanished_stays_unhealthy_until_a_rescan_is_asked_for(
+    watch: Watch, machine: Machine
+) -> None:
+    watch.compare_each(0.1)
+    machine.remove_card(1)
+    await watch.healths(None, "lost", None, None)
+    await watch.sweeps(3)
+    watch.sweep.rescan()
+    await watch.shows({id: None for id in IDS if id != IDS[1]})
+
+
+async def test_a_card_that_comes_back_is_healthy_under_its_own_id(watch: Watch, machine: Machine) -> None:
+    watch.compare_each(0.1)
+    machine.remove_card(0)
+    await watch.healths("lost", None, None, None)
+    machine.set_card(4, {"model": "R200", "pci": IDS[0]})
+    await watch.healths(None, None, None, None)
+
+
+async def test_a_host_that_changes_while_a_device_is_left_out_does_not_convict_another(
+    watch: Watch, machine: Machine
+) -> None:
+    """Indexes move: after the first card is gone, the second one has its index."""
+    watch.compare_each(0.1)
+    machine.add_fault(STATE, "hang", card=1)
+    await watch.healths(None, "not-answering", None, None)
+    machine.remove_card(0)
+    await watch.healths("lost", "not-answering", None, None)
+    assert_only(watch, IDS[:2])
+    machine.clear_faults()
+    await watch.healths("lost", None, None, None)
+
+
+async def test_a_device_that_cannot_be_named_is_told_once_and_harms_no_other(
+    watch: Watch, machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rather no device than the wrong node: here two nodes have one address in sysfs."""
+    assert machine.sysfs_root
+    link = machine.sysfs_root / "class/xpu/xpu2/device"
+    link.unlink()
+    link.symlink_to(f"../../../bus/pci/devices/{IDS[0]}")
+    for _ in range(2):
+        watch.sweep.rescan()
+        await watch.scans(1)
+    await watch.sweeps(1)
+    assert watch.health()[IDS[1]] is None
+    assert watch.health()[IDS[3]] is None
+    assert watch.picture.current
+    paths = {id: entry.device.path for id, entry in watch.picture.current.entries.items()}
+    assert paths.items() <= {id: f"/dev/xpu{number}" for number, id in enumerate(IDS)}.items()
+    assert "/dev/xpu2" not in paths.values()
+    problems = [record.message for record in caplog.records if "not offered" in record.message]
+    assert problems
+    assert len(problems) == len(set(problems))
+    machine.settle()
+
+
+# --- a scan on request ------------------------------------------------------------------------------
+
+
+async def test_rescanned_returns_when_a_scan_has_been_taken_in(watch: Watch, machine: Machine) -> None:
+    before = watch.sweep.scanner.scans
+    machine.set_card(0, {"vfs": "2"})
+    async with asyncio.timeout(SECONDS):
+        await watch.sweep.scanner.rescanned()
+    assert watch.sweep.scanner.scans > before
+    assert "0000:3b:01.1-of2" in watch.health()
+
+
+async def test_a_scan_under_way_is_not_what_rescanned_waits_for(watch: Watch, machine: Machine) -> None:
+    asked: list[asyncio.Task[None]] = []
+
+    def when_scanned(_: Scan | None) -> None:
+        """The driver has answered and nobody has taken it in: from here on another one is wanted."""
+        if not asked:
+            asked.append(asyncio.ensure_future(watch.sweep.scanner.rescanned()))
+            machine.set_card(0, {"vfs": "2"})
+
+    # Asked between the answer and its being taken in, so the answer is of before.
+    original = watch.driver.scan
+
+    async def scan(
+        skip: Collection[int] = (), *, only: int | None = None, seconds: float | None = None
+    ) -> Scan | None:
+        answer = await original(skip, only=only, seconds=seconds)
+        when_scanned(answer)
+        await asyncio.sleep(0)
+        return answer
+
+    watch.driver.scan = scan  # type: ignore[method-assign] # a hook, not another driver
+    watch.sweep.rescan()
+    await watch.until(lambda: asked, "a scan")
+    async with asyncio.timeout(SECONDS):
+        await asked[0]
+    assert "0000:3b:01.1-of2" in watch.health()
+    assert len(watch.driver.scans) >= 3
+
+
+async def test_a_rescan_asked_for_during_a_scan_is_not_lost(watch: Watch, machine: Machine) -> None:
+    calls: list[Scan | None] = []
+
+    def again(answer: Scan | None) -> None:
+        calls.append(answer)
+        if len(calls) == 1:
+            machine.set_card(3, {"lost": "yes"})
+            machine.remove_card(3)
+            watch.sweep.rescan()
+
+    watch.driver.after_scan = again
+    watch.sweep.rescan()
+    await watch.shows(dict.fromkeys(IDS[:3]))
+    assert len(calls) >= 2
+
+
+async def test_rescanned_waits_while_the_library_cannot_be_asked(watch: Watch, machine: Machine) -> None:
+    machine.set({"driver": "gone"})
+    waiting = asyncio.ensure_future(watch.sweep.scanner.rescanned())
+    await watch.scans(3)
+    assert not waiting.done()
+    machine.set({"driver": "loaded"})
+    async with asyncio.timeout(SECONDS):
+        await waiting

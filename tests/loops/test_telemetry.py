@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What devices measure, read over the real driver and the simulator: seldom, and at no cost to the sweep."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Collection
+from pathlib import Path
+
+import pytest
+
+from tests.support.machines import RESOURCE, make_machine, target_of
+from tests.support.waiting import SECONDS
+from xpu_plugin.edges.worker.client import Driver, Target
+from xpu_plugin.loops import telemetry as readings_module
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.loops.telemetry import FRESH_SECONDS, MUTE_SECONDS, STALE_SECONDS, Meters, Readings
+from xpu_plugin.model.devices import Gauges, identify
+from xpu_plugin.model.inventory import Policy, after_scan
+from xpu_plugin.simulation.machine import Machine
+
+
+A, B = "0000:3b:00.0", "0000:3c:00.0"
+MIB = 1 << 20
+TIMEOUT = 0.4
+
+pytestmark = pytest.mark.usefixtures("leaves_no_process", "leaves_no_task")
+
+
+class CountingDriver(Driver):
+    def __init__(self, target: Target) -> None:
+        super().__init__(target, call_timeout=TIMEOUT)
+        self.asked: list[frozenset[int]] = []
+
+    async def gauges(self, skip: Collection[int] = ()) -> list[Gauges]:
+        self.asked.append(frozenset(skip))
+        return await super().gauges(skip)
+
+
+class Tried:
+    """Meters that run, over two cards; the time stands still but for the test."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.driver = CountingDriver(target_of(machine))
+        self.picture = Picture(Policy(resource=RESOURCE))
+        self.now = 1000.0
+        self.skip: frozenset[int] = frozenset()
+        self.meters = Meters(self.driver, self.picture, probation=self, clock=lambda: self.now)
+        self.task = asyncio.create_task(self.meters.run())
+
+    async def scan(self) -> None:
+        scan = await self.driver.scan()
+        assert scan
+        found = identify(scan)
+        self.picture.submit(lambda facts: after_scan(facts, found, forget=True))
+
+    async def read(self) -> Readings:
+        readings = await self.meters.read()
+        assert readings
+        return readings
+
+
+@pytest.fixture
+def machine(place: Path) -> Machine:
+    return make_machine(place, number=2)
+
+
+@pytest.fixture
+async def tried(
+    machine: Machine, leaves_no_process: None, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Tried]:
+    monkeypatch.setattr(readings_module, "WAIT_SECONDS", SECONDS)
+    tried = Tried(machine)
+    await tried.scan()
+    yield tried
+    tried.task.cancel()
+    await asyncio.gather(tried.task, return_exceptions=True)
+    await tried.driver.close()
+
+
+async def test_they_are_what_the_machine_says(tried: Tried, machine: Machine) -> None:
+    machine.set_card(0, {"utilization": "42", "temperature": "71", "power": "95", "clock": "900"})
+    machine.add_process(4711, card=0, memory=512)
+    readings = await tried.read()
+    assert readings.gauges[A] == Gauges(
+        index=0,
+        pci=A,
+        memory_used_bytes=512 * MIB,
+        memory_total_bytes=16384 * MIB,
+        utilization_percent=42,
+        temperature_celsius=71,
+        power=95,
+        clock_mhz=900,
+        processes=1,
+    )
+    assert readings.gauges[B].processes == 0
+
+
+async def test_nobody_is_asked_while_nobody_reads_and_seldom_then(tried: Tried) -> None:
+    assert tried.driver.asked == []
+    await asyncio.gather(*(tried.meters.read() for _ in range(20)))
+    await tried.read()
+    tried.now += FRESH_SECONDS
+    await tried.read()
+    assert len(tried.driver.asked) == 1
+    tried.now += 0.1
+    await tried.read()
+    assert len(tried.driver.asked) == 2
+
+
+async def test_a_worker_that_is_busy_delays_nobody_who_reads(
+    tried: Tried, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while a card is being split. What was read before is given until it is too old."""
+    before = await tried.read()
+    monkeypatch.setattr(readings_module, "WAIT_SECONDS", 0.01)
+    tried.now += FRESH_SECONDS + 1
+    async with tried.driver._lock:
+        assert await tried.meters.read() == before
+        tried.now += STALE_SECONDS
+        assert await tried.meters.read() is None
+    monkeypatch.setattr(readings_module, "WAIT_SECONDS", SECONDS)
+    assert (await tried.read()).at > before.at
+
+
+@pytest.mark.parametrize("action", ["hang", "crash"])
+async def test_a_device_that_costs_a_worker_is_left_alone_for_a_while(
+    tried: Tried, machine: Machine, caplog: pytest.LogCaptureFixture, action: str
+) -> None:
+    machine.add_fault("xpumlDeviceGetPowerUsage", action, card=1)
+    with caplog.at_level(logging.WARNING):
+        assert await tried.meters.read() is None
+    (said,) = [record.message for record in caplog.records]
+    assert said.startswith(f"reading the measurements of {B}: ")
+    await tried.scan()  # as the sweep does, now that its worker is gone
+    assert set((await tried.read()).gauges) == {A}
+    assert tried.driver.asked[-1] == {1}
+    machine.clear_faults()
+    tried.now += MUTE_SECONDS[0] + 1
+    assert set((await tried.read()).gauges) == {A, B}
+
+
+async def test_who_is_left_out_by_the_sweep_is_left_out_here(tried: Tried) -> None:
+    tried.skip = frozenset({0})
+    assert set((await tried.read()).gauges) == {B}
+
+
+async def test_a_call_that_fails_leaves_a_gap_and_the_rest_is_there(tried: Tried, machine: Machine) -> None:
+    machine.add_fault("xpumlDeviceGetTemperature", "code:999", card=0)
+    readings = await tried.read()
+    assert readings.gauges[A].temperature_celsius is None
+    assert readings.gauges[A].power == 60
+
+
+async def test_readings_that_cannot_be_are_left_out_and_counted(tried: Tried, machine: Machine) -> None:
+    machine.set_card(0, {"power": "-1", "temperature": "-12", "utilization": "300"})
+    machine.add_process(7, card=0, memory=20000)
+    readings = await tried.read()
+    own = readings.gauges[A]
+    assert (own.power, own.utilization_percent, own.memory_used_bytes) == (None, None, None)
+    assert (own.temperature_celsius, own.memory_total_bytes, own.clock_mhz) == (-12, 16 << 30, 1300)
+    assert tried.meters.impossible == {
+        (A, name): 1 for name in ("power", "utilization_percent", "memory_used_bytes")
+    }
+
+
+async def test_a_pf_without_memory_is_not_asked_how_busy_it_is(tried: Tried, machine: Machine) -> None:
+    """The library would divide by zero and take the worker along."""
+    machine.set_card(0, {"vfs": "2", "cold-split": "yes"})
+    await tried.scan()
+    readings = await tried.read()
+    assert readings.gauges[A].memory_total_bytes == 0
+    assert readings.gauges[A].utilization_percent is None
+    assert len(readings.gauges) == 4
+
+
+async def test_readings_of_a_worker_that_has_another_list_are_nobodys(tried: Tried, machine: Machine) -> None:
+    """Its scan was not taken in: index 1 is another device there."""
+    machine.remove_card(0)
+    await tried.driver.scan()
+    assert (await tried.read()).gauges == {}
+
+
+async def test_without_a_worker_there_are_none_and_nothing_is_said(
+    tried: Tried, caplog: pytest.LogCaptureFixture
+) -> None:
+    await tried.driver.close()
+    assert await tried.meters.read() is None
+    assert caplog.records == []

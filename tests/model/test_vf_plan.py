@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wishes, cards and what follows for each: examples."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tests.support.devices import LOST_CALL, device, found
+from xpu_plugin.model.devices import Device, Kind
+from xpu_plugin.model.health import NOT_ANSWERING
+from xpu_plugin.model.inventory import Facts, Policy, after_scan, after_verdicts
+from xpu_plugin.model.vf_plan import (
+    LABEL,
+    UNKNOWN,
+    Action,
+    Card,
+    DesiredVfs,
+    Proof,
+    Report,
+    State,
+    Step,
+    by_argument,
+    by_label,
+    cards,
+    parse,
+    plan,
+    step_if_idle,
+)
+
+
+A, B = "0000:3b:00.0", "0000:5e:00.0"
+POLICY = Policy(resource="baidu.com/xpu")
+IDLE = Proof()
+TWO = by_argument(2)
+
+
+def pf(address: str = A, vfs: int = 2) -> Device:
+    return device(address, kind=Kind.PF, split=f"of{vfs}", max_vfs=3)
+
+
+def vfs(count: int, address: str = A, seen: int | None = None) -> list[Device]:
+    numbers = range(count if seen is None else seen)
+    return [device(f"{address[:-4]}01.{n}-of{count}", number=10 + n, card=address) for n in numbers]
+
+
+def card_of(*devices: Device, policy: Policy = POLICY, facts: Facts | None = None) -> Card:
+    (card,) = cards(facts or after_scan(Facts(), found(*devices)), policy).values()
+    return card
+
+
+# --- the wish -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "number"), [("0", 0), ("3", 3), ("63", 63), ("keep", None)])
+def test_a_number_or_keep_is_a_desired_count(text: str, number: int | None) -> None:
+    assert parse(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "abc", "-1", "64", "99", "1.0", " 1", "01", "٣", "Keep", "1\n"])
+def test_anything_else_is_refused_by_name_with_what_is_accepted(text: str) -> None:
+    with pytest.raises(ValueError, match="accepted: a whole number from 0 to 63, or keep") as error:
+        parse(text)
+    assert repr(text) in str(error.value)
+
+
+def test_the_label_goes_before_the_argument_and_without_one_the_argument_counts() -> None:
+    assert by_label(UNKNOWN, "3", 0).number == 3
+    assert by_label(UNKNOWN, None, 2) == by_argument(2)
+    assert by_label(by_label(UNKNOWN, "3", 2), None, 2) == by_argument(2)
+    assert by_label(by_argument(2), "keep", 2).number is None
+
+
+def test_a_bad_label_leaves_the_desired_count_as_it_was_and_says_so() -> None:
+    before = by_label(UNKNOWN, "3", 0)
+    after = by_label(before, "abc", 0)
+    assert (after.number, after.origin) == (before.number, before.origin)
+    assert LABEL in after.problem
+    assert "'abc'" in after.problem
+    assert by_label(after, "2", 0).problem == ""
+
+
+def test_a_bad_label_that_is_the_first_word_keeps_all_as_it_is() -> None:
+    desired = by_label(UNKNOWN, "", 2)
+    assert desired.number is None
+    assert desired.origin is not None
+    assert desired.problem
+
+
+# --- cards --------------------------------------------------------------------------------------------
+
+
+def test_a_whole_card_has_no_vfs_and_a_split_one_has_as_many_as_it_says() -> None:
+    whole, split = card_of(device(A)), card_of(pf(), *vfs(2))
+    assert (whole.vfs, whole.complete, whole.most) == (0, True, 3)
+    assert (split.vfs, split.complete, split.most) == (2, True, 3)
+
+
+def test_a_card_is_complete_when_all_its_vfs_are_in_sight() -> None:
+    assert not card_of(pf(), *vfs(2, seen=1)).complete
+    assert card_of(pf(), *vfs(2, seen=1)).vfs == 2
+
+
+def test_halves_are_a_card_that_cannot_be_split() -> None:
+    card = card_of(device(f"{A}-half0"), device(f"{A}-half1", number=1))
+    assert (card.vfs, card.most, card.trouble) == (0, 0, "")
+
+
+def test_a_card_of_which_only_vfs_are_in_sight_is_in_trouble() -> None:
+    card = card_of(*vfs(2))
+    assert card.index is None
+    assert "does not answer" in card.trouble
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        (replace(POLICY, deny=(A,)), "excluded by --deny"),
+        (replace(POLICY, deny=("R200",)), "excluded by --deny"),
+        (replace(POLICY, allow=(B,)), "not named by --allow"),
+    ],
+)
+def test_cards_that_are_not_to_be_offered_are_not_changed_and_say_why(policy: Policy, reason: str) -> None:
+    kept = step(TWO, device(A), policy=policy)
+    assert (kept.action, kept.reason) == (Action.KEEP, reason)
+    assert step(TWO, device(A), policy=replace(POLICY, allow=(A,))).action is Action.APPLY
+
+
+def test_a_sick_card_and_a_vf_that_does_not_answer_are_trouble_and_a_sick_vf_is_not() -> None:
+    assert "unhealthy" in card_of(device(A, state=207)).trouble
+    sick = [replace(vfs(2)[0], state=207), vfs(2)[1]]
+    assert card_of(pf(), *sick).trouble == ""
+    silent = [replace(vfs(2)[0], state=None, failure=LOST_CALL), vfs(2)[1]]
+    assert "-of2 is unhealthy" in card_of(pf(), *silent).trouble
+    facts = after_verdicts(after_scan(Facts(), found(device(A))), {A: NOT_ANSWERING})
+    assert "unhealthy" in card_of(facts=facts).trouble
+
+
+# --- the plan -----------------------------------------------------------------------------------------
+
+
+def step(desired: DesiredVfs, *devices: Device, proof: Proof | None = IDLE, policy: Policy = POLICY) -> Step:
+    facts = after_scan(Facts(), found(*devices))
+    (step,) = plan(desired, cards(facts, policy), {A: proof} if proof else {})
+    return step
+
+
+def test_a_card_as_desired_is_kept_whoever_uses_it() -> None:
+    proof = Proof(holders=("default/job/main",))
+    assert step(TWO, pf(), *vfs(2), proof=proof).action is Action.KEEP
+    assert step(by_argument(0), device(A), proof=proof).action is Action.KEEP
+    assert step(by_argument(None), device(A), proof=proof).action is Action.KEEP
+    assert step(UNKNOWN, pf(), *vfs(2)).action is Action.KEEP
+
+
+def test_an_idle_card_that_is_not_as_desired_is_changed() -> None:
+    assert step(TWO, device(A)).action is Action.APPLY
+    assert step(TWO, pf(vfs=3), *vfs(3)).action is Action.APPLY
+    assert step(by_argument(0), pf(), *vfs(2)).action is Action.APPLY
+
+
+def test_a_used_card_is_blocked_by_name_and_one_without_proof_for_that() -> None:
+    held = step(TWO, device(A), proof=Proof(holders=("default/job/main", "process 7 at /dev/xpu0")))
+    assert held.action is Action.BLOCKED
+    assert held.reason == "held by default/job/main, process 7 at /dev/xpu0"
+    assert held.holders == ("default/job/main", "process 7 at /dev/xpu0")
+    doubtful = step(TWO, device(A), proof=Proof(doubt="there is no kubelet"))
+    assert doubtful.action is Action.BLOCKED
+    assert doubtful.reason == "cannot prove idle: there is no kubelet"
+    assert step(TWO, device(A), proof=None).action is Action.BLOCKED
+
+
+def test_a_desired_count_above_the_maximum_fails_with_the_maximum() -> None:
+    refused = step(by_argument(4), pf(), *vfs(2))
+    assert refused.action is Action.FAILED
+    assert "3 VFs at most" in refused.reason
+
+
+def test_a_card_that_cannot_be_split_is_unsupported_but_for_the_desired_count_of_none() -> None:
+    assert step(TWO, device(A, max_vfs=0)).action is Action.UNSUPPORTED
+    assert step(by_argument(0), device(A, max_vfs=0)).action is Action.KEEP
+
+
+def test_a_card_of_which_nobody_knows_whether_it_can_be_split_is_blocked() -> None:
+    assert step(TWO, device(A, max_vfs=None)).action is Action.BLOCKED
+
+
+def test_a_sick_card_that_cannot_be_split_is_unsupported_all_the_same() -> None:
+    card = card_of(device(A, state=207, max_vfs=0))
+    assert step_if_idle(TWO, card).action is Action.UNSUPPORTED
+    assert step_if_idle(TWO, card_of(device(A, state=207))).action is Action.BLOCKED
+
+
+# --- the report ---------------------------------------------------------------------------------------
+
+
+def told(*actions: Action) -> list[Step]:
+    return [
+        Step(card=f"0000:{n:02x}:00.0", desired=2, actual=0, action=action)
+        for n, action in enumerate(actions)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("actions", "state"),
+    [
+        ((), State.SUCCESS),
+        ((Action.KEEP, Action.KEEP), State.SUCCESS),
+        ((Action.KEEP, Action.APPLY), State.PENDING),
+        ((Action.APPLY, Action.BLOCKED), State.BLOCKED),
+        ((Action.BLOCKED, Action.FAILED, Action.KEEP), State.FAILED),
+        ((Action.UNSUPPORTED, Action.KEEP), State.SUCCESS),
+        ((Action.UNSUPPORTED, Action.APPLY), State.PENDING),
+        ((Action.UNSUPPORTED, Action.UNSUPPORTED), State.FAILED),
+    ],
+)
+def test_the_node_is_as_bad_as_its_worst_card(actions: tuple[Action, ...], state: State) -> None:
+    assert Report(steps=tuple(told(*actions))).state is state
+
+
+def test_a_desired_count_that_does_not_count_is_a_failure_with_its_reason() -> None:
+    report = Report(steps=tuple(told(Action.KEEP)), problem="label x: 'abc' is not accepted")
+    assert report.state is State.FAILED
+    assert json.loads(report.detail())["problem"] == report.problem
+
+
+def test_the_detail_says_all_of_each_card() -> None:
+    blocked = step(TWO, device(A), proof=Proof(holders=("default/job/main",)))
+    assert json.loads(Report(steps=(blocked,)).detail()) == {
+        "cards": [
+            {
+                "address": A,
+                "desired": 2,
+                "actual": 0,
+                "state": "blocked",
+                "reason": "held by default/job/main",
+                "holders": ["default/job/main"],
+            }
+        ]
+    }
+    kept = Report(steps=(Step(card=A, desired=None, actual=2, action=Action.KEEP),))
+    assert json.loads(kept.detail())["cards"][0]["desired"] == "keep"
+    unsupported = Report(steps=tuple(told(Action.UNSUPPORTED)))
+    assert json.loads(unsupported.detail())["cards"][0]["state"] == "unsupported"

@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One node in the API server: its label, what we write on it, events about it.
+
+Unreachable is not absent: an outage calls nobody back and takes nothing away. The node is listed and then
+watched, by name, and only its metadata is asked for.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from xpu_plugin.edges.apiserver.client import (
+    BROKEN,
+    ITEM,
+    MISSING,
+    NODES,
+    REFUSED,
+    STRANGER,
+    Answer,
+    Failed,
+    Failures,
+    NodeMetadata,
+    Server,
+    advice,
+    member,
+    node_metadata,
+    parsed,
+    said,
+)
+from xpu_plugin.edges.apiserver.node_writer import Delays, NodeWriter, send, values
+from xpu_plugin.errors import PluginError
+from xpu_plugin.log import Once
+from xpu_plugin.model.refusals import Speaker
+from xpu_plugin.model.vf_label import Sight
+
+
+logger = logging.getLogger(__name__)
+
+WATCH_SECONDS = (240, 480)  # for how long the server is asked to keep a watch open: least, most
+WATCH_GRACE_SECONDS = 15.0  # of silence beyond that: the connection is dead, only nobody told us
+SHORT_WATCH_SECONDS = 1.0  # what ends sooner is no sign of health
+AGAIN_SECONDS = (1.0, 60.0)  # back-off: first, most
+
+NODE_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+_GONE = 410
+
+
+class ApiError(PluginError):
+    """The API server has not done what it was asked for; the text says why, in one line."""
+
+
+def remove(
+    node: str, kubeconfig: Path | None, *, labels: Collection[str], annotations: Collection[str]
+) -> None:
+    """Take labels and annotations from a node, whether or not it has them. Waits; raises ApiError."""
+    changes = values(labels=dict.fromkeys(labels), annotations=dict.fromkeys(annotations))
+    try:
+        send(Server(kubeconfig), node, "patch nodes", changes)
+    except Failed as failure:
+        raise ApiError(advice(failure)) from None
+
+
+class Follower(Protocol):
+    """Is called by a thread."""
+
+    def saw(self, sight: Sight, /) -> None:
+        """The node as it is shown: after the first answer, and then when its label or its UID changes."""
+
+    def denied(self, text: str, /) -> None:
+        """The authorizer refuses to list or watch: once for each kind of refusal, until it is answered again.
+
+        text: a sentence to be logged
+        """
+
+
+class NodeApi:
+    """Follows one node's label and keeps what we publish on it, in two daemon threads.
+
+    A refusal counts once it has lasted for `patience` seconds, seen at both ends and with nothing else
+    between: an API server that has just started knows of no roles, and refuses all clients. Credentials that
+    are not accepted are an outage like any other.
+
+    What is not foreseen ends no thread: it is said once, and the thread begins anew after a while.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        label: str,
+        kubeconfig: Path | None,
+        follower: Follower,
+        delays: Delays,
+        patience: float = 0.0,
+    ) -> None:
+        self._node = node
+        self._label = label
+        self._kubeconfig = kubeconfig
+        self._follower = follower
+        self._delays = delays
+        self._stopping = threading.Event()
+        self._threads: set[str] = set()  # names of those that were started
+
+        # Of the watching thread.
+        self._told: Sight | None = None  # what was handed over last
+        self._denied: set[str] = set()  # requests whose refusal on_denied has heard of
+        self._complaint = Once()  # the kind of trouble there is
+        self._patience = patience
+        self._refused_since: float | None = None
+        self._streaming_since: float | None = None
+        self.watching = False  # whether a watch is open; read from anywhere
+        self._barren = 0  # streams in a row that ended at once, without a line
+
+        self._failures = Failures()
+        self._writer = NodeWriter(node=node, kubeconfig=kubeconfig, delays=delays, failures=self._failures)
+
+    def start(self) -> None:
+        """Begin; returns at once. The import of the client holds the interpreter for a moment.
+
+        Raises RuntimeError when a thread cannot be started. Called again, it starts what is missing.
+        """
+        for name, target in (("api_watch", self._watch), ("api_write", self._writer.run)):
+            if name not in self._threads:
+                threading.Thread(target=self._kept_up, args=(name, target), name=name, daemon=True).start()
+                self._threads.add(name)
+
+    def stop(self) -> None:
+        """Ask both threads to end; returns at once. One that is blocked ends later, or with the process."""
+        self._stopping.set()
+        self._writer.stop()
+
+    @property
+    def failures(self) -> dict[tuple[str, int | None], int]:
+        """How many requests have failed, by what was asked and HTTP status, None where there was none."""
+        return self._failures.counts
+
+    @property
+    def unwritten(self) -> tuple[str, ...]:
+        """A sentence for each kind of writing that failed when it was tried last."""
+        return self._writer.unwritten
+
+    def publish(
+        self, part: str, *, labels: Mapping[str, str | None], annotations: Mapping[str, str | None]
+    ) -> None:
+        """What these keys of the node are to be from now on, None for absent; returns at once.
+
+        Each part is written by patches of its own. The last call for a part wins, and keys that it does not
+        name are left alone. A change of them by another client is mended, ever more slowly if it comes again.
+        """
+        self._writer.publish(part, values(labels=labels, annotations=annotations))
+
+    def event(self, *, kind: str, reason: str, message: str) -> None:
+        """Have an event about the node (`kubectl describe node`) made, if possible; returns at once.
+
+        `kind` is Normal or Warning. Of too many that wait the oldest is dropped.
+        """
+        self._writer.event(kind=kind, reason=reason, message=message)
+
+    def _kept_up(self, name: str, target: Callable[[], None]) -> None:
+        """Call it until it returns, as it does when it is told to stop."""
+        again = self._delays(*AGAIN_SECONDS)
+        known: set[str] = set()
+        while True:
+            began = time.monotonic()
+            try:
+                target()
+            except Exception as error:  # noqa: BLE001 - what is not foreseen is a failed round, like others
+                if self._stopping.is_set():  # who is called back may have gone already
+                    return
+                # The text of an error that is not known may quote a header, and so a token.
+                where = f"{type(error).__name__} at {_place(error)}"
+                self._failures.add(Failed(f"{name}: {where}"))
+                if where not in known:
+                    known.add(where)
+                    logger.error(  # noqa: TRY400 - a traceback would show the text
+                        "unforeseen error while talking to the API server; trying again: thread=%s error=%s",
+                        name,
+                        where,
+                    )
+                if time.monotonic() - began > AGAIN_SECONDS[1]:
+                    again = self._delays(*AGAIN_SECONDS)
+                self._stopping.wait(next(again))
+            else:
+                return
+
+    # --- watching: list, watch from there, list again when in doubt -----------------------------------
+
+    def _watch(self) -> None:
+        server = Server(self._kubeconfig)
+        again = self._delays(*AGAIN_SECONDS)
+        version: str | None = None
+        while not self._stopping.is_set():
+            least = 0.0
+            failed = False
+            self._streaming_since = None
+            try:
+                if version is None:
+                    version = self._list(server)
+                if self._stopping.is_set():
+                    return
+                version = self._follow(server, version)
+            except Failed as failure:
+                version, failed, least = None, True, failure.retry_after
+                self._failures.add(failure)
+                if not self._stopping.is_set():
+                    self._say(failure)
+            healthy = self._streamed() >= SHORT_WATCH_SECONDS
+            if healthy:
+                again = self._delays(*AGAIN_SECONDS)
+            if failed or not healthy:
+                self._stopping.wait(max(next(again), least))
+
+    def _list(self, server: Server) -> str:
+        """Act on the node as it is; the version to watch from."""
+        what = "list nodes"
+        with server.open("GET", NODES, what=what, accept=NODE_LIST, query=self._selector()) as answer:
+            document = answer.whole()
+        self._allowed(what)
+        version = member(document, "metadata").get("resourceVersion")
+        items = document.get("items") or []
+        if not isinstance(version, str) or not isinstance(items, list):
+            raise Failed(f"{what}: the answer is no list")
+        nodes = [item for item in items if member(item, "metadata").get("name") == self._node]
+        if not nodes:
+            raise Failed(f"{what}: none is named {self._node}", kind=MISSING)
+        self._saw(node_metadata(nodes[0], what))
+        return version
+
+    def _follow(self, server: Server, version: str) -> str | None:
+        """Act on changes until the stream ends; the version to go on from, None if that is to be listed."""
+        what = "watch nodes"
+        seconds = random.randint(*WATCH_SECONDS)  # noqa: S311 - so that a cluster's nodes do not ask in step
+        query = self._selector() | {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": version,
+            "timeoutSeconds": str(seconds),
+        }
+        try:
+            answer = server.open(
+                "GET", NODES, what=what, accept=ITEM, query=query, silence=seconds + WATCH_GRACE_SECONDS
+            )
+        except Failed as failure:
+            if failure.status == _GONE:
+                return None
+            raise
+        try:
+            with answer:
+                self._streaming_since = time.monotonic()
+                self.watching = True
+                return self._heard(answer, version)
+        finally:
+            self.watching = False
+
+    def _heard(self, answer: Answer, version: str) -> str | None:
+        """Act on each line of a watch; as `_follow` returns."""
+        what = "watch nodes"
+        self._allowed(what)
+        if self._complaint.last != BROKEN:
+            self._answered()
+        heard = False
+        for line in answer.lines():
+            heard = True
+            if self._stopping.is_set():
+                return None
+            kind, about = _watched(line)
+            if kind is None:
+                return None
+            if kind == "BOOKMARK":
+                version = str(member(about, "metadata")["resourceVersion"])
+            else:
+                metadata = node_metadata(about, what)
+                if metadata.name != self._node:
+                    raise Failed(f"{what}: an event about another node", kind=BROKEN)
+                if kind == "DELETED":
+                    return None
+                self._saw(metadata)
+                version = metadata.version
+            self._answered()
+        if not heard and self._streamed() < SHORT_WATCH_SECONDS:
+            self._barren += 1
+            if self._barren > 1:  # the first time it may have been the server's end
+                raise Failed(f"{what}: the stream ends as soon as it is open", kind=BROKEN)
+            return None
+        self._barren = 0
+        self._answered()
+        return version
+
+    def _selector(self) -> dict[str, str]:
+        return {"fieldSelector": f"metadata.name={self._node}"}
+
+    def _streamed(self) -> float:
+        """For how many seconds this round's stream has been open."""
+        return 0.0 if self._streaming_since is None else time.monotonic() - self._streaming_since
+
+    def _saw(self, metadata: NodeMetadata) -> None:
+        self._writer.saw(metadata)
+        sight = Sight(uid=metadata.uid, label=metadata.labels.get(self._label))
+        if self._told != sight and not self._stopping.is_set():
+            self._told = sight
+            self._follower.saw(sight)
+
+    def _allowed(self, what: str) -> None:
+        self._denied.discard(what)
+
+    def _say(self, failure: Failed) -> None:
+        """Once for each kind of trouble, until there is an answer."""
+        if failure.speaker is Speaker.AUTHORIZER:
+            self._complaint.changed(REFUSED)
+            now = time.monotonic()
+            self._refused_since = self._refused_since or now
+            if now - self._refused_since >= self._patience and failure.what not in self._denied:
+                self._denied.add(failure.what)
+                self._follower.denied(advice(failure))
+            return
+        self._refused_since = None
+        if failure.kind == MISSING:
+            self._complain(
+                f"the API server knows no node {self._node}; see that --node-name is right",
+                MISSING,
+            )
+        elif failure.speaker is Speaker.AUTHENTICATOR:
+            self._complain(advice(failure), STRANGER)
+        else:
+            self._complain(
+                f"no answer from the API server: {failure}; until there is one, everything stays as it is",
+                failure.kind,
+            )
+
+    def _complain(self, text: str, kind: str) -> None:
+        if self._complaint.changed(kind):
+            logger.warning("%s", text)
+
+    def _answered(self) -> None:
+        self._refused_since = None
+        if self._complaint.healed():
+            logger.info("the API server answers again")
+            self._writer.answered()
+
+
+def _watched(line: bytes) -> tuple[str | None, dict[str, Any]]:
+    """A watch event's type and its object; a type of None: what we know is too old."""
+    what = "watch nodes"
+    document = parsed(line, what, BROKEN)
+    kind, about = document.get("type"), member(document, "object")
+    if kind == "ERROR":
+        if about.get("code") == _GONE:
+            return None, {}
+        seconds = member(about, "details").get("retryAfterSeconds")
+        raise Failed(
+            f"{what}: error {said(str(about.get('code')))} in the stream: {said(str(about.get('message')))}",
+            kind=BROKEN,
+            retry_after=seconds if isinstance(seconds, int) else 0,
+        )
+    version = member(about, "metadata").get("resourceVersion")
+    if kind not in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK") or not (version and isinstance(version, str)):
+        raise Failed(f"{what}: what comes is no event", kind=BROKEN)
+    return kind, about
+
+
+def _place(error: BaseException) -> str:
+    """`file:line` where it was raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "?"

@@ -1,0 +1,523 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The socket's life: serve, register, notice every kind of kubelet restart.
+
+`model.registration` decides; this carries it out. Register returns before the kubelet dials back, and that
+may fail unseen; so a stream has to open, or we register again. A kubelet that starts deletes every socket in
+the directory, ours too. Each socket has a name that no kubelet has seen before.
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import random
+import secrets
+import socket
+import stat
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import grpc
+
+from xpu_plugin.edges.kubelet.channel import address, held, reached, told
+from xpu_plugin.edges.kubelet.engine import require_room
+from xpu_plugin.edges.kubelet.pod_resources import checkpoint_of, reader
+from xpu_plugin.edges.kubelet.rivals import RivalWatch
+from xpu_plugin.edges.kubelet.service import OPTIONS, DevicePluginService, server_of
+from xpu_plugin.edges.mounts import deleted
+from xpu_plugin.log import Once, note
+from xpu_plugin.model import registration
+from xpu_plugin.model.obstacles import Obstacle
+from xpu_plugin.model.ownership import Checkpoint
+from xpu_plugin.model.registration import Action, Look, Outcome, Standing
+from xpu_plugin.proto import deviceplugin_pb2 as api
+from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
+
+
+logger = logging.getLogger(__name__)
+
+VERSION = "v1beta1"
+KUBELET_SOCKET = "kubelet.sock"
+SOCKET_PREFIX = "xpu-device-plugin"
+DESCRIPTORS = Path("/proc/self/fd")
+"""By it a kubelet's very socket is connected to, whatever has its name meanwhile."""
+SOCKET_SUFFIX = ".sock"
+MOST_ENTRIES = 1024  # of the kubelet's directory that are looked at
+RANDOM_BYTES = 4  # of a socket's name, as twice as many hexadecimal digits
+
+REGISTER_SECONDS = 5.0  # deadline of the call
+LOCK_SECONDS = 1.0  # between attempts to become the only plugin
+STOP_SECONDS = 0.2  # for calls in progress when a server stops
+MARGIN_SECONDS = 1.0  # beyond either, as gRPC without a thread keeps no deadline of its own
+
+_CHANNEL_OPTIONS = (
+    ("grpc.use_local_subchannel_pool", 1),  # no connection state shared between attempts
+    # Of a call on a connection that is just ending gRPC makes a new attempt at once, and again: now and then
+    # that takes a gigabyte within a second (grpcio 1.85, at one kubelet restart in some thousand).
+    ("grpc.enable_retries", 0),
+)
+
+
+class Identity(registration.Identity):
+    """One start of a kubelet, or one socket file of ours."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, path: Path) -> "Identity | None":
+        """The identity of the socket at `path`; None when there is none."""
+        try:
+            status = os.stat(path)  # noqa: PTH116 - called a hundred times a second while a kubelet is away
+        except OSError:
+            return None
+        if not stat.S_ISSOCK(status.st_mode):
+            return None
+        return cls(status.st_dev, status.st_ino, status.st_ctime_ns)
+
+
+def in_the_way(path: Path) -> Obstacle | None:
+    """Why what is at `path` is no socket that can be used; None for a socket, and where nothing is."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - as above
+        code = 0 if stat.S_ISSOCK(mode) else errno.ENOTSOCK
+    except OSError as error:
+        code = error.errno or errno.EIO
+    obstacle = Obstacle(path=os.fspath(path), code=code)
+    return None if code == 0 or obstacle.absent else obstacle
+
+
+class InstanceLock:
+    """At most one plugin works in a device plugin directory: a lock on the directory itself, which ends
+    with the process and leaves no file.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._acquiring = asyncio.Lock()
+        self._descriptor: int | None = None
+        self._complaint = Once()
+        self.rival = False  # whether another plugin had it when it was tried last
+
+    def acquire_at_once(self) -> None:
+        """Take it if it is free: before anything is read that another plugin may change."""
+        self._try()
+
+    async def acquire(self) -> None:
+        """Wait until the directory exists and no other plugin has it."""
+        async with self._acquiring:
+            if self.held():
+                return
+            while not self._try():  # noqa: ASYNC110 - nothing tells us when another process lets go
+                await asyncio.sleep(LOCK_SECONDS)
+            self._complaint.healed()
+
+    def held(self) -> bool:
+        """Whether what is locked is still the directory at that path."""
+        if self._descriptor is None:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self._directory))  # noqa: PTH116
+        except OSError:
+            return False
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _try(self) -> bool:
+        if self.held():
+            return True
+        self.release()
+        if not DESCRIPTORS.is_dir():
+            self._complain(
+                f"waiting for {DESCRIPTORS}: /proc is not mounted, or hides us; mount it to register"
+            )
+            return False
+        try:
+            descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            if not self._refused(error):
+                self._complain(
+                    f"waiting for the kubelet's directory {self._directory}: {error.strerror}; where the "
+                    "kubelet has another one, name it by --device-plugin-dir, in a pod by its hostPath"
+                )
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if not isinstance(error, BlockingIOError):
+                self._refused(error)
+                return False
+            self.rival = True
+            self._complain(f"waiting: another plugin works in {self._directory}")
+            return False
+        self._descriptor, self.rival = descriptor, False
+        return self.held()
+
+    def _refused(self, error: OSError) -> bool:
+        """Whether the directory is there, which is said."""
+        obstacle = Obstacle(path=os.fspath(self._directory), code=error.errno or errno.EIO)
+        if not obstacle.absent:
+            self._complain(f"cannot use the kubelet's directory {obstacle}")
+        return not obstacle.absent
+
+    def _complain(self, text: str) -> None:
+        if self._complaint.changed(text):
+            logger.warning("%s", text)
+
+
+class Alone(Protocol):
+    """Knows when no other plugin may work on this node."""
+
+    async def acquire(self) -> None:
+        """Wait until then."""
+
+
+class Holders(Protocol):
+    """Knows which containers hold devices."""
+
+    async def before_registration(self) -> None:
+        """Look, quickly: a kubelet that waits longer than a second kills pods."""
+
+
+class PluginDirectory:
+    """The kubelet's directory, as another plugin may have changed it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def checkpoint(self) -> Checkpoint:
+        """The kubelet's checkpoint. Raises UnknownHoldersError."""
+        return await checkpoint_of(self._path)
+
+    async def neighbours(self) -> frozenset[registration.Identity]:
+        """The sockets of other plugins. Raises OSError."""
+        return await reader().call(neighbours, self._path)
+
+
+class Endpoint:
+    """One resource's socket and its registration with whatever kubelet there is.
+
+    watch: of the resource's name, the same that the service has
+    holders: looked for before each registration, and before devices are offered again that another plugin may
+    have granted
+    """
+
+    def __init__(
+        self,
+        service: DevicePluginService,
+        *,
+        directory: Path,
+        stem: str,
+        lock: Alone,
+        watch: RivalWatch | None = None,
+        holders: Holders | None = None,
+        again: tuple[float, float] | None = None,
+    ) -> None:
+        self.service = service
+        self._directory = directory
+        self._stem = stem
+        self._kubelet = directory / KUBELET_SOCKET
+        self._lock = lock
+        self.watch = watch or RivalWatch(service.resource)
+        self._holders = holders
+        self._again = again
+        self._server: grpc.aio.Server | None = None
+        self._bound: Identity | None = None
+        self._said = Once()
+        self._noted = Once()
+        self._absent = False  # whether it was said that no kubelet answers
+        self.obstacle: Obstacle | None = None  # why the kubelet's socket, which is there, cannot be used
+        self.path: Path | None = None  # of our socket, which has a new name each time it is bound
+        self.resource = service.resource
+        self.registrations = 0
+        self.failures = 0  # of registrations
+
+    async def run(self) -> None:
+        """Serve and stay registered until cancelled; then end the streams and remove the socket."""
+        try:
+            await self._live()
+        finally:
+            await self._stop()
+
+    async def _live(self) -> None:
+        standing = Standing(idle_since=time.monotonic())
+        task = asyncio.current_task()
+        # gRPC's stop waits by `asyncio.wait_for`, which in Python 3.11 loses a cancellation that comes just
+        # as the wait is over.
+        while not (task and task.cancelling()):
+            self.service.streams_changed.clear()
+            if self._server is not None and (crash := await _crash(self._server)):
+                logger.warning("serving resource=%s anew: gRPC gave up (%s)", self.resource, crash)
+                await self._stop()
+            look = self._look_around()
+            former, standing = standing, registration.seen(standing, look)
+            if former.opened_at is not None and standing.opened_at is None:
+                logger.info("the kubelet ended its stream resource=%s", self.resource)
+            if standing.instances != former.instances:
+                self.watch.forget()
+            absent = registration.absent(standing, look.now)
+            if look.kubelet is None or look.streaming:
+                self.obstacle = None if look.streaming else in_the_way(self._kubelet)
+            if look.kubelet is None and self.obstacle is not None:
+                self._complain(f"cannot use the kubelet's socket {self.obstacle}")
+            elif absent and not self._absent:
+                self._complain_of_absence()
+            elif look.kubelet is None and not look.streaming and not absent:
+                self._mention(f"waiting for the kubelet's socket {self._kubelet}")
+            self._absent = absent and self.obstacle is None
+            action = registration.action(standing, look)
+            if action is Action.BIND:
+                standing = await self._bind_for(standing)
+            elif action is Action.REGISTER:
+                standing = await self._register_for(standing)
+            else:
+                if look.streaming:
+                    await self.watch.follow(self._see_holders)
+                await self._pause(registration.wait(standing, look))
+
+    def _look_around(self) -> Look:
+        now, kubelet, path = time.monotonic(), Identity.of(self._kubelet), self.path
+        return Look(
+            now=now,
+            kubelet=kubelet,
+            streaming=self.service.streams > 0,
+            bound=kubelet is not None and path is not None and Identity.of(path) == self._bound,
+            mute=self.watch.mute(now),
+            take_back=self.watch.take_back(now),
+            chance=random.random(),  # noqa: S311 - nothing secret
+            again=self._again or registration.AGAIN_SECONDS,
+        )
+
+    def _complain_of_absence(self) -> None:
+        if mount := deleted(self._directory):
+            self._complain(
+                f"no kubelet answers at {self._kubelet}: {mount} was deleted on the host since this pod has "
+                "started; delete the plugin's pod, a new one has the present directory"
+            )
+        else:
+            self._complain(
+                f"no kubelet answers at {self._kubelet}: see that --device-plugin-dir is the kubelet's "
+                "directory, and that the kubelet runs"
+            )
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait; a stream that opens or ends is news at once."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.service.streams_changed.wait()
+        except TimeoutError:
+            pass
+
+    async def _see_holders(self) -> None:
+        if self._holders is not None:
+            await self._holders.before_registration()
+
+    def _complain(self, text: str) -> None:
+        """Warn of what is not as it should be, once until it is another thing."""
+        if self._said.changed(text):
+            logger.warning("%s", text)
+
+    def _mention(self, text: str) -> None:
+        """The same for what is nothing unusual."""
+        if self._said.changed(text):
+            logger.info("%s", text)
+
+    # --- what is decided -------------------------------------------------------------------------
+
+    async def _bind_for(self, standing: Standing) -> Standing:
+        """Have a socket with a new name; the streams of the former one end."""
+        await self._lock.acquire()
+        self.watch.begin()
+        try:
+            await self._serve()
+        except (OSError, RuntimeError) as error:  # the latter is what gRPC raises
+            trouble = self._unbound(error)
+            await self._stop()
+            return self._told(standing, Outcome.REFUSED, trouble, asked=standing.kubelet)
+        return registration.bound(standing)
+
+    def _unbound(self, error: Exception) -> str:
+        """Why there is no socket, in the same words each time, so that it is said once."""
+        pattern = f"{self._stem}-*{SOCKET_SUFFIX}"
+        text = str(error).replace(self.path.name, pattern) if self.path else str(error)
+        if isinstance(error, OSError) and error.errno is not None:
+            text = f"{text}; {Obstacle(path=text, code=error.errno).remedy or 'it is tried again'}"
+        return f"cannot bind {self._directory / pattern}: {text}"
+
+    async def _register_for(self, standing: Standing) -> Standing:
+        """Tell the kubelet that is there now of our socket."""
+        await self._lock.acquire()
+        await self._see_holders()
+        with contextlib.ExitStack() as stack:
+            try:
+                kubelet = stack.enter_context(held(self._kubelet))  # that very socket, whatever has its name
+                require_room()
+            except (FileNotFoundError, NotADirectoryError):
+                return self._told(standing, Outcome.AWAY, None, asked=None)
+            except OSError as error:
+                self.obstacle = Obstacle(path=os.fspath(self._kubelet), code=error.errno or errno.EIO)
+                return self._told(standing, Outcome.UNABLE, str(self.obstacle), asked=standing.kubelet)
+            asked, path = Identity.of(kubelet), self.path
+            if path is None or Identity.of(path) != self._bound:
+                return standing  # this kubelet has started just now, and has removed our socket before
+            outcome, trouble = await self._say_so(kubelet, path.name)
+            return self._told(standing, outcome, trouble, asked=asked)
+
+    async def _say_so(self, kubelet: Path, endpoint: str) -> tuple[Outcome, str | None]:
+        """Register at that socket; how that ended, and the kubelet's or gRPC's words if it was not well."""
+        request = api.RegisterRequest(
+            version=VERSION,
+            endpoint=endpoint,
+            resource_name=self.resource,
+            options=OPTIONS,
+        )
+        async with grpc.aio.insecure_channel(address(kubelet), options=_CHANNEL_OPTIONS) as channel:
+            try:
+                stub = api_grpc.RegistrationStub(channel)  # type: ignore[no-untyped-call]  # generated
+                async with asyncio.timeout(REGISTER_SECONDS + MARGIN_SECONDS):
+                    await stub.Register(request, timeout=REGISTER_SECONDS)
+            except TimeoutError:
+                return Outcome.REFUSED, f"no answer within {REGISTER_SECONDS + MARGIN_SECONDS:g} s"
+            except grpc.aio.AioRpcError as error:
+                trouble = told(error, self._kubelet)
+                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+                    return Outcome.REFUSED, trouble
+                obstacle = Obstacle(path=os.fspath(self._kubelet), code=reached(kubelet))
+                if obstacle.remedy is not None:
+                    self.obstacle = obstacle
+                    return Outcome.UNABLE, str(obstacle)
+                self.obstacle = None
+                return Outcome.AWAY if obstacle.absent else Outcome.CUT, trouble
+        self.obstacle = None
+        logger.info("registered resource=%s endpoint=%s", self.resource, endpoint)
+        return Outcome.ACCEPTED, None
+
+    def _told(
+        self,
+        standing: Standing,
+        outcome: Outcome,
+        trouble: str | None,
+        *,
+        asked: registration.Identity | None = None,
+    ) -> Standing:
+        """The standing after an attempt, which is noted, counted and logged."""
+        self.registrations += outcome is Outcome.ACCEPTED
+        self.failures += outcome in (Outcome.REFUSED, Outcome.CUT, Outcome.UNABLE)
+        if self._noted.changed(trouble) or outcome is Outcome.ACCEPTED:
+            note(
+                "registration",
+                resource=self.resource,
+                kubelet=str(asked),
+                outcome=str(outcome),
+                trouble=trouble,
+            )
+        if outcome in (Outcome.REFUSED, Outcome.UNABLE):
+            self._complain(f"cannot register resource={self.resource}: {trouble}")
+        elif outcome is Outcome.ACCEPTED:
+            self._said.healed()
+        return registration.answered(
+            standing,
+            outcome,
+            now=time.monotonic(),
+            kubelet=asked,
+            chance=random.random(),  # noqa: S311
+        )
+
+    # --- our socket ------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        """Bind anew, at a name that no kubelet has seen. The streams of the old server end first."""
+        await self._stop()
+        require_room()
+        remove_stale(self._directory)
+        self.path = path = self._directory / f"{self._stem}-{secrets.token_hex(RANDOM_BYTES)}{SOCKET_SUFFIX}"
+        _require_bindable(path)
+        server = server_of(self.service)
+        server.add_insecure_port(address(path))
+        self._server = server
+        try:
+            path.chmod(0o600)
+            self._bound = Identity.of(path)
+            if self._bound is None:
+                raise FileNotFoundError("it was deleted at once")
+        finally:
+            # Whatever happened: gRPC cannot stop a server that never ran, or is not quite started.
+            starting = asyncio.ensure_future(server.start())
+            try:
+                await asyncio.shield(starting)
+            finally:
+                await starting
+
+    async def _stop(self) -> None:
+        path, bound, self.path, self._bound = self.path, self._bound, None, None
+        if self._server is None:
+            return
+        self.service.close()
+        server, self._server = self._server, None
+        await self._end(server)
+        if path is not None and bound is not None and Identity.of(path) == bound:
+            path.unlink(missing_ok=True)
+
+    async def _end(self, server: grpc.aio.Server) -> None:
+        """Stop a server within a bounded time. It is left when it has not ended by then."""
+        try:
+            async with asyncio.timeout(STOP_SECONDS + MARGIN_SECONDS):
+                await server.stop(STOP_SECONDS)
+        except TimeoutError:
+            logger.warning("gRPC does not stop the server of a socket; it is left resource=%s", self.resource)
+
+
+def _require_bindable(path: Path) -> None:
+    """Raise OSError where no socket can be bound. gRPC would write a line of its own at each attempt."""
+    with socket.socket(socket.AF_UNIX) as attempt:
+        attempt.bind(os.fspath(path))
+        path.unlink(missing_ok=True)
+
+
+async def _crash(server: grpc.aio.Server) -> Exception | None:
+    """Why a server takes no more calls although nobody stopped it. A call of a method whose name is no text
+    has that effect (grpcio 1.85), and whoever has a stream open, or waits for an answer, is not told."""
+    try:
+        await server.wait_for_termination(timeout=0)
+    except Exception as error:  # noqa: BLE001 - whatever it was
+        return error
+    return None
+
+
+def socket_stem(resource: str, base: str) -> str:
+    """How the names of a resource's sockets begin: with the profile's name unless it is that of `base`."""
+    return SOCKET_PREFIX if resource == base else f"{SOCKET_PREFIX}-{resource.partition('/')[2]}"
+
+
+def neighbours(directory: Path) -> frozenset[registration.Identity]:
+    """The sockets of other plugins in the kubelet's directory. Raises OSError."""
+    with os.scandir(directory) as entries:
+        return frozenset(
+            socket
+            for entry in islice(entries, MOST_ENTRIES)
+            if entry.name != KUBELET_SOCKET and not entry.name.startswith(SOCKET_PREFIX)
+            if (socket := Identity.of(Path(entry.path))) is not None
+        )
+
+
+def listens(path: Path) -> bool:
+    """Whether a process listens at a socket; in doubt it does. It does not wait, and it sends nothing."""
+    code = reached(path)
+    return code == 0 or not Obstacle(path=os.fspath(path), code=code).absent
+
+
+def remove_stale(directory: Path) -> None:
+    """Remove sockets of ours that no process listens at: those of a plugin that was killed.
+
+    Only the plugin that holds the lock may do so: another one is just about to listen.
+    """
+    for path in directory.glob(f"{SOCKET_PREFIX}*{SOCKET_SUFFIX}"):
+        if Identity.of(path) is not None and not listens(path):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks whether the kubelet has our list of a resource, or that of another plugin."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
+from typing import Protocol
+
+from xpu_plugin.edges.kubelet.pod_resources import UnknownHoldersError
+from xpu_plugin.frozen import frozen
+from xpu_plugin.model import rivals
+from xpu_plugin.model.events import WARNING, Event
+from xpu_plugin.model.ownership import Checkpoint
+from xpu_plugin.model.registration import Identity
+from xpu_plugin.model.rivals import Announced, Company, Phase, Rivalry, Sight
+from xpu_plugin.observable import Outbox
+
+
+logger = logging.getLogger(__name__)
+
+READ_SECONDS = 0.2  # for the checkpoint; without it nothing is seen, and nothing is held back
+SHOWN_IDS, LONGEST_ID = 8, 64  # of a rival in a sentence: how many, and how much of each
+REASON = "XPUForeignPlugin"
+
+
+@frozen
+class _Looked:
+    """One look. strange: ids in the checkpoint that we never announced
+
+    sockets: of other plugins, read before the checkpoint; None where they could not be read
+    """
+
+    sight: Sight = Sight.UNKNOWN
+    strange: frozenset[str] = frozenset()
+    written_ns: int = 0
+    sockets: frozenset[Identity] | None = None
+
+
+class Directory(Protocol):
+    """The kubelet's directory, read off the event loop."""
+
+    async def checkpoint(self) -> Checkpoint:
+        """The kubelet's checkpoint. Raises UnknownHoldersError."""
+
+    async def neighbours(self) -> frozenset[Identity]:
+        """The sockets of other plugins. Raises OSError."""
+
+
+class RivalWatch:
+    """Whose list the kubelet has under one resource name.
+
+    Written by the resource's endpoint and its service; anybody may read `rivalry`.
+
+    plugins: the directory in which it looks; without one nothing is seen, ever
+    settle: seconds until a grant shows in the kubelet's lists; events: for the administrator
+    """
+
+    def __init__(
+        self,
+        resource: str,
+        *,
+        plugins: Directory | None = None,
+        settle: float = 0.0,
+        events: Outbox[Event] | None = None,
+        pace: rivals.Pace | None = None,
+    ) -> None:
+        self.resource = resource
+        self.rivalry = Rivalry()
+        self.displacements = 0
+        self._plugins = plugins
+        self._reading: asyncio.Future[tuple[frozenset[Identity] | None, Checkpoint | None]] | None = None
+        self._settle = settle
+        self._own_pace = pace
+        self._events = events or Outbox[Event]()
+        self._announced = Announced()
+        self._listed_at = 0.0
+        self._company = Company()
+        self._named = False  # whether a checkpoint has ever named our resource
+        self._looked_at: float | None = None
+        self._chance = 0.0
+        self.change = asyncio.Event()  # another one after each change of how lists are to be sent
+
+    @property
+    def _pace(self) -> rivals.Pace:
+        return self._own_pace or rivals.Pace(
+            look=rivals.LOOK_SECONDS, confirm=rivals.CONFIRM_SECONDS, returns=rivals.RETURN_SECONDS
+        )
+
+    @property
+    def away(self) -> bool:
+        """Whether another plugin has the name, or we are just coming back."""
+        return self.rivalry.away
+
+    @property
+    def trouble(self) -> str | None:
+        """A sentence for people while another plugin has the name; None otherwise."""
+        if not self.rivalry.away:
+            return None
+        if self.rivalry.phase is Phase.DISPLACED:
+            return f"another plugin has registered {self.resource}{self._listing()}"
+        return f"another plugin had registered {self.resource}: its devices are offered again soon"
+
+    # --- for the service ------------------------------------------------------------------------
+
+    def announce(self, ids: Collection[str], healthy: Collection[str]) -> None:
+        """A list is about to be sent."""
+        self._announced = self._announced.then(ids, healthy, time.time_ns())
+        self._listed_at = time.monotonic()
+        self._company = replace(self._company, listed=True)
+        self._become(rivals.listed(self.rivalry))
+
+    async def look_before_list(self) -> None:
+        """Look; again after a while if there is a plugin that may be about to register."""
+        looked = await self.look()
+        if (seconds := rivals.quiet_in(looked.sockets or (), time.time_ns())) > 0:
+            await asyncio.sleep(seconds)
+            await self.look()
+
+    async def look(self) -> _Looked:
+        """Look at the checkpoint, and at the sockets of other plugins."""
+        now = time.monotonic()
+        self._looked_at = now
+        looked = await self._look()
+        before = self.rivalry
+        self._become(rivals.looked(before, looked.sight, looked.strange, now, self._pace.confirm))
+        if looked.sight is Sight.OURS:
+            self._company, hidden = rivals.accompanied(self._company, looked.sockets, looked.written_ns)
+            if hidden:
+                self._become(rivals.doubted(self.rivalry))
+        if self.rivalry.phase is Phase.DISPLACED and before.phase is not Phase.DISPLACED:
+            self._displaced()
+        return looked
+
+    # --- for the endpoint -----------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Our socket is bound anew: nothing has been announced by it."""
+        self._announced, self._company = Announced(), Company()
+        if self.rivalry.phase is Phase.DISPLACED:
+            logger.info("coming back with all devices withheld resource=%s", self.resource)
+        elif self.rivalry.doubted:
+            logger.info("another plugin may have registered meanwhile resource=%s", self.resource)
+        self._become(rivals.begun(self.rivalry, time.monotonic()))
+
+    def forget(self) -> None:
+        """Another kubelet is there: plugins register anew, and the last one counts."""
+        self._become(rivals.returned(self.rivalry, time.monotonic()))
+
+    def mute(self, now: float) -> bool:
+        """Whether the name is left to the rival for now."""
+        return self.rivalry.phase is Phase.DISPLACED and now < rivals.returns_at(
+            self.rivalry, self._chance, self._pace.returns
+        )
+
+    def take_back(self, now: float) -> bool:
+        """Whether it is time to come back, or to register again for a doubt."""
+        displaced = self.rivalry.phase is Phase.DISPLACED and not self.mute(now)
+        return displaced or rivals.anew(self.rivalry, now)
+
+    async def follow(self, holders: Callable[[], Awaitable[None]]) -> None:
+        """Look when it is time to; send full lists again once `holders` has looked who holds devices."""
+        now = time.monotonic()
+        soon = self._company.listed and now - self._listed_at < self._pace.look
+        pause = 0.0 if soon or self.rivalry.away or self.rivalry.silent else self._pace.look
+        if self._looked_at is None or now - self._looked_at >= pause:
+            await self.look()
+        if rivals.settled(self.rivalry, time.monotonic(), self._settle):
+            await holders()
+            self._become(rivals.returned(self.rivalry, time.monotonic()))
+            logger.info("the kubelet has our devices again resource=%s", self.resource)
+
+    # --- within ---------------------------------------------------------------------------------
+
+    async def _look(self) -> _Looked:
+        announced, (sockets, checkpoint) = self._announced, await self._read_both()
+        if (
+            checkpoint is None
+            or checkpoint.registered is None
+            or announced is not self._announced  # a list has gone out meanwhile
+        ):
+            return _Looked(sockets=sockets)
+        # A kubelet that names no resource at all may never do so. One that has named ours has dropped it, as
+        # 5 min after the end of a rival.
+        self._named |= self.resource in checkpoint.registered
+        named = self._named or bool(checkpoint.registered)
+        ids = checkpoint.registered.get(self.resource, frozenset()) if named else None
+        return _Looked(
+            sight=rivals.sight(announced, ids, checkpoint.written_ns),
+            strange=(ids or frozenset()) - announced.ever,
+            written_ns=checkpoint.written_ns,
+            sockets=sockets,
+        )
+
+    async def _read_both(self) -> tuple[frozenset[Identity] | None, Checkpoint | None]:
+        """Sockets and checkpoint, read after this call; None for what cannot be read, or not in time.
+
+        A read that hangs is the only one.
+        """
+        former = self._reading
+        if former is not None and not former.done():
+            await asyncio.wait({former}, timeout=READ_SECONDS)
+            if not former.done():
+                return None, None
+        if self._reading is former:  # else another look has begun one meanwhile
+            self._reading = asyncio.ensure_future(self._read_now())
+        reading = self._reading
+        assert reading is not None  # noqa: S101 - mypy takes it for unchanged
+        await asyncio.wait({reading}, timeout=READ_SECONDS)
+        return reading.result() if reading.done() else (None, None)
+
+    async def _read_now(self) -> tuple[frozenset[Identity] | None, Checkpoint | None]:
+        if self._plugins is None:
+            return None, None
+        try:
+            sockets = await self._plugins.neighbours()
+        except OSError:
+            sockets = None
+        try:
+            return sockets, await self._plugins.checkpoint()
+        except UnknownHoldersError:
+            return sockets, None  # said by those who need to know the holders
+
+    def _displaced(self) -> None:
+        self.displacements += 1
+        self._chance = random.random()  # noqa: S311 - nothing secret
+        seconds = rivals.returns_at(self.rivalry, self._chance, self._pace.returns) - self.rivalry.since
+        logger.warning(
+            "another plugin has registered our resource=%s ids=%s: pods get no device from this plugin; "
+            "remove the other plugin; registering again in_seconds=%d",
+            self.resource,
+            ",".join(_shown(self.rivalry.strange)) or "none",
+            seconds,
+        )
+        text = (
+            f"{self.trouble}. Pods that ask for it get no device from this plugin. Remove the other plugin's "
+            f"DaemonSet. This plugin registers again in {seconds:.0f} s."
+        )
+        self._events.put(Event(kind=WARNING, reason=REASON, text=text))
+
+    def _listing(self) -> str:
+        ids = self.rivalry.strange
+        more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
+        return f", and lists {', '.join(_shown(ids))}{more}" if ids else ""
+
+    def _become(self, rivalry: Rivalry) -> None:
+        shown = (self.rivalry.silent, self.rivalry.withheld)
+        self.rivalry = rivalry
+        if (rivalry.silent, rivalry.withheld) != shown:
+            self.change.set()
+            self.change = asyncio.Event()
+
+
+def _shown(ids: Collection[str]) -> list[str]:
+    """The first ids, which come from another plugin, in a form that is fit for a log."""
+    return [ascii(id[:LONGEST_ID])[1:-1] for id in sorted(ids)[:SHOWN_IDS]]

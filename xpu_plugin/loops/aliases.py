@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices held otherwise than they would be offered: lists them so that no second pod gets them.
+
+The former plugin called devices "0", "1" and so on; an administrator may change how resources are named; and
+a kubelet may lose its checkpoint. A device counts as taken only while it is on the list of the resource, and
+under the id, that its container was granted. So until that container ends, this is how the device is
+offered; where that is no help, it is withheld.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from xpu_plugin.edges.kubelet.view import KubeletView
+from xpu_plugin.loops.grants import Grants
+from xpu_plugin.loops.idle_proof import IdleProof
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model.health import HELD_OTHERWISE, Health
+from xpu_plugin.model.inventory import card_of, held_otherwise
+from xpu_plugin.model.ownership import Answers, Holding, word_of
+from xpu_plugin.model.timings import USUAL
+from xpu_plugin.model.vf_plan import cards
+from xpu_plugin.model.withholding import withheld
+
+
+logger = logging.getLogger(__name__)
+
+WATCH_SECONDS = 1.0  # between looks whether the checkpoint has changed ...
+NEW_SECONDS = 0.1  # ... and soon after another kubelet has come, which may have lost it ...
+NEW_FOR_SECONDS = 10.0  # ... for so long
+RESTART_SECONDS = 5.0  # for a kubelet that restarts to answer again
+SETTLE_SECONDS = 30.0  # a grant counts as held so long although nobody lists it yet
+SOURCES = 2  # the pod resources API and the checkpoint
+FIRST_LOOKS = 30  # before the first list, while neither answers ...
+FIRST_SECONDS = 1.0  # ... between these
+LOOKS_TO_RELEASE = 2  # in a row, with both sources answering
+
+
+class Holders:
+    """Keeps `Facts.held` and `Facts.withheld` true.
+
+    between: seconds between looks at both sources, while a device is held, or the holders are not known
+    before: seconds at most for the look before a registration
+    """
+
+    def __init__(
+        self,
+        picture: Picture,
+        view: KubeletView,
+        grants: Grants,
+        proof: IdleProof,
+        *,
+        between: float = USUAL.holders,
+        before: float = USUAL.before,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._picture = picture
+        self._view = view
+        self._grants = grants
+        self._proof = proof
+        self.between = between
+        self._before = before
+        self._clock = clock
+        self._absent: dict[str, int] = {}
+        self._complete = False
+        self._behind = False  # the record of grants was not known at the last look
+        self._serving = False  # the first list has gone out
+        self._complaint: str | None = None
+        self._trouble_since: float | None = None
+        self._instance: object = None
+        self._examined: frozenset[str] = frozenset()  # what was forgotten at the last look at both sources
+        self._seen: tuple[Holding, ...] = ()  # at the last look, by both sources
+
+    async def run(self) -> None:
+        """Look at both sources while there is something to ask, and at a checkpoint that has changed. Never
+        returns."""
+        self._serving = True
+        waited, new_for = 0.0, 0.0
+        while True:
+            pause = min(NEW_SECONDS if new_for > 0 else WATCH_SECONDS, self.between)
+            await asyncio.sleep(pause)
+            waited, new_for = waited + pause, new_for - pause
+            instance = self._view.instance
+            if instance not in (None, self._instance):
+                self._instance, new_for = instance, NEW_FOR_SECONDS
+            facts = self._picture.facts
+            known = self._complete and not self._behind
+            asking = facts.held or facts.withheld or self._grants.forgotten or not known
+            if waited >= self.between and asking:
+                waited = 0.0
+                await self.look()
+                await self._look_for_users()
+            elif self._view.checkpoint_changed:
+                await self.glance()
+            if self._grants.forgotten - self._examined:  # the list may say that the pod is gone
+                await self.look()
+
+    async def first_look(self) -> None:
+        """Look before the first list goes out, and take all holders for granted; wait for a source that
+        answers, but not for ever."""
+        self._instance = self._view.instance
+        for _ in range(FIRST_LOOKS):
+            if await self.look():
+                break
+            await asyncio.sleep(FIRST_SECONDS)
+        self._grants.adopt(self._seen)
+
+    async def before_registration(self) -> None:
+        """Look at the checkpoint, for a bounded time: another plugin may have granted devices while the
+        kubelet asked that one, and a kubelet that was started anew may have lost it."""
+        try:
+            async with asyncio.timeout(self._before):
+                await self.glance()
+        except TimeoutError:
+            self._complete = False  # looked at again, and said if it lasts
+
+    async def look(self) -> bool:
+        """Ask both sources, and submit what is held otherwise. In doubt what was held stays held.
+
+        Returns whether any source answered.
+        """
+        answers = await self._view.answers(oldest=0.0)
+        complaints = answers.complaints
+        if not complaints:
+            self._trouble_since = None
+        elif self._trouble_since is None:
+            self._trouble_since = self._clock()
+        if self._trouble_since is None or self._lasts(self._trouble_since):
+            self._complain("; ".join(complaints) or None)
+        self._complete = not complaints
+        self._take_in(answers, complete=self._complete)
+        self._examined = self._grants.forgotten
+        return len(complaints) < SOURCES
+
+    def _lasts(self, since: float) -> bool:
+        """Whether trouble is worth a warning. Once we serve, a kubelet that restarts is no trouble."""
+        return not self._serving or self._clock() - since >= RESTART_SECONDS
+
+    async def glance(self) -> None:
+        """Look at the checkpoint alone. Nothing is released by that."""
+        answers = await self._view.answers(oldest=0.0, checkpoint_alone=True)
+        if answers.complaints:
+            self._complete = False
+        self._take_in(answers, complete=False)
+
+    async def _look_for_users(self) -> None:
+        """Ask the driver for users of forgotten devices: the kubelet cannot tell that a holder has ended."""
+        facts = self._picture.facts
+        asked = {card_of(id, facts) for id in self._grants.forgotten}
+        known = cards(facts, self._picture.policy)
+        if here := [card for address, card in known.items() if address in asked]:
+            await self._proof.look(here)
+
+    def _take_in(self, answers: Answers, *, complete: bool) -> None:
+        """Draw the conclusions. complete: both sources were asked, and have answered"""
+        self._behind = self._grants.behind
+        self._grants.hear(word_of(answers, self._grants.terms))
+        self._seen = answers.holdings
+        facts, policy = self._picture.facts, self._picture.policy
+        named = {(id, holding.resource) for holding in self._seen for id in holding.ids}
+        present = held_otherwise(named, facts.devices, policy)
+        lost = self._grants.forgotten
+        present.update({id: resource for id, resource in facts.held.items() if id in lost})
+        closed = withheld(self._seen, self._grants.ledger, lost, facts=facts, policy=policy)
+        if not complete:
+            stays = {id: own for id, own in facts.withheld.items() if own.reason == HELD_OTHERWISE}
+            closed = {**stays, **closed}
+        self._submit(self._with_absent(present, complete=complete), closed)
+
+    def _with_absent(self, present: Mapping[str, str], *, complete: bool) -> dict[str, str]:
+        """What is held otherwise, with what was until now and is not certain to have ended."""
+        now, held = self._clock(), self._picture.facts.held
+        ledger = self._grants.ledger.items()
+        new = {id for id, own in ledger if own.allocated is not None and now - own.allocated < SETTLE_SECONDS}
+        gone = held.keys() - present.keys() - new
+        self._absent = {id: self._absent.get(id, 0) + complete for id in gone}
+        released = {id for id, looks in self._absent.items() if looks >= LOOKS_TO_RELEASE}
+        return {id: resource for id, resource in {**held, **present}.items() if id not in released}
+
+    def _submit(self, held: Mapping[str, str], closed: Mapping[str, Health]) -> None:
+        facts = self._picture.facts
+        if (held, closed) == (facts.held, facts.withheld):
+            return
+        for id in sorted(held.keys() - facts.held.keys()):
+            logger.info(
+                "held from before id=%s resource=%s: offered so while the kubelet counts it as held",
+                id,
+                held[id],
+            )
+        for id in sorted(facts.held.keys() - held.keys()):
+            logger.info("not held any more id=%s: its device is offered as configured again", id)
+        self._picture.submit(lambda facts: replace(facts, held=held, withheld=closed))
+
+    def _complain(self, complaint: str | None) -> None:
+        if complaint != self._complaint and complaint:
+            logger.warning("cannot read the holders of devices: %s", complaint)
+        self._complaint = complaint

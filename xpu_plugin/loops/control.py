@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What sub-commands may ask the running plugin: answers made of the one picture and what the loops know."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from xpu_plugin import log
+from xpu_plugin.loops.idle_proof import IdleProof
+from xpu_plugin.loops.picture import NEVER
+from xpu_plugin.loops.telemetry import Meters
+from xpu_plugin.model.device_table import holders, rows
+from xpu_plugin.model.inventory import Facts, Policy
+from xpu_plugin.model.unlisted import Unlisted
+from xpu_plugin.model.vf_plan import (
+    Action,
+    DesiredVfs,
+    Report,
+    by_argument,
+    cards,
+    document,
+    parse,
+    plan,
+    step_if_idle,
+)
+
+
+if TYPE_CHECKING:
+    from xpu_plugin.plugin import Plugin
+
+
+class Status:
+    """Answers, by name, in `answers`. Nothing here opens the library or is remembered."""
+
+    def __init__(self, plugin: "Plugin", meters: Meters) -> None:
+        self._plugin = plugin
+        self._picture, self._sweep, self._apply = plugin.picture, plugin.sweep, plugin.apply
+        self._meters = meters
+        self.answers: Mapping[str, Callable[..., object]] = {
+            "clear": plugin.sweep.clear,
+            "decisions": lambda: plugin.decisions.all,
+            "library": plugin.sweep.library,
+            "list": self.list,
+            "plan": self.plan,
+            "state": self.state,
+            "top": self.top,
+        }
+
+    async def list(self, *, wide: bool = False) -> dict[str, object]:
+        """Every device that is known. wide: and who holds it, as the kubelet says now."""
+        answer = listed(
+            self._picture.facts,
+            self._picture.policy,
+            self._sweep.scanner.problems,
+            self._sweep.scanner.unlisted,
+        )
+        answer["trouble"] = self._trouble()
+        if wide:
+            answers = await self._plugin.view.answers(oldest=0.0)
+            answer["holders"] = holders(answers.shown, self._picture.facts, self._picture.policy)
+            answer["problems"] = [*self._sweep.scanner.problems, *answers.complaints]
+        return answer
+
+    async def plan(self, *, number: str | None = None) -> dict[str, object]:
+        """Report the changes of VFs; with a number, the planned changes for that number."""
+        if self._picture.current is None:
+            return {"trouble": self._trouble()}
+        desired, report = self._apply.desired, self._apply.report
+        if number is not None or not report.steps:
+            desired = desired if number is None else by_argument(parse(number))
+            report = await planned(desired, self._picture.facts, self._picture.policy, self._plugin.proof)
+        return document(desired, report)
+
+    async def top(self) -> dict[str, object]:
+        """What the devices measure, a few seconds old; by device id, without those that do not tell."""
+        readings = await self._meters.read()
+        answer = listed(self._picture.facts, self._picture.policy, self._sweep.scanner.problems)
+        answer["trouble"] = self._trouble()
+        answer["readings"] = {id: asdict(own) for id, own in readings.gauges.items()} if readings else {}
+        return answer
+
+    def state(self) -> dict[str, object]:
+        """The plugin itself: what it works with, and whom it works for."""
+        plugin, scan = self._plugin, self._sweep.scanner.last
+        desired, current = self._apply.desired, self._picture.current
+        return {
+            "pid": os.getpid(),
+            "worker": plugin.driver.pid,
+            "replaced": self._sweep.trial.older if scan else None,
+            "replacement_trouble": self._sweep.trial.unfit,
+            "configuration": plugin.config.text(),
+            "generation": current.generation if current else NEVER,
+            "library": scan.library if scan else None,
+            "library_version": scan.library_version if scan else None,
+            "driver_version": scan.driver_version if scan else None,
+            "driver_release": scan.driver_release if scan else None,
+            "trouble": self._trouble(),
+            "unwatched": self._sweep.unwatched,
+            "streams": plugin.streams,
+            "alone": not plugin.tenures.rival,
+            "unwritten": plugin.node.unwritten if plugin.node else None,
+            "displaced": plugin.displaced,
+            "parts_down": dict(plugin.supervisor.down),
+            "log_lines_dropped": log.dropped(),
+            "desired": {"number": desired.number, "origin": desired.origin, "problem": desired.problem},
+        }
+
+    def _trouble(self) -> str | None:
+        if self._picture.current is None:
+            return self._sweep.trouble or "the devices have not been scanned yet"
+        return self._sweep.trouble
+
+
+def listed(
+    facts: Facts, policy: Policy, problems: tuple[str, ...], nodes: tuple[Unlisted, ...] = ()
+) -> dict[str, object]:
+    """What `list` shows, by a plugin or by a worker of its own. nodes: those without an index"""
+    return {
+        "devices": [asdict(row) for row in rows(facts, policy)],
+        "problems": list(problems),
+        "unlisted": [asdict(node) | {"path": node.path, "why": node.why} for node in nodes],
+    }
+
+
+async def planned(desired: DesiredVfs, facts: Facts, policy: Policy, proof: IdleProof) -> Report:
+    """Plan for a desired VF count: check the users of the cards concerned, without an action."""
+    observed = cards(facts, policy)
+    asked = [card for card in observed.values() if step_if_idle(desired, card).action is Action.APPLY]
+    return Report(steps=plan(desired, observed, await proof.look(asked)), problem=desired.problem)

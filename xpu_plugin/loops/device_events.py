@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Events on the node for what becomes of devices and driver: each once, and never many."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+
+from xpu_plugin.edges.kubelet.view import KubeletView
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model.device_events import BAD, Notice, Reported, notices
+from xpu_plugin.model.device_table import holders
+from xpu_plugin.model.events import NORMAL, WARNING, Event
+from xpu_plugin.model.ownership import Listing
+from xpu_plugin.observable import Outbox, Value
+from xpu_plugin.waiting import delays, wait_for
+
+
+LOOK_SECONDS = 2.0  # between looks at the driver, which gives no notice
+TOGETHER_SECONDS = 1.0  # for what happens at a time to be told at a time
+PAUSE_SECONDS = (10.0, 600.0)  # after a notice, before the next one: first, most
+QUIET_SECONDS = 1200.0  # without a notice, until pauses begin anew
+
+
+class Faults:
+    """Tells what is other than was told last. What comes and goes during a pause is not told at all.
+
+    driver_gone: why there is no driver to ask; events: for the administrator
+    """
+
+    def __init__(
+        self,
+        picture: Picture,
+        view: KubeletView,
+        *,
+        driver_gone: Value[str | None],
+        events: Outbox[Event],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._picture = picture
+        self._view = view
+        self._driver_gone = driver_gone
+        self._events = events
+        self._clock = clock
+        self._sleep = sleep
+        self._told = Reported()
+        self._told_at = clock()
+        self._wake = asyncio.Event()
+        self._pauses = delays(*PAUSE_SECONDS)
+
+    async def run(self) -> None:
+        """Never returns."""
+        with self._picture.waking(self._wake):
+            while True:
+                await self._awaited()
+                told, found = self._news(None)
+                if not found:
+                    self._told = told
+                    continue
+                await self._sleep(TOGETHER_SECONDS)
+                listed = await self._view.listing(oldest=0.0)
+                self._told, found = self._news(listed.listing)
+                self._say(found)
+                if found:
+                    await self._sleep(self._pause())
+
+    async def _awaited(self) -> None:
+        """Wait for another picture, or for other news of the driver than were told."""
+        while (self._driver_gone.current is None) is self._told.driver:
+            if await wait_for(self._wake, LOOK_SECONDS):
+                self._wake.clear()
+                return
+
+    def _news(self, listing: Listing | None) -> tuple[Reported, tuple[Notice, ...]]:
+        entries = self._picture.current.entries if self._picture.current else {}
+        picture = self._picture
+        held = None if listing is None else holders(listing.holdings, picture.facts, picture.policy)
+        return notices(self._told, entries.values(), self._driver_gone.current, held)
+
+    def _say(self, found: Iterable[Notice]) -> None:
+        for notice in found:
+            kind = WARNING if notice.reason in BAD else NORMAL
+            self._events.put(Event(kind=kind, reason=notice.reason, text=notice.text))
+
+    def _pause(self) -> float:
+        now = self._clock()
+        if now - self._told_at > QUIET_SECONDS:
+            self._pauses = delays(*PAUSE_SECONDS)
+        self._told_at = now
+        return next(self._pauses)

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node in the API server: its label is the desired VF count, and the result is written there.
+
+An API server that cannot be reached changes nothing. Before its first answer the label last seen counts, else
+`keep`.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from xpu_plugin.edges.kubelet.endpoint import Alone
+from xpu_plugin.log import Once
+from xpu_plugin.loops.exchange import Exchange
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model.node_labels import node_labels
+from xpu_plugin.model.timings import USUAL
+from xpu_plugin.model.vf_label import LAST_SEEN, NEW_NODE, Kept, Sight, Silence, decide
+from xpu_plugin.model.vf_plan import ARGUMENT, DETAIL_ANNOTATION, KEEP, STATE_LABEL, UNKNOWN, DesiredVfs
+from xpu_plugin.observable import Value
+from xpu_plugin.waiting import delays, pause
+
+
+if TYPE_CHECKING:
+    from xpu_plugin.edges.apiserver.node_watcher import Follower, NodeApi
+    from xpu_plugin.edges.state.label import LabelRecord
+
+logger = logging.getLogger(__name__)
+
+AGAIN_SECONDS = (1.0, 60.0)  # back-off for threads and files: first, most
+STATE_PART, LABELS_PART = "state", "labels"  # of what is written, each by patches of its own
+
+
+class Node:
+    """Turns the label into a desired number of VFs, and the report on it into a label and an annotation.
+
+    exchange: the desired number of VFs is written there; the report is written on the node, Events are sent
+    argument: the number of VFs that counts without a label, or when the API server refuses to show it from
+    the start on and none was ever seen
+    connect: makes the API server's edge for a follower. It is called by `run`; what is to be written until
+    then waits.
+    record: of the label last seen; lock: allows to write that, None to leave it as it is
+    patience: seconds without an answer until the label last seen counts
+    between: seconds between two looks whether `cleanup` has removed the record
+    """
+
+    def __init__(
+        self,
+        *,
+        exchange: Exchange,
+        argument: int | None,
+        connect: Callable[["Follower"], "NodeApi"],
+        record: "LabelRecord",
+        lock: Alone | None,
+        patience: float,
+        between: float = USUAL.record,
+    ) -> None:
+        self._argument = argument
+        self._desired = exchange.desired
+        self._outcome = exchange.outcome
+        self._events = exchange.events
+        self._labels: Value[Mapping[str, str | None]] = Value({})
+        self._connect = connect
+        self.api: NodeApi | None = None  # until `run`
+
+        self._record = record
+        self._lock = lock
+        self._patience = patience
+        self._between = between
+        self._sight: Sight | Silence | None = None  # the last
+        self._unread = True  # whether the record has still to be read
+        self._kept: Kept | None = None
+        self._written: Kept | None = None  # what the record has
+        self._changed = asyncio.Event()  # what is to be kept
+        self._explained = Once()  # the origin of the desired VF count
+
+    @property
+    def unwritten(self) -> tuple[str, ...]:
+        """A sentence for each kind of writing on the node that failed when it was tried last."""
+        return self.api.unwritten if self.api is not None else ()
+
+    async def run(self) -> None:
+        """Never returns."""
+        self.api = api = self._connect(_Follower(asyncio.get_running_loop(), self))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._write_state(api), name="state on the node")
+                group.create_task(self._write_labels(api), name="labels on the node")
+                group.create_task(self._send_events(api), name="events about the node")
+                group.create_task(self._remember(), name="record of the label")
+                group.create_task(self._lose_patience(), name="patience with the API server")
+                await _started(api)
+        finally:
+            api.stop()
+
+    async def describe(self, picture: Picture, driver_version: Callable[[], str]) -> None:
+        """Keep the node labelled with what it has. Never returns."""
+        async for _ in picture.changes():
+            facts = picture.facts
+            self._labels.set(node_labels({**facts.lost, **facts.devices}.values(), driver_version()))
+
+    async def _write_state(self, api: "NodeApi") -> None:
+        """Publish the report; nothing before a number of VFs is desired."""
+        last: tuple[str, str] | None = None
+        async for outcome in self._outcome.values():
+            written = (str(outcome.report.state), outcome.report.detail())
+            if outcome.desired.origin is not None and written != last:
+                last = written
+                state, detail = written
+                api.publish(STATE_PART, labels={STATE_LABEL: state}, annotations={DETAIL_ANNOTATION: detail})
+
+    async def _write_labels(self, api: "NodeApi") -> None:
+        async for labels in self._labels.values():
+            if labels:
+                api.publish(LABELS_PART, labels=labels, annotations={})
+
+    async def _send_events(self, api: "NodeApi") -> None:
+        while True:
+            event = await self._events.get()
+            api.event(kind=event.kind, reason=event.reason, message=event.text)
+
+    @property
+    def _current(self) -> DesiredVfs:
+        return self._desired.current
+
+    # --- the desired VF count -------------------------------------------------------------------------------
+
+    def see(self, sight: Sight | Silence) -> None:
+        """The node is shown so, or is not."""
+        self._sight = sight
+        if isinstance(sight, Sight):
+            self._explained.healed()
+        self._decide(self._current)
+
+    def _decide(self, before: DesiredVfs) -> None:
+        """A label counts at once; all else depends on the record, and waits until that has been read."""
+        sight = self._sight
+        if sight is None or (self._unread and not (isinstance(sight, Sight) and sight.label is not None)):
+            return
+        desired, kept = decide(sight, kept=self._kept, before=before, argument=self._argument)
+        if kept != self._kept:
+            self._kept = kept
+            self._changed.set()
+        if (desired.number, desired.origin) != (self._current.number, self._current.origin):
+            logger.info(
+                "desired VF count: %s, by %s",
+                KEEP if desired.number is None else desired.number,
+                desired.origin,
+            )
+        self._desired.set(desired)
+        if sight is Silence.REFUSED:
+            self._explain()
+
+    def denied(self, text: str) -> None:
+        """Without an answer ever, a refusal makes the argument count, unless a label was seen before."""
+        logger.warning("%s", text)
+        self.see(Silence.REFUSED)
+
+    def _explain(self) -> None:
+        """Say once what a refusal makes count."""
+        if not self._explained.changed(self._current.origin):
+            return
+        if self._current.origin == ARGUMENT:
+            logger.warning("the argument --sriov-num-vfs counts, as the node's label may not be read")
+        elif self._current.origin in (LAST_SEEN, NEW_NODE):
+            logger.warning(
+                "the label last seen counts, as the node's label may not be read; to let the argument count "
+                "run 'xpu-device-plugin cleanup' on this node: label=%s",
+                self._kept.label if self._kept else None,
+            )
+
+    async def _lose_patience(self) -> None:
+        """An outage at the start lasts: the label last seen counts."""
+        await asyncio.sleep(self._patience)
+        if self._sight is None:
+            self.see(Silence.AWAY)
+
+    # --- the label last seen --------------------------------------------------------------------------
+
+    async def _remember(self) -> None:
+        """Keep the record as it is to be, and notice when it is removed."""
+        self._written = await self._read()
+        self._unread = False
+        if self._kept is None:  # else the label has been seen meanwhile
+            self._begin_with(self._written)
+        if self._lock is None:
+            return
+        await self._lock.acquire()
+        self._written = await self._read()  # the instance before us may have written
+        if not isinstance(self._sight, Sight):
+            self._begin_with(self._written)
+        again = delays(*AGAIN_SECONDS)
+        while True:
+            kept = self._kept
+            if kept != self._written and not await self._record.write(kept):
+                await pause(self._changed, next(again))
+                continue
+            self._written, again = kept, delays(*AGAIN_SECONDS)
+            await pause(self._changed, self._between)
+            if self._waits and await self._record.removed() and self._waits:
+                self._written = None
+                self._begin_with(None)
+
+    @property
+    def _waits(self) -> bool:
+        """Only the record keeps the argument from counting, and `cleanup` may remove it."""
+        return self._current.origin in (LAST_SEEN, NEW_NODE) and self._kept == self._written
+
+    async def _read(self) -> Kept | None:
+        """The record, as soon as it can be read."""
+        again = delays(*AGAIN_SECONDS)
+        while True:
+            with contextlib.suppress(OSError):
+                return await self._record.read()
+            await asyncio.sleep(next(again))
+
+    def _begin_with(self, kept: Kept | None) -> None:
+        """Decide anew, with this label kept."""
+        self._kept = kept
+        self._decide(UNKNOWN)
+
+
+async def _started(api: "NodeApi") -> None:
+    """Start its threads, as soon as the system has any for us."""
+    complaint = Once()
+    for seconds in delays(*AGAIN_SECONDS):
+        try:
+            api.start()
+        except RuntimeError as error:
+            if complaint.changed(str(error)):
+                logger.warning("cannot start a thread for the API server: %s; it is tried again", error)
+            await asyncio.sleep(seconds)
+        else:
+            return
+
+
+class _Follower:
+    """Goes from the API server's thread to the event loop, unless that has ended."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, node: Node) -> None:
+        self._loop = loop
+        self._node = node
+
+    def saw(self, sight: Sight) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._node.see, sight)
+
+    def denied(self, text: str) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._node.denied, text)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What devices measure, asked of the worker only when somebody wants to know, and not often."""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from xpu_plugin.edges.worker.client import Driver, LibraryError, WorkerError
+from xpu_plugin.frozen import frozen
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.loops.unresponsive import LeftOut
+from xpu_plugin.model.devices import Gauges
+from xpu_plugin.waiting import Cooldown, wait_for
+from xpu_plugin.xpuml import XpumlError
+
+
+logger = logging.getLogger(__name__)
+
+FRESH_SECONDS = 5.0  # readings that are not older are given again
+STALE_SECONDS = 60.0  # older ones are not given any more
+WAIT_SECONDS = 2.0  # for new ones; after that the last ones are given
+MUTE_SECONDS = (60.0, 3600.0)  # for a device at which asking has cost a worker: first, most
+
+
+@frozen
+class Readings:
+    """By device id. at: when they were asked for, in seconds of the caller's clock"""
+
+    at: float
+    gauges: Mapping[str, Gauges]
+
+
+class Meters:
+    """Reads all devices at once, by one request between two of the sweep's.
+
+    probation: indexes that are not to be asked
+
+    A device at which that hangs or crashes costs the sweep a worker, once; it is left alone for a while.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        picture: Picture,
+        *,
+        probation: LeftOut,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._driver = driver
+        self._picture = picture
+        self._probation = probation
+        self._clock = clock
+        self._wanted = asyncio.Event()
+        self._done = asyncio.Event()
+        self._last: Readings | None = None
+        self._mute: Cooldown[str] = Cooldown(*MUTE_SECONDS, clock=clock)  # device ids
+        self.impossible: Counter[tuple[str, str]] = (
+            Counter()
+        )  # by device id and name: readings that cannot be
+
+    async def read(self) -> Readings | None:
+        """The readings as they are, a few seconds old at most if the worker can be had soon; else the last
+        ones; None when those are too old. Many may ask at a time: they share one request."""
+        if self._last is None or self._clock() - self._last.at > FRESH_SECONDS:
+            done = self._done
+            self._wanted.set()
+            await wait_for(done, WAIT_SECONDS)
+        if self._last is None or self._clock() - self._last.at > STALE_SECONDS:
+            return None
+        return self._last
+
+    async def run(self) -> None:
+        """Never returns."""
+        while True:
+            await self._wanted.wait()
+            await self._ask()
+            self._wanted.clear()
+            self._done.set()
+            self._done = asyncio.Event()
+
+    async def _ask(self) -> None:
+        devices = self._picture.facts.devices
+        if not devices or self._driver.stuck:
+            return
+        began = self._clock()
+        mute = {device.index for id, device in devices.items() if id in self._mute}
+        try:
+            answers = await self._driver.gauges(mute.union(self._probation.skip))
+        except WorkerError as error:
+            self._leave_alone(error)
+            return
+        except (LibraryError, XpumlError):
+            return  # the sweep says so
+        # Index and address have to agree: the worker may be that of a scan which was not taken in.
+        known = {(device.index, device.address): id for id, device in self._picture.facts.devices.items()}
+        found = {(answer.index, answer.pci): answer for answer in answers}
+        self._last = Readings(at=began, gauges={known[key]: found[key] for key in found if key in known})
+        self.impossible.update((id, name) for id, own in self._last.gauges.items() for name in own.impossible)
+        self._mute.forget_all_but(devices.keys() - self._last.gauges.keys())
+
+    def _leave_alone(self, error: WorkerError) -> None:
+        index = error.call.index if error.call else None
+        guilty = [id for id, device in self._picture.facts.devices.items() if device.index == index]
+        for id in guilty:
+            self._mute.begin(id)
+            logger.warning("reading the measurements of %s: %s; it is read again later", id, error)

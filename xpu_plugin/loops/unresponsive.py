@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices at which the library hung or crashed: left out by the sweep, asked alone by another worker."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from xpu_plugin.edges.worker.client import Driver, LibraryError, WorkerError
+from xpu_plugin.loops.due import Due
+from xpu_plugin.model.timings import USUAL
+from xpu_plugin.waiting import Cooldown, wait_for
+from xpu_plugin.xpuml import XpumlError
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Convict:
+    """A device by its index. since: when it was asked and did not answer; pause: its last one, in seconds"""
+
+    index: int
+    since: float
+    released_at: float | None = None
+    pause: float = 0.0
+
+
+class LeftOut(Protocol):
+    """Knows devices that are not to be asked."""
+
+    @property
+    def skip(self) -> Collection[int]:
+        """Their indexes, at this very moment."""
+
+
+class Probation:
+    """Who is left out, and since when.
+
+    driver: one of our own, so that the sweep goes on meanwhile
+    due: a scan is, when one of them has answered; pauses: between two attempts at one
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        due: Due,
+        *,
+        pauses: tuple[float, float] = USUAL.probation,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._driver = driver
+        self._due = due
+        self._pauses = pauses
+        self._clock = clock
+        self._convicts: dict[int, _Convict] = {}
+        self._retries: Cooldown[int] = Cooldown(*pauses, clock=clock)  # indexes
+        self._changed = asyncio.Event()
+
+    def convict(self, index: int, since: float) -> bool:
+        """Leave out the device at an index, at which the library hung or crashed; whether it was not already.
+
+        since: when it was asked and did not answer
+
+        One that does it again soon after its release goes on with its growing pauses.
+        """
+        convict, new = self._convicts.get(index), index not in self.skip
+        if convict is None or convict.released_at is None:
+            convict = self._convicts.setdefault(index, _Convict(index=index, since=since))
+        else:
+            convict.since, convict.released_at = since, None
+        convict.pause = self._retries.begin(index)
+        self._changed.set()
+        return new
+
+    @property
+    def skip(self) -> frozenset[int]:
+        """The indexes to be left out."""
+        return frozenset(index for index, convict in self._convicts.items() if convict.released_at is None)
+
+    def since(self) -> list[float]:
+        """Since when each of those left out does not answer."""
+        return [self._convicts[index].since for index in self.skip]
+
+    def overdue(self, grace: float) -> frozenset[int]:
+        """The indexes of those that have not answered for `grace` seconds."""
+        now = self._clock()
+        return frozenset(index for index in self.skip if now - self._convicts[index].since >= grace)
+
+    def answered(self) -> None:
+        """All that are not left out have answered: who was released and behaved is forgotten."""
+        now = self._clock()
+        self._convicts = {
+            index: convict
+            for index, convict in self._convicts.items()
+            if convict.released_at is None or now - convict.released_at < convict.pause
+        }
+        self._retries.forget_all_but(self._convicts)
+
+    def clear(self) -> None:
+        """The indexes are those of another list now."""
+        self._convicts = {}
+        self._retries.forget_all_but(())
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Never returns."""
+        while True:
+            held = [self._convicts[index] for index in self.skip]
+            if not held:
+                await self._changed.wait()
+                self._changed.clear()
+                continue
+            first = min(held, key=lambda convict: self._retries.until(convict.index))
+            if await wait_for(self._changed, self._retries.until(first.index) - self._clock()):
+                self._changed.clear()
+                continue
+            await self._try(first)
+
+    async def _try(self, convict: _Convict) -> None:
+        """Ask this device, and no other."""
+        if self._driver.busy:
+            self._retries.put_off(convict.index, self._pauses[0])
+            return
+        convict.pause = self._retries.begin(convict.index)
+        try:
+            scan = await self._driver.scan(only=convict.index)
+        except (WorkerError, LibraryError, XpumlError):
+            return  # the sweep has said so, or will
+        finally:
+            self._driver.dismiss()  # it would keep the control node open
+        if scan is None or self._convicts.get(convict.index) is not convict:
+            return
+        logger.info("the library answers at device index %s again", convict.index)
+        convict.released_at = self._clock()
+        self._due.want()

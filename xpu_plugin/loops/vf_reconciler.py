@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changes the number of VFs of cards, one card at a time: carries out what `model.change` decides."""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from xpu_plugin.edges.kubelet.endpoint import Alone
+from xpu_plugin.edges.state.vf_request import VfRecord, reason
+from xpu_plugin.edges.worker.client import BusyError, Driver, LibraryError, WorkerError
+from xpu_plugin.frozen import frozen
+from xpu_plugin.log import Once, note
+from xpu_plugin.loops.exchange import Exchange
+from xpu_plugin.loops.grants import Grants
+from xpu_plugin.loops.idle_proof import IdleProof
+from xpu_plugin.loops.monitor import Sweep
+from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model.health import Health
+from xpu_plugin.model.inventory import stale_ids
+from xpu_plugin.model.vf_plan import Action, Card, DesiredVfs, Outcome, Proof, Report, cards, described
+from xpu_plugin.model.vf_reconcile import (
+    Decision,
+    Limits,
+    Memory,
+    Prove,
+    Reason,
+    Request,
+    Scan,
+    SetVfs,
+    View,
+    Wait,
+    answered,
+    decide,
+    inherited,
+)
+from xpu_plugin.waiting import wait_for
+from xpu_plugin.xpuml import WrongDeviceError, XpumlError
+
+
+logger = logging.getLogger(__name__)
+
+CLEAR_SECONDS = 60.0  # between attempts to clear the record
+_SPLIT = "xpumlDeviceSetSriovVfNum"
+
+
+@frozen
+class Orders:
+    """How the driver is asked for VFs: with the lock alone, and written down before."""
+
+    changer: Driver
+    """A worker client for nothing else; its worker lives for one request of the driver."""
+    record: VfRecord
+    """Of the last request; it is read by `inherit`."""
+    lock: Alone
+
+
+class Apply:
+    """Brings the cards to the desired VF count, as far as their users allow.
+
+    orders: how the driver is asked
+    exchange: has the desired number of VFs; the report on it, and Events, are written there
+    """
+
+    def __init__(
+        self,
+        orders: Orders,
+        picture: Picture,
+        sweep: Sweep,
+        grants: Grants,
+        proof: IdleProof,
+        *,
+        exchange: Exchange,
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._changer, self._record, self._lock = orders.changer, orders.record, orders.lock
+        self._unread: float | None = None  # since when the record is ours and cannot be read
+        self._clear_at = 0.0  # no sooner is it tried to clear the record
+        self._orders = 0
+        self._picture = picture
+        self._sweep = sweep
+        self._grants = grants
+        self._proof = proof
+        self._limits = limits
+        self._desired = exchange.desired
+        self._outcome = exchange.outcome
+        self._events = exchange.events
+        self._noted = Once()
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._memory = Memory(started=clock())
+        self._proofs: Mapping[str, Proof] = {}
+        self.drifts: Mapping[str, int] = {}  # how often another program has split each card
+
+    @property
+    def desired(self) -> DesiredVfs:
+        return self._desired.current
+
+    @property
+    def report(self) -> Report:
+        """The last one."""
+        return self._outcome.current.report
+
+    async def inherit(self) -> None:
+        """The lock is ours from now on: keep the card closed that a former process has asked the driver to
+        change. To be called before the first list, or before a scan that is to replace the picture."""
+        self._unread = self._clock()
+        await self._read()
+        if self._picture.current is not None:
+            self._keep_back(decide(self._memory, self._view(), self._limits).kept_back)
+
+    async def _read(self) -> None:
+        await self._record.read()
+        if self._record.unread:
+            return
+        self._unread = None
+        if self._record.request not in (None, self._memory.request):
+            logger.info("a former process has asked the driver for VFs request=%s", self._record.request)
+            self._memory = inherited(self._memory, self._view(), self._limits, self._record.request)
+
+    def begin(self) -> None:
+        """Before the first list: keep new pods off cards that may have to be changed."""
+        self._keep_back(decide(self._memory, self._view(), self._limits).kept_back)
+
+    def again(self) -> None:
+        """The administrator wants cards that are left alone to be tried again."""
+        self._orders += 1
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Never returns."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow(), name="grants for apply")
+            await self._carry_out()
+
+    async def _follow(self) -> None:
+        """Decide anew after a grant, as it calls off a change of its card.
+
+        While nothing is planned nor kept back there is nothing to call off, and so no need to look at every
+        card for each Allocate: each later decision takes the grant into account.
+        """
+        while True:
+            await self._grants.beyond(self._grants.version)
+            if self._memory.change is not None or self._picture.facts.kept_back:
+                self._wake.set()
+
+    async def _carry_out(self) -> None:
+        with self._picture.waking(self._wake), self._desired.waking(self._wake):
+            while True:
+                await self._lock.acquire()
+                if self._unread is not None:
+                    await self._read()
+                decision = self._decide()
+                await self._clear()
+                await self._act(decision)
+
+    def _view(self) -> View:
+        return View(
+            now=self._clock(),
+            desired=self.desired,
+            cards=cards(self._picture.facts, self._picture.policy),
+            proofs=self._proofs,
+            taken=self._grants.taken(),
+            held=self._grants.cards_at_start,
+            stale_ids=frozenset(stale_ids(self._picture.facts)),
+            scans=self._sweep.scanner.scans,
+            stuck=self._changer.stuck,
+            unread=self._unread,
+            driver=self._sweep.scanner.driver_version(),
+            orders=self._orders,
+            pace=self._limits.pace,
+        )
+
+    def _decide(self) -> Decision:
+        """Decide, publish and tell, all in one go: a grant comes before this or after it."""
+        self._wake.clear()
+        decision = decide(self._memory, self._view(), self._limits)
+        self._memory = decision.memory
+        self._keep_back(decision.kept_back)
+        for news in decision.news:
+            log = logger.info if news.reason is Reason.APPLIED else logger.warning
+            log("%s: %s", news.reason, news.text)
+            self._events.put(news.event)
+        self._outcome.set(Outcome(desired=self.desired, report=decision.report))
+        drifted = Counter(news.card for news in decision.news if news.reason is Reason.DRIFT)
+        self.drifts = {
+            step.card: self.drifts.get(step.card, 0) + drifted[step.card] for step in decision.report.steps
+        }
+        self._remember(decision)
+        return decision
+
+    def _remember(self, decision: Decision) -> None:
+        """Note a decision with what it rests on, unless it is the last one again; cards with the desired
+        VF count are left out."""
+        noted: dict[str, object] = {
+            "action": _named(decision.action),
+            "desired": {
+                "number": self.desired.number,
+                "origin": self.desired.origin,
+                "problem": self.desired.problem,
+            },
+            "cards": described(
+                step for step in decision.report.steps if step.action is not Action.KEEP or step.reason
+            ),
+            "kept_back": {card: health.reason for card, health in decision.kept_back.items()},
+            "proofs": {
+                card: {"holders": list(proof.holders), "doubt": proof.doubt}
+                for card, proof in self._proofs.items()
+            },
+            "taken": sorted(self._grants.taken()),
+        }
+        if self._noted.changed(noted):
+            note("vfs", **noted)
+
+    def _keep_back(self, kept_back: Mapping[str, Health]) -> None:
+        if kept_back != self._picture.facts.kept_back:
+            self._picture.submit(lambda facts: replace(facts, kept_back=kept_back))
+
+    async def _act(self, decision: Decision) -> None:
+        match decision.action:
+            case Wait(None):
+                await self._wake.wait()
+            case Wait(float() as seconds):
+                await wait_for(self._wake, seconds)
+            case Prove(addresses):
+                known = cards(self._picture.facts, self._picture.policy)
+                asked = [known[address] for address in addresses]
+                self._proofs = {**self._proofs, **await self._proof.look(asked)}
+            case Scan(seconds):
+                try:
+                    async with asyncio.timeout(seconds):
+                        await self._sweep.scanner.rescanned()
+                except TimeoutError:
+                    pass  # what comes of it is decided by the clock
+            case SetVfs() as order:
+                await self._set(order)
+
+    async def _set(self, order: SetVfs) -> None:
+        card, failure, refused, asked = order.card, "", False, True
+        assert card.index is not None  # noqa: S101 - or nothing would have been decided
+        try:
+            await self._record.write(Request(card.address, order.number))
+        except OSError as error:
+            asked = False
+            failure = (
+                f"the driver is not asked, as the request cannot be recorded in {self._record.path}: "
+                f"{reason(error)}; mount --state-dir writable"
+            )
+        else:
+            try:
+                async with self._sweep.changing(card.address):
+                    await self._ask(card, card.index, order.number)
+            except XpumlError as error:
+                failure, refused = str(error), error.function == _SPLIT
+            except (WorkerError, LibraryError, WrongDeviceError, ValueError) as error:
+                failure = str(error)
+        if refused:
+            failure = (
+                f"the driver refuses {order.number} VFs: {failure}; a process may have the card or one of "
+                "its VFs open, or this board cannot be split so"
+            )
+        view = self._view()
+        self._memory = answered(
+            self._memory, view, self._limits, failure=failure, refused=refused, asked=asked
+        )
+
+    async def _ask(self, card: Card, index: int, number: int) -> None:
+        """Ask the driver by a worker that is started for it, and that lists the nodes before it asks."""
+        try:
+            if await self._changer.scan(only=index) is None:
+                raise BusyError("device nodes came or went when the driver was about to be asked")
+            logger.info("asking the driver for %s VFs of %s, which has %s", number, card.address, card.vfs)
+            await self._changer.set_sriov_vf_num(index, number, card.address, seconds=self._limits.timeout)
+        finally:
+            self._changer.dismiss()
+
+    async def _clear(self) -> None:
+        """Have the record say nothing of what is over."""
+        request = self._memory.request
+        if self._unread is not None or request is not None or self._record.says(None):
+            return
+        if self._clock() < self._clear_at:
+            return
+        try:
+            await self._record.write(None)
+        except OSError as error:
+            self._clear_at = self._clock() + CLEAR_SECONDS
+            logger.warning(
+                "cannot clear the record of a change of VFs %s: %s; a restart of this plugin keeps that card "
+                "from new pods for --vf-timeout",
+                self._record.path,
+                reason(error),
+            )
+
+
+def _named(action: Wait | Prove | Scan | SetVfs) -> str:
+    match action:
+        case Prove(addresses):
+            return f"look who uses {', '.join(addresses)}"
+        case SetVfs(card, number):
+            return f"ask the driver for {number} VFs of {card.address}"
+        case Scan():
+            return "scan"
+    return "wait"
