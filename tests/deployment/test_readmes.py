@@ -309,7 +309,7 @@ def test_every_option_that_is_named_is_one(readme: str) -> None:
     known = own_options("", *(command for command in cli.COMMANDS if command != "simulate")) | former
     options = {span: re.split(r"[= ]", span)[0].lstrip("-") for span in named - chart}
     shortened = {"half1", "16G", "32G", "10G"}  # the ends of names in tables
-    renamed = {"vf-undecided", "pod-list-delay"} if readme.endswith("upgrade.md") else set()
+    renamed = {"wish-pending", "grant-settle"} if readme.endswith("upgrade.md") else set()
     assert {span for span, option in options.items() if option not in known | shortened | renamed} == set()
 
 
