@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes the number of VFs of cards, one card at a time: carries out what `model.change` decides."""
+"""Changes the number of VFs of cards, one card at a time: carries out decisions of `model.vf_reconcile`."""
 
 import asyncio
 import logging

@@ -383,7 +383,7 @@ def test_what_is_not_foreseen_in_the_watch_is_a_failed_round(
     assert plugin.labels.next() == "4"
     assert len(watched) == 3
     assert said(caplog, logging.ERROR, "unforeseen error while talking to the API server; trying again") == 1
-    assert said(caplog, logging.ERROR, "thread=api_watch error=OverflowError at test_nodeapi.py:") == 1
+    assert said(caplog, logging.ERROR, f"thread=api_watch error=OverflowError at {Path(__file__).name}:") == 1
     assert SECRET not in caplog.text
     assert plugin.api.failures["api_watch", None] == 3
     assert len(threads()) == 2
@@ -423,7 +423,7 @@ def test_what_is_not_foreseen_in_writing_is_a_failed_round(
     wait_until(lambda: server.labels["state"] == "three", "it is written")
     wait_until(lambda: server.events, "the event is made")
     assert left == []
-    assert said(caplog, logging.ERROR, "thread=api_write error=MemoryError at test_nodeapi.py:") == 1
+    assert said(caplog, logging.ERROR, f"thread=api_write error=MemoryError at {Path(__file__).name}:") == 1
     assert len(lines(caplog, logging.ERROR)) == 1
 
 

@@ -2,8 +2,8 @@
 """The child that owns the vendor library: one request, one answer, one thread.
 
 Started as `python -m xpu_plugin.edges.worker.server SOCKET PROGRESS`, with two inherited descriptors. The
-library may crash, hang, print and damage its environment; all of that ends with this process. It has no deadlines
-and mends nothing: whoever started it watches it and replaces it.
+library may crash, hang, print and damage its environment; all of that ends with this process. It has no
+deadlines and mends nothing: the server watches it and replaces it.
 """
 
 import contextlib
