@@ -6,7 +6,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := xpu_plugin tests docs/reference
-C_SOURCES := $(wildcard _xpuml/simulator/*.[ch] tests/*/*.[ch])
+C_SOURCES := $(wildcard _xpuml/simulator/*.[ch]) $(shell find tests -name "*.[ch]")
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard cmake/*.cmake proto/*.proto _xpuml/*.pyx _xpuml/*.pxd \
 	_xpuml/simulator/*)
 

@@ -19,7 +19,7 @@ from tests.support.locks import Lock
 from tests.support.machines import RESOURCE
 from tests.support.pictures import health
 from tests.support.waiting import until
-from xpu_plugin.edges.kubelet import view
+from xpu_plugin.edges.kubelet import view as view_module
 from xpu_plugin.edges.kubelet.pod_resources import UnknownHoldersError, checkpoint_of
 from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.edges.state.grants import GrantRecord
@@ -458,14 +458,14 @@ async def test_the_look_before_a_registration_is_bounded(
         await gate.wait()
         return await checkpoint_of(directory)
 
-    monkeypatch.setattr(view, "checkpoint_of", frozen)
+    monkeypatch.setattr(view_module, "checkpoint_of", frozen)
     kubelet.hold(["0"], resource=RESOURCE)
     began = time.monotonic()
     await holders.before_registration()
     assert USUAL.before <= time.monotonic() - began < 1.0
     assert offered(picture) == OWN
     assert caplog.records == [], "it is looked at again at once"
-    monkeypatch.setattr(view, "READ_SECONDS", 0.01)
+    monkeypatch.setattr(view_module, "READ_SECONDS", 0.01)
     await holders.look()
     assert (
         f"cannot read the holders of devices: {kubelet.directory / CHECKPOINT}: no answer within"
@@ -500,7 +500,7 @@ async def test_a_kubelet_that_restarts_is_no_warning_and_one_that_does_not_answe
         asked += 1
         raise UnknownHoldersError("away")
 
-    monkeypatch.setattr(view, "list_pods", away)
+    monkeypatch.setattr(view_module, "list_pods", away)
     holders.between = 0.01
     running = asyncio.create_task(holders.run())
     try:

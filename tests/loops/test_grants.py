@@ -16,7 +16,7 @@ from tests.support.kubelets import own_pod
 from tests.support.locks import Lock
 from tests.support.machines import RESOURCE, make_machine, target_of
 from tests.support.waiting import SECONDS, until
-from xpu_plugin.edges.kubelet import view
+from xpu_plugin.edges.kubelet import view as view_module
 from xpu_plugin.edges.kubelet.endpoint import Identity
 from xpu_plugin.edges.kubelet.pod_resources import checkpoint_of
 from xpu_plugin.edges.kubelet.view import KubeletView
@@ -316,7 +316,7 @@ async def test_a_proof_counts_no_answer_to_a_call_that_began_before_it(
     gate, asked, begun = asyncio.Event(), asyncio.Event(), []
 
     def hold_up(name: str) -> None:
-        real = getattr(view, name)
+        real = getattr(view_module, name)
 
         async def ask(where: Path) -> object:
             answer = await real(where)
@@ -324,7 +324,7 @@ async def test_a_proof_counts_no_answer_to_a_call_that_began_before_it(
             await gate.wait()
             return answer
 
-        monkeypatch.setattr(view, name, ask)
+        monkeypatch.setattr(view_module, name, ask)
 
     async def usage(indexes: Collection[int], card: str) -> Usage:
         answer = await Driver.usage(driver, indexes, card)
@@ -365,7 +365,7 @@ async def test_the_second_proof_never_shares_an_answer_with_the_first(
         reads.append(directory)
         return await checkpoint_of(directory)
 
-    monkeypatch.setattr(view, "checkpoint_of", read)
+    monkeypatch.setattr(view_module, "checkpoint_of", read)
     usages = tried.proof._driver.usage
     asked: list[str] = []
 
