@@ -235,7 +235,12 @@ async def test_a_rival_that_our_list_hides_is_found_by_its_socket(
         judge(plugin, SICK)
         await until(lambda: plugin.watch.rivalry.doubted, "a doubt")
         await until(lambda: not plugin.watch.rivalry.doubted, "a registration for it")
-        await node.until(lambda: len(node.endpoints()) == 2 and node.serves({IDS[1]}), timeout=SECONDS)
+        await node.until(
+            lambda: (
+                len(node.endpoints()) == 2 and node.shown[-1] == (node.endpoints()[1], frozenset({IDS[1]}))
+            ),
+            timeout=SECONDS,
+        )
         await node.allocate(RESOURCE, 1)
         assert plugin.watch.displacements == 0
         node.shown.clear()  # our list was shown while the rival was asked: that cannot be helped
