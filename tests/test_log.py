@@ -149,6 +149,15 @@ def test_what_is_said_is_news_until_it_changes_or_heals() -> None:
     assert said.changed("a")
 
 
+def test_decisions_are_kept_after_logging_was_disabled_for_a_while() -> None:
+    with log.RingHandler() as decisions:
+        logging.disable()
+        log.note("one")
+        logging.disable(logging.NOTSET)
+        log.note("two")
+    assert "two" in [decision["what"] for decision in decisions.all]
+
+
 def test_the_last_decisions_are_kept_with_their_time_and_no_more() -> None:
     with log.RingHandler() as decisions:
         began = time.time()

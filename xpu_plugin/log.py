@@ -44,7 +44,11 @@ class Once:
 def note(what: str, /, **inputs: object) -> None:
     """Log a decision for the ring. what: a word for its kind; inputs: its outcome and what it rests on, in
     values that JSON knows"""
-    _decisions.info(what, extra={"inputs": inputs})
+    # Not by `info`: whether a logger without a parent is enabled is cached for ever.
+    made = _decisions.makeRecord(
+        _decisions.name, logging.INFO, "", 0, what, (), None, extra={"inputs": inputs}
+    )
+    _decisions.handle(made)
 
 
 class RingHandler(logging.Handler):

@@ -156,7 +156,7 @@ async def test_texts_that_are_cut_or_no_texts_are_no_reason_not_to_work(
 
 async def test_a_library_that_writes_on_the_wire_is_never_believed(scene: Scene, kubelet: Watched) -> None:
     """Each worker talks nonsense, for as long as it takes: nothing is offered, and nothing piles up."""
-    rogue = compile_library(Path(__file__).parents[1] / "edges/rogue.c", scene.place)
+    rogue = compile_library(Path(__file__).parents[1] / "edges/worker/rogue.c", scene.place)
     before = f"from xpu_plugin.simulation import library\nlibrary.shipped = lambda: {str(rogue)!r}"
     os.environ["ROGUE"] = 'frame:{"id": 3, "result": {"stable": true, "readings": 7}}'
     try:
