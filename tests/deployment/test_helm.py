@@ -271,8 +271,8 @@ def test_the_schema_refuses(helm: Helm, values: Object) -> None:
     ("values", "said"),
     [
         ({}, "rbac.create=true"),
-        ({"rbac": {"create": True}, "sriovNumVfs": 0}, "is safest with sriovNumVfs=keep"),
-        ({"rbac": {"create": True}}, "where there is none by sriovNumVfs=keep"),
+        ({"rbac": {"create": True}, "sriovNumVfs": 0}, "sriovNumVfs=keep is the safest"),
+        ({"rbac": {"create": True}}, "on a node without it, sriovNumVfs=keep"),
         ({"rbac": {"create": True}, "sriovNumVfs": "keep"}, "-L baidu.com/sriov-num-vfs.state"),
         ({"resourceName": "example.com/card"}, "show example.com/card"),
     ],
