@@ -495,7 +495,9 @@ async def test_a_record_that_cannot_be_written_is_said_once_and_tried_again(
     monkeypatch.setattr(node_module, "AGAIN_SECONDS", (0.01, 0.02))
     file = tmp_path / "label.json"
     async with running(argument=1, alone=at_once) as tried:
-        await tried.kept(None)
+        await tried.label("1")
+        await tried.kept(Kept(label="1", node=UID))
+        file.unlink()
         file.mkdir()
         (file / "full").touch()
         await tried.label("2")
