@@ -11,7 +11,6 @@ from struct import unpack_from
 
 import pytest
 
-from tests.support.processes import tree
 from tests.support.waiting import wait_until
 from xpu_plugin.simulation.machine import Machine
 from xpu_plugin.xpuml import OPTIONAL_FUNCTIONS, REQUIRED_FUNCTIONS
@@ -555,8 +554,9 @@ def test_a_split_may_take_its_time(make_machine: MakeMachine, make_guest: MakeGu
 
 
 def begun(guest: Guest) -> None:
-    """Wait for the driver's side of a request, which is a process of its own."""
-    wait_until(lambda: len(tree(guest.process.pid)) > 1, "the driver's side")
+    """Wait until the driver's side of a request holds the process that asked, which it traces."""
+    status = Path(f"/proc/{guest.process.pid}/status")
+    wait_until(lambda: "TracerPid:\t0\n" not in status.read_text(), "the driver's side")
 
 
 @pytest.mark.parametrize("number", [0, 3])
