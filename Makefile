@@ -63,7 +63,7 @@ endif
 coverage: ## make test COVERAGE=1: which lines of Python and of the binding the tests run
 	$(MAKE) test COVERAGE=1
 
-sanitize: .stamps/sanitize ## the tests of what is written in C, with ASan and UBSan in binding and simulator (needs gcc)
+sanitize: .stamps/sanitize ## the tests of the C code, with ASan and UBSan in binding and simulator (needs gcc)
 	rm -f $(FINDING).*
 	$(SANITIZED) build/sanitize/bin/python $(PYTEST) tests/native tests/edges/worker/test_client.py \
 		tests/edges/worker/test_server.py $(ARGS); status=$$?; ! cat $(FINDING).* 2>/dev/null && exit $$status
@@ -101,7 +101,7 @@ e2e: .stamps/dev ## the suite on a real kubelet (tests/e2e/README.md)
 image: ## the container image, by build.sh
 	./build.sh $(ARGS)
 
-test-image: .stamps/dev ## the tests of what is put into the image (docker/README.md)
+test-image: .stamps/dev ## the tests of the contents of the image (docker/README.md)
 	$(BIN)/python -m pytest tests/image $(ARGS)
 
 bench: .stamps/bench $(GO_PLUGIN) ## what the plugin costs beside references: a quarter of an hour; QUICK=1: two minutes

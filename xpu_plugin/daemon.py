@@ -53,7 +53,7 @@ async def serve(config: Config, worker: WorkerProcess | None = None, timings: Ti
         end_of.cancel()
     await asyncio.wait({parts}, timeout=END_SECONDS)
     await plugin.close()
-    # What is not asked for asyncio tells with a traceback.
+    # asyncio logs a traceback of an error that is not asked for.
     raised = parts.exception() if parts.done() and not parts.cancelled() else None
     error = plugin.serving.error or raised
     status = 0 if error is None else _failed(error, plugin.serving.part)

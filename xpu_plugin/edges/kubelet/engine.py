@@ -22,7 +22,7 @@ OWN_THREADS = 8  # log, state, kubelet reader, HTTP, a request, two of the node,
 HEAP_BYTES = 64 << 20  # of address space that glibc reserves for a thread's heap
 STACK_BYTES = 2 << 20  # that it reserves for a thread's stack where RLIMIT_STACK says none
 CODE_BYTES = 128 << 20  # of address space for the libraries that are still to be loaded
-DATA_BYTES = 32 << 20  # that are written: what is imported and served
+DATA_BYTES = 32 << 20  # that are written: modules, and answers
 LIMITS = {
     "RLIMIT_AS": resource.RLIMIT_AS,
     "RLIMIT_DATA": resource.RLIMIT_DATA,
@@ -56,7 +56,7 @@ def require_limits() -> None:
 
 
 def _limits(threads: int) -> str:
-    """The limits that may be too low, and what is needed where that can be told."""
+    """The limits that may be too low, with the need where that can be told."""
     stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
     stack = STACK_BYTES if stack == resource.RLIM_INFINITY else stack
     data = DATA_BYTES + threads * stack

@@ -14,7 +14,7 @@ _ROOM = 1 << 16  # bytes to be read at a time
 class Connection(asyncio.BufferedProtocol):
     """One request at a time, and one answer to each.
 
-    stirred: fired once when the other end is gone, or speaks, while nobody waits for an answer
+    stirred: fired once when the other end is gone, or speaks, while no caller waits for an answer
     """
 
     def __init__(self, stirred: Signal) -> None:
