@@ -58,7 +58,6 @@ async def test_a_signal_ends_it_in_under_a_second_with_nothing_left(
     assert node.socket.stat().st_mode & 0o777 == 0o600
     await ends_well(node, daemon, number)
     await kubelet.until(lambda: kubelet.streams_open == 0, timeout=SECONDS)
-    assert kubelet.troubles == []
 
 
 async def test_of_many_signals_the_first_counts(node: Node, kubelet: Kubelet) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from tests.support.impatient import impatient
 from tests.support.machines import RESOURCE, make_machine
 from tests.support.processes import processes_that_know
-from tests.support.waiting import SECONDS, until
+from tests.support.waiting import PROMPT_SECONDS, SECONDS, until
 from xpu_plugin.model.timings import Timings
 from xpu_plugin.simulation.kubelet import Kubelet
 from xpu_plugin.simulation.machine import Machine
@@ -27,7 +27,7 @@ IDS = [f"0000:{bus}:00.0" for bus in ("3b", "3c", "3d", "3e")]
 
 SOCKETS = "xpu-device-plugin-*.sock"
 
-EXIT_SECONDS = 3.0
+EXIT_SECONDS = PROMPT_SECONDS
 """From SIGTERM to the end on a busy machine; the promise is a second. What hangs in a test hangs longer."""
 
 PLAIN = ("-m", "xpu_plugin")

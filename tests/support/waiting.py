@@ -9,6 +9,9 @@ from collections.abc import Callable
 SECONDS = 60.0
 """How long anything may take on a loaded machine. Nothing here waits that long when all is well."""
 
+PROMPT_SECONDS = 5.0
+"""What takes milliseconds, on a loaded machine. What would hang takes longer than this, or for ever."""
+
 _POLL_SECONDS = 0.01
 
 

