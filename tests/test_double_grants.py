@@ -14,7 +14,7 @@ from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.model.timings import Timings
 from xpu_plugin.proto import deviceplugin_pb2
-from xpu_plugin.simulation.kubelet import AdmissionError, Grant, Kubelet
+from xpu_plugin.simulation.kubelet import AdmissionError, Assignment, Kubelet
 
 
 # On a busy machine the usual look before a registration may end too early.
@@ -61,7 +61,7 @@ async def offers(kubelet: Kubelet, *ids: str) -> None:
     await kubelet.until(lambda: healthy(kubelet) == set(ids), timeout=SECONDS, what=f"offered: {ids}")
 
 
-async def all_the_rest(kubelet: Kubelet) -> list[Grant]:
+async def all_the_rest(kubelet: Kubelet) -> list[Assignment]:
     """Grant one device after the other until there is none left."""
     grants = []
     while True:
@@ -71,7 +71,7 @@ async def all_the_rest(kubelet: Kubelet) -> list[Grant]:
             return grants
 
 
-def paths(*grants: Grant) -> list[str]:
+def paths(*grants: Assignment) -> list[str]:
     return sorted(
         node.host_path for grant in grants for node in grant.nodes if node.host_path != "/dev/xpuctrl"
     )

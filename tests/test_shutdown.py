@@ -15,7 +15,7 @@ from tests.support.kubelets import Hesitant, Unread
 from tests.support.machines import RESOURCE
 from tests.support.processes import has_ended, processes_that_know
 from tests.support.waiting import SECONDS, until
-from xpu_plugin.simulation.kubelet import Endpoint as KubeletsEnd
+from xpu_plugin.simulation.kubelet import Client as KubeletsEnd
 from xpu_plugin.simulation.kubelet import Kubelet, Registration
 
 

@@ -16,7 +16,7 @@ from tests.support.impatient import impatient
 from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS
 from xpu_plugin.config import DOCTOR_OPTIONS
-from xpu_plugin.edges.control_socket import StatusError, ask
+from xpu_plugin.edges.control_socket import ControlError, ask
 from xpu_plugin.model.timings import Timings
 from xpu_plugin.simulation.kubelet import AdmissionError, Kubelet
 
@@ -46,7 +46,7 @@ async def state(node: Node) -> dict[str, Any]:
     """What the plugin says about itself; {} while it does not."""
     try:
         return dict(await asyncio.to_thread(ask, node.place / "status.sock", "state"))
-    except StatusError:
+    except ControlError:
         return {}
 
 
@@ -76,8 +76,8 @@ from xpu_plugin.loops.audit import Audit
 Audit.look = fail
 """,
     "measurements": """
-from xpu_plugin.loops.telemetry import Meters
-Meters.run = fail
+from xpu_plugin.loops.telemetry import Telemetry
+Telemetry.run = fail
 """,
     "virtual functions": """
 from xpu_plugin.loops import vf_reconciler
@@ -218,21 +218,21 @@ threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
 
 
 INNER = {
-    "sweep": """
+    "monitor": """
 from xpu_plugin.loops import monitor
-monitor.Sweep._sweep = fail
+monitor.Monitor._sweep = fail
 """,
-    "holders": """
+    "aliases": """
 from xpu_plugin.loops import aliases
-aliases.Holders.run = fail
+aliases.Aliases.run = fail
 """,
     "endpoints": """
 from xpu_plugin.edges.kubelet.endpoint import Endpoint
 Endpoint.run = fail
 """,
     "start": """
-from xpu_plugin.loops.aliases import Holders
-Holders.first_look = fail
+from xpu_plugin.loops.aliases import Aliases
+Aliases.first_look = fail
 """,
 }
 
@@ -287,14 +287,14 @@ async def uncancelled(self):
             await asyncio.sleep(3600)
         except asyncio.CancelledError:
             pass
-from xpu_plugin.loops.unresponsive import Probation
-Probation.run = uncancelled
+from xpu_plugin.loops.unresponsive import Unresponsive
+Unresponsive.run = uncancelled
 """
     daemon = node.start(program=flawed(flaw))
     await shows(kubelet, IDS)
     assert await daemon.stop() < EXIT_SECONDS
     assert "parts that do not end are left behind" in daemon.log
-    assert "probation" in daemon.log.partition("left behind")[2]
+    assert "unresponsive devices" in daemon.log.partition("left behind")[2]
 
 
 async def test_a_log_that_nobody_reads_delays_neither_grants_nor_lists_nor_the_end(

@@ -14,8 +14,8 @@ OTHERS = replace(
     USUAL,
     holders=0.1,
     scan=(0.1, 0.2),
-    rivalry=rivals.Pace(look=0.1, returns=(0.1, 0.2)),
-    vfs=vf_reconcile.Pace(check=0.1, drift=(0.1, 0.2)),
+    rivalry=rivals.RivalPace(look=0.1, returns=(0.1, 0.2)),
+    vfs=vf_reconcile.VfPace(check=0.1, drift=(0.1, 0.2)),
 )
 
 

@@ -25,7 +25,7 @@ from xpu_plugin.model.timings import Timings
 from xpu_plugin.model.vf_plan import LABEL, STATE_LABEL
 from xpu_plugin.proto.deviceplugin_pb2 import AllocateRequest, ContainerAllocateRequest
 from xpu_plugin.proto.deviceplugin_pb2_grpc import DevicePluginStub
-from xpu_plugin.simulation.kubelet import AdmissionError, Grant, Kubelet
+from xpu_plugin.simulation.kubelet import AdmissionError, Assignment, Kubelet
 
 
 CARDS = [f"0000:{bus}:00.0" for bus in ("3b", "3c", "3d", "3e")]
@@ -38,7 +38,7 @@ IMPATIENT = impatient(
     Timings(
         holders=0.1,
         record=0.1,
-        vfs=vf_reconcile.Pace(look=0.1, check=0.05, retry=(0.3, 1.0), drift=(0.3, 1.0)),
+        vfs=vf_reconcile.VfPace(look=0.1, check=0.05, retry=(0.3, 1.0), drift=(0.3, 1.0)),
     )
 )
 OPTIONS = (f"--pod-list-delay={SETTLE}", "--vf-timeout=5", "--call-timeout=5", "--pod-name=plugin")
@@ -546,7 +546,7 @@ async def closed(kubelet: Kubelet, ids: list[str], *, held: list[str]) -> None:
     )
 
 
-async def hold_card(kubelet: Kubelet, card: int) -> Grant:
+async def hold_card(kubelet: Kubelet, card: int) -> Assignment:
     """A pod that has this whole card."""
     grants = [await kubelet.allocate(RESOURCE, 1) for _ in CARDS]
     [grant] = [grant for grant in grants if grant.ids == (CARDS[card],)]

@@ -8,13 +8,13 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING
 
-from xpu_plugin.edges.control_socket import StatusServer
+from xpu_plugin.edges.control_socket import ControlServer
 from xpu_plugin.loops.audit import Audit
-from xpu_plugin.loops.control import Status
-from xpu_plugin.loops.device_events import Faults
+from xpu_plugin.loops.control import Control
+from xpu_plugin.loops.device_events import DeviceEvents
 from xpu_plugin.loops.metrics import CONTENT_TYPE, GATHER_SECONDS, Metrics
 from xpu_plugin.loops.supervision import PartOf, Run
-from xpu_plugin.loops.telemetry import Meters
+from xpu_plugin.loops.telemetry import Telemetry
 
 
 if TYPE_CHECKING:
@@ -28,32 +28,32 @@ async def run(
 
     requests, questions: listeners of --metrics-address and --status-socket
     """
-    sweep = plugin.sweep
-    meters = Meters(plugin.driver, plugin.picture, probation=sweep.probation)
+    monitor = plugin.monitor
+    meters = Telemetry(plugin.worker, plugin.picture, unresponsive=monitor.unresponsive)
     audit = Audit(
-        plugin.driver,
+        plugin.worker,
         plugin.picture,
         plugin.view,
         plugin.grants,
-        probation=sweep.probation,
+        unresponsive=monitor.unresponsive,
         events=plugin.exchange.events,
-        holders=plugin.holders,
+        holders=plugin.aliases,
     )
     parts: dict[str, Run] = {"measurements": meters.run, "audit": audit.run}
     if requests is not None:
         parts["pages"] = partial(_pages, plugin, requests, meters, audit)
     if questions is not None:
         parts["status socket"] = partial(_questions, plugin, questions, meters)
-    if plugin.node is not None:
-        parts["events"] = Faults(
-            plugin.picture, plugin.view, driver_gone=sweep.driver_gone, events=plugin.exchange.events
+    if plugin.node_sync is not None:
+        parts["events"] = DeviceEvents(
+            plugin.picture, plugin.view, driver_gone=monitor.driver_gone, events=plugin.exchange.events
         ).run
     async with asyncio.TaskGroup() as group:
         for part, run in parts.items():
             group.create_task(plugin.supervisor.keep(part, run), name=part)
 
 
-async def _pages(plugin: "Plugin", listener: socket.socket, meters: Meters, audit: Audit) -> None:
+async def _pages(plugin: "Plugin", listener: socket.socket, meters: Telemetry, audit: Audit) -> None:
     from xpu_plugin.edges.http import HttpServer, Page, plain  # noqa: PLC0415 - 2 MB not all need
 
     metrics = Metrics(plugin, meters, audit)
@@ -72,8 +72,8 @@ async def _pages(plugin: "Plugin", listener: socket.socket, meters: Meters, audi
         server.close()
 
 
-async def _questions(plugin: "Plugin", listener: socket.socket, meters: Meters) -> None:
-    server = StatusServer(Status(plugin, meters).answers, PartOf(plugin.supervisor, "status socket"))
+async def _questions(plugin: "Plugin", listener: socket.socket, meters: Telemetry) -> None:
+    server = ControlServer(Control(plugin, meters).answers, PartOf(plugin.supervisor, "status socket"))
     await server.start(listener)
     try:
         await asyncio.Event().wait()
@@ -85,7 +85,7 @@ def _ready(plugin: "Plugin") -> str:
     """What it is waiting for. That is no reason not to be ready: an update would stall at the first node
     without a driver."""
     lines = (
-        f"library: {plugin.sweep.trouble or 'ok'}",
+        f"library: {plugin.monitor.trouble or 'ok'}",
         f"kubelet: open streams: {plugin.streams}",
         *(f"kubelet: {trouble}" for trouble in (*plugin.obstacles, *plugin.displaced)),
     )

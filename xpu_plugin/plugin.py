@@ -23,22 +23,22 @@ from xpu_plugin.edges.listeners import listen, listening_at
 from xpu_plugin.edges.state.grants import GrantRecord
 from xpu_plugin.edges.state.quarantine import QuarantineRecord
 from xpu_plugin.edges.state.vf_request import VfRecord
-from xpu_plugin.edges.worker.client import Driver, Target
+from xpu_plugin.edges.worker.client import Target, WorkerClient
 from xpu_plugin.edges.worker.process import WorkerProcess
 from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.log import RingHandler
-from xpu_plugin.loops.aliases import Holders
+from xpu_plugin.loops.aliases import Aliases
 from xpu_plugin.loops.endpoints import Endpoints
 from xpu_plugin.loops.exchange import Exchange, exchange
 from xpu_plugin.loops.grants import Grants
-from xpu_plugin.loops.health_history import Verdicts
+from xpu_plugin.loops.health_history import HealthHistory
 from xpu_plugin.loops.idle_proof import IdleProof
-from xpu_plugin.loops.monitor import Cadence, Sweep
+from xpu_plugin.loops.monitor import Cadence, Monitor
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.loops.supervision import PartOf, Run, Supervisor, Vital
 from xpu_plugin.loops.tenure import Tenures
-from xpu_plugin.loops.vf_reconciler import Apply, Orders
+from xpu_plugin.loops.vf_reconciler import Orders, VfReconciler
 from xpu_plugin.model.health import Rules
 from xpu_plugin.model.inventory import Policy
 from xpu_plugin.model.ownership import Terms
@@ -50,8 +50,8 @@ from xpu_plugin.waiting import delays, wait_for
 
 
 if TYPE_CHECKING:
-    from xpu_plugin.edges.apiserver.node_watcher import Follower, NodeApi
-    from xpu_plugin.loops.node_sync import Node
+    from xpu_plugin.edges.apiserver.node_watcher import Follower, NodeWatcher
+    from xpu_plugin.loops.node_sync import NodeSync
 
 logger = logging.getLogger(__name__)
 
@@ -87,22 +87,22 @@ class Plugin:
     tenures: Tenures
 
     # The workers: for all devices, for one device alone, for a change of VFs.
-    driver: Driver
-    probes: Driver
-    changer: Driver
+    worker: WorkerClient
+    prober: WorkerClient
+    changer: WorkerClient
 
     # Loops.
-    sweep: Sweep
+    monitor: Monitor
     proof: IdleProof
-    holders: Holders
-    apply: Apply
+    aliases: Aliases
+    reconciler: VfReconciler
     endpoints: Endpoints
-    node: "Node | None"
+    node_sync: "NodeSync | None"
     """None without a way to the API server."""
 
     @property
-    def workers(self) -> tuple[Driver, ...]:
-        return (self.driver, self.probes, self.changer)
+    def workers(self) -> tuple[WorkerClient, ...]:
+        return (self.worker, self.prober, self.changer)
 
     @property
     def streams(self) -> int:
@@ -122,8 +122,8 @@ class Plugin:
 
     def begin_anew(self) -> None:
         """Scan at once, and try cards again that are left alone, as the administrator wants it."""
-        self.sweep.rescan()
-        self.apply.again()
+        self.monitor.rescan()
+        self.reconciler.again()
 
     async def close(self) -> None:
         """End all workers."""
@@ -141,9 +141,9 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
     supervisor, serving = Supervisor(timings.part), Vital()
 
     opened = target(config)
-    driver = Driver(opened, call_timeout=config.call_timeout, spare=spare)
-    probes = Driver(opened, call_timeout=config.call_timeout, most_stuck=STUCK_PROBES)
-    changer = Driver(opened, call_timeout=config.call_timeout, most_stuck=STUCK_CHANGERS)
+    worker = WorkerClient(opened, call_timeout=config.call_timeout, spare=spare)
+    prober = WorkerClient(opened, call_timeout=config.call_timeout, most_stuck=STUCK_PROBES)
+    changer = WorkerClient(opened, call_timeout=config.call_timeout, most_stuck=STUCK_CHANGERS)
 
     picture, listed = Picture(policy(config)), asyncio.Event()
     between = exchange(UNKNOWN if has_api_server(config) else by_argument(config.sriov_num_vfs))
@@ -155,20 +155,22 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
         terms(config),
         listed=listed,
     )
-    verdicts = Verdicts(rules(config), QuarantineRecord(config.state_dir, apart=True))
-    sweep = Sweep(
-        driver,
-        probes,
+    history = HealthHistory(rules(config), QuarantineRecord(config.state_dir, apart=True))
+    monitor = Monitor(
+        worker,
+        prober,
         picture,
-        verdicts,
+        history,
         grants,
         cadence=cadence(config, timings),
     )
-    proof = IdleProof(driver, view, grants)
-    holders = Holders(picture, view, grants, proof, between=timings.holders, before=timings.before)
-    node = node_of(config, between, tenures, timings)
+    proof = IdleProof(worker, view, grants)
+    aliases = Aliases(picture, view, grants, proof, between=timings.holders, before=timings.before)
+    node_sync = node_of(config, between, tenures, timings)
     orders = Orders(changer=changer, record=VfRecord(config.state_dir, apart=True), lock=tenures)
-    apply = Apply(orders, picture, sweep, grants, proof, exchange=between, limits=limits(config, timings))
+    reconciler = VfReconciler(
+        orders, picture, monitor, grants, proof, exchange=between, limits=limits(config, timings)
+    )
 
     plugins = PluginDirectory(config.device_plugin_dir)
 
@@ -196,7 +198,7 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
             stem=socket_stem(resource, config.resource_name),
             lock=tenures,
             watch=watch,
-            holders=holders,
+            holders=aliases,
             again=timings.again,
         )
 
@@ -214,15 +216,15 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
         view=view,
         grants=grants,
         tenures=tenures,
-        driver=driver,
-        probes=probes,
+        worker=worker,
+        prober=prober,
         changer=changer,
-        sweep=sweep,
+        monitor=monitor,
         proof=proof,
-        holders=holders,
-        apply=apply,
+        aliases=aliases,
+        reconciler=reconciler,
         endpoints=Endpoints(picture, endpoint, always=always),
-        node=node,
+        node_sync=node_sync,
     )
 
 
@@ -309,14 +311,14 @@ def has_api_server(config: Config) -> bool:
 
 def node_of(
     config: Config, between: Exchange, lock: Alone | None = None, timings: Timings = USUAL
-) -> "Node | None":
-    """The node in the API server, None where we have no way to it. lock: as `Node` takes it"""
+) -> "NodeSync | None":
+    """The node in the API server, None where we have no way to it. lock: as `NodeSync` takes it"""
     if not has_api_server(config):
         return None
     from xpu_plugin.edges.state.label import LabelRecord  # noqa: PLC0415 - not everybody needs it
-    from xpu_plugin.loops.node_sync import Node  # noqa: PLC0415
+    from xpu_plugin.loops.node_sync import NodeSync  # noqa: PLC0415
 
-    return Node(
+    return NodeSync(
         exchange=between,
         argument=config.sriov_num_vfs,
         connect=partial(node_api, config),
@@ -327,11 +329,11 @@ def node_of(
     )
 
 
-def node_api(config: Config, follower: "Follower") -> "NodeApi":
+def node_api(config: Config, follower: "Follower") -> "NodeWatcher":
     """The node's edge, by a module that is loaded then."""
-    from xpu_plugin.edges.apiserver.node_watcher import NodeApi  # noqa: PLC0415
+    from xpu_plugin.edges.apiserver.node_watcher import NodeWatcher  # noqa: PLC0415
 
-    return NodeApi(
+    return NodeWatcher(
         node=config.node_name or os.uname().nodename.lower(),
         label=LABEL,
         kubeconfig=config.kubeconfig,
@@ -351,7 +353,7 @@ async def run(plugin: Plugin) -> None:
     write wait for a tenure.
     """
     config, serving, tenures = plugin.config, plugin.serving, plugin.tenures
-    picture, sweep = plugin.picture, plugin.sweep
+    picture, monitor = plugin.picture, plugin.monitor
 
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(plugin.decisions)
@@ -364,42 +366,44 @@ async def run(plugin: Plugin) -> None:
             observing.create_task(plugin.supervisor.keep(part, run), name=part)
 
         observe("observability", partial(_show, plugin, requests, questions))
-        observe("openings", sweep.openings.run)
+        observe("openings", monitor.openings.run)
         serving.start("tenures", _take_over(plugin))
-        serving.start("sweep", sweep.run())
-        serving.start("probation", sweep.probation.run())
+        serving.start("monitor", monitor.run())
+        serving.start("unresponsive devices", monitor.unresponsive.run())
         serving.start("quarantine", _keep_quarantine(plugin))
         await picture.beyond(NEVER)
         for name in picture.policy.unmatched(picture.facts.devices.values()):
             logger.warning("--allow or --deny names %s, which no device of this node is", name)
-        await plugin.holders.first_look()  # before the first list goes out
+        await plugin.aliases.first_look()  # before the first list goes out
         if tenures.held:
-            await plugin.apply.inherit()
-        plugin.apply.begin()  # as well
-        serving.start("holders", plugin.holders.run())
+            await plugin.reconciler.inherit()
+        plugin.reconciler.begin()  # as well
+        serving.start("aliases", plugin.aliases.run())
         serving.start("endpoints", plugin.endpoints.run())
         serving.start("grants", plugin.grants.run(tenures))
-        serving.start("virtual functions", plugin.supervisor.keep("virtual functions", plugin.apply.run))
-        if plugin.node is not None:
+        serving.start("virtual functions", plugin.supervisor.keep("virtual functions", plugin.reconciler.run))
+        if plugin.node_sync is not None:
             if config.node_labels:
-                observe("node labels", partial(plugin.node.describe, picture, sweep.scanner.driver_version))
+                observe(
+                    "node labels", partial(plugin.node_sync.describe, picture, monitor.scanner.driver_version)
+                )
             await wait_for(plugin.listed, plugin.timings.listed)
-            observe("node", plugin.node.run)
+            observe("node", plugin.node_sync.run)
 
 
 async def _take_over(plugin: Plugin) -> None:
     """Another plugin has granted on, split cards and judged devices while this one waited."""
     async for _ in plugin.tenures.begin():
         await plugin.grants.reread()
-        await plugin.apply.inherit()
-        await plugin.sweep.verdicts.reread()
-        await plugin.sweep.scanner.rescanned()
+        await plugin.reconciler.inherit()
+        await plugin.monitor.history.reread()
+        await plugin.monitor.scanner.rescanned()
 
 
 async def _keep_quarantine(plugin: Plugin) -> None:
     """It is for one plugin to write down."""
     await plugin.tenures.acquire()
-    await plugin.sweep.verdicts.run()
+    await plugin.monitor.history.run()
 
 
 async def _show(plugin: Plugin, requests: socket.socket | None, questions: socket.socket | None) -> None:

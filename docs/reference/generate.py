@@ -133,7 +133,7 @@ def checks() -> str:
 
 _LOUD = re.compile(
     r"logger\.(warning|error)$|_complain$|(warnings|complaints|failures|problems)\.append$"
-    r"|(Refusal|UsageError|HostError|MachineError|LibraryError|StatusError|BusyError|Worker\w*Error)$"
+    r"|(Refusal|UsageError|HostError|MachineError|LibraryError|ControlError|BusyError|Worker\w*Error)$"
 )
 """Calls that are given a text for an administrator."""
 _PLACEHOLDER = "…"

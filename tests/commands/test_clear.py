@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from xpu_plugin.cli import main
-from xpu_plugin.edges.control_socket import StatusServer
+from xpu_plugin.edges.control_socket import ControlServer
 from xpu_plugin.edges.listeners import listening_at
 
 
@@ -22,7 +22,7 @@ async def cleared(place: Path, id: str, *, quarantine: set[str]) -> int:
         quarantine.discard(id)
         return known
 
-    server = StatusServer({"clear": clear})
+    server = ControlServer({"clear": clear})
     with listening_at(place / "status.sock") as listener:
         await server.start(listener)
         try:

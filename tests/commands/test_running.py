@@ -19,7 +19,7 @@ from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS
 from xpu_plugin.cli import main
 from xpu_plugin.commands.shapes import SHAPES, misfit
-from xpu_plugin.edges.control_socket import StatusError, ask
+from xpu_plugin.edges.control_socket import ControlError, ask
 from xpu_plugin.simulation.kubelet import Kubelet
 
 
@@ -54,7 +54,7 @@ async def says(node: Node, name: str, predicate: Callable[[Any], object]) -> Any
         while True:
             try:
                 answer = await asyncio.to_thread(ask, status_socket(node), name)
-            except StatusError:
+            except ControlError:
                 answer = None
             if answer is not None and predicate(answer):
                 return answer

@@ -276,5 +276,5 @@ def test_templates_can_be_there_at_the_same_time() -> None:
 def test_the_template_for_vfs_goes_where_they_are() -> None:
     (pod,) = objects_of(ROOT / "script/pod-vf.yml")
     selector = pod["spec"]["nodeSelector"]
-    assert selector == {vf_plan.LABEL: "2", vf_plan.STATE_LABEL: str(vf_plan.State.SUCCESS)}
+    assert selector == {vf_plan.LABEL: "2", vf_plan.STATE_LABEL: str(vf_plan.VfState.SUCCESS)}
     assert vf_plan.parse(selector[vf_plan.LABEL]) == 2

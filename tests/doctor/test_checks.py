@@ -9,13 +9,13 @@ import pytest
 
 from xpu_plugin.doctor.checks.cluster import RIGHTS
 from xpu_plugin.doctor.evidence import (
-    Cluster,
+    ClusterEvidence,
     Evidence,
-    Host,
-    Kubelet,
-    Library,
+    HostEvidence,
+    KubeletEvidence,
+    LibraryEvidence,
     NodeFile,
-    Plugin,
+    PluginEvidence,
 )
 from xpu_plugin.doctor.finding import Verdict, error, exit_status, ok, skipped, warning
 from xpu_plugin.doctor.registry import CHECKS, diagnose
@@ -60,7 +60,7 @@ def function(**fields: Any) -> Function:
 
 
 # A card that is whole, and one that is split in two.
-HOST = Host(
+HOST = HostEvidence(
     control=NodeFile(name="xpuctrl", major=242, minor=128),
     nodes=tuple(NodeFile(name=f"xpu{n}", major=242, minor=2 * n) for n in range(4)),
     majors={1: "mem", 242: "xpu"},
@@ -73,7 +73,7 @@ HOST = Host(
     addresses={0: A, 1: B, 2: VFS[0], 3: VFS[1]},
     cgroup_drivers=frozenset({"systemd"}),
 )
-LIBRARY = Library(
+LIBRARY = LibraryEvidence(
     path="/usr/local/xpu/lib64/libxpuml.so.1",
     version="4.33.1.1 commit: 0",
     driver_version="4.33.third_unknown.1 commit: 0",
@@ -84,13 +84,13 @@ LIBRARY = Library(
         *(row(f"{vf}-of2", 2 + n, card=B, kind="vf", max_vfs=0) for n, vf in enumerate(VFS)),
     ),
 )
-PLUGIN = Plugin(streams=1, alone=True, worker=4711, replaced=False, unwritten=())
-KUBELET = Kubelet(
+PLUGIN = PluginEvidence(streams=1, alone=True, worker=4711, replaced=False, unwritten=())
+KUBELET = KubeletEvidence(
     age=3600.0,
     pods=frozenset({"kube-system/plugin", "default/train"}),
     holdings=(Holding(container="default/train/main", resource="baidu.com/xpu", ids=(A,)),),
 )
-CLUSTER = Cluster(label="2", ahead=0.4)
+CLUSTER = ClusterEvidence(label="2", ahead=0.4)
 ALL_DENIED = tuple(f"{verb} {resource}" for verb, resource in RIGHTS)
 HEALTHY = Evidence(
     desired=2,
@@ -103,7 +103,9 @@ HEALTHY = Evidence(
     kubelet=KUBELET,
     cluster=CLUSTER,
 )
-NO_XPU = Evidence(library=Library(trouble="no usable libxpuml"), kubelet=Kubelet(pods=frozenset()))
+NO_XPU = Evidence(
+    library=LibraryEvidence(trouble="no usable libxpuml"), kubelet=KubeletEvidence(pods=frozenset())
+)
 
 
 def host(**fields: Any) -> Evidence:

@@ -10,10 +10,10 @@ import pytest
 from tests.support.machines import make_machine
 from tests.support.waiting import SECONDS
 from xpu_plugin.doctor import host_survey
-from xpu_plugin.doctor.evidence import Host
+from xpu_plugin.doctor.evidence import HostEvidence
 
 
-def seen(tmp_path: Path, proc_root: Path | None = None, **more: object) -> Host:
+def seen(tmp_path: Path, proc_root: Path | None = None, **more: object) -> HostEvidence:
     return host_survey.read_host(
         tmp_path / "dev",
         tmp_path / "sys",
@@ -42,7 +42,7 @@ def test_nodes_functions_and_vfs_of_a_machine(tmp_path: Path) -> None:
 
 def test_an_empty_host(tmp_path: Path) -> None:
     host = seen(tmp_path)
-    assert host == Host()
+    assert host == HostEvidence()
     assert host.empty
 
 

@@ -17,7 +17,7 @@ from tests.support.failures import Failed
 from tests.support.processes import unix_sockets
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges import control_socket
-from xpu_plugin.edges.control_socket import LONGEST_LINE, StatusError, StatusServer, ask
+from xpu_plugin.edges.control_socket import LONGEST_LINE, ControlError, ControlServer, ask
 from xpu_plugin.edges.listeners import listening_at
 
 
@@ -33,8 +33,8 @@ def path(place: Path) -> Path:
 
 
 @pytest.fixture
-async def server(path: Path) -> AsyncIterator[StatusServer]:
-    server = StatusServer({"echo": echo, "now": lambda: 1})
+async def server(path: Path) -> AsyncIterator[ControlServer]:
+    server = ControlServer({"echo": echo, "now": lambda: 1})
     with listening_at(path) as listener:
         await server.start(listener)
         yield server
@@ -58,12 +58,12 @@ async def said(path: Path, sent: bytes) -> bytes:
     return answer
 
 
-async def test_a_question_is_answered(server: StatusServer, path: Path) -> None:
+async def test_a_question_is_answered(server: ControlServer, path: Path) -> None:
     assert await asked(path, "echo", text="ä\n") == {"echo": "ä\n"}
     assert await asked(path, "now") == 1
 
 
-async def test_only_the_owner_may_use_it(server: StatusServer, path: Path) -> None:
+async def test_only_the_owner_may_use_it(server: ControlServer, path: Path) -> None:
     own, directory = [await asyncio.to_thread(each.stat) for each in (path, path.parent)]
     assert stat.S_ISSOCK(own.st_mode)
     assert stat.S_IMODE(own.st_mode) == 0o600
@@ -71,12 +71,12 @@ async def test_only_the_owner_may_use_it(server: StatusServer, path: Path) -> No
     assert stat.S_IMODE(directory.st_mode) == 0o700
 
 
-async def test_what_is_no_question_is_refused_with_a_reason(server: StatusServer, path: Path) -> None:
-    with pytest.raises(StatusError, match="does not know 'bogus'"):
+async def test_what_is_no_question_is_refused_with_a_reason(server: ControlServer, path: Path) -> None:
+    with pytest.raises(ControlError, match="does not know 'bogus'"):
         await asked(path, "bogus")
-    with pytest.raises(StatusError, match="not that text"):
+    with pytest.raises(ControlError, match="not that text"):
         await asked(path, "echo", text="bad")
-    with pytest.raises(StatusError, match="not a question"):
+    with pytest.raises(ControlError, match="not a question"):
         await asked(path, "echo", other=1)
     for line in (
         b"",
@@ -93,13 +93,13 @@ async def test_what_is_no_question_is_refused_with_a_reason(server: StatusServer
     assert await asked(path, "now") == 1
 
 
-async def test_a_line_that_does_not_end_is_not_kept(server: StatusServer, path: Path) -> None:
+async def test_a_line_that_does_not_end_is_not_kept(server: ControlServer, path: Path) -> None:
     assert await said(path, b"x" * (2 * LONGEST_LINE)) == b""
     assert await asked(path, "now") == 1
 
 
 async def test_who_says_nothing_is_cut_off(
-    server: StatusServer, path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ControlServer, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control_socket, "ASK_SECONDS", 0.1)
     reader, writer = await asyncio.open_unix_connection(path)
@@ -113,7 +113,7 @@ async def test_one_that_is_left_over_is_replaced(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as old:
         old.bind(str(path))
     with listening_at(path) as listener:
-        server = StatusServer({"now": lambda: 1})
+        server = ControlServer({"now": lambda: 1})
         await server.start(listener)
         assert await asked(path, "now") == 1
         server.close()
@@ -123,13 +123,13 @@ async def test_a_question_waits_for_whoever_answers(path: Path) -> None:
     with listening_at(path) as listener:
         asking = asyncio.create_task(asked(path, "now"))
         await until(lambda: unix_sockets(path) > 1, "a connection that waits")
-        server = StatusServer({"now": lambda: 1})
+        server = ControlServer({"now": lambda: 1})
         await server.start(listener)
         assert await asking == 1
         server.close()
 
 
-async def test_one_that_somebody_listens_at_is_left_alone(server: StatusServer, path: Path) -> None:
+async def test_one_that_somebody_listens_at_is_left_alone(server: ControlServer, path: Path) -> None:
     with pytest.raises(OSError, match="in use"), listening_at(path):
         pass
     assert await asked(path, "now") == 1
@@ -157,12 +157,12 @@ def test_a_file_that_is_no_socket_is_left_alone(path: Path) -> None:
 
 
 async def test_asking_where_no_plugin_is(path: Path) -> None:
-    with pytest.raises(StatusError, match="No such file"):
+    with pytest.raises(ControlError, match="No such file"):
         await asked(path, "now")
     path.parent.mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
-        with pytest.raises(StatusError, match="refused"):
+        with pytest.raises(ControlError, match="refused"):
             await asked(path, "now")
 
 
@@ -176,7 +176,7 @@ async def test_what_answers_otherwise_is_no_plugin(path: Path, answer: bytes) ->
         writer.close()
 
     async with await asyncio.start_unix_server(talk, path):
-        with pytest.raises(StatusError, match="not a running plugin"):
+        with pytest.raises(ControlError, match="not a running plugin"):
             await asked(path, "now")
 
 
@@ -206,7 +206,7 @@ async def stranger(path: Path, *parts: bytes) -> AsyncIterator[None]:
 async def test_an_answer_without_an_end_is_not_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_socket, "LONGEST_ANSWER", 1 << 20)
     async with stranger(path, b"x" * (1 << 16)):
-        with pytest.raises(StatusError, match="not a running plugin"):
+        with pytest.raises(ControlError, match="not a running plugin"):
             await asked(path, "now")
 
 
@@ -214,7 +214,7 @@ async def test_an_answer_that_drips_has_a_deadline(path: Path, monkeypatch: pyte
     monkeypatch.setattr(control_socket, "ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(control_socket, "ASK_SECONDS", 0.2)
     async with stranger(path, b" "):
-        with pytest.raises(StatusError, match="timed out"):
+        with pytest.raises(ControlError, match="timed out"):
             await asked(path, "now")
 
 
@@ -223,14 +223,14 @@ async def test_an_answer_that_drips_has_a_deadline(path: Path, monkeypatch: pyte
 )
 async def test_an_answer_that_cannot_be_read_is_no_plugins(answer: bytes, path: Path) -> None:
     async with stranger(path, answer, b"\n"):
-        with pytest.raises(StatusError, match="not a running plugin"):
+        with pytest.raises(ControlError, match="not a running plugin"):
             await asked(path, "now")
 
 
 async def test_a_refusal_is_one_short_printable_line(path: Path) -> None:
     refusal = json.dumps({"error": "\x1b[31m\n\x07" + "x" * 9999}).encode()
     async with stranger(path, refusal, b"\n"):
-        with pytest.raises(StatusError) as raised:
+        with pytest.raises(ControlError) as raised:
             await asked(path, "now")
     assert str(raised.value).isprintable()
     assert len(str(raised.value)) < 1000
@@ -245,7 +245,7 @@ async def test_an_answer_does_not_have_to_be_waited_for_long(
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        with pytest.raises(StatusError, match="timed out"):
+        with pytest.raises(ControlError, match="timed out"):
             await asked(path, "now")
 
 
@@ -256,9 +256,9 @@ async def test_an_answer_that_fails_is_told_and_others_are_given(path: Path) -> 
         raise MemoryError("planted")
 
     with listening_at(path) as listener:
-        server = StatusServer({"broken": broken, "now": lambda: 1}, failures)
+        server = ControlServer({"broken": broken, "now": lambda: 1}, failures)
         await server.start(listener)
-        with pytest.raises(StatusError, match="the plugin failed to answer: planted"):
+        with pytest.raises(ControlError, match="the plugin failed to answer: planted"):
             await asked(path, "broken")
         assert await asked(path, "now") == 1
         server.close()

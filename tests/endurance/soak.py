@@ -45,7 +45,7 @@ from tests.support.waiting import until
 from xpu_plugin.model import rivals, vf_reconcile
 from xpu_plugin.model.vf_plan import LABEL
 from xpu_plugin.proto.podresources_v1_pb2 import ListPodResourcesResponse
-from xpu_plugin.simulation.kubelet import AdmissionError, Grant, Release, StartError
+from xpu_plugin.simulation.kubelet import AdmissionError, Assignment, Release, StartError
 from xpu_plugin.simulation.machine import cards
 from xpu_plugin.xpuml import REQUIRED_FUNCTIONS
 
@@ -66,8 +66,8 @@ LOG_BYTES = 60_000  # of a plugin, that are shown when something is not as it mu
 PROGRAM = impatient(
     replace(
         TIMINGS,
-        rivalry=rivals.Pace(look=0.2, confirm=0.5, returns=(0.2, 1.0)),
-        vfs=vf_reconcile.Pace(look=0.1, check=0.05, retry=(0.2, 0.5), drift=(0.2, 0.5)),
+        rivalry=rivals.RivalPace(look=0.2, confirm=0.5, returns=(0.2, 1.0)),
+        vfs=vf_reconcile.VfPace(look=0.1, check=0.05, retry=(0.2, 0.5), drift=(0.2, 0.5)),
     ),
     before="""
 import os, time
@@ -129,7 +129,7 @@ class LostError(Exception):
 class Holder:
     """A container, and the hardware that it was given: PCI address by node."""
 
-    grant: Grant
+    grant: Assignment
     hardware: dict[str, str]
 
     @property

@@ -23,7 +23,7 @@ from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet, Release
 # The real daemon, but for some pauses.
 TIMINGS = Timings(
     holders=0.1,
-    probation=(0.1, 0.3),
+    unresponsive=(0.1, 0.3),
     doubt=0.1,
     scan=(0.05, 0.2),
     again=(0.05, 0.3),

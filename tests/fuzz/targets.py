@@ -29,7 +29,7 @@ from xpu_plugin.config import UsageError, read_config
 from xpu_plugin.edges.kubelet.pod_resources import CHECKPOINT, UnknownHoldersError, read_checkpoint
 from xpu_plugin.edges.kubelet.service import DevicePluginService
 from xpu_plugin.edges.state.grants import GrantRecord
-from xpu_plugin.edges.worker.client import Driver, LibraryError, Target, WorkerError
+from xpu_plugin.edges.worker.client import LibraryError, Target, WorkerClient, WorkerError
 from xpu_plugin.edges.worker.connection import Connection
 from xpu_plugin.edges.worker.decoding import scan_of
 from xpu_plugin.edges.worker.frames import HEADER
@@ -162,31 +162,31 @@ class _Worker(WorkerProcess):
 
 
 async def _driven(raw: bytes, asked: int) -> object:
-    driver = Driver(
+    client = WorkerClient(
         Target(libraries=(), dev_root=Path("/dev"), sysfs_root=Path("/sys"), environment={}),
         call_timeout=60.0,
     )
-    worker = driver._process = _Worker(raw)
-    connection = driver._connection = await Connection.over(worker.take_socket(), driver.ended)
-    driver._opened = {"library": "", "library_version": ""}
+    worker = client._process = _Worker(raw)
+    connection = client._connection = await Connection.over(worker.take_socket(), client.ended)
+    client._opened = {"library": "", "library_version": ""}
     try:
         match asked:
             case 0:
-                return await driver._ask(worker, 60.0, "scan", lambda answer: scan_of(answer, driver._opened))
+                return await client._ask(worker, 60.0, "scan", lambda answer: scan_of(answer, client._opened))
             case 1:
-                return await driver.sweep()
+                return await client.sweep()
             case 2:
-                return await driver.usage([0], "0000:3b:00.0")
-        await driver.set_sriov_vf_num(0, 1, "0000:3b:00.0", seconds=60.0)
+                return await client.usage([0], "0000:3b:00.0")
+        await client.set_sriov_vf_num(0, 1, "0000:3b:00.0", seconds=60.0)
     except ValueError:  # the driver's refusal of a number, or XpumlError 2
         return None
     else:
         return None
     finally:
         connection.close()
-        if driver._process is not None:
+        if client._process is not None:
             worker.kill()
-        driver._dying.clear()
+        client._dying.clear()
 
 
 def _used(decoded: object) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Holders against a kubelet's real sockets and files: what a container holds stays listed the way it was
+"""Aliases against a kubelet's real sockets and files: what a container holds stays listed the way it was
 granted, until it is certain that the container has ended."""
 
 import asyncio
@@ -23,10 +23,10 @@ from xpu_plugin.edges.kubelet import view as view_module
 from xpu_plugin.edges.kubelet.pod_resources import UnknownHoldersError, checkpoint_of
 from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.edges.state.grants import GrantRecord
-from xpu_plugin.edges.worker.client import Driver
+from xpu_plugin.edges.worker.client import WorkerClient
 from xpu_plugin.loops import aliases as holders_module
 from xpu_plugin.loops import grants as grants_module
-from xpu_plugin.loops.aliases import SETTLE_SECONDS, Holders
+from xpu_plugin.loops.aliases import SETTLE_SECONDS, Aliases
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import Picture
@@ -74,11 +74,11 @@ def memory_of(kubelet: Kubelet, picture: Picture, clock: Callable[[], float]) ->
 
 def holders_of(
     kubelet: Kubelet, picture: Picture, clock: Callable[[], float] | None = None, grants: Grants | None = None
-) -> Holders:
+) -> Aliases:
     clock = clock or Clock()
     view, grants = view_of(kubelet, clock), grants or memory_of(kubelet, picture, clock)
-    driver = Driver(nowhere(kubelet.directory), call_timeout=1.0)
-    return Holders(picture, view, grants, IdleProof(driver, view, grants, clock=clock), clock=clock)
+    client = WorkerClient(nowhere(kubelet.directory), call_timeout=1.0)
+    return Aliases(picture, view, grants, IdleProof(client, view, grants, clock=clock), clock=clock)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def grants(kubelet: Kubelet, picture: Picture, clock: Clock) -> Grants:
 
 
 @pytest.fixture
-def holders(kubelet: Kubelet, picture: Picture, clock: Clock, grants: Grants) -> Holders:
+def aliases(kubelet: Kubelet, picture: Picture, clock: Clock, grants: Grants) -> Aliases:
     return holders_of(kubelet, picture, clock, grants)
 
 
@@ -116,11 +116,11 @@ def free_everywhere(kubelet: Kubelet) -> None:
 
 
 async def test_old_ids_named_by_pod_resources_are_offered_as_such(
-    kubelet: Kubelet, holders: Holders, picture: Picture
+    kubelet: Kubelet, aliases: Aliases, picture: Picture
 ) -> None:
     kubelet.hold(["0", "2"], resource=RESOURCE)
     (kubelet.directory / CHECKPOINT).unlink()
-    await holders.look()
+    await aliases.look()
     assert offered(picture) == with_old(0, 2)
 
 
@@ -145,36 +145,36 @@ async def test_without_pod_resources_the_checkpoint_names_holders(
 
 
 async def test_a_running_init_container_is_seen_in_the_checkpoint_only_and_counts(
-    kubelet: Kubelet, holders: Holders, picture: Picture
+    kubelet: Kubelet, aliases: Aliases, picture: Picture
 ) -> None:
     kubelet.hold(["1"], resource=RESOURCE, init_container=True)
-    await holders.look()
+    await aliases.look()
     assert offered(picture) == with_old(1)
 
 
 async def test_a_restarted_kubelet_that_knows_no_pods_releases_nothing(
-    kubelet: Kubelet, holders: Holders, picture: Picture
+    kubelet: Kubelet, aliases: Aliases, picture: Picture
 ) -> None:
     """While its API server is away it lists no pods, although containers run."""
     kubelet.hold(["0"], resource=RESOURCE)
-    await holders.look()
+    await aliases.look()
     kubelet.api_server_away = True
     await kubelet.restart()
     assert not kubelet.pod_resources().pod_resources
     for _ in range(4):
-        await holders.look()
+        await aliases.look()
     assert offered(picture) == with_old(0)
 
 
 async def test_what_is_not_an_old_id_of_ours_changes_nothing(
-    kubelet: Kubelet, holders: Holders, picture: Picture
+    kubelet: Kubelet, aliases: Aliases, picture: Picture
 ) -> None:
     kubelet.hold(["0"], resource="example.com/gpu")
     kubelet.hold(["007", "-1", "", "1.0", "0x2", "٢"], resource=RESOURCE)
     kubelet.hold([IDS[1]], resource=RESOURCE)
     kubelet.hold(["99"], resource=RESOURCE)
     generation = picture.current.generation if picture.current else None
-    await holders.look()
+    await aliases.look()
     assert offered(picture) == OWN
     assert picture.current
     assert picture.current.generation == generation
@@ -185,15 +185,15 @@ async def test_a_device_granted_under_another_resource_name_stays_listed_there(
 ) -> None:
     """As after a change to --resource-per-profile."""
     picture = picture_of(Policy(resource=RESOURCE, per_profile=True))
-    holders = holders_of(kubelet, picture, clock)
+    aliases = holders_of(kubelet, picture, clock)
     grant = kubelet.hold([IDS[1], "2"], resource=RESOURCE)
-    await holders.look()
+    await aliases.look()
     assert offered(picture, RESOURCE) == {IDS[1]: "/dev/xpu1", "2": "/dev/xpu2"}
     assert offered(picture, PROFILE) == {IDS[0]: "/dev/xpu0", IDS[3]: "/dev/xpu3"}
     kubelet.free(grant)
     kubelet.write_checkpoint()
-    await holders.look()
-    await holders.look()
+    await aliases.look()
+    await aliases.look()
     assert offered(picture, PROFILE) == OWN
 
 
@@ -201,84 +201,84 @@ async def test_a_device_granted_under_another_resource_name_stays_listed_there(
 
 
 async def test_an_old_id_is_released_by_two_looks_that_find_no_holder(
-    kubelet: Kubelet, holders: Holders, picture: Picture
+    kubelet: Kubelet, aliases: Aliases, picture: Picture
 ) -> None:
     kubelet.hold(["0", "1"], resource=RESOURCE)
-    await holders.look()
+    await aliases.look()
     free_everywhere(kubelet)
-    await holders.look()
+    await aliases.look()
     assert offered(picture) == with_old(0, 1)
-    await holders.look()
+    await aliases.look()
     assert offered(picture) == OWN
 
 
 async def test_each_old_id_is_released_by_itself(
-    kubelet: Kubelet, holders: Holders, picture: Picture
+    kubelet: Kubelet, aliases: Aliases, picture: Picture
 ) -> None:
     kubelet.hold(["0"], resource=RESOURCE)
     ending = kubelet.hold(["1"], resource=RESOURCE)
-    await holders.look()
+    await aliases.look()
     kubelet.free(ending)
     kubelet.write_checkpoint()
-    await holders.look()
-    await holders.look()
+    await aliases.look()
+    await aliases.look()
     assert offered(picture) == with_old(0)
 
 
-async def test_the_checkpoint_is_a_veto(kubelet: Kubelet, holders: Holders, picture: Picture) -> None:
+async def test_the_checkpoint_is_a_veto(kubelet: Kubelet, aliases: Aliases, picture: Picture) -> None:
     """It keeps a dead pod's devices until it is written next time."""
     grant = kubelet.hold(["0"], resource=RESOURCE)
-    await holders.look()
+    await aliases.look()
     kubelet.free(grant)
     assert not kubelet.pod_resources().pod_resources
     for _ in range(4):
-        await holders.look()
+        await aliases.look()
     assert offered(picture) == with_old(0)
     kubelet.write_checkpoint()
-    await holders.look()
-    await holders.look()
+    await aliases.look()
+    await aliases.look()
     assert offered(picture) == OWN
 
 
 async def test_an_old_id_that_is_granted_again_is_kept_although_nobody_lists_it_yet(
-    kubelet: Kubelet, holders: Holders, grants: Grants, picture: Picture, clock: Clock
+    kubelet: Kubelet, aliases: Aliases, grants: Grants, picture: Picture, clock: Clock
 ) -> None:
     kubelet.hold(["0"], resource=RESOURCE)
-    await holders.look()
+    await aliases.look()
     free_everywhere(kubelet)
-    await holders.look()
+    await aliases.look()
     grants.granted({"0": "/dev/xpu0", IDS[1]: "/dev/xpu1"})
     for _ in range(4):
-        await holders.look()
+        await aliases.look()
     assert offered(picture) == with_old(0)
 
     clock.now += SETTLE_SECONDS
-    await holders.look()
+    await aliases.look()
     assert offered(picture) == with_old(0)
-    await holders.look()
+    await aliases.look()
     assert offered(picture) == OWN
 
 
 async def test_an_old_id_whose_container_was_only_started_again_is_released_as_any_other(
-    kubelet: Kubelet, holders: Holders, grants: Grants, picture: Picture, clock: Clock
+    kubelet: Kubelet, aliases: Aliases, grants: Grants, picture: Picture, clock: Clock
 ) -> None:
     """The kubelet has known of it all the time."""
     kubelet.hold(["0"], resource=RESOURCE)
-    await holders.look()
+    await aliases.look()
     clock.now += 1.0
     await grants.started({"0": "/dev/xpu0"})
     free_everywhere(kubelet)
     clock.now += 1.0
-    await holders.look()
-    await holders.look()
+    await aliases.look()
+    await aliases.look()
     assert offered(picture) == OWN
 
 
 async def test_a_grant_of_an_own_id_holds_nothing_otherwise(
-    holders: Holders, grants: Grants, picture: Picture
+    aliases: Aliases, grants: Grants, picture: Picture
 ) -> None:
     grants.granted({IDS[0]: "/dev/xpu0"})
-    await holders.look()
+    await aliases.look()
     assert offered(picture) == OWN
 
 
@@ -296,88 +296,88 @@ def block_pod_resources(kubelet: Kubelet) -> Callable[[], object]:
 
 
 async def test_pod_resources_that_do_not_answer_release_nothing(
-    kubelet: Kubelet, holders: Holders, picture: Picture, caplog: pytest.LogCaptureFixture
+    kubelet: Kubelet, aliases: Aliases, picture: Picture, caplog: pytest.LogCaptureFixture
 ) -> None:
     kubelet.hold(["0"], resource=RESOURCE)
-    await holders.look()
+    await aliases.look()
     free_everywhere(kubelet)
     unblock = block_pod_resources(kubelet)
     for _ in range(4):
-        await holders.look()
+        await aliases.look()
     assert offered(picture) == with_old(0)
     complaints = [record for record in caplog.records if "the holders of devices" in record.message]
     assert len(complaints) == 1, "said once, not at each look"
     unblock()
-    await holders.look()
-    await holders.look()
+    await aliases.look()
+    await aliases.look()
     assert offered(picture) == OWN
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"Data": {"PodDeviceEntries": [7]}}', '{"Data": null}'])
 async def test_a_checkpoint_that_cannot_be_understood_releases_nothing(
-    kubelet: Kubelet, holders: Holders, picture: Picture, content: str
+    kubelet: Kubelet, aliases: Aliases, picture: Picture, content: str
 ) -> None:
     kubelet.hold(["0"], resource=RESOURCE)
-    await holders.look()
+    await aliases.look()
     free_everywhere(kubelet)
     (kubelet.directory / CHECKPOINT).write_text(content)
     for _ in range(4):
-        await holders.look()
+        await aliases.look()
     assert offered(picture) == with_old(0)
 
 
 async def test_with_one_source_away_the_other_is_still_believed_when_it_names_a_holder(
-    kubelet: Kubelet, holders: Holders, picture: Picture
+    kubelet: Kubelet, aliases: Aliases, picture: Picture
 ) -> None:
     block_pod_resources(kubelet)
     kubelet.hold(["0"], resource=RESOURCE)
-    await holders.look()
+    await aliases.look()
     assert offered(picture) == with_old(0)
     await kubelet.restart()
     (kubelet.directory / CHECKPOINT).write_text("{")
-    await holders.look()
+    await aliases.look()
     assert offered(picture) == with_old(0)
 
 
 async def test_a_holder_named_in_between_starts_the_two_looks_anew(
-    kubelet: Kubelet, holders: Holders, picture: Picture
+    kubelet: Kubelet, aliases: Aliases, picture: Picture
 ) -> None:
     """Released is what two looks *in a row* did not find, with both sources answering."""
     grant = kubelet.hold(["0"], resource=RESOURCE)
-    await holders.look()
+    await aliases.look()
     kubelet.free(grant)
     kubelet.write_checkpoint()
-    await holders.look()
+    await aliases.look()
 
     grant = kubelet.hold(["0"], resource=RESOURCE)
     unblock = block_pod_resources(kubelet)
-    await holders.look()
+    await aliases.look()
     unblock()
     kubelet.free(grant)
     kubelet.write_checkpoint()
 
-    await holders.look()
+    await aliases.look()
     assert offered(picture) == with_old(0)
-    await holders.look()
+    await aliases.look()
     assert offered(picture) == OWN
 
 
 async def test_an_id_held_again_after_its_release_is_not_released_in_doubt(
-    kubelet: Kubelet, holders: Holders, picture: Picture
+    kubelet: Kubelet, aliases: Aliases, picture: Picture
 ) -> None:
     kubelet.hold(["0"], resource=RESOURCE)
-    await holders.look()
+    await aliases.look()
     free_everywhere(kubelet)
-    await holders.look()
-    await holders.look()
+    await aliases.look()
+    await aliases.look()
     assert offered(picture) == OWN
 
     kubelet.hold(["0"], resource=RESOURCE)
     block_pod_resources(kubelet)
-    await holders.look()
+    await aliases.look()
     assert offered(picture) == with_old(0)
     (kubelet.directory / CHECKPOINT).write_text("{")
-    await holders.look()
+    await aliases.look()
     assert offered(picture) == with_old(0), "neither source answered"
 
 
@@ -385,12 +385,12 @@ async def test_an_id_held_again_after_its_release_is_not_released_in_doubt(
 
 
 async def test_the_loop_asks_while_something_is_held_and_then_no_more(
-    kubelet: CountingKubelet, holders: Holders, picture: Picture, monkeypatch: pytest.MonkeyPatch
+    kubelet: CountingKubelet, aliases: Aliases, picture: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    holders.between = 0.02
+    aliases.between = 0.02
     kubelet.hold(["0"], resource=RESOURCE)
-    await holders.look()
-    loop = asyncio.create_task(holders.run())
+    await aliases.look()
+    loop = asyncio.create_task(aliases.run())
     await until(lambda: kubelet.questions >= 5)
     free_everywhere(kubelet)
     await until(lambda: offered(picture) == OWN)
@@ -402,15 +402,15 @@ async def test_the_loop_asks_while_something_is_held_and_then_no_more(
 
 
 async def test_the_loop_goes_on_asking_while_nobody_could_tell(
-    kubelet: CountingKubelet, holders: Holders, picture: Picture, monkeypatch: pytest.MonkeyPatch
+    kubelet: CountingKubelet, aliases: Aliases, picture: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    holders.between = 0.02
+    aliases.between = 0.02
     kubelet.hold(["2"], resource=RESOURCE)
     (kubelet.directory / CHECKPOINT).write_text("{")
     unblock = block_pod_resources(kubelet)
-    await holders.look()
+    await aliases.look()
     assert offered(picture) == OWN
-    loop = asyncio.create_task(holders.run())
+    loop = asyncio.create_task(aliases.run())
     unblock()
     await until(lambda: offered(picture) == with_old(2))
     loop.cancel()
@@ -418,15 +418,15 @@ async def test_the_loop_goes_on_asking_while_nobody_could_tell(
 
 
 async def test_what_is_held_and_released_is_told(
-    kubelet: Kubelet, holders: Holders, caplog: pytest.LogCaptureFixture
+    kubelet: Kubelet, aliases: Aliases, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger=holders_module.__name__)
     kubelet.hold(["0"], resource=RESOURCE)
     for _ in range(3):
-        await holders.look()
+        await aliases.look()
     free_everywhere(kubelet)
     for _ in range(4):
-        await holders.look()
+        await aliases.look()
     messages = [record.message for record in caplog.records if record.name == holders_module.__name__]
     assert len(messages) == 2
     assert all("id=0" in message for message in messages)
@@ -436,17 +436,17 @@ async def test_what_is_held_and_released_is_told(
 
 
 async def test_before_a_registration_the_checkpoint_alone_is_asked(
-    kubelet: CountingKubelet, holders: Holders, picture: Picture
+    kubelet: CountingKubelet, aliases: Aliases, picture: Picture
 ) -> None:
     kubelet.hold(["0"], resource=RESOURCE)
-    await holders.before_registration()
+    await aliases.before_registration()
     assert offered(picture) == with_old(0)
     assert kubelet.questions == 0
 
 
 async def test_the_look_before_a_registration_is_bounded(
     kubelet: CountingKubelet,
-    holders: Holders,
+    aliases: Aliases,
     picture: Picture,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -461,28 +461,28 @@ async def test_the_look_before_a_registration_is_bounded(
     monkeypatch.setattr(view_module, "checkpoint_of", frozen)
     kubelet.hold(["0"], resource=RESOURCE)
     began = time.monotonic()
-    await holders.before_registration()
+    await aliases.before_registration()
     assert USUAL.before <= time.monotonic() - began < PROMPT_SECONDS
     assert offered(picture) == OWN
     assert caplog.records == [], "it is looked at again at once"
     monkeypatch.setattr(view_module, "READ_SECONDS", 0.01)
-    await holders.look()
+    await aliases.look()
     assert (
         f"cannot read the holders of devices: {kubelet.directory / CHECKPOINT}: no answer within"
         in caplog.text
     )
     gate.set()
-    await holders.look()
+    await aliases.look()
     assert offered(picture) == with_old(0)
 
 
 async def test_the_loop_reads_a_checkpoint_that_has_changed_and_asks_nothing_else(
-    kubelet: CountingKubelet, holders: Holders, picture: Picture, monkeypatch: pytest.MonkeyPatch
+    kubelet: CountingKubelet, aliases: Aliases, picture: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(holders_module, "WATCH_SECONDS", 0.01)
-    await holders.look()
+    await aliases.look()
     questions = kubelet.questions
-    loop = asyncio.create_task(holders.run())
+    loop = asyncio.create_task(aliases.run())
     kubelet.hold(["3"], resource=RESOURCE)
     await until(lambda: offered(picture) == with_old(3))
     assert kubelet.questions == questions
@@ -491,7 +491,7 @@ async def test_the_loop_reads_a_checkpoint_that_has_changed_and_asks_nothing_els
 
 
 async def test_a_kubelet_that_restarts_is_no_warning_and_one_that_does_not_answer_for_long_is(
-    holders: Holders, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    aliases: Aliases, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = 0
 
@@ -501,8 +501,8 @@ async def test_a_kubelet_that_restarts_is_no_warning_and_one_that_does_not_answe
         raise UnknownHoldersError("away")
 
     monkeypatch.setattr(view_module, "list_pods", away)
-    holders.between = 0.01
-    running = asyncio.create_task(holders.run())
+    aliases.between = 0.01
+    running = asyncio.create_task(aliases.run())
     try:
         await until(lambda: asked >= 3, "looks")
         assert caplog.records == []
@@ -526,14 +526,14 @@ async def test_a_forgotten_holder_is_found_once_the_record_that_names_it_can_be_
     kubelet.hold([], resource="none", pod="train")
     kubelet.write_checkpoint()
     grants = memory_of(kubelet, picture, time.monotonic)
-    holders = holders_of(kubelet, picture, time.monotonic, grants)
-    holders.between = 0.05
-    await holders.first_look()
+    aliases = holders_of(kubelet, picture, time.monotonic, grants)
+    aliases.between = 0.05
+    await aliases.first_look()
 
     async def alone() -> None:
         pass
 
-    tasks = [asyncio.create_task(own) for own in (holders.run(), grants.run(Lock(alone)))]
+    tasks = [asyncio.create_task(own) for own in (aliases.run(), grants.run(Lock(alone)))]
     asked = kubelet.questions
     await until(lambda: kubelet.questions >= asked + 2, "looks, as the record is not known")
     assert set(health(picture.current).values()) == {None}

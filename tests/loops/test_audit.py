@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The auditor over the real driver and a kubelet's real sockets: what it tells, and what it does not."""
+"""The auditor over a real worker and a kubelet's real sockets: what it tells, and what it does not."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.kubelet.pod_resources import read_checkpoint
 from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.edges.state.grants import GrantRecord
-from xpu_plugin.edges.worker.client import Driver
+from xpu_plugin.edges.worker.client import WorkerClient
 from xpu_plugin.loops.audit import AGAIN_SECONDS, MUTE_SECONDS, Audit
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.picture import Picture
@@ -23,7 +23,7 @@ from xpu_plugin.model.devices import identify
 from xpu_plugin.model.events import Event
 from xpu_plugin.model.inventory import Policy, after_scan
 from xpu_plugin.model.ownership import Terms
-from xpu_plugin.simulation.kubelet import Grant, Kubelet
+from xpu_plugin.simulation.kubelet import Assignment, Kubelet
 from xpu_plugin.simulation.machine import Machine
 
 
@@ -41,13 +41,13 @@ class Tried:
         assert kubelet.pod_resources_socket
         self.kubelet = kubelet
         self.now = 1000.0
-        self.skip = frozenset[int]()  # no device is on probation
+        self.skip = frozenset[int]()  # no device is left out
         self.state = state
         self.terms = terms
         self.listed = asyncio.Event()
         self.listed.set()
         self.events: list[Event] = []
-        self.driver = Driver(target_of(machine), call_timeout=0.4)
+        self.client = WorkerClient(target_of(machine), call_timeout=0.4)
         self.picture = Picture(Policy(resource=RESOURCE))
         self.view = KubeletView(
             device_plugin_dir=kubelet.directory,
@@ -67,11 +67,11 @@ class Tried:
             clock=self.clock,
         )
         self.audit = Audit(
-            self.driver,
+            self.client,
             self.picture,
             self.view,
             self.grants,
-            probation=self,
+            unresponsive=self,
             events=outbox_into(self.events),
             clock=self.clock,
         )
@@ -80,7 +80,7 @@ class Tried:
         return self.now
 
     async def scan(self) -> None:
-        scan = await self.driver.scan()
+        scan = await self.client.scan()
         assert scan
         found = identify(scan)
         self.picture.submit(lambda facts: after_scan(facts, found))
@@ -91,7 +91,7 @@ class Tried:
     def paths(self, *ids: str) -> dict[str, str]:
         return {id: self.picture.facts.devices[id].path for id in ids}
 
-    def hold(self, pod: str, *ids: str, init: bool = False) -> Grant:
+    def hold(self, pod: str, *ids: str, init: bool = False) -> Assignment:
         return self.kubelet.hold(ids, resource=RESOURCE, pod=pod, init_container=init)
 
     async def looks(self, number: int = 1, seconds: float = 60.0) -> None:
@@ -124,7 +124,7 @@ async def tried(
     await tried.scan()
     await tried.looks()
     yield tried
-    await tried.driver.close()
+    await tried.client.close()
 
 
 async def test_where_all_agree_nothing_is_told(tried: Tried, machine: Machine) -> None:
@@ -284,7 +284,7 @@ async def test_a_driver_that_cannot_be_asked_is_left_alone_for_a_while(
     await tried.looks(1)
     await tried.scan()  # as the sweep does
     await tried.looks(1, seconds=MUTE_SECONDS[0] / 2)
-    assert tried.found() == {"double-holder"}, "the rest of it needs no driver"
+    assert tried.found() == {"double-holder"}, "the rest of it needs no worker"
     assert sum("asking for the processes at devices: " in record.message for record in caplog.records) == 1
 
 

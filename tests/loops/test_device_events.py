@@ -15,7 +15,7 @@ from tests.support.machines import RESOURCE
 from tests.support.waiting import until
 from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.loops import device_events as faults_module
-from xpu_plugin.loops.device_events import TOGETHER_SECONDS, Faults
+from xpu_plugin.loops.device_events import TOGETHER_SECONDS, DeviceEvents
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.events import Event
 from xpu_plugin.model.health import HEALTHY, Health
@@ -31,21 +31,21 @@ pytestmark = pytest.mark.usefixtures("leaves_no_task")
 
 
 class Tried:
-    """Faults that run, and what they have told."""
+    """Device events that run, and what they have told."""
 
     def __init__(self, socket: Path, **options: Any) -> None:
         self.picture = Picture(Policy(resource=RESOURCE))
         self.driver_gone: Value[str | None] = Value(None)
         self.events: list[Event] = []
         self.picture.submit(lambda facts: after_scan(facts, found(device(A), device(B, number=1))))
-        self.faults = Faults(
+        self.loop = DeviceEvents(
             self.picture,
             KubeletView(device_plugin_dir=socket.parent, pod_resources_socket=socket),
             driver_gone=self.driver_gone,
             events=outbox_into(self.events),
             **options,
         )
-        self.task = asyncio.create_task(self.faults.run())
+        self.task = asyncio.create_task(self.loop.run())
 
     def judge(self, **verdicts: Health) -> None:
         named = {{"a": A, "b": B}[name]: verdict for name, verdict in verdicts.items()}
@@ -107,7 +107,7 @@ async def test_a_device_that_was_forgotten_is_new_when_it_comes_back(tried: Trie
     tried.judge(b=SICK)
     await tried.tells(1)
     tried.picture.submit(lambda facts: after_scan(facts, found(device(A)), forget=True))
-    await until(lambda: tried.faults._told.sick == {}, "it is forgotten")
+    await until(lambda: tried.loop._told.sick == {}, "it is forgotten")
     tried.picture.submit(lambda facts: after_scan(facts, found(device(A), device(B, number=1))))
     tried.judge(b=SICK)
     await tried.tells(2)

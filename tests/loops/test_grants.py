@@ -21,7 +21,7 @@ from xpu_plugin.edges.kubelet.endpoint import Identity
 from xpu_plugin.edges.kubelet.pod_resources import checkpoint_of
 from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.edges.state.grants import GrantRecord, Shown
-from xpu_plugin.edges.worker.client import Driver
+from xpu_plugin.edges.worker.client import WorkerClient
 from xpu_plugin.loops import grants as grants_module
 from xpu_plugin.loops.grants import SHOW_SECONDS, Grants
 from xpu_plugin.loops.idle_proof import IdleProof
@@ -72,20 +72,20 @@ def machine(place: Path) -> Machine:
 
 
 @pytest.fixture
-async def driver(machine: Machine, leaves_no_process: None) -> AsyncIterator[Driver]:
-    driver = Driver(target_of(machine), call_timeout=SECONDS)
-    yield driver
-    await driver.close()
+async def client(machine: Machine, leaves_no_process: None) -> AsyncIterator[WorkerClient]:
+    client = WorkerClient(target_of(machine), call_timeout=SECONDS)
+    yield client
+    await client.close()
 
 
 @pytest.fixture
-async def picture(driver: Driver) -> Picture:
-    return await scanned(driver)
+async def picture(client: WorkerClient) -> Picture:
+    return await scanned(client)
 
 
-async def scanned(driver: Driver) -> Picture:
+async def scanned(client: WorkerClient) -> Picture:
     """The picture after a first scan."""
-    scan = await driver.scan()
+    scan = await client.scan()
     assert scan
     found = identify(scan)
     picture = Picture(Policy(resource=RESOURCE))
@@ -113,7 +113,7 @@ Make = Callable[..., Tried]
 
 
 @pytest.fixture
-def make(kubelet: Kubelet, driver: Driver, picture: Picture, clock: Clock, record: GrantRecord) -> Make:
+def make(kubelet: Kubelet, client: WorkerClient, picture: Picture, clock: Clock, record: GrantRecord) -> Make:
     """Both, inside of the pod `kube-system/plugin` if nothing else is said."""
 
     def make(
@@ -121,7 +121,7 @@ def make(kubelet: Kubelet, driver: Driver, picture: Picture, clock: Clock, recor
         own_pod: str | None = "kube-system/plugin",
         consent: bool = False,
         socket: Path | None = None,
-        driver: Driver = driver,
+        client: WorkerClient = client,
         picture: Picture = picture,
         record: GrantRecord = record,
         wall_clock: Callable[[], float] = time.time,
@@ -135,7 +135,7 @@ def make(kubelet: Kubelet, driver: Driver, picture: Picture, clock: Clock, recor
         )
         terms = Terms(own_pod=own_pod, settle=SETTLE, without_pod_resources=consent)
         grants = Grants(picture, view, record, terms, clock=clock)
-        return Tried(grants, IdleProof(driver, view, grants, clock=clock))
+        return Tried(grants, IdleProof(client, view, grants, clock=clock))
 
     return make
 
@@ -187,12 +187,12 @@ async def test_a_process_holds_the_card_it_computes_on(
 
 async def test_a_vf_that_is_bound_to_another_driver_is_held(make: Make, machine: Machine) -> None:
     machine.set_card(1, {"vfs": "2", "vf-drivers": "kunlun,vfio-pci"})
-    driver = Driver(target_of(machine), call_timeout=SECONDS)
-    picture = await scanned(driver)
-    proofs = await look(make(driver=driver, picture=picture), picture)
+    client = WorkerClient(target_of(machine), call_timeout=SECONDS)
+    picture = await scanned(client)
+    proofs = await look(make(client=client, picture=picture), picture)
     assert proofs[B].holders == ("vfio-pci bound to 0000:3c:01.1",)
     assert proofs[A].idle
-    await driver.close()
+    await client.close()
 
 
 async def test_only_the_cards_in_question_are_asked_about(
@@ -216,18 +216,18 @@ async def test_a_card_that_was_split_since_the_scan_is_not_proven_idle(
 async def test_a_worker_that_ends_when_it_is_asked_for_processes_leaves_doubt_and_no_exception(
     make: Make, machine: Machine, action: str
 ) -> None:
-    driver = Driver(target_of(machine), call_timeout=1.0)
-    picture = await scanned(driver)
+    client = WorkerClient(target_of(machine), call_timeout=1.0)
+    picture = await scanned(client)
     machine.add_fault("xpumlDeviceGetComputeRunningProcesses", action, card=0)
-    proofs = await look(make(driver=driver, picture=picture), picture)
+    proofs = await look(make(client=client, picture=picture), picture)
     assert proofs[A].holders == ()
     assert proofs[A].doubt
-    await driver.close()
+    await client.close()
 
 
 async def test_without_a_worker_there_is_doubt(make: Make, machine: Machine, picture: Picture) -> None:
-    driver = Driver(target_of(machine), call_timeout=SECONDS)
-    proofs = await look(make(driver=driver), picture)
+    client = WorkerClient(target_of(machine), call_timeout=SECONDS)
+    proofs = await look(make(client=client), picture)
     assert proofs[A].doubt
     assert proofs[B].doubt
 
@@ -235,9 +235,9 @@ async def test_without_a_worker_there_is_doubt(make: Make, machine: Machine, pic
 async def test_a_holder_is_named_although_the_driver_does_not_answer(
     make: Make, machine: Machine, picture: Picture, kubelet: Kubelet
 ) -> None:
-    driver = Driver(target_of(machine), call_timeout=SECONDS)
+    client = WorkerClient(target_of(machine), call_timeout=SECONDS)
     kubelet.hold([FIRST], resource=RESOURCE, pod="train")
-    assert (await look(make(driver=driver), picture))[B].holders == ("default/train/main",)
+    assert (await look(make(client=client), picture))[B].holders == ("default/train/main",)
 
 
 async def test_pod_resources_that_do_not_answer_are_doubt(
@@ -312,7 +312,7 @@ async def test_a_proof_counts_no_answer_to_a_call_that_began_before_it(
     tried: Tried, picture: Picture, kubelet: HookedKubelet, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as a call of another reader, which the kubelet or the disk has not answered yet."""
-    view, driver = tried.proof._view, tried.proof._driver
+    view, client = tried.proof._view, tried.proof._worker
     gate, asked, begun = asyncio.Event(), asyncio.Event(), []
 
     def hold_up(name: str) -> None:
@@ -327,11 +327,11 @@ async def test_a_proof_counts_no_answer_to_a_call_that_began_before_it(
         monkeypatch.setattr(view_module, name, ask)
 
     async def usage(indexes: Collection[int], card: str) -> Usage:
-        answer = await Driver.usage(driver, indexes, card)
+        answer = await WorkerClient.usage(client, indexes, card)
         asked.set()
         return answer
 
-    monkeypatch.setattr(driver, "usage", usage)
+    monkeypatch.setattr(client, "usage", usage)
     hold_up("list_pods")
     hold_up("checkpoint_of")
     early = asyncio.gather(view.listing(oldest=0.0), view.checkpoint(oldest=0.0))
@@ -366,14 +366,14 @@ async def test_the_second_proof_never_shares_an_answer_with_the_first(
         return await checkpoint_of(directory)
 
     monkeypatch.setattr(view_module, "checkpoint_of", read)
-    usages = tried.proof._driver.usage
+    usages = tried.proof._worker.usage
     asked: list[str] = []
 
     async def usage(indexes: list[int], card: str) -> Usage:
         asked.append(card)
         return await usages(indexes, card)
 
-    monkeypatch.setattr(tried.proof._driver, "usage", usage)
+    monkeypatch.setattr(tried.proof._worker, "usage", usage)
     for number in (1, 2):
         assert (await look(tried, picture))[B].idle
         assert (kubelet.questions, len(reads), asked.count(B)) == (number, number, number)

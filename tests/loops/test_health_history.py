@@ -10,7 +10,7 @@ import pytest
 from tests.support.waiting import until
 from xpu_plugin.edges.state.quarantine import QuarantineRecord
 from xpu_plugin.loops import health_history as verdicts_module
-from xpu_plugin.loops.health_history import Verdicts
+from xpu_plugin.loops.health_history import HealthHistory
 from xpu_plugin.model.health import HEALTHY, LOST, NOT_ANSWERING, Health, Rules
 
 
@@ -24,7 +24,7 @@ class Life:
 
     def __init__(self, directory: Path) -> None:
         self.now = 0.0
-        self.verdicts = Verdicts(RULES, QuarantineRecord(directory), clock=lambda: self.now)
+        self.verdicts = HealthHistory(RULES, QuarantineRecord(directory), clock=lambda: self.now)
         self.writing = asyncio.create_task(self.verdicts.run())
 
     async def kill(self) -> None:

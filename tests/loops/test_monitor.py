@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sweep over the real driver and the simulator: the picture follows the devices, whatever the library
+"""The monitor over real workers and the simulator: the picture follows the devices, whatever the library
 does, and nothing is published without a change."""
 
 import asyncio
@@ -21,11 +21,11 @@ from tests.support.machines import RESOURCE, make_machine, target_of
 from tests.support.pictures import health, shown
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.state.quarantine import QuarantineRecord
-from xpu_plugin.edges.worker.client import BusyError, Driver, Target
+from xpu_plugin.edges.worker.client import BusyError, Target, WorkerClient
 from xpu_plugin.loops import library_trial, openings, scanner
 from xpu_plugin.loops import monitor as sweep_module
-from xpu_plugin.loops.health_history import Verdicts
-from xpu_plugin.loops.monitor import Cadence, Sweep
+from xpu_plugin.loops.health_history import HealthHistory
+from xpu_plugin.loops.monitor import Cadence, Monitor
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.scanner import InitError
 from xpu_plugin.model.devices import Host, Scan
@@ -48,8 +48,8 @@ AT_ONCE = Rules(failures=1, recovery=0.0, flaps=1000)
 pytestmark = pytest.mark.usefixtures("leaves_no_process", "leaves_no_descriptor", "leaves_no_task")
 
 
-class CountingDriver(Driver):
-    """The driver, with a count of what was asked of it and a hook after each scan."""
+class CountingClient(WorkerClient):
+    """The client, with a count of its requests and a hook after each scan."""
 
     def __init__(self, target: Target) -> None:
         super().__init__(target, call_timeout=CALL_TIMEOUT)
@@ -87,20 +87,20 @@ class CountingDriver(Driver):
 
 
 class Watch:
-    """A sweep that runs, what it reads and what it publishes."""
+    """A monitor that runs, what it reads and what it publishes."""
 
     def __init__(
         self, target: Target, directory: Path, *, fail_on_init_error: bool = False, rules: Rules = AT_ONCE
     ) -> None:
-        self.driver = CountingDriver(target)
-        self.probes = CountingDriver(target)
+        self.client = CountingClient(target)
+        self.prober = CountingClient(target)
         self.picture = Picture(Policy(resource=RESOURCE))
         self.clock = RunningClock()
-        self.verdicts = Verdicts(rules, QuarantineRecord(directory / "state"), clock=self.clock)
+        self.verdicts = HealthHistory(rules, QuarantineRecord(directory / "state"), clock=self.clock)
         self.grants = grants_of(self.picture, directory / "state", clock=self.clock)
-        self.sweep = Sweep(
-            self.driver,
-            self.probes,
+        self.monitor = Monitor(
+            self.client,
+            self.prober,
             self.picture,
             self.verdicts,
             self.grants,
@@ -109,13 +109,13 @@ class Watch:
                 rescan_interval=1000.0,
                 grace=GRACE,
                 fail_on_init_error=fail_on_init_error,
-                timings=Timings(scan=(0.02, 0.05), probation=(0.1, 0.4)),
+                timings=Timings(scan=(0.02, 0.05), unresponsive=(0.1, 0.4)),
             ),
             clock=self.clock,
         )
-        self.task = asyncio.create_task(self.sweep.run())
-        self._probation = asyncio.create_task(self.sweep.probation.run())
-        self._openings = asyncio.create_task(self.sweep.openings.run())
+        self.task = asyncio.create_task(self.monitor.run())
+        self._unresponsive = asyncio.create_task(self.monitor.unresponsive.run())
+        self._openings = asyncio.create_task(self.monitor.openings.run())
         self._record = asyncio.create_task(self.verdicts.run())
         self.inventories: list[Inventory] = []
         self._following = asyncio.create_task(self._follow())
@@ -127,21 +127,26 @@ class Watch:
             generation = self.inventories[-1].generation
 
     async def close(self) -> None:
-        tasks = (self.task, self._probation, self._openings, self._record, self._following)
+        tasks = (self.task, self._unresponsive, self._openings, self._record, self._following)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        del self.task, self._probation, self._openings, tasks  # how they ended keeps a worker's descriptors
-        await self.driver.close()
-        await self.probes.close()
+        del (
+            self.task,
+            self._unresponsive,
+            self._openings,
+            tasks,
+        )  # how they ended keeps a worker's descriptors
+        await self.client.close()
+        await self.prober.close()
 
     def grace(self, seconds: float) -> None:
         """From now on, be that patient."""
-        self.sweep._cadence = replace(self.sweep._cadence, grace=seconds)
+        self.monitor._cadence = replace(self.monitor._cadence, grace=seconds)
 
     def compare_each(self, seconds: float) -> None:
         """From now on, compare the host with the last scan as often as that."""
-        self.sweep._cadence = replace(self.sweep._cadence, rescan_interval=seconds)
+        self.monitor._cadence = replace(self.monitor._cadence, rescan_interval=seconds)
 
     def health(self) -> dict[str, str | None]:
         return health(self.picture.current)
@@ -155,13 +160,13 @@ class Watch:
 
     async def sweeps(self, number: int) -> None:
         """Wait for so many more rounds."""
-        goal = self.driver.sweeps + number
-        await self.until(lambda: self.driver.sweeps >= goal, f"{number} more sweeps")
+        goal = self.client.sweeps + number
+        await self.until(lambda: self.client.sweeps >= goal, f"{number} more sweeps")
 
     async def scans(self, number: int) -> None:
         """Wait for so many more scans, failed ones included."""
-        goal = len(self.driver.scans) + number
-        await self.until(lambda: len(self.driver.scans) >= goal, f"{number} more scans")
+        goal = len(self.client.scans) + number
+        await self.until(lambda: len(self.client.scans) >= goal, f"{number} more scans")
 
     async def until(self, predicate: Callable[[], object], what: str) -> None:
         await until(lambda: predicate() or self.task.done(), what)
@@ -212,7 +217,7 @@ async def test_a_sick_device_becomes_unhealthy_and_healthy_again(watch: Watch, m
     await watch.healths(None, "in-reset", None, None)
     machine.set_card(1, {"state": ""})
     await watch.healths(None, None, None, None)
-    assert len(watch.driver.scans) == 1
+    assert len(watch.client.scans) == 1
 
 
 async def test_a_call_that_fails_makes_its_device_unhealthy_until_it_succeeds(
@@ -240,7 +245,7 @@ async def test_a_device_that_is_sick_from_the_start_is_offered_as_such(
 
 async def test_nothing_is_published_without_a_change(watch: Watch) -> None:
     await watch.sweeps(20)
-    watch.sweep.rescan()
+    watch.monitor.rescan()
     await watch.scans(1)
     await watch.sweeps(2)
     assert watch.picture.current
@@ -249,12 +254,12 @@ async def test_nothing_is_published_without_a_change(watch: Watch) -> None:
 
 async def test_one_failed_answer_has_the_host_looked_at_at_once(watch: Watch, machine: Machine) -> None:
     """It may be the first sign of a change that is not due to be looked for yet."""
-    assert watch.driver.hosts == 0
+    assert watch.client.hosts == 0
     machine.add_fault(STATE, "code:999", card=0)
     await watch.healths("call-failed", None, None, None)
     await watch.sweeps(5)
-    assert watch.driver.hosts == 1
-    assert len(watch.driver.scans) == 1
+    assert watch.client.hosts == 1
+    assert len(watch.client.scans) == 1
 
 
 # --- while the driver changes a card ------------------------------------------------------------------
@@ -265,53 +270,53 @@ async def test_while_a_card_is_being_changed_the_others_are_watched_and_nothing_
 ) -> None:
     watch.compare_each(0.0)
     await watch.sweeps(2)
-    scans = len(watch.driver.scans)
-    async with watch.sweep.changing(IDS[1]):
-        hosts, worker = watch.driver.hosts, watch.driver.pid
-        watch.sweep.rescan()
+    scans = len(watch.client.scans)
+    async with watch.monitor.changing(IDS[1]):
+        hosts, worker = watch.client.hosts, watch.client.pid
+        watch.monitor.rescan()
         machine.set_card(0, {"state": "207"})
         machine.set_card(1, {"vfs": "2"})  # what is asked for by its index is another device now
         machine.add_fault(STATE, "code:999", card=2)  # which has the host looked at, else
         await watch.healths("state-error", None, "call-failed", None)
         await watch.sweeps(20)
         assert watch.health()[IDS[1]] is None
-        assert (watch.driver.hosts, len(watch.driver.scans), watch.driver.pid) == (hosts, scans, worker)
-        for question in (watch.driver.scan, watch.driver.host, watch.driver.gauges, watch.probes.scan):
+        assert (watch.client.hosts, len(watch.client.scans), watch.client.pid) == (hosts, scans, worker)
+        for question in (watch.client.scan, watch.client.host, watch.client.gauges, watch.prober.scan):
             with pytest.raises(BusyError, match="the driver changes the VFs of a card"):
                 await question()
-    await watch.until(lambda: len(watch.driver.scans) > scans + 1, "a scan, which was due")
+    await watch.until(lambda: len(watch.client.scans) > scans + 1, "a scan, which was due")
     await shown(watch.picture, lambda inventory: "0000:3c:01.1-of2" in inventory.entries)
 
 
 async def test_a_change_begins_when_the_round_under_way_has_ended(watch: Watch, machine: Machine) -> None:
     machine.add_fault("xpumlDeviceGetAttributes", "delay:300", card=2)
-    watch.sweep.rescan()
-    await watch.until(lambda: len(watch.driver.patience) == 2, "a scan that has begun")
-    async with watch.sweep.changing(IDS[1]):
-        assert len(watch.driver.scans) == 2
+    watch.monitor.rescan()
+    await watch.until(lambda: len(watch.client.patience) == 2, "a scan that has begun")
+    async with watch.monitor.changing(IDS[1]):
+        assert len(watch.client.scans) == 2
 
 
 @pytest.mark.parametrize("action", ["hang", "crash"])
 async def test_a_worker_that_is_lost_while_a_card_is_being_changed_is_replaced_after_that(
     watch: Watch, machine: Machine, action: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with watch.sweep.changing(IDS[1]):
+    async with watch.monitor.changing(IDS[1]):
         machine.add_fault(STATE, action, card=2)
-        await watch.until(lambda: watch.sweep.unwatched, "that nothing is watched")
+        await watch.until(lambda: watch.monitor.unwatched, "that nothing is watched")
         assert set(watch.health().values()) == {None}, "the last known states stay for the grace"
         await watch.shows(
             {IDS[0]: "not-answering", IDS[1]: None, IDS[2]: "not-answering", IDS[3]: "not-answering"}
         )
-        assert len(watch.driver.scans) == 1
+        assert len(watch.client.scans) == 1
         said = (
             f"the worker has ended while the driver changes the VFs of {IDS[1]}: device states are not asked"
         )
         assert sum(said in record.message for record in caplog.records) == 1
-        assert said in str(watch.sweep.library()["trouble"])
+        assert said in str(watch.monitor.library()["trouble"])
         assert watch.picture.current
         assert "the driver changes another card" in watch.picture.current.entries[IDS[0]].health.text
     await watch.healths(None, None, "not-answering", None)
-    assert not watch.sweep.unwatched
+    assert not watch.monitor.unwatched
     machine.clear_faults()
     await watch.healths(None, None, None, None)
 
@@ -371,9 +376,9 @@ async def test_a_single_hang_is_over_before_anybody_hears_of_it(watch: Watch, ma
     """Every verdict stands while a fresh worker takes over, and while the device is left out."""
     watch.grace(1000.0)
     machine.add_fault(STATE, "hang", card=1)
-    await watch.until(lambda: watch.sweep.probation.skip == {1}, "a hang")
+    await watch.until(lambda: watch.monitor.unresponsive.skip == {1}, "a hang")
     machine.clear_faults()
-    await watch.until(lambda: not watch.sweep.probation.skip, "its release")
+    await watch.until(lambda: not watch.monitor.unresponsive.skip, "its release")
     await watch.scans(1)
     await watch.sweeps(2)
     assert watch.picture.current
@@ -386,11 +391,11 @@ async def test_what_hangs_is_left_out_at_once_and_the_others_go_on_being_watched
     """Within the grace: nobody but the sweep knows of it yet."""
     watch.grace(1000.0)
     machine.add_fault(STATE, "hang", card=1)
-    await watch.until(lambda: watch.sweep.probation.skip == {1}, "a hang")
-    await watch.until(lambda: watch.driver.pid, "another worker")
+    await watch.until(lambda: watch.monitor.unresponsive.skip == {1}, "a hang")
+    await watch.until(lambda: watch.client.pid, "another worker")
     machine.set_card(3, {"state": "207"})
     await watch.healths(None, None, None, "state-error")
-    assert watch.probes.sweeps == 0
+    assert watch.prober.sweeps == 0
 
 
 async def test_several_that_hang_at_once_are_found_with_less_patience(
@@ -400,12 +405,12 @@ async def test_several_that_hang_at_once_are_found_with_less_patience(
     monkeypatch.setattr(scanner, "HASTY_SECONDS", CALL_TIMEOUT / 2)
     monkeypatch.setattr(scanner, "HASTY_TIMES", 0.0)
     watch.grace(1000.0)
-    scans = len(watch.driver.scans)
+    scans = len(watch.client.scans)
     machine.add_fault(STATE, "hang", card=0)
     machine.add_fault(STATE, "hang", card=1)
     machine.add_fault(STATE, "hang", card=2)
-    await watch.until(lambda: watch.sweep.probation.skip == {0, 1, 2}, "all three convicted")
-    assert set(watch.driver.patience[scans : scans + 2]) == {CALL_TIMEOUT / 2}
+    await watch.until(lambda: watch.monitor.unresponsive.skip == {0, 1, 2}, "all three convicted")
+    assert set(watch.client.patience[scans : scans + 2]) == {CALL_TIMEOUT / 2}
     await watch.sweeps(1)
     machine.set_card(3, {"state": "207"})
     await watch.healths(None, None, None, "state-error")
@@ -413,30 +418,30 @@ async def test_several_that_hang_at_once_are_found_with_less_patience(
     await watch.healths(None, None, None, None)
 
     machine.clear_faults()
-    await watch.until(lambda: not watch.sweep.probation.skip, "all three released")
-    watch.driver.patience.clear()
-    watch.sweep.rescan()
-    await watch.until(lambda: watch.driver.patience, "a scan")
-    assert watch.driver.patience == [None]
+    await watch.until(lambda: not watch.monitor.unresponsive.skip, "all three released")
+    watch.client.patience.clear()
+    watch.monitor.rescan()
+    await watch.until(lambda: watch.client.patience, "a scan")
+    assert watch.client.patience == [None]
     assert_only(watch, [IDS[3]])
 
 
 async def test_a_worker_that_ends_between_two_sweeps_is_replaced_at_once(
     watch: Watch, machine: Machine
 ) -> None:
-    watch.sweep._cadence = replace(watch.sweep._cadence, interval=1000.0)
+    watch.monitor._cadence = replace(watch.monitor._cadence, interval=1000.0)
     await watch.sweeps(1)
-    assert watch.driver.pid
-    os.kill(watch.driver.pid, signal.SIGKILL)
+    assert watch.client.pid
+    os.kill(watch.client.pid, signal.SIGKILL)
     await watch.scans(1)
     machine.set_card(0, {"state": "207"})
-    os.kill(watch.driver.pid, signal.SIGKILL)
+    os.kill(watch.client.pid, signal.SIGKILL)
     await watch.healths("state-error", None, None, None)
 
 
 async def test_a_worker_killed_from_outside_changes_nothing(watch: Watch) -> None:
-    assert watch.driver._process
-    watch.driver._process._child.kill()
+    assert watch.client._process
+    watch.client._process._child.kill()
     await watch.scans(1)
     await watch.sweeps(2)
     assert watch.picture.current
@@ -452,8 +457,8 @@ async def test_a_slow_round_leaves_no_device_healthy_that_it_has_not_reached_in_
     """It is let finish, and as long as the next ones may be no slower."""
     monkeypatch.setattr(sweep_module, "LOOK_SECONDS", 0.05)
     watch.grace(CALL_TIMEOUT)
-    watch.sweep.scanner.seconds = 0.0
-    before = watch.driver.pid
+    watch.monitor.scanner.seconds = 0.0
+    before = watch.client.pid
     machine.add_fault(STATE, "delay:300")
     await watch.healths(*["not-answering"] * 4)
     await watch.healths(None, None, None, None)
@@ -461,7 +466,7 @@ async def test_a_slow_round_leaves_no_device_healthy_that_it_has_not_reached_in_
     await watch.sweeps(3)
     assert watch.picture.current
     assert watch.picture.current.generation == generation
-    assert watch.driver.pid == before
+    assert watch.client.pid == before
     assert "no round has returned its state" in str(watch.inventories)
 
 
@@ -471,10 +476,10 @@ async def test_scans_that_prove_nothing_are_no_answers(watch: Watch, monkeypatch
     async def unstable(*_: object, **__: object) -> None:
         await asyncio.sleep(0)
 
-    monkeypatch.setattr(watch.driver, "scan", unstable)
+    monkeypatch.setattr(watch.client, "scan", unstable)
     watch.grace(0.1)
-    watch.sweep.scanner.seconds = 0.0
-    watch.sweep.rescan()
+    watch.monitor.scanner.seconds = 0.0
+    watch.monitor.rescan()
     await watch.healths(*["not-answering"] * 4)
     monkeypatch.undo()
     await watch.healths(None, None, None, None)
@@ -487,11 +492,11 @@ async def test_a_sudden_0_devices_is_not_believed_before_a_fresh_worker_repeats_
     watch: Watch, machine: Machine
 ) -> None:
     machine.set({"wrong-count": "0"})
-    watch.driver.after_scan = lambda _: machine.set({"wrong-count": ""})
-    watch.sweep.rescan()
+    watch.client.after_scan = lambda _: machine.set({"wrong-count": ""})
+    watch.monitor.rescan()
     await watch.scans(2)
     await watch.sweeps(2)
-    first, second = (scan for scan in watch.driver.scans[1:3] if isinstance(scan, Scan))
+    first, second = (scan for scan in watch.client.scans[1:3] if isinstance(scan, Scan))
     assert (len(first.readings), len(second.readings)) == (0, 4)
     assert watch.picture.current
     assert watch.picture.current.generation == 1
@@ -501,13 +506,13 @@ async def test_0_devices_are_believed_when_a_fresh_worker_says_so_again(
     watch: Watch, machine: Machine
 ) -> None:
     machine.set({"wrong-count": "0"})
-    watch.sweep.rescan()
+    watch.monitor.rescan()
     await watch.shows({})
-    empty = [scan for scan in watch.driver.scans if isinstance(scan, Scan) and not scan.readings]
+    empty = [scan for scan in watch.client.scans if isinstance(scan, Scan) and not scan.readings]
     assert len(empty) >= 2
-    assert len(set(watch.driver.workers)) == len(watch.driver.workers)
+    assert len(set(watch.client.workers)) == len(watch.client.workers)
     machine.set({"wrong-count": ""})
-    watch.sweep.rescan()
+    watch.monitor.rescan()
     await watch.healths(None, None, None, None)
 
 
@@ -519,7 +524,7 @@ async def test_a_machine_without_devices_is_an_empty_picture(place: Path, make_w
     watch = make_watch(target=target_of(machine))
     await watch.shows({})
     machine.set_card(0, {"model": "R200", "pci": IDS[0]})
-    watch.sweep.rescan()
+    watch.monitor.rescan()
     await watch.shows({IDS[0]: None})
 
 
@@ -530,7 +535,7 @@ async def test_while_the_library_cannot_be_opened_verdicts_stand_for_a_grace_and
     watch: Watch, machine: Machine
 ) -> None:
     machine.add_fault("xpumlInit", "code:9")
-    watch.sweep.rescan()
+    watch.monitor.rescan()
     await watch.scans(5)
     assert watch.health() == dict.fromkeys(IDS)
     assert watch.picture.current
@@ -544,11 +549,11 @@ async def test_while_the_library_cannot_be_opened_verdicts_stand_for_a_grace_and
 
 async def test_how_long_nobody_asked_does_not_count_as_silence(watch: Watch, machine: Machine) -> None:
     """Rare looks are no reason to condemn at the first failure."""
-    watch.sweep._cadence = replace(watch.sweep._cadence, interval=1000.0)
+    watch.monitor._cadence = replace(watch.monitor._cadence, interval=1000.0)
     await watch.sweeps(1)
     watch.clock.ahead += 10 * GRACE
     machine.add_fault("xpumlInit", "code:9")
-    watch.sweep.rescan()
+    watch.monitor.rescan()
     await watch.scans(3)
     machine.clear_faults()
     await watch.scans(1)
@@ -559,9 +564,9 @@ async def test_how_long_nobody_asked_does_not_count_as_silence(watch: Watch, mac
 async def test_being_stopped_ourselves_does_not_count_as_silence(watch: Watch, machine: Machine) -> None:
     """As by SIGSTOP, or with a laptop's lid."""
     machine.add_fault("xpumlInit", "hang")
-    watch.sweep.rescan()
+    watch.monitor.rescan()
     await watch.until(
-        lambda: watch.driver._process and watch.driver._process.in_flight(), "the library being asked"
+        lambda: watch.client._process and watch.client._process.in_flight(), "the library being asked"
     )
     watch.clock.ahead += 10 * GRACE
     await watch.scans(1)
@@ -582,7 +587,7 @@ async def test_a_recovery_is_not_taken_for_granted_while_the_library_is_away(
     await watch.sweeps(2)
     watch.grace(1000.0)
     machine.add_fault("xpumlInit", "code:9")
-    watch.sweep.rescan()
+    watch.monitor.rescan()
     await watch.scans(2)
     watch.clock.ahead += 100.0
     machine.clear_faults()
@@ -611,7 +616,7 @@ async def test_a_control_node_that_may_not_be_opened_is_not_a_missing_driver(
     make_watch: MakeWatch, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The library says the same of both."""
-    monkeypatch.setattr(Driver, "control_denied", True)
+    monkeypatch.setattr(WorkerClient, "control_denied", True)
     machine.set({"driver": "gone"})
     watch = make_watch()
     await watch.scans(2)
@@ -637,7 +642,7 @@ async def test_fail_on_init_error_gives_up_at_the_first_scan_only(
     watch = make_watch(fail_on_init_error=True)
     await watch.healths(None, None, None, None)
     machine.add_fault("xpumlInit", "code:9")
-    watch.sweep.rescan()
+    watch.monitor.rescan()
     await watch.scans(2)
 
     late = make_watch(fail_on_init_error=True)
@@ -691,7 +696,7 @@ async def test_vfs_made_by_somebody_else_are_noticed_at_a_rescan(watch: Watch, m
     machine.set_card(0, {"vfs": "2"})
     await watch.sweeps(3)
     assert watch.health() == dict.fromkeys(IDS)
-    watch.sweep.rescan()
+    watch.monitor.rescan()
     await watch.shows(SPLIT)
 
 
@@ -701,11 +706,11 @@ async def test_a_node_that_goes_and_leaves_its_card_on_the_bus_is_missing(
     watch.compare_each(0.1)
     machine.set_card(1, {"unreadable": "yes"})
     async with asyncio.timeout(SECONDS):
-        await watch.sweep.scanner.rescanned()
+        await watch.monitor.scanner.rescanned()
     await watch.healths(None, "node-missing", None, None)
     machine.set_card(1, {"unreadable": ""})
     async with asyncio.timeout(SECONDS):
-        await watch.sweep.scanner.rescanned()
+        await watch.monitor.scanner.rescanned()
     await watch.healths(None, None, None, None)
 
 
@@ -734,7 +739,7 @@ async def test_a_kl1_card_in_low_power_is_sick_only_while_it_may_be_held(
     await watch.shows(dict.fromkeys(halves))
     watch.grants.granted({halves[0]: "/dev/xpu0"})
     await watch.shows({halves[0]: "state-error", halves[1]: None})
-    watch.sweep.rescan()
+    watch.monitor.rescan()
     await watch.scans(1)
     assert watch.health() == {halves[0]: "state-error", halves[1]: None}
     holding = Holding(container="default/train/main", resource=RESOURCE, ids=(halves[0],))
@@ -753,15 +758,15 @@ async def test_a_node_that_does_not_open_is_said_once_and_scanned_when_it_does(
     machine.set_card(2, {"unreadable": "EIO"})
     watch = make_watch()
     await watch.shows(dict.fromkeys([IDS[0], IDS[1], IDS[3]]))
-    assert [*watch.sweep.scanner.unlisted] == [Unlisted(number=2, errno=EIO)]
+    assert [*watch.monitor.scanner.unlisted] == [Unlisted(number=2, errno=EIO)]
     await watch.sweeps(10)
-    watch.sweep.rescan()
+    watch.monitor.rescan()
     await watch.scans(1)
     said = [record.message for record in caplog.records if "without an index" in record.message]
     assert said == ["device node without an index: /dev/xpu2: it cannot be opened (Input/output error)"]
     machine.set_card(2, {"unreadable": ""})
     await watch.healths(None, None, None, None)
-    assert not watch.sweep.scanner.unlisted
+    assert not watch.monitor.scanner.unlisted
 
 
 async def test_a_node_that_did_not_open_for_one_scan_only_is_scanned_again(
@@ -770,7 +775,7 @@ async def test_a_node_that_did_not_open_for_one_scan_only_is_scanned_again(
     monkeypatch.setattr(openings, "PAUSE_SECONDS", (0.05, 0.2))
     machine.set_card(2, {"unreadable": "EBUSY"})
     watch = make_watch()
-    watch.driver.after_scan = lambda _: machine.set_card(2, {"unreadable": ""})
+    watch.client.after_scan = lambda _: machine.set_card(2, {"unreadable": ""})
     await watch.healths(None, None, None, None)
 
 
@@ -785,9 +790,9 @@ async def test_no_node_is_opened_while_a_card_is_withheld_or_changed(
     for reason in (VF_CHANGE_PLANNED, CHANGING, ASKED_BEFORE, RECORD_UNREAD):
         watch.picture.submit(partial(replace, kept_back={IDS[0]: reason}))
         machine.set_card(2, {"unreadable": ""})
-        scans = len(watch.driver.scans)
+        scans = len(watch.client.scans)
         await watch.sweeps(20)
-        assert len(watch.driver.scans) == scans
+        assert len(watch.client.scans) == scans
     watch.picture.submit(partial(replace, kept_back={}))
     await watch.healths(None, None, None, None)
 
@@ -818,7 +823,7 @@ async def test_more_nodes_than_the_library_lists_are_no_reason_to_scan(
     watch = make_watch(target=target_of(make_machine(directory, number=104)))
     await shown(watch.picture, lambda inventory: len(inventory.entries) == 99)
     await watch.sweeps(10)
-    assert len(watch.driver.scans) == 1
+    assert len(watch.client.scans) == 1
     said = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert said == [
         "device node without an index: /dev/xpu99 to /dev/xpu103: the library lists 99 nodes at most"
@@ -843,7 +848,7 @@ async def test_a_driver_that_is_loaded_while_others_wait_for_it(
     machine.set_card(7, {"model": "K200", "pci": "0000:d8:00.0"})
     halves = [f"0000:d8:00.0-half{half}" for half in (0, 1)]
     await watch.shows(dict.fromkeys([*IDS[:3], *halves]))
-    assert len(watch.driver.scans) == 2, "opened once, for what is new"
+    assert len(watch.client.scans) == 2, "opened once, for what is new"
 
 
 async def test_a_reset_of_one_half_is_one_of_both(place: Path, make_watch: MakeWatch) -> None:
@@ -873,18 +878,18 @@ async def test_a_library_that_is_replaced_is_told_of_once_and_taken_up_by_the_ne
     await watch.healths(None, None, None, None)
     watch.compare_each(0.0)
     await watch.sweeps(2)
-    assert not watch.sweep.trial.older
+    assert not watch.monitor.trial.older
     other.replace(own)
-    await watch.until(lambda: watch.sweep.trial.older, "noticed")
+    await watch.until(lambda: watch.monitor.trial.older, "noticed")
     await watch.sweeps(3)
     (said,) = (message for message in caplog.messages if "was replaced" in message)
     assert "send SIGHUP" in said
     assert f"path={own}" in said
-    assert len(watch.driver.scans) == 1, "no reason to open all devices"
-    watch.sweep.rescan()
-    await watch.until(lambda: not watch.sweep.trial.older, "taken up")
+    assert len(watch.client.scans) == 1, "no reason to open all devices"
+    watch.monitor.rescan()
+    await watch.until(lambda: not watch.monitor.trial.older, "taken up")
     await watch.sweeps(3)
-    assert not watch.sweep.trial.older
+    assert not watch.monitor.trial.older
 
 
 async def test_no_advice_would_end_a_worker_that_works_for_a_library_that_does_not(
@@ -896,7 +901,7 @@ async def test_no_advice_would_end_a_worker_that_works_for_a_library_that_does_n
         shutil.copy(target_of(machine).libraries[0], copy)
     watch = make_watch(target=target_of(machine, own))
     await watch.healths(None, None, None, None)
-    worker = watch.driver.pid
+    worker = watch.client.pid
     watch.compare_each(0.0)
 
     def said() -> list[str]:
@@ -912,17 +917,17 @@ async def test_no_advice_would_end_a_worker_that_works_for_a_library_that_does_n
         assert "do not restart" in message
         assert "SIGHUP" not in message
     assert f"{own}: no such file" in said()[0]
-    assert watch.sweep.library()["its_file_unfit"]
-    watch.sweep.rescan()
+    assert watch.monitor.library()["its_file_unfit"]
+    watch.monitor.rescan()
     machine.set_card(1, {"state": "207"})
     await watch.healths(None, "state-error", None, None)
     machine.set_card(1, {"state": ""})
     await watch.healths(None, None, None, None)
-    assert (len(watch.driver.scans), watch.driver.pid) == (1, worker), "the scan waits, the watch goes on"
+    assert (len(watch.client.scans), watch.client.pid) == (1, worker), "the scan waits, the watch goes on"
     other.replace(own)
-    await watch.until(lambda: watch.driver.pid != worker, "the scan that waited")
-    await watch.until(lambda: not watch.sweep.trial.older, "taken up")
-    assert watch.sweep.library()["its_file_unfit"] is None
+    await watch.until(lambda: watch.client.pid != worker, "the scan that waited")
+    await watch.until(lambda: not watch.monitor.trial.older, "taken up")
+    assert watch.monitor.library()["its_file_unfit"] is None
     await watch.sweeps(3)
     await watch.healths(None, None, None, None)
     assert len(said()) == 2
@@ -940,18 +945,18 @@ async def test_a_library_that_could_not_be_used_for_a_passing_reason_is_tried_ag
     watch.compare_each(0.0)
     machine.add_fault("xpumlInit", "code:999")
     other.replace(own)
-    await watch.until(lambda: watch.sweep.trial.unfit, "it fails")
+    await watch.until(lambda: watch.monitor.trial.unfit, "it fails")
     machine.clear_faults()
-    await watch.until(lambda: watch.sweep.trial.unfit is None, "it is tried again")
-    assert watch.sweep.trial.older
+    await watch.until(lambda: watch.monitor.trial.unfit is None, "it is tried again")
+    assert watch.monitor.trial.older
 
 
 async def test_an_unchanged_host_is_not_scanned_again(watch: Watch) -> None:
     """Opening the library opens every device for an instant, which disturbs whoever wants to split one."""
     watch.compare_each(0.0)
     await watch.sweeps(10)
-    assert watch.driver.hosts >= 9
-    assert len(watch.driver.scans) == 1
+    assert watch.client.hosts >= 9
+    assert len(watch.client.scans) == 1
 
 
 async def test_a_card_that_vanished_stays_unhealthy_until_a_rescan_is_asked_for(
@@ -961,7 +966,7 @@ async def test_a_card_that_vanished_stays_unhealthy_until_a_rescan_is_asked_for(
     machine.remove_card(1)
     await watch.healths(None, "lost", None, None)
     await watch.sweeps(3)
-    watch.sweep.rescan()
+    watch.monitor.rescan()
     await watch.shows({id: None for id in IDS if id != IDS[1]})
 
 
@@ -996,7 +1001,7 @@ async def test_a_device_that_cannot_be_named_is_told_once_and_harms_no_other(
     link.unlink()
     link.symlink_to(f"../../../bus/pci/devices/{IDS[0]}")
     for _ in range(2):
-        watch.sweep.rescan()
+        watch.monitor.rescan()
         await watch.scans(1)
     await watch.sweeps(1)
     assert watch.health()[IDS[1]] is None
@@ -1015,11 +1020,11 @@ async def test_a_device_that_cannot_be_named_is_told_once_and_harms_no_other(
 
 
 async def test_rescanned_returns_when_a_scan_has_been_taken_in(watch: Watch, machine: Machine) -> None:
-    before = watch.sweep.scanner.scans
+    before = watch.monitor.scanner.scans
     machine.set_card(0, {"vfs": "2"})
     async with asyncio.timeout(SECONDS):
-        await watch.sweep.scanner.rescanned()
-    assert watch.sweep.scanner.scans > before
+        await watch.monitor.scanner.rescanned()
+    assert watch.monitor.scanner.scans > before
     assert "0000:3b:01.1-of2" in watch.health()
 
 
@@ -1027,13 +1032,13 @@ async def test_a_scan_under_way_is_not_what_rescanned_waits_for(watch: Watch, ma
     asked: list[asyncio.Task[None]] = []
 
     def when_scanned(_: Scan | None) -> None:
-        """The driver has answered and nobody has taken it in: from here on another one is wanted."""
+        """The worker has answered and the answer is not taken in yet: from here on another one is wanted."""
         if not asked:
-            asked.append(asyncio.ensure_future(watch.sweep.scanner.rescanned()))
+            asked.append(asyncio.ensure_future(watch.monitor.scanner.rescanned()))
             machine.set_card(0, {"vfs": "2"})
 
     # Asked between the answer and its being taken in, so the answer is of before.
-    original = watch.driver.scan
+    original = watch.client.scan
 
     async def scan(
         skip: Collection[int] = (), *, only: int | None = None, seconds: float | None = None
@@ -1043,13 +1048,13 @@ async def test_a_scan_under_way_is_not_what_rescanned_waits_for(watch: Watch, ma
         await asyncio.sleep(0)
         return answer
 
-    watch.driver.scan = scan  # type: ignore[method-assign] # a hook, not another driver
-    watch.sweep.rescan()
+    watch.client.scan = scan  # type: ignore[method-assign] # a hook, not another client
+    watch.monitor.rescan()
     await watch.until(lambda: asked, "a scan")
     async with asyncio.timeout(SECONDS):
         await asked[0]
     assert "0000:3b:01.1-of2" in watch.health()
-    assert len(watch.driver.scans) >= 3
+    assert len(watch.client.scans) >= 3
 
 
 async def test_a_rescan_asked_for_during_a_scan_is_not_lost(watch: Watch, machine: Machine) -> None:
@@ -1060,17 +1065,17 @@ async def test_a_rescan_asked_for_during_a_scan_is_not_lost(watch: Watch, machin
         if len(calls) == 1:
             machine.set_card(3, {"lost": "yes"})
             machine.remove_card(3)
-            watch.sweep.rescan()
+            watch.monitor.rescan()
 
-    watch.driver.after_scan = again
-    watch.sweep.rescan()
+    watch.client.after_scan = again
+    watch.monitor.rescan()
     await watch.shows(dict.fromkeys(IDS[:3]))
     assert len(calls) >= 2
 
 
 async def test_rescanned_waits_while_the_library_cannot_be_asked(watch: Watch, machine: Machine) -> None:
     machine.set({"driver": "gone"})
-    waiting = asyncio.ensure_future(watch.sweep.scanner.rescanned())
+    waiting = asyncio.ensure_future(watch.monitor.scanner.rescanned())
     await watch.scans(3)
     assert not waiting.done()
     machine.set({"driver": "loaded"})

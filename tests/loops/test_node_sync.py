@@ -17,28 +17,28 @@ import pytest
 from tests.support.devices import device, found
 from tests.support.locks import Lock
 from tests.support.waiting import SECONDS, until
-from xpu_plugin.edges.apiserver.node_watcher import Follower, NodeApi
+from xpu_plugin.edges.apiserver.node_watcher import Follower, NodeWatcher
 from xpu_plugin.edges.state.label import LabelRecord, forget
 from xpu_plugin.loops import node_sync as node_module
 from xpu_plugin.loops.exchange import Exchange
-from xpu_plugin.loops.node_sync import LABELS_PART, STATE_PART, Node
+from xpu_plugin.loops.node_sync import LABELS_PART, STATE_PART, NodeSync
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.events import Event
 from xpu_plugin.model.health import NOT_ANSWERING
 from xpu_plugin.model.inventory import Policy, after_scan, after_verdicts
 from xpu_plugin.model.node_labels import COUNT, DRIVER, MEMORY, MODEL, VFS
 from xpu_plugin.model.timings import USUAL
-from xpu_plugin.model.vf_label import LAST_SEEN, NEW_NODE, Kept, Sight
+from xpu_plugin.model.vf_label import LAST_SEEN, NEW_NODE, Kept, LabelSight
 from xpu_plugin.model.vf_plan import (
     DETAIL_ANNOTATION,
     LABEL,
     STATE_LABEL,
     UNKNOWN,
-    Action,
+    CardPlan,
     DesiredVfs,
     Outcome,
     Report,
-    Step,
+    VfAction,
     by_argument,
 )
 from xpu_plugin.observable import Outbox, Value
@@ -115,7 +115,7 @@ class Tried:
         self.wishes, self.threads = self.desired.wishes, self.desired.threads
         self.record = record
         self._lacks = lacks
-        self.node = Node(
+        self.node = NodeSync(
             exchange=Exchange(desired=self.desired, outcome=self.outcome, events=self.events),
             argument=argument,
             connect=self._connect,
@@ -125,9 +125,9 @@ class Tried:
             between=between,
         )
 
-    def _connect(self, follower: Follower) -> NodeApi:
+    def _connect(self, follower: Follower) -> NodeWatcher:
         self.apis.append(Api(follower, lacks=self._lacks))
-        return cast(NodeApi, self.apis[-1])
+        return cast(NodeWatcher, self.apis[-1])
 
     @property
     def api(self) -> Api:
@@ -148,7 +148,7 @@ class Tried:
     async def label(self, label: str | None, uid: str = UID) -> DesiredVfs:
         """The wish that this label makes, told by a thread of the API server's edge."""
         before = len(self.wishes)
-        await asyncio.to_thread(self.api.follower.saw, Sight(uid=uid, label=label))
+        await asyncio.to_thread(self.api.follower.saw, LabelSight(uid=uid, label=label))
         return await self.after(before + 1)
 
     async def kept(self, kept: Kept | None) -> None:
@@ -182,11 +182,11 @@ async def settled() -> None:
         await done.wait()
 
 
-def step(actual: int = 0, action: Action = Action.APPLY, reason: str = "") -> Step:
-    return Step(card=A, desired=2, actual=actual, action=action, reason=reason)
+def step(actual: int = 0, action: VfAction = VfAction.APPLY, reason: str = "") -> CardPlan:
+    return CardPlan(card=A, desired=2, actual=actual, action=action, reason=reason)
 
 
-PENDING, DONE = Report(steps=(step(),)), Report(steps=(step(2, Action.KEEP),))
+PENDING, DONE = Report(steps=(step(),)), Report(steps=(step(2, VfAction.KEEP),))
 
 
 # --- the wish -------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ async def test_a_thread_that_is_late_finds_nobody_and_does_not_fail(running: Sta
             loop.close()
 
     tried = await asyncio.to_thread(all_of_a_life)
-    tried.api.follower.saw(Sight(uid=UID, label="3"))
+    tried.api.follower.saw(LabelSight(uid=UID, label="3"))
     tried.api.follower.denied("403")
     assert tried.wishes == []
 
@@ -450,7 +450,7 @@ async def test_only_a_label_counts_before_the_record_can_be_read(
     file.rename(aside)
     file.symlink_to(file)  # ELOOP, as good as EIO
     async with running(argument=1, alone=at_once) as tried:
-        await asyncio.to_thread(tried.api.follower.saw, Sight(uid=UID, label=None))
+        await asyncio.to_thread(tried.api.follower.saw, LabelSight(uid=UID, label=None))
         tried.api.follower.denied("nodes is forbidden")
         await until(lambda: "cannot read the record of the node's label" in caplog.text, "it is said")
         assert tried.wishes == []
@@ -560,7 +560,7 @@ async def test_only_what_has_changed_is_published(running: Start) -> None:
 async def test_a_bad_label_is_published_as_a_failure_with_its_problem(running: Start) -> None:
     async with running() as tried:
         desired = await tried.label("many")
-        await tried.report(Report(steps=(step(action=Action.KEEP),), problem=desired.problem))
+        await tried.report(Report(steps=(step(action=VfAction.KEEP),), problem=desired.problem))
     labels, annotations = tried.api.published[0]
     assert labels == {STATE_LABEL: "failed"}
     assert "'many' is not accepted" in str(annotations[DETAIL_ANNOTATION])

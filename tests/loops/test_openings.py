@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.machines import RESOURCE
-from xpu_plugin.edges.worker.client import Driver, Target, WorkerHungError
+from xpu_plugin.edges.worker.client import Target, WorkerClient, WorkerHungError
 from xpu_plugin.loops import openings as module
 from xpu_plugin.loops.due import Due
 from xpu_plugin.loops.openings import Openings
@@ -22,7 +22,7 @@ PAUSES = (1000.0, 8000.0)
 """Far beyond what a test takes, as waits are of real time."""
 
 
-class Scripted(Driver):
+class Scripted(WorkerClient):
     """Nodes that open, or do not."""
 
     def __init__(self) -> None:
@@ -59,11 +59,11 @@ class Room:
     """Openings that run, at a time of our choice."""
 
     def __init__(self) -> None:
-        self.driver = Scripted()
+        self.client = Scripted()
         self.now = 100.0
         self.due = Counted()
         self.picture = Picture(Policy(resource=RESOURCE))
-        self.openings = Openings(self.driver, self.picture, self.due, clock=lambda: self.now)
+        self.openings = Openings(self.client, self.picture, self.due, clock=lambda: self.now)
         self.task = asyncio.create_task(self.openings.run())
 
     def change(self, kept_back: Mapping[str, Health]) -> None:
@@ -71,13 +71,13 @@ class Room:
 
     async def pass_time(self, seconds: float) -> list[int]:
         """Move on in time; returns which nodes have been opened meanwhile."""
-        before = len(self.driver.asked)
+        before = len(self.client.asked)
         self.now += seconds
         self.openings._changed.set()  # as its own wait is one of real time
         for _ in range(20):
             await asyncio.sleep(0)
         assert not self.task.done()
-        return self.driver.asked[before:]
+        return self.client.asked[before:]
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ async def test_only_what_is_not_listed_is_opened_at_pauses_that_grow(room: Room)
 
 async def test_one_that_opens_is_told_and_goes_on_with_its_pauses_while_it_is_not_listed(room: Room) -> None:
     room.openings.expect([3])
-    room.driver.open = {3}
+    room.client.open = {3}
     assert await room.pass_time(1000.0) == [3]
     assert room.due.times == 1
     room.openings.expect([3])  # a scan, and it is still left out
@@ -139,10 +139,10 @@ async def test_no_node_is_opened_while_a_card_is_changed(room: Room) -> None:
 
 async def test_one_that_hangs_is_tried_again_later(room: Room, caplog: pytest.LogCaptureFixture) -> None:
     room.openings.expect([3])
-    room.driver.hanging, room.driver.open = {3}, {3}
+    room.client.hanging, room.client.open = {3}, {3}
     assert await room.pass_time(1000.0) == [3]
     assert "opening /dev/xpu3: no answer within 1 s" in caplog.text
     assert room.due.times == 0
-    room.driver.hanging = set()
+    room.client.hanging = set()
     assert await room.pass_time(2000.0) == [3]
     assert room.due.times == 1

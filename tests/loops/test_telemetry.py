@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What devices measure, read over the real driver and the simulator: seldom, and at no cost to the sweep."""
+"""What devices measure, read over a real worker and the simulator: seldom, and at no cost to the sweep."""
 
 import asyncio
 import logging
@@ -10,10 +10,10 @@ import pytest
 
 from tests.support.machines import RESOURCE, make_machine, target_of
 from tests.support.waiting import SECONDS
-from xpu_plugin.edges.worker.client import Driver, Target
+from xpu_plugin.edges.worker.client import Target, WorkerClient
 from xpu_plugin.loops import telemetry as readings_module
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.loops.telemetry import FRESH_SECONDS, MUTE_SECONDS, STALE_SECONDS, Meters, Readings
+from xpu_plugin.loops.telemetry import FRESH_SECONDS, MUTE_SECONDS, STALE_SECONDS, Readings, Telemetry
 from xpu_plugin.model.devices import Gauges, identify
 from xpu_plugin.model.inventory import Policy, after_scan
 from xpu_plugin.simulation.machine import Machine
@@ -26,7 +26,7 @@ TIMEOUT = 0.4
 pytestmark = pytest.mark.usefixtures("leaves_no_process", "leaves_no_task")
 
 
-class CountingDriver(Driver):
+class CountingClient(WorkerClient):
     def __init__(self, target: Target) -> None:
         super().__init__(target, call_timeout=TIMEOUT)
         self.asked: list[frozenset[int]] = []
@@ -37,24 +37,24 @@ class CountingDriver(Driver):
 
 
 class Tried:
-    """Meters that run, over two cards; the time stands still but for the test."""
+    """Telemetry that runs, over two cards; the time stands still but for the test."""
 
     def __init__(self, machine: Machine) -> None:
-        self.driver = CountingDriver(target_of(machine))
+        self.client = CountingClient(target_of(machine))
         self.picture = Picture(Policy(resource=RESOURCE))
         self.now = 1000.0
         self.skip: frozenset[int] = frozenset()
-        self.meters = Meters(self.driver, self.picture, probation=self, clock=lambda: self.now)
-        self.task = asyncio.create_task(self.meters.run())
+        self.telemetry = Telemetry(self.client, self.picture, unresponsive=self, clock=lambda: self.now)
+        self.task = asyncio.create_task(self.telemetry.run())
 
     async def scan(self) -> None:
-        scan = await self.driver.scan()
+        scan = await self.client.scan()
         assert scan
         found = identify(scan)
         self.picture.submit(lambda facts: after_scan(facts, found, forget=True))
 
     async def read(self) -> Readings:
-        readings = await self.meters.read()
+        readings = await self.telemetry.read()
         assert readings
         return readings
 
@@ -74,7 +74,7 @@ async def tried(
     yield tried
     tried.task.cancel()
     await asyncio.gather(tried.task, return_exceptions=True)
-    await tried.driver.close()
+    await tried.client.close()
 
 
 async def test_they_are_what_the_machine_says(tried: Tried, machine: Machine) -> None:
@@ -96,15 +96,15 @@ async def test_they_are_what_the_machine_says(tried: Tried, machine: Machine) ->
 
 
 async def test_nobody_is_asked_while_nobody_reads_and_seldom_then(tried: Tried) -> None:
-    assert tried.driver.asked == []
-    await asyncio.gather(*(tried.meters.read() for _ in range(20)))
+    assert tried.client.asked == []
+    await asyncio.gather(*(tried.telemetry.read() for _ in range(20)))
     await tried.read()
     tried.now += FRESH_SECONDS
     await tried.read()
-    assert len(tried.driver.asked) == 1
+    assert len(tried.client.asked) == 1
     tried.now += 0.1
     await tried.read()
-    assert len(tried.driver.asked) == 2
+    assert len(tried.client.asked) == 2
 
 
 async def test_a_worker_that_is_busy_delays_nobody_who_reads(
@@ -114,10 +114,10 @@ async def test_a_worker_that_is_busy_delays_nobody_who_reads(
     before = await tried.read()
     monkeypatch.setattr(readings_module, "WAIT_SECONDS", 0.01)
     tried.now += FRESH_SECONDS + 1
-    async with tried.driver._lock:
-        assert await tried.meters.read() == before
+    async with tried.client._lock:
+        assert await tried.telemetry.read() == before
         tried.now += STALE_SECONDS
-        assert await tried.meters.read() is None
+        assert await tried.telemetry.read() is None
     monkeypatch.setattr(readings_module, "WAIT_SECONDS", SECONDS)
     assert (await tried.read()).at > before.at
 
@@ -128,12 +128,12 @@ async def test_a_device_that_costs_a_worker_is_left_alone_for_a_while(
 ) -> None:
     machine.add_fault("xpumlDeviceGetPowerUsage", action, card=1)
     with caplog.at_level(logging.WARNING):
-        assert await tried.meters.read() is None
+        assert await tried.telemetry.read() is None
     (said,) = [record.message for record in caplog.records]
     assert said.startswith(f"reading the measurements of {B}: ")
     await tried.scan()  # as the sweep does, now that its worker is gone
     assert set((await tried.read()).gauges) == {A}
-    assert tried.driver.asked[-1] == {1}
+    assert tried.client.asked[-1] == {1}
     machine.clear_faults()
     tried.now += MUTE_SECONDS[0] + 1
     assert set((await tried.read()).gauges) == {A, B}
@@ -158,7 +158,7 @@ async def test_readings_that_cannot_be_are_left_out_and_counted(tried: Tried, ma
     own = readings.gauges[A]
     assert (own.power, own.utilization_percent, own.memory_used_bytes) == (None, None, None)
     assert (own.temperature_celsius, own.memory_total_bytes, own.clock_mhz) == (-12, 16 << 30, 1300)
-    assert tried.meters.impossible == {
+    assert tried.telemetry.impossible == {
         (A, name): 1 for name in ("power", "utilization_percent", "memory_used_bytes")
     }
 
@@ -176,13 +176,13 @@ async def test_a_pf_without_memory_is_not_asked_how_busy_it_is(tried: Tried, mac
 async def test_readings_of_a_worker_that_has_another_list_are_nobodys(tried: Tried, machine: Machine) -> None:
     """Its scan was not taken in: index 1 is another device there."""
     machine.remove_card(0)
-    await tried.driver.scan()
+    await tried.client.scan()
     assert (await tried.read()).gauges == {}
 
 
 async def test_without_a_worker_there_are_none_and_nothing_is_said(
     tried: Tried, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await tried.driver.close()
-    assert await tried.meters.read() is None
+    await tried.client.close()
+    assert await tried.telemetry.read() is None
     assert caplog.records == []

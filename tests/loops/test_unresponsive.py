@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.devices import scan
-from xpu_plugin.edges.worker.client import Driver, LibraryError, Target, WorkerHungError
+from xpu_plugin.edges.worker.client import LibraryError, Target, WorkerClient, WorkerHungError
 from xpu_plugin.loops.due import Due
-from xpu_plugin.loops.unresponsive import Probation
+from xpu_plugin.loops.unresponsive import Unresponsive
 from xpu_plugin.model.devices import Scan
 
 
@@ -18,7 +18,7 @@ PAUSES = (1000.0, 8000.0)
 """Far beyond what a test takes, as waits are of real time."""
 
 
-class Scripted(Driver):
+class Scripted(WorkerClient):
     """Answers as it is told to, and remembers what it was asked."""
 
     def __init__(self) -> None:
@@ -64,21 +64,21 @@ class Court:
     """A probation that runs, at a time of our choice."""
 
     def __init__(self) -> None:
-        self.driver = Scripted()
+        self.client = Scripted()
         self.now = 100.0
         self.due = Counted()
-        self.probation = Probation(self.driver, self.due, pauses=PAUSES, clock=lambda: self.now)
-        self.task = asyncio.create_task(self.probation.run())
+        self.unresponsive = Unresponsive(self.client, self.due, pauses=PAUSES, clock=lambda: self.now)
+        self.task = asyncio.create_task(self.unresponsive.run())
 
     async def pass_time(self, seconds: float) -> list[int]:
         """Move on in time; returns who has been asked meanwhile."""
-        before = len(self.driver.asked)
+        before = len(self.client.asked)
         self.now += seconds
-        self.probation._changed.set()  # as its own wait is one of real time
+        self.unresponsive._changed.set()  # as its own wait is one of real time
         for _ in range(20):
             await asyncio.sleep(0)
         assert not self.task.done()
-        return self.driver.asked[before:]
+        return self.client.asked[before:]
 
 
 @pytest.fixture
@@ -93,32 +93,32 @@ HUNG = WorkerHungError("no answer within 1 s")
 
 
 async def test_nobody_is_asked_without_a_conviction(court: Court) -> None:
-    assert court.probation.skip == frozenset()
+    assert court.unresponsive.skip == frozenset()
     assert await court.pass_time(10_000.0) == []
 
 
 async def test_the_convicted_are_asked_one_by_one_and_never_with_others(court: Court) -> None:
-    court.driver.answers = {1: HUNG, 3: HUNG}
-    court.probation.convict(1, since=99.0)
-    court.probation.convict(3, since=99.5)
-    assert court.probation.skip == {1, 3}
+    court.client.answers = {1: HUNG, 3: HUNG}
+    court.unresponsive.suspect(1, since=99.0)
+    court.unresponsive.suspect(3, since=99.5)
+    assert court.unresponsive.skip == {1, 3}
     assert sorted(await court.pass_time(1000.0)) == [1, 3]
-    assert court.driver.dismissed == 2, "no worker stays: it would keep the control node open"
+    assert court.client.dismissed == 2, "no worker stays: it would keep the control node open"
     assert court.due.times == 0
 
 
 async def test_pauses_grow_to_a_limit(court: Court) -> None:
-    court.driver.answers = {1: HUNG}
-    court.probation.convict(1, since=99.0)
+    court.client.answers = {1: HUNG}
+    court.unresponsive.suspect(1, since=99.0)
     for pause in (1000.0, 2000.0, 4000.0, 8000.0, 8000.0):
         assert await court.pass_time(0.7 * pause) == [], "less up to a quarter"
         assert await court.pass_time(0.3 * pause) == [1]
 
 
 async def test_nobody_is_asked_while_the_driver_changes_a_card_and_no_pause_grows(court: Court) -> None:
-    court.driver.answers = {1: HUNG}
-    court.probation.convict(1, since=99.0)
-    async with court.driver.states_only():
+    court.client.answers = {1: HUNG}
+    court.unresponsive.suspect(1, since=99.0)
+    async with court.client.states_only():
         for _ in range(5):
             assert await court.pass_time(1000.0) == []
     assert await court.pass_time(1000.0) == [1]
@@ -127,58 +127,58 @@ async def test_nobody_is_asked_while_the_driver_changes_a_card_and_no_pause_grow
 
 
 async def test_how_long_a_device_has_not_answered_counts_from_its_last_answer(court: Court) -> None:
-    court.driver.answers = {1: HUNG}
-    court.probation.convict(1, since=95.0)
-    assert court.probation.overdue(15.0) == frozenset()
+    court.client.answers = {1: HUNG}
+    court.unresponsive.suspect(1, since=95.0)
+    assert court.unresponsive.overdue(15.0) == frozenset()
     await court.pass_time(9.9)
-    court.probation.convict(1, since=court.now)  # held already
-    assert court.probation.overdue(15.0) == frozenset()
+    court.unresponsive.suspect(1, since=court.now)  # held already
+    assert court.unresponsive.overdue(15.0) == frozenset()
     await court.pass_time(0.1)
-    assert court.probation.overdue(15.0) == {1}
+    assert court.unresponsive.overdue(15.0) == {1}
 
 
 async def test_one_that_answers_is_released_and_the_sweep_is_told(court: Court) -> None:
-    court.probation.convict(1, since=99.0)
-    court.probation.convict(2, since=99.0)
-    court.driver.answers = {2: HUNG}
+    court.unresponsive.suspect(1, since=99.0)
+    court.unresponsive.suspect(2, since=99.0)
+    court.client.answers = {2: HUNG}
     await court.pass_time(1000.0)
     assert court.due.times == 1
-    assert court.probation.skip == {2}
-    assert court.probation.overdue(0.0) == {2}
+    assert court.unresponsive.skip == {2}
+    assert court.unresponsive.overdue(0.0) == {2}
 
 
 @pytest.mark.parametrize("answer", [None, HUNG, LibraryError("gone")])
 async def test_what_is_no_answer_releases_nobody(court: Court, answer: Exception | None) -> None:
-    court.driver.answers = {1: answer}
-    court.probation.convict(1, since=99.0)
+    court.client.answers = {1: answer}
+    court.unresponsive.suspect(1, since=99.0)
     assert await court.pass_time(1000.0) == [1]
-    assert court.probation.skip == {1}
+    assert court.unresponsive.skip == {1}
     assert court.due.times == 0
 
 
 async def test_one_that_does_it_again_at_once_goes_on_with_its_pauses(court: Court) -> None:
-    court.probation.convict(1, since=99.0)
+    court.unresponsive.suspect(1, since=99.0)
     assert await court.pass_time(1000.0) == [1]
-    court.probation.convict(1, since=101.0)
-    assert court.probation.skip == {1}
+    court.unresponsive.suspect(1, since=101.0)
+    assert court.unresponsive.skip == {1}
     assert await court.pass_time(2900.0) == [], "the third pause: the second was set when it was asked"
     assert await court.pass_time(1100.0) == [1]
 
 
 async def test_one_that_behaves_for_its_last_pause_is_forgotten(court: Court) -> None:
-    court.probation.convict(1, since=99.0)
+    court.unresponsive.suspect(1, since=99.0)
     await court.pass_time(1000.0)
-    court.probation.answered()
+    court.unresponsive.answered()
     court.now += 2000.0
-    court.probation.answered()
-    court.probation.convict(1, since=court.now)
+    court.unresponsive.answered()
+    court.unresponsive.suspect(1, since=court.now)
     assert await court.pass_time(1000.0) == [1], "its pauses begin anew"
 
 
 async def test_other_nodes_make_all_indexes_void_also_of_whom_is_being_asked(court: Court) -> None:
-    court.driver.meanwhile = court.probation.clear
-    court.probation.convict(1, since=99.0)
+    court.client.meanwhile = court.unresponsive.clear
+    court.unresponsive.suspect(1, since=99.0)
     assert await court.pass_time(1000.0) == [1]
-    assert court.probation.skip == frozenset()
+    assert court.unresponsive.skip == frozenset()
     assert court.due.times == 0
     assert await court.pass_time(10_000.0) == []

@@ -15,14 +15,14 @@ from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.state.quarantine import QuarantineRecord
 from xpu_plugin.edges.state.vf_request import VfRecord
-from xpu_plugin.edges.worker.client import Driver
+from xpu_plugin.edges.worker.client import WorkerClient
 from xpu_plugin.loops.exchange import Exchange
 from xpu_plugin.loops.grants import Grants
-from xpu_plugin.loops.health_history import Verdicts
+from xpu_plugin.loops.health_history import HealthHistory
 from xpu_plugin.loops.idle_proof import IdleProof
-from xpu_plugin.loops.monitor import Cadence, Sweep
+from xpu_plugin.loops.monitor import Cadence, Monitor
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.loops.vf_reconciler import Apply, Orders
+from xpu_plugin.loops.vf_reconciler import Orders, VfReconciler
 from xpu_plugin.model.health import Rules
 from xpu_plugin.model.inventory import Policy, after_scan
 from xpu_plugin.model.vf_plan import UNKNOWN, DesiredVfs, Outcome, by_argument
@@ -52,27 +52,27 @@ async def applying(desired: DesiredVfs, place: Path) -> AsyncIterator[tuple[Gran
     picture = Picture(Policy(resource=RESOURCE))
     picture.submit(lambda facts: after_scan(facts, found(device(CARD))))
     outcome = Counted(Outcome())
-    driver = Driver(nowhere(place), call_timeout=SECONDS)
+    client = WorkerClient(nowhere(place), call_timeout=SECONDS)
     grants = grants_of(picture, place / "state")
-    sweep = Sweep(
-        driver,
-        driver,
+    monitor = Monitor(
+        client,
+        client,
         picture,
-        Verdicts(Rules(), QuarantineRecord(place / "state")),
+        HealthHistory(Rules(), QuarantineRecord(place / "state")),
         grants,
         cadence=Cadence(interval=SECONDS, rescan_interval=SECONDS, grace=SECONDS),
     )
-    apply = Apply(
-        Orders(changer=driver, record=VfRecord(place / "state"), lock=Lock()),
+    reconciler = VfReconciler(
+        Orders(changer=client, record=VfRecord(place / "state"), lock=Lock()),
         picture,
-        sweep,
+        monitor,
         grants,
-        IdleProof(driver, kubelet_at(place), grants),
+        IdleProof(client, kubelet_at(place), grants),
         exchange=Exchange(desired=Value(desired), outcome=outcome, events=Outbox()),
         limits=Limits(pending=600.0),
     )
-    apply.begin()
-    task = asyncio.ensure_future(apply.run())
+    reconciler.begin()
+    task = asyncio.ensure_future(reconciler.run())
     try:
         await until(lambda: outcome.decisions, "a first decision")
         for _ in range(20):

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 from tests.support.devices import device, found
-from xpu_plugin.model.devices import Kind, Process, Usage
+from xpu_plugin.model.devices import DeviceKind, Process, Usage
 from xpu_plugin.model.health import Health
 from xpu_plugin.model.inventory import Entry, Facts, Policy, after_scan, card_of, entries, stale_ids
 from xpu_plugin.model.ownership import (
@@ -40,7 +40,7 @@ from xpu_plugin.model.ownership import (
     forgotten,
     word_of,
 )
-from xpu_plugin.model.vf_plan import UNKNOWN, Action, Card, by_argument, by_label, cards, plan
+from xpu_plugin.model.vf_plan import UNKNOWN, Card, VfAction, by_argument, by_label, cards, plan
 from xpu_plugin.model.vf_reconcile import (
     MOST_REFUSALS,
     Decision,
@@ -48,7 +48,7 @@ from xpu_plugin.model.vf_reconcile import (
     Memory,
     Prove,
     Request,
-    Scan,
+    Rescan,
     SetVfs,
     View,
     Wait,
@@ -150,7 +150,7 @@ def facts_of(vfs: tuple[int, ...]) -> Facts:
     """What a scan finds."""
     devices, index = [], 0
     for number, (card, count, most) in enumerate(zip(CARDS, vfs, MOST, strict=True)):
-        kind, split = (Kind.PF, f"of{count}") if count else (Kind.WHOLE, "whole")
+        kind, split = (DeviceKind.PF, f"of{count}") if count else (DeviceKind.WHOLE, "whole")
         devices.append(device(card, number=number, index=index, max_vfs=most, kind=kind, split=split))
         index += 1
         for n in range(count):
@@ -582,7 +582,7 @@ class Explorer:
                 began = self.world.now
                 self.passes(self.random.choice((0.0, 0.1, 3.0)))
                 plugin.look(addresses, began)
-            case Scan(seconds):
+            case Rescan(seconds):
                 if self.random.random() < 0.9:
                     self.passes(0.2)
                     plugin.scan()
@@ -678,7 +678,7 @@ class Explorer:
                         plugin.look(tuple(sorted(asked)), world.now)
                 case Prove(addresses):
                     plugin.look(addresses, world.now)
-                case Scan():
+                case Rescan():
                     plugin.scan()
                 case SetVfs(card, number):
                     self.set_vfs(card, number)
@@ -694,16 +694,16 @@ class Explorer:
             if not entry.health.healthy and not self._really_blocked(entry.device.card):
                 raise BrokenInvariantError(f"at rest, {id} is {entry.health} for nobody")
         for step in decision.report.steps:
-            if step.action is not Action.KEEP and not step.reason:
+            if step.action is not VfAction.KEEP and not step.reason:
                 raise BrokenInvariantError(f"at rest without a reason: {step}")
-            if step.action is Action.APPLY:
+            if step.action is VfAction.APPLY:
                 raise BrokenInvariantError(f"at rest and not done: {step}")
-            if step.action is Action.BLOCKED and not self._really_blocked(step.card):
+            if step.action is VfAction.BLOCKED and not self._really_blocked(step.card):
                 raise BrokenInvariantError(f"at rest, blocked by nobody: {step}")
         wanted = {step.card: step.action for step in plan(plugin.desired, cards_of(plugin.scanned), {})}
         for address, action in wanted.items():
             told = next(step.action for step in decision.report.steps if step.card == address)
-            if action is Action.KEEP and told is not Action.KEEP:
+            if action is VfAction.KEEP and told is not VfAction.KEEP:
                 raise BrokenInvariantError(f"{address} is as wished and said to be {told}")
 
     def _really_blocked(self, card: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.devices import device
-from xpu_plugin.model.audit import Evidence, Finding, Kind, findings
+from xpu_plugin.model.audit import AuditFinding, AuditKind, AuditView, findings
 from xpu_plugin.model.devices import Process
 from xpu_plugin.model.health import HEALTHY
 from xpu_plugin.model.inventory import Entry
@@ -33,9 +33,9 @@ def holding(container: str, *ids: str, resource: str = XPU) -> Holding:
     return Holding(container=f"default/{container}/main", resource=resource, ids=ids)
 
 
-def evidence(*holdings: Holding, **given: Any) -> Evidence:
+def evidence(*holdings: Holding, **given: Any) -> AuditView:
     """All that is listed was granted, nothing else is known to anybody."""
-    return Evidence(
+    return AuditView(
         **{
             "listing": Listing(
                 pods=frozenset(own.container.rpartition("/")[0] for own in holdings), holdings=holdings
@@ -48,7 +48,7 @@ def evidence(*holdings: Holding, **given: Any) -> Evidence:
     )
 
 
-def only(evidence: Evidence) -> Finding:
+def only(evidence: AuditView) -> AuditFinding:
     (finding,) = findings(evidence)
     return finding
 
@@ -64,7 +64,7 @@ def test_where_all_agree_there_is_nothing_to_find() -> None:
 
 def test_a_device_with_two_holders_is_found_with_both_named() -> None:
     finding = only(evidence(holding("b", A), holding("a", A, B)))
-    assert (finding.kind, finding.device) == (Kind.DOUBLE_HOLDER, A)
+    assert (finding.kind, finding.device) == (AuditKind.DOUBLE_HOLDER, A)
     assert finding.text == (
         f"{A} is held by default/a/main as {A} of {XPU} and by default/b/main as {A} of {XPU}"
     )
@@ -78,7 +78,7 @@ def test_a_second_holder_is_found_by_whatever_name_also_one_that_is_not_on_our_l
 ) -> None:
     ours = frozenset({XPU, "baidu.com/R200"})
     finding = only(evidence(holding("a", A), holding("b", id, resource=resource), ours=ours))
-    assert (finding.kind, finding.device, finding.certain) == (Kind.DOUBLE_HOLDER, A, True)
+    assert (finding.kind, finding.device, finding.certain) == (AuditKind.DOUBLE_HOLDER, A, True)
     assert finding.text == (
         f"{A} is held by default/a/main as {A} of {XPU} and by default/b/main as {id} of {resource}"
     )
@@ -98,12 +98,12 @@ def test_a_number_under_a_name_that_is_not_ours_is_not_ours() -> None:
 def test_the_same_hardware_by_another_name_is_the_same(other: Holding) -> None:
     entries = {**ENTRIES, "2": entry(A, 2, listed_as="2")}
     finding = only(evidence(holding("a", A), other, entries=entries))
-    assert (finding.kind, finding.device) == (Kind.DOUBLE_HOLDER, A)
+    assert (finding.kind, finding.device) == (AuditKind.DOUBLE_HOLDER, A)
 
 
 def test_a_vf_is_known_by_its_address_however_many_its_card_has() -> None:
     finding = only(evidence(holding("a", FIRST), holding("b", "0000:3d:01.0-of3")))
-    assert (finding.kind, finding.device) == (Kind.DOUBLE_HOLDER, "0000:3d:01.0")
+    assert (finding.kind, finding.device) == (AuditKind.DOUBLE_HOLDER, "0000:3d:01.0")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_what_is_not_held_twice(holdings: tuple[Holding, ...]) -> None:
 
 def test_a_holder_that_was_granted_nothing_is_found() -> None:
     finding = only(evidence(holding("a", A), recorded=()))
-    assert finding.kind is Kind.WITHOUT_GRANT
+    assert finding.kind is AuditKind.WITHOUT_GRANT
     assert finding.text == f"{A} is held by default/a/main, and this plugin has not granted it"
 
 
@@ -139,7 +139,7 @@ def test_others_resources_are_not_ours_to_have_granted() -> None:
 
 def test_a_process_that_can_be_named_and_was_granted_nothing_is_found() -> None:
     finding = only(evidence(processes={A: (PROCESS,)}))
-    assert finding.kind is Kind.WITHOUT_GRANT
+    assert finding.kind is AuditKind.WITHOUT_GRANT
     assert finding.text == f"{A} at /dev/xpu0 is used by process 4711, and no container was granted it"
 
 
@@ -164,7 +164,7 @@ def test_a_process_that_may_be_anybodys_is_no_finding(given: dict[str, Any]) -> 
 
 def test_a_grant_that_the_kubelet_does_not_know_is_found_when_somebody_uses_it() -> None:
     finding = only(evidence(recorded={A}, settled={A}, processes={A: (NAMELESS,)}))
-    assert finding.kind is Kind.UNKNOWN_GRANT
+    assert finding.kind is AuditKind.UNKNOWN_GRANT
     assert "was granted by this plugin, the kubelet does not know" in finding.text
     assert "1 processes compute at /dev/xpu0" in finding.text
 
@@ -188,7 +188,7 @@ def test_a_kubelet_that_has_forgotten_at_its_restart_is_found() -> None:
     listing = Listing(pods=frozenset({"default/a"}), holdings=())
     own = evidence(listing=listing, recorded={A}, former={A: "default/a/main"})
     finding = only(own)
-    assert finding.kind is Kind.UNKNOWN_GRANT
+    assert finding.kind is AuditKind.UNKNOWN_GRANT
     assert finding.text.startswith(f"{A} was held by default/a/main before the kubelet was restarted")
     assert findings(replace(own, listing=replace(listing, pods=frozenset()))) == frozenset(), "the pod ended"
     assert findings(replace(own, checkpoint={A})) == frozenset()
@@ -199,14 +199,14 @@ def test_a_kubelet_that_has_forgotten_at_its_restart_is_found() -> None:
 
 def test_a_former_id_that_was_not_granted_here_is_found_with_its_device() -> None:
     finding = only(evidence(holding("b", "1"), recorded=frozenset()))
-    assert (finding.kind, finding.device) == (Kind.WITHOUT_GRANT, B)
+    assert (finding.kind, finding.device) == (AuditKind.WITHOUT_GRANT, B)
     assert finding.text == "1 is held by default/b/main, and this plugin has not granted it"
     assert findings(evidence(holding("b", "1"), recorded=frozenset(), before={"1"})) == frozenset()
 
 
 def test_an_id_under_our_name_that_nobody_can_place_is_found() -> None:
     finding = only(evidence(holding("b", "xpu-7"), recorded=frozenset(), ours={XPU}))
-    assert (finding.kind, finding.device) == (Kind.WITHOUT_GRANT, "xpu-7")
+    assert (finding.kind, finding.device) == (AuditKind.WITHOUT_GRANT, "xpu-7")
     assert finding.text.startswith(
         "default/b/main holds xpu-7 of baidu.com/xpu, which this plugin neither has"
     )

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 
 from tests.support.devices import device
-from xpu_plugin.model.device_events import MOST_NAMED, Reason, Reported, notices
+from xpu_plugin.model.device_events import MOST_NAMED, DeviceReason, Reported, notices
 from xpu_plugin.model.health import HEALTHY, LOST, VF_CHANGE_PLANNED, Health, quarantined
 from xpu_plugin.model.inventory import Entry
 
@@ -29,7 +29,7 @@ class Ear:
         *entries: Entry,
         driver_gone: str | None = None,
         holders: Mapping[str, tuple[str, ...]] | None = None,
-    ) -> list[tuple[Reason, str]]:
+    ) -> list[tuple[DeviceReason, str]]:
         self.told, found = notices(self.told, entries, driver_gone, holders)
         again = notices(self.told, entries, driver_gone, holders)
         assert again == (self.told, ()), "the same is told once"
@@ -45,21 +45,21 @@ def test_a_fault_names_device_reason_and_pods_and_its_end_too() -> None:
     holders = {A: ("default/train/main",)}
     what = "state-error, state 207 (state-error), running is 201"
     assert ear.hears(entry(A, SICK), entry(B, number=1), holders=holders) == [
-        (Reason.UNHEALTHY, f"{A} at /dev/xpu0: {what}; held by: default/train/main")
+        (DeviceReason.UNHEALTHY, f"{A} at /dev/xpu0: {what}; held by: default/train/main")
     ]
     assert ear.hears(entry(A), entry(B, number=1), holders={}) == [
-        (Reason.RECOVERED, f"{A} at /dev/xpu0: well again; held by: no container")
+        (DeviceReason.RECOVERED, f"{A} at /dev/xpu0: well again; held by: no container")
     ]
 
 
 def test_another_reason_is_the_same_fault_but_a_quarantine_is_news() -> None:
     ear = Ear()
-    assert ear.hears(entry(A, SICK))[0][0] is Reason.UNHEALTHY
+    assert ear.hears(entry(A, SICK))[0][0] is DeviceReason.UNHEALTHY
     assert ear.hears(entry(A, LOST)) == []
-    assert ear.hears(entry(A, quarantined("state-error")))[0][0] is Reason.QUARANTINED
+    assert ear.hears(entry(A, quarantined("state-error")))[0][0] is DeviceReason.QUARANTINED
     assert ear.hears(entry(A, SICK)) == []
     assert ear.hears(entry(A, VF_CHANGE_PLANNED))[0] == (
-        Reason.RECOVERED,
+        DeviceReason.RECOVERED,
         f"{A} at /dev/xpu0: well again; held by: not known",
     )
 
@@ -75,7 +75,7 @@ def test_many_devices_are_one_notice() -> None:
     entries = [entry(f"0000:{bus:02x}:00.0", LOST, bus) for bus in range(MOST_NAMED + 2)]
     holders = {entries[-1].id: ("default/last/main",)}
     ((reason, text),) = Ear().hears(*entries, holders=holders)
-    assert reason is Reason.UNHEALTHY
+    assert reason is DeviceReason.UNHEALTHY
     assert text.count("0000:") == MOST_NAMED
     assert text.endswith("and 2 more, held by: default/last/main")
 
@@ -90,7 +90,7 @@ def test_the_driver_goes_and_comes_back() -> None:
     ear = Ear()
     holders = {A: ("default/a/main",), B: ("default/b/main",)}
     assert ear.hears(entry(A), entry(B, number=1), driver_gone="no driver: load it", holders=holders) == [
-        (Reason.DRIVER_LOST, "2 devices, held by: default/a/main, default/b/main: no driver: load it")
+        (DeviceReason.DRIVER_LOST, "2 devices, held by: default/a/main, default/b/main: no driver: load it")
     ]
     assert ear.hears(entry(A), driver_gone="no driver: it is said otherwise") == []
-    assert ear.hears(entry(A)) == [(Reason.DRIVER_BACK, "driver and library answer again")]
+    assert ear.hears(entry(A)) == [(DeviceReason.DRIVER_BACK, "driver and library answer again")]

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 from tests.support.devices import device, found
 from xpu_plugin.model.device_table import holders, rows
-from xpu_plugin.model.devices import Kind
+from xpu_plugin.model.devices import DeviceKind
 from xpu_plugin.model.health import LOST, VF_CHANGE_PLANNED, Health
 from xpu_plugin.model.inventory import Facts, Policy, after_scan, after_verdicts
 from xpu_plugin.model.ownership import Holding
@@ -67,7 +67,7 @@ def test_whoever_is_at_a_node_now_goes_before_who_was() -> None:
 
 def test_who_holds_a_card_as_it_was_split_before_holds_all_that_it_is_now() -> None:
     vfs = [device(f"0000:3b:01.{n}-of2", number=10 + n) for n in range(2)]
-    card = replace(device(A), kind=Kind.PF, split="of2")
+    card = replace(device(A), kind=DeviceKind.PF, split="of2")
     facts = after_scan(Facts(), found(card, *vfs, device(B, number=1)), claimed=["0000:3b:01.2-of3", A])
     holdings = [
         held("baidu.com/xpu", "0000:3b:01.2-of3"),

@@ -27,10 +27,10 @@ from tests.support.devices import (
 )
 from xpu_plugin.model.devices import (
     MOST_MEMORY,
+    DeviceKind,
     Found,
     Function,
     Gauges,
-    Kind,
     Scan,
     credible,
     identify,
@@ -222,13 +222,13 @@ def split_functions(vfs: int = 3) -> dict[str, Function]:
     return {A: replace(KL2, numa=1, num_vfs=vfs), **{f"0000:3b:01.{n}": virtual for n in range(vfs)}}
 
 
-def only(of: Found, kind: Kind) -> dict[str, str]:
+def only(of: Found, kind: DeviceKind) -> dict[str, str]:
     return {id: device.card for id, device in of.devices.items() if device.kind is kind}
 
 
 def test_a_whole_card_is_known_by_its_address() -> None:
     (found,) = identify(scan([reading(0, A)], nodes=[node(0)])).devices.values()
-    assert (found.id, found.card, found.kind, found.split) == (A, A, Kind.WHOLE, "whole")
+    assert (found.id, found.card, found.kind, found.split) == (A, A, DeviceKind.WHOLE, "whole")
 
 
 @pytest.mark.parametrize("model", [200, UNKNOWN])
@@ -238,8 +238,8 @@ def test_vfs_know_their_card_and_how_many_they_are(model: int, sysfs: bool, vfs:
     """By sysfs where it speaks; else by the address rule, and by the model number or the count."""
     functions = split_functions(vfs) if sysfs else {}
     found = identify(scan(split(vfs, model), nodes=map(node, range(vfs + 1)), functions=functions))
-    assert only(found, Kind.PF) == {A: A}
-    assert only(found, Kind.VF) == {f"0000:3b:01.{n}-of{vfs}": A for n in range(vfs)}
+    assert only(found, DeviceKind.PF) == {A: A}
+    assert only(found, DeviceKind.VF) == {f"0000:3b:01.{n}-of{vfs}": A for n in range(vfs)}
     assert {device.split for device in found.devices.values()} == {f"of{vfs}"}
     assert found.devices[A].node.number == 0
 
@@ -248,18 +248,18 @@ def test_physfn_beats_the_address_rule() -> None:
     functions = {D: replace(KL2, num_vfs=1), "0000:3b:01.0": Function(device=0x3685, physfn=D)}
     readings = [reading(0, A), reading(1, "0000:3b:01.0", model=201, mode=0)]
     found = identify(scan(readings, nodes=map(node, range(2)), functions=functions))
-    assert only(found, Kind.VF) == {"0000:3b:01.0-of1": D}
+    assert only(found, DeviceKind.VF) == {"0000:3b:01.0-of1": D}
 
 
 def test_the_count_of_vfs_is_sysfs_then_the_model_then_what_is_in_sight() -> None:
     """One of three VFs cannot be opened."""
     nodes = [node(n) for n in range(3)]
     by_sysfs = identify(scan(split(3, UNKNOWN)[:3], nodes=nodes, functions=split_functions(3)))
-    assert set(only(by_sysfs, Kind.VF)) == {"0000:3b:01.0-of3", "0000:3b:01.1-of3"}
+    assert set(only(by_sysfs, DeviceKind.VF)) == {"0000:3b:01.0-of3", "0000:3b:01.1-of3"}
     by_model = identify(scan(split(3)[:3], nodes=nodes))
-    assert set(only(by_model, Kind.VF)) == {"0000:3b:01.0-of3", "0000:3b:01.1-of3"}
+    assert set(only(by_model, DeviceKind.VF)) == {"0000:3b:01.0-of3", "0000:3b:01.1-of3"}
     by_sight = identify(scan(split(3, UNKNOWN)[:3], nodes=nodes))
-    assert set(only(by_sight, Kind.VF)) == {"0000:3b:01.0-of2", "0000:3b:01.1-of2"}
+    assert set(only(by_sight, DeviceKind.VF)) == {"0000:3b:01.0-of2", "0000:3b:01.1-of2"}
 
 
 def test_a_vf_says_non_sriov_as_k_series_do_and_is_no_whole_card() -> None:
@@ -268,7 +268,7 @@ def test_a_vf_says_non_sriov_as_k_series_do_and_is_no_whole_card() -> None:
     found = identify(
         scan([reading(0, "0000:3b:01.0", model=UNKNOWN, mode=0)], nodes=[node(0)], functions=functions)
     )
-    assert only(found, Kind.VF) == {"0000:3b:01.0-of1": A}
+    assert only(found, DeviceKind.VF) == {"0000:3b:01.0-of1": A}
 
 
 def test_a_card_that_sysfs_shows_with_vfs_is_not_offered_whole_whatever_its_mode_says() -> None:
@@ -276,7 +276,7 @@ def test_a_card_that_sysfs_shows_with_vfs_is_not_offered_whole_whatever_its_mode
     readings = split(2, UNKNOWN)
     readings[0] = replace(readings[0], mode=VxpuMode.SRIOV_OFF)
     found = identify(scan(readings, nodes=map(node, range(3)), functions=split_functions(2)))
-    assert found.devices[A].kind is Kind.PF
+    assert found.devices[A].kind is DeviceKind.PF
 
 
 @pytest.mark.parametrize("known", ["sysfs", "model"])
@@ -285,13 +285,13 @@ def test_a_split_card_whose_mode_cannot_be_told_is_a_pf(known: str) -> None:
     readings[0] = replace(readings[0], mode=None)
     functions = split_functions(2) if known == "sysfs" else {}
     found = identify(scan(readings, nodes=map(node, range(3)), functions=functions))
-    assert found.devices[A].kind is Kind.PF
+    assert found.devices[A].kind is DeviceKind.PF
 
 
 def test_a_card_put_back_together_is_whole_again_under_its_address() -> None:
     """Also when stale attributes still call it 200."""
     found = identify(scan([reading(0, A, model=200, mode=VxpuMode.SRIOV_OFF)], nodes=[node(0)]))
-    assert only(found, Kind.WHOLE) == {A: A}
+    assert only(found, DeviceKind.WHOLE) == {A: A}
     assert found.devices[A].model == "R200"
 
 
@@ -648,7 +648,7 @@ def test_no_two_devices_share_an_id_or_a_node(truth: Truth) -> None:
 def test_the_machines_of_these_tests_have_every_kind() -> None:
     """The properties above would prove little over machines that cannot be split."""
     kinds = {seat.kind for kind in CARD_KINDS for vfs in (0, 3) for seat in seats_of(kind, 1, vfs, 0)}
-    assert kinds == set(Kind)
+    assert kinds == set(DeviceKind)
 
 
 # --- readings that cannot be ----------------------------------------------------------------------

@@ -7,7 +7,7 @@ from functools import reduce
 import pytest
 
 from tests.support.devices import CONTROL, LOST_CALL, device, found
-from xpu_plugin.model.devices import Device, Found, Kind
+from xpu_plugin.model.devices import Device, DeviceKind, Found
 from xpu_plugin.model.health import (
     ASKED_BEFORE,
     CHANGING,
@@ -52,7 +52,7 @@ def card(id: str = A, **fields: object) -> Device:
 
 
 def pf(of: str = A, vfs: int = 3) -> Device:
-    return replace(card(of), kind=Kind.PF, split=f"of{vfs}")
+    return replace(card(of), kind=DeviceKind.PF, split=f"of{vfs}")
 
 
 def vfs(count: int = 3, of: str = A) -> list[Device]:
@@ -153,7 +153,9 @@ def test_a_card_that_is_held_as_it_was_split_before_is_for_nobody_else(
     facts = after_scan(Facts(), found(*now, card(B)), claimed=[claimed, B])
     assert stale_ids(facts) == {A: [claimed]}
     held = card_held([claimed])
-    assert health(facts) == {device.id: held for device in now if device.kind is not Kind.PF} | {B: HEALTHY}
+    assert health(facts) == {device.id: held for device in now if device.kind is not DeviceKind.PF} | {
+        B: HEALTHY
+    }
     assert not held.grantable
     assert health(after_scan(facts, found(*now, card(B)))) == health(facts), "until somebody knows better"
     assert set(health(replace(facts, claimed=frozenset({B}))).values()) == {HEALTHY}

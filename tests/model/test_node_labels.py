@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.devices import MIB, Truth, device, machines
-from xpu_plugin.model.devices import Kind, identify
+from xpu_plugin.model.devices import DeviceKind, identify
 from xpu_plugin.model.node_labels import COUNT, DRIVER, LABELS, MEMORY, MODEL, VFS, node_labels, sanitised
 
 
@@ -27,7 +27,7 @@ def test_a_node_of_equal_cards() -> None:
 
 
 def test_a_split_changes_nothing() -> None:
-    pf = device(A, kind=Kind.PF, split="of2")
+    pf = device(A, kind=DeviceKind.PF, split="of2")
     vfs = [device(f"0000:3b:01.{n}-of2", model="R200-VF-8G", memory_bytes=8192 * MIB) for n in (0, 1)]
     assert node_labels([pf, *vfs], "4.0.12") == node_labels([device(A)], "4.0.12")
 

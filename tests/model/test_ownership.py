@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.support.devices import device, found
-from xpu_plugin.model.devices import Device, Kind, Process, Usage
+from xpu_plugin.model.devices import Device, DeviceKind, Process, Usage
 from xpu_plugin.model.inventory import Facts, Policy, after_scan, card_of
 from xpu_plugin.model.ownership import (
     FORMER,
@@ -41,7 +41,7 @@ LIFE, OTHER_LIFE = "life 2", "life 1"
 
 def split(count: int = 2) -> list[Device]:
     """Card A at /dev/xpu0, its VFs at /dev/xpu10 and on."""
-    pf = device(A, kind=Kind.PF, split=f"of{count}")
+    pf = device(A, kind=DeviceKind.PF, split=f"of{count}")
     return [pf] + [
         device(f"0000:3b:01.{n}-of{count}", number=10 + n, index=n + 1, card=A) for n in range(count)
     ]

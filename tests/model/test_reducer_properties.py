@@ -42,7 +42,7 @@ from tests.support.devices import (
 from xpu_plugin.edges.kubelet.service import Context, DevicePluginService, listing
 from xpu_plugin.edges.state.grants import GrantRecord
 from xpu_plugin.loops.picture import NEVER, Picture
-from xpu_plugin.model.devices import Device, Found, Function, Kind, identify, matches
+from xpu_plugin.model.devices import Device, DeviceKind, Found, Function, identify, matches
 from xpu_plugin.model.health import (
     ASKED_BEFORE,
     CHANGING,
@@ -404,7 +404,7 @@ class Node(RuleBasedStateMachine):
         if (current := self.picture.current) is None:
             return
         for entry in current.entries.values():
-            assert entry.device.kind is not Kind.PF
+            assert entry.device.kind is not DeviceKind.PF
             assert not matches(entry.device, self.policy.deny)
             assert entry.health.healthy <= (entry.device.id in self.seen.devices), "what vanished is healthy"
             assert entry.resource != FOREIGN
@@ -437,7 +437,7 @@ class Node(RuleBasedStateMachine):
         held |= {
             own.card
             for own in self.seen.devices.values()
-            if own.kind is Kind.PF and str(own.node.number) in facts.held
+            if own.kind is DeviceKind.PF and str(own.node.number) in facts.held
         }
         for entry in current.entries.values():
             verdict = facts.verdicts.get(entry.device.id) if entry.device.id in facts.devices else None

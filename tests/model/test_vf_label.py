@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from xpu_plugin.model.vf_label import LAST_SEEN, NEW_NODE, Kept, Sight, Silence, decide
+from xpu_plugin.model.vf_label import LAST_SEEN, NEW_NODE, Kept, LabelSight, Silence, decide
 from xpu_plugin.model.vf_plan import LABEL, UNKNOWN, DesiredVfs, by_argument
 
 
@@ -23,8 +23,8 @@ def kept(label: str | None = "2", node: str | None = OLD) -> Kept:
     return Kept(label=label, node=node)
 
 
-def sight(label: str | None = None, uid: str | None = OLD) -> Sight:
-    return Sight(uid=uid, label=label)
+def sight(label: str | None = None, uid: str | None = OLD) -> LabelSight:
+    return LabelSight(uid=uid, label=label)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def sight(label: str | None = None, uid: str | None = OLD) -> Sight:
 )
 def test_the_desired_count_and_the_label_to_keep(
     memory: Kept | None,
-    seen: Sight | Silence,
+    seen: LabelSight | Silence,
     before: DesiredVfs,
     after: tuple[int | None, str | None],
     then: Kept | None,

@@ -7,19 +7,19 @@ from dataclasses import replace
 import pytest
 
 from tests.support.devices import LOST_CALL, device, found
-from xpu_plugin.model.devices import Device, Kind
+from xpu_plugin.model.devices import Device, DeviceKind
 from xpu_plugin.model.health import NOT_ANSWERING
 from xpu_plugin.model.inventory import Facts, Policy, after_scan, after_verdicts
 from xpu_plugin.model.vf_plan import (
     LABEL,
     UNKNOWN,
-    Action,
     Card,
+    CardPlan,
     DesiredVfs,
     Proof,
     Report,
-    State,
-    Step,
+    VfAction,
+    VfState,
     by_argument,
     by_label,
     cards,
@@ -36,7 +36,7 @@ TWO = by_argument(2)
 
 
 def pf(address: str = A, vfs: int = 2) -> Device:
-    return device(address, kind=Kind.PF, split=f"of{vfs}", max_vfs=3)
+    return device(address, kind=DeviceKind.PF, split=f"of{vfs}", max_vfs=3)
 
 
 def vfs(count: int, address: str = A, seen: int | None = None) -> list[Device]:
@@ -122,8 +122,8 @@ def test_a_card_of_which_only_vfs_are_in_sight_is_in_trouble() -> None:
 )
 def test_cards_that_are_not_to_be_offered_are_not_changed_and_say_why(policy: Policy, reason: str) -> None:
     kept = step(TWO, device(A), policy=policy)
-    assert (kept.action, kept.reason) == (Action.KEEP, reason)
-    assert step(TWO, device(A), policy=replace(POLICY, allow=(A,))).action is Action.APPLY
+    assert (kept.action, kept.reason) == (VfAction.KEEP, reason)
+    assert step(TWO, device(A), policy=replace(POLICY, allow=(A,))).action is VfAction.APPLY
 
 
 def test_a_sick_card_and_a_vf_that_does_not_answer_are_trouble_and_a_sick_vf_is_not() -> None:
@@ -139,7 +139,9 @@ def test_a_sick_card_and_a_vf_that_does_not_answer_are_trouble_and_a_sick_vf_is_
 # --- the plan -----------------------------------------------------------------------------------------
 
 
-def step(desired: DesiredVfs, *devices: Device, proof: Proof | None = IDLE, policy: Policy = POLICY) -> Step:
+def step(
+    desired: DesiredVfs, *devices: Device, proof: Proof | None = IDLE, policy: Policy = POLICY
+) -> CardPlan:
     facts = after_scan(Facts(), found(*devices))
     (step,) = plan(desired, cards(facts, policy), {A: proof} if proof else {})
     return step
@@ -147,56 +149,56 @@ def step(desired: DesiredVfs, *devices: Device, proof: Proof | None = IDLE, poli
 
 def test_a_card_as_desired_is_kept_whoever_uses_it() -> None:
     proof = Proof(holders=("default/job/main",))
-    assert step(TWO, pf(), *vfs(2), proof=proof).action is Action.KEEP
-    assert step(by_argument(0), device(A), proof=proof).action is Action.KEEP
-    assert step(by_argument(None), device(A), proof=proof).action is Action.KEEP
-    assert step(UNKNOWN, pf(), *vfs(2)).action is Action.KEEP
+    assert step(TWO, pf(), *vfs(2), proof=proof).action is VfAction.KEEP
+    assert step(by_argument(0), device(A), proof=proof).action is VfAction.KEEP
+    assert step(by_argument(None), device(A), proof=proof).action is VfAction.KEEP
+    assert step(UNKNOWN, pf(), *vfs(2)).action is VfAction.KEEP
 
 
 def test_an_idle_card_that_is_not_as_desired_is_changed() -> None:
-    assert step(TWO, device(A)).action is Action.APPLY
-    assert step(TWO, pf(vfs=3), *vfs(3)).action is Action.APPLY
-    assert step(by_argument(0), pf(), *vfs(2)).action is Action.APPLY
+    assert step(TWO, device(A)).action is VfAction.APPLY
+    assert step(TWO, pf(vfs=3), *vfs(3)).action is VfAction.APPLY
+    assert step(by_argument(0), pf(), *vfs(2)).action is VfAction.APPLY
 
 
 def test_a_used_card_is_blocked_by_name_and_one_without_proof_for_that() -> None:
     held = step(TWO, device(A), proof=Proof(holders=("default/job/main", "process 7 at /dev/xpu0")))
-    assert held.action is Action.BLOCKED
+    assert held.action is VfAction.BLOCKED
     assert held.reason == "held by default/job/main, process 7 at /dev/xpu0"
     assert held.holders == ("default/job/main", "process 7 at /dev/xpu0")
     doubtful = step(TWO, device(A), proof=Proof(doubt="there is no kubelet"))
-    assert doubtful.action is Action.BLOCKED
+    assert doubtful.action is VfAction.BLOCKED
     assert doubtful.reason == "cannot prove idle: there is no kubelet"
-    assert step(TWO, device(A), proof=None).action is Action.BLOCKED
+    assert step(TWO, device(A), proof=None).action is VfAction.BLOCKED
 
 
 def test_a_desired_count_above_the_maximum_fails_with_the_maximum() -> None:
     refused = step(by_argument(4), pf(), *vfs(2))
-    assert refused.action is Action.FAILED
+    assert refused.action is VfAction.FAILED
     assert "3 VFs at most" in refused.reason
 
 
 def test_a_card_that_cannot_be_split_is_unsupported_but_for_the_desired_count_of_none() -> None:
-    assert step(TWO, device(A, max_vfs=0)).action is Action.UNSUPPORTED
-    assert step(by_argument(0), device(A, max_vfs=0)).action is Action.KEEP
+    assert step(TWO, device(A, max_vfs=0)).action is VfAction.UNSUPPORTED
+    assert step(by_argument(0), device(A, max_vfs=0)).action is VfAction.KEEP
 
 
 def test_a_card_of_which_nobody_knows_whether_it_can_be_split_is_blocked() -> None:
-    assert step(TWO, device(A, max_vfs=None)).action is Action.BLOCKED
+    assert step(TWO, device(A, max_vfs=None)).action is VfAction.BLOCKED
 
 
 def test_a_sick_card_that_cannot_be_split_is_unsupported_all_the_same() -> None:
     card = card_of(device(A, state=207, max_vfs=0))
-    assert step_if_idle(TWO, card).action is Action.UNSUPPORTED
-    assert step_if_idle(TWO, card_of(device(A, state=207))).action is Action.BLOCKED
+    assert step_if_idle(TWO, card).action is VfAction.UNSUPPORTED
+    assert step_if_idle(TWO, card_of(device(A, state=207))).action is VfAction.BLOCKED
 
 
 # --- the report ---------------------------------------------------------------------------------------
 
 
-def told(*actions: Action) -> list[Step]:
+def told(*actions: VfAction) -> list[CardPlan]:
     return [
-        Step(card=f"0000:{n:02x}:00.0", desired=2, actual=0, action=action)
+        CardPlan(card=f"0000:{n:02x}:00.0", desired=2, actual=0, action=action)
         for n, action in enumerate(actions)
     ]
 
@@ -204,23 +206,23 @@ def told(*actions: Action) -> list[Step]:
 @pytest.mark.parametrize(
     ("actions", "state"),
     [
-        ((), State.SUCCESS),
-        ((Action.KEEP, Action.KEEP), State.SUCCESS),
-        ((Action.KEEP, Action.APPLY), State.PENDING),
-        ((Action.APPLY, Action.BLOCKED), State.BLOCKED),
-        ((Action.BLOCKED, Action.FAILED, Action.KEEP), State.FAILED),
-        ((Action.UNSUPPORTED, Action.KEEP), State.SUCCESS),
-        ((Action.UNSUPPORTED, Action.APPLY), State.PENDING),
-        ((Action.UNSUPPORTED, Action.UNSUPPORTED), State.FAILED),
+        ((), VfState.SUCCESS),
+        ((VfAction.KEEP, VfAction.KEEP), VfState.SUCCESS),
+        ((VfAction.KEEP, VfAction.APPLY), VfState.PENDING),
+        ((VfAction.APPLY, VfAction.BLOCKED), VfState.BLOCKED),
+        ((VfAction.BLOCKED, VfAction.FAILED, VfAction.KEEP), VfState.FAILED),
+        ((VfAction.UNSUPPORTED, VfAction.KEEP), VfState.SUCCESS),
+        ((VfAction.UNSUPPORTED, VfAction.APPLY), VfState.PENDING),
+        ((VfAction.UNSUPPORTED, VfAction.UNSUPPORTED), VfState.FAILED),
     ],
 )
-def test_the_node_is_as_bad_as_its_worst_card(actions: tuple[Action, ...], state: State) -> None:
+def test_the_node_is_as_bad_as_its_worst_card(actions: tuple[VfAction, ...], state: VfState) -> None:
     assert Report(steps=tuple(told(*actions))).state is state
 
 
 def test_a_desired_count_that_does_not_count_is_a_failure_with_its_reason() -> None:
-    report = Report(steps=tuple(told(Action.KEEP)), problem="label x: 'abc' is not accepted")
-    assert report.state is State.FAILED
+    report = Report(steps=tuple(told(VfAction.KEEP)), problem="label x: 'abc' is not accepted")
+    assert report.state is VfState.FAILED
     assert json.loads(report.detail())["problem"] == report.problem
 
 
@@ -238,7 +240,7 @@ def test_the_detail_says_all_of_each_card() -> None:
             }
         ]
     }
-    kept = Report(steps=(Step(card=A, desired=None, actual=2, action=Action.KEEP),))
+    kept = Report(steps=(CardPlan(card=A, desired=None, actual=2, action=VfAction.KEEP),))
     assert json.loads(kept.detail())["cards"][0]["desired"] == "keep"
-    unsupported = Report(steps=tuple(told(Action.UNSUPPORTED)))
+    unsupported = Report(steps=tuple(told(VfAction.UNSUPPORTED)))
     assert json.loads(unsupported.detail())["cards"][0]["state"] == "unsupported"

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.devices import device, found
-from xpu_plugin.model.devices import Device, Kind
+from xpu_plugin.model.devices import Device, DeviceKind
 from xpu_plugin.model.health import ASKED_BEFORE, CHANGING, RECORD_UNREAD, VF_CHANGE_PLANNED, VF_UNDECIDED
 from xpu_plugin.model.inventory import Facts, Policy, after_scan
-from xpu_plugin.model.vf_plan import UNKNOWN, Action, Card, DesiredVfs, Proof, Step, by_argument, cards
+from xpu_plugin.model.vf_plan import UNKNOWN, Card, CardPlan, DesiredVfs, Proof, VfAction, by_argument, cards
 from xpu_plugin.model.vf_reconcile import (
     CHECK_SECONDS,
     DRIFT_SECONDS,
@@ -25,10 +25,10 @@ from xpu_plugin.model.vf_reconcile import (
     Memory,
     News,
     Prove,
-    Reason,
     Request,
-    Scan,
+    Rescan,
     SetVfs,
+    VfReason,
     View,
     Wait,
     answered,
@@ -52,7 +52,7 @@ def devices_of(address: str, vfs: int, *, most: int = 3, seen: int | None = None
         return [device(address, max_vfs=most)]
     numbers = range(vfs if seen is None else seen)
     return [
-        device(address, kind=Kind.PF, split=f"of{vfs}", max_vfs=most),
+        device(address, kind=DeviceKind.PF, split=f"of{vfs}", max_vfs=most),
         *(device(f"{address[:-4]}01.{n}-of{vfs}", number=10 + n, card=address) for n in numbers),
     ]
 
@@ -97,7 +97,7 @@ class Story:
             orders=self.orders,
         )
 
-    def next(self) -> Wait | Prove | Scan | SetVfs:
+    def next(self) -> Wait | Prove | Rescan | SetVfs:
         """The next action; it is not carried out."""
         decision = decide(self.memory, self.view(), self.limits)
         self.memory = decision.memory
@@ -110,7 +110,7 @@ class Story:
         assert self.last
         return dict(self.last.kept_back)
 
-    def step(self, address: str = A) -> Step:
+    def step(self, address: str = A) -> CardPlan:
         """What is said of a card."""
         assert self.last
         return next(step for step in self.last.report.steps if step.card == address)
@@ -165,7 +165,7 @@ class Story:
         """Up to where a card is as wished, by one order."""
         self.sent(number, address)
         self.answered()
-        assert self.next() == Scan(self.limits.timeout)
+        assert self.next() == Rescan(self.limits.timeout)
         self.scanned(address, number)
         assert self.next() == Wait(0.0)
 
@@ -185,7 +185,7 @@ def test_nothing_is_done_with_a_card_as_desired_and_nobody_is_asked(desired: Des
     story = Story(desired, A=vfs)
     assert story.next() == Wait(None)
     assert story.kept_back == {}
-    assert story.step().action is Action.KEEP
+    assert story.step().action is VfAction.KEEP
     assert story.told() == []
 
 
@@ -197,9 +197,9 @@ def test_policy_never_looks_at_nobody_keeps_nothing_back_and_tells_once() -> Non
     story = Story(TWO, replace(START, apply=False), A=0, B=2)
     assert story.next() == Wait(None)
     assert story.kept_back == {}
-    assert story.step().action is Action.BLOCKED
+    assert story.step().action is VfAction.BLOCKED
     assert story.step().reason == "--vf-policy is never"
-    assert story.step(B).action is Action.KEEP
+    assert story.step(B).action is VfAction.KEEP
     assert story.told() == [("VFBlocked", A)]
     assert story.next() == Wait(None)
     assert story.told() == []
@@ -230,7 +230,7 @@ def test_policy_never_keeps_nothing_back_for_a_desired_count_to_come(limits: Lim
 def test_what_fails_by_itself_is_told_once_and_nobody_is_asked() -> None:
     story = Story(by_argument(4), A=2)
     assert story.next() == Wait(None)
-    assert story.step().action is Action.FAILED
+    assert story.step().action is VfAction.FAILED
     assert story.told() == [("VFFailed", A)]
     story.passes(3600.0)
     assert story.next() == Wait(None)
@@ -256,7 +256,7 @@ def test_a_card_is_looked_at_withheld_looked_at_again_and_split() -> None:
     assert story.next() == Wait(10.0)
     assert story.kept_back == {A: VF_CHANGE_PLANNED}
     assert (story.step().action, story.step().reason) == (
-        Action.APPLY,
+        VfAction.APPLY,
         "withheld, waiting for --pod-list-delay",
     )
     story.passes(10.0)
@@ -265,21 +265,21 @@ def test_a_card_is_looked_at_withheld_looked_at_again_and_split() -> None:
     story.looked(A)
     assert story.next() == SetVfs(story.cards[A], 2)
     assert story.kept_back == {A: CHANGING}
-    assert (story.step().action, story.step().reason) == (Action.APPLY, "being changed")
+    assert (story.step().action, story.step().reason) == (VfAction.APPLY, "being changed")
     story.passes(3.0)
     story.answered()
-    assert story.next() == Scan(60.0)
+    assert story.next() == Rescan(60.0)
     assert story.kept_back == {A: CHANGING}
     assert story.told() == []
     story.scanned(A, 2)
     assert story.next() == Wait(0.0)
     assert story.kept_back == {}
     assert [(one.reason, one.text) for one in story.news] == [
-        (Reason.APPLIED, f"{A} has 2 VFs now, 0 before")
+        (VfReason.APPLIED, f"{A} has 2 VFs now, 0 before")
     ]
     assert story.next() == Wait(None)
     assert story.told() == [("VFApplied", A)]
-    assert story.step().action is Action.KEEP
+    assert story.step().action is VfAction.KEEP
 
 
 def test_it_settles_for_as_long_as_it_takes_however_often_it_is_asked() -> None:
@@ -324,14 +324,14 @@ def test_another_number_goes_by_way_of_none_and_is_told_once() -> None:
     story = Story(THREE, A=2)
     story.sent(0)
     story.answered()
-    assert story.next() == Scan(60.0)
+    assert story.next() == Rescan(60.0)
     story.scanned(A, 0)
     assert story.next() == SetVfs(story.cards[A], 3)
     assert story.kept_back == {A: CHANGING}
     assert story.told() == []
     story.passes(2.0)
     story.answered()
-    assert story.next() == Scan(60.0)
+    assert story.next() == Rescan(60.0)
     story.scanned(A, 3)
     assert story.next() == Wait(0.0)
     assert story.news[0].text == f"{A} has 3 VFs now, 2 before"
@@ -350,11 +350,11 @@ def test_a_change_counts_when_all_vfs_are_in_sight() -> None:
     story = Story(TWO, A=0)
     story.sent(2)
     story.answered()
-    assert story.next() == Scan(60.0)
+    assert story.next() == Rescan(60.0)
     story.scanned(A, 2, seen=1)
     story.waits(CHECK_SECONDS)
     assert story.kept_back == {A: CHANGING}
-    assert story.next() == Scan(60.0 - CHECK_SECONDS)
+    assert story.next() == Rescan(60.0 - CHECK_SECONDS)
     story.scanned(A, 2)
     assert story.next() == Wait(0.0)
     assert story.told() == [("VFApplied", A)]
@@ -407,7 +407,7 @@ def test_a_scan_from_before_the_drivers_answer_tells_nothing() -> None:
     story.sent(2)
     story.scanned(A, 0)
     story.answered()
-    assert story.next() == Scan(60.0)
+    assert story.next() == Rescan(60.0)
 
 
 def test_cards_are_changed_one_after_the_other() -> None:
@@ -416,7 +416,7 @@ def test_cards_are_changed_one_after_the_other() -> None:
     story.looked(A, B)
     assert story.next() == Wait(10.0)
     assert story.kept_back == {A: VF_CHANGE_PLANNED}
-    assert (story.step(B).action, story.step(B).reason) == (Action.APPLY, "waiting for its turn")
+    assert (story.step(B).action, story.step(B).reason) == (VfAction.APPLY, "waiting for its turn")
     story.passes(10.0)
     assert story.next() == Prove((A,))
     story.looked(A)
@@ -443,7 +443,7 @@ def test_all_of_the_memory_may_be_lost_at_any_time() -> None:
                     story.passes(seconds)
                 case Prove(addresses):
                     story.looked(*addresses)
-                case Scan():
+                case Rescan():
                     story.scanned()
                 case SetVfs(_, number):
                     story.cards[A] = card_of(A, number)
@@ -475,7 +475,7 @@ def test_doubt_blocks_like_a_holder() -> None:
     story.looked(A, doubt="there is no kubelet")
     assert story.next() == Wait(LOOK_SECONDS)
     assert story.kept_back == {}
-    assert story.step().action is Action.BLOCKED
+    assert story.step().action is VfAction.BLOCKED
     assert story.step().reason == "cannot prove idle: there is no kubelet"
 
 
@@ -509,7 +509,7 @@ def test_a_blocked_card_that_settles_in_vain_is_not_told_of_again() -> None:
     story.withdrawn()
     story.taken = frozenset({A})
     story.next()
-    assert story.step().action is Action.BLOCKED
+    assert story.step().action is VfAction.BLOCKED
     assert story.told() == [("VFBlocked", A)]
 
 
@@ -541,7 +541,7 @@ def test_a_grant_while_it_settles_ends_the_withdrawal() -> None:
     story.taken = frozenset({A})
     assert story.next() == Wait(LOOK_SECONDS)
     assert story.kept_back == {}
-    assert story.step().action is Action.BLOCKED
+    assert story.step().action is VfAction.BLOCKED
     assert story.step().reason == "granted to a container just now"
     assert story.told() == [("VFBlocked", A)]
 
@@ -638,7 +638,7 @@ def test_keep_or_what_cannot_be_between_two_orders_leaves_the_card_without_vfs(d
     story.desired = desired
     assert story.next() == Wait(None)
     assert story.kept_back == {}
-    assert Reason.APPLIED not in [one.reason for one in story.news]
+    assert VfReason.APPLIED not in [one.reason for one in story.news]
 
 
 def test_a_number_desired_while_the_driver_is_at_another_is_the_next_change() -> None:
@@ -646,7 +646,7 @@ def test_a_number_desired_while_the_driver_is_at_another_is_the_next_change() ->
     story.sent(2)
     story.desired = ONE
     story.answered()
-    assert story.next() == Scan(60.0)
+    assert story.next() == Rescan(60.0)
     story.scanned(A, 2)
     assert story.next() == SetVfs(story.cards[A], 0)
     story.answered()
@@ -659,7 +659,7 @@ def test_keep_while_the_driver_is_at_it_leaves_what_comes_of_it() -> None:
     story.sent(2)
     story.desired = KEEP
     story.answered()
-    assert story.next() == Scan(60.0)
+    assert story.next() == Rescan(60.0)
     story.scanned(A, 2)
     assert story.next() == Wait(None)
     assert story.kept_back == {}
@@ -734,7 +734,7 @@ def test_while_the_driver_holds_a_killed_worker_its_card_stays_closed() -> None:
     assert story.kept_back == {A: CHANGING}
     story.stuck = False
     assert story.next() == Wait(0.0)
-    assert isinstance(story.next(), Scan)
+    assert isinstance(story.next(), Rescan)
     story.scanned(A, 2)
     story.next()
     assert story.told()[-1] == ("VFApplied", A)
@@ -743,7 +743,7 @@ def test_while_the_driver_holds_a_killed_worker_its_card_stays_closed() -> None:
 
 def refused(story: Story) -> None:
     story.answered("the driver refuses")
-    assert story.next() == Scan(60.0)
+    assert story.next() == Rescan(60.0)
     story.scanned(A, 0)
 
 
@@ -774,7 +774,7 @@ def test_a_change_that_failed_gives_the_card_back_pauses_it_and_is_told(
     fail(story)
     assert story.next() == Wait(0.0)
     assert story.kept_back == {}
-    assert story.step().action is Action.FAILED
+    assert story.step().action is VfAction.FAILED
     assert story.step().reason == f"{reason}; it is tried again later"
     assert story.news[-1].text == f"{A}: {reason}; it is tried again later"
     assert story.told() == [("VFFailed", A)]
@@ -788,7 +788,7 @@ def test_a_refusal_waits_for_a_scan_and_is_said_also_without_one() -> None:
     story = Story(TWO, A=0)
     story.sent(2)
     story.answered("the driver refuses")
-    assert story.next() == Scan(60.0)
+    assert story.next() == Rescan(60.0)
     assert story.kept_back == {A: CHANGING}
     story.passes(60.0)
     assert story.next() == Wait(0.0)
@@ -899,7 +899,7 @@ def refusals(story: Story, times: int, answer: str = "the driver refuses 2 VFs")
     for _ in range(times):
         story.sent(2)
         story.answered(answer, refused=True)
-        assert story.next() == Scan(60.0)
+        assert story.next() == Rescan(60.0)
         story.scanned(A, 0)
         assert story.next() == Wait(0.0)
         story.next()
@@ -916,7 +916,7 @@ def test_a_card_that_is_refused_five_times_with_the_same_answer_is_left_alone() 
         story.passes(REVIEW_SECONDS)
         story.scanned()
     assert story.kept_back == {}
-    assert story.step().action is Action.FAILED
+    assert story.step().action is VfAction.FAILED
     assert story.step().reason == (
         "the driver refuses 2 VFs; the card was idle and the answer the same 5 times, so it is left alone: "
         "set another number, or correct the cause and send SIGHUP to the plugin"
@@ -1012,7 +1012,7 @@ def test_a_card_that_is_left_alone_and_is_as_desired_all_the_same_is_well() -> N
     refusals(story, MOST_REFUSALS)
     story.scanned(A, 2)
     assert story.next() == Wait(None)
-    assert story.step().action is Action.KEEP
+    assert story.step().action is VfAction.KEEP
 
 
 # --- what a former process has asked for --------------------------------------------------------------
@@ -1028,7 +1028,7 @@ def test_what_a_former_process_has_asked_for_keeps_its_card_closed_until_a_scan_
     assert story.memory.request == Request(A, 2), "which stays on record"
     for _ in range(5):
         left = story.limits.timeout - (story.now - 1000.0)
-        assert story.next() == Scan(left)
+        assert story.next() == Rescan(left)
         assert story.kept_back == {A: ASKED_BEFORE}
         assert "a former process of this plugin has asked the driver for 2 VFs" in story.step().reason
         story.scanned(A, 0)
@@ -1044,7 +1044,7 @@ def test_a_scan_from_before_does_not_count() -> None:
     """The picture may be of a time when another plugin was at work."""
     story = Story(TWO, A=2)
     story.inherited(Request(A, 2))
-    assert story.next() == Scan(60.0)
+    assert story.next() == Rescan(60.0)
     assert story.kept_back == {A: ASKED_BEFORE}
     story.scanned()
     assert story.next() == Wait(None)
@@ -1092,14 +1092,14 @@ def test_while_the_record_cannot_be_read_every_card_that_may_be_split_is_closed_
         assert story.next() == Wait(LOOK_SECONDS)
         assert story.kept_back == {A: RECORD_UNREAD, B: RECORD_UNREAD}
         for address in (A, B):
-            assert story.step(address).action is Action.BLOCKED
+            assert story.step(address).action is VfAction.BLOCKED
             assert "vf-change.json in --state-dir cannot be read" in story.step(address).reason
         story.passes(LOOK_SECONDS)
     assert story.told() == [("VFBlocked", A), ("VFBlocked", B)]
     assert story.next() == Wait(LOOK_SECONDS)
     assert story.kept_back == {}, "open again, and none is changed"
     assert "vf-change.json in --state-dir cannot be read" in story.step(A).reason
-    assert (story.step(B).action, story.step(C).reason) == (Action.KEEP, "this card cannot be split")
+    assert (story.step(B).action, story.step(C).reason) == (VfAction.KEEP, "this card cannot be split")
     assert story.told() == []
     story.unread = None
     story.applied(2)
@@ -1111,7 +1111,7 @@ def test_a_record_that_cannot_be_read_closes_no_card_that_is_not_ours_and_hides_
     story.unread = story.now
     story.next()
     assert story.step(A).reason == "--vf-policy is never"
-    assert (story.step(B).action, story.step(B).reason) == (Action.KEEP, "excluded by --deny")
+    assert (story.step(B).action, story.step(B).reason) == (VfAction.KEEP, "excluded by --deny")
 
 
 @pytest.mark.parametrize(("vfs", "number"), [(0, 2), (3, 0)])
@@ -1121,7 +1121,7 @@ def test_a_card_about_which_the_driver_was_not_asked_is_open_at_once(vfs: int, n
     story.answered("the request cannot be recorded", asked=False)
     assert story.next() == Wait(RETRY_SECONDS[0])
     assert story.kept_back == {}
-    assert story.step().action is Action.FAILED
+    assert story.step().action is VfAction.FAILED
     assert story.told() == [("VFFailed", A)]
     story.passes(RETRY_SECONDS[0])
     story.sent(number)
@@ -1138,7 +1138,7 @@ def test_what_somebody_else_splits_is_told_paused_and_put_back() -> None:
     assert story.news[0].text == f"another program has split {A}: 2 VFs before, 0 now"
     assert story.told() == [("VFDrift", A)]
     assert story.kept_back == {}
-    assert story.step().action is Action.APPLY
+    assert story.step().action is VfAction.APPLY
     assert story.step().reason.startswith("another program has split")
     story.passes(DRIFT_SECONDS[0])
     story.applied(2)
@@ -1179,7 +1179,7 @@ def test_drift_that_is_undone_needs_nothing() -> None:
     story.next()
     story.scanned(A, 2)
     assert story.next() == Wait(None)
-    assert story.step().action is Action.KEEP
+    assert story.step().action is VfAction.KEEP
 
 
 def test_our_own_change_and_another_desired_count_are_no_drift() -> None:
@@ -1325,7 +1325,7 @@ def test_cards_that_settle_together_do_so_no_longer_than_a_desired_count_may_tak
     assert isinstance(story.next(), SetVfs)
     story.passes(49.9)
     story.answered()
-    assert story.next() == Scan(60.0)
+    assert story.next() == Rescan(60.0)
     assert story.kept_back == {A: CHANGING, B: VF_CHANGE_PLANNED}
     story.passes(0.1)
     story.next()
@@ -1381,14 +1381,14 @@ def happen(draw: st.DrawFn, story: Story) -> None:
             story.scanned()
 
 
-def carry_out(draw: st.DrawFn, story: Story, action: Wait | Prove | Scan | SetVfs) -> None:
+def carry_out(draw: st.DrawFn, story: Story, action: Wait | Prove | Rescan | SetVfs) -> None:
     match action:
         case Wait(seconds):
             story.passes(draw(st.sampled_from([0.0, 0.5, 1.0])) * (100.0 if seconds is None else seconds))
         case Prove(addresses):
             for address in addresses:
                 story.looked(address, holders=draw(st.sampled_from([(), (), (), (JOB,)])))
-        case Scan(seconds):
+        case Rescan(seconds):
             if draw(st.booleans()):
                 story.scanned()
             else:
@@ -1441,14 +1441,14 @@ def test_waits_are_bounded_while_anything_is_kept_back_or_to_be_done(story: Stor
     assert story.last
     if isinstance(action, Wait):
         undone = any(
-            step.action is Action.APPLY or step.reason.startswith(("held", "granted"))
+            step.action is VfAction.APPLY or step.reason.startswith(("held", "granted"))
             for step in story.last.report.steps
         )
         if story.kept_back or (undone and story.limits.apply):
             assert action.seconds is not None
         if action.seconds is not None:
             assert 0.0 <= action.seconds <= DRIFT_SECONDS[1]
-    if isinstance(action, Scan):
+    if isinstance(action, Rescan):
         assert 0.0 < action.seconds <= story.limits.timeout
 
 
@@ -1478,7 +1478,7 @@ def test_a_wrong_number_of_vfs_is_named_when_scans_have_shown_it_in_time() -> No
     for _ in range(1000):
         action = story.next()
         match action:
-            case Scan(seconds):
+            case Rescan(seconds):
                 story.passes(min(seconds, 0.1))
                 if seconds > 0.1:
                     story.scanned(A, 1)
@@ -1513,7 +1513,7 @@ def test_a_card_that_is_none_of_our_business_is_neither_changed_nor_told_of() ->
     story.cards[A] = replace(story.cards[A], excluded="excluded by --deny")
     assert story.next() == Wait(None)
     assert story.kept_back == {}
-    assert (story.step().action, story.step().reason) == (Action.KEEP, "excluded by --deny")
+    assert (story.step().action, story.step().reason) == (VfAction.KEEP, "excluded by --deny")
 
 
 def test_a_card_that_is_blocked_by_a_doubt_and_then_by_a_holder_is_told_of_twice() -> None:
@@ -1530,8 +1530,8 @@ def test_a_card_that_is_blocked_by_a_doubt_and_then_by_a_holder_is_told_of_twice
         story.passes(LOOK_SECONDS)
 
 
-@pytest.mark.parametrize("reason", Reason)
-def test_news_are_events_good_ones_normal_and_others_warnings(reason: Reason) -> None:
+@pytest.mark.parametrize("reason", VfReason)
+def test_news_are_events_good_ones_normal_and_others_warnings(reason: VfReason) -> None:
     event = News(reason=reason, card=A, text=f"{A}: a change").event
-    assert event.kind == ("Normal" if reason is Reason.APPLIED else "Warning")
+    assert event.kind == ("Normal" if reason is VfReason.APPLIED else "Warning")
     assert (event.reason, event.text) == (reason.value, f"{A}: a change")

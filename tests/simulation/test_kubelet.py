@@ -27,9 +27,9 @@ from xpu_plugin.proto import (
 from xpu_plugin.simulation.kubelet import (
     CHECKPOINT,
     AdmissionError,
-    Device,
-    Endpoint,
+    Client,
     Kubelet,
+    ListedDevice,
     Registration,
     Release,
     StartError,
@@ -191,7 +191,7 @@ async def listed(kubelet: Kubelet, count: int, *, times: int = 1) -> None:
 
 async def test_the_list_of_a_registered_plugin_is_known(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
     await plugin.join()
-    assert kubelet.devices(RESOURCE)["b"] == Device(id="b", health="Healthy", numa=(1,))
+    assert kubelet.devices(RESOURCE)["b"] == ListedDevice(id="b", health="Healthy", numa=(1,))
     assert kubelet.devices(RESOURCE)["c"].numa == ()
     assert (kubelet.streams_open, kubelet.lists(RESOURCE)) == (1, 1)
 
@@ -723,14 +723,14 @@ async def test_a_wait_in_vain_tells_what_there_is(kubelet: Kubelet, plugin: Scri
 class Forgetful(Kubelet):
     """Accepts registrations and never dials."""
 
-    async def dial(self, registration: Registration) -> Endpoint:
+    async def dial(self, registration: Registration) -> Client:
         raise TimeoutError
 
 
 class Deaf(Kubelet):
     """Opens the stream and never reads it."""
 
-    async def receive(self, endpoint: Endpoint) -> AsyncGenerator[api.ListAndWatchResponse, None]:
+    async def receive(self, endpoint: Client) -> AsyncGenerator[api.ListAndWatchResponse, None]:
         endpoint.stub.ListAndWatch(api.Empty())
         await asyncio.Event().wait()
         yield api.ListAndWatchResponse()
@@ -739,7 +739,7 @@ class Deaf(Kubelet):
 class Broken(Kubelet):
     """Has a bug."""
 
-    async def dial(self, registration: Registration) -> Endpoint:
+    async def dial(self, registration: Registration) -> Client:
         raise ZeroDivisionError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from xpu_plugin.model.devices import Device, Found, Function, Host, Kind, Node, Scan
+from xpu_plugin.model.devices import Device, DeviceKind, Found, Function, Host, Node, Scan
 from xpu_plugin.xpuml import Failure, Reading, VxpuMode
 
 
@@ -63,17 +63,17 @@ def scan(
 def device(id: str = "0000:3b:00.0", **fields: Any) -> Device:
     """A whole R200 at /dev/xpu0 that runs, but for what is given; card and kind follow from the id."""
     address, _, part = id.partition("-")
-    kind = {"": Kind.WHOLE, "h": Kind.HALF, "o": Kind.VF}[part[:1]]
+    kind = {"": DeviceKind.WHOLE, "h": DeviceKind.HALF, "o": DeviceKind.VF}[part[:1]]
     whole = Device(
         id=id,
-        card=address.replace(":01.", ":00.")[:-1] + "0" if kind is Kind.VF else address,
+        card=address.replace(":01.", ":00.")[:-1] + "0" if kind is DeviceKind.VF else address,
         kind=kind,
-        split={Kind.WHOLE: "whole", Kind.HALF: "half"}.get(kind, part),
+        split={DeviceKind.WHOLE: "whole", DeviceKind.HALF: "half"}.get(kind, part),
         model="R200",
         node=node(0),
         index=0,
         numa=None,
-        max_vfs={Kind.WHOLE: 3}.get(kind, 0),
+        max_vfs={DeviceKind.WHOLE: 3}.get(kind, 0),
         memory_bytes=16384 * MIB,
         serial="",
         arch=2,
@@ -98,7 +98,7 @@ class Seat:
 
     id: str
     card: str
-    kind: Kind
+    kind: DeviceKind
     pci: str
     model: str
     minor: int
@@ -150,7 +150,7 @@ def seats_of(kind: CardKind, bus: int, vfs: int, minor: int) -> list[Seat]:
     whole = Seat(
         id=card,
         card=card,
-        kind=Kind.WHOLE,
+        kind=DeviceKind.WHOLE,
         pci=card,
         model=kind.model,
         minor=minor,
@@ -161,14 +161,15 @@ def seats_of(kind: CardKind, bus: int, vfs: int, minor: int) -> list[Seat]:
     )
     if kind.halves:
         return [
-            replace(whole, id=f"{card}-half{half}", kind=Kind.HALF, minor=minor + half) for half in (0, 1)
+            replace(whole, id=f"{card}-half{half}", kind=DeviceKind.HALF, minor=minor + half)
+            for half in (0, 1)
         ]
     if kind.sriov is None or not vfs:
         return [whole]
     known = kind.sriov != UNKNOWN
     pf = replace(
         whole,
-        kind=Kind.PF,
+        kind=DeviceKind.PF,
         raw_model=kind.sriov,
         mode=VxpuMode.SRIOV_ON,
         function=replace(function, num_vfs=vfs),
@@ -177,7 +178,7 @@ def seats_of(kind: CardKind, bus: int, vfs: int, minor: int) -> list[Seat]:
         replace(
             whole,
             id=f"0000:{bus:02x}:01.{n}-of{vfs}",
-            kind=Kind.VF,
+            kind=DeviceKind.VF,
             pci=f"0000:{bus:02x}:01.{n}",
             model=f"{kind.model}-VF-{_PROFILE[kind.memory][vfs - 1]}",
             minor=minor + 2 + 2 * n,

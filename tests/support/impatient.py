@@ -28,7 +28,7 @@ def read(text: str) -> Timings:
     """The timings that `impatient` wrote."""
     document = tuples(json.loads(text))
     vfs, rivalry = document.pop("vfs"), document.pop("rivalry")
-    return Timings(**document, vfs=vf_reconcile.Pace(**vfs), rivalry=rivals.Pace(**rivalry))
+    return Timings(**document, vfs=vf_reconcile.VfPace(**vfs), rivalry=rivals.RivalPace(**rivalry))
 
 
 def tuples(document: dict[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,11 @@ import grpc
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 from xpu_plugin.proto import podresources_v1_pb2
-from xpu_plugin.simulation.kubelet import Endpoint as KubeletsEnd
-from xpu_plugin.simulation.kubelet import Grant, Kubelet, Registration
+from xpu_plugin.simulation.kubelet import Assignment, Kubelet, Registration
+from xpu_plugin.simulation.kubelet import Client as KubeletsEnd
 
 
-def own_pod(kubelet: Kubelet) -> Grant:
+def own_pod(kubelet: Kubelet) -> Assignment:
     """The pod in which the plugin runs, as `--pod-name=plugin --pod-namespace=kube-system` says."""
     return kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
 

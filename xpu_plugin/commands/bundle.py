@@ -21,7 +21,7 @@ from xpu_plugin.commands import doctor
 from xpu_plugin.commands.collect import collect
 from xpu_plugin.commands.running import Running
 from xpu_plugin.config import BUNDLE_OPTIONS, PROGRAM, Config, Parser, UsageError, read_config
-from xpu_plugin.doctor.evidence import Library
+from xpu_plugin.doctor.evidence import LibraryEvidence
 from xpu_plugin.doctor.host_survey import listings
 from xpu_plugin.doctor.registry import diagnose
 
@@ -90,7 +90,7 @@ async def _bundle(config: Config) -> bytes:
     )
 
 
-def _versions(library: Library) -> dict[str, object]:
+def _versions(library: LibraryEvidence) -> dict[str, object]:
     return {
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "packages": {name: _version(name) for name in _PACKAGES},

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from xpu_plugin.config import CLEAR_OPTIONS, PROGRAM, Parser, read_config
-from xpu_plugin.edges.control_socket import StatusError, ask
+from xpu_plugin.edges.control_socket import ControlError, ask
 from xpu_plugin.log import printable
 
 
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     assert config.status_socket  # noqa: S101 - here it has a default
     try:
         cleared = _clear(config.status_socket, namespace.id)
-    except StatusError as error:
+    except ControlError as error:
         print(f"{PROGRAM}: cannot ask the running plugin: {error}", file=sys.stderr)
         return 1
     if not cleared:
@@ -33,8 +33,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _clear(socket: Path, id: str) -> bool:
-    """Return whether there was a quarantine. Raises StatusError."""
+    """Return whether there was a quarantine. Raises ControlError."""
     answer = ask(socket, "clear", id=id)
     if not isinstance(answer, bool):
-        raise StatusError(f"{socket}: the program that answers is not a running plugin")
+        raise ControlError(f"{socket}: the program that answers is not a running plugin")
     return answer

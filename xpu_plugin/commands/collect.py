@@ -11,10 +11,16 @@ from xpu_plugin.commands.running import Running
 from xpu_plugin.config import Config
 from xpu_plugin.doctor import host_survey
 from xpu_plugin.doctor.cluster_access import look
-from xpu_plugin.doctor.evidence import Cluster, Evidence, Kubelet, Library, Plugin
+from xpu_plugin.doctor.evidence import (
+    ClusterEvidence,
+    Evidence,
+    KubeletEvidence,
+    LibraryEvidence,
+    PluginEvidence,
+)
 from xpu_plugin.edges.apiserver.client import has_credentials
 from xpu_plugin.edges.kubelet.endpoint import KUBELET_SOCKET, SOCKET_PREFIX
-from xpu_plugin.edges.worker.client import Driver, LibraryError, WorkerError
+from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
 from xpu_plugin.model import vf_plan
 from xpu_plugin.model.device_table import Row, rows
 from xpu_plugin.model.devices import Scan, identify
@@ -32,15 +38,15 @@ async def collect(config: Config) -> Evidence:
     running = Running(config.status_socket)
     state = await asyncio.to_thread(running.ask, "state")
     answer = await asyncio.to_thread(running.ask, "list") if state else None
-    driver = Driver(target(config), call_timeout=config.call_timeout)
+    worker = WorkerClient(target(config), call_timeout=config.call_timeout)
     try:
-        library = _told(state, answer) if state and answer else await _own(driver, config)
-        ours = {os.getpid(), driver.pid, *((state["worker"], state["pid"]) if state else ())} - {None}
+        library = _told(state, answer) if state and answer else await _own(worker, config)
+        ours = {os.getpid(), worker.pid, *((state["worker"], state["pid"]) if state else ())} - {None}
         host = await asyncio.to_thread(
             host_survey.read_host, config.dev_root, config.sysfs_root, simulated=config.simulated, ours=ours
         )
     finally:
-        await driver.close()
+        await worker.close()
     cluster = await _cluster(config)
     return Evidence(
         simulated=config.simulated,
@@ -56,9 +62,9 @@ async def collect(config: Config) -> Evidence:
     )
 
 
-def _told(state: dict[str, Any], answer: dict[str, Any]) -> Library:
+def _told(state: dict[str, Any], answer: dict[str, Any]) -> LibraryEvidence:
     """Take the library's state from the running plugin's answers."""
-    return Library(
+    return LibraryEvidence(
         trouble=state["trouble"],
         unwatched=state.get("unwatched") is True,
         path=state["library"],
@@ -76,26 +82,28 @@ def _told(state: dict[str, Any], answer: dict[str, Any]) -> Library:
     )
 
 
-async def _own(driver: Driver, config: Config) -> Library:
+async def _own(worker: WorkerClient, config: Config) -> LibraryEvidence:
     """Ask a worker of our own. It is started again without each device at which it hung or crashed."""
     hung: dict[int, str] = {}
     while True:
         try:
-            scan = await (driver.scan(hung) if hung else scanned(driver))
+            scan = await (worker.scan(hung) if hung else scanned(worker))
         except WorkerError as error:
             index = error.call.index if error.call else None
             if index is None or index in hung or len(hung) == MOST_FAILING:
-                return Library(trouble=str(error), hung=tuple(hung.values()))
+                return LibraryEvidence(trouble=str(error), hung=tuple(hung.values()))
             hung[index] = str(error)
         except (LibraryError, XpumlError) as error:
-            return Library(trouble=str(error), hung=tuple(hung.values()))
+            return LibraryEvidence(trouble=str(error), hung=tuple(hung.values()))
         else:
-            return _library(scan, config, hung) if scan else Library(trouble="device nodes come and go")
+            return (
+                _library(scan, config, hung) if scan else LibraryEvidence(trouble="device nodes come and go")
+            )
 
 
-def _library(scan: Scan, config: Config, hung: dict[int, str]) -> Library:
+def _library(scan: Scan, config: Config, hung: dict[int, str]) -> LibraryEvidence:
     found = identify(scan)
-    return Library(
+    return LibraryEvidence(
         path=scan.library,
         version=scan.library_version,
         driver_version=scan.driver_version,
@@ -107,11 +115,11 @@ def _library(scan: Scan, config: Config, hung: dict[int, str]) -> Library:
     )
 
 
-def _plugin(state: dict[str, Any] | None, config: Config) -> Plugin | str:
+def _plugin(state: dict[str, Any] | None, config: Config) -> PluginEvidence | str:
     if state is None:
         return f"none answers at {config.status_socket}"
     unwritten, down = state.get("unwritten"), state.get("parts_down")  # older releases lack these
-    return Plugin(
+    return PluginEvidence(
         streams=state["streams"],
         alone=state["alone"],
         displaced=tuple(state.get("displaced", ())),
@@ -123,10 +131,10 @@ def _plugin(state: dict[str, Any] | None, config: Config) -> Plugin | str:
     )
 
 
-async def _kubelet(config: Config) -> Kubelet:
+async def _kubelet(config: Config) -> KubeletEvidence:
     directory, socket = config.device_plugin_dir, config.device_plugin_dir / KUBELET_SOCKET
     answers = await kubelet_of(config).answers()
-    return Kubelet(
+    return KubeletEvidence(
         directory_trouble=host_survey.directory_trouble(directory),
         socket=await asyncio.to_thread(host_survey.obstacle, socket),
         age=host_survey.socket_age(socket),
@@ -138,7 +146,7 @@ async def _kubelet(config: Config) -> Kubelet:
     )
 
 
-async def _cluster(config: Config) -> Cluster | str:
+async def _cluster(config: Config) -> ClusterEvidence | str:
     if not has_credentials(config.kubeconfig):
         return "no credentials for an API server"
     if not (config.kubeconfig or config.node_name):
@@ -146,7 +154,7 @@ async def _cluster(config: Config) -> Cluster | str:
     return await asyncio.to_thread(look, config.kubeconfig, config.node_name or platform.node().lower())
 
 
-def _desired(config: Config, state: dict[str, Any] | None, cluster: Cluster | str) -> int | None:
+def _desired(config: Config, state: dict[str, Any] | None, cluster: ClusterEvidence | str) -> int | None:
     if state is not None:
         number: int | None = state["desired"]["number"]
         return number

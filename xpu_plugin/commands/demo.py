@@ -32,9 +32,9 @@ from xpu_plugin.simulation.kubelet import (
     HEALTHY,
     UNHEALTHY,
     AdmissionError,
-    Device,
-    Grant,
+    Assignment,
     Kubelet,
+    ListedDevice,
 )
 
 
@@ -161,7 +161,7 @@ class Layout:
         return self.root / "plugin.log"
 
 
-class Plugin:
+class PluginProcess:
     """The real plugin as a process of its own; its output goes to its log."""
 
     def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
@@ -170,7 +170,7 @@ class Plugin:
         self._ended = asyncio.create_task(process.wait())
 
     @classmethod
-    async def start(cls, layout: Layout) -> "Plugin":
+    async def start(cls, layout: Layout) -> "PluginProcess":
         options: Mapping[str, object] = {
             "--resource-name": RESOURCE,
             "--device-plugin-dir": layout.plugins,
@@ -236,12 +236,12 @@ class Demo:
     layout: Layout
     machine: Machine
     kubelet: Kubelet
-    plugin: Plugin
-    grants: list[Grant] = field(default_factory=list)
+    plugin: PluginProcess
+    grants: list[Assignment] = field(default_factory=list)
     complete: bool = False
     """True once every step has succeeded."""
 
-    def devices(self) -> dict[str, Device]:
+    def devices(self) -> dict[str, ListedDevice]:
         return self.kubelet.devices(RESOURCE)
 
     def sick(self) -> set[str]:
@@ -363,17 +363,17 @@ async def restart_kubelet(demo: Demo) -> None:
 
 
 @frozen(kw_only=False)
-class Step:
+class Scene:
     title: str
     run: Callable[[Demo], Awaitable[None]]
 
 
 STEPS = (
-    Step(f"The plugin offers devices as {RESOURCE}", offer),
-    Step(f"A pretend pod asks for {GRANTED}", allocate),
-    Step(f"A card breaks: its state becomes {int(State.ERROR)}", break_one),
-    Step("The card is healed", heal),
-    Step("The kubelet is restarted", restart_kubelet),
+    Scene(f"The plugin offers devices as {RESOURCE}", offer),
+    Scene(f"A pretend pod asks for {GRANTED}", allocate),
+    Scene(f"A card breaks: its state becomes {int(State.ERROR)}", break_one),
+    Scene("The card is healed", heal),
+    Scene("The kubelet is restarted", restart_kubelet),
 )
 
 
@@ -454,7 +454,7 @@ async def _run(screen: Screen, layout: Layout, *, once: bool) -> int:
     machine = Machine(layout.machine, dev_root=layout.dev, sysfs_root=layout.sysfs)
     machine.init(CARDS)
     async with Kubelet(layout.plugins, pod_resources_dir=layout.pod_resources) as kubelet:
-        plugin = await Plugin.start(layout)
+        plugin = await PluginProcess.start(layout)
         demo = Demo(screen, layout, machine, kubelet, plugin)
         playing = asyncio.create_task(_play(demo, once=once))
         for number in (signal.SIGINT, signal.SIGTERM):

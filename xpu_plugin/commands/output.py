@@ -7,17 +7,17 @@ import select
 import sys
 from collections.abc import Sequence
 
-from xpu_plugin.edges.worker.client import Driver, LibraryError
+from xpu_plugin.edges.worker.client import LibraryError, WorkerClient
 from xpu_plugin.model.devices import Scan
 
 
 SCANS = 3  # attempts, if device nodes come and go meanwhile
 
 
-async def scanned(driver: Driver) -> Scan:
+async def scanned(worker: WorkerClient) -> Scan:
     """Scan by a worker of our own. Raises WorkerError, LibraryError, XpumlError."""
     for _ in range(SCANS):
-        scan = await driver.scan()
+        scan = await worker.scan()
         if scan is not None:
             return scan
     raise LibraryError("device nodes come and go; try again")

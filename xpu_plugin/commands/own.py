@@ -6,7 +6,7 @@ from typing import Any
 
 from xpu_plugin.commands.output import scanned
 from xpu_plugin.config import Config
-from xpu_plugin.edges.worker.client import Driver, LibraryError, WorkerError
+from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
 from xpu_plugin.loops.control import listed
 from xpu_plugin.model.device_table import holders
 from xpu_plugin.model.devices import Found, Host, identify
@@ -21,7 +21,7 @@ class Own:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._driver = Driver(target(config), call_timeout=config.call_timeout)
+        self._worker = WorkerClient(target(config), call_timeout=config.call_timeout)
         self._view = kubelet_of(config)
         self._host: Host | None = None
         self._found = Found(devices={})
@@ -44,7 +44,7 @@ class Own:
         """Answer like the running plugin's `top`. Raises WorkerError, LibraryError, XpumlError."""
         answer = await self.list()
         try:
-            gauges = {(gauge.index, gauge.pci): gauge for gauge in await self._driver.gauges()}
+            gauges = {(gauge.index, gauge.pci): gauge for gauge in await self._worker.gauges()}
         except (WorkerError, LibraryError, XpumlError):
             self._host = None
             raise
@@ -56,12 +56,12 @@ class Own:
         return answer
 
     async def close(self) -> None:
-        await self._driver.close()
+        await self._worker.close()
 
     async def _look(self) -> None:
         try:
-            if self._host is None or await self._driver.host() != self._host:
-                scan = await scanned(self._driver)
+            if self._host is None or await self._worker.host() != self._host:
+                scan = await scanned(self._worker)
                 self._host, self._found = scan.host, identify(scan, self._found)
                 self._unlisted = unlisted(scan, self._found)
             else:
@@ -71,7 +71,7 @@ class Own:
             raise
 
     async def _ask_states(self) -> None:
-        answers = await self._driver.sweep()
+        answers = await self._worker.sweep()
         devices = {}
         for id, device in self._found.devices.items():
             answer = answers[device.index]

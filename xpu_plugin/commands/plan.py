@@ -11,7 +11,7 @@ from xpu_plugin.commands.output import scanned, table
 from xpu_plugin.commands.running import Running
 from xpu_plugin.config import PLAN_OPTIONS, PROGRAM, Config, Parser, read_config
 from xpu_plugin.edges.state.grants import GrantRecord
-from xpu_plugin.edges.worker.client import Driver, LibraryError, WorkerError
+from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
 from xpu_plugin.errors import PluginError
 from xpu_plugin.loops.control import planned
 from xpu_plugin.loops.exchange import exchange
@@ -20,14 +20,14 @@ from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.devices import identify
 from xpu_plugin.model.inventory import after_scan
-from xpu_plugin.model.vf_plan import DesiredVfs, Report, State, by_argument, document
+from xpu_plugin.model.vf_plan import DesiredVfs, Report, VfState, by_argument, document
 from xpu_plugin.plugin import kubelet_of, node_of, policy, target, terms
 from xpu_plugin.xpuml import XpumlError
 
 
 LABEL_SECONDS = 10.0  # for the API server to show the label
 _COLUMNS = ("card", "desired", "actual", "action", "reason")
-_STATUS = {State.SUCCESS: 0, State.PENDING: 3, State.BLOCKED: 4, State.FAILED: 4}
+_STATUS = {VfState.SUCCESS: 0, VfState.PENDING: 3, VfState.BLOCKED: 4, VfState.FAILED: 4}
 
 
 class UnknownDesiredVfsError(PluginError):
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
         print(f"{PROGRAM}: cannot plan: {answer['trouble']}", file=sys.stderr)
         return 1
     print(json.dumps(answer, indent=2) if namespace.json else _text(answer))
-    return _STATUS[State(answer["state"])]
+    return _STATUS[VfState(answer["state"])]
 
 
 def _text(answer: dict[str, Any]) -> str:
@@ -78,15 +78,15 @@ def _text(answer: dict[str, Any]) -> str:
 
 async def _plan(config: Config, *, given: bool) -> tuple[DesiredVfs, Report]:
     desired = by_argument(config.sriov_num_vfs) if given else await _desired(config)
-    driver, picture = Driver(target(config), call_timeout=config.call_timeout), Picture(policy(config))
+    worker, picture = WorkerClient(target(config), call_timeout=config.call_timeout), Picture(policy(config))
     try:
-        found = identify(await scanned(driver))
+        found = identify(await scanned(worker))
         picture.submit(lambda facts: after_scan(facts, found))
         view = kubelet_of(config)
         grants = Grants(picture, view, GrantRecord(config.state_dir), terms(config), settled=True)
-        return desired, await planned(desired, picture.facts, picture.policy, IdleProof(driver, view, grants))
+        return desired, await planned(desired, picture.facts, picture.policy, IdleProof(worker, view, grants))
     finally:
-        await driver.close()
+        await worker.close()
 
 
 async def _desired(config: Config) -> DesiredVfs:

@@ -7,7 +7,7 @@ from typing import Any
 
 from xpu_plugin.commands.shapes import SHAPES, misfit, shown
 from xpu_plugin.config import PROGRAM
-from xpu_plugin.edges.control_socket import StatusError, ask
+from xpu_plugin.edges.control_socket import ControlError, ask
 from xpu_plugin.log import Once
 
 
@@ -36,7 +36,7 @@ class Running:
             return None
         try:
             answer = _checked(ask(self._socket, name, **arguments), name, **arguments)
-        except StatusError as error:
+        except ControlError as error:
             if self._complaint.changed(str(error)):
                 print(
                     f"{PROGRAM}: no running plugin answers: {error}; asking by a process of our own",
@@ -48,9 +48,9 @@ class Running:
 
 
 def _checked(answer: Any, name: str, *, wide: object = False, **_: object) -> Any:
-    """Return the answer with printable texts. Raises StatusError for another shape."""
+    """Return the answer with printable texts. Raises ControlError for another shape."""
     if name == "plan" and isinstance(answer, dict) and "trouble" in answer:
         name = "plan trouble"
     if wrong := misfit(answer, SHAPES["list wide" if wide else name]):
-        raise StatusError(f"another release of the plugin, or another program: {wrong}")
+        raise ControlError(f"another release of the plugin, or another program: {wrong}")
     return shown(answer)

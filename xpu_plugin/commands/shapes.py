@@ -56,7 +56,7 @@ SHAPES: Mapping[str, Shape] = {
     "list": _LISTED,
     "list wide": {**_LISTED, "holders": Each([_TEXT])},
     "top": {**_LISTED, "readings": Each(_fields(Gauges))},
-    "plan": {"desired": _DESIRED, "state": tuple(map(str, vf_plan.State)), "cards": [_CARD]},
+    "plan": {"desired": _DESIRED, "state": tuple(map(str, vf_plan.VfState)), "cards": [_CARD]},
     "plan trouble": {"trouble": _TEXT},
     "state": {
         "pid": _NUMBER,

@@ -26,7 +26,7 @@ class NodeFile:
 
 
 @frozen
-class Host:
+class HostEvidence:
     """Files of the host."""
 
     control: NodeFile | None = None  # None if there is none
@@ -46,7 +46,7 @@ class Host:
 
 
 @frozen
-class Library:
+class LibraryEvidence:
     """The library's answers, by the running plugin or by a worker of our own."""
 
     trouble: str | None = None  # why it does not answer
@@ -62,7 +62,7 @@ class Library:
 
 
 @frozen
-class Plugin:
+class PluginEvidence:
     """The running plugin."""
 
     streams: int
@@ -77,7 +77,7 @@ class Plugin:
 
 
 @frozen
-class Kubelet:
+class KubeletEvidence:
     """The kubelet's side. Troubles are sentences, None if all is well."""
 
     directory_trouble: str | None = None
@@ -91,7 +91,7 @@ class Kubelet:
 
 
 @frozen
-class Cluster:
+class ClusterEvidence:
     """The API server's side."""
 
     trouble: str | None = None  # why the node could not be read
@@ -109,9 +109,9 @@ class Evidence:
     desired: int | None = None  # desired VF count, None for `keep`
     own_pod: str | None = None
     ours: frozenset[str] = frozenset()  # resource names under which a former id is ours
-    host: Host = Host()
-    library: Library = Library()
-    plugin: Plugin | str = "none answers"  # a text: why there is none
+    host: HostEvidence = HostEvidence()
+    library: LibraryEvidence = LibraryEvidence()
+    plugin: PluginEvidence | str = "none answers"  # a text: why there is none
     expected: bool = False  # a plugin should be running
-    kubelet: Kubelet = Kubelet()
-    cluster: Cluster | str = "no credentials for an API server"  # a text: why it cannot be asked
+    kubelet: KubeletEvidence = KubeletEvidence()
+    cluster: ClusterEvidence | str = "no credentials for an API server"  # a text: why it cannot be asked

@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from xpu_plugin.doctor.evidence import Host, NodeFile
+from xpu_plugin.doctor.evidence import HostEvidence, NodeFile
 from xpu_plugin.edges import host
 from xpu_plugin.edges.mounts import deleted
 from xpu_plugin.model.devices import CONTROL_NODE
@@ -29,10 +29,10 @@ def read_host(
     simulated: bool,
     ours: Collection[int] = (),
     proc_root: Path = PROC,
-) -> Host:
+) -> HostEvidence:
     """Everything that the host's files say. ours: processes that may have XPU nodes open"""
     functions = {address: host.read_function(sysfs_root, address) for address in _addresses(sysfs_root)}
-    return Host(
+    return HostEvidence(
         control=_node(dev_root, CONTROL_NODE, simulated=simulated),
         nodes=tuple(
             node

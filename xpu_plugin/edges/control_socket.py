@@ -27,11 +27,11 @@ Answer = Callable[..., object]
 TypeError for bad ones."""
 
 
-class StatusError(PluginError):
+class ControlError(PluginError):
     """There is no running plugin to talk to, or it does not know what is asked."""
 
 
-class StatusServer:
+class ControlServer:
     """Answers questions by name, until closed. Takes the listener over.
 
     failures: for an unforeseen error of an answer; the question is refused
@@ -84,7 +84,7 @@ def _refusal(text: str) -> dict[str, object]:
 
 
 def ask(path: Path, name: str, **arguments: object) -> Any:
-    """Ask the plugin behind a socket; `Any` is what JSON is made of. Raises StatusError,
+    """Ask the plugin behind a socket; `Any` is what JSON is made of. Raises ControlError,
     with one printable line.
 
     Takes no longer, and no more memory, than a plugin's answer may need, whatever listens there.
@@ -98,15 +98,15 @@ def ask(path: Path, name: str, **arguments: object) -> Any:
             connection.sendall(question)
             answer = json.loads(_line(connection))
     except OSError as error:
-        raise StatusError(f"{where}: {error.strerror or error}") from None
+        raise ControlError(f"{where}: {error.strerror or error}") from None
     except (ValueError, RecursionError):  # also of a plugin that ended meanwhile, which says nothing
         answer = None
     match answer:
         case {"answer": said}:
             return said
         case {"error": str(why)}:
-            raise StatusError(f"{where}: {printable(why[:LONGEST_REFUSAL])}")
-    raise StatusError(f"{where}: the program that answers is not a running plugin")
+            raise ControlError(f"{where}: {printable(why[:LONGEST_REFUSAL])}")
+    raise ControlError(f"{where}: the program that answers is not a running plugin")
 
 
 def _line(connection: socket.socket) -> bytes:

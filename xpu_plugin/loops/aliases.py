@@ -38,7 +38,7 @@ FIRST_SECONDS = 1.0  # ... between these
 LOOKS_TO_RELEASE = 2  # in a row, with both sources answering
 
 
-class Holders:
+class Aliases:
     """Keeps `Facts.held` and `Facts.withheld` true.
 
     between: seconds between looks at both sources, while a device is held, or the holders are not known

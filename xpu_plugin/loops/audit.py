@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from xpu_plugin.edges.kubelet.view import KubeletView
-from xpu_plugin.edges.worker.client import Driver, LibraryError, WorkerError
-from xpu_plugin.loops.aliases import Holders
+from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
+from xpu_plugin.loops.aliases import Aliases
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.unresponsive import LeftOut
-from xpu_plugin.model.audit import EVENTS, Evidence, Finding, Kind, findings
+from xpu_plugin.model.audit import EVENTS, AuditFinding, AuditKind, AuditView, findings
 from xpu_plugin.model.devices import Process
 from xpu_plugin.model.events import WARNING, Event
 from xpu_plugin.model.inventory import our_resources
@@ -35,41 +35,41 @@ class Audit:
     """Finds contradictions.
 
     holders: looks who holds devices, so that what was granted otherwise is withheld
-    probation: indexes that the driver is not to be asked about; events: for the administrator
+    unresponsive: indexes that the library is not to be asked about; events: for the administrator
     """
 
     def __init__(
         self,
-        driver: Driver,
+        worker: WorkerClient,
         picture: Picture,
         view: KubeletView,
         grants: Grants,
         *,
-        probation: LeftOut,
+        unresponsive: LeftOut,
         events: Outbox[Event],
-        holders: Holders | None = None,
+        holders: Aliases | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._driver = driver
+        self._worker = worker
         self._picture = picture
         self._view = view
         self._grants = grants
-        self._probation = probation
+        self._unresponsive = unresponsive
         self._events = events
         self._holders = holders
         self._clock = clock
         self._wake = asyncio.Event()
-        self._suspected: frozenset[Finding] = frozenset()
-        self._confirmed: frozenset[Finding] = frozenset()
-        self._told: dict[Finding, float] = {}
-        self._mute: Cooldown[Driver] = Cooldown(*MUTE_SECONDS, clock=clock)
+        self._suspected: frozenset[AuditFinding] = frozenset()
+        self._confirmed: frozenset[AuditFinding] = frozenset()
+        self._told: dict[AuditFinding, float] = {}
+        self._mute: Cooldown[WorkerClient] = Cooldown(*MUTE_SECONDS, clock=clock)
         self._looked_at: float | None = None
 
     @property
     def counts(self) -> Mapping[str, int]:
         """How many findings there are, by kind."""
         found = Counter(finding.kind for finding in self._confirmed)
-        return {kind: found[kind] for kind in Kind}
+        return {kind: found[kind] for kind in AuditKind}
 
     @property
     def age(self) -> float | None:
@@ -98,7 +98,7 @@ class Audit:
         processes = await self._processes()
         self._grants.hear(word)
         ledger, lost, facts = self._grants.ledger, self._grants.forgotten, self._picture.facts
-        evidence = Evidence(
+        evidence = AuditView(
             listing=word.listing,
             checkpoint=word.checkpoint,
             entries=self._picture.current.entries,
@@ -112,7 +112,7 @@ class Audit:
         self._looked_at = word.began
         self._judge(findings(evidence))
 
-    def _judge(self, found: frozenset[Finding]) -> None:
+    def _judge(self, found: frozenset[AuditFinding]) -> None:
         confirmed = (found & self._suspected) | {finding for finding in found if finding.certain}
         for finding in sorted(confirmed - self._confirmed, key=str):
             logger.warning("%s: %s", finding.kind, finding.text)
@@ -124,7 +124,7 @@ class Audit:
             own: at for own, at in self._told.items() if own in confirmed or now - at < AGAIN_SECONDS
         }
         news = sorted(confirmed - self._told.keys(), key=str)
-        for kind in Kind:
+        for kind in AuditKind:
             texts = [finding.text for finding in news if finding.kind is kind]
             if texts:
                 self._events.put(Event(kind=WARNING, reason=EVENTS[kind], text=" | ".join(texts)))
@@ -132,13 +132,13 @@ class Audit:
 
     async def _processes(self) -> Mapping[str, tuple[Process, ...] | None]:
         """What the driver tells; nothing where asking it would cost too much."""
-        if self._driver.stuck or self._driver in self._mute:
+        if self._worker.stuck or self._worker in self._mute:
             return {}
         try:
-            return await self._driver.processes(self._probation.skip)
+            return await self._worker.processes(self._unresponsive.skip)
         except WorkerError as error:
             if error.call is not None:
-                self._mute.begin(self._driver)
+                self._mute.begin(self._worker)
                 logger.warning("asking for the processes at devices: %s; it is asked again later", error)
         except (LibraryError, XpumlError):
             pass  # the sweep says so

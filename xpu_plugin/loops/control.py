@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from xpu_plugin import log
 from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import NEVER
-from xpu_plugin.loops.telemetry import Meters
+from xpu_plugin.loops.telemetry import Telemetry
 from xpu_plugin.model.device_table import holders, rows
 from xpu_plugin.model.inventory import Facts, Policy
 from xpu_plugin.model.unlisted import Unlisted
 from xpu_plugin.model.vf_plan import (
-    Action,
     DesiredVfs,
     Report,
+    VfAction,
     by_argument,
     cards,
     document,
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from xpu_plugin.plugin import Plugin
 
 
-class Status:
+class Control:
     """Answers, by name, in `answers`. Nothing here opens the library or is remembered."""
 
-    def __init__(self, plugin: "Plugin", meters: Meters) -> None:
+    def __init__(self, plugin: "Plugin", meters: Telemetry) -> None:
         self._plugin = plugin
-        self._picture, self._sweep, self._apply = plugin.picture, plugin.sweep, plugin.apply
+        self._picture, self._monitor, self._reconciler = plugin.picture, plugin.monitor, plugin.reconciler
         self._meters = meters
         self.answers: Mapping[str, Callable[..., object]] = {
-            "clear": plugin.sweep.clear,
+            "clear": plugin.monitor.clear,
             "decisions": lambda: plugin.decisions.all,
-            "library": plugin.sweep.library,
+            "library": plugin.monitor.library,
             "list": self.list,
             "plan": self.plan,
             "state": self.state,
@@ -52,21 +52,21 @@ class Status:
         answer = listed(
             self._picture.facts,
             self._picture.policy,
-            self._sweep.scanner.problems,
-            self._sweep.scanner.unlisted,
+            self._monitor.scanner.problems,
+            self._monitor.scanner.unlisted,
         )
         answer["trouble"] = self._trouble()
         if wide:
             answers = await self._plugin.view.answers(oldest=0.0)
             answer["holders"] = holders(answers.shown, self._picture.facts, self._picture.policy)
-            answer["problems"] = [*self._sweep.scanner.problems, *answers.complaints]
+            answer["problems"] = [*self._monitor.scanner.problems, *answers.complaints]
         return answer
 
     async def plan(self, *, number: str | None = None) -> dict[str, object]:
         """Report the changes of VFs; with a number, the planned changes for that number."""
         if self._picture.current is None:
             return {"trouble": self._trouble()}
-        desired, report = self._apply.desired, self._apply.report
+        desired, report = self._reconciler.desired, self._reconciler.report
         if number is not None or not report.steps:
             desired = desired if number is None else by_argument(parse(number))
             report = await planned(desired, self._picture.facts, self._picture.policy, self._plugin.proof)
@@ -75,20 +75,20 @@ class Status:
     async def top(self) -> dict[str, object]:
         """What the devices measure, a few seconds old; by device id, without those that do not tell."""
         readings = await self._meters.read()
-        answer = listed(self._picture.facts, self._picture.policy, self._sweep.scanner.problems)
+        answer = listed(self._picture.facts, self._picture.policy, self._monitor.scanner.problems)
         answer["trouble"] = self._trouble()
         answer["readings"] = {id: asdict(own) for id, own in readings.gauges.items()} if readings else {}
         return answer
 
     def state(self) -> dict[str, object]:
         """The plugin itself: what it works with, and whom it works for."""
-        plugin, scan = self._plugin, self._sweep.scanner.last
-        desired, current = self._apply.desired, self._picture.current
+        plugin, scan = self._plugin, self._monitor.scanner.last
+        desired, current = self._reconciler.desired, self._picture.current
         return {
             "pid": os.getpid(),
-            "worker": plugin.driver.pid,
-            "replaced": self._sweep.trial.older if scan else None,
-            "replacement_trouble": self._sweep.trial.unfit,
+            "worker": plugin.worker.pid,
+            "replaced": self._monitor.trial.older if scan else None,
+            "replacement_trouble": self._monitor.trial.unfit,
             "configuration": plugin.config.text(),
             "generation": current.generation if current else NEVER,
             "library": scan.library if scan else None,
@@ -96,10 +96,10 @@ class Status:
             "driver_version": scan.driver_version if scan else None,
             "driver_release": scan.driver_release if scan else None,
             "trouble": self._trouble(),
-            "unwatched": self._sweep.unwatched,
+            "unwatched": self._monitor.unwatched,
             "streams": plugin.streams,
             "alone": not plugin.tenures.rival,
-            "unwritten": plugin.node.unwritten if plugin.node else None,
+            "unwritten": plugin.node_sync.unwritten if plugin.node_sync else None,
             "displaced": plugin.displaced,
             "parts_down": dict(plugin.supervisor.down),
             "log_lines_dropped": log.dropped(),
@@ -108,8 +108,8 @@ class Status:
 
     def _trouble(self) -> str | None:
         if self._picture.current is None:
-            return self._sweep.trouble or "the devices have not been scanned yet"
-        return self._sweep.trouble
+            return self._monitor.trouble or "the devices have not been scanned yet"
+        return self._monitor.trouble
 
 
 def listed(
@@ -126,5 +126,5 @@ def listed(
 async def planned(desired: DesiredVfs, facts: Facts, policy: Policy, proof: IdleProof) -> Report:
     """Plan for a desired VF count: check the users of the cards concerned, without an action."""
     observed = cards(facts, policy)
-    asked = [card for card in observed.values() if step_if_idle(desired, card).action is Action.APPLY]
+    asked = [card for card in observed.values() if step_if_idle(desired, card).action is VfAction.APPLY]
     return Report(steps=plan(desired, observed, await proof.look(asked)), problem=desired.problem)

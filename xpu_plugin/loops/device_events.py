@@ -21,7 +21,7 @@ PAUSE_SECONDS = (10.0, 600.0)  # after a notice, before the next one: first, mos
 QUIET_SECONDS = 1200.0  # without a notice, until pauses begin anew
 
 
-class Faults:
+class DeviceEvents:
     """Tells what is other than was told last. What comes and goes during a pause is not told at all.
 
     driver_gone: why there is no driver to ask; events: for the administrator

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = (10.0, 300.0)  # between attempts to write the record: first, most
 
 
-class Verdicts:
+class HealthHistory:
     """Histories by device id. A device of the record is in quarantine from its first answer on.
 
     `run` keeps the record, apart from whoever asks the devices: a disk may hang.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from xpu_plugin.edges.kubelet.view import KubeletView
-from xpu_plugin.edges.worker.client import Driver, LibraryError, WorkerError
+from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.model.devices import Usage
 from xpu_plugin.model.vf_plan import Card, Proof
@@ -25,13 +25,13 @@ class IdleProof:
 
     def __init__(
         self,
-        driver: Driver,
+        worker: WorkerClient,
         view: KubeletView,
         grants: Grants,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._driver = driver
+        self._worker = worker
         self._view = view
         self._grants = grants
         self._clock = clock
@@ -63,10 +63,10 @@ class IdleProof:
         """
         if card.address in self._mute:
             return self._mute.reason(card.address)
-        if self._driver.stuck:
+        if self._worker.stuck:
             return "a worker that was killed does not end: the driver holds it"
         try:
-            usage = await self._driver.usage([device.index for device in card.devices], card.address)
+            usage = await self._worker.usage([device.index for device in card.devices], card.address)
         except WorkerError as error:
             if error.call is None:  # nobody's fault: there is none that has scanned, say
                 return str(error)

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from xpu_plugin.edges.worker.client import Driver, LibraryError, WorkerError
+from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
 from xpu_plugin.loops.due import Due
 from xpu_plugin.waiting import delays
 from xpu_plugin.xpuml import XpumlError
@@ -22,8 +22,10 @@ class LibraryTrial:
     unfit: why the present file could not be used when it was tried; None where it could, or is the open one
     """
 
-    def __init__(self, driver: Driver, due: Due, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._driver = driver
+    def __init__(
+        self, worker: WorkerClient, due: Due, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._worker = worker
         self._due = due
         self._clock = clock
         self._present: str | None = None  # a mark of the library's file, if it is not the one that is open
@@ -42,14 +44,14 @@ class LibraryTrial:
 
     async def waits(self) -> bool:
         """Whether a scan has to wait, as it would end a worker that works for a library that does not."""
-        if self._driver.pid is None:
+        if self._worker.pid is None:
             return False
         await self.compare()
         return self.unfit is not None
 
     async def compare(self) -> None:
         """No reason to scan: a scan ends the worker that works. A trial shows whether the next one would."""
-        present = await self._driver.replaced()
+        present = await self._worker.replaced()
         if present != self._present:
             self._present, self._trials, self._trial_at = present, delays(*TRIAL_SECONDS), self._clock()
         if present is None:
@@ -60,7 +62,7 @@ class LibraryTrial:
     async def _try(self) -> None:
         before = self.unfit
         try:
-            opened = await self._driver.trial()
+            opened = await self._worker.trial()
         except (WorkerError, LibraryError, XpumlError) as error:
             self.unfit, self._trial_at = str(error), self._clock() + next(self._trials)
             if self.unfit != before:

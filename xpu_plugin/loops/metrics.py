@@ -19,19 +19,19 @@ from xpu_plugin.edges.kubelet.service import CODES, METHODS
 from xpu_plugin.edges.worker.client import CAUSES
 from xpu_plugin.loops.audit import Audit
 from xpu_plugin.loops.supervision import Supervisor
-from xpu_plugin.loops.telemetry import Meters, Readings
+from xpu_plugin.loops.telemetry import Readings, Telemetry
 from xpu_plugin.model.device_table import holders
 from xpu_plugin.model.devices import Device
 from xpu_plugin.model.histogram import Durations
 from xpu_plugin.model.metric_families import FAMILIES
 from xpu_plugin.model.ownership import Listing
-from xpu_plugin.model.vf_plan import Action, State, described
+from xpu_plugin.model.vf_plan import VfAction, VfState, described
 
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-    from xpu_plugin.edges.apiserver.node_watcher import NodeApi
+    from xpu_plugin.edges.apiserver.node_watcher import NodeWatcher
     from xpu_plugin.plugin import Plugin
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -47,7 +47,12 @@ class Metrics:
     """What `/metrics` shows."""
 
     def __init__(
-        self, plugin: "Plugin", meters: Meters, audit: Audit, *, clock: Callable[[], float] = time.monotonic
+        self,
+        plugin: "Plugin",
+        meters: Telemetry,
+        audit: Audit,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._plugin = plugin
         self._meters = meters
@@ -72,7 +77,7 @@ class Metrics:
         _kubelet(samples, plugin)
         _library(samples, plugin)
         _virtual_functions(samples, plugin)
-        if plugin.node is not None and (api := plugin.node.api) is not None:
+        if plugin.node_sync is not None and (api := plugin.node_sync.api) is not None:
             _api(samples, api)
         _plugin(samples, plugin.supervisor)
         return partial(text, samples, plugin.config.node_name or "")
@@ -122,7 +127,7 @@ def _readings(samples: Samples, plugin: "Plugin", readings: Readings) -> None:
                 samples[f"xpu_device_{name}"][_named(device)] = value * unit
 
 
-def _impossible(samples: Samples, plugin: "Plugin", meters: Meters) -> None:
+def _impossible(samples: Samples, plugin: "Plugin", meters: Telemetry) -> None:
     devices = plugin.picture.facts.devices
     for (id, name), number in meters.impossible.items():
         if id in devices:
@@ -165,35 +170,37 @@ def _kubelet(samples: Samples, plugin: "Plugin") -> None:
 
 
 def _library(samples: Samples, plugin: "Plugin") -> None:
-    sweep = plugin.sweep
-    samples["xpu_plugin_library_up"][()] = sweep.trouble is None
-    if (scan := sweep.scanner.last) is not None:
-        samples["xpu_plugin_library_outdated"][()] = sweep.trial.older
+    monitor = plugin.monitor
+    samples["xpu_plugin_library_up"][()] = monitor.trouble is None
+    if (scan := monitor.scanner.last) is not None:
+        samples["xpu_plugin_library_outdated"][()] = monitor.trial.older
         samples["xpu_plugin_library_info"][
-            scan.library, scan.library_version, sweep.scanner.driver_version()
+            scan.library, scan.library_version, monitor.scanner.driver_version()
         ] = 1
-    for node in sweep.scanner.unlisted:
+    for node in monitor.scanner.unlisted:
         samples["xpu_plugin_unlisted_nodes"][(node.path,)] = 1
-    samples["xpu_plugin_sweep_duration_seconds"][()] = sweep.durations
-    samples["xpu_plugin_sweep_age_seconds"][()] = sweep.age
-    samples["xpu_plugin_scans_total"][()] = sweep.scanner.scans
-    samples["xpu_plugin_worker_stuck"][()] = any(driver.stuck for driver in plugin.workers)
+    samples["xpu_plugin_sweep_duration_seconds"][()] = monitor.durations
+    samples["xpu_plugin_sweep_age_seconds"][()] = monitor.age
+    samples["xpu_plugin_scans_total"][()] = monitor.scanner.scans
+    samples["xpu_plugin_worker_stuck"][()] = any(worker.stuck for worker in plugin.workers)
     for cause in CAUSES:
-        restarts = sum(driver.restarts[cause] for driver in plugin.workers)
+        restarts = sum(worker.restarts[cause] for worker in plugin.workers)
         samples["xpu_plugin_worker_restarts_total"][(cause,)] = restarts
 
 
 def _virtual_functions(samples: Samples, plugin: "Plugin") -> None:
-    for step, said in zip(plugin.apply.report.steps, described(plugin.apply.report.steps), strict=True):
+    for step, said in zip(
+        plugin.reconciler.report.steps, described(plugin.reconciler.report.steps), strict=True
+    ):
         if step.desired is not None:
             samples["xpu_vf_desired"][(step.card,)] = step.desired
         samples["xpu_vf_actual"][(step.card,)] = step.actual
-        for state in (*State, Action.UNSUPPORTED):
+        for state in (*VfState, VfAction.UNSUPPORTED):
             samples["xpu_vf_state"][step.card, state] = said["state"] == state
-        samples["xpu_vf_drifts_total"][(step.card,)] = plugin.apply.drifts.get(step.card, 0)
+        samples["xpu_vf_drifts_total"][(step.card,)] = plugin.reconciler.drifts.get(step.card, 0)
 
 
-def _api(samples: Samples, api: "NodeApi") -> None:
+def _api(samples: Samples, api: "NodeWatcher") -> None:
     samples["xpu_plugin_api_watching"][()] = api.watching
     for (what, status), number in api.failures.items():
         code = "none" if status is None else str(status)

@@ -9,17 +9,17 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 
-from xpu_plugin.edges.worker.client import Driver, LibraryError, WorkerError
+from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.loops.due import Due
 from xpu_plugin.loops.grants import Grants
-from xpu_plugin.loops.health_history import Verdicts
+from xpu_plugin.loops.health_history import HealthHistory
 from xpu_plugin.loops.library_trial import LibraryTrial
 from xpu_plugin.loops.openings import Openings
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.scanner import InitError, Scanner
 from xpu_plugin.loops.silence import Silence
-from xpu_plugin.loops.unresponsive import Probation
+from xpu_plugin.loops.unresponsive import Unresponsive
 from xpu_plugin.model.health import (
     LIBRARY_GONE,
     NOT_ANSWERING,
@@ -62,41 +62,41 @@ class Cadence:
     timings: Timings = USUAL
 
 
-class Sweep:
-    """One loop: scan when there is a reason to, else ask all states, each `interval` seconds. `probation` and
-    `verdicts` are two more, to be run beside it.
+class Monitor:
+    """One loop: scan when there is a reason to, else ask for all states, each `interval` seconds.
+    Two more loops are to be run beside it: `unresponsive` and `history`.
 
-    probes: the worker that devices which hang or kill the library are asked by, apart from all others
+    prober: the worker that asks each device which hangs or kills the library, apart from all others
     """
 
     def __init__(
         self,
-        driver: Driver,
-        probes: Driver,
+        worker: WorkerClient,
+        prober: WorkerClient,
         picture: Picture,
-        verdicts: Verdicts,
+        history: HealthHistory,
         grants: Grants,
         *,
         cadence: Cadence,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._driver = driver
-        self._probes = probes
+        self._worker = worker
+        self._prober = prober
         self._picture = picture
-        self.verdicts = verdicts
+        self.history = history
         self._grants = grants
         self._cadence = cadence
         self._clock = clock
         self._due = Due()
-        self.probation = Probation(probes, self._due, pauses=cadence.timings.probation, clock=clock)
-        self.openings = Openings(probes, picture, self._due, clock=clock)
-        self.trial = LibraryTrial(driver, self._due, clock=clock)
+        self.unresponsive = Unresponsive(prober, self._due, pauses=cadence.timings.unresponsive, clock=clock)
+        self.openings = Openings(prober, picture, self._due, clock=clock)
+        self.trial = LibraryTrial(worker, self._due, clock=clock)
         self.scanner = Scanner(
-            driver,
+            worker,
             picture,
-            verdicts,
+            history,
             grants,
-            self.probation,
+            self.unresponsive,
             openings=self.openings,
             due=self._due,
             clock=clock,
@@ -133,7 +133,7 @@ class Sweep:
         try:
             async with self._rounding:
                 pass
-            async with self._driver.states_only(), self._probes.states_only():
+            async with self._worker.states_only(), self._prober.states_only():
                 yield
         finally:
             self._card_in_change = None
@@ -154,7 +154,7 @@ class Sweep:
 
     def clear(self, id: str) -> bool:
         """Lift the quarantine of a device; whether it was in one."""
-        verdicts = self.verdicts.clear(id)
+        verdicts = self.history.clear(id)
         if verdicts:
             self._picture.submit(partial(after_verdicts, verdicts=verdicts))
         return verdicts is not None
@@ -171,7 +171,7 @@ class Sweep:
 
     async def run(self) -> None:
         """Never returns; raises InitError only."""
-        with self._driver.ended.waking(self._due.wake):
+        with self._worker.ended.waking(self._due.wake):
             self._due.wake.clear()  # the first round takes in all there is
             while True:
                 async with self._rounding:
@@ -207,13 +207,13 @@ class Sweep:
             index = error.call.index if error.call else None
             delay = self._failed(error, f"{error}{self.scanner.named(index)}", begun, whole=index is None)
             if index is not None and self._bad_since is not None:
-                new = self.probation.convict(index, self._bad_since)
+                new = self.unresponsive.suspect(index, self._bad_since)
                 if new:
                     self.scanner.hasten()
                     delay = 0.0  # on without it
         except (LibraryError, XpumlError) as error:
             self._due.want_next()
-            delay = self._failed(error, _advice(error, denied=self._driver.control_denied), begun, whole=True)
+            delay = self._failed(error, _advice(error, denied=self._worker.control_denied), begun, whole=True)
         else:
             self._recovered()
         return delay
@@ -230,12 +230,12 @@ class Sweep:
 
     async def _sweep(self) -> float:
         began = self._clock()
-        answers = await self._driver.sweep(self.probation.skip)
+        answers = await self._worker.sweep(self.unresponsive.skip)
         self._silence.end()
         self._sweep_seconds = self._clock() - began
         self.durations = self.durations.with_one(self._sweep_seconds)
         held = frozenset(self._grants.ledger).union(self._picture.facts.held)
-        new = answers is not self._answers or held != self._held or not self.verdicts.settled
+        new = answers is not self._answers or held != self._held or not self.history.settled
         self._held = held
         hint = new and self._weigh(answers)
         if self._due.wanted:  # a scan is wanted already, and waits
@@ -262,15 +262,15 @@ class Sweep:
         A worker that has ended is not replaced before the driver is done. The library opens every node when
         it lists them, and the driver refuses to change the VFs of a card of which a node is open.
         """
-        if self._driver.pid is None:
+        if self._worker.pid is None:
             raise UnwatchedError(
                 f"the worker has ended while the driver changes the VFs of {card}: device states are not "
                 "asked until that is over"
             )
         own = {device.index for device in self.scanner.found.devices.values() if device.card == card}
-        answers = await self._driver.sweep(self.probation.skip | own)
+        answers = await self._worker.sweep(self.unresponsive.skip | own)
         self._silence.end()
-        if answers is not self._answers or not self.verdicts.settled:
+        if answers is not self._answers or not self.history.settled:
             self._weigh(answers)
         return self._cadence.interval
 
@@ -301,7 +301,7 @@ class Sweep:
         driver is changing."""
         devices, before = self.scanner.found.devices, self._picture.facts.verdicts
         answers = {id: answer for id, answer in answers.items() if devices[id].card != self._card_in_change}
-        verdicts = self.verdicts.hear(answers)
+        verdicts = self.history.hear(answers)
         changed = {id: verdict for id, verdict in verdicts.items() if verdict != before[id]}
         if changed:
             self._picture.submit(partial(after_verdicts, verdicts=changed))
@@ -310,7 +310,7 @@ class Sweep:
 
     def _grace_left(self) -> float:
         """Seconds until the next grace ends; infinite where none is running."""
-        since = [*self.probation.since(), *([] if self._bad_since is None else [self._bad_since])]
+        since = [*self.unresponsive.since(), *([] if self._bad_since is None else [self._bad_since])]
         now = self._clock()
         return min((left for at in since if (left := at + self._cadence.grace - now) > 0), default=math.inf)
 
@@ -318,10 +318,10 @@ class Sweep:
         """What has been left out or silent for too long is not called healthy any more."""
         longest_round = self._cadence.interval + max(self._sweep_seconds, self.scanner.seconds or 0.0)
         if self._silence.look(LOOK_SECONDS) >= max(self._cadence.grace, ROUNDS * longest_round):
-            skip, verdict = self.probation.skip, self._verdict
+            skip, verdict = self.unresponsive.skip, self._verdict
             silent = [id for id, device in self.scanner.found.devices.items() if device.index not in skip]
             self._hear(dict.fromkeys(silent, verdict))
-        overdue = self.probation.overdue(self._cadence.grace)
+        overdue = self.unresponsive.overdue(self._cadence.grace)
         if overdue:
             guilty = [id for id, device in self.scanner.found.devices.items() if device.index in overdue]
             self._hear(dict.fromkeys(guilty, NOT_ANSWERING))
@@ -333,7 +333,7 @@ class Sweep:
         """
         now = self._clock()
         if self._bad_since is None:
-            self._bad_since = max(begun, now - self._driver.call_timeout)
+            self._bad_since = max(begun, now - self._worker.call_timeout)
         if whole and self._cadence.fail_on_init_error and self._picture.current is None:
             raise InitError(text) from error
         gone = UNWATCHED if isinstance(error, UnwatchedError) else LIBRARY_GONE
@@ -345,7 +345,7 @@ class Sweep:
         if isinstance(error, DriverNotLoadedError | LibraryError):
             self.driver_gone.set(text)
         if whole:
-            self.verdicts.miss(self.scanner.found.devices)
+            self.history.miss(self.scanner.found.devices)
             if now - self._bad_since >= self._cadence.grace:
                 self._hear(dict.fromkeys(self.scanner.found.devices, gone))
         return 0.0 if first else next(self._retries)
@@ -355,7 +355,7 @@ class Sweep:
         if self._due.wanted:
             return  # nothing has been scanned yet
         self.driver_gone.set(None)
-        self.probation.answered()
+        self.unresponsive.answered()
         self._retries = delays(*self._cadence.timings.scan)
         if self.trouble is not None:
             logger.info("the library answers again")

@@ -17,14 +17,14 @@ from xpu_plugin.loops.exchange import Exchange
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.node_labels import node_labels
 from xpu_plugin.model.timings import USUAL
-from xpu_plugin.model.vf_label import LAST_SEEN, NEW_NODE, Kept, Sight, Silence, decide
+from xpu_plugin.model.vf_label import LAST_SEEN, NEW_NODE, Kept, LabelSight, Silence, decide
 from xpu_plugin.model.vf_plan import ARGUMENT, DETAIL_ANNOTATION, KEEP, STATE_LABEL, UNKNOWN, DesiredVfs
 from xpu_plugin.observable import Value
 from xpu_plugin.waiting import delays, pause
 
 
 if TYPE_CHECKING:
-    from xpu_plugin.edges.apiserver.node_watcher import Follower, NodeApi
+    from xpu_plugin.edges.apiserver.node_watcher import Follower, NodeWatcher
     from xpu_plugin.edges.state.label import LabelRecord
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ AGAIN_SECONDS = (1.0, 60.0)  # back-off for threads and files: first, most
 STATE_PART, LABELS_PART = "state", "labels"  # of what is written, each by patches of its own
 
 
-class Node:
+class NodeSync:
     """Turns the label into a desired number of VFs, and the report on it into a label and an annotation.
 
     exchange: the desired number of VFs is written there; the report is written on the node, Events are sent
@@ -51,7 +51,7 @@ class Node:
         *,
         exchange: Exchange,
         argument: int | None,
-        connect: Callable[["Follower"], "NodeApi"],
+        connect: Callable[["Follower"], "NodeWatcher"],
         record: "LabelRecord",
         lock: Alone | None,
         patience: float,
@@ -63,13 +63,13 @@ class Node:
         self._events = exchange.events
         self._labels: Value[Mapping[str, str | None]] = Value({})
         self._connect = connect
-        self.api: NodeApi | None = None  # until `run`
+        self.api: NodeWatcher | None = None  # until `run`
 
         self._record = record
         self._lock = lock
         self._patience = patience
         self._between = between
-        self._sight: Sight | Silence | None = None  # the last
+        self._sight: LabelSight | Silence | None = None  # the last
         self._unread = True  # whether the record has still to be read
         self._kept: Kept | None = None
         self._written: Kept | None = None  # what the record has
@@ -101,7 +101,7 @@ class Node:
             facts = picture.facts
             self._labels.set(node_labels({**facts.lost, **facts.devices}.values(), driver_version()))
 
-    async def _write_state(self, api: "NodeApi") -> None:
+    async def _write_state(self, api: "NodeWatcher") -> None:
         """Publish the report; nothing before a number of VFs is desired."""
         last: tuple[str, str] | None = None
         async for outcome in self._outcome.values():
@@ -111,12 +111,12 @@ class Node:
                 state, detail = written
                 api.publish(STATE_PART, labels={STATE_LABEL: state}, annotations={DETAIL_ANNOTATION: detail})
 
-    async def _write_labels(self, api: "NodeApi") -> None:
+    async def _write_labels(self, api: "NodeWatcher") -> None:
         async for labels in self._labels.values():
             if labels:
                 api.publish(LABELS_PART, labels=labels, annotations={})
 
-    async def _send_events(self, api: "NodeApi") -> None:
+    async def _send_events(self, api: "NodeWatcher") -> None:
         while True:
             event = await self._events.get()
             api.event(kind=event.kind, reason=event.reason, message=event.text)
@@ -127,17 +127,19 @@ class Node:
 
     # --- the desired VF count -------------------------------------------------------------------------------
 
-    def see(self, sight: Sight | Silence) -> None:
+    def see(self, sight: LabelSight | Silence) -> None:
         """The node is shown so, or is not."""
         self._sight = sight
-        if isinstance(sight, Sight):
+        if isinstance(sight, LabelSight):
             self._explained.healed()
         self._decide(self._current)
 
     def _decide(self, before: DesiredVfs) -> None:
         """A label counts at once; all else depends on the record, and waits until that has been read."""
         sight = self._sight
-        if sight is None or (self._unread and not (isinstance(sight, Sight) and sight.label is not None)):
+        if sight is None or (
+            self._unread and not (isinstance(sight, LabelSight) and sight.label is not None)
+        ):
             return
         desired, kept = decide(sight, kept=self._kept, before=before, argument=self._argument)
         if kept != self._kept:
@@ -189,7 +191,7 @@ class Node:
             return
         await self._lock.acquire()
         self._written = await self._read()  # the instance before us may have written
-        if not isinstance(self._sight, Sight):
+        if not isinstance(self._sight, LabelSight):
             self._begin_with(self._written)
         again = delays(*AGAIN_SECONDS)
         while True:
@@ -222,7 +224,7 @@ class Node:
         self._decide(UNKNOWN)
 
 
-async def _started(api: "NodeApi") -> None:
+async def _started(api: "NodeWatcher") -> None:
     """Start its threads, as soon as the system has any for us."""
     complaint = Once()
     for seconds in delays(*AGAIN_SECONDS):
@@ -239,11 +241,11 @@ async def _started(api: "NodeApi") -> None:
 class _Follower:
     """Goes from the API server's thread to the event loop, unless that has ended."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, node: Node) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, node: NodeSync) -> None:
         self._loop = loop
         self._node = node
 
-    def saw(self, sight: Sight) -> None:
+    def saw(self, sight: LabelSight) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._node.see, sight)
 

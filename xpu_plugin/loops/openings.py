@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Collection
 
-from xpu_plugin.edges.worker.client import BusyError, Driver, WorkerError
+from xpu_plugin.edges.worker.client import BusyError, WorkerClient, WorkerError
 from xpu_plugin.loops.due import Due
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.health import VF_CHANGE_PLANNED
@@ -29,13 +29,13 @@ class Openings:
 
     def __init__(
         self,
-        driver: Driver,
+        worker: WorkerClient,
         picture: Picture,
         due: Due,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._driver = driver
+        self._worker = worker
         self._picture = picture
         self._due = due
         self._clock = clock
@@ -73,7 +73,7 @@ class Openings:
             return
         self._retries.begin(number)
         try:
-            opens = await self._driver.opens(number)
+            opens = await self._worker.opens(number)
         except BusyError:
             return  # a change has begun meanwhile
         except WorkerError as error:

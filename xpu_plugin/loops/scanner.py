@@ -7,16 +7,16 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from os import strerror
 
-from xpu_plugin.edges.worker.client import Driver
+from xpu_plugin.edges.worker.client import WorkerClient
 from xpu_plugin.errors import PluginError
 from xpu_plugin.loops.due import Due
 from xpu_plugin.loops.grants import Grants
-from xpu_plugin.loops.health_history import Verdicts
+from xpu_plugin.loops.health_history import HealthHistory
 from xpu_plugin.loops.openings import Openings
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.loops.unresponsive import Probation
+from xpu_plugin.loops.unresponsive import Unresponsive
 from xpu_plugin.model.absence import absent
-from xpu_plugin.model.devices import Found, Host, Kind, Scan, identify
+from xpu_plugin.model.devices import DeviceKind, Found, Host, Scan, identify
 from xpu_plugin.model.health import NOT_ANSWERING, Health, shared
 from xpu_plugin.model.inventory import Facts, after_scan, after_verdicts, unusable_serials
 from xpu_plugin.model.unlisted import Unlisted, sentences, unlisted
@@ -45,21 +45,21 @@ class Scanner:
 
     def __init__(
         self,
-        driver: Driver,
+        worker: WorkerClient,
         picture: Picture,
-        verdicts: Verdicts,
+        history: HealthHistory,
         grants: Grants,
-        probation: Probation,
+        unresponsive: Unresponsive,
         *,
         openings: Openings,
         due: Due,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._driver = driver
+        self._worker = worker
         self._picture = picture
-        self._verdicts = verdicts
+        self._history = history
         self._grants = grants
-        self._probation = probation
+        self._unresponsive = unresponsive
         self._openings = openings
         self._due = due
         self._clock = clock
@@ -93,7 +93,7 @@ class Scanner:
     async def host_changed(self) -> bool:
         """Whether nodes or sysfs are others than at the last scan. Raises WorkerError."""
         self.host_at = self._clock()
-        return await self._driver.host() != self._host
+        return await self._worker.host() != self._host
 
     def hasten(self) -> None:
         """The library hangs at a device: give the scans that follow less time."""
@@ -107,7 +107,9 @@ class Scanner:
     def shared(self, answers: Mapping[str, Health]) -> dict[str, Health]:
         """Answers as both halves of a card have them."""
         devices = self.found.devices.values()
-        return shared(answers, {device.id: device.card for device in devices if device.kind is Kind.HALF})
+        return shared(
+            answers, {device.id: device.card for device in devices if device.kind is DeviceKind.HALF}
+        )
 
     # --- scan -----------------------------------------------------------------------------------
 
@@ -130,12 +132,12 @@ class Scanner:
 
     async def _take_in(self, *, forget: bool) -> float | None:
         """Scan; for a scan that proves nothing, the seconds until the next one."""
-        skip, begun = self._probation.skip, self._clock()
-        scan = await self._driver.scan(skip, seconds=self._patience())
+        skip, begun = self._unresponsive.skip, self._clock()
+        scan = await self._worker.scan(skip, seconds=self._patience())
         if scan is None:
             return UNSTABLE_SECONDS
         if self._host is not None and scan.host != self._host and skip:
-            self._probation.clear()  # its indexes were those of another list of nodes
+            self._unresponsive.clear()  # its indexes were those of another list of nodes
             self._host, self._hasty = None, True
             return 0.0
         if not scan.readings and (self.found.devices or scan.host.nodes) and not self._empty_believed:
@@ -159,9 +161,9 @@ class Scanner:
         left_out = {id for id, device in facts.devices.items() if device.index in skip}
         answers = self.shared({id: facts.verdicts[id] for id in facts.devices.keys() - left_out})
         answers |= {id: absent(device, scan) for id, device in facts.lost.items()}
-        self._verdicts.keep(facts.devices.keys() | facts.lost.keys())
-        standing = self._verdicts.miss(left_out)
-        return standing | self._verdicts.hear(
+        self._history.keep(facts.devices.keys() | facts.lost.keys())
+        standing = self._history.miss(left_out)
+        return standing | self._history.hear(
             answers | dict.fromkeys(left_out - standing.keys(), NOT_ANSWERING)
         )
 
@@ -174,7 +176,7 @@ class Scanner:
         """
         if not self._hasty or self.seconds is None:
             return None
-        return min(self._driver.call_timeout, max(HASTY_SECONDS, HASTY_TIMES * self.seconds))
+        return min(self._worker.call_timeout, max(HASTY_SECONDS, HASTY_TIMES * self.seconds))
 
     # --- words ----------------------------------------------------------------------------------
 

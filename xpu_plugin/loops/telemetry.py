@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from xpu_plugin.edges.worker.client import Driver, LibraryError, WorkerError
+from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.unresponsive import LeftOut
@@ -32,25 +32,25 @@ class Readings:
     gauges: Mapping[str, Gauges]
 
 
-class Meters:
+class Telemetry:
     """Reads all devices at once, by one request between two of the sweep's.
 
-    probation: indexes that are not to be asked
+    unresponsive: indexes that are not to be asked
 
     A device at which that hangs or crashes costs the sweep a worker, once; it is left alone for a while.
     """
 
     def __init__(
         self,
-        driver: Driver,
+        worker: WorkerClient,
         picture: Picture,
         *,
-        probation: LeftOut,
+        unresponsive: LeftOut,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._driver = driver
+        self._worker = worker
         self._picture = picture
-        self._probation = probation
+        self._unresponsive = unresponsive
         self._clock = clock
         self._wanted = asyncio.Event()
         self._done = asyncio.Event()
@@ -82,12 +82,12 @@ class Meters:
 
     async def _ask(self) -> None:
         devices = self._picture.facts.devices
-        if not devices or self._driver.stuck:
+        if not devices or self._worker.stuck:
             return
         began = self._clock()
         mute = {device.index for id, device in devices.items() if id in self._mute}
         try:
-            answers = await self._driver.gauges(mute.union(self._probation.skip))
+            answers = await self._worker.gauges(mute.union(self._unresponsive.skip))
         except WorkerError as error:
             self._leave_alone(error)
             return

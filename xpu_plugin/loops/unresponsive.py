@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from xpu_plugin.edges.worker.client import Driver, LibraryError, WorkerError
+from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
 from xpu_plugin.loops.due import Due
 from xpu_plugin.model.timings import USUAL
 from xpu_plugin.waiting import Cooldown, wait_for
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Convict:
+class _Suspect:
     """A device by its index. since: when it was asked and did not answer; pause: its last one, in seconds"""
 
     index: int
@@ -36,7 +36,7 @@ class LeftOut(Protocol):
         """Their indexes, at this very moment."""
 
 
-class Probation:
+class Unresponsive:
     """Who is left out, and since when.
 
     driver: one of our own, so that the sweep goes on meanwhile
@@ -45,94 +45,94 @@ class Probation:
 
     def __init__(
         self,
-        driver: Driver,
+        worker: WorkerClient,
         due: Due,
         *,
-        pauses: tuple[float, float] = USUAL.probation,
+        pauses: tuple[float, float] = USUAL.unresponsive,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._driver = driver
+        self._worker = worker
         self._due = due
         self._pauses = pauses
         self._clock = clock
-        self._convicts: dict[int, _Convict] = {}
+        self._suspects: dict[int, _Suspect] = {}
         self._retries: Cooldown[int] = Cooldown(*pauses, clock=clock)  # indexes
         self._changed = asyncio.Event()
 
-    def convict(self, index: int, since: float) -> bool:
+    def suspect(self, index: int, since: float) -> bool:
         """Leave out the device at an index, at which the library hung or crashed; whether it was not already.
 
         since: when it was asked and did not answer
 
         One that does it again soon after its release goes on with its growing pauses.
         """
-        convict, new = self._convicts.get(index), index not in self.skip
-        if convict is None or convict.released_at is None:
-            convict = self._convicts.setdefault(index, _Convict(index=index, since=since))
+        suspect, new = self._suspects.get(index), index not in self.skip
+        if suspect is None or suspect.released_at is None:
+            suspect = self._suspects.setdefault(index, _Suspect(index=index, since=since))
         else:
-            convict.since, convict.released_at = since, None
-        convict.pause = self._retries.begin(index)
+            suspect.since, suspect.released_at = since, None
+        suspect.pause = self._retries.begin(index)
         self._changed.set()
         return new
 
     @property
     def skip(self) -> frozenset[int]:
         """The indexes to be left out."""
-        return frozenset(index for index, convict in self._convicts.items() if convict.released_at is None)
+        return frozenset(index for index, suspect in self._suspects.items() if suspect.released_at is None)
 
     def since(self) -> list[float]:
         """Since when each of those left out does not answer."""
-        return [self._convicts[index].since for index in self.skip]
+        return [self._suspects[index].since for index in self.skip]
 
     def overdue(self, grace: float) -> frozenset[int]:
         """The indexes of those that have not answered for `grace` seconds."""
         now = self._clock()
-        return frozenset(index for index in self.skip if now - self._convicts[index].since >= grace)
+        return frozenset(index for index in self.skip if now - self._suspects[index].since >= grace)
 
     def answered(self) -> None:
         """All that are not left out have answered: who was released and behaved is forgotten."""
         now = self._clock()
-        self._convicts = {
-            index: convict
-            for index, convict in self._convicts.items()
-            if convict.released_at is None or now - convict.released_at < convict.pause
+        self._suspects = {
+            index: suspect
+            for index, suspect in self._suspects.items()
+            if suspect.released_at is None or now - suspect.released_at < suspect.pause
         }
-        self._retries.forget_all_but(self._convicts)
+        self._retries.forget_all_but(self._suspects)
 
     def clear(self) -> None:
         """The indexes are those of another list now."""
-        self._convicts = {}
+        self._suspects = {}
         self._retries.forget_all_but(())
         self._changed.set()
 
     async def run(self) -> None:
         """Never returns."""
         while True:
-            held = [self._convicts[index] for index in self.skip]
+            held = [self._suspects[index] for index in self.skip]
             if not held:
                 await self._changed.wait()
                 self._changed.clear()
                 continue
-            first = min(held, key=lambda convict: self._retries.until(convict.index))
+            first = min(held, key=lambda suspect: self._retries.until(suspect.index))
             if await wait_for(self._changed, self._retries.until(first.index) - self._clock()):
                 self._changed.clear()
                 continue
             await self._try(first)
 
-    async def _try(self, convict: _Convict) -> None:
+    async def _try(self, suspect: _Suspect) -> None:
         """Ask this device, and no other."""
-        if self._driver.busy:
-            self._retries.put_off(convict.index, self._pauses[0])
+        if self._worker.busy:
+            self._retries.put_off(suspect.index, self._pauses[0])
             return
-        convict.pause = self._retries.begin(convict.index)
+        suspect.pause = self._retries.begin(suspect.index)
         try:
-            scan = await self._driver.scan(only=convict.index)
+            scan = await self._worker.scan(only=suspect.index)
         except (WorkerError, LibraryError, XpumlError):
             return  # the sweep has said so, or will
         finally:
-            self._driver.dismiss()  # it would keep the control node open
-        if scan is None or self._convicts.get(convict.index) is not convict:
+            self._worker.dismiss()  # it would keep the control node open
+        if scan is None or self._suspects.get(suspect.index) is not suspect:
             return
-        logger.info("the library answers at device index %s again", convict.index)
-        convict.released_at = self._clock()
+        logger.info("the library answers at device index %s again", suspect.index)
+        suspect.released_at = self._clock()
         self._due.want()

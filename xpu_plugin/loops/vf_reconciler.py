@@ -10,26 +10,26 @@ from dataclasses import replace
 
 from xpu_plugin.edges.kubelet.endpoint import Alone
 from xpu_plugin.edges.state.vf_request import VfRecord, reason
-from xpu_plugin.edges.worker.client import BusyError, Driver, LibraryError, WorkerError
+from xpu_plugin.edges.worker.client import BusyError, LibraryError, WorkerClient, WorkerError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.log import Once, note
 from xpu_plugin.loops.exchange import Exchange
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.idle_proof import IdleProof
-from xpu_plugin.loops.monitor import Sweep
+from xpu_plugin.loops.monitor import Monitor
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.health import Health
 from xpu_plugin.model.inventory import stale_ids
-from xpu_plugin.model.vf_plan import Action, Card, DesiredVfs, Outcome, Proof, Report, cards, described
+from xpu_plugin.model.vf_plan import Card, DesiredVfs, Outcome, Proof, Report, VfAction, cards, described
 from xpu_plugin.model.vf_reconcile import (
     Decision,
     Limits,
     Memory,
     Prove,
-    Reason,
     Request,
-    Scan,
+    Rescan,
     SetVfs,
+    VfReason,
     View,
     Wait,
     answered,
@@ -50,14 +50,14 @@ _SPLIT = "xpumlDeviceSetSriovVfNum"
 class Orders:
     """How the driver is asked for VFs: with the lock alone, and written down before."""
 
-    changer: Driver
+    changer: WorkerClient
     """A worker client for nothing else; its worker lives for one request of the driver."""
     record: VfRecord
     """Of the last request; it is read by `inherit`."""
     lock: Alone
 
 
-class Apply:
+class VfReconciler:
     """Brings the cards to the desired VF count, as far as their users allow.
 
     orders: how the driver is asked
@@ -68,7 +68,7 @@ class Apply:
         self,
         orders: Orders,
         picture: Picture,
-        sweep: Sweep,
+        monitor: Monitor,
         grants: Grants,
         proof: IdleProof,
         *,
@@ -81,7 +81,7 @@ class Apply:
         self._clear_at = 0.0  # no sooner is it tried to clear the record
         self._orders = 0
         self._picture = picture
-        self._sweep = sweep
+        self._monitor = monitor
         self._grants = grants
         self._proof = proof
         self._limits = limits
@@ -166,10 +166,10 @@ class Apply:
             taken=self._grants.taken(),
             held=self._grants.cards_at_start,
             stale_ids=frozenset(stale_ids(self._picture.facts)),
-            scans=self._sweep.scanner.scans,
+            scans=self._monitor.scanner.scans,
             stuck=self._changer.stuck,
             unread=self._unread,
-            driver=self._sweep.scanner.driver_version(),
+            driver=self._monitor.scanner.driver_version(),
             orders=self._orders,
             pace=self._limits.pace,
         )
@@ -181,11 +181,11 @@ class Apply:
         self._memory = decision.memory
         self._keep_back(decision.kept_back)
         for news in decision.news:
-            log = logger.info if news.reason is Reason.APPLIED else logger.warning
+            log = logger.info if news.reason is VfReason.APPLIED else logger.warning
             log("%s: %s", news.reason, news.text)
             self._events.put(news.event)
         self._outcome.set(Outcome(desired=self.desired, report=decision.report))
-        drifted = Counter(news.card for news in decision.news if news.reason is Reason.DRIFT)
+        drifted = Counter(news.card for news in decision.news if news.reason is VfReason.DRIFT)
         self.drifts = {
             step.card: self.drifts.get(step.card, 0) + drifted[step.card] for step in decision.report.steps
         }
@@ -203,7 +203,7 @@ class Apply:
                 "problem": self.desired.problem,
             },
             "cards": described(
-                step for step in decision.report.steps if step.action is not Action.KEEP or step.reason
+                step for step in decision.report.steps if step.action is not VfAction.KEEP or step.reason
             ),
             "kept_back": {card: health.reason for card, health in decision.kept_back.items()},
             "proofs": {
@@ -229,10 +229,10 @@ class Apply:
                 known = cards(self._picture.facts, self._picture.policy)
                 asked = [known[address] for address in addresses]
                 self._proofs = {**self._proofs, **await self._proof.look(asked)}
-            case Scan(seconds):
+            case Rescan(seconds):
                 try:
                     async with asyncio.timeout(seconds):
-                        await self._sweep.scanner.rescanned()
+                        await self._monitor.scanner.rescanned()
                 except TimeoutError:
                     pass  # what comes of it is decided by the clock
             case SetVfs() as order:
@@ -251,7 +251,7 @@ class Apply:
             )
         else:
             try:
-                async with self._sweep.changing(card.address):
+                async with self._monitor.changing(card.address):
                     await self._ask(card, card.index, order.number)
             except XpumlError as error:
                 failure, refused = str(error), error.function == _SPLIT
@@ -296,12 +296,12 @@ class Apply:
             )
 
 
-def _named(action: Wait | Prove | Scan | SetVfs) -> str:
+def _named(action: Wait | Prove | Rescan | SetVfs) -> str:
     match action:
         case Prove(addresses):
             return f"look who uses {', '.join(addresses)}"
         case SetVfs(card, number):
             return f"ask the driver for {number} VFs of {card.address}"
-        case Scan():
+        case Rescan():
             return "scan"
     return "wait"

@@ -35,7 +35,7 @@ class Refusal(PluginError):  # noqa: N818 - it is an answer, not an error of our
 
 
 @frozen
-class Grant:
+class ContainerGrant:
     """One container's part of the answer: node paths (the same inside and outside) and environment."""
 
     entries: tuple[Entry, ...]
@@ -45,7 +45,7 @@ class Grant:
 
 def grant(
     inventory: Inventory, resource: str, requests: Sequence[Sequence[str]], node: NodeIdentity
-) -> list[Grant]:
+) -> list[ContainerGrant]:
     """Return one Grant for each container's ids. Raises Refusal for the whole request.
 
     A device is granted if it is in the inventory, and is healthy or only withheld from new pods. It must also
@@ -65,8 +65,8 @@ def grant(
     return [_grant(tuple(inventory.entries[id] for id in ids)) for ids in requests]
 
 
-def _grant(entries: tuple[Entry, ...]) -> Grant:
-    return Grant(
+def _grant(entries: tuple[Entry, ...]) -> ContainerGrant:
+    return ContainerGrant(
         entries=entries,
         paths=(*(entry.device.path for entry in entries), CONTROL_PATH),
         environment={IDS_VARIABLE: ",".join(entry.id for entry in entries)},

@@ -12,13 +12,12 @@ from dataclasses import field
 from enum import StrEnum
 
 from xpu_plugin.frozen import frozen
-from xpu_plugin.model.devices import Kind as DeviceKind
-from xpu_plugin.model.devices import Process
+from xpu_plugin.model.devices import DeviceKind, Process
 from xpu_plugin.model.inventory import Entry, is_old
 from xpu_plugin.model.ownership import Listing, pod_of
 
 
-class Kind(StrEnum):
+class AuditKind(StrEnum):
     """The kinds of findings."""
 
     DOUBLE_HOLDER = "double-holder"
@@ -27,24 +26,24 @@ class Kind(StrEnum):
 
 
 EVENTS = {
-    Kind.DOUBLE_HOLDER: "XPUDoubleHolder",
-    Kind.WITHOUT_GRANT: "XPUHolderWithoutGrant",
-    Kind.UNKNOWN_GRANT: "XPUGrantUnknown",
+    AuditKind.DOUBLE_HOLDER: "XPUDoubleHolder",
+    AuditKind.WITHOUT_GRANT: "XPUHolderWithoutGrant",
+    AuditKind.UNKNOWN_GRANT: "XPUGrantUnknown",
 }
 
 
 @frozen
-class Finding:
+class AuditFinding:
     """One contradiction."""
 
-    kind: Kind
+    kind: AuditKind
     device: str  # its id
     text: str  # both sides, in a sentence
     certain: bool = False  # one list shows both sides, so a second look is not needed
 
 
 @frozen
-class Evidence:
+class AuditView:
     """The facts at one moment."""
 
     listing: Listing  # of the kubelet; complete except for ordinary init containers
@@ -60,7 +59,7 @@ class Evidence:
     processes: Mapping[str, tuple[Process, ...] | None] = field(default_factory=dict)  # as in `Usage`
 
 
-def findings(evidence: Evidence) -> frozenset[Finding]:
+def findings(evidence: AuditView) -> frozenset[AuditFinding]:
     """Return all contradictions. One that is not certain counts if it shows twice: the kubelet's list may
     lag."""
     return frozenset(
@@ -68,7 +67,7 @@ def findings(evidence: Evidence) -> frozenset[Finding]:
     )
 
 
-def _device(id: str, resource: str, evidence: Evidence) -> str | None:
+def _device(id: str, resource: str, evidence: AuditView) -> str | None:
     """Return the offered device of a listed id, by any of its names; None if it is not ours."""
     entries = evidence.entries
     if is_old(id) and not (id in entries and entries[id].resource == resource):
@@ -78,7 +77,7 @@ def _device(id: str, resource: str, evidence: Evidence) -> str | None:
     return entries[id].device.id if id in entries else None
 
 
-def _seat(id: str, resource: str, evidence: Evidence) -> str | None:
+def _seat(id: str, resource: str, evidence: AuditView) -> str | None:
     """Return the hardware of a listed id; None if it is not ours.
 
     A VF counts by its address: with another VF count of its card it has another id.
@@ -89,7 +88,7 @@ def _seat(id: str, resource: str, evidence: Evidence) -> str | None:
     return re.sub(r"-of[0-9]+$", "", own or id)
 
 
-def _double_holders(evidence: Evidence) -> Iterable[Finding]:
+def _double_holders(evidence: AuditView) -> Iterable[AuditFinding]:
     holders: dict[str, dict[str, str]] = {}
     for holding in evidence.listing.holdings:
         for id in holding.ids:
@@ -99,10 +98,10 @@ def _double_holders(evidence: Evidence) -> Iterable[Finding]:
         if len(own) > 1:
             sides = " and by ".join(f"{container} as {what}" for container, what in sorted(own.items()))
             text = f"{seat} is held by {sides}"
-            yield Finding(kind=Kind.DOUBLE_HOLDER, device=seat, text=text, certain=True)
+            yield AuditFinding(kind=AuditKind.DOUBLE_HOLDER, device=seat, text=text, certain=True)
 
 
-def _without_grant(evidence: Evidence) -> Iterable[Finding]:
+def _without_grant(evidence: AuditView) -> Iterable[AuditFinding]:
     known = {*evidence.recorded, *evidence.before}
     held = set()
     for holding in evidence.listing.holdings:
@@ -114,24 +113,24 @@ def _without_grant(evidence: Evidence) -> Iterable[Finding]:
                         f"{holding.container} holds {id} of {holding.resource}, which this plugin neither "
                         "has granted nor offers; another plugin uses that resource name"
                     )
-                    yield Finding(kind=Kind.WITHOUT_GRANT, device=id, text=text)
+                    yield AuditFinding(kind=AuditKind.WITHOUT_GRANT, device=id, text=text)
                 continue
             if not is_old(id) and evidence.entries[id].resource != holding.resource:
                 continue
             held.add(own)
             if id not in known:
                 text = f"{id} is held by {holding.container}, and this plugin has not granted it"
-                yield Finding(kind=Kind.WITHOUT_GRANT, device=own, text=text)
+                yield AuditFinding(kind=AuditKind.WITHOUT_GRANT, device=own, text=text)
     for id, entry in evidence.entries.items():
         pids = [str(own.host_pid) for own in _users(entry, evidence) if own.host_pid is not None]
         unknown = entry.device.id not in held and id not in known
         if pids and unknown and not _written(id, evidence):
             who = ", ".join(pids)
             text = f"{id} at {entry.device.path} is used by process {who}, and no container was granted it"
-            yield Finding(kind=Kind.WITHOUT_GRANT, device=entry.device.id, text=text)
+            yield AuditFinding(kind=AuditKind.WITHOUT_GRANT, device=entry.device.id, text=text)
 
 
-def _unknown_grants(evidence: Evidence) -> Iterable[Finding]:
+def _unknown_grants(evidence: AuditView) -> Iterable[AuditFinding]:
     listed: set[str | None] = set()
     for holding in evidence.listing.holdings:
         listed.update(holding.ids)
@@ -145,21 +144,21 @@ def _unknown_grants(evidence: Evidence) -> Iterable[Finding]:
                 f"{id} was held by {former} before the kubelet was restarted, and the kubelet lists that pod "
                 "without it"
             )
-            yield Finding(kind=Kind.UNKNOWN_GRANT, device=entry.device.id, text=text, certain=True)
+            yield AuditFinding(kind=AuditKind.UNKNOWN_GRANT, device=entry.device.id, text=text, certain=True)
         elif id in evidence.settled and (users := _users(entry, evidence)):
             text = (
                 f"{id} was granted by this plugin, the kubelet does not know its holder, and "
                 f"{len(users)} processes compute at {entry.device.path}"
             )
-            yield Finding(kind=Kind.UNKNOWN_GRANT, device=entry.device.id, text=text)
+            yield AuditFinding(kind=AuditKind.UNKNOWN_GRANT, device=entry.device.id, text=text)
 
 
-def _written(id: str, evidence: Evidence) -> bool:
+def _written(id: str, evidence: AuditView) -> bool:
     """Return whether the checkpoint names a device, or cannot be read."""
     return evidence.checkpoint is None or id in evidence.checkpoint
 
 
-def _users(entry: Entry, evidence: Evidence) -> tuple[Process, ...]:
+def _users(entry: Entry, evidence: AuditView) -> tuple[Process, ...]:
     """Return the processes at a device; none for a K200, as the library does not report the half."""
     if entry.device.kind is DeviceKind.HALF:
         return ()

@@ -15,7 +15,7 @@ _QUARANTINED = quarantined("").reason
 MOST_NAMED = 8  # devices in one notice; Events end after 1024 bytes
 
 
-class Reason(StrEnum):
+class DeviceReason(StrEnum):
     """The reasons of notices, in the words of Events."""
 
     UNHEALTHY = "XPUUnhealthy"
@@ -25,14 +25,14 @@ class Reason(StrEnum):
     DRIVER_BACK = "XPUDriverBack"
 
 
-BAD = frozenset({Reason.UNHEALTHY, Reason.QUARANTINED, Reason.DRIVER_LOST})
+BAD = frozenset({DeviceReason.UNHEALTHY, DeviceReason.QUARANTINED, DeviceReason.DRIVER_LOST})
 
 
 @frozen
 class Notice:
     """A fact to report once."""
 
-    reason: Reason
+    reason: DeviceReason
     text: str
 
 
@@ -40,7 +40,7 @@ class Notice:
 class Reported:
     """The state that was reported last."""
 
-    sick: Mapping[str, Reason] = field(default_factory=dict)  # device id -> UNHEALTHY or QUARANTINED
+    sick: Mapping[str, DeviceReason] = field(default_factory=dict)  # device id -> UNHEALTHY or QUARANTINED
     driver: bool = True  # the driver is present
 
 
@@ -58,30 +58,34 @@ def notices(
     """
     entries = list(entries)
     sick = {entry.device.id: _sickness(entry.health) for entry in entries if not entry.health.well}
-    groups: dict[Reason, list[Entry]] = {}
+    groups: dict[DeviceReason, list[Entry]] = {}
     for entry in entries:
         if (reason := _turn(reported.sick.get(entry.device.id), sick.get(entry.device.id))) is not None:
             groups.setdefault(reason, []).append(entry)
     found = []
     if driver_gone is not None and reported.driver:
-        found.append(Notice(reason=Reason.DRIVER_LOST, text=f"{_held(entries, holders)}: {driver_gone}"))
+        found.append(
+            Notice(reason=DeviceReason.DRIVER_LOST, text=f"{_held(entries, holders)}: {driver_gone}")
+        )
     if driver_gone is None and not reported.driver:
-        found.append(Notice(reason=Reason.DRIVER_BACK, text="driver and library answer again"))
+        found.append(Notice(reason=DeviceReason.DRIVER_BACK, text="driver and library answer again"))
     found += [
-        Notice(reason=reason, text=_list(groups[reason], holders)) for reason in Reason if reason in groups
+        Notice(reason=reason, text=_list(groups[reason], holders))
+        for reason in DeviceReason
+        if reason in groups
     ]
     return Reported(sick=sick, driver=driver_gone is None), tuple(found)
 
 
-def _sickness(health: Health) -> Reason:
-    return Reason.QUARANTINED if health.reason == _QUARANTINED else Reason.UNHEALTHY
+def _sickness(health: Health) -> DeviceReason:
+    return DeviceReason.QUARANTINED if health.reason == _QUARANTINED else DeviceReason.UNHEALTHY
 
 
-def _turn(before: Reason | None, now: Reason | None) -> Reason | None:
+def _turn(before: DeviceReason | None, now: DeviceReason | None) -> DeviceReason | None:
     """Return the reason to report a device's change between well (None), unhealthy and quarantine."""
     if now is None:
-        return None if before is None else Reason.RECOVERED
-    return now if before is None or (now is Reason.QUARANTINED and before is not now) else None
+        return None if before is None else DeviceReason.RECOVERED
+    return now if before is None or (now is DeviceReason.QUARANTINED and before is not now) else None
 
 
 def _list(entries: list[Entry], holders: Mapping[str, Collection[str]] | None) -> str:

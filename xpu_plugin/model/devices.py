@@ -149,7 +149,7 @@ def credible(gauges: Gauges) -> Gauges:
     return replace(gauges, **left_out, impossible=impossible)
 
 
-class Kind(StrEnum):
+class DeviceKind(StrEnum):
     """The kinds of devices that can be offered, and the PF of a card with VFs, which cannot."""
 
     WHOLE = "whole"
@@ -164,7 +164,7 @@ class Device:
 
     id: str  # `0000:3b:00.0`, a K200's half `0000:3b:00.0-half1`, a VF `0000:3b:01.0-of3` (of 3 VFs)
     card: str  # address of the card's PF
-    kind: Kind
+    kind: DeviceKind
     split: str  # the division of the card: `whole`, `half`, or `of<number of VFs>` for VFs and their PF
     model: str
     node: Node
@@ -429,7 +429,9 @@ def identify(scan: Scan, before: Found | None = None) -> Found:
         before.devices if before else {},
     )
     # A card that is silent since it was split is known by its VFs.
-    devices = [device for device in devices if device.kind is Kind.PF or device.address not in cards.with_vfs]
+    devices = [
+        device for device in devices if device.kind is DeviceKind.PF or device.address not in cards.with_vfs
+    ]
     devices += [
         cards.device(address, reading, node, shared=len(own) > 1)
         for address, own in located.items()
@@ -485,13 +487,13 @@ def _last_failure(reading: Reading) -> Failure | None:
     return reading.failures[-1] if reading.failures else None
 
 
-def _most_vfs(kind: Kind, reading: Reading, function: Function) -> int | None:
+def _most_vfs(kind: DeviceKind, reading: Reading, function: Function) -> int | None:
     """Return the maximum of VFs. VFs and K-series report NON_SRIOV.
 
     Boards that refuse every split report 3 all the same. If sysfs knows the function, `sriov_totalvfs` is
     present only with the PCI capability.
     """
-    if kind in (Kind.VF, Kind.HALF) or reading.mode == VxpuMode.NON_SRIOV:
+    if kind in (DeviceKind.VF, DeviceKind.HALF) or reading.mode == VxpuMode.NON_SRIOV:
         return 0
     if function.vendor is not None and not function.total_vfs:
         return 0
@@ -513,11 +515,11 @@ class _Cards:
         self._before = before
         self._models = {device.address: device.model for device in known}
         self._split = {address for address in readings if self._is_pf(address)}
-        self._split |= {device.address for device in known if device.kind is Kind.PF}
+        self._split |= {device.address for device in known if device.kind is DeviceKind.PF}
         self._parents = {address: card for address in readings if (card := self._parent(address))}
         self.with_vfs = frozenset(self._parents.values())
         self._vfs = Counter(self._parents.values())
-        self._vfs.update(device.card for device in known if device.kind is Kind.VF)
+        self._vfs.update(device.card for device in known if device.kind is DeviceKind.VF)
 
     def _function(self, address: str) -> Function:
         return self._functions.get(address, Function())
@@ -583,11 +585,11 @@ class _Cards:
 
     def device(self, address: str, reading: Reading, node: Node, *, shared: bool) -> Device:
         function = self._function(address)
-        card, kind, split, id = address, Kind.WHOLE, "whole", address
+        card, kind, split, id = address, DeviceKind.WHOLE, "whole", address
         model, memory = self._board(address, reading)
         if (parent := self._parents.get(address)) is not None:
             vfs = self._vf_count(parent, reading.model)
-            card, kind, split, id = parent, Kind.VF, f"of{vfs}", f"{address}-of{vfs}"
+            card, kind, split, id = parent, DeviceKind.VF, f"of{vfs}", f"{address}-of{vfs}"
             last = self._before.get(id)
             if _memory(reading) is None and last is not None:
                 model, memory = last.model, last.memory_bytes
@@ -596,9 +598,9 @@ class _Cards:
                     model = self._family(parent) or model
                 model = _profile(model, memory, vfs)
         elif address in self._split:
-            kind, split = Kind.PF, f"of{self._vf_count(address, None)}"
+            kind, split = DeviceKind.PF, f"of{self._vf_count(address, None)}"
         elif shared or reading.model == _K200:
-            kind, split, id = Kind.HALF, "half", f"{address}-half{node.minor & 1}"
+            kind, split, id = DeviceKind.HALF, "half", f"{address}-half{node.minor & 1}"
             last = self._before.get(id)
             memory = memory or (last.memory_bytes if last is not None else 0)
         return Device(

@@ -8,8 +8,8 @@ from dataclasses import field, replace
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import (
     Device,
+    DeviceKind,
     Found,
-    Kind,
     matches,
     may_be_serial,
     parent_by_rule,
@@ -31,7 +31,7 @@ class Policy:
     def offers(self, device: Device) -> bool:
         """Return whether to offer a device: never a PF with VFs; `deny` beats `allow`; empty `allow` allows
         all."""
-        if device.kind is Kind.PF or (self.deny and matches(device, self.deny)):
+        if device.kind is DeviceKind.PF or (self.deny and matches(device, self.deny)):
             return False
         return not self.allow or matches(device, self.allow)
 
@@ -241,7 +241,7 @@ def stale_ids(facts: Facts) -> dict[str, list[str]]:
 
 
 def _is_pf(device: Device) -> bool:
-    return device.kind is Kind.PF
+    return device.kind is DeviceKind.PF
 
 
 def _split_of(id: str) -> str:

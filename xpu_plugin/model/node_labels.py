@@ -4,7 +4,7 @@
 import re
 from collections.abc import Iterable
 
-from xpu_plugin.model.devices import Device, Kind
+from xpu_plugin.model.devices import Device, DeviceKind
 
 
 PREFIX = "baidu.com/xpu."
@@ -49,7 +49,7 @@ def node_labels(devices: Iterable[Device], driver_version: str) -> dict[str, str
 
 def _model(own: list[Device]) -> str:
     """Return a card's model; if its PF is not in sight, by the name of its VFs."""
-    board = next((device for device in own if device.kind is not Kind.VF), own[0])
+    board = next((device for device in own if device.kind is not DeviceKind.VF), own[0])
     return board.model.partition("-VF-")[0]
 
 
@@ -58,4 +58,4 @@ def _memory(own: list[Device]) -> int:
 
     A PF reports none if its card was split when the driver was loaded, and VFs have less than their share.
     """
-    return sum(device.memory_bytes for device in own if device.kind is not Kind.VF)
+    return sum(device.memory_bytes for device in own if device.kind is not DeviceKind.VF)

@@ -30,7 +30,7 @@ ANEW_SECONDS = 60.0  # from one registration to the next for a doubt: a new kube
 
 
 @frozen
-class Pace:
+class RivalPace:
     """Waits, as the constants above."""
 
     look: float = LOOK_SECONDS

@@ -24,7 +24,7 @@ class Timings:
     """Before a scan that failed is tried again."""
     doubt: float = 5.0
     """After a scan, before another one for a device that did not answer it."""
-    probation: tuple[float, float] = (1.0, 300.0)
+    unresponsive: tuple[float, float] = (1.0, 300.0)
     """Between two attempts at a device that hangs."""
 
     # Holders, grants and the node.
@@ -36,12 +36,12 @@ class Timings:
     """For the disk, while a container's start waits for the record."""
     record: float = 10.0
     """Between two looks whether `cleanup` has removed the record of the label."""
-    vfs: vf_reconcile.Pace = vf_reconcile.Pace()
+    vfs: vf_reconcile.VfPace = vf_reconcile.VfPace()
 
     # The kubelet.
     again: tuple[float, float] = registration.AGAIN_SECONDS
     """Before a registration, after a second stream that was short."""
-    rivalry: rivals.Pace = rivals.Pace()
+    rivalry: rivals.RivalPace = rivals.RivalPace()
     handshake: float = 5.0
     """For a peer to say that it speaks HTTP/2."""
     idle: float = 60.0

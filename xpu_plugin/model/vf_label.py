@@ -18,7 +18,7 @@ NEW_NODE = "a new Node object without the label"
 
 
 @frozen
-class Sight:
+class LabelSight:
     """The node as the API server shows it."""
 
     uid: str | None  # None if it is unknown
@@ -41,7 +41,7 @@ class Kept:
 
 
 def decide(
-    sight: Sight | Silence, *, kept: Kept | None, before: DesiredVfs, argument: int | None
+    sight: LabelSight | Silence, *, kept: Kept | None, before: DesiredVfs, argument: int | None
 ) -> tuple[DesiredVfs, Kept | None]:
     """Return the desired VF count from now on, and the label to keep.
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from xpu_plugin.frozen import frozen
-from xpu_plugin.model.devices import Device, Kind, matches
+from xpu_plugin.model.devices import Device, DeviceKind, matches
 from xpu_plugin.model.inventory import Facts, Policy
 
 
@@ -91,7 +91,7 @@ def cards(facts: Facts, policy: Policy) -> dict[str, Card]:
 
 
 def _card(address: str, devices: list[Device], facts: Facts, policy: Policy) -> Card:
-    own = [device for device in devices if device.kind is not Kind.VF]
+    own = [device for device in devices if device.kind is not DeviceKind.VF]
     in_sight = len(devices) - len(own)
     splits = [int(device.split[2:]) for device in devices if device.split.startswith("of")]
     number = max(splits, default=0)
@@ -129,7 +129,7 @@ def _trouble(own: Sequence[Device], devices: Sequence[Device], facts: Facts) -> 
 # --- the plan -------------------------------------------------------------------------------------
 
 
-class Action(StrEnum):
+class VfAction(StrEnum):
     """The next action for a card."""
 
     KEEP = "keep"
@@ -161,58 +161,60 @@ class Proof:
 
 
 @frozen
-class Step:
+class CardPlan:
     """The plan for one card."""
 
     card: str
     desired: int | None  # None means `keep`
     actual: int
-    action: Action
+    action: VfAction
     reason: str = ""  # a sentence, or empty
     holders: tuple[str, ...] = ()
 
 
-def step_if_idle(desired: DesiredVfs, card: Card) -> Step:
+def step_if_idle(desired: DesiredVfs, card: Card) -> CardPlan:
     """Return the step for a card, on the condition that it has no users."""
-    step = Step(card=card.address, desired=desired.number, actual=card.vfs, action=Action.KEEP)
+    step = CardPlan(card=card.address, desired=desired.number, actual=card.vfs, action=VfAction.KEEP)
     number = desired.number
     if number is None or number == card.vfs or card.excluded:
         return replace(step, reason=card.excluded)
     if card.most == 0:
-        return replace(step, action=Action.UNSUPPORTED, reason="this card cannot be split")
+        return replace(step, action=VfAction.UNSUPPORTED, reason="this card cannot be split")
     if card.trouble:
-        return replace(step, action=Action.BLOCKED, reason=card.trouble)
+        return replace(step, action=VfAction.BLOCKED, reason=card.trouble)
     if card.most is None:
         return replace(
-            step, action=Action.BLOCKED, reason="the library does not report whether it can be split"
+            step, action=VfAction.BLOCKED, reason="the library does not report whether it can be split"
         )
     if number > card.most:
         # Asked for too many, the driver removes the present VFs before it refuses.
-        return replace(step, action=Action.FAILED, reason=f"this card can have {card.most} VFs at most")
-    return replace(step, action=Action.APPLY)
+        return replace(step, action=VfAction.FAILED, reason=f"this card can have {card.most} VFs at most")
+    return replace(step, action=VfAction.APPLY)
 
 
-def plan(desired: DesiredVfs, observed: Mapping[str, Card], proofs: Mapping[str, Proof]) -> tuple[Step, ...]:
+def plan(
+    desired: DesiredVfs, observed: Mapping[str, Card], proofs: Mapping[str, Proof]
+) -> tuple[CardPlan, ...]:
     """Plan a step for each card. A card that has the desired VF count, or may have users, is not changed."""
     return tuple(
         proven(step_if_idle(desired, card), proofs.get(address)) for address, card in observed.items()
     )
 
 
-def proven(step: Step, proof: Proof | None) -> Step:
+def proven(step: CardPlan, proof: Proof | None) -> CardPlan:
     """Return the step, or a blocked one if the card has users or the proof is missing."""
-    if step.action is not Action.APPLY:
+    if step.action is not VfAction.APPLY:
         return step
     proof = proof or Proof(doubt="not checked yet")
     if proof.idle:
         return step
-    return replace(step, action=Action.BLOCKED, reason=proof.text, holders=proof.holders)
+    return replace(step, action=VfAction.BLOCKED, reason=proof.text, holders=proof.holders)
 
 
 # --- the report -----------------------------------------------------------------------------------
 
 
-class State(StrEnum):
+class VfState(StrEnum):
     """The state of a card or a node, the worst last."""
 
     SUCCESS = "success"
@@ -222,10 +224,10 @@ class State(StrEnum):
 
 
 _STATES = {
-    Action.KEEP: State.SUCCESS,
-    Action.APPLY: State.PENDING,
-    Action.BLOCKED: State.BLOCKED,
-    Action.FAILED: State.FAILED,
+    VfAction.KEEP: VfState.SUCCESS,
+    VfAction.APPLY: VfState.PENDING,
+    VfAction.BLOCKED: VfState.BLOCKED,
+    VfAction.FAILED: VfState.FAILED,
 }
 
 
@@ -233,17 +235,17 @@ _STATES = {
 class Report:
     """The state of all cards for the administrator. The reason of a step also names a pause or a change."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[CardPlan, ...]
     problem: str = ""  # of the label itself
 
     @property
-    def state(self) -> State:
+    def state(self) -> VfState:
         """The worst state of all cards. Cards that cannot be split count only if all cards are such."""
-        capable = any(step.action is not Action.UNSUPPORTED for step in self.steps)
-        states = [_STATES[step.action] for step in self.steps if step.action is not Action.UNSUPPORTED]
+        capable = any(step.action is not VfAction.UNSUPPORTED for step in self.steps)
+        states = [_STATES[step.action] for step in self.steps if step.action is not VfAction.UNSUPPORTED]
         if self.problem or (self.steps and not capable):
-            states.append(State.FAILED)
-        return max(states, key=list(State).index, default=State.SUCCESS)
+            states.append(VfState.FAILED)
+        return max(states, key=list(VfState).index, default=VfState.SUCCESS)
 
     def detail(self) -> str:
         """Return the problem of the label and each card as JSON."""
@@ -275,7 +277,7 @@ def document(desired: DesiredVfs, report: Report) -> dict[str, object]:
     }
 
 
-def described(steps: Iterable[Step]) -> list[dict[str, object]]:
+def described(steps: Iterable[CardPlan]) -> list[dict[str, object]]:
     """Describe each card with JSON values."""
     return [
         {

@@ -11,7 +11,7 @@ from dataclasses import field, replace
 from enum import StrEnum
 
 from xpu_plugin.frozen import frozen
-from xpu_plugin.model.devices import Kind
+from xpu_plugin.model.devices import DeviceKind
 from xpu_plugin.model.events import NORMAL, WARNING, Event
 from xpu_plugin.model.health import (
     ASKED_BEFORE,
@@ -21,7 +21,7 @@ from xpu_plugin.model.health import (
     VF_UNDECIDED,
     Health,
 )
-from xpu_plugin.model.vf_plan import Action, Card, DesiredVfs, Proof, Report, Step, proven, step_if_idle
+from xpu_plugin.model.vf_plan import Card, CardPlan, DesiredVfs, Proof, Report, VfAction, proven, step_if_idle
 
 
 LOOK_SECONDS = 5.0  # between checks for users of a card that is to be changed
@@ -33,7 +33,7 @@ REVIEW_SECONDS = 60.0  # between comparisons of a card left alone with the host 
 
 
 @frozen
-class Pace:
+class VfPace:
     """Waits, as the constants above."""
 
     look: float = LOOK_SECONDS
@@ -50,7 +50,7 @@ class Limits:
     timeout: float = 60.0  # until a scan shows a change
     pending: float = 60.0  # from the start until the desired VF count is known
     apply: bool = True  # False: report only
-    pace: Pace = Pace()
+    pace: VfPace = VfPace()
 
 
 @frozen
@@ -71,7 +71,7 @@ class View:
     unread: float | None = None  # since when the record of an earlier request cannot be read; None if it was
     driver: str = ""  # the driver's version
     orders: int = 0  # number of SIGHUPs
-    pace: Pace = Pace()
+    pace: VfPace = VfPace()
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ class Prove:
 
 
 @frozen(kw_only=False)
-class Scan:
+class Rescan:
     """Scan again; give up after so many seconds."""
 
     seconds: float
@@ -179,7 +179,7 @@ class SetVfs:
     number: int
 
 
-class Reason(StrEnum):
+class VfReason(StrEnum):
     """The reasons of Events about transitions."""
 
     APPLIED = "VFApplied"
@@ -192,13 +192,13 @@ class Reason(StrEnum):
 class News:
     """A transition, reported once."""
 
-    reason: Reason
+    reason: VfReason
     card: str  # empty if it concerns the label itself
     text: str
 
     @property
     def event(self) -> Event:
-        kind = NORMAL if self.reason is Reason.APPLIED else WARNING
+        kind = NORMAL if self.reason is VfReason.APPLIED else WARNING
         return Event(kind=kind, reason=str(self.reason), text=self.text)
 
 
@@ -208,7 +208,7 @@ class Decision:
 
     memory: Memory
     kept_back: Mapping[str, Health]
-    action: Wait | Prove | Scan | SetVfs
+    action: Wait | Prove | Rescan | SetVfs
     report: Report
     news: tuple[News, ...] = ()
 
@@ -289,7 +289,7 @@ def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | P
         wait = Wait(view.pace.look if stale_ids or view.unread is not None else None)
         return replace(memory, reserved={}), Prove(unseen) if unseen else wait
     actions = {address: step_if_idle(view.desired, card).action for address, card in view.cards.items()}
-    waiting = [card for card in view.cards.values() if actions[card.address] is Action.APPLY]
+    waiting = [card for card in view.cards.values() if actions[card.address] is VfAction.APPLY]
     left = {card.address for card in waiting if _left_alone(memory, view, card)}
     due = [card for card in waiting if card.address not in left and not _paused(memory, view, card.address)]
     asked = dict.fromkeys((*(card.address for card in due), *stale_ids))
@@ -312,7 +312,7 @@ def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | P
         if left:
             ends.append(REVIEW_SECONDS)
         # A PF that recovers is not offered, so it makes no new inventory and no change to wake us.
-        if due or stale_ids or Action.BLOCKED in actions.values():
+        if due or stale_ids or VfAction.BLOCKED in actions.values():
             ends.append(view.pace.look)
         return replace(memory, reserved={}), Wait(max(min(ends), 0.0) if ends else None)
     card = min(free, key=lambda card: (card.address not in reserved, card.address))
@@ -339,7 +339,7 @@ def _free(view: View, address: str) -> bool:
 
 def _host(view: View, card: Card) -> tuple[object, ...]:
     """Return the facts of the host on which the driver's answer may depend."""
-    own = [device for device in card.devices if device.kind is not Kind.VF]
+    own = [device for device in card.devices if device.kind is not DeviceKind.VF]
     return (view.driver, card.vfs, *((device.node, device.max_vfs, device.serial) for device in own))
 
 
@@ -356,7 +356,7 @@ def _paused(memory: Memory, view: View, address: str) -> bool:
 
 # --- the change in progress -----------------------------------------------------------------------
 
-_Next = tuple[Memory, Wait | Prove | Scan | SetVfs, tuple[News, ...]] | None
+_Next = tuple[Memory, Wait | Prove | Rescan | SetVfs, tuple[News, ...]] | None
 
 
 def _go_on(memory: Memory, view: View) -> _Next:
@@ -372,7 +372,7 @@ def _go_on(memory: Memory, view: View) -> _Next:
 def _planned(memory: Memory, change: Change, card: Card | None, view: View) -> _Next:
     if (
         card is None
-        or step_if_idle(view.desired, card).action is not Action.APPLY
+        or step_if_idle(view.desired, card).action is not VfAction.APPLY
         or change.card in view.taken
     ):
         return None
@@ -403,16 +403,16 @@ def _sent(memory: Memory, change: Change, card: Card | None, view: View) -> _Nex
     if view.scans == change.scans:
         if left > 0:
             wait = min(change.scan_at - view.now, left)
-            return memory, Wait(wait) if wait > 0 else Scan(left), ()
+            return memory, Wait(wait) if wait > 0 else Rescan(left), ()
         reason = change.failure or change.shown or "no scan has shown the result"
         return _failed(memory, change, view, reason), Wait(0.0), ()
     if card is not None and card.complete and card.index is not None:
         if card.vfs == view.desired.number:
             text = f"{card.address} has {card.vfs} VFs now, {change.was} before"
-            news = News(reason=Reason.APPLIED, card=card.address, text=text)
+            news = News(reason=VfReason.APPLIED, card=card.address, text=text)
             return _over(memory, change.card), Wait(0.0), (news,)
         if card.vfs == change.number and not change.failure:
-            if step_if_idle(view.desired, card).action is Action.APPLY:
+            if step_if_idle(view.desired, card).action is VfAction.APPLY:
                 return _send(memory, change, card, view)
             return None  # the desired VF count has changed meanwhile and needs no action
     if change.failure:
@@ -438,10 +438,10 @@ def _awaited(memory: Memory, change: Change, card: Card | None, view: View) -> _
             f"{change.card}: a former process of this plugin has asked the driver for {change.number} VFs, "
             "and no scan has shown them within --vf-timeout"
         )
-        news = News(reason=Reason.FAILED, card=change.card, text=text)
+        news = News(reason=VfReason.FAILED, card=change.card, text=text)
         return replace(memory, change=None), Wait(0.0), (news,)
     wait = min(change.scan_at - view.now, left)
-    return memory, Wait(wait) if wait > 0 else Scan(left), ()
+    return memory, Wait(wait) if wait > 0 else Rescan(left), ()
 
 
 def _over(memory: Memory, card: str) -> Memory:
@@ -501,7 +501,7 @@ def _notice(memory: Memory, view: View) -> tuple[Memory, tuple[News, ...]]:
         elif (was := settled.pop(address, None)) is not None:
             text = f"another program has split {address}: {was} VFs before, {card.vfs} now"
             memory = _pause(memory, view, address, text, view.pace.drift, failed=False)
-            news.append(News(reason=Reason.DRIFT, card=address, text=text))
+            news.append(News(reason=VfReason.DRIFT, card=address, text=text))
     return replace(memory, settled=settled), tuple(news)
 
 
@@ -544,11 +544,11 @@ def _undecided(view: View, card: Card) -> bool:
     A card that is split stays offered, as no card is split after a reboot.
     """
     asked = view.desired.origin is not None
-    looked = card.address in view.proofs or step_if_idle(view.desired, card).action is not Action.APPLY
+    looked = card.address in view.proofs or step_if_idle(view.desired, card).action is not VfAction.APPLY
     return bool(card.most) and not card.vfs and not card.excluded and not (asked and looked)
 
 
-def _step(memory: Memory, view: View, limits: Limits, card: Card) -> Step:
+def _step(memory: Memory, view: View, limits: Limits, card: Card) -> CardPlan:
     """Return a card's step with the progress of its change."""
     step = step_if_idle(view.desired, card)
     change = memory.change
@@ -558,59 +558,59 @@ def _step(memory: Memory, view: View, limits: Limits, card: Card) -> Step:
             what = f"a former process of this plugin has asked the driver for {change.number} VFs"
         if change.failure and view.stuck:
             what = f"{change.failure}; the driver has not finished that request"
-        return replace(step, desired=view.desired.number, action=Action.APPLY, reason=what)
-    in_doubt = step.action is Action.KEEP and not card.excluded and _in_doubt(view, limits, card)
-    due = step.action is Action.APPLY and limits.apply and view.unread is not None
+        return replace(step, desired=view.desired.number, action=VfAction.APPLY, reason=what)
+    in_doubt = step.action is VfAction.KEEP and not card.excluded and _in_doubt(view, limits, card)
+    due = step.action is VfAction.APPLY and limits.apply and view.unread is not None
     if in_doubt or due:
-        return replace(step, action=Action.BLOCKED, reason=_UNREAD)
+        return replace(step, action=VfAction.BLOCKED, reason=_UNREAD)
     pause = memory.pauses.get(card.address)
-    if step.action is Action.KEEP and not card.complete and pause is not None and pause.failed:
-        return replace(step, action=Action.FAILED, reason=pause.reason)
-    if step.action is not Action.APPLY:
+    if step.action is VfAction.KEEP and not card.complete and pause is not None and pause.failed:
+        return replace(step, action=VfAction.FAILED, reason=pause.reason)
+    if step.action is not VfAction.APPLY:
         return step
     if not limits.apply:
-        return replace(step, action=Action.BLOCKED, reason="--vf-policy is never")
+        return replace(step, action=VfAction.BLOCKED, reason="--vf-policy is never")
     if _left_alone(memory, view, card):
         refusals = memory.refusals[card.address]
         reason = (
             f"{refusals.answer}; the card was idle and the answer the same {refusals.times} times, so it is "
             "left alone: set another number, or correct the cause and send SIGHUP to the plugin"
         )
-        return replace(step, action=Action.FAILED, reason=reason)
+        return replace(step, action=VfAction.FAILED, reason=reason)
     if pause is not None and _paused(memory, view, card.address):
         reason = f"{pause.reason}; it is tried again later"
-        return replace(step, action=Action.FAILED if pause.failed else Action.APPLY, reason=reason)
+        return replace(step, action=VfAction.FAILED if pause.failed else VfAction.APPLY, reason=reason)
     proof = view.proofs.get(card.address)
     if proof is None:
         return replace(step, reason="waiting for a check of its users")
     if card.address in view.taken and proof.idle:
-        return replace(step, action=Action.BLOCKED, reason="granted to a container just now")
+        return replace(step, action=VfAction.BLOCKED, reason="granted to a container just now")
     return replace(proven(step, proof), reason=proof.text if not proof.idle else "waiting for its turn")
 
 
-def _turns(memory: Memory, steps: Iterable[Step], desired: DesiredVfs) -> tuple[Memory, tuple[News, ...]]:
+def _turns(memory: Memory, steps: Iterable[CardPlan], desired: DesiredVfs) -> tuple[Memory, tuple[News, ...]]:
     """Return the new problems. Each is reported again only after a success, or for another number or
     failure."""
     reported: dict[str, object] = {"": desired.problem} if desired.problem else {}
     news = []
     if desired.problem and memory.reported.get("") != desired.problem:
-        news.append(News(reason=Reason.FAILED, card="", text=f"{desired.problem}; {desired.instead}"))
+        news.append(News(reason=VfReason.FAILED, card="", text=f"{desired.problem}; {desired.instead}"))
     for step in steps:
         before = memory.reported.get(step.card)
-        if step.action is Action.BLOCKED:
+        if step.action is VfAction.BLOCKED:
             # A holder after a doubt is reported again; a doubt after a holder is not.
 
-            held = bool(step.holders) or before == (Reason.BLOCKED, step.desired, True)
-            now: object = (Reason.BLOCKED, step.desired, held)
-        elif step.action is Action.FAILED:
-            now = (Reason.FAILED, step.desired, step.reason)
-        elif step.action is Action.APPLY and before is not None:
+            held = bool(step.holders) or before == (VfReason.BLOCKED, step.desired, True)
+            now: object = (VfReason.BLOCKED, step.desired, held)
+        elif step.action is VfAction.FAILED:
+            now = (VfReason.FAILED, step.desired, step.reason)
+        elif step.action is VfAction.APPLY and before is not None:
             reported[step.card] = before
             continue
         else:
             continue
         reported[step.card] = now
         if now != before:
-            reason = Reason.BLOCKED if step.action is Action.BLOCKED else Reason.FAILED
+            reason = VfReason.BLOCKED if step.action is VfAction.BLOCKED else VfReason.FAILED
             news.append(News(reason=reason, card=step.card, text=f"{step.card}: {step.reason}"))
     return replace(memory, reported=reported), tuple(news)

@@ -88,7 +88,7 @@ class StartError(AdmissionError):
     freed.
     """
 
-    def __init__(self, reason: str, grant: "Grant") -> None:
+    def __init__(self, reason: str, grant: "Assignment") -> None:
         super().__init__(reason)
         self.grant = grant
 
@@ -111,7 +111,7 @@ class Release(StrEnum):
 
 
 @frozen
-class Device:
+class ListedDevice:
     """A device in its plugin's list, `Unhealthy` once its plugin's stream has ended."""
 
     id: str
@@ -147,7 +147,7 @@ class DeviceNode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Grant:
+class Assignment:
     """Devices held by one container of one pod. Two grants are equal only if they are the same object.
 
     ids_per_numa: the ids again, by NUMA node as in the checkpoint
@@ -171,7 +171,7 @@ class Grant:
         return f"uid-of-{self.namespace}-{self.pod}"
 
 
-class Endpoint:
+class Client:
     """The kubelet's end of one connection to a plugin, after a successful dial."""
 
     def __init__(self, registration: Registration, channel: grpc.aio.Channel) -> None:
@@ -230,13 +230,13 @@ class Kubelet:
         self._pods_unknown = False
         self._servers: list[grpc.aio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._endpoints: dict[str, Endpoint] = {}  # of the plugins that are called
-        self._former: list[Endpoint] = []  # displaced, with an open stream; the last one last
+        self._endpoints: dict[str, Client] = {}  # of the plugins that are called
+        self._former: list[Client] = []  # displaced, with an open stream; the last one last
         self._wedged: set[tuple[str, str]] = set()  # (resource, endpoint), refused until a restart
-        self._devices: dict[str, dict[str, Device]] = {}
+        self._devices: dict[str, dict[str, ListedDevice]] = {}
         self._lists: dict[str, int] = {}
-        self._grants: list[Grant] = []
-        self._forgotten: list[Grant] = []
+        self._grants: list[Assignment] = []
+        self._forgotten: list[Assignment] = []
         self._pod_numbers = itertools.count(1)
         self._admission = asyncio.Lock()
         self._change = asyncio.Event()
@@ -261,11 +261,11 @@ class Kubelet:
         return sum(endpoint.open for endpoint in self._endpoints.values())
 
     @property
-    def grants(self) -> tuple[Grant, ...]:
+    def grants(self) -> tuple[Assignment, ...]:
         return tuple(self._grants)
 
     @property
-    def forgotten(self) -> tuple[Grant, ...]:
+    def forgotten(self) -> tuple[Assignment, ...]:
         """The grants of running containers, if this kubelet knows their pods, but not their devices."""
         return tuple(self._forgotten)
 
@@ -277,7 +277,7 @@ class Kubelet:
         """Return the number of received lists of this resource over all lives."""
         return self._lists.get(resource, 0)
 
-    def devices(self, resource: str) -> dict[str, Device]:
+    def devices(self, resource: str) -> dict[str, ListedDevice]:
         """Return the last list by id, all Unhealthy once its stream ended; empty before the first list."""
         return dict(self._devices.get(resource, {}))
 
@@ -410,7 +410,7 @@ class Kubelet:
         container: str = "main",
         namespace: str = "default",
         init_container: bool = False,
-    ) -> Grant:
+    ) -> Assignment:
         """Admit a pod with one container that asks for `count` devices, and start that container.
 
         A container that holds this resource already gets its grant again, without any call. Raises
@@ -438,7 +438,7 @@ class Kubelet:
         await self.restart_container(held)
         return held
 
-    async def restart_container(self, grant: Grant) -> None:
+    async def restart_container(self, grant: Assignment) -> None:
         """Start the grant's container (again): PreStartContainer where announced, else nothing.
 
         The container gets the cached answer of the grant, even if its devices have changed: Allocate is not
@@ -454,7 +454,7 @@ class Kubelet:
         except AdmissionError as error:
             raise StartError(str(error), grant) from error
 
-    def free(self, grant: Grant) -> None:
+    def free(self, grant: Assignment) -> None:
         """Let the grant's container end. The checkpoint keeps it until the next write: with the next list,
         the
         next grant, or `write_checkpoint`."""
@@ -470,11 +470,11 @@ class Kubelet:
         container: str = "main",
         namespace: str = "default",
         init_container: bool = False,
-    ) -> Grant:
+    ) -> Assignment:
         """Add a container with `ids`, of any form, to PodResources and checkpoint, without a call to a
         plugin:
         the knowledge that a kubelet keeps from a former plugin's time."""
-        grant = Grant(
+        grant = Assignment(
             pod=pod or self._next_pod(),
             namespace=namespace,
             container=container,
@@ -516,7 +516,7 @@ class Kubelet:
             return f"the ResourceName {request.resource_name!r} is invalid"
         return None
 
-    async def dial(self, registration: Registration) -> Endpoint:
+    async def dial(self, registration: Registration) -> Client:
         """Connect to the plugin's endpoint, after Register was answered; TimeoutError if it is not there."""
         path = self.directory / registration.endpoint
         channel = grpc.aio.insecure_channel(address(path), options=_CHANNEL_OPTIONS)
@@ -526,11 +526,9 @@ class Kubelet:
         except BaseException:
             await channel.close(None)
             raise
-        return Endpoint(registration, channel)
+        return Client(registration, channel)
 
-    async def receive(
-        self, endpoint: Endpoint
-    ) -> AsyncGenerator[deviceplugin_pb2.ListAndWatchResponse, None]:
+    async def receive(self, endpoint: Client) -> AsyncGenerator[deviceplugin_pb2.ListAndWatchResponse, None]:
         """Open ListAndWatch and yield its lists; the end of this generator is the end of the stream."""
         call: grpc.aio.UnaryStreamCall[deviceplugin_pb2.Empty, deviceplugin_pb2.ListAndWatchResponse]
         call = endpoint.stub.ListAndWatch(deviceplugin_pb2.Empty())
@@ -544,7 +542,7 @@ class Kubelet:
             call.cancel()
             await call.code()  # until then gRPC has a task of its own for the call
 
-    def displace(self, former: Endpoint) -> None:
+    def displace(self, former: Client) -> None:
         """Handle a second registration of a resource that `former` has. Its stream stays open, without a
         notice to the plugin."""
 
@@ -599,7 +597,7 @@ class Kubelet:
             self._forget(endpoint)
         return "device plugin already connected" if path in self._wedged else None
 
-    def _forget(self, endpoint: Endpoint) -> None:
+    def _forget(self, endpoint: Client) -> None:
         """Remove a client, with or without an open stream."""
         if endpoint in self._former:
             self._former.remove(endpoint)
@@ -634,7 +632,7 @@ class Kubelet:
             self._changed()
             await endpoint.channel.close(None)
 
-    def _leave(self, endpoint: Endpoint) -> None:
+    def _leave(self, endpoint: Client) -> None:
         """Update a resource after the end of one of its streams."""
         resource = endpoint.registration.resource
         asked = self._endpoints.get(resource)
@@ -650,13 +648,13 @@ class Kubelet:
             self._endpoints[resource] = former[-1]
             return
         self._devices[resource] = {
-            device.id: Device(id=device.id, health=UNHEALTHY, numa=device.numa)
+            device.id: ListedDevice(id=device.id, health=UNHEALTHY, numa=device.numa)
             for device in self.devices(resource).values()
         }
 
     def _take(self, resource: str, response: deviceplugin_pb2.ListAndWatchResponse) -> None:
         self._devices[resource] = {
-            device.ID: Device(
+            device.ID: ListedDevice(
                 id=device.ID,
                 health=device.health,
                 numa=tuple(node.ID for node in device.topology.nodes),
@@ -693,7 +691,7 @@ class Kubelet:
     def _next_pod(self) -> str:
         return f"pod-{next(self._pod_numbers)}"
 
-    def _held(self, pod: str, namespace: str, container: str, resource: str) -> Grant | None:
+    def _held(self, pod: str, namespace: str, container: str, resource: str) -> Assignment | None:
         wanted = (pod, namespace, container, resource)
         for grant in self._grants:
             if (grant.pod, grant.namespace, grant.container, grant.resource) == wanted:
@@ -702,7 +700,7 @@ class Kubelet:
 
     async def _admit(
         self, resource: str, count: int, *, pod: str, container: str, namespace: str, init_container: bool
-    ) -> Grant:
+    ) -> Assignment:
         endpoint = self._endpoints.get(resource)
         if endpoint is None or resource not in self._devices:
             raise AdmissionError(f"can't allocate unregistered device {resource}")
@@ -728,7 +726,7 @@ class Kubelet:
                 f"Allocate for one container was answered for {len(answer.container_responses)}"
             )
         response = answer.container_responses[0]
-        return Grant(
+        return Assignment(
             pod=pod,
             namespace=namespace,
             container=container,
@@ -748,7 +746,7 @@ class Kubelet:
             init_container=init_container,
         )
 
-    async def _preferred(self, endpoint: Endpoint, available: set[str], count: int) -> list[str]:
+    async def _preferred(self, endpoint: Client, available: set[str], count: int) -> list[str]:
         """Ask for the plugin's preference. Missing ids are taken from the rest.
 
         It is stricter than a real kubelet, which silently drops unusable ids: here they are an error.
@@ -775,7 +773,7 @@ class Kubelet:
 
     async def _ask(
         self,
-        endpoint: Endpoint,
+        endpoint: Client,
         what: str,
         method: Callable[..., grpc.aio.UnaryUnaryCall[object, _Answer]],
         request: object,
@@ -797,7 +795,7 @@ class Kubelet:
 
     # --- survivors of a kubelet: grants and their checkpoint ---
 
-    def _record(self, grant: Grant) -> None:
+    def _record(self, grant: Assignment) -> None:
         self._grants.append(grant)
         self.write_checkpoint()
         self._changed()
@@ -937,7 +935,7 @@ def _pod_resources_lister(
     return grpc.method_handlers_generic_handler(f"{version}.PodResourcesLister", handlers)
 
 
-def _per_numa(devices: Iterable[Device]) -> dict[int, tuple[str, ...]]:
+def _per_numa(devices: Iterable[ListedDevice]) -> dict[int, tuple[str, ...]]:
     """Group devices by NUMA node; one with several nodes is in each group."""
     ids: dict[int, tuple[str, ...]] = {}
     for device in devices:

@@ -36,9 +36,9 @@ from tests.support.waiting import PROMPT_SECONDS, SECONDS, wait_until
 from xpu_plugin.edges.apiserver import client as api_module
 from xpu_plugin.edges.apiserver import node_watcher, node_writer
 from xpu_plugin.edges.apiserver.client import has_credentials
-from xpu_plugin.edges.apiserver.node_watcher import ApiError, NodeApi, remove
+from xpu_plugin.edges.apiserver.node_watcher import ApiError, NodeWatcher, remove
 from xpu_plugin.edges.apiserver.node_writer import Delays
-from xpu_plugin.model.vf_label import Sight
+from xpu_plugin.model.vf_label import LabelSight
 from xpu_plugin.waiting import delays
 
 
@@ -85,13 +85,13 @@ class Heard:
 
 
 class Plugin:
-    """A NodeApi and what it calls back."""
+    """A NodeWatcher and what it calls back."""
 
     def __init__(self, kubeconfig: Path | None, delays: Delays = delays, patience: float = 0.0) -> None:
         self.sights = Heard()
         self.labels = Heard()  # of the sights
         self.denials = Heard()
-        self.api = NodeApi(
+        self.api = NodeWatcher(
             node=NODE,
             label=LABEL,
             kubeconfig=kubeconfig,
@@ -100,7 +100,7 @@ class Plugin:
             patience=patience,
         )
 
-    def saw(self, sight: Sight) -> None:
+    def saw(self, sight: LabelSight) -> None:
         self.sights(sight)
         self.labels(sight.label)
 
@@ -354,7 +354,7 @@ def test_a_node_that_was_made_anew_is_handed_over_by_its_uid(server: ApiServer, 
     server.uid = "00000000-0000-0000-0000-000000000002"
     server.change({"another": "1"})
     stream.end()
-    assert plugin.sights.next() == Sight(uid=server.uid, label="4")
+    assert plugin.sights.next() == LabelSight(uid=server.uid, label="4")
     assert (first.uid == server.uid, first.label) == (False, "4")
 
 
@@ -1335,7 +1335,7 @@ def test_a_process_ends_though_a_read_is_blocked(server: ApiServer, kubeconfig: 
     code = f"""
 import sys, threading
 from pathlib import Path
-from xpu_plugin.edges.apiserver.node_watcher import NodeApi
+from xpu_plugin.edges.apiserver.node_watcher import NodeWatcher
 assert not any(name.partition(".")[0] in ("kubernetes", "urllib3") for name in sys.modules)
 from xpu_plugin.waiting import delays
 answered = threading.Event()
@@ -1343,7 +1343,7 @@ class Follower:
     denied = print
     def saw(self, sight):
         answered.set()
-api = NodeApi(node={NODE!r}, label="x", kubeconfig=Path({str(kubeconfig)!r}), delays=delays,
+api = NodeWatcher(node={NODE!r}, label="x", kubeconfig=Path({str(kubeconfig)!r}), delays=delays,
               follower=Follower())
 api.publish("state", labels={{"a": "b"}}, annotations={{}})
 api.event(kind="Normal", reason="Tested", message="")

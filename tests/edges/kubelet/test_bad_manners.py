@@ -36,7 +36,7 @@ from xpu_plugin.model.health import HEALTHY, Health
 from xpu_plugin.model.inventory import Entry, after_scan, after_verdicts
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
-from xpu_plugin.simulation.kubelet import Endpoint as KubeletsEnd
+from xpu_plugin.simulation.kubelet import Client as KubeletsEnd
 from xpu_plugin.simulation.kubelet import Kubelet, Registration
 
 

@@ -29,7 +29,7 @@ from xpu_plugin.edges.kubelet.endpoint import Identity, InstanceLock, remove_sta
 from xpu_plugin.model import registration
 from xpu_plugin.proto import deviceplugin_pb2, deviceplugin_pb2_grpc
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet, Registration
-from xpu_plugin.simulation.kubelet import Endpoint as KubeletsEnd
+from xpu_plugin.simulation.kubelet import Client as KubeletsEnd
 
 
 pytestmark = pytest.mark.usefixtures("leaves_no_task")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The driver over real worker processes: whatever the library does there, callers get an answer or one
+"""The worker client over real worker processes: whatever the library does there, callers get an answer or one
 error."""
 
 import asyncio
@@ -25,10 +25,10 @@ from tests.support.waiting import PROMPT_SECONDS, SECONDS, until, wait_until
 from xpu_plugin.edges.memory import taken
 from xpu_plugin.edges.worker.client import (
     BusyError,
-    Driver,
     LibraryError,
     Target,
     TooManyStuckError,
+    WorkerClient,
     WorkerDiedError,
     WorkerError,
     WorkerGrownError,
@@ -51,7 +51,7 @@ TIMEOUT = 0.4
 
 pytestmark = pytest.mark.usefixtures("leaves_no_process", "leaves_no_descriptor", "leaves_no_task")
 
-MakeDriver = Callable[..., Driver]
+MakeClient = Callable[..., WorkerClient]
 
 
 @pytest.fixture
@@ -60,29 +60,29 @@ def machine(place: Path) -> Machine:
 
 
 @pytest.fixture
-async def make_driver(
+async def make_client(
     leaves_no_process: None, leaves_no_descriptor: None, leaves_no_task: None
-) -> AsyncIterator[MakeDriver]:
-    drivers: list[Driver] = []
+) -> AsyncIterator[MakeClient]:
+    clients: list[WorkerClient] = []
 
-    def make(target: Target, call_timeout: float = SECONDS, **more: Any) -> Driver:
-        drivers.append(Driver(target, call_timeout=call_timeout, **more))
-        return drivers[-1]
+    def make(target: Target, call_timeout: float = SECONDS, **more: Any) -> WorkerClient:
+        clients.append(WorkerClient(target, call_timeout=call_timeout, **more))
+        return clients[-1]
 
     yield make
-    for driver in drivers:
-        await driver.close()
+    for client in clients:
+        await client.close()
 
 
 @pytest.fixture
-def driver(make_driver: MakeDriver, machine: Machine) -> Driver:
-    return make_driver(target_of(machine))
+def client(make_client: MakeClient, machine: Machine) -> WorkerClient:
+    return make_client(target_of(machine))
 
 
 @pytest.fixture
-def hasty(make_driver: MakeDriver, machine: Machine) -> Driver:
-    """A driver that does not wait long."""
-    return make_driver(target_of(machine), TIMEOUT)
+def hasty(make_client: MakeClient, machine: Machine) -> WorkerClient:
+    """A client that does not wait long."""
+    return make_client(target_of(machine), TIMEOUT)
 
 
 @pytest.fixture(scope="session")
@@ -90,22 +90,22 @@ def rogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_library(Path(__file__).with_name("rogue.c"), tmp_path_factory.mktemp("rogue"))
 
 
-async def scanned(driver: Driver) -> Scan:
-    scan = await driver.scan()
+async def scanned(client: WorkerClient) -> Scan:
+    scan = await client.scan()
     assert scan is not None
     return scan
 
 
-def pid_of(driver: Driver) -> int:
-    assert driver.pid is not None
-    return driver.pid
+def pid_of(client: WorkerClient) -> int:
+    assert client.pid is not None
+    return client.pid
 
 
 # --- answers --------------------------------------------------------------------------------------
 
 
-async def test_a_scan_tells_everything_about_library_devices_and_host(driver: Driver) -> None:
-    scan = await scanned(driver)
+async def test_a_scan_tells_everything_about_library_devices_and_host(client: WorkerClient) -> None:
+    scan = await scanned(client)
     assert [reading.pci for reading in scan.readings] == [
         f"0000:{bus}:00.0" for bus in ("3b", "3c", "3d", "3e")
     ]
@@ -121,73 +121,77 @@ async def test_a_scan_tells_everything_about_library_devices_and_host(driver: Dr
     assert scan.driver_version.startswith("4.0.")
 
 
-async def test_a_sweep_asks_the_worker_of_the_scan_for_all_states(driver: Driver, machine: Machine) -> None:
-    await scanned(driver)
-    worker = driver.pid
-    assert await driver.sweep() == [RUNNING] * 4
+async def test_a_sweep_asks_the_worker_of_the_scan_for_all_states(
+    client: WorkerClient, machine: Machine
+) -> None:
+    await scanned(client)
+    worker = client.pid
+    assert await client.sweep() == [RUNNING] * 4
     machine.set_card(1, {"state": "207"})
     machine.add_fault(STATE, "code:-5", card=2)
-    assert await driver.sweep({3}) == [RUNNING, StateAnswer(0, 207), StateAnswer(-5, 0), None]
-    assert driver.pid == worker
+    assert await client.sweep({3}) == [RUNNING, StateAnswer(0, 207), StateAnswer(-5, 0), None]
+    assert client.pid == worker
 
 
-async def test_each_scan_has_a_fresh_worker_and_the_former_one_ends(driver: Driver) -> None:
-    await scanned(driver)
-    former = pid_of(driver)
-    await scanned(driver)
-    assert driver.pid != former
+async def test_each_scan_has_a_fresh_worker_and_the_former_one_ends(client: WorkerClient) -> None:
+    await scanned(client)
+    former = pid_of(client)
+    await scanned(client)
+    assert client.pid != former
     await until(lambda: has_ended(former))
 
 
-async def test_a_sweep_before_any_scan_is_refused(driver: Driver) -> None:
+async def test_a_sweep_before_any_scan_is_refused(client: WorkerClient) -> None:
     asks: list[Callable[[], Awaitable[object]]] = [
-        driver.sweep,
-        driver.host,
-        driver.replaced,
-        lambda: driver.usage([0], CARD),
-        lambda: driver.set_sriov_vf_num(0, 1, CARD, seconds=SECONDS),
+        client.sweep,
+        client.host,
+        client.replaced,
+        lambda: client.usage([0], CARD),
+        lambda: client.set_sriov_vf_num(0, 1, CARD, seconds=SECONDS),
     ]
     for ask in asks:
         with pytest.raises(WorkerDiedError, match="no worker that has scanned"):
             await ask()
-    assert driver.pid is None
+    assert client.pid is None
 
 
-async def test_a_scan_of_one_device_touches_no_other(driver: Driver, machine: Machine) -> None:
+async def test_a_scan_of_one_device_touches_no_other(client: WorkerClient, machine: Machine) -> None:
     for card in (0, 1, 3):
         machine.add_fault("xpumlDeviceGetHandleByIndex", "crash", card=card)
-    scan = await driver.scan(only=2)
+    scan = await client.scan(only=2)
     assert scan is not None
     assert [reading.state for reading in scan.readings] == [None, None, 201, None]
-    scan = await driver.scan(only=4)
+    scan = await client.scan(only=4)
     assert scan is not None
     assert [reading.state for reading in scan.readings] == [None] * 4, "an index that is none"
 
 
-async def test_a_scan_can_have_a_deadline_of_its_own(driver: Driver, machine: Machine) -> None:
+async def test_a_scan_can_have_a_deadline_of_its_own(client: WorkerClient, machine: Machine) -> None:
     machine.add_fault(STATE, "hang", card=1)
     with pytest.raises(WorkerHungError, match=r"within 0\.3 s") as hung:
-        await driver.scan(seconds=0.3)
+        await client.scan(seconds=0.3)
     assert hung.value.call == Call(STATE, 1)
 
 
-async def test_a_node_is_opened_by_a_worker_that_opens_nothing_else(driver: Driver, machine: Machine) -> None:
+async def test_a_node_is_opened_by_a_worker_that_opens_nothing_else(
+    client: WorkerClient, machine: Machine
+) -> None:
     machine.add_fault("xpumlInit", "crash")
     machine.set_card(2, {"unreadable": "EBUSY"})
-    assert [await driver.opens(number) for number in range(5)] == [True, True, False, True, False]
-    assert driver.pid is None
+    assert [await client.opens(number) for number in range(5)] == [True, True, False, True, False]
+    assert client.pid is None
 
 
-async def test_a_scan_tells_why_a_node_was_left_out(driver: Driver, machine: Machine) -> None:
+async def test_a_scan_tells_why_a_node_was_left_out(client: WorkerClient, machine: Machine) -> None:
     machine.set_card(2, {"unreadable": "ENXIO"})
-    scan = await scanned(driver)
+    scan = await scanned(client)
     assert (scan.usable, scan.refused) == ((0, 1, 3), {2: ENXIO})
     machine.set_card(2, {"unreadable": ""})
-    assert (await scanned(driver)).refused == {}
+    assert (await scanned(client)).refused == {}
 
 
 async def test_a_round_of_slow_calls_may_take_longer_than_each_of_them(
-    hasty: Driver, machine: Machine
+    hasty: WorkerClient, machine: Machine
 ) -> None:
     """The deadline is one for progress: each call has it to itself."""
     machine.set({"request-delay": "30"})
@@ -205,42 +209,42 @@ async def test_a_round_of_slow_calls_may_take_longer_than_each_of_them(
     assert hung.value.call == Call(STATE, 2)
 
 
-async def test_a_worker_that_ends_while_nobody_asks_it_is_told_of_once(driver: Driver) -> None:
-    await scanned(driver)
-    await driver.sweep()
-    worker = pid_of(driver)
+async def test_a_worker_that_ends_while_nobody_asks_it_is_told_of_once(client: WorkerClient) -> None:
+    await scanned(client)
+    await client.sweep()
+    worker = pid_of(client)
     os.kill(worker, signal.SIGKILL)
-    await until(lambda: driver.ended.current)
-    assert driver.pid == worker
+    await until(lambda: client.ended.current)
+    assert client.pid == worker
     with pytest.raises(WorkerDiedError):
-        await driver.sweep()
-    await scanned(driver)
-    driver.dismiss()
+        await client.sweep()
+    await scanned(client)
+    client.dismiss()
     await asyncio.sleep(0)
-    assert driver.ended.current == 1, "and not of one that we have ended ourselves"
+    assert client.ended.current == 1, "and not of one that we have ended ourselves"
 
 
 @pytest.mark.parametrize("by_name", [False, True])
 async def test_a_library_whose_file_is_another_one_by_now(
-    make_driver: MakeDriver, machine: Machine, place: Path, by_name: bool
+    make_client: MakeClient, machine: Machine, place: Path, by_name: bool
 ) -> None:
     """Also where only the loader knows which file it is."""
     own, other = place / "libxpuml.so.1", place / "other"
     for copy in (own, other):
         shutil.copy(shipped(), copy)
     library, environment = (own.name, {"LD_LIBRARY_PATH": str(place)}) if by_name else (str(own), {})
-    driver = make_driver(target_of(machine, library, environment=environment))
-    await scanned(driver)
-    assert await driver.replaced() is None
+    client = make_client(target_of(machine, library, environment=environment))
+    await scanned(client)
+    assert await client.replaced() is None
     other.replace(own)
-    mark = await driver.replaced()
+    mark = await client.replaced()
     assert mark
     assert str(own) in mark
-    assert await driver.replaced() == mark, "the same file, the same mark"
-    await scanned(driver)
-    assert await driver.replaced() is None
+    assert await client.replaced() == mark, "the same file, the same mark"
+    await scanned(client)
+    assert await client.replaced() is None
     own.unlink()
-    assert await driver.replaced() == ""
+    assert await client.replaced() == ""
 
 
 @pytest.fixture
@@ -257,145 +261,147 @@ def container(machine: Machine, place: Path) -> Target:
 
 
 async def test_a_link_of_the_host_is_followed_within_the_container(
-    make_driver: MakeDriver, container: Target, place: Path
+    make_client: MakeClient, container: Target, place: Path
 ) -> None:
-    driver = make_driver(container)
-    assert (await scanned(driver)).library == container.libraries[0]
-    await driver.sweep()
+    client = make_client(container)
+    assert (await scanned(client)).library == container.libraries[0]
+    await client.sweep()
     link = place / "host/usr/local/xpu"
     link.unlink()
-    assert await driver.replaced() == ""
+    assert await client.replaced() == ""
     link.symlink_to("/usr/local/xpu-5.0")
-    mark = await driver.replaced()
+    mark = await client.replaced()
     assert mark
     assert "xpu-5.0/lib64" in mark
     (place / "host/usr/local/xpu-5.0/lib64").rename(place / "host/usr/local/xpu-5.0/lib")
-    mark = await driver.replaced()
+    mark = await client.replaced()
     assert mark
     assert "xpu-5.0/lib/" in mark, "what a fresh worker would find"
-    assert (await scanned(driver)).library == container.libraries[1]
+    assert (await scanned(client)).library == container.libraries[1]
 
 
 async def test_a_library_that_is_installed_late_is_found(
-    make_driver: MakeDriver, container: Target, place: Path
+    make_client: MakeClient, container: Target, place: Path
 ) -> None:
     link = place / "host/usr/local/xpu"
     link.unlink()
-    driver = make_driver(container)
+    client = make_client(container)
     with pytest.raises(LibraryError) as raised:
-        await driver.scan()
+        await client.scan()
     assert str(raised.value) == f"{', '.join(container.libraries)}: no such file"
     link.symlink_to("xpu-5.0")
-    assert (await scanned(driver)).readings
+    assert (await scanned(client)).readings
 
 
 async def test_a_trial_tells_what_a_fresh_worker_would_open_and_leaves_the_present_one_alone(
-    make_driver: MakeDriver, container: Target, place: Path
+    make_client: MakeClient, container: Target, place: Path
 ) -> None:
-    driver = make_driver(container)
-    await scanned(driver)
-    worker, restarts = pid_of(driver), driver.restarts
-    assert (await driver.trial())["library"] == container.libraries[0]
+    client = make_client(container)
+    await scanned(client)
+    worker, restarts = pid_of(client), client.restarts
+    assert (await client.trial())["library"] == container.libraries[0]
     library = place / "host/usr/local/xpu-4.0/lib64/libxpuml.so.1"
     whole = library.read_bytes()
     library.unlink()
     for size in (0, 1000, len(whole) // 2):  # the last one kills who maps it
         library.write_bytes(whole[:size])
         with pytest.raises((LibraryError, WorkerDiedError)):
-            await driver.trial()
-    assert (driver.pid, driver.restarts) == (worker, restarts)
-    assert await driver.sweep()
+            await client.trial()
+    assert (client.pid, client.restarts) == (worker, restarts)
+    assert await client.sweep()
 
 
-async def test_the_host_can_be_compared_with_that_of_the_scan(driver: Driver, machine: Machine) -> None:
-    scan = await scanned(driver)
-    assert await driver.host() == scan.host
+async def test_the_host_can_be_compared_with_that_of_the_scan(client: WorkerClient, machine: Machine) -> None:
+    scan = await scanned(client)
+    assert await client.host() == scan.host
     machine.set_card(0, {"vfs": "2"})
-    now = await driver.host()
+    now = await client.host()
     assert now != scan.host
     assert [node.number for node in now.nodes] == [0, 1, 2, 3, 4, 5]
     assert now.functions["0000:3b:00.0"].num_vfs == 2
     assert now.functions["0000:3b:01.1"].physfn == "0000:3b:00.0"
 
 
-async def test_a_scan_during_which_nodes_change_proves_nothing(driver: Driver, machine: Machine) -> None:
+async def test_a_scan_during_which_nodes_change_proves_nothing(
+    client: WorkerClient, machine: Machine
+) -> None:
     machine.add_fault("xpumlDeviceGetHandleByIndex", "delay:500", card=0, times=1)
-    scan = asyncio.create_task(driver.scan())
-    await until(lambda: in_flight(driver) == Call("xpumlDeviceGetHandleByIndex", 0))
+    scan = asyncio.create_task(client.scan())
+    await until(lambda: in_flight(client) == Call("xpumlDeviceGetHandleByIndex", 0))
     machine.set_card(4, {"model": "R200", "pci": "0000:5e:00.0"})
     assert await scan is None
     machine.clear_faults()
-    assert len((await scanned(driver)).readings) == 5
+    assert len((await scanned(client)).readings) == 5
 
 
-async def test_a_sweep_without_news_is_the_very_same_list(driver: Driver, machine: Machine) -> None:
-    await scanned(driver)
-    first = await driver.sweep()
-    assert await driver.sweep() is first
+async def test_a_sweep_without_news_is_the_very_same_list(client: WorkerClient, machine: Machine) -> None:
+    await scanned(client)
+    first = await client.sweep()
+    assert await client.sweep() is first
     machine.set_card(0, {"state": "207"})
-    sick = await driver.sweep()
+    sick = await client.sweep()
     assert sick != first
-    assert await driver.sweep() is sick
-    left_out = await driver.sweep({0})
+    assert await client.sweep() is sick
+    left_out = await client.sweep({0})
     assert left_out[0] is None
     assert left_out[1:] == first[1:]
     machine.set_card(0, {"state": ""})
-    assert await driver.sweep() == first
+    assert await client.sweep() == first
 
 
-async def test_a_fresh_worker_answers_a_sweep_anew(driver: Driver) -> None:
-    await scanned(driver)
-    first = await driver.sweep()
-    await scanned(driver)
-    again = await driver.sweep()
+async def test_a_fresh_worker_answers_a_sweep_anew(client: WorkerClient) -> None:
+    await scanned(client)
+    first = await client.sweep()
+    await scanned(client)
+    again = await client.sweep()
     assert again == first
     assert again is not first
 
 
-async def test_a_host_without_news_is_that_of_the_scan(driver: Driver, machine: Machine) -> None:
-    scan = await scanned(driver)
-    assert await driver.host() is scan.host
+async def test_a_host_without_news_is_that_of_the_scan(client: WorkerClient, machine: Machine) -> None:
+    scan = await scanned(client)
+    assert await client.host() is scan.host
     machine.set_card(4, {"model": "R200", "pci": "0000:5e:00.0"})
-    host = await driver.host()
+    host = await client.host()
     assert len(host.nodes) == len(scan.host.nodes) + 1
-    assert await driver.host() is host
+    assert await client.host() is host
 
 
-def in_flight(driver: Driver) -> Call | None:
+def in_flight(client: WorkerClient) -> Call | None:
     """What the present worker does, as its progress word says."""
-    return driver._process.in_flight() if driver._process else None
+    return client._process.in_flight() if client._process else None
 
 
-async def test_requests_at_the_same_time_get_their_own_answers(driver: Driver) -> None:
-    scan = await scanned(driver)
-    answers = await asyncio.gather(driver.sweep(), driver.host(), driver.sweep({0}), driver.host())
+async def test_requests_at_the_same_time_get_their_own_answers(client: WorkerClient) -> None:
+    scan = await scanned(client)
+    answers = await asyncio.gather(client.sweep(), client.host(), client.sweep({0}), client.host())
     assert answers[0] == [RUNNING] * 4
     assert answers[2] == [None, *[RUNNING] * 3]
     assert answers[1] == answers[3] == scan.host
 
 
-async def test_a_long_lived_worker_leaks_no_descriptor(driver: Driver) -> None:
+async def test_a_long_lived_worker_leaks_no_descriptor(client: WorkerClient) -> None:
     """The real library leaks one whenever it lists the devices anew."""
-    await scanned(driver)
-    before = descriptors(pid_of(driver))
+    await scanned(client)
+    before = descriptors(pid_of(client))
     for _ in range(50):
-        await driver.sweep()
-        await driver.host()
-    assert descriptors(pid_of(driver)) == before
+        await client.sweep()
+        await client.host()
+    assert descriptors(pid_of(client)) == before
 
 
 # --- who uses a card --------------------------------------------------------------------------------
 
 
-async def test_usage_tells_processes_by_address_and_drivers(driver: Driver, machine: Machine) -> None:
+async def test_usage_tells_processes_by_address_and_drivers(client: WorkerClient, machine: Machine) -> None:
     machine.set_card(0, {"vfs": "2"})
     machine.add_process(7, card=0, vf=0)
     machine.add_line("process", "pid=7 host-pid=4711 card=0 vf=1")
     machine.add_line("process", "pid=8 host-pid=4712 card=0 vf=1")
     machine.add_process(9, card=1)
-    await scanned(driver)
-    worker = driver.pid
-    assert await driver.usage({5, 0, 4}, CARD) == Usage(
+    await scanned(client)
+    worker = client.pid
+    assert await client.usage({5, 0, 4}, CARD) == Usage(
         processes={
             CARD: (),
             "0000:3b:01.0": (Process(pid=7, host_pid=None),),
@@ -403,19 +409,19 @@ async def test_usage_tells_processes_by_address_and_drivers(driver: Driver, mach
         },
         drivers={CARD: "kunlun", "0000:3b:01.0": "kunlun", "0000:3b:01.1": "kunlun"},
     )
-    other = await driver.usage([1, 1], "0000:3c:00.0")
+    other = await client.usage([1, 1], "0000:3c:00.0")
     assert other.processes == {"0000:3c:00.0": (Process(pid=9, host_pid=None),)}
-    assert driver.pid == worker
+    assert client.pid == worker
 
 
 async def test_vfs_of_another_driver_or_of_none_show_in_usage_though_the_library_has_them_not(
-    driver: Driver, machine: Machine
+    client: WorkerClient, machine: Machine
 ) -> None:
     machine.set_card(0, {"vfs": "3", "vf-drivers": "vfio-pci,kunlun,none"})
-    scan = await scanned(driver)
+    scan = await scanned(client)
     assert [reading.pci for reading in scan.readings].count("0000:3b:01.1") == 1
     assert len(scan.readings) == 5
-    usage = await driver.usage([0, 4], CARD)
+    usage = await client.usage([0, 4], CARD)
     assert usage.drivers == {
         CARD: "kunlun",
         "0000:3b:01.0": "vfio-pci",
@@ -426,53 +432,53 @@ async def test_vfs_of_another_driver_or_of_none_show_in_usage_though_the_library
 
 
 async def test_processes_that_the_library_cannot_tell_are_unknown_and_not_none(
-    driver: Driver, machine: Machine
+    client: WorkerClient, machine: Machine
 ) -> None:
     machine.set_card(0, {"vfs": "1"})
     machine.add_fault("xpumlDeviceGetComputeRunningProcesses", "code:999", card=0, vf=0)
-    await scanned(driver)
-    assert (await driver.usage([0, 4], CARD)).processes == {CARD: (), "0000:3b:01.0": None}
+    await scanned(client)
+    assert (await client.usage([0, 4], CARD)).processes == {CARD: (), "0000:3b:01.0": None}
 
 
 @pytest.mark.parametrize("function", ["xpumlDeviceGetPciInfo", "xpumlDeviceGetHandleByIndex"])
 async def test_a_device_without_address_is_left_out_of_usage(
-    driver: Driver, machine: Machine, function: str
+    client: WorkerClient, machine: Machine, function: str
 ) -> None:
-    await scanned(driver)
+    await scanned(client)
     machine.add_fault(function, "code:999", card=1)
-    assert (await driver.usage([0, 1], CARD)).processes == {CARD: ()}
+    assert (await client.usage([0, 1], CARD)).processes == {CARD: ()}
 
 
 @pytest.mark.parametrize("unknown", [0, 1])
 async def test_usage_of_a_k200_is_that_of_both_halves(
-    make_driver: MakeDriver, place: Path, unknown: int
+    make_client: MakeClient, place: Path, unknown: int
 ) -> None:
     machine = make_machine(place / "k200", {"model": "K200", "pci": CARD})
     machine.add_process(7, card=0, half=0)
     machine.add_process(8, card=0, half=1)
-    driver = make_driver(target_of(machine))
-    await scanned(driver)
-    told = (await driver.usage([0, 1], CARD)).processes
+    client = make_client(target_of(machine))
+    await scanned(client)
+    told = (await client.usage([0, 1], CARD)).processes
     assert told == {CARD: (Process(pid=7, host_pid=None), Process(pid=8, host_pid=None))}
     machine.add_fault("xpumlDeviceGetComputeRunningProcesses", "code:999", card=0, half=unknown)
-    assert (await driver.usage([0, 1], CARD)).processes == {CARD: None}
+    assert (await client.usage([0, 1], CARD)).processes == {CARD: None}
 
 
-async def test_usage_of_a_card_that_is_not_in_sysfs_has_no_drivers(driver: Driver) -> None:
-    await scanned(driver)
-    assert (await driver.usage([0], "0000:7f:00.0")).drivers == {}
+async def test_usage_of_a_card_that_is_not_in_sysfs_has_no_drivers(client: WorkerClient) -> None:
+    await scanned(client)
+    assert (await client.usage([0], "0000:7f:00.0")).drivers == {}
 
 
-async def test_usage_where_sysfs_cannot_be_read_is_an_error(driver: Driver, machine: Machine) -> None:
-    await scanned(driver)
+async def test_usage_where_sysfs_cannot_be_read_is_an_error(client: WorkerClient, machine: Machine) -> None:
+    await scanned(client)
     assert machine.sysfs_root
     (machine.sysfs_root / "bus/pci/devices" / CARD / "driver").unlink()
     (machine.sysfs_root / "bus/pci/devices" / CARD / "driver").mkdir()
     with pytest.raises(LibraryError, match="driver"):
-        await driver.usage([0], CARD)
+        await client.usage([0], CARD)
 
 
-async def test_usage_has_the_deadline_of_calls(hasty: Driver, machine: Machine) -> None:
+async def test_usage_has_the_deadline_of_calls(hasty: WorkerClient, machine: Machine) -> None:
     await scanned(hasty)
     machine.add_fault("xpumlDeviceGetComputeRunningProcesses", "hang", card=0)
     with pytest.raises(WorkerHungError) as hung:
@@ -480,37 +486,37 @@ async def test_usage_has_the_deadline_of_calls(hasty: Driver, machine: Machine) 
     assert hung.value.call == Call("xpumlDeviceGetComputeRunningProcesses", 0)
 
 
-async def test_usage_of_an_index_of_another_scan_is_refused(driver: Driver) -> None:
-    await scanned(driver)
+async def test_usage_of_an_index_of_another_scan_is_refused(client: WorkerClient) -> None:
+    await scanned(client)
     with pytest.raises(WrongDeviceError, match="device index 4 is not one of 4"):
-        await driver.usage([0, 4], CARD)
+        await client.usage([0, 4], CARD)
 
 
 # --- VFs ----------------------------------------------------------------------------------------------
 
 
-async def test_a_card_is_split_by_the_worker_of_the_scan(driver: Driver, machine: Machine) -> None:
-    await scanned(driver)
-    worker = driver.pid
-    await driver.set_sriov_vf_num(0, 2, CARD, seconds=SECONDS)
-    assert (await driver.host()).functions[CARD].num_vfs == 2
-    await driver.set_sriov_vf_num(0, 0, CARD, seconds=SECONDS)
-    await driver.set_sriov_vf_num(0, 3, CARD, seconds=SECONDS)
-    assert driver.pid == worker
-    scan = await scanned(driver)
+async def test_a_card_is_split_by_the_worker_of_the_scan(client: WorkerClient, machine: Machine) -> None:
+    await scanned(client)
+    worker = client.pid
+    await client.set_sriov_vf_num(0, 2, CARD, seconds=SECONDS)
+    assert (await client.host()).functions[CARD].num_vfs == 2
+    await client.set_sriov_vf_num(0, 0, CARD, seconds=SECONDS)
+    await client.set_sriov_vf_num(0, 3, CARD, seconds=SECONDS)
+    assert client.pid == worker
+    scan = await scanned(client)
     assert scan.host.functions[CARD].num_vfs == 3
     assert [reading.model for reading in scan.readings] == [200, 2, 2, 2, 203, 203, 203]
 
 
-async def split_card(driver: Driver, machine: Machine) -> None:
+async def split_card(client: WorkerClient, machine: Machine) -> None:
     """Scan with card 0 in two."""
     machine.set_card(0, {"vfs": "2"})
-    assert len((await scanned(driver)).readings) == 6
+    assert len((await scanned(client)).readings) == 6
 
 
-async def whole_and_two_vfs(driver: Driver) -> bool:
+async def whole_and_two_vfs(client: WorkerClient) -> bool:
     """Whether the next scan finds card 0 in two and all others whole."""
-    scan = await scanned(driver)
+    scan = await scanned(client)
     numbers = {address: function.num_vfs for address, function in scan.host.functions.items()}
     return len(scan.readings) == 6 and sum(filter(None, numbers.values())) == numbers[CARD] == 2
 
@@ -524,40 +530,42 @@ async def whole_and_two_vfs(driver: Driver) -> bool:
     ],
 )
 async def test_a_wrong_index_or_address_is_refused_and_no_vf_changes(
-    driver: Driver, machine: Machine, index: int, text: str
+    client: WorkerClient, machine: Machine, index: int, text: str
 ) -> None:
-    await split_card(driver, machine)
+    await split_card(client, machine)
     for number in (0, 3):
         with pytest.raises(WrongDeviceError) as wrong:
-            await driver.set_sriov_vf_num(index, number, CARD, seconds=SECONDS)
+            await client.set_sriov_vf_num(index, number, CARD, seconds=SECONDS)
         assert str(wrong.value) == text
-        assert await whole_and_two_vfs(driver)
+        assert await whole_and_two_vfs(client)
 
 
 @pytest.mark.parametrize("number", [4, 63, 64, -1])
 async def test_above_the_maximum_is_refused_and_existing_vfs_stay(
-    driver: Driver, machine: Machine, number: int
+    client: WorkerClient, machine: Machine, number: int
 ) -> None:
-    await split_card(driver, machine)
+    await split_card(client, machine)
     with pytest.raises(ValueError, match=rf"{number} VFs|3 VFs at most, not {number}"):
-        await driver.set_sriov_vf_num(0, number, CARD, seconds=SECONDS)
-    assert await whole_and_two_vfs(driver)
+        await client.set_sriov_vf_num(0, number, CARD, seconds=SECONDS)
+    assert await whole_and_two_vfs(client)
 
 
 @pytest.mark.parametrize("vf", [0, 1])
 async def test_a_card_in_use_is_the_librarys_refusal_and_its_vfs_stay(
-    driver: Driver, machine: Machine, vf: int
+    client: WorkerClient, machine: Machine, vf: int
 ) -> None:
     machine.add_process(7, card=0, vf=vf)
-    await split_card(driver, machine)
+    await split_card(client, machine)
     for number in (0, 3):
         with pytest.raises(XpumlError) as refused:
-            await driver.set_sriov_vf_num(0, number, CARD, seconds=SECONDS)
+            await client.set_sriov_vf_num(0, number, CARD, seconds=SECONDS)
         assert (refused.value.function, refused.value.code) == (SPLIT, 999)
-        assert await whole_and_two_vfs(driver)
+        assert await whole_and_two_vfs(client)
 
 
-async def test_a_split_has_a_deadline_of_its_own_that_may_be_longer(hasty: Driver, machine: Machine) -> None:
+async def test_a_split_has_a_deadline_of_its_own_that_may_be_longer(
+    hasty: WorkerClient, machine: Machine
+) -> None:
     await split_card(hasty, machine)
     machine.set({"vf-delay": str(int(3 * TIMEOUT * 1000))})
     await hasty.set_sriov_vf_num(0, 3, CARD, seconds=SECONDS)
@@ -565,46 +573,46 @@ async def test_a_split_has_a_deadline_of_its_own_that_may_be_longer(hasty: Drive
 
 
 async def test_a_split_has_a_deadline_of_its_own_that_may_be_shorter(
-    driver: Driver, machine: Machine
+    client: WorkerClient, machine: Machine
 ) -> None:
-    await split_card(driver, machine)
+    await split_card(client, machine)
     machine.add_fault(SPLIT, "hang", card=0)
     with pytest.raises(WorkerHungError, match=f"no answer within 0.3 s in {SPLIT} of device index 0") as hung:
-        await driver.set_sriov_vf_num(0, 3, CARD, seconds=0.3)
+        await client.set_sriov_vf_num(0, 3, CARD, seconds=0.3)
     assert hung.value.call == Call(SPLIT, 0)
     machine.clear_faults()
-    assert await whole_and_two_vfs(driver)
+    assert await whole_and_two_vfs(client)
 
 
 @pytest.mark.parametrize("action", ["crash", "hang"])
 async def test_a_split_that_ends_halfway_leaves_the_card_whole_and_the_next_scan_tells(
-    driver: Driver, machine: Machine, action: str
+    client: WorkerClient, machine: Machine, action: str
 ) -> None:
-    await split_card(driver, machine)
+    await split_card(client, machine)
     machine.add_line("fault", f"function={SPLIT} card=0 at=halfway action={action}")
-    split = asyncio.create_task(driver.set_sriov_vf_num(0, 3, CARD, seconds=SECONDS))
+    split = asyncio.create_task(client.set_sriov_vf_num(0, 3, CARD, seconds=SECONDS))
     if action == "hang":
         assert machine.dev_root
         nodes = machine.dev_root
         await until(lambda: len(list(nodes.glob("xpu[0-9]"))) == 4, "the VFs go")
         assert not split.done()
-        os.kill(pid_of(driver), signal.SIGKILL)
+        os.kill(pid_of(client), signal.SIGKILL)
     with pytest.raises(WorkerDiedError) as died:
         await split
     assert died.value.call == Call(SPLIT, 0)
-    scan = await scanned(driver)
+    scan = await scanned(client)
     assert scan.host.functions[CARD].num_vfs == 0
     assert [reading.model for reading in scan.readings] == [2] * 4
     machine.clear_faults()
-    await driver.set_sriov_vf_num(0, 3, CARD, seconds=SECONDS)
-    assert len((await scanned(driver)).readings) == 7
+    await client.set_sriov_vf_num(0, 3, CARD, seconds=SECONDS)
+    assert len((await scanned(client)).readings) == 7
 
 
 # --- the library hangs or dies --------------------------------------------------------------------
 
 
 async def test_a_hang_ends_at_the_deadline_and_names_function_and_device(
-    hasty: Driver, machine: Machine
+    hasty: WorkerClient, machine: Machine
 ) -> None:
     await scanned(hasty)
     worker = pid_of(hasty)
@@ -623,7 +631,7 @@ async def test_a_hang_ends_at_the_deadline_and_names_function_and_device(
     assert await hasty.sweep() == [RUNNING] * 4
 
 
-async def test_a_device_that_hangs_can_be_left_out(hasty: Driver, machine: Machine) -> None:
+async def test_a_device_that_hangs_can_be_left_out(hasty: WorkerClient, machine: Machine) -> None:
     machine.add_fault("xpumlDeviceGetMemoryInfo", "hang", card=2)
     with pytest.raises(WorkerHungError) as hung:
         await hasty.scan()
@@ -634,7 +642,7 @@ async def test_a_device_that_hangs_can_be_left_out(hasty: Driver, machine: Machi
     assert await hasty.sweep({2}) == [RUNNING, RUNNING, None, RUNNING]
 
 
-async def test_a_hang_that_concerns_no_device_convicts_none(hasty: Driver, machine: Machine) -> None:
+async def test_a_hang_that_concerns_no_device_convicts_none(hasty: WorkerClient, machine: Machine) -> None:
     machine.add_fault("xpumlInit", "hang")
     with pytest.raises(WorkerHungError) as hung:
         await hasty.scan()
@@ -645,32 +653,34 @@ async def test_a_hang_that_concerns_no_device_convicts_none(hasty: Driver, machi
     ("action", "killer"), [("crash", signal.SIGSEGV), ("fpe", signal.SIGFPE), ("abort", signal.SIGABRT)]
 )
 async def test_a_crash_names_signal_function_and_device(
-    driver: Driver, machine: Machine, action: str, killer: signal.Signals
+    client: WorkerClient, machine: Machine, action: str, killer: signal.Signals
 ) -> None:
-    await scanned(driver)
+    await scanned(client)
     machine.add_fault(STATE, action, card=3)
     with pytest.raises(WorkerDiedError, match=f"killed by signal {killer:d}") as died:
-        await driver.sweep()
+        await client.sweep()
     assert died.value.call == Call(STATE, 3)
     machine.clear_faults()
-    assert len((await scanned(driver)).readings) == 4
+    assert len((await scanned(client)).readings) == 4
 
 
-async def test_a_worker_killed_from_outside_is_noticed_and_replaced(driver: Driver) -> None:
-    await scanned(driver)
-    os.kill(pid_of(driver), signal.SIGKILL)
+async def test_a_worker_killed_from_outside_is_noticed_and_replaced(client: WorkerClient) -> None:
+    await scanned(client)
+    os.kill(pid_of(client), signal.SIGKILL)
     with pytest.raises(WorkerDiedError, match="killed by signal 9") as died:
-        await driver.sweep()
+        await client.sweep()
     assert died.value.call is None
-    assert len((await scanned(driver)).readings) == 4
+    assert len((await scanned(client)).readings) == 4
 
 
-async def test_a_worker_killed_during_a_call_is_noticed_at_once(driver: Driver, machine: Machine) -> None:
-    await scanned(driver)
+async def test_a_worker_killed_during_a_call_is_noticed_at_once(
+    client: WorkerClient, machine: Machine
+) -> None:
+    await scanned(client)
     machine.add_fault(STATE, "hang", card=0)
-    sweep = asyncio.create_task(driver.sweep())
-    await until(lambda: in_flight(driver) == Call(STATE, 0))
-    os.kill(pid_of(driver), signal.SIGKILL)
+    sweep = asyncio.create_task(client.sweep())
+    await until(lambda: in_flight(client) == Call(STATE, 0))
+    os.kill(pid_of(client), signal.SIGKILL)
     with pytest.raises(WorkerDiedError) as died:
         async with asyncio.timeout(SECONDS / 2):
             await sweep
@@ -678,36 +688,36 @@ async def test_a_worker_killed_during_a_call_is_noticed_at_once(driver: Driver, 
 
 
 async def test_an_interpreter_that_cannot_start_is_an_error_like_any_other(
-    make_driver: MakeDriver, machine: Machine
+    make_client: MakeClient, machine: Machine
 ) -> None:
-    driver = make_driver(target_of(machine, environment={"PYTHONHOME": "/nonexistent"}))
+    client = make_client(target_of(machine, environment={"PYTHONHOME": "/nonexistent"}))
     with pytest.raises(WorkerDiedError, match="exit status 1"):
-        await driver.scan()
+        await client.scan()
 
 
 # --- the library misbehaves -----------------------------------------------------------------------
 
 
 @pytest.fixture
-def make_rogue(make_driver: MakeDriver, place: Path, rogue: Path) -> Callable[[str], Driver]:
+def make_rogue(make_client: MakeClient, place: Path, rogue: Path) -> Callable[[str], WorkerClient]:
     machine = make_machine(place, number=1)
 
-    def make(deed: str) -> Driver:
-        return make_driver(target_of(machine, rogue, environment={"ROGUE": deed}))
+    def make(deed: str) -> WorkerClient:
+        return make_client(target_of(machine, rogue, environment={"ROGUE": deed}))
 
     return make
 
 
-async def test_a_library_that_ends_the_process(make_rogue: Callable[[str], Driver]) -> None:
+async def test_a_library_that_ends_the_process(make_rogue: Callable[[str], WorkerClient]) -> None:
     with pytest.raises(WorkerDiedError, match="exit status 3") as died:
         await make_rogue("exit").scan()
     assert died.value.call == Call(STATE, 0)
 
 
-async def test_a_library_that_closes_the_socket(make_rogue: Callable[[str], Driver]) -> None:
-    driver = make_rogue("close")
+async def test_a_library_that_closes_the_socket(make_rogue: Callable[[str], WorkerClient]) -> None:
+    client = make_rogue("close")
     with pytest.raises(WorkerDiedError, match="its socket closed") as died:
-        await driver.scan()
+        await client.scan()
     assert died.value.call == Call(STATE, 0)
 
 
@@ -739,90 +749,92 @@ NONSENSE = {
 
 @pytest.mark.parametrize("deed", NONSENSE.values(), ids=NONSENSE.keys())
 async def test_nonsense_on_the_wire_is_one_clear_error_and_a_fresh_worker(
-    make_rogue: Callable[[str], Driver], deed: str
+    make_rogue: Callable[[str], WorkerClient], deed: str
 ) -> None:
-    driver = make_rogue(deed)
+    client = make_rogue(deed)
     with pytest.raises(WorkerDiedError, match="answered malformed data"):
-        await driver.scan()
-    assert driver.pid is None
+        await client.scan()
+    assert client.pid is None
 
 
 async def test_what_the_library_prints_stays_off_the_protocol_and_off_our_output(
-    make_rogue: Callable[[str], Driver], capfd: pytest.CaptureFixture[str]
+    make_rogue: Callable[[str], WorkerClient], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    driver = make_rogue("print")
-    await scanned(driver)
-    assert await driver.sweep() == [RUNNING]
-    assert descriptor(pid_of(driver), 1) == "/dev/null"
+    client = make_rogue("print")
+    await scanned(client)
+    assert await client.sweep() == [RUNNING]
+    assert descriptor(pid_of(client), 1) == "/dev/null"
     assert capfd.readouterr().out == ""
 
 
-async def test_descriptor_0_is_taken(driver: Driver) -> None:
+async def test_descriptor_0_is_taken(client: WorkerClient) -> None:
     """The library takes a control node of descriptor 0 for one that is not open."""
-    await scanned(driver)
-    assert descriptor(pid_of(driver), 0) == "/dev/null"
+    await scanned(client)
+    assert descriptor(pid_of(client), 0) == "/dev/null"
 
 
 async def test_the_worker_does_not_hide_devices(
-    make_driver: MakeDriver, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    make_client: MakeClient, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XPU_VISIBLE_DEVICES", "1")
-    driver = make_driver(target_of(machine, environment={"XPU_VISIBLE_DEVICES": "0"}))
-    assert len((await scanned(driver)).readings) == 4
+    client = make_client(target_of(machine, environment={"XPU_VISIBLE_DEVICES": "0"}))
+    assert len((await scanned(client)).readings) == 4
 
 
 # --- no library, no driver ------------------------------------------------------------------------
 
 
 async def test_without_a_library_each_path_and_its_trouble_is_named(
-    make_driver: MakeDriver, machine: Machine, place: Path
+    make_client: MakeClient, machine: Machine, place: Path
 ) -> None:
     text = place / "text.so"
     text.write_text("no library")
-    driver = make_driver(target_of(machine, "/nonexistent/libxpuml.so.1", text, "libno-such-xpuml.so.1"))
+    client = make_client(target_of(machine, "/nonexistent/libxpuml.so.1", text, "libno-such-xpuml.so.1"))
     with pytest.raises(LibraryError) as failed:
-        await driver.scan()
+        await client.scan()
     for part in ("/nonexistent/libxpuml.so.1: no such file", str(text), "libno-such-xpuml.so.1"):
         assert part in str(failed.value)
 
 
 async def test_the_first_usable_library_is_taken(
-    make_driver: MakeDriver, machine: Machine, place: Path, rogue: Path
+    make_client: MakeClient, machine: Machine, place: Path, rogue: Path
 ) -> None:
     unusable = place / "unusable.so"
     unusable.write_text("no library")
-    driver = make_driver(target_of(machine, "/nonexistent.so", unusable, shipped(), rogue))
-    assert (await scanned(driver)).library == str(shipped())
+    client = make_client(target_of(machine, "/nonexistent.so", unusable, shipped(), rogue))
+    assert (await scanned(client)).library == str(shipped())
 
 
 async def test_without_a_driver_the_library_says_9_until_there_is_one(
-    driver: Driver, machine: Machine
+    client: WorkerClient, machine: Machine
 ) -> None:
     machine.set({"driver": "gone"})
     for _ in range(2):
         with pytest.raises(DriverNotLoadedError) as failed:
-            await driver.scan()
+            await client.scan()
         assert (failed.value.function, failed.value.code) == ("xpumlInit", 9)
         assert failed.value.text == "Driver Not Loaded"
     machine.set({"driver": ""})
-    assert len((await scanned(driver)).readings) == 4
+    assert len((await scanned(client)).readings) == 4
 
 
 @pytest.mark.parametrize("code", [12345, -5, 2])
-async def test_a_count_that_fails_is_the_librarys_error(driver: Driver, machine: Machine, code: int) -> None:
+async def test_a_count_that_fails_is_the_librarys_error(
+    client: WorkerClient, machine: Machine, code: int
+) -> None:
     """Also with code 2, whose exception is a ValueError, too, and not to be taken for nonsense."""
     machine.add_fault("xpumlDeviceGetCount", f"code:{code}", times=1)
     with pytest.raises(XpumlError) as failed:
-        await driver.scan()
+        await client.scan()
     assert (failed.value.function, failed.value.code) == ("xpumlDeviceGetCount", code)
 
 
 async def test_a_version_that_cannot_be_told_is_no_reason_not_to_work(
-    driver: Driver, machine: Machine
+    client: WorkerClient, machine: Machine
 ) -> None:
     machine.add_fault("xpumlSystemGetDriverVersion", "code:999")
     machine.add_fault("xpumlSystemGetXPUMLVersion", "garbage-strings")
-    scan = await scanned(driver)
+    scan = await scanned(client)
     assert scan.driver_version == "unknown (xpumlSystemGetDriverVersion: Unknown Error (999))"
     assert scan.library_version
 
@@ -831,51 +843,51 @@ async def test_a_version_that_cannot_be_told_is_no_reason_not_to_work(
 
 
 async def test_a_request_given_up_half_way_does_not_answer_the_next_one(
-    driver: Driver, machine: Machine
+    client: WorkerClient, machine: Machine
 ) -> None:
-    await scanned(driver)
+    await scanned(client)
     machine.add_fault(STATE, "delay:300", card=0, times=1)
-    sweep = asyncio.create_task(driver.sweep())
-    await until(lambda: in_flight(driver) == Call(STATE, 0))
+    sweep = asyncio.create_task(client.sweep())
+    await until(lambda: in_flight(client) == Call(STATE, 0))
     sweep.cancel()
     with pytest.raises(asyncio.CancelledError):
         await sweep
     with pytest.raises(WorkerDiedError, match="no worker that has scanned"):
-        await driver.host()
-    assert len((await scanned(driver)).readings) == 4
-    assert await driver.sweep({1}) == [RUNNING, None, RUNNING, RUNNING]
+        await client.host()
+    assert len((await scanned(client)).readings) == 4
+    assert await client.sweep({1}) == [RUNNING, None, RUNNING, RUNNING]
 
 
 async def test_a_request_given_up_while_it_waits_for_another_harms_none(
-    driver: Driver, machine: Machine
+    client: WorkerClient, machine: Machine
 ) -> None:
-    await scanned(driver)
-    worker = driver.pid
+    await scanned(client)
+    worker = client.pid
     machine.add_fault(STATE, "delay:300", card=0, times=1)
-    sweep = asyncio.create_task(driver.sweep())
-    await until(lambda: in_flight(driver) == Call(STATE, 0))
-    waiting = asyncio.create_task(driver.host())
+    sweep = asyncio.create_task(client.sweep())
+    await until(lambda: in_flight(client) == Call(STATE, 0))
+    waiting = asyncio.create_task(client.host())
     await asyncio.sleep(0)
     waiting.cancel()
     assert await sweep == [RUNNING] * 4
-    assert driver.pid == worker
+    assert client.pid == worker
 
 
-async def test_a_start_given_up_half_way_leaves_no_worker(driver: Driver) -> None:
-    scan = asyncio.create_task(driver.scan())
-    await until(lambda: driver.pid is not None)
-    worker = pid_of(driver)
+async def test_a_start_given_up_half_way_leaves_no_worker(client: WorkerClient) -> None:
+    scan = asyncio.create_task(client.scan())
+    await until(lambda: client.pid is not None)
+    worker = pid_of(client)
     scan.cancel()
     with pytest.raises(asyncio.CancelledError):
         await scan
-    assert driver.pid is None
+    assert client.pid is None
     await until(lambda: has_ended(worker))
 
 
 # --- the end --------------------------------------------------------------------------------------
 
 
-async def test_workers_that_were_replaced_are_counted_by_cause(hasty: Driver, machine: Machine) -> None:
+async def test_workers_that_were_replaced_are_counted_by_cause(hasty: WorkerClient, machine: Machine) -> None:
     for _ in range(3):
         await scanned(hasty)
     machine.add_fault(STATE, "hang", times=1)
@@ -901,36 +913,38 @@ async def test_workers_that_were_replaced_are_counted_by_cause(hasty: Driver, ma
     }
 
 
-async def test_states_alone_are_asked_when_nothing_else_may_be(driver: Driver, machine: Machine) -> None:
-    await scanned(driver)
-    worker = driver.pid
-    async with driver.states_only():
-        assert await driver.sweep({1}) == [RUNNING, None, RUNNING, RUNNING]
+async def test_states_alone_are_asked_when_nothing_else_may_be(
+    client: WorkerClient, machine: Machine
+) -> None:
+    await scanned(client)
+    worker = client.pid
+    async with client.states_only():
+        assert await client.sweep({1}) == [RUNNING, None, RUNNING, RUNNING]
         for question in (
-            driver.scan(),
-            driver.host(),
-            driver.replaced(),
-            driver.gauges(),
-            driver.processes(),
+            client.scan(),
+            client.host(),
+            client.replaced(),
+            client.gauges(),
+            client.processes(),
         ):
             with pytest.raises(BusyError) as busy:
                 await question
             assert busy.value.call is None
         with pytest.raises(BusyError):
-            await driver.usage([0], CARD)
+            await client.usage([0], CARD)
         with pytest.raises(BusyError):
-            await driver.set_sriov_vf_num(0, 1, CARD, seconds=SECONDS)
-        assert driver.pid == worker
-    assert (await driver.host()).functions[CARD].num_vfs == 0
+            await client.set_sriov_vf_num(0, 1, CARD, seconds=SECONDS)
+        assert client.pid == worker
+    assert (await client.host()).functions[CARD].num_vfs == 0
 
 
 async def test_the_request_under_way_is_answered_before_states_alone_are_asked(
-    driver: Driver, machine: Machine
+    client: WorkerClient, machine: Machine
 ) -> None:
     machine.add_fault("xpumlInit", "delay:200")
-    scan = asyncio.create_task(driver.scan())
-    await until(lambda: driver.pid, "a worker")
-    async with driver.states_only():
+    scan = asyncio.create_task(client.scan())
+    await until(lambda: client.pid, "a worker")
+    async with client.states_only():
         assert scan.done()
 
 
@@ -938,77 +952,79 @@ async def test_the_request_under_way_is_answered_before_states_alone_are_asked(
 
 
 @pytest.fixture
-def bounded(make_driver: MakeDriver, place: Path, rogue: Path) -> Callable[[str], Driver]:
+def bounded(make_client: MakeClient, place: Path, rogue: Path) -> Callable[[str], WorkerClient]:
     """A rogue that may have 64 MiB, beside the worker's own of less than 16."""
 
-    def make(deed: str) -> Driver:
+    def make(deed: str) -> WorkerClient:
         machine = make_machine(place, number=1)
         target = target_of(machine, rogue, environment={"ROGUE": deed})
-        return make_driver(replace(target, most_bytes=64 * MIB))
+        return make_client(replace(target, most_bytes=64 * MIB))
 
     return make
 
 
 async def test_a_worker_that_leaks_is_ended_when_it_has_more_than_its_share(
-    bounded: Callable[[str], Driver],
+    bounded: Callable[[str], WorkerClient],
 ) -> None:
-    driver = bounded("leak")
-    await scanned(driver)
-    worker = pid_of(driver)
+    client = bounded("leak")
+    await scanned(client)
+    worker = pid_of(client)
 
     async def sweeps() -> None:
         for _ in range(10):
-            await driver.sweep()
+            await client.sweep()
 
     with pytest.raises(WorkerGrownError, match=r"the worker had [678][0-9] MiB of memory"):
         await sweeps()
     await until(lambda: has_ended(worker))
-    assert driver.restarts["grown"] == 1
-    assert (await scanned(driver)).readings, "a fresh one works"
+    assert client.restarts["grown"] == 1
+    assert (await scanned(client)).readings, "a fresh one works"
 
 
 async def test_a_worker_that_grows_within_one_call_is_ended_before_it_answers(
-    bounded: Callable[[str], Driver],
+    bounded: Callable[[str], WorkerClient],
 ) -> None:
     """By the progress word it is known at which device."""
-    driver = bounded("balloon")
+    client = bounded("balloon")
     with pytest.raises(WorkerGrownError, match=STATE) as raised:
-        await driver.scan()
+        await client.scan()
     assert raised.value.call == Call(STATE, 0)
     grown = re.search(r"had (\d+) MiB", str(raised.value))
     assert grown
     assert 64 < int(grown[1]) < 256
 
 
-async def test_a_worker_without_a_share_may_have_what_it_likes(make_rogue: Callable[[str], Driver]) -> None:
-    driver = make_rogue("leak")
-    await scanned(driver)
+async def test_a_worker_without_a_share_may_have_what_it_likes(
+    make_rogue: Callable[[str], WorkerClient],
+) -> None:
+    client = make_rogue("leak")
+    await scanned(client)
     for _ in range(6):
-        await driver.sweep()
-    assert taken(pid_of(driver)) > 100 * MIB  # type: ignore[operator]
-    assert driver.restarts["grown"] == 0
+        await client.sweep()
+    assert taken(pid_of(client)) > 100 * MIB  # type: ignore[operator]
+    assert client.restarts["grown"] == 0
 
 
-async def test_close_leaves_no_process_not_even_a_hanging_one(driver: Driver, machine: Machine) -> None:
-    await scanned(driver)
-    worker = pid_of(driver)
+async def test_close_leaves_no_process_not_even_a_hanging_one(client: WorkerClient, machine: Machine) -> None:
+    await scanned(client)
+    worker = pid_of(client)
     machine.add_fault(STATE, "hang", card=0)
-    sweep = asyncio.create_task(driver.sweep())
-    await until(lambda: in_flight(driver) == Call(STATE, 0))
+    sweep = asyncio.create_task(client.sweep())
+    await until(lambda: in_flight(client) == Call(STATE, 0))
     sweep.cancel()
     begin = time.monotonic()
-    await driver.close()
+    await client.close()
     assert time.monotonic() - begin < PROMPT_SECONDS
     assert has_ended(worker)
     assert (await asyncio.gather(sweep, return_exceptions=True))[0] is not None
 
 
 async def test_workers_that_cannot_be_killed_are_not_waited_for_and_so_many_at_most(
-    make_driver: MakeDriver, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    make_client: MakeClient, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with processes in D state, which a signal does not end."""
     unkillable: list[int] = []
-    hasty = make_driver(target_of(machine), TIMEOUT, most_stuck=3)
+    hasty = make_client(target_of(machine), TIMEOUT, most_stuck=3)
 
     def kill(process: WorkerProcess) -> None:
         unkillable.append(process.pid)
@@ -1040,18 +1056,18 @@ async def test_workers_that_cannot_be_killed_are_not_waited_for_and_so_many_at_m
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from xpu_plugin.edges.worker.client import Driver, Target
+from xpu_plugin.edges.worker.client import WorkerClient, Target
 
 async def main(library, machine, dev, sysfs):
-    driver = Driver(Target(
+    client = WorkerClient(Target(
         libraries=(library,), dev_root=Path(dev), sysfs_root=Path(sysfs), simulated=True,
         environment={"XPU_SIMULATOR_FILE": machine, "XPU_SIMULATOR_DEV_ROOT": dev},
     ), call_timeout=600)
-    scan = asyncio.create_task(driver.scan())
-    while driver._process is None or driver._process.in_flight() is None \\
-            or driver._process.in_flight().index != 2:
+    scan = asyncio.create_task(client.scan())
+    while client._process is None or client._process.in_flight() is None \\
+            or client._process.in_flight().index != 2:
         await asyncio.sleep(0.01)
-    print(driver.pid, flush=True)
+    print(client.pid, flush=True)
     await scan
 
 asyncio.run(main(*sys.argv[1:]))
@@ -1071,7 +1087,7 @@ def test_a_worker_dies_with_its_parent_even_in_a_call_that_hangs(machine: Machin
         wait_until(lambda: has_ended(worker))
 
 
-async def test_a_worker_that_cannot_be_started_is_an_error_like_any_other(driver: Driver) -> None:
+async def test_a_worker_that_cannot_be_started_is_an_error_like_any_other(client: WorkerClient) -> None:
     """Out of descriptors: said as such, nothing is left open, and the next request works."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = os.dup(0)
@@ -1079,9 +1095,9 @@ async def test_a_worker_that_cannot_be_started_is_an_error_like_any_other(driver
     resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
     try:
         with pytest.raises(WorkerDiedError, match="no worker can be started: Too many open files"):
-            await driver.scan()
+            await client.scan()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert os.dup(0) == free
     os.close(free)
-    await scanned(driver)
+    await scanned(client)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from xpu_plugin.doctor.evidence import Evidence, NodeFile
 from xpu_plugin.doctor.finding import Finding, error, ok, skipped, warning
 from xpu_plugin.model.device_table import Row
-from xpu_plugin.model.devices import Kind
+from xpu_plugin.model.devices import DeviceKind
 
 
 NO_XPU = "this node has no XPU on its PCI bus, and no driver of one"
@@ -140,7 +140,7 @@ def driver_unload(evidence: Evidence) -> Finding:
 
 
 def _vfs(rows: Iterable[Row], card: str) -> int:
-    return sum(row.card == card and row.kind == Kind.VF for row in rows)
+    return sum(row.card == card and row.kind == DeviceKind.VF for row in rows)
 
 
 def _all_nodes(evidence: Evidence) -> list[NodeFile]:

@@ -3,7 +3,7 @@
 
 from xpu_plugin.doctor.evidence import Evidence
 from xpu_plugin.doctor.finding import Finding, error, ok, skipped, warning
-from xpu_plugin.model.devices import Kind
+from xpu_plugin.model.devices import DeviceKind
 from xpu_plugin.model.inventory import is_old
 
 
@@ -121,7 +121,7 @@ def exposure(evidence: Evidence) -> Finding:
     idle = sorted(
         row.card
         for row in evidence.library.rows
-        if row.kind == Kind.WHOLE
+        if row.kind == DeviceKind.WHOLE
         and row.max_vfs
         and held.isdisjoint((row.id, row.offered_as, row.path.removeprefix("/dev/xpu")))
     )

@@ -6,7 +6,7 @@ import re
 from xpu_plugin.doctor.checks.host import NO_XPU
 from xpu_plugin.doctor.evidence import Evidence
 from xpu_plugin.doctor.finding import Finding, error, ok, skipped, warning
-from xpu_plugin.model.devices import Kind
+from xpu_plugin.model.devices import DeviceKind
 from xpu_plugin.model.health import KEPT_BACK
 from xpu_plugin.model.unlisted import sentences
 from xpu_plugin.xpuml import OLDEST_LIBRARY, is_too_old
@@ -100,7 +100,9 @@ def ranking(evidence: Evidence) -> Finding:
 
 def vf_capability(evidence: Evidence) -> Finding:
     """Check whether each card can have the desired VF count, by the library and by its PCI capability."""
-    cards = [row for row in evidence.library.rows if row.kind in (Kind.WHOLE, Kind.PF, Kind.HALF)]
+    cards = [
+        row for row in evidence.library.rows if row.kind in (DeviceKind.WHOLE, DeviceKind.PF, DeviceKind.HALF)
+    ]
     if not cards:
         return skipped("no card is in sight")
     most = {row.card: row.max_vfs for row in cards}

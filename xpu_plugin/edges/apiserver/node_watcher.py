@@ -35,7 +35,7 @@ from xpu_plugin.edges.apiserver.node_writer import Delays, NodeWriter, send, val
 from xpu_plugin.errors import PluginError
 from xpu_plugin.log import Once
 from xpu_plugin.model.refusals import Speaker
-from xpu_plugin.model.vf_label import Sight
+from xpu_plugin.model.vf_label import LabelSight
 
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def remove(
 class Follower(Protocol):
     """Is called by a thread."""
 
-    def saw(self, sight: Sight, /) -> None:
+    def saw(self, sight: LabelSight, /) -> None:
         """The node as it is shown: after the first answer, and then when its label or its UID changes."""
 
     def denied(self, text: str, /) -> None:
@@ -77,7 +77,7 @@ class Follower(Protocol):
         """
 
 
-class NodeApi:
+class NodeWatcher:
     """Follows one node's label and keeps what we publish on it, in two daemon threads.
 
     A refusal counts once it has lasted for `patience` seconds, seen at both ends and with nothing else
@@ -106,7 +106,7 @@ class NodeApi:
         self._threads: set[str] = set()  # names of those that were started
 
         # Of the watching thread.
-        self._told: Sight | None = None  # what was handed over last
+        self._told: LabelSight | None = None  # what was handed over last
         self._denied: set[str] = set()  # requests whose refusal on_denied has heard of
         self._complaint = Once()  # the kind of trouble there is
         self._patience = patience
@@ -299,7 +299,7 @@ class NodeApi:
 
     def _saw(self, metadata: NodeMetadata) -> None:
         self._writer.saw(metadata)
-        sight = Sight(uid=metadata.uid, label=metadata.labels.get(self._label))
+        sight = LabelSight(uid=metadata.uid, label=metadata.labels.get(self._label))
         if self._told != sight and not self._stopping.is_set():
             self._told = sight
             self._follower.saw(sight)

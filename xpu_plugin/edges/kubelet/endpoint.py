@@ -179,7 +179,7 @@ class Alone(Protocol):
         """Wait until then."""
 
 
-class Holders(Protocol):
+class HolderCheck(Protocol):
     """Knows which containers hold devices."""
 
     async def before_registration(self) -> None:
@@ -217,7 +217,7 @@ class Endpoint:
         stem: str,
         lock: Alone,
         watch: RivalWatch | None = None,
-        holders: Holders | None = None,
+        holders: HolderCheck | None = None,
         again: tuple[float, float] | None = None,
     ) -> None:
         self.service = service

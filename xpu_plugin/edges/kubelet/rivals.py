@@ -65,7 +65,7 @@ class RivalWatch:
         plugins: Directory | None = None,
         settle: float = 0.0,
         events: Outbox[Event] | None = None,
-        pace: rivals.Pace | None = None,
+        pace: rivals.RivalPace | None = None,
     ) -> None:
         self.resource = resource
         self.rivalry = Rivalry()
@@ -84,8 +84,8 @@ class RivalWatch:
         self.change = asyncio.Event()  # another one after each change of how lists are to be sent
 
     @property
-    def _pace(self) -> rivals.Pace:
-        return self._own_pace or rivals.Pace(
+    def _pace(self) -> rivals.RivalPace:
+        return self._own_pace or rivals.RivalPace(
             look=rivals.LOOK_SECONDS, confirm=rivals.CONFIRM_SECONDS, returns=rivals.RETURN_SECONDS
         )
 

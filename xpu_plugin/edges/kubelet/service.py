@@ -420,7 +420,7 @@ def _check_containers(containers: Sized) -> None:
         )
 
 
-def _answer(grant: allocation.Grant) -> api.ContainerAllocateResponse:
+def _answer(grant: allocation.ContainerGrant) -> api.ContainerAllocateResponse:
     return api.ContainerAllocateResponse(
         envs=dict(grant.environment),
         devices=[

@@ -104,7 +104,7 @@ class Target:
     environment: Mapping[str, str]
 
 
-class Driver:
+class WorkerClient:
     """Asks the worker, one request at a time; starts it when there is none.
 
     call_timeout: seconds without progress after which a request fails: each native call has as long, so that
@@ -214,7 +214,7 @@ class Driver:
 
         Raises WorkerError, LibraryError, XpumlError.
         """
-        other = Driver(self._target, call_timeout=self.call_timeout)
+        other = WorkerClient(self._target, call_timeout=self.call_timeout)
         try:
             await other._start()
         finally:
