@@ -8,12 +8,22 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from coverage import Coverage
 
 from tests.support.clock import Clock
 from tests.support.daemon import Node, a_node
 from tests.support.processes import children, descriptors
 from tests.support.waiting import until, wait_until
 from xpu_plugin.simulation.kubelet import Kubelet
+
+
+def pytest_sessionfinish() -> None:
+    """Save what was measured while the process still runs well.
+
+    A process of pytest-xdist is killed when its end takes too long, and what it measured would be lost.
+    """
+    if (measured := Coverage.current()) is not None:
+        measured.save()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,8 +73,12 @@ class Daemon:
         return self.output_file.read_text()
 
     async def says(self, words: str, times: int = 1) -> None:
-        await until(lambda: self.log.count(words) >= times or self.process.poll() is not None, words)
-        assert self.log.count(words) >= times, self.log
+        def said() -> bool:
+            return self.log.count(words) >= times
+
+        with suppress(AssertionError):  # the log tells more
+            await until(lambda: said() or self.process.poll() is not None)
+        assert said(), f"{words!r} is not in the log:\n{self.log}"
 
     async def ends(self) -> int:
         await until(lambda: self.process.poll() is not None, "the end of the plugin")
