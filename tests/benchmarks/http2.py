@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """As much of gRPC over HTTP/2 as a kubelet and a plugin say to each other, in a few microseconds a call.
 
+h2 is not used: its client takes as long for a call as some of the plugins that are compared.
+
 Both ends of a connection, on a blocking socket. Headers are sent as literals and never decoded: a call that
 ends without a message has failed, and whoever serves finds the method's name in them only when it was sent
 from here. Flow control is obeyed one way (what is sent waits for room) and declined the other (what comes is

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP/2 and gRPC by the byte, to say what no client library would."""
+"""HTTP/2 and gRPC by the byte, for messages that no client library sends.
+
+h2 and hyperframe build valid frames only. These tests need lengths that lie, frames out of order and headers
+that break the rules.
+"""
 
 import struct
 
