@@ -515,10 +515,15 @@ async def test_a_kubelet_that_restarts_is_no_warning_and_one_that_does_not_answe
 # --- a record of grants that could not be read --------------------------------------------------------
 
 
+@pytest.mark.parametrize("while_looking", [False, True])
 async def test_a_forgotten_holder_is_found_once_the_record_that_names_it_can_be_read(
-    kubelet: CountingKubelet, picture: Picture, place: Path, monkeypatch: pytest.MonkeyPatch
+    kubelet: CountingKubelet,
+    picture: Picture,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    while_looking: bool,
 ) -> None:
-    """Although neither the checkpoint nor the kubelet changes any more."""
+    """Although neither the checkpoint nor the kubelet changes any more, and a look is under way."""
     monkeypatch.setattr(grants_module, "READ_SECONDS", (0.02, 0.05))
     file = place / "state/grants.json"
     file.parent.mkdir()
@@ -530,18 +535,32 @@ async def test_a_forgotten_holder_is_found_once_the_record_that_names_it_can_be_
     aliases.between = 0.05
     await aliases.first_look()
 
-    async def alone() -> None:
-        pass
-
-    tasks = [asyncio.create_task(own) for own in (aliases.run(), grants.run(Lock(alone)))]
-    asked = kubelet.questions
-    await until(lambda: kubelet.questions >= asked + 2, "looks, as the record is not known")
     assert set(health(picture.current).values()) == {None}
     draft = file.with_name("draft")
     held = {IDS[1]: ["default/train/main", "another kubelet"]}
     draft.write_text(json.dumps({"grants": {IDS[1]: "/dev/xpu1"}, "listed": [IDS[1]], "holders": held}))
-    draft.replace(file)
-    await until(lambda: health(picture.current)[IDS[1]] == "forgotten-holder", "a device that is withheld")
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def readable_meanwhile(directory: Path) -> Checkpoint:
+        draft.replace(file)
+        assert await grants.catch_up()
+        monkeypatch.undo()
+        return await checkpoint_of(directory)
+
+    if while_looking:
+        monkeypatch.setattr(view_module, "checkpoint_of", readable_meanwhile)
+        await aliases.look()
+    else:
+        draft.replace(file)
+
+    async def alone() -> None:
+        pass
+
+    tasks = [asyncio.create_task(own) for own in (aliases.run(), grants.run(Lock(alone)))]
+    try:
+        await until(
+            lambda: health(picture.current)[IDS[1]] == "forgotten-holder", "a device that is withheld"
+        )
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -65,7 +65,7 @@ class Aliases:
         self._clock = clock
         self._absent: dict[str, int] = {}
         self._complete = False
-        self._behind = False  # the record of grants was not known at the last look
+        self._inherited = -1  # `Grants.inherited` when the last look at both sources began
         self._serving = False  # the first list has gone out
         self._complaint: str | None = None
         self._trouble_since: float | None = None
@@ -86,7 +86,7 @@ class Aliases:
             if instance not in (None, self._instance):
                 self._instance, new_for = instance, NEW_FOR_SECONDS
             facts = self._picture.facts
-            known = self._complete and not self._behind
+            known = self._complete and self._inherited == self._grants.inherited
             asking = facts.held or facts.withheld or self._grants.forgotten or not known
             if waited >= self.between and asking:
                 waited = 0.0
@@ -121,6 +121,7 @@ class Aliases:
 
         Returns whether any source answered.
         """
+        inherited = self._grants.inherited  # a grant that is known only later needs newer answers
         answers = await self._view.answers(oldest=0.0)
         complaints = answers.complaints
         if not complaints:
@@ -131,6 +132,7 @@ class Aliases:
             self._complain("; ".join(complaints) or None)
         self._complete = not complaints
         self._take_in(answers, complete=self._complete)
+        self._inherited = inherited
         self._examined = self._grants.forgotten
         return len(complaints) < SOURCES
 
@@ -155,7 +157,6 @@ class Aliases:
 
     def _take_in(self, answers: Answers, *, complete: bool) -> None:
         """Draw the conclusions. complete: both sources were asked, and have answered"""
-        self._behind = self._grants.behind
         self._grants.hear(word_of(answers, self._grants.terms))
         self._seen = answers.holdings
         facts, policy = self._picture.facts, self._picture.policy

@@ -66,6 +66,7 @@ class Grants:
         self._given = asyncio.Event()  # not all that was given is known to have been listed
         self._unwritten = asyncio.Event()
         self._behind = asyncio.Event()  # the ledger has not what the record says
+        self.inherited = 0  # how often the ledger took over what the record says
         self._ended: set[str] = set()  # grants that have ended, which the record does not say yet
         self._forgotten: frozenset[str] = frozenset()
         self._before: set[str] = set()
@@ -104,11 +105,6 @@ class Grants:
     def unread(self) -> bool:
         """Whether the record cannot be read now: it may know more paths."""
         return self._record.unread
-
-    @property
-    def behind(self) -> bool:
-        """Whether the record could not be read yet, so that the ledger lacks what it says."""
-        return self._behind.is_set()
 
     @property
     def forgotten(self) -> frozenset[str]:
@@ -172,6 +168,7 @@ class Grants:
                 if not grant.inherited or grant.known_to is not None
             }
             self._ledger.set({**self.ledger, **self._recorded(), **known})
+            self.inherited += 1
             self._claim()
         return True
 
@@ -180,6 +177,7 @@ class Grants:
         or now"""
         own = {id: grant for id, grant in self.ledger.items() if not grant.inherited}
         self._ledger.set({**self._recorded(at), **own})
+        self.inherited += 1
         if self._record.unread:
             self._behind.set()
         else:
