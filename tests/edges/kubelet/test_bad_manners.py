@@ -670,7 +670,7 @@ async def test_a_rival_that_takes_the_resource_once_loses_it_again(
         async with a_rival(plugin) as register:
             await register()
             await registered(kubelet, 3)
-            await kubelet.until(lambda: kubelet.lists(RESOURCE) >= 3, timeout=SECONDS)
+            await until(lambda: plugin.service.streams == 1, "our stream again")
             await listed(kubelet)
             await looks.more(40)
             first, rivals, last = [accepted.endpoint for accepted in kubelet.registrations]
