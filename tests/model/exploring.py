@@ -357,6 +357,9 @@ class Explorer:
         self.names = 0
         self.refused: Counter[object] = Counter()  # by card and by what has to change, in a row
         self.asked_for: int | None = None
+        self.asked: tuple[object, ...] | None = (
+            None  # plugin and card of the last request, its scans until then
+        )
 
     def _start(self) -> Plugin:
         readable = self.random.random() < 0.9
@@ -446,6 +449,8 @@ class Explorer:
             return
         if change is not None and change.sent and card == change.card:
             raise BrokenInvariantError(f"{id} was granted while its card is being changed")
+        if self.asked == (self.plugin, card, self.plugin.scans):
+            raise BrokenInvariantError(f"{id} was granted before a scan has shown what became of its card")
         others = [
             pod
             for pod in world.pods
@@ -647,6 +652,7 @@ class Explorer:
             self.plugin_dies()
             return
         plugin.memory = answered(plugin.memory, plugin.view(), LIMITS, failure=failure, refused=refused)
+        self.asked = (plugin, address, plugin.scans)
 
     def _not_refused(self, address: str) -> None:
         for why in [why for why in self.refused if isinstance(why, tuple) and why[0] == address]:

@@ -747,11 +747,6 @@ def refused(story: Story) -> None:
     story.scanned(A, 0)
 
 
-def silent(story: Story) -> None:
-    story.answered()
-    story.passes(60.0)
-
-
 def wrong(story: Story) -> None:
     story.answered()
     story.passes(60.0)
@@ -760,7 +755,6 @@ def wrong(story: Story) -> None:
 
 FAILURES = [
     (refused, "the driver refuses"),
-    (silent, "no scan has shown the result"),
     (wrong, "asked for 2 VFs, the library shows 1 VFs"),
 ]
 
@@ -784,15 +778,32 @@ def test_a_change_that_failed_gives_the_card_back_pauses_it_and_is_told(
     assert story.kept_back == {}
 
 
-def test_a_refusal_waits_for_a_scan_and_is_said_also_without_one() -> None:
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("", "no scan has shown the result"),
+        ("the driver refuses", "the driver refuses; no scan has shown the result"),
+    ],
+)
+def test_a_card_without_a_scan_since_the_request_stays_withheld_and_is_reported(
+    answer: str, reason: str
+) -> None:
+    """The driver may have changed it, and the picture is older."""
     story = Story(TWO, A=0)
     story.sent(2)
-    story.answered("the driver refuses")
+    story.answered(answer)
     assert story.next() == Rescan(60.0)
-    assert story.kept_back == {A: CHANGING}
     story.passes(60.0)
-    assert story.next() == Wait(0.0)
-    assert story.step().reason.startswith("the driver refuses")
+    for _ in range(3):
+        assert story.next() == Rescan(RETRY_SECONDS[0])
+        assert story.kept_back == {A: CHANGING}
+        assert (story.step().action, story.step().reason) == (VfAction.FAILED, reason)
+        story.passes(RETRY_SECONDS[0])
+    assert story.told() == [("VFFailed", A)]
+    story.scanned(A, 2)
+    story.next()
+    assert story.kept_back == {}
+    assert story.told()[-1] == ("VFApplied", A)
 
 
 def test_an_answer_that_was_no_success_does_not_count_when_the_card_is_as_desired() -> None:
@@ -842,7 +853,7 @@ def test_another_failure_is_news() -> None:
     story = Story(TWO, A=0)
     pauses(story, 1)
     story.sent(2)
-    silent(story)
+    wrong(story)
     story.next()
     assert story.told() == [("VFFailed", A), ("VFFailed", A)]
 

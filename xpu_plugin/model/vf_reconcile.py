@@ -404,8 +404,9 @@ def _sent(memory: Memory, change: Change, card: Card | None, view: View) -> _Nex
         if left > 0:
             wait = min(change.scan_at - view.now, left)
             return memory, Wait(wait) if wait > 0 else Rescan(left), ()
-        reason = change.failure or change.shown or "no scan has shown the result"
-        return _failed(memory, change, view, reason), Wait(0.0), ()
+        if change.shown:
+            return _failed(memory, change, view, change.shown), Wait(0.0), ()
+        return memory, Rescan(view.pace.retry[0]), ()  # `_unseen`
     if card is not None and card.complete and card.index is not None:
         if card.vfs == view.desired.number:
             text = f"{card.address} has {card.vfs} VFs now, {change.was} before"
@@ -423,6 +424,15 @@ def _sent(memory: Memory, change: Change, card: Card | None, view: View) -> _Nex
         return _failed(memory, change, view, shown), Wait(0.0), ()
     change = replace(change, scans=view.scans, scan_at=view.now + view.pace.check, shown=shown)
     return replace(memory, change=change), Wait(min(view.pace.check, left)), ()
+
+
+def _unseen(change: Change, view: View) -> bool:
+    """Return whether the result of a request of ours is overdue without any scan since.
+
+    The picture is older than the request, so the card stays withheld until a scan.
+    """
+    own = change.sent and not change.inherited and not change.shown
+    return own and view.scans == change.scans and view.now >= change.until
 
 
 def _awaited(memory: Memory, change: Change, card: Card | None, view: View) -> _Next:
@@ -558,6 +568,9 @@ def _step(memory: Memory, view: View, limits: Limits, card: Card) -> CardPlan:
             what = f"a former process of this plugin has asked the driver for {change.number} VFs"
         if change.failure and view.stuck:
             what = f"{change.failure}; the driver has not finished that request"
+        elif _unseen(change, view):
+            reason = "; ".join(filter(None, (change.failure, "no scan has shown the result")))
+            return replace(step, desired=view.desired.number, action=VfAction.FAILED, reason=reason)
         return replace(step, desired=view.desired.number, action=VfAction.APPLY, reason=what)
     in_doubt = step.action is VfAction.KEEP and not card.excluded and _in_doubt(view, limits, card)
     due = step.action is VfAction.APPLY and limits.apply and view.unread is not None
