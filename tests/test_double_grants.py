@@ -172,10 +172,11 @@ async def test_a_kubelet_that_asks_again_and_whose_version_is_not_known_gives_no
     node: Node,
 ) -> None:
     async with kubelet_of(node, asks_again=True) as kubelet:
-        # A card that no process uses counts as free after that: longer than the rest of this takes.
-        node.start(*OWN_POD, "--pod-list-delay=5", program=CAREFUL)
+        node.start(*OWN_POD, "--pod-list-delay=0.2", program=CAREFUL)
         await shows(kubelet, IDS)
         held = await kubelet.allocate(RESOURCE, 1, pod="train")
+        # Its card would soon count as free without a user.
+        node.machine.add_process(4711, card=IDS.index(held.ids[0]))
         await recorded(node, "default/train/main")
         await kubelet.restart_without_checkpoint()
         await kubelet.until(

@@ -31,7 +31,13 @@ TIMINGS = Timings(
 IMPATIENT = impatient(TIMINGS)
 F_SETPIPE_SZ, PIPE_BYTES = 1031, 4096
 # The grace is longer than a hang lasts until it is found: else the round that it holds up takes all along.
-OPTIONS = ("--health-grace=1.5", "--health-flaps=1000", "--rescan-interval=0.2", "--call-timeout=0.4")
+CALL_SECONDS = 0.6
+OPTIONS = (
+    "--health-grace=2.5",
+    "--health-flaps=1000",
+    "--rescan-interval=0.2",
+    f"--call-timeout={CALL_SECONDS}",
+)
 
 
 class Watched(Kubelet):

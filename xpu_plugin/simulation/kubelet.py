@@ -671,7 +671,8 @@ class Kubelet:
         """Allocate for pods that run already. A pod for which that fails is killed."""
         async with self._admission:
             for former in [grant for grant in self._forgotten if grant.resource == resource]:
-                self._forgotten.remove(former)
+                if former not in self._forgotten:  # freed meanwhile
+                    continue
                 try:
                     grant = await self._admit(
                         resource,
@@ -685,6 +686,8 @@ class Kubelet:
                     self._trouble(f"{former.pod} is killed: {error}")
                 else:
                     self._record(grant)
+                if former in self._forgotten:  # the pod is listed until then
+                    self._forgotten.remove(former)
 
     # --- admission ---
 
