@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 from xpu_plugin.config import HOST_ROOT, VF_POLICIES, Config
 from xpu_plugin.edges import memory
 from xpu_plugin.edges.host import identity
-from xpu_plugin.edges.kubelet.endpoint import Alone, Endpoint, InstanceLock, PluginDirectory, socket_stem
+from xpu_plugin.edges.kubelet.directory import PluginDirectory, socket_stem
+from xpu_plugin.edges.kubelet.endpoint import Endpoint
+from xpu_plugin.edges.kubelet.lock import Alone, InstanceLock
 from xpu_plugin.edges.kubelet.rivals import RivalWatch
 from xpu_plugin.edges.kubelet.service import DevicePluginService
 from xpu_plugin.edges.kubelet.view import KubeletView

@@ -17,7 +17,7 @@ from tests.support.locks import Lock
 from tests.support.machines import RESOURCE, make_machine, target_of
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.kubelet import view as view_module
-from xpu_plugin.edges.kubelet.endpoint import Identity
+from xpu_plugin.edges.kubelet.directory import identity_of
 from xpu_plugin.edges.kubelet.pod_resources import checkpoint_of
 from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.edges.state.grants import GrantRecord, Shown
@@ -737,7 +737,7 @@ def word(kubelet: Kubelet, *, began: float, life: object = None, **holders: str)
     pods = frozenset({"kube-system/plugin", *(f"default/{pod}" for pod in holders)})
     return Word(
         began=began,
-        life=life or Identity.of(kubelet.socket),
+        life=life or identity_of(kubelet.socket),
         listing=Listing(pods=pods, holdings=holdings),
         whole=True,
         checkpoint=(),
@@ -751,7 +751,7 @@ async def test_what_the_kubelet_says_is_written_down_with_the_holder(
     await tried.grants.started({A: "/dev/xpu0", FIRST: "/dev/xpu0"})
     clock.now += 1.0
     tried.grants.hear(word(kubelet, began=clock.now, train=A, other=FIRST))
-    life = str(Identity.of(kubelet.socket))
+    life = str(identity_of(kubelet.socket))
     wanted = {A: Shown("default/train/main", life), FIRST: Shown("default/other/main", life)}
     await until(lambda: GrantRecord(place / "state").holders == wanted, "both holders on record")
 
@@ -787,7 +787,7 @@ async def test_a_plugin_that_waits_for_another_one_writes_nothing(
 async def test_the_next_process_knows_what_the_same_kubelet_does_not_list_any_more_for_ended(
     make: Make, kubelet: HookedKubelet, clock: Clock, record: GrantRecord
 ) -> None:
-    life = str(Identity.of(kubelet.socket))
+    life = str(identity_of(kubelet.socket))
     record.granted({A: "/dev/xpu0", FIRST: "/dev/xpu1"})
     await record.saw(
         lambda: {A: Shown("default/web-0/main", life), FIRST: Shown("default/x/main", "another")}

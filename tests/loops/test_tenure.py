@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.waiting import SECONDS, until
-from xpu_plugin.edges.kubelet import endpoint
-from xpu_plugin.edges.kubelet.endpoint import InstanceLock
+from xpu_plugin.edges.kubelet import lock as lock_module
+from xpu_plugin.edges.kubelet.lock import InstanceLock
 from xpu_plugin.loops.tenure import Tenures
 
 
@@ -66,7 +66,7 @@ async def test_a_lock_that_was_free_at_the_start_needs_no_taking_over(place: Pat
 async def test_after_a_wait_no_part_works_before_all_is_taken_over(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "LOCK_SECONDS", 0.01)
+    monkeypatch.setattr(lock_module, "LOCK_SECONDS", 0.01)
     other, lock = InstanceLock(place), InstanceLock(place)
     other.acquire_at_once()
     tenures = Tenures(lock)

@@ -13,19 +13,16 @@ import pytest
 from tests.support.devices import CONTROL, device, found
 from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS, until
-from xpu_plugin.edges.kubelet.endpoint import (
-    KUBELET_SOCKET,
-    Endpoint,
-    Identity,
-    InstanceLock,
-    PluginDirectory,
-    socket_stem,
-)
+from xpu_plugin.edges.kubelet import endpoint as endpoint_module
+from xpu_plugin.edges.kubelet.directory import KUBELET_SOCKET, PluginDirectory, identity_of, socket_stem
+from xpu_plugin.edges.kubelet.endpoint import Endpoint
+from xpu_plugin.edges.kubelet.lock import InstanceLock
 from xpu_plugin.edges.kubelet.rivals import RivalWatch
 from xpu_plugin.edges.kubelet.service import DevicePluginService
 from xpu_plugin.edges.state.grants import GrantRecord
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.inventory import Policy, after_scan
+from xpu_plugin.model.registration import Identity
 from xpu_plugin.simulation.kubelet import Kubelet
 
 
@@ -98,13 +95,12 @@ class Looks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.number = 0
-        original = Identity.of
 
-        def of(path: Path) -> Identity | None:
+        def counted(path: Path) -> Identity | None:
             self.number += path.name == KUBELET_SOCKET
-            return original(path)
+            return identity_of(path)
 
-        monkeypatch.setattr(Identity, "of", of)
+        monkeypatch.setattr(endpoint_module, "identity_of", counted)
 
     async def more(self, number: int) -> None:
         goal = self.number + number

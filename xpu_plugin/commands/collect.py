@@ -19,7 +19,7 @@ from xpu_plugin.doctor.evidence import (
     PluginEvidence,
 )
 from xpu_plugin.edges.apiserver.client import has_credentials
-from xpu_plugin.edges.kubelet.endpoint import KUBELET_SOCKET, SOCKET_PREFIX
+from xpu_plugin.edges.kubelet.directory import KUBELET_SOCKET, SOCKET_PREFIX
 from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
 from xpu_plugin.model import vf_plan
 from xpu_plugin.model.device_table import Row, rows

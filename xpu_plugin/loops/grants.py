@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
-from xpu_plugin.edges.kubelet.endpoint import Alone, Identity
+from xpu_plugin.edges.kubelet.lock import Alone
 from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.edges.state.grants import GrantRecord, Shown
 from xpu_plugin.loops.picture import Picture
@@ -26,6 +26,7 @@ from xpu_plugin.model.ownership import (
     forgotten,
     word_of,
 )
+from xpu_plugin.model.registration import Identity
 from xpu_plugin.model.vf_plan import Card, Proof
 from xpu_plugin.observable import Value
 from xpu_plugin.waiting import delays

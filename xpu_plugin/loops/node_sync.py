@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from xpu_plugin.edges.kubelet.endpoint import Alone
+from xpu_plugin.edges.kubelet.lock import Alone
 from xpu_plugin.log import Once
 from xpu_plugin.loops.exchange import Exchange
 from xpu_plugin.loops.picture import Picture

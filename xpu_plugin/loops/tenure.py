@@ -4,7 +4,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from xpu_plugin.edges.kubelet.endpoint import InstanceLock
+from xpu_plugin.edges.kubelet.lock import InstanceLock
 
 
 class Tenures:

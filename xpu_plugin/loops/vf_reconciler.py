@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from xpu_plugin.edges.kubelet.endpoint import Alone
+from xpu_plugin.edges.kubelet.lock import Alone
 from xpu_plugin.edges.state.vf_request import VfRecord, reason
 from xpu_plugin.edges.worker.client import BusyError, LibraryError, WorkerClient, WorkerError
 from xpu_plugin.frozen import frozen

@@ -27,13 +27,15 @@ from tests.support.kubelets import Hesitant, Narrow, Unread
 from tests.support.machines import RESOURCE
 from tests.support.processes import children, descriptors, unix_sockets
 from tests.support.waiting import PROMPT_SECONDS, SECONDS, until
-from xpu_plugin.edges.kubelet import endpoint as kubelet_module
+from xpu_plugin.edges.kubelet import endpoint as endpoint_module
+from xpu_plugin.edges.kubelet import lock as lock_module
 from xpu_plugin.edges.kubelet import service as service_module
-from xpu_plugin.edges.kubelet.endpoint import Identity
+from xpu_plugin.edges.kubelet.directory import identity_of
 from xpu_plugin.edges.kubelet.service import listing, server_of
 from xpu_plugin.model import registration
 from xpu_plugin.model.health import HEALTHY, Health
 from xpu_plugin.model.inventory import Entry, after_scan, after_verdicts
+from xpu_plugin.model.registration import Identity
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 from xpu_plugin.simulation.kubelet import Client as KubeletsEnd
@@ -55,7 +57,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registration, "DIAL_BACK_SECONDS", DIAL_BACK_SECONDS)
     monkeypatch.setattr(registration, "AGAIN_SECONDS", (0.02, 0.1))
     monkeypatch.setattr(registration, "STREAM_POLL_SECONDS", 0.02)
-    monkeypatch.setattr(kubelet_module, "LOCK_SECONDS", 0.02)
+    monkeypatch.setattr(lock_module, "LOCK_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -361,13 +363,12 @@ async def test_lives_that_cannot_be_told_apart_are_still_noticed_by_their_stream
     place: Path, plugin: Plugin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Same device, inode and change time: the stream that ended is reason enough."""
-    original = Identity.of
 
-    def of(path: Path) -> Identity | None:
-        identity = original(path)
+    def alike(path: Path) -> Identity | None:
+        identity = identity_of(path)
         return Identity(1, 2, 3) if identity and not path.name.startswith(PREFIX) else identity
 
-    monkeypatch.setattr(Identity, "of", of)
+    monkeypatch.setattr(endpoint_module, "identity_of", alike)
     async with Kubelet(place / "plugins") as kubelet, plugin.run():
         for life in range(1, 6):
             await listed(kubelet)
@@ -724,7 +725,7 @@ async def test_a_register_answered_too_late_by_a_kubelet_that_has_its_stream_is_
     place: Path, plugin: Plugin, monkeypatch: pytest.MonkeyPatch, looks: Looks
 ) -> None:
     """The stream says that the registration arrived; another one would replace it, and so on for ever."""
-    monkeypatch.setattr(kubelet_module, "REGISTER_SECONDS", 0.2)
+    monkeypatch.setattr(endpoint_module, "REGISTER_SECONDS", 0.2)
     async with Hesitant(place / "plugins") as kubelet:
         kubelet.eager = True
         async with plugin.run():
@@ -762,7 +763,7 @@ async def test_a_socket_that_is_not_a_kubelets_is_left_for_one_that_is(
     place: Path, plugin: Plugin, monkeypatch: pytest.MonkeyPatch, answers: bool
 ) -> None:
     """It takes connections and is silent, or ends them at once."""
-    monkeypatch.setattr(kubelet_module, "REGISTER_SECONDS", 0.1)
+    monkeypatch.setattr(endpoint_module, "REGISTER_SECONDS", 0.1)
     directory = place / "plugins"
     directory.mkdir()
     connections: list[socket.socket] = []

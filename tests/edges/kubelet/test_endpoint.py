@@ -3,7 +3,6 @@
 
 import asyncio
 import errno
-import fcntl
 import itertools
 import logging
 import os
@@ -24,8 +23,10 @@ from tests.support.endpoint import NAME, PREFIX, Looks, Plugin, listed, register
 from tests.support.machines import RESOURCE
 from tests.support.waiting import PROMPT_SECONDS, SECONDS, until
 from xpu_plugin.edges.kubelet import channel
-from xpu_plugin.edges.kubelet import endpoint as kubelet_module
-from xpu_plugin.edges.kubelet.endpoint import Identity, InstanceLock, remove_stale, socket_stem
+from xpu_plugin.edges.kubelet import endpoint as endpoint_module
+from xpu_plugin.edges.kubelet import lock as lock_module
+from xpu_plugin.edges.kubelet.directory import identity_of
+from xpu_plugin.edges.kubelet.lock import InstanceLock
 from xpu_plugin.model import registration
 from xpu_plugin.proto import deviceplugin_pb2, deviceplugin_pb2_grpc
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet, Registration
@@ -41,7 +42,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registration, "DIAL_BACK_SECONDS", 0.3)
     monkeypatch.setattr(registration, "AGAIN_SECONDS", (0.05, 0.2))
     monkeypatch.setattr(registration, "STREAM_POLL_SECONDS", 0.02)
-    monkeypatch.setattr(kubelet_module, "LOCK_SECONDS", 0.02)
+    monkeypatch.setattr(lock_module, "LOCK_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -121,31 +122,6 @@ async def test_sockets_left_by_killed_plugins_are_removed_and_no_others(
                 [plugin.socket.name, f"{PREFIX}-fedcba98.sock", f"{PREFIX}-file.sock"]
             )
             assert (directory / "other.sock").exists()
-
-
-def test_without_a_descriptor_no_socket_counts_as_stale(place: Path) -> None:
-    path = place / f"{PREFIX}-1.sock"
-    with socket.socket(socket.AF_UNIX) as left_behind:
-        left_behind.bind(str(path))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    spare = os.dup(0)
-    os.close(spare)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
-    try:
-        assert kubelet_module.listens(path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert not kubelet_module.listens(path)
-
-
-async def test_a_full_backlog_is_no_stale_socket(place: Path) -> None:
-    path = place / f"{PREFIX}-0123abcd.sock"
-    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as caller:
-        busy.bind(str(path))
-        busy.listen(0)
-        caller.connect(str(path))
-        remove_stale(place)
-        assert path.exists()
 
 
 # --- a new life of the kubelet --------------------------------------------------------------------
@@ -280,9 +256,9 @@ async def test_a_touched_kubelet_socket_is_no_new_kubelet(
     """Only its times are others. To register would be refused, for ever, by a kubelet 1.37."""
     async with plugin.run():
         await listed(kubelet)
-        former = Identity.of(kubelet.socket)
+        former = identity_of(kubelet.socket)
         touch(kubelet.socket)
-        assert Identity.of(kubelet.socket) != former
+        assert identity_of(kubelet.socket) != former
         await looks.more(40)
         assert len(kubelet.registrations) == 1
         kubelet.cut(RESOURCE)
@@ -384,11 +360,11 @@ async def test_a_registration_without_an_answer_ends_though_grpc_keeps_no_deadli
                 raise
 
     monkeypatch.setattr(deviceplugin_pb2_grpc, "RegistrationStub", Silent)
-    monkeypatch.setattr(kubelet_module, "REGISTER_SECONDS", 0.1)
-    monkeypatch.setattr(kubelet_module, "MARGIN_SECONDS", 0.05)
+    monkeypatch.setattr(endpoint_module, "REGISTER_SECONDS", 0.1)
+    monkeypatch.setattr(endpoint_module, "MARGIN_SECONDS", 0.05)
     async with plugin.run():
         await until(lambda: ended, "the end of a call")
-        monkeypatch.setattr(kubelet_module, "REGISTER_SECONDS", SECONDS)
+        monkeypatch.setattr(endpoint_module, "REGISTER_SECONDS", SECONDS)
         await listed(kubelet)
     assert plugin.endpoint.failures == 1
     assert f"cannot register resource={RESOURCE}: no answer within 0.15 s" in caplog.messages
@@ -403,7 +379,7 @@ async def test_a_kubelet_that_stays_away_is_told_with_the_remedy(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A new pod is needed where the host has deleted the directory since this one has started."""
-    monkeypatch.setattr(kubelet_module, "deleted", lambda path: mount if path == plugin.directory else "")
+    monkeypatch.setattr(endpoint_module, "deleted", lambda path: mount if path == plugin.directory else "")
     monkeypatch.setattr(registration, "ABSENT_SECONDS", 0.05)
     (place / "plugins").mkdir()
     async with plugin.run():
@@ -464,7 +440,7 @@ async def test_a_connection_that_is_denied_is_not_taken_for_absent(
     def reached(path: Path) -> int:
         return errno.EACCES if denied else channel.reached(path)
 
-    monkeypatch.setattr(kubelet_module, "reached", reached)
+    monkeypatch.setattr(endpoint_module, "reached", reached)
     async with plugin.run():
         await until(lambda: plugin.endpoint.failures >= 4, "attempts")
         assert str(plugin.endpoint.obstacle).startswith(f"{kubelet.socket}: Permission denied (EACCES); ")
@@ -475,24 +451,6 @@ async def test_a_connection_that_is_denied_is_not_taken_for_absent(
         await kubelet.start()
         await listed(kubelet)
         assert plugin.endpoint.obstacle is None
-
-
-def test_a_directory_that_refuses_is_neither_absent_nor_another_plugins(
-    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As by SELinux, which knows a permission to lock."""
-    lock = InstanceLock(place)
-
-    def refuse(*_: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    lock.acquire_at_once()
-    assert not lock.rival
-    monkeypatch.setattr(os, "open", refuse)
-    lock.acquire_at_once()
-    [warning] = caplog.messages
-    assert warning.startswith(f"cannot use the kubelet's directory {place}: Permission denied (EACCES); ")
 
 
 async def test_a_socket_nobody_listens_on_is_tried_again(
@@ -549,52 +507,6 @@ async def test_a_second_plugin_waits_saying_so_and_takes_over(
     assert second.sockets() == []
 
 
-async def test_the_lock_ends_with_its_holder_and_leaves_no_file(place: Path) -> None:
-    first, second = InstanceLock(place), InstanceLock(place)
-    assert not first.held()
-    await first.acquire()
-    await first.acquire()
-    assert first.held()
-    waiting = asyncio.create_task(second.acquire())
-    await asyncio.sleep(0)
-    assert not second.held()
-    first.release()
-    await waiting
-    assert second.held()
-    assert not first.held()
-    assert os.listdir(place) == []  # noqa: PTH208 - a look, no wait
-    second.release()
-
-
-async def test_the_lock_waits_for_proc_and_says_so(
-    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Without it no registration would succeed, and gRPC's words would not name the cause."""
-    proc = place / "proc"
-    monkeypatch.setattr(kubelet_module, "DESCRIPTORS", proc)
-    monkeypatch.setattr(kubelet_module, "LOCK_SECONDS", 0.01)
-    lock = InstanceLock(place)
-    waiting = asyncio.create_task(lock.acquire())
-    await until(lambda: caplog.messages)
-    await asyncio.sleep(0.05)
-    (said,) = caplog.messages
-    assert said == f"waiting for {proc}: /proc is not mounted, or hides us; mount it to register"
-    proc.mkdir()
-    await waiting
-    assert lock.held()
-    assert not lock.rival
-    lock.release()
-
-
-async def test_a_directory_that_is_not_there_is_told_with_the_option_that_names_another(
-    place: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    InstanceLock(place / "kubelet").acquire_at_once()
-    (said,) = caplog.messages
-    assert f"{place}/kubelet: No such file" in said
-    assert "--device-plugin-dir" in said
-
-
 # --- the end --------------------------------------------------------------------------------------
 
 
@@ -633,8 +545,8 @@ async def test_stopping_is_not_lost_in_the_stop_of_a_server(
 async def test_a_server_that_grpc_does_not_stop_is_left(
     kubelet: Kubelet, plugin: Plugin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(kubelet_module, "STOP_SECONDS", 0.05)
-    monkeypatch.setattr(kubelet_module, "MARGIN_SECONDS", 0.05)
+    monkeypatch.setattr(endpoint_module, "STOP_SECONDS", 0.05)
+    monkeypatch.setattr(endpoint_module, "MARGIN_SECONDS", 0.05)
 
     async def hang(grace: float) -> None:
         await asyncio.Event().wait()
@@ -700,24 +612,6 @@ async def test_stopping_while_a_kubelet_does_not_answer(place: Path, plugin: Plu
         assert time.monotonic() - begin < PROMPT_SECONDS
         connection.close()
     assert plugin.sockets() == []
-
-
-@pytest.mark.parametrize(
-    ("resource", "stem"),
-    [
-        (RESOURCE, PREFIX),
-        ("baidu.com/R200", "xpu-device-plugin-R200"),
-        ("baidu.com/R200-VF-16G", "xpu-device-plugin-R200-VF-16G"),
-    ],
-)
-def test_how_names_of_sockets_begin(resource: str, stem: str) -> None:
-    assert socket_stem(resource, RESOURCE) == stem
-
-
-def test_an_identity_is_that_of_a_socket(place: Path) -> None:
-    assert Identity.of(place / "nothing") is None
-    (place / "file").touch()
-    assert Identity.of(place / "file") is None
 
 
 async def test_a_socket_that_cannot_be_bound_is_said_once_and_tried_again(

@@ -13,10 +13,10 @@ from tests.support.kubelets import CountingKubelet
 from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS
 from xpu_plugin.edges.kubelet import view as module
-from xpu_plugin.edges.kubelet.endpoint import Identity
 from xpu_plugin.edges.kubelet.pod_resources import checkpoint_of
 from xpu_plugin.edges.kubelet.view import KubeletView, Written, written_by
 from xpu_plugin.model.ownership import Checkpoint
+from xpu_plugin.model.registration import Identity
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet
 
 

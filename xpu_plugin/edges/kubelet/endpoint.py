@@ -9,31 +9,34 @@ the directory, ours too. Each socket has a name that no kubelet has seen before.
 import asyncio
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import random
 import secrets
 import socket
-import stat
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 import grpc
 
 from xpu_plugin.edges.kubelet.channel import address, held, reached, told
+from xpu_plugin.edges.kubelet.directory import (
+    KUBELET_SOCKET,
+    SOCKET_SUFFIX,
+    identity_of,
+    in_the_way,
+    remove_stale,
+)
 from xpu_plugin.edges.kubelet.engine import require_room
-from xpu_plugin.edges.kubelet.pod_resources import checkpoint_of, reader
+from xpu_plugin.edges.kubelet.lock import Alone
 from xpu_plugin.edges.kubelet.rivals import RivalWatch
 from xpu_plugin.edges.kubelet.service import OPTIONS, DevicePluginService, server_of
 from xpu_plugin.edges.mounts import deleted
 from xpu_plugin.log import Once, note
 from xpu_plugin.model import registration
 from xpu_plugin.model.obstacles import Obstacle
-from xpu_plugin.model.ownership import Checkpoint
-from xpu_plugin.model.registration import Action, Look, Outcome, Standing
+from xpu_plugin.model.registration import Action, Identity, Look, Outcome, Standing
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 
@@ -41,16 +44,9 @@ from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 logger = logging.getLogger(__name__)
 
 VERSION = "v1beta1"
-KUBELET_SOCKET = "kubelet.sock"
-SOCKET_PREFIX = "xpu-device-plugin"
-DESCRIPTORS = Path("/proc/self/fd")
-"""By it a kubelet's very socket is connected to, whatever has its name meanwhile."""
-SOCKET_SUFFIX = ".sock"
-MOST_ENTRIES = 1024  # of the kubelet's directory that are looked at
 RANDOM_BYTES = 4  # of a socket's name, as twice as many hexadecimal digits
 
 REGISTER_SECONDS = 5.0  # deadline of the call
-LOCK_SECONDS = 1.0  # between attempts to become the only plugin
 STOP_SECONDS = 0.2  # for calls in progress when a server stops
 MARGIN_SECONDS = 1.0  # beyond either, as gRPC without a thread keeps no deadline of its own
 
@@ -62,143 +58,11 @@ _CHANNEL_OPTIONS = (
 )
 
 
-class Identity(registration.Identity):
-    """One start of a kubelet, or one socket file of ours."""
-
-    __slots__ = ()
-
-    @classmethod
-    def of(cls, path: Path) -> "Identity | None":
-        """The identity of the socket at `path`; None when there is none."""
-        try:
-            status = os.stat(path)  # noqa: PTH116 - called a hundred times a second while a kubelet is away
-        except OSError:
-            return None
-        if not stat.S_ISSOCK(status.st_mode):
-            return None
-        return cls(status.st_dev, status.st_ino, status.st_ctime_ns)
-
-
-def in_the_way(path: Path) -> Obstacle | None:
-    """Why what is at `path` is no socket that can be used; None for a socket, and where nothing is."""
-    try:
-        mode = os.stat(path).st_mode  # noqa: PTH116 - as above
-        code = 0 if stat.S_ISSOCK(mode) else errno.ENOTSOCK
-    except OSError as error:
-        code = error.errno or errno.EIO
-    obstacle = Obstacle(path=os.fspath(path), code=code)
-    return None if code == 0 or obstacle.absent else obstacle
-
-
-class InstanceLock:
-    """At most one plugin works in a device plugin directory: a lock on the directory itself, which ends
-    with the process and leaves no file.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._acquiring = asyncio.Lock()
-        self._descriptor: int | None = None
-        self._complaint = Once()
-        self.rival = False  # whether another plugin had it when it was tried last
-
-    def acquire_at_once(self) -> None:
-        """Take it if it is free: before anything is read that another plugin may change."""
-        self._try()
-
-    async def acquire(self) -> None:
-        """Wait until the directory exists and no other plugin has it."""
-        async with self._acquiring:
-            if self.held():
-                return
-            while not self._try():  # noqa: ASYNC110 - nothing tells us when another process lets go
-                await asyncio.sleep(LOCK_SECONDS)
-            self._complaint.healed()
-
-    def held(self) -> bool:
-        """Whether what is locked is still the directory at that path."""
-        if self._descriptor is None:
-            return False
-        try:
-            return os.path.samestat(os.fstat(self._descriptor), os.stat(self._directory))  # noqa: PTH116
-        except OSError:
-            return False
-
-    def release(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def _try(self) -> bool:
-        if self.held():
-            return True
-        self.release()
-        if not DESCRIPTORS.is_dir():
-            self._complain(
-                f"waiting for {DESCRIPTORS}: /proc is not mounted, or hides us; mount it to register"
-            )
-            return False
-        try:
-            descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            if not self._refused(error):
-                self._complain(
-                    f"waiting for the kubelet's directory {self._directory}: {error.strerror}; where the "
-                    "kubelet has another one, name it by --device-plugin-dir, in a pod by its hostPath"
-                )
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            if not isinstance(error, BlockingIOError):
-                self._refused(error)
-                return False
-            self.rival = True
-            self._complain(f"waiting: another plugin works in {self._directory}")
-            return False
-        self._descriptor, self.rival = descriptor, False
-        return self.held()
-
-    def _refused(self, error: OSError) -> bool:
-        """Whether the directory is there, which is said."""
-        obstacle = Obstacle(path=os.fspath(self._directory), code=error.errno or errno.EIO)
-        if not obstacle.absent:
-            self._complain(f"cannot use the kubelet's directory {obstacle}")
-        return not obstacle.absent
-
-    def _complain(self, text: str) -> None:
-        if self._complaint.changed(text):
-            logger.warning("%s", text)
-
-
-class Alone(Protocol):
-    """Knows when no other plugin may work on this node."""
-
-    async def acquire(self) -> None:
-        """Wait until then."""
-
-
 class HolderCheck(Protocol):
     """Knows which containers hold devices."""
 
     async def before_registration(self) -> None:
         """Look, quickly: a kubelet that waits longer than a second kills pods."""
-
-
-class PluginDirectory:
-    """The kubelet's directory, as another plugin may have changed it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    async def checkpoint(self) -> Checkpoint:
-        """The kubelet's checkpoint. Raises UnknownHoldersError."""
-        return await checkpoint_of(self._path)
-
-    async def neighbours(self) -> frozenset[registration.Identity]:
-        """The sockets of other plugins. Raises OSError."""
-        return await reader().call(neighbours, self._path)
 
 
 class Endpoint:
@@ -283,12 +147,12 @@ class Endpoint:
                 await self._pause(registration.wait(standing, look))
 
     def _look_around(self) -> Look:
-        now, kubelet, path = time.monotonic(), Identity.of(self._kubelet), self.path
+        now, kubelet, path = time.monotonic(), identity_of(self._kubelet), self.path
         return Look(
             now=now,
             kubelet=kubelet,
             streaming=self.service.streams > 0,
-            bound=kubelet is not None and path is not None and Identity.of(path) == self._bound,
+            bound=kubelet is not None and path is not None and identity_of(path) == self._bound,
             mute=self.watch.mute(now),
             take_back=self.watch.take_back(now),
             chance=random.random(),  # noqa: S311 - nothing secret
@@ -364,8 +228,8 @@ class Endpoint:
             except OSError as error:
                 self.obstacle = Obstacle(path=os.fspath(self._kubelet), code=error.errno or errno.EIO)
                 return self._told(standing, Outcome.UNABLE, str(self.obstacle), asked=standing.kubelet)
-            asked, path = Identity.of(kubelet), self.path
-            if path is None or Identity.of(path) != self._bound:
+            asked, path = identity_of(kubelet), self.path
+            if path is None or identity_of(path) != self._bound:
                 return standing  # this kubelet has started just now, and has removed our socket before
             outcome, trouble = await self._say_so(kubelet, path.name)
             return self._told(standing, outcome, trouble, asked=asked)
@@ -405,7 +269,7 @@ class Endpoint:
         outcome: Outcome,
         trouble: str | None,
         *,
-        asked: registration.Identity | None = None,
+        asked: Identity | None = None,
     ) -> Standing:
         """The standing after an attempt, which is noted, counted and logged."""
         self.registrations += outcome is Outcome.ACCEPTED
@@ -444,7 +308,7 @@ class Endpoint:
         self._server = server
         try:
             path.chmod(0o600)
-            self._bound = Identity.of(path)
+            self._bound = identity_of(path)
             if self._bound is None:
                 raise FileNotFoundError("it was deleted at once")
         finally:
@@ -462,7 +326,7 @@ class Endpoint:
         self.service.close()
         server, self._server = self._server, None
         await self._end(server)
-        if path is not None and bound is not None and Identity.of(path) == bound:
+        if path is not None and bound is not None and identity_of(path) == bound:
             path.unlink(missing_ok=True)
 
     async def _end(self, server: grpc.aio.Server) -> None:
@@ -489,35 +353,3 @@ async def _crash(server: grpc.aio.Server) -> Exception | None:
     except Exception as error:  # noqa: BLE001 - whatever it was
         return error
     return None
-
-
-def socket_stem(resource: str, base: str) -> str:
-    """How the names of a resource's sockets begin: with the profile's name unless it is that of `base`."""
-    return SOCKET_PREFIX if resource == base else f"{SOCKET_PREFIX}-{resource.partition('/')[2]}"
-
-
-def neighbours(directory: Path) -> frozenset[registration.Identity]:
-    """The sockets of other plugins in the kubelet's directory. Raises OSError."""
-    with os.scandir(directory) as entries:
-        return frozenset(
-            socket
-            for entry in islice(entries, MOST_ENTRIES)
-            if entry.name != KUBELET_SOCKET and not entry.name.startswith(SOCKET_PREFIX)
-            if (socket := Identity.of(Path(entry.path))) is not None
-        )
-
-
-def listens(path: Path) -> bool:
-    """Whether a process listens at a socket; in doubt it does. It does not wait, and it sends nothing."""
-    code = reached(path)
-    return code == 0 or not Obstacle(path=os.fspath(path), code=code).absent
-
-
-def remove_stale(directory: Path) -> None:
-    """Remove sockets of ours that no process listens at: those of a plugin that was killed.
-
-    Only the plugin that holds the lock may do so: another one is just about to listen.
-    """
-    for path in directory.glob(f"{SOCKET_PREFIX}*{SOCKET_SUFFIX}"):
-        if Identity.of(path) is not None and not listens(path):
-            path.unlink(missing_ok=True)

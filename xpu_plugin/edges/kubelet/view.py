@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from xpu_plugin.edges.kubelet.endpoint import KUBELET_SOCKET, Identity
+from xpu_plugin.edges.kubelet.directory import KUBELET_SOCKET, identity_of
 from xpu_plugin.edges.kubelet.pod_resources import CHECKPOINT, UnknownHoldersError, checkpoint_of, list_pods
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model.ownership import Answers, Checkpoint, Listing
+from xpu_plugin.model.registration import Identity
 
 
 FRESH_SECONDS = 5.0
@@ -77,7 +78,7 @@ class KubeletView:
     @property
     def instance(self) -> Identity | None:
         """The kubelet instance that is there now; None when there is none."""
-        return Identity.of(self._kubelet)
+        return identity_of(self._kubelet)
 
     @property
     def checkpoint_changed(self) -> bool:

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lock of the only plugin on a node: it ends with its holder, and it names the cause of a wait."""
+
+import asyncio
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.waiting import until
+from xpu_plugin.edges.kubelet import lock as lock_module
+from xpu_plugin.edges.kubelet.lock import InstanceLock
+
+
+pytestmark = pytest.mark.usefixtures("leaves_no_task")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patience for tests."""
+    monkeypatch.setattr(lock_module, "LOCK_SECONDS", 0.01)
+
+
+def test_a_directory_that_refuses_is_neither_absent_nor_another_plugins(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by SELinux, which knows a permission to lock."""
+    lock = InstanceLock(place)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    lock.acquire_at_once()
+    assert not lock.rival
+    monkeypatch.setattr(os, "open", refuse)
+    lock.acquire_at_once()
+    [warning] = caplog.messages
+    assert warning.startswith(f"cannot use the kubelet's directory {place}: Permission denied (EACCES); ")
+
+
+async def test_the_lock_ends_with_its_holder_and_leaves_no_file(place: Path) -> None:
+    first, second = InstanceLock(place), InstanceLock(place)
+    assert not first.held()
+    await first.acquire()
+    await first.acquire()
+    assert first.held()
+    waiting = asyncio.create_task(second.acquire())
+    await asyncio.sleep(0)
+    assert not second.held()
+    first.release()
+    await waiting
+    assert second.held()
+    assert not first.held()
+    assert os.listdir(place) == []  # noqa: PTH208 - a look, no wait
+    second.release()
+
+
+async def test_the_lock_waits_for_proc_and_says_so(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without it no registration would succeed, and gRPC's words would not name the cause."""
+    proc = place / "proc"
+    monkeypatch.setattr(lock_module, "DESCRIPTORS", proc)
+    lock = InstanceLock(place)
+    waiting = asyncio.create_task(lock.acquire())
+    await until(lambda: caplog.messages)
+    await asyncio.sleep(0.05)
+    (said,) = caplog.messages
+    assert said == f"waiting for {proc}: /proc is not mounted, or hides us; mount it to register"
+    proc.mkdir()
+    await waiting
+    assert lock.held()
+    assert not lock.rival
+    lock.release()
+
+
+async def test_a_directory_that_is_not_there_is_told_with_the_option_that_names_another(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    InstanceLock(place / "kubelet").acquire_at_once()
+    (said,) = caplog.messages
+    assert f"{place}/kubelet: No such file" in said
+    assert "--device-plugin-dir" in said

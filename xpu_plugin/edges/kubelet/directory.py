@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kubelet's directory of sockets: its own, ours, those of other plugins, and its checkpoint."""
+
+import errno
+import os
+import stat
+from itertools import islice
+from pathlib import Path
+
+from xpu_plugin.edges.kubelet.channel import reached
+from xpu_plugin.edges.kubelet.pod_resources import checkpoint_of, reader
+from xpu_plugin.model.obstacles import Obstacle
+from xpu_plugin.model.ownership import Checkpoint
+from xpu_plugin.model.registration import Identity
+
+
+KUBELET_SOCKET = "kubelet.sock"
+SOCKET_PREFIX = "xpu-device-plugin"
+SOCKET_SUFFIX = ".sock"
+MOST_ENTRIES = 1024  # of the kubelet's directory that are looked at
+
+
+def identity_of(path: Path) -> Identity | None:
+    """The identity of the socket at `path`: one start of a kubelet, or one socket of a plugin. None without a
+    socket."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - called a hundred times a second while a kubelet is away
+    except OSError:
+        return None
+    if not stat.S_ISSOCK(status.st_mode):
+        return None
+    return Identity(status.st_dev, status.st_ino, status.st_ctime_ns)
+
+
+def in_the_way(path: Path) -> Obstacle | None:
+    """Why what is at `path` is no socket that can be used; None for a socket, and where nothing is."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - as above
+        code = 0 if stat.S_ISSOCK(mode) else errno.ENOTSOCK
+    except OSError as error:
+        code = error.errno or errno.EIO
+    obstacle = Obstacle(path=os.fspath(path), code=code)
+    return None if code == 0 or obstacle.absent else obstacle
+
+
+class PluginDirectory:
+    """The kubelet's directory, as another plugin may have changed it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def checkpoint(self) -> Checkpoint:
+        """The kubelet's checkpoint. Raises UnknownHoldersError."""
+        return await checkpoint_of(self._path)
+
+    async def neighbours(self) -> frozenset[Identity]:
+        """The sockets of other plugins. Raises OSError."""
+        return await reader().call(neighbours, self._path)
+
+
+def neighbours(directory: Path) -> frozenset[Identity]:
+    """The sockets of other plugins in the kubelet's directory. Raises OSError."""
+    with os.scandir(directory) as entries:
+        return frozenset(
+            socket
+            for entry in islice(entries, MOST_ENTRIES)
+            if entry.name != KUBELET_SOCKET and not entry.name.startswith(SOCKET_PREFIX)
+            if (socket := identity_of(Path(entry.path))) is not None
+        )
+
+
+def socket_stem(resource: str, base: str) -> str:
+    """How the names of a resource's sockets begin: with the profile's name unless it is that of `base`."""
+    return SOCKET_PREFIX if resource == base else f"{SOCKET_PREFIX}-{resource.partition('/')[2]}"
+
+
+def listens(path: Path) -> bool:
+    """Whether a process listens at a socket; in doubt it does. It does not wait, and it sends nothing."""
+    code = reached(path)
+    return code == 0 or not Obstacle(path=os.fspath(path), code=code).absent
+
+
+def remove_stale(directory: Path) -> None:
+    """Remove sockets of ours that no process listens at: those of a plugin that was killed.
+
+    Only the plugin that holds the lock may do so: another one is just about to listen.
+    """
+    for path in directory.glob(f"{SOCKET_PREFIX}*{SOCKET_SUFFIX}"):
+        if identity_of(path) is not None and not listens(path):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lock of the only plugin that works on a node."""
+
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+from pathlib import Path
+from typing import Protocol
+
+from xpu_plugin.log import Once
+from xpu_plugin.model.obstacles import Obstacle
+
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTORS = Path("/proc/self/fd")
+"""By it a kubelet's very socket is connected to, whatever has its name meanwhile."""
+LOCK_SECONDS = 1.0  # between attempts to become the only plugin
+
+
+class Alone(Protocol):
+    """Knows when no other plugin may work on this node."""
+
+    async def acquire(self) -> None:
+        """Wait until then."""
+
+
+class InstanceLock:
+    """At most one plugin works in a device plugin directory: a lock on the directory itself, which ends
+    with the process and leaves no file.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._acquiring = asyncio.Lock()
+        self._descriptor: int | None = None
+        self._complaint = Once()
+        self.rival = False  # whether another plugin had it when it was tried last
+
+    def acquire_at_once(self) -> None:
+        """Take it if it is free: before anything is read that another plugin may change."""
+        self._try()
+
+    async def acquire(self) -> None:
+        """Wait until the directory exists and no other plugin has it."""
+        async with self._acquiring:
+            if self.held():
+                return
+            while not self._try():  # noqa: ASYNC110 - nothing tells us when another process lets go
+                await asyncio.sleep(LOCK_SECONDS)
+            self._complaint.healed()
+
+    def held(self) -> bool:
+        """Whether what is locked is still the directory at that path."""
+        if self._descriptor is None:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self._directory))  # noqa: PTH116
+        except OSError:
+            return False
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _try(self) -> bool:
+        if self.held():
+            return True
+        self.release()
+        if not DESCRIPTORS.is_dir():
+            self._complain(
+                f"waiting for {DESCRIPTORS}: /proc is not mounted, or hides us; mount it to register"
+            )
+            return False
+        try:
+            descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            if not self._refused(error):
+                self._complain(
+                    f"waiting for the kubelet's directory {self._directory}: {error.strerror}; where the "
+                    "kubelet has another one, name it by --device-plugin-dir, in a pod by its hostPath"
+                )
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if not isinstance(error, BlockingIOError):
+                self._refused(error)
+                return False
+            self.rival = True
+            self._complain(f"waiting: another plugin works in {self._directory}")
+            return False
+        self._descriptor, self.rival = descriptor, False
+        return self.held()
+
+    def _refused(self, error: OSError) -> bool:
+        """Whether the directory is there, which is said."""
+        obstacle = Obstacle(path=os.fspath(self._directory), code=error.errno or errno.EIO)
+        if not obstacle.absent:
+            self._complain(f"cannot use the kubelet's directory {obstacle}")
+        return not obstacle.absent
+
+    def _complain(self, text: str) -> None:
+        if self._complaint.changed(text):
+            logger.warning("%s", text)
