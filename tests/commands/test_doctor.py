@@ -267,6 +267,7 @@ async def test_a_second_plugin_and_strange_sockets(node: Node, kubelet: Kubelet,
     await started(node, kubelet)
     second = node.start(f"--status-socket={node.place}/second.sock")
     await second.says("another plugin works")
+    await until((node.place / "second.sock").is_socket, "its status socket")
     wrong = await doctor.wrong(f"--status-socket={node.place}/second.sock")
     assert wrong["second-plugin"] == "error"
     with socket.socket(socket.AF_UNIX) as stranger:

@@ -127,7 +127,7 @@ def test_a_library_that_cannot_tell(
 def test_an_api_server_that_does_not_answer(
     capsys: pytest.CaptureFixture[str], machine: Machine, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xpu_plugin.commands.plan.LABEL_SECONDS", 0.1)
+    monkeypatch.setattr("xpu_plugin.commands.source.LABEL_SECONDS", 0.1)
     kubeconfig = place / "kubeconfig"
     kubeconfig.write_text("nothing")
     more = (f"--kubeconfig={kubeconfig}", "--node-name=here", "--label-timeout=0")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from xpu_plugin.commands import doctor
 from xpu_plugin.commands.collect import collect
-from xpu_plugin.commands.running import Running
+from xpu_plugin.commands.source import RunningPlugin
 from xpu_plugin.config import BUNDLE_OPTIONS, PROGRAM, Config, Parser, UsageError, read_config
 from xpu_plugin.doctor.evidence import LibraryEvidence
 from xpu_plugin.doctor.host_survey import listings
@@ -67,10 +67,9 @@ def main(arguments: list[str]) -> int:
 
 
 async def _bundle(config: Config) -> bytes:
-    running = Running(config.status_socket)
+    running = RunningPlugin(config.status_socket)
     answers = {
-        name: await asyncio.to_thread(running.ask, name, **({"wide": True} if name == "list" else {}))
-        for name in _ANSWERS
+        name: await running.ask(name, **({"wide": True} if name == "list" else {})) for name in _ANSWERS
     }
     state = answers["state"] or {}
     evidence = await collect(config)

@@ -7,7 +7,7 @@ import platform
 from typing import Any
 
 from xpu_plugin.commands.output import scanned
-from xpu_plugin.commands.running import Running
+from xpu_plugin.commands.source import RunningPlugin
 from xpu_plugin.config import Config
 from xpu_plugin.doctor import host_survey
 from xpu_plugin.doctor.cluster_access import look
@@ -35,9 +35,9 @@ MOST_FAILING = 8  # devices at which the library hangs or crashes, until it is g
 
 async def collect(config: Config) -> Evidence:
     """Collect all evidence. Each source has a deadline of its own."""
-    running = Running(config.status_socket)
-    state = await asyncio.to_thread(running.ask, "state")
-    answer = await asyncio.to_thread(running.ask, "list") if state else None
+    running = RunningPlugin(config.status_socket)
+    state = await running.ask("state")
+    answer = await running.ask("list") if state else None
     worker = WorkerClient(target(config), call_timeout=config.call_timeout)
     try:
         library = _told(state, answer) if state and answer else await _own(worker, config)

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xpu_plugin.commands.output import pause, table
-from xpu_plugin.commands.own import Own
-from xpu_plugin.commands.running import Running
+from xpu_plugin.commands.source import Either
 from xpu_plugin.config import LIST_OPTIONS, PROGRAM, Config, Parser, read_config
 from xpu_plugin.edges.worker.client import LibraryError, WorkerError
 from xpu_plugin.model.device_table import Row
@@ -51,14 +50,14 @@ def main(arguments: list[str]) -> int:
 
 
 async def _list(config: Config, options: argparse.Namespace) -> int:
-    running, own = Running(config.status_socket), Own(config)
+    source = Either(config)
     printed: tuple[str, ...] = ()
     try:
         while True:
             text, status = "", 0
             complaints: list[str] = []
             try:
-                answer = running.ask("list", wide=options.wide) or await own.list(wide=options.wide)
+                answer = await source.ask("list", wide=options.wide)
                 text, complaints = _shown(answer, options)
                 if not answer["devices"] and answer.get("trouble"):
                     text, status = "", 1
@@ -75,7 +74,7 @@ async def _list(config: Config, options: argparse.Namespace) -> int:
                 return status
             await pause(WATCH_SECONDS)
     finally:
-        await own.close()
+        await source.close()
 
 
 def _shown(answer: dict[str, Any], options: argparse.Namespace) -> tuple[str, list[str]]:

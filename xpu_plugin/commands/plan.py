@@ -7,31 +7,16 @@ import os
 import sys
 from typing import Any
 
-from xpu_plugin.commands.output import scanned, table
-from xpu_plugin.commands.running import Running
+from xpu_plugin.commands.output import table
+from xpu_plugin.commands.source import Either, UnknownDesiredVfsError
 from xpu_plugin.config import PLAN_OPTIONS, PROGRAM, Config, Parser, read_config
-from xpu_plugin.edges.state.grants import GrantRecord
-from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
-from xpu_plugin.errors import PluginError
-from xpu_plugin.loops.control import planned
-from xpu_plugin.loops.exchange import exchange
-from xpu_plugin.loops.grants import Grants
-from xpu_plugin.loops.idle_proof import IdleProof
-from xpu_plugin.loops.picture import Picture
-from xpu_plugin.model.devices import identify
-from xpu_plugin.model.inventory import after_scan
-from xpu_plugin.model.vf_plan import DesiredVfs, Report, VfState, by_argument, document
-from xpu_plugin.plugin import kubelet_of, node_of, policy, target, terms
+from xpu_plugin.edges.worker.client import LibraryError, WorkerError
+from xpu_plugin.model.vf_plan import VfState
 from xpu_plugin.xpuml import XpumlError
 
 
-LABEL_SECONDS = 10.0  # for the API server to show the label
 _COLUMNS = ("card", "desired", "actual", "action", "reason")
 _STATUS = {VfState.SUCCESS: 0, VfState.PENDING: 3, VfState.BLOCKED: 4, VfState.FAILED: 4}
-
-
-class UnknownDesiredVfsError(PluginError):
-    """The API server did not answer in time."""
 
 
 def main(arguments: list[str]) -> int:
@@ -49,11 +34,8 @@ def main(arguments: list[str]) -> int:
     config, namespace, warnings = read_config(arguments, os.environ, options=PLAN_OPTIONS, parser=parser)
     for warning in warnings:
         print(f"{PROGRAM}: {warning}", file=sys.stderr)
-    given = namespace.sriov_num_vfs
     try:
-        answer = Running(config.status_socket).ask("plan", number=given)
-        if answer is None:
-            answer = document(*asyncio.run(_plan(config, given=given is not None)))
+        answer = asyncio.run(_plan(config, namespace.sriov_num_vfs))
     except (UnknownDesiredVfsError, WorkerError, LibraryError, XpumlError) as error:
         print(f"{PROGRAM}: cannot plan: {error}", file=sys.stderr)
         return 1
@@ -76,32 +58,10 @@ def _text(answer: dict[str, Any]) -> str:
     return f"{first}\n{table(_COLUMNS, rows, 'no cards')}"
 
 
-async def _plan(config: Config, *, given: bool) -> tuple[DesiredVfs, Report]:
-    desired = by_argument(config.sriov_num_vfs) if given else await _desired(config)
-    worker, picture = WorkerClient(target(config), call_timeout=config.call_timeout), Picture(policy(config))
+async def _plan(config: Config, number: str | None) -> dict[str, Any]:
+    source = Either(config)
     try:
-        found = identify(await scanned(worker))
-        picture.submit(lambda facts: after_scan(facts, found))
-        view = kubelet_of(config)
-        grants = Grants(picture, view, GrantRecord(config.state_dir), terms(config), settled=True)
-        return desired, await planned(desired, picture.facts, picture.policy, IdleProof(worker, view, grants))
+        answer: dict[str, Any] = await source.ask("plan", number=number)
+        return answer
     finally:
-        await worker.close()
-
-
-async def _desired(config: Config) -> DesiredVfs:
-    """Return the desired VF count as the running plugin would: by the label, else by the argument."""
-    between = exchange()
-    node = node_of(config, between)
-    if node is None:
-        return by_argument(config.sriov_num_vfs)
-    asking = asyncio.ensure_future(node.run())
-    try:
-        async with asyncio.timeout(LABEL_SECONDS + config.label_timeout):
-            return await between.desired.beyond(0)
-    except TimeoutError:
-        raise UnknownDesiredVfsError(
-            "the API server does not show the node's label; give --sriov-num-vfs to plan without"
-        ) from None
-    finally:
-        asking.cancel()
+        await source.close()

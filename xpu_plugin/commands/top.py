@@ -10,8 +10,7 @@ import sys
 from typing import Any
 
 from xpu_plugin.commands.output import pause, table
-from xpu_plugin.commands.own import Own
-from xpu_plugin.commands.running import Running
+from xpu_plugin.commands.source import Either, Source
 from xpu_plugin.config import PROGRAM, TOP_OPTIONS, Config, Parser, read_config
 from xpu_plugin.edges.worker.client import LibraryError, WorkerError
 from xpu_plugin.xpuml import XpumlError
@@ -44,17 +43,17 @@ def main(arguments: list[str]) -> int:
 
 
 async def _top(config: Config, options: argparse.Namespace) -> int:
-    running, own = Running(config.status_socket), Own(config)
+    source = Either(config)
     try:
         if options.json or options.once or not sys.stdout.isatty():
-            return await _once(running, own, as_json=options.json)
-        return await _in_place(running, own)
+            return await _once(source, as_json=options.json)
+        return await _in_place(source)
     finally:
-        await own.close()
+        await source.close()
 
 
-async def _once(running: Running, own: Own, *, as_json: bool) -> int:
-    answer, trouble = await _answer(running, own)
+async def _once(source: Source, *, as_json: bool) -> int:
+    answer, trouble = await _answer(source)
     if trouble:
         print(f"{PROGRAM}: no readings: {trouble}", file=sys.stderr)
         return 1
@@ -62,13 +61,13 @@ async def _once(running: Running, own: Own, *, as_json: bool) -> int:
     return 0
 
 
-async def _in_place(running: Running, own: Own) -> int:
+async def _in_place(source: Source) -> int:
     """Refresh until Ctrl-C; the last output stays on the screen."""
     shown = ""
     print(_FULL_SCREEN, end="")
     try:
         while True:
-            answer, trouble = await _answer(running, own)
+            answer, trouble = await _answer(source)
             shown = f"no readings: {trouble}" if trouble else _table(answer)
             most = max(shutil.get_terminal_size().lines - 1, 1)
             screen = "".join(f"{line}{_END_OF_LINE}\n" for line in shown.splitlines()[:most])
@@ -81,10 +80,10 @@ async def _in_place(running: Running, own: Own) -> int:
         print(_NORMAL_SCREEN + shown)
 
 
-async def _answer(running: Running, own: Own) -> tuple[dict[str, Any], str | None]:
+async def _answer(source: Source) -> tuple[dict[str, Any], str | None]:
     """Return devices and readings, or the reason why there are none."""
     try:
-        answer: dict[str, Any] = await asyncio.to_thread(running.ask, "top") or await own.top()
+        answer: dict[str, Any] = await source.ask("top")
     except (WorkerError, LibraryError, XpumlError) as error:
         return {}, str(error)
     missing = None if answer["readings"] or not answer["devices"] else "the library has reported none"
