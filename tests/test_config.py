@@ -99,11 +99,6 @@ def read(*arguments: str, **environment: str) -> Config:
     return config
 
 
-def read_warned(*arguments: str, **environment: str) -> tuple[Config, list[str]]:
-    config, _, warnings = read_config(arguments, environment)
-    return config, warnings
-
-
 def needed(name: str) -> list[str]:
     """What has to be said beside an option."""
     if name == "dev-root":
@@ -363,69 +358,12 @@ def test_a_status_socket_with_too_long_a_path_is_refused_before_anything_runs() 
     assert "107" in text
 
 
-# --- the former plugin's manifests --------------------------------------------------------------------
-
-
-def test_sriov_num_vfs_99_means_keep_with_one_warning() -> None:
-    for config, warnings in (
-        read_warned("--sriov-num-vfs=99"),
-        read_warned("--sriov-num-vfs", "99"),
-        read_warned(XPU_PLUGIN_SRIOV_NUM_VFS="99"),
-    ):
-        assert config.sriov_num_vfs is None
-        assert len(warnings) == 1
-        assert "keep" in warnings[0]
-
-
-def test_keep_and_numbers_need_no_warning() -> None:
-    assert read("--sriov-num-vfs=keep").sriov_num_vfs is None
-    assert read("--sriov-num-vfs=63").sriov_num_vfs == 63
-
-
-@pytest.mark.parametrize("arguments", [["-sriov-num-vfs=3"], ["-sriov-num-vfs", "3"]])
-def test_a_single_dash_is_accepted_with_one_warning(arguments: list[str]) -> None:
-    config, warnings = read_warned(*arguments)
-    assert config.sriov_num_vfs == 3
-    assert warnings == ["-sriov-num-vfs is understood as --sriov-num-vfs; write --sriov-num-vfs"]
-
-
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 def test_every_option_is_accepted_with_a_single_dash(option: Option) -> None:
     text, wanted = VALUES[option.name][0]
-    config, warnings = read_warned(*needed(option.name), f"-{option.name}={text}")
+    config, _, warnings = read_config([*needed(option.name), f"-{option.name}={text}"], {})
     assert value(config, option.name) == wanted
     assert len(warnings) == 1
-
-
-@pytest.mark.parametrize("dashes", ["-", "--"])
-@pytest.mark.parametrize(("given", "meant"), [("", True), ("=true", True), ("=false", False)])
-def test_use_detail_res_name_means_resource_per_profile(dashes: str, given: str, meant: bool) -> None:
-    config, warnings = read_warned(f"{dashes}use-detail-resName{given}")
-    assert config.resource_per_profile is meant
-    assert len(warnings) == 1
-    assert "--resource-per-profile" in warnings[0]
-
-
-@pytest.mark.parametrize("dashes", ["-", "--"])
-@pytest.mark.parametrize("name", ["pass-device-specs", "rename-dev", "use-fake-dev"])
-@pytest.mark.parametrize("given", ["", "=true", "=false"])
-def test_options_without_meaning_are_ignored_with_one_warning(dashes: str, name: str, given: str) -> None:
-    config, warnings = read_warned(f"{dashes}{name}{given}")
-    assert config == Config()
-    assert len(warnings) == 1
-    assert name in warnings[0]
-
-
-def test_the_former_plugins_arguments_all_at_once() -> None:
-    config, warnings = read_warned(
-        "-pass-device-specs=true", "--rename-dev", "-use-detail-resName", "-sriov-num-vfs=99"
-    )
-    assert config == Config(resource_per_profile=True, sriov_num_vfs=None)
-    assert len(warnings) == 5  # two for the last: its dash and its value
-
-
-def test_a_value_that_looks_like_a_former_option_is_a_value() -> None:
-    assert read("--allow=-rename-dev").allow == ("-rename-dev",)
 
 
 # --- what is logged -----------------------------------------------------------------------------------

@@ -6,11 +6,11 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from xpu_plugin import log
+from xpu_plugin import legacy_arguments, log
 from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model import node_labels, vf_plan
@@ -19,10 +19,10 @@ from xpu_plugin.simulation import library
 
 PROGRAM = "xpu-device-plugin"
 SIMULATOR = "simulator"
-LEGACY_KEEP = "99"
 VF_POLICIES = ("when-idle", "never")
 LONGEST_SOCKET_PATH = 107  # bytes of sun_path
 LONGEST_PROFILE = 24  # bytes that a profile's name adds to the names of sockets
+MANIFESTS_STATUS_SOCKET = "/run/xpu-device-plugin/status.sock"
 HOST_ROOT = Path("/host")
 """The mount point of host directories that the image has too."""
 LIBRARIES = ("lib64/libxpuml.so.1", "lib/libxpuml.so.1", "lib64/libxpuml.so", "lib/libxpuml.so")
@@ -127,7 +127,7 @@ def _address(text: str) -> tuple[str, int]:
 def _vfs(text: str) -> int | None:
     """Parse a number of VFs; None means `keep`."""
     try:
-        return vf_plan.parse(vf_plan.KEEP if text == LEGACY_KEEP else text)
+        return vf_plan.parse(legacy_arguments.number(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -140,7 +140,7 @@ def _names(text: str) -> tuple[str, ...]:
 # --- the options --------------------------------------------------------------------------------------
 
 
-@frozen(kw_only=False)
+@frozen
 class Option:
     """One option."""
 
@@ -148,8 +148,8 @@ class Option:
     parse: Callable[[str], Any]
     default: str | None  # text, parsed like any other; None: not given
     help: str
-    metavar: str = "VALUE"
-    also: tuple[str, ...] = ()  # customary environment variables, after our own
+    metavar: str
+    also: tuple[str, ...]  # customary environment variables, after our own
 
     @property
     def attribute(self) -> str:
@@ -165,254 +165,165 @@ class Option:
         return ", then ".join((self.variable, *self.also))
 
 
-STATUS_SOCKET = Option(
-    "status-socket",
-    _absolute,
-    None,
-    "socket for sub-commands of the running plugin, root only; none if not given",
-    "SOCKET",
-)
-_PLACES = (
-    Option("dev-root", _absolute, "/dev", "directory of the device nodes", "DIR"),
-    Option("sysfs-root", _absolute, "/sys", "directory of sysfs", "DIR"),
-    Option(
-        "xpuml-library",
+def _option(
+    parse: Callable[[str], Any],
+    default: str | None,
+    help: str,
+    metavar: str = "VALUE",
+    *,
+    also: tuple[str, ...] = (),
+    absent: object = None,
+) -> Any:  # as `dataclasses.field`
+    """Declare a field of `Config` and its option. absent: the value if the option has no default"""
+    option = {"parse": parse, "default": default, "help": help, "metavar": metavar, "also": also}
+    return field(default=absent if default is None else parse(default), metadata=option)
+
+
+@frozen
+class Config:
+    """The effective configuration. Each field is an option, in the order of --help."""
+
+    dev_root: Path = _option(_absolute, "/dev", "directory of the device nodes", "DIR")
+    sysfs_root: Path = _option(_absolute, "/sys", "directory of sysfs", "DIR")
+    xpuml_library: str | None = _option(
         _library,
         None,
         f"the libxpuml to open, or {SIMULATOR!r}; if not given, searched in --xre-dir, then by the loader",
         "PATH",
-    ),
-    Option(
-        "xre-dir",
+    )
+    xre_dir: Path = _option(
         _absolute,
         "/usr/local/xpu",
         f"the host's directory of XRE; searched below {HOST_ROOT} first, where the manifests mount it",
         "DIR",
-    ),
-    Option("simulator-file", _absolute, None, "the simulator's machine file", "FILE"),
-    Option("call-timeout", _seconds(0.05, 600), "5", "seconds for each call of the library", "SECONDS"),
-    Option("resource-name", _resource, "baidu.com/xpu", "resource name of the offered devices", "NAME"),
-    Option(
-        "resource-per-profile",
+    )
+    simulator_file: Path | None = _option(_absolute, None, "the simulator's machine file", "FILE")
+    call_timeout: float = _option(_seconds(0.05, 600), "5", "seconds for each call of the library", "SECONDS")
+    resource_name: str = _option(_resource, "baidu.com/xpu", "resource name of the offered devices", "NAME")
+    resource_per_profile: bool = _option(
         _switch,
         "false",
         "offer each model and VF profile under a name of its own, such as baidu.com/R200-VF-8G",
-    ),
-    Option("allow", _names, None, "offer only these: ids, models or serial numbers", "A,B"),
-    Option("deny", _names, None, "never offer these: ids, models or serial numbers", "A,B"),
-)
-_ACCESS = (
-    Option(
-        "kubeconfig",
+    )
+    allow: tuple[str, ...] = _option(
+        _names, None, "offer only these: ids, models or serial numbers", "A,B", absent=()
+    )
+    deny: tuple[str, ...] = _option(
+        _names, None, "never offer these: ids, models or serial numbers", "A,B", absent=()
+    )
+    device_plugin_dir: Path = _option(
+        _absolute, "/var/lib/kubelet/device-plugins", "the kubelet's directory of device plugins", "DIR"
+    )
+    pod_resources_socket: Path = _option(
+        _absolute, "/var/lib/kubelet/pod-resources/kubelet.sock", "the kubelet's pod resources API", "SOCKET"
+    )
+    state_dir: Path = _option(
         _absolute,
-        None,
-        "credentials for the API server; without it, a pod's service account",
-        "FILE",
-    ),
-    Option("node-name", _object_name, None, "this node's name in the cluster", "NAME", also=("NODE_NAME",)),
-)
-_KUBELET = (
-    Option(
-        "device-plugin-dir",
-        _absolute,
-        "/var/lib/kubelet/device-plugins",
-        "the kubelet's directory of device plugins",
+        "/var/lib/xpu-device-plugin",
+        "directory of the records: grants, quarantines, changes of VFs and the label last seen",
         "DIR",
-    ),
-    Option(
-        "pod-resources-socket",
-        _absolute,
-        "/var/lib/kubelet/pod-resources/kubelet.sock",
-        "the kubelet's pod resources API",
-        "SOCKET",
-    ),
-)
-_STATE_DIR = Option(
-    "state-dir",
-    _absolute,
-    "/var/lib/xpu-device-plugin",
-    "directory of the records: grants, quarantines, changes of VFs and the label last seen",
-    "DIR",
-)
-_VFS = (
-    *_KUBELET,
-    _STATE_DIR,
-    Option(
-        "sriov-num-vfs",
+    )
+    sriov_num_vfs: int | None = _option(
         _vfs,
         "0",
         f"desired number of VFs of each card, 0 to {vf_plan.MOST_VFS}, or {vf_plan.KEEP}; the node label "
         f"{vf_plan.LABEL} takes precedence",
         "N",
-    ),
-    Option(
-        "vf-policy",
+    )  # None means `keep`
+    vf_policy: str = _option(
         _one_of(*VF_POLICIES),
         "when-idle",
         "change a card when it is idle, or never change one and only report",
         "POLICY",
-    ),
-    Option("vf-timeout", _seconds(1, 3600), "60", "seconds until a change of VFs must show", "SECONDS"),
-    Option(
-        "vf-without-pod-resources",
+    )
+    vf_timeout: float = _option(_seconds(1, 3600), "60", "seconds until a change of VFs must show", "SECONDS")
+    vf_without_pod_resources: bool = _option(
         _switch,
         "false",
         "consent to change cards by the other proofs if the kubelet has no pod resources API",
-    ),
-    Option(
-        "pod-list-delay",
+    )
+    pod_list_delay: float = _option(
         _seconds(0.1, 600),
         "10",
         "seconds until the kubelet's list shows a grant; a card is withheld so long before its change",
         "SECONDS",
-    ),
-    Option(
-        "label-timeout",
+    )
+    label_timeout: float = _option(
         _seconds(0, 600),
         "5",
         "seconds without an answer of the API server until the label last seen counts; if the server refuses "
         "and no label was seen, --sriov-num-vfs counts",
         "SECONDS",
-    ),
-    Option(
-        "vf-decision-wait",
+    )
+    vf_decision_wait: float = _option(
         _seconds(0, 3600),
         "60",
         "maximum seconds that idle cards are withheld from new pods until the desired VF count is known",
         "SECONDS",
-    ),
-    *_ACCESS,
-    Option("pod-name", _object_name, None, "the name of our own pod", "NAME", also=("POD_NAME",)),
-    Option(
-        "pod-namespace",
-        _object_name,
-        "kube-system",
-        "the namespace of our own pod",
-        "NAME",
-        also=("POD_NAMESPACE",),
-    ),
-)
-OPTIONS = (
-    *_PLACES,
-    *_VFS,
-    Option(
-        "health-interval", _seconds(0.05, 3600), "1", "seconds between two rounds of all states", "SECONDS"
-    ),
-    Option(
-        "health-failures",
+    )
+    kubeconfig: Path | None = _option(
+        _absolute, None, "credentials for the API server; without it, a pod's service account", "FILE"
+    )
+    node_name: str | None = _option(
+        _object_name, None, "this node's name in the cluster", "NAME", also=("NODE_NAME",)
+    )
+    pod_name: str | None = _option(_object_name, None, "the name of our own pod", "NAME", also=("POD_NAME",))
+    pod_namespace: str = _option(
+        _object_name, "kube-system", "the namespace of our own pod", "NAME", also=("POD_NAMESPACE",)
+    )
+    health_interval: float = _option(
+        _seconds(0.05, 3600), "1", "seconds between two rounds of all states", "SECONDS"
+    )
+    health_failures: int = _option(
         _number(1, 1000),
         "2",
         "consecutive failed calls until a device is unhealthy; an error state acts at once",
         "N",
-    ),
-    Option(
-        "health-recovery",
-        _seconds(0, 86400),
-        "10",
-        "seconds of good answers until a device is healthy again",
-        "SECONDS",
-    ),
-    Option(
-        "health-flaps",
+    )
+    health_recovery: float = _option(
+        _seconds(0, 86400), "10", "seconds of good answers until a device is healthy again", "SECONDS"
+    )
+    health_flaps: int = _option(
         _number(1, 1000),
         "5",
         "accepted changes of a device's health within --health-flap-window; one more quarantines it",
         "N",
-    ),
-    Option(
-        "health-flap-window",
+    )
+    health_flap_window: float = _option(
         _seconds(1, 604800),
         "600",
         "seconds for --health-flaps; a quarantine ends after so many seconds without a change",
         "SECONDS",
-    ),
-    Option(
-        "health-grace",
+    )
+    health_grace: float = _option(
         _seconds(0, 3600),
         "15",
         "seconds that a device keeps its health while the library hangs, crashes or cannot be opened",
         "SECONDS",
-    ),
-    Option(
-        "rescan-interval",
+    )
+    rescan_interval: float = _option(
         _seconds(0.05, 3600),
         "10",
         "seconds between two checks of device nodes and sysfs for a change",
         "SECONDS",
-    ),
-    STATUS_SOCKET,
-    Option(
-        "node-labels",
+    )
+    status_socket: Path | None = _option(
+        _absolute,
+        None,
+        "socket for sub-commands of the running plugin, root only; none if not given",
+        "SOCKET",
+    )
+    node_labels: bool = _option(
         _switch,
         "false",
         f"label the node with {node_labels.PREFIX}model, count, memory-mib, driver-version and vf-capable",
-    ),
-    Option(
-        "metrics-address",
-        _address,
-        None,
-        "address of /metrics, /healthz and /readyz by HTTP; none if not given",
-        "[HOST]:PORT",
-    ),
-    Option("fail-on-init-error", _switch, "false", "exit with status 1 when the first scan fails"),
-    Option("log-level", _one_of(*log.LEVELS), "info", f"one of {', '.join(log.LEVELS)}", "LEVEL"),
-    Option("log-format", _one_of(*log.FORMATS), "text", f"one of {', '.join(log.FORMATS)}", "FORMAT"),
-)
-# The default of the manifests.
-_RUNNING = replace(
-    STATUS_SOCKET,
-    default="/run/xpu-device-plugin/status.sock",
-    help="the running plugin's --status-socket",
-)
-CLEANUP_OPTIONS = (*_ACCESS, _STATE_DIR)
-CLEAR_OPTIONS = (_RUNNING,)
-LIST_OPTIONS = (*_PLACES, *_KUBELET, _RUNNING)
-PLAN_OPTIONS = (*_PLACES, *_VFS, _RUNNING)
-TOP_OPTIONS = (*_PLACES, _RUNNING)
-DOCTOR_OPTIONS = BUNDLE_OPTIONS = PLAN_OPTIONS
-
-
-@frozen
-class Config:
-    """The effective configuration, with a field for each option."""
-
-    dev_root: Path = Path("/dev")
-    sysfs_root: Path = Path("/sys")
-    xpuml_library: str | None = None
-    xre_dir: Path = Path("/usr/local/xpu")
-    simulator_file: Path | None = None
-    call_timeout: float = 5.0
-    resource_name: str = "baidu.com/xpu"
-    resource_per_profile: bool = False
-    allow: tuple[str, ...] = ()
-    deny: tuple[str, ...] = ()
-    device_plugin_dir: Path = Path("/var/lib/kubelet/device-plugins")
-    pod_resources_socket: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
-    state_dir: Path = Path("/var/lib/xpu-device-plugin")
-    sriov_num_vfs: int | None = 0  # None means `keep`
-    vf_policy: str = VF_POLICIES[0]
-    vf_timeout: float = 60.0
-    vf_without_pod_resources: bool = False
-    pod_list_delay: float = 10.0
-    label_timeout: float = 5.0
-    vf_decision_wait: float = 60.0
-    kubeconfig: Path | None = None
-    node_name: str | None = None
-    pod_name: str | None = None
-    pod_namespace: str = "kube-system"
-    health_interval: float = 1.0
-    health_failures: int = 2
-    health_recovery: float = 10.0
-    health_flaps: int = 5
-    health_flap_window: float = 600.0
-    health_grace: float = 15.0
-    rescan_interval: float = 10.0
-    status_socket: Path | None = None
-    node_labels: bool = False
-    metrics_address: tuple[str, int] | None = None
-    fail_on_init_error: bool = False
-    log_level: str = "info"
-    log_format: str = "text"
+    )
+    metrics_address: tuple[str, int] | None = _option(
+        _address, None, "address of /metrics, /healthz and /readyz by HTTP; none if not given", "[HOST]:PORT"
+    )
+    fail_on_init_error: bool = _option(_switch, "false", "exit with status 1 when the first scan fails")
+    log_level: str = _option(_one_of(*log.LEVELS), "info", f"one of {', '.join(log.LEVELS)}", "LEVEL")
+    log_format: str = _option(_one_of(*log.FORMATS), "text", f"one of {', '.join(log.FORMATS)}", "FORMAT")
 
     def __post_init__(self) -> None:
         if self.simulated and self.simulator_file is None:
@@ -503,15 +414,31 @@ def _shown(name: str, value: object) -> str:
     return shlex.quote(str(value))
 
 
-# --- reading -----------------------------------------------------------------------------------------
+OPTIONS = tuple(Option(name=field.name.replace("_", "-"), **field.metadata) for field in fields(Config))
 
-# Options of the former plugin's manifests -> ours, or None for an option without a successor.
-_LEGACY_OPTIONS = {
-    "use-detail-resName": "resource-per-profile",
-    "pass-device-specs": None,
-    "rename-dev": None,
-    "use-fake-dev": None,
-}
+
+def _range(first: str, last: str) -> tuple[Option, ...]:
+    names = [option.name for option in OPTIONS]
+    return OPTIONS[names.index(first) : names.index(last) + 1]
+
+
+# The options of sub-commands.
+_PLACES = _range("dev-root", "deny")
+_KUBELET = _range("device-plugin-dir", "pod-resources-socket")
+_VFS = _range("device-plugin-dir", "pod-namespace")
+_RUNNING = tuple(
+    replace(option, default=MANIFESTS_STATUS_SOCKET, help="the running plugin's --status-socket")
+    for option in _range("status-socket", "status-socket")
+)
+CLEANUP_OPTIONS = (*_range("kubeconfig", "node-name"), *_range("state-dir", "state-dir"))
+CLEAR_OPTIONS = _RUNNING
+LIST_OPTIONS = (*_PLACES, *_KUBELET, *_RUNNING)
+PLAN_OPTIONS = (*_PLACES, *_VFS, *_RUNNING)
+TOP_OPTIONS = (*_PLACES, *_RUNNING)
+DOCTOR_OPTIONS = BUNDLE_OPTIONS = PLAN_OPTIONS
+
+
+# --- reading -----------------------------------------------------------------------------------------
 
 
 def read_config(
@@ -527,8 +454,8 @@ def read_config(
     """
     parser = parser or daemon_parser()
     add_options(parser, options)
-    warnings: list[str] = []
-    namespace = parser.parse_args(_modernise(arguments, options, warnings))
+    modern, warnings = legacy_arguments.modernise(arguments, {option.name for option in options} | {"help"})
+    namespace = parser.parse_args(modern)
     values: dict[str, Any] = {}
     for option in options:
         given = vars(namespace).get(option.attribute)
@@ -543,8 +470,8 @@ def read_config(
             values[option.attribute] = option.parse(text)
         except argparse.ArgumentTypeError as error:
             raise UsageError(f"{where}: {error}") from None
-        if option.attribute == "sriov_num_vfs" and text == LEGACY_KEEP:
-            warnings.append(f"{where}={LEGACY_KEEP} is understood as {vf_plan.KEEP}; write {vf_plan.KEEP}")
+        if option.parse is _vfs and (number := legacy_arguments.number(text)) != text:
+            warnings.append(f"{where}={text} is understood as {number}; write {number}")
     return Config(**values), namespace, warnings
 
 
@@ -586,28 +513,3 @@ class _Join(argparse.Action):
     ) -> None:
         before = getattr(namespace, self.dest)
         setattr(namespace, self.dest, values if before is None else f"{before},{values}")
-
-
-def _modernise(arguments: Sequence[str], options: Sequence[Option], warnings: list[str]) -> list[str]:
-    """Replace options of the former plugin, each with one warning."""
-    known = {option.name for option in options} | {"help"}
-    modern = []
-    for argument in arguments:
-        match = re.fullmatch(r"(--?)([A-Za-z][-A-Za-z]+)(=.*)?", argument, re.DOTALL)
-        if match is None:
-            modern.append(argument)
-            continue
-        dashes, name, value = match[1], match[2], match[3] or ""
-        if name in _LEGACY_OPTIONS:
-            successor = _LEGACY_OPTIONS[name]
-            if successor is None:
-                warnings.append(f"{dashes}{name} has no effect any more and is ignored")
-            else:
-                warnings.append(f"{dashes}{name} is understood as --{successor}; write --{successor}")
-                modern.append(f"--{successor}{value}")
-        elif dashes == "-" and name in known:
-            warnings.append(f"-{name} is understood as --{name}; write --{name}")
-            modern.append(f"--{name}{value}")
-        else:
-            modern.append(argument)
-    return modern

@@ -13,7 +13,7 @@ from functools import cache
 import pytest
 
 from tests.support.pages import READMES, TASKS, TRANSLATED, parts, prose, tables
-from xpu_plugin import cli, config
+from xpu_plugin import cli, config, legacy_arguments
 from xpu_plugin.model import vf_plan
 
 from .manifests import (
@@ -305,7 +305,7 @@ def test_every_option_that_is_named_is_one(readme: str) -> None:
     chart = {span for span in named if span.startswith("--set ")}
     for span in chart:
         check_values(span.removeprefix("--set "))
-    former = {name for name, successor in config._LEGACY_OPTIONS.items() if successor}
+    former = {name for name, successor in legacy_arguments.SUCCESSORS.items() if successor}
     known = own_options("", *(command for command in cli.COMMANDS if command != "simulate")) | former
     options = {span: re.split(r"[= ]", span)[0].lstrip("-") for span in named - chart}
     shortened = {"half1", "16G", "32G", "10G"}  # the ends of names in tables
