@@ -236,10 +236,10 @@ import os, signal, sys, types
 for number in (signal.SIGHUP, signal.SIGTERM):
     signal.signal(number, signal.SIG_DFL)  # the parent may ignore it, as nohup does
 from xpu_plugin import __main__
-signal_while_loading = lambda: os.kill(os.getpid(), {int(number)})
-sys.modules["xpu_plugin.cli"] = types.SimpleNamespace(take_streams=signal_while_loading, main=lambda _: 7)
 import xpu_plugin
-xpu_plugin.cli = sys.modules["xpu_plugin.cli"]
+sys.modules["xpu_plugin.cli"] = xpu_plugin.cli = cli = types.ModuleType("xpu_plugin.cli")
+cli.take_streams = lambda: os.kill(os.getpid(), {int(number)})  # a signal comes while it is loaded
+cli.main = lambda _: 7
 sys.exit(__main__.main())
 """
     done = subprocess.run([sys.executable, "-P", "-c", code, *argument.split()], env=CLEAN, check=False)

@@ -36,9 +36,9 @@ from xpu_plugin.model.vf_plan import (
     UNKNOWN,
     CardPlan,
     DesiredVfs,
-    Outcome,
     Report,
     VfAction,
+    VfOutcome,
     by_argument,
 )
 from xpu_plugin.observable import Outbox, Value
@@ -111,7 +111,7 @@ class Tried:
         between: float = USUAL.record,
     ) -> None:
         self.apis: list[Api] = []
-        self.desired, self.outcome, self.events = Desired(), Value(Outcome()), Outbox[Event]()
+        self.desired, self.outcome, self.events = Desired(), Value(VfOutcome()), Outbox[Event]()
         self.wishes, self.threads = self.desired.wishes, self.desired.threads
         self.record = record
         self._lacks = lacks
@@ -136,7 +136,7 @@ class Tried:
 
     async def report(self, report: Report) -> None:
         """Have this report on the wish, which is written if it has to be."""
-        self.outcome.set(Outcome(desired=self.desired.current, report=report))
+        self.outcome.set(VfOutcome(desired=self.desired.current, report=report))
         await settled()
 
     async def after(self, number: int) -> DesiredVfs:

@@ -25,7 +25,7 @@ from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.vf_reconciler import Orders, VfReconciler
 from xpu_plugin.model.health import Rules
 from xpu_plugin.model.inventory import Policy, after_scan
-from xpu_plugin.model.vf_plan import UNKNOWN, DesiredVfs, Outcome, by_argument
+from xpu_plugin.model.vf_plan import UNKNOWN, DesiredVfs, VfOutcome, by_argument
 from xpu_plugin.model.vf_reconcile import Limits
 from xpu_plugin.observable import Outbox, Value
 
@@ -35,12 +35,12 @@ CARD = "0000:3b:00.0"
 pytestmark = pytest.mark.usefixtures("leaves_no_task")
 
 
-class Counted(Value[Outcome]):
+class Counted(Value[VfOutcome]):
     """Counts also the decisions that change nothing."""
 
     decisions = 0
 
-    def set(self, value: Outcome) -> None:
+    def set(self, value: VfOutcome) -> None:
         self.decisions += 1
         super().set(value)
 
@@ -51,7 +51,7 @@ async def applying(desired: DesiredVfs, place: Path) -> AsyncIterator[tuple[Gran
     often it has decided."""
     picture = Picture(Policy(resource=RESOURCE))
     picture.submit(lambda facts: after_scan(facts, found(device(CARD))))
-    outcome = Counted(Outcome())
+    outcome = Counted(VfOutcome())
     client = WorkerClient(nowhere(place), call_timeout=SECONDS)
     grants = grants_of(picture, place / "state")
     monitor = Monitor(

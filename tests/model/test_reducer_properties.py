@@ -11,7 +11,6 @@ from functools import partial
 from itertools import permutations
 from pathlib import Path
 from random import Random
-from types import SimpleNamespace
 from typing import TypeVar, cast
 
 import pytest
@@ -126,7 +125,7 @@ class Stream:
         self.task = asyncio.ensure_future(self._run())
 
     async def _run(self) -> None:
-        lists = self.service.ListAndWatch(api.Empty(), cast("Context", SimpleNamespace()))
+        lists = self.service.ListAndWatch(api.Empty(), cast("Context", object()))
         async with aclosing(lists):
             async for answer in lists:
                 assert not self.sent or answer != self.sent[-1], "sent without a change"

@@ -12,9 +12,9 @@ from xpu_plugin.model.registration import (
     DIAL_BACK_SECONDS,
     RETRY_SECONDS,
     Action,
-    Identity,
     Look,
     Outcome,
+    SocketIdentity,
     Standing,
     action,
     answered,
@@ -24,9 +24,9 @@ from xpu_plugin.model.registration import (
 )
 
 
-A = Identity(1, 10, 100)
-TOUCHED = Identity(1, 10, 200)  # or another kubelet, whose socket has the inode of the former
-B = Identity(1, 11, 300)
+A = SocketIdentity(1, 10, 100)
+TOUCHED = SocketIdentity(1, 10, 200)  # or another kubelet, whose socket has the inode of the former
+B = SocketIdentity(1, 11, 300)
 NEW = Standing()
 BOUND = bound(NEW)
 ASKED = answered(
@@ -37,7 +37,7 @@ LATER = 1000.0  # seconds: the stream has lasted
 
 
 def look(
-    kubelet: Identity | None, now: float = LATER, *, streaming: bool = False, bound: bool = True
+    kubelet: SocketIdentity | None, now: float = LATER, *, streaming: bool = False, bound: bool = True
 ) -> Look:
     return Look(now=now, kubelet=kubelet, streaming=streaming, bound=bound)
 
@@ -157,7 +157,7 @@ def test_attempts_that_fail_are_repeated_ever_more_slowly_until_another_kubelet_
     ],
 )
 def test_how_many_kubelets_were_seen(
-    kubelets: list[Identity | None], streaming: bool, instances: int
+    kubelets: list[SocketIdentity | None], streaming: bool, instances: int
 ) -> None:
     """While a stream is open it is one kubelet, unless there is another socket file."""
     standing = SERVING if streaming else NEW

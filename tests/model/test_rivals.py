@@ -6,7 +6,7 @@ from collections.abc import Collection
 import pytest
 
 from xpu_plugin.model import rivals
-from xpu_plugin.model.registration import Identity
+from xpu_plugin.model.registration import SocketIdentity
 from xpu_plugin.model.rivals import (
     ANEW_SECONDS,
     CONFIRM_SECONDS,
@@ -165,10 +165,10 @@ def test_pauses_grow_when_it_happens_again() -> None:
 # --- a rival that a list of ours hides --------------------------------------------------------------
 
 SECOND_NS = 10**9
-OTHER, NEW = Identity(1, 7, SENT_NS - 3600 * SECOND_NS), Identity(1, 8, SENT_NS - TICK_NS)
-LATER = Identity(1, 9, AFTER_NS + SECOND_NS)
-TOUCHED = Identity(1, 7, SENT_NS)
-NONE: frozenset[Identity] = frozenset()
+OTHER, NEW = SocketIdentity(1, 7, SENT_NS - 3600 * SECOND_NS), SocketIdentity(1, 8, SENT_NS - TICK_NS)
+LATER = SocketIdentity(1, 9, AFTER_NS + SECOND_NS)
+TOUCHED = SocketIdentity(1, 7, SENT_NS)
+NONE: frozenset[SocketIdentity] = frozenset()
 
 
 @pytest.mark.parametrize(
@@ -176,16 +176,18 @@ NONE: frozenset[Identity] = frozenset()
     [
         pytest.param([], 0, id="no other plugin"),
         pytest.param([OTHER], 0, id="one that is there for long"),
-        pytest.param([Identity(1, 8, SENT_NS)], YOUNG_SECONDS, id="one that is just there"),
+        pytest.param([SocketIdentity(1, 8, SENT_NS)], YOUNG_SECONDS, id="one that is just there"),
         pytest.param(
-            [Identity(1, 8, SENT_NS - SECOND_NS), OTHER], YOUNG_SECONDS - 1, id="one that came 1 s ago"
+            [SocketIdentity(1, 8, SENT_NS - SECOND_NS), OTHER], YOUNG_SECONDS - 1, id="one that came 1 s ago"
         ),
-        pytest.param([Identity(1, 8, SENT_NS - int(YOUNG_SECONDS * SECOND_NS))], 0, id="no longer new"),
-        pytest.param([Identity(1, 8, SENT_NS + SECOND_NS)], 0, id="of the future, as the clock was set back"),
+        pytest.param([SocketIdentity(1, 8, SENT_NS - int(YOUNG_SECONDS * SECOND_NS))], 0, id="no longer new"),
+        pytest.param(
+            [SocketIdentity(1, 8, SENT_NS + SECOND_NS)], 0, id="of the future, as the clock was set back"
+        ),
     ],
 )
 def test_a_list_waits_for_a_plugin_that_may_be_about_to_register(
-    sockets: list[Identity], seconds: float
+    sockets: list[SocketIdentity], seconds: float
 ) -> None:
     assert rivals.quiet_in(sockets, SENT_NS) == pytest.approx(seconds)
 
@@ -204,7 +206,7 @@ def test_a_list_waits_for_a_plugin_that_may_be_about_to_register(
     ],
 )
 def test_what_a_list_of_ours_may_hide(
-    before: set[Identity] | None, sockets: set[Identity] | None, hidden: bool
+    before: set[SocketIdentity] | None, sockets: set[SocketIdentity] | None, hidden: bool
 ) -> None:
     seen = None if sockets is None else frozenset(sockets)
     company = Company(before=None if before is None else frozenset(before), listed=True)

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from xpu_plugin.model.vf_label import LAST_SEEN, NEW_NODE, Kept, LabelSight, Silence, decide
+from xpu_plugin.model.vf_label import LAST_SEEN, NEW_NODE, Kept, LabelSight, Unseen, decide
 from xpu_plugin.model.vf_plan import LABEL, UNKNOWN, DesiredVfs, by_argument
 
 
@@ -35,8 +35,8 @@ def sight(label: str | None = None, uid: str | None = OLD) -> LabelSight:
         (None, sight("3", None), NOTHING, (3, LABELLED.origin), kept("3", None)),
         (None, sight(), NOTHING, (ARGUMENT, ARGUED.origin), None),
         (None, sight(uid=NEW), ARGUED, (ARGUMENT, ARGUED.origin), None),
-        (None, Silence.REFUSED, NOTHING, (ARGUMENT, ARGUED.origin), None),
-        (None, Silence.AWAY, NOTHING, (None, None), None),
+        (None, Unseen.REFUSED, NOTHING, (ARGUMENT, ARGUED.origin), None),
+        (None, Unseen.AWAY, NOTHING, (None, None), None),
         # One was, on this Node.
         (kept(), sight("3"), SEEN, (3, LABELLED.origin), kept("3")),
         (kept(), sight("keep"), NOTHING, (None, LABELLED.origin), kept("keep")),
@@ -44,9 +44,9 @@ def sight(label: str | None = None, uid: str | None = OLD) -> LabelSight:
         (kept(), sight(), LABELLED, (ARGUMENT, ARGUED.origin), None),
         (kept(), sight(uid=None), LABELLED, (ARGUMENT, ARGUED.origin), None),
         (kept(node=None), sight(), LABELLED, (ARGUMENT, ARGUED.origin), None),
-        (kept(), Silence.REFUSED, NOTHING, (2, LAST_SEEN), kept()),
-        (kept(), Silence.AWAY, NOTHING, (2, LAST_SEEN), kept()),
-        (kept("keep"), Silence.REFUSED, NOTHING, (None, LAST_SEEN), kept("keep")),
+        (kept(), Unseen.REFUSED, NOTHING, (2, LAST_SEEN), kept()),
+        (kept(), Unseen.AWAY, NOTHING, (2, LAST_SEEN), kept()),
+        (kept("keep"), Unseen.REFUSED, NOTHING, (None, LAST_SEEN), kept("keep")),
         # One was, on a Node that was deleted since.
         (kept(), sight("3", NEW), LABELLED, (3, LABELLED.origin), kept("3", NEW)),
         (kept(), sight(None, NEW), NOTHING, (None, NEW_NODE), LOST),
@@ -56,13 +56,13 @@ def sight(label: str | None = None, uid: str | None = OLD) -> LabelSight:
         (LOST, sight(None, NEW), NOTHING, (None, NEW_NODE), LOST),
         (LOST, sight(None, OLD), NOTHING, (None, NEW_NODE), LOST),
         (LOST, sight("3", NEW), NOTHING, (3, LABELLED.origin), kept("3", NEW)),
-        (LOST, Silence.REFUSED, NOTHING, (None, NEW_NODE), LOST),
-        (LOST, Silence.AWAY, NOTHING, (None, NEW_NODE), LOST),
+        (LOST, Unseen.REFUSED, NOTHING, (None, NEW_NODE), LOST),
+        (LOST, Unseen.AWAY, NOTHING, (None, NEW_NODE), LOST),
     ],
 )
 def test_the_desired_count_and_the_label_to_keep(
     memory: Kept | None,
-    seen: LabelSight | Silence,
+    seen: LabelSight | Unseen,
     before: DesiredVfs,
     after: tuple[int | None, str | None],
     then: Kept | None,
@@ -74,10 +74,10 @@ def test_the_desired_count_and_the_label_to_keep(
 
 @pytest.mark.parametrize(
     ("memory", "silence", "before"),
-    list(itertools.product((None, kept(), LOST), Silence, (ARGUED, SEEN, LABELLED))),
+    list(itertools.product((None, kept(), LOST), Unseen, (ARGUED, SEEN, LABELLED))),
 )
 def test_silence_changes_nothing_once_there_is_a_desired_count(
-    memory: Kept | None, silence: Silence, before: DesiredVfs
+    memory: Kept | None, silence: Unseen, before: DesiredVfs
 ) -> None:
     assert decide(silence, kept=memory, before=before, argument=ARGUMENT) == (before, memory)
 

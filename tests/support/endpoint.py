@@ -22,7 +22,7 @@ from xpu_plugin.edges.kubelet.service import DevicePluginService
 from xpu_plugin.edges.state.grants import GrantRecord
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.inventory import Policy, after_scan
-from xpu_plugin.model.registration import Identity
+from xpu_plugin.model.registration import SocketIdentity
 from xpu_plugin.simulation.kubelet import Kubelet
 
 
@@ -96,7 +96,7 @@ class Looks:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.number = 0
 
-        def counted(path: Path) -> Identity | None:
+        def counted(path: Path) -> SocketIdentity | None:
             self.number += path.name == KUBELET_SOCKET
             return identity_of(path)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from xpu_plugin.doctor.checks.cluster import RIGHTS
 from xpu_plugin.doctor.evidence import ClusterEvidence
-from xpu_plugin.edges.apiserver.client import NODES, Failed, Server, member
+from xpu_plugin.edges.apiserver.client import NODES, ApiServerClient, Failed, member
 from xpu_plugin.edges.apiserver.node_watcher import NODE_LIST
 from xpu_plugin.model import vf_plan
 
@@ -18,7 +18,7 @@ _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
 def look(kubeconfig: Path | None, node: str) -> ClusterEvidence:
     """What the API server says of the node and of our rights, asked once; takes seconds where it is away."""
-    server = Server(kubeconfig)
+    server = ApiServerClient(kubeconfig)
     cluster = _with_rights(server, ClusterEvidence())
     if "list nodes" in cluster.denied:
         return cluster
@@ -33,7 +33,7 @@ def look(kubeconfig: Path | None, node: str) -> ClusterEvidence:
     return replace(cluster, label=member(member(items[0], "metadata"), "labels").get(vf_plan.LABEL))
 
 
-def _with_rights(server: Server, cluster: ClusterEvidence) -> ClusterEvidence:
+def _with_rights(server: ApiServerClient, cluster: ClusterEvidence) -> ClusterEvidence:
     """What we may not do, and what the server's clock says meanwhile."""
     for verb, resource in RIGHTS:
         body: dict[str, object] = {

@@ -3,7 +3,7 @@
 
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model.events import Event
-from xpu_plugin.model.vf_plan import UNKNOWN, DesiredVfs, Outcome
+from xpu_plugin.model.vf_plan import UNKNOWN, DesiredVfs, VfOutcome
 from xpu_plugin.observable import Outbox, Value
 
 
@@ -13,7 +13,7 @@ class Exchange:
 
     desired: Value[DesiredVfs]
     """The number of VFs; written by the node, or once by the argument."""
-    outcome: Value[Outcome]
+    outcome: Value[VfOutcome]
     """The report on the desired number; written by the part that changes VFs."""
     events: Outbox[Event]
     """Events about the node; each part may put some."""
@@ -21,4 +21,4 @@ class Exchange:
 
 def exchange(desired: DesiredVfs = UNKNOWN) -> Exchange:
     """New values. desired: the number of VFs until another one is written"""
-    return Exchange(desired=Value(desired), outcome=Value(Outcome()), events=Outbox())
+    return Exchange(desired=Value(desired), outcome=Value(VfOutcome()), events=Outbox())

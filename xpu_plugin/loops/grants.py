@@ -26,7 +26,7 @@ from xpu_plugin.model.ownership import (
     forgotten,
     word_of,
 )
-from xpu_plugin.model.registration import Identity
+from xpu_plugin.model.registration import SocketIdentity
 from xpu_plugin.model.vf_plan import Card, Proof
 from xpu_plugin.observable import Value
 from xpu_plugin.waiting import delays
@@ -188,7 +188,7 @@ class Grants:
         moment, life = self._clock() if at is None else at, self._view.instance
         return {id: self._inherited(id, moment, life) for id in self._record.paths}
 
-    def _inherited(self, id: str, at: float, life: Identity | None) -> Grant:
+    def _inherited(self, id: str, at: float, life: SocketIdentity | None) -> Grant:
         shown = self._record.holders.get(id)
         if shown is None:
             # The record of an older release names no holder.

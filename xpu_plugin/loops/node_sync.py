@@ -17,7 +17,7 @@ from xpu_plugin.loops.exchange import Exchange
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.node_labels import node_labels
 from xpu_plugin.model.timings import USUAL
-from xpu_plugin.model.vf_label import LAST_SEEN, NEW_NODE, Kept, LabelSight, Silence, decide
+from xpu_plugin.model.vf_label import LAST_SEEN, NEW_NODE, Kept, LabelSight, Unseen, decide
 from xpu_plugin.model.vf_plan import ARGUMENT, DETAIL_ANNOTATION, KEEP, STATE_LABEL, UNKNOWN, DesiredVfs
 from xpu_plugin.observable import Value
 from xpu_plugin.waiting import delays, pause
@@ -69,7 +69,7 @@ class NodeSync:
         self._lock = lock
         self._patience = patience
         self._between = between
-        self._sight: LabelSight | Silence | None = None  # the last
+        self._sight: LabelSight | Unseen | None = None  # the last
         self._unread = True  # whether the record has still to be read
         self._kept: Kept | None = None
         self._written: Kept | None = None  # what the record has
@@ -127,7 +127,7 @@ class NodeSync:
 
     # --- the desired VF count -------------------------------------------------------------------------------
 
-    def see(self, sight: LabelSight | Silence) -> None:
+    def see(self, sight: LabelSight | Unseen) -> None:
         """The node is shown so, or is not."""
         self._sight = sight
         if isinstance(sight, LabelSight):
@@ -152,13 +152,13 @@ class NodeSync:
                 desired.origin,
             )
         self._desired.set(desired)
-        if sight is Silence.REFUSED:
+        if sight is Unseen.REFUSED:
             self._explain()
 
     def denied(self, text: str) -> None:
         """Without an answer ever, a refusal makes the argument count, unless a label was seen before."""
         logger.warning("%s", text)
-        self.see(Silence.REFUSED)
+        self.see(Unseen.REFUSED)
 
     def _explain(self) -> None:
         """Say once what a refusal makes count."""
@@ -177,7 +177,7 @@ class NodeSync:
         """An outage at the start lasts: the label last seen counts."""
         await asyncio.sleep(self._patience)
         if self._sight is None:
-            self.see(Silence.AWAY)
+            self.see(Unseen.AWAY)
 
     # --- the label last seen --------------------------------------------------------------------------
 

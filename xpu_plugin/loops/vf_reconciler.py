@@ -20,7 +20,7 @@ from xpu_plugin.loops.monitor import Monitor
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.health import Health
 from xpu_plugin.model.inventory import stale_ids
-from xpu_plugin.model.vf_plan import Card, DesiredVfs, Outcome, Proof, Report, VfAction, cards, described
+from xpu_plugin.model.vf_plan import Card, DesiredVfs, Proof, Report, VfAction, VfOutcome, cards, described
 from xpu_plugin.model.vf_reconcile import (
     Decision,
     Limits,
@@ -184,7 +184,7 @@ class VfReconciler:
             log = logger.info if news.reason is VfReason.APPLIED else logger.warning
             log("%s: %s", news.reason, news.text)
             self._events.put(news.event)
-        self._outcome.set(Outcome(desired=self.desired, report=decision.report))
+        self._outcome.set(VfOutcome(desired=self.desired, report=decision.report))
         drifted = Counter(news.card for news in decision.news if news.reason is VfReason.DRIFT)
         self.drifts = {
             step.card: self.drifts.get(step.card, 0) + drifted[step.card] for step in decision.report.steps

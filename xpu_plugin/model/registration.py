@@ -25,14 +25,14 @@ JITTER = 0.25  # share of a pause by which it is shortened at most
 
 
 @frozen(kw_only=False)
-class Identity:
+class SocketIdentity:
     """The identity of a socket file. One start of a kubelet has one, unless the file is touched."""
 
     device: int
     inode: int
     changed_ns: int
 
-    def same_file(self, other: "Identity") -> bool:
+    def same_file(self, other: "SocketIdentity") -> bool:
         """Return whether both are one file, even if it was touched (`chmod`, `restorecon`) between the
         looks."""
         return (self.device, self.inode) == (other.device, other.inode)
@@ -61,7 +61,7 @@ class Look:
     """One look at the kubelet's socket and ours."""
 
     now: float  # seconds of the monotonic clock
-    kubelet: Identity | None  # the kubelet's socket; None if there is none
+    kubelet: SocketIdentity | None  # the kubelet's socket; None if there is none
     streaming: bool  # a stream of ours is open
     bound: bool  # our socket is in place, and served
     mute: bool = False  # do not register for now
@@ -74,9 +74,9 @@ class Look:
 class Standing:
     """The state of one resource's registration. Times are seconds of the monotonic clock."""
 
-    kubelet: Identity | None = None  # its socket at the last look
-    asked: Identity | None = None  # the socket of our last registration
-    known: Identity | None = None  # the socket of the kubelet with the open stream
+    kubelet: SocketIdentity | None = None  # its socket at the last look
+    asked: SocketIdentity | None = None  # the socket of our last registration
+    known: SocketIdentity | None = None  # the socket of the kubelet with the open stream
     instances: int = 0  # kubelets seen so far
     absent_since: float | None = None  # since when no kubelet answers; None while one does
     name_used: bool = False  # a kubelet may know our socket's name: another registration needs a new one
@@ -157,7 +157,7 @@ def bound(standing: Standing) -> Standing:
 
 
 def answered(
-    standing: Standing, outcome: Outcome, *, now: float, kubelet: Identity | None, chance: float = 0.0
+    standing: Standing, outcome: Outcome, *, now: float, kubelet: SocketIdentity | None, chance: float = 0.0
 ) -> Standing:
     """Return the standing after an attempt to bind, or to register with that kubelet.
 

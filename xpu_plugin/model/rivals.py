@@ -15,7 +15,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from xpu_plugin.frozen import frozen
-from xpu_plugin.model.registration import Identity, pause
+from xpu_plugin.model.registration import SocketIdentity, pause
 
 
 LOOK_SECONDS = 5.0  # between looks at the checkpoint while we serve
@@ -68,7 +68,7 @@ def sight(announced: Announced, registered: Collection[str] | None, written_ns: 
     return Sight.OURS if announced.healthy <= ids <= announced.ever else Sight.FOREIGN
 
 
-def quiet_in(sockets: Collection[Identity], now_ns: int) -> float:
+def quiet_in(sockets: Collection[SocketIdentity], now_ns: int) -> float:
     """Return the seconds until no socket is so new that its plugin may be about to register."""
     ages = ((now_ns - socket.changed_ns) / 1e9 for socket in sockets)
     return max((YOUNG_SECONDS - age for age in ages if 0 <= age < YOUNG_SECONDS), default=0.0)
@@ -78,12 +78,13 @@ def quiet_in(sockets: Collection[Identity], now_ns: int) -> float:
 class Company:
     """The sockets of other plugins, for any resource."""
 
-    before: frozenset[Identity] | None = None  # at the last look that showed our list; None before the first
+    before: frozenset[SocketIdentity] | None = None
+    """At the last look that showed our list; None before the first."""
     listed: bool = False  # a list of ours has gone out since
 
 
 def accompanied(
-    company: Company, sockets: frozenset[Identity] | None, written_ns: int
+    company: Company, sockets: frozenset[SocketIdentity] | None, written_ns: int
 ) -> tuple[Company, bool]:
     """Return the company after a look that shows our list, and whether that list may hide another plugin.
 

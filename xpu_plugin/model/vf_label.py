@@ -25,7 +25,7 @@ class LabelSight:
     label: str | None  # None for a node without the label
 
 
-class Silence(StrEnum):
+class Unseen(StrEnum):
     """The reason why the node is not seen."""
 
     AWAY = "away"  # no answer for a while: an outage, or credentials that are not accepted
@@ -41,14 +41,14 @@ class Kept:
 
 
 def decide(
-    sight: LabelSight | Silence, *, kept: Kept | None, before: DesiredVfs, argument: int | None
+    sight: LabelSight | Unseen, *, kept: Kept | None, before: DesiredVfs, argument: int | None
 ) -> tuple[DesiredVfs, Kept | None]:
     """Return the desired VF count from now on, and the label to keep.
 
     before: the count until now; silence never changes it
     argument: the count for a node without the label
     """
-    if isinstance(sight, Silence):
+    if isinstance(sight, Unseen):
         return _unseen(sight, kept, before, argument), kept
     anew = kept is not None and (kept.label is None or _another(kept.node, sight.uid))
     if sight.label is None:
@@ -65,10 +65,10 @@ def _another(former: str | None, uid: str | None) -> bool:
     return None not in (former, uid) and former != uid
 
 
-def _unseen(why: Silence, kept: Kept | None, before: DesiredVfs, argument: int | None) -> DesiredVfs:
+def _unseen(why: Unseen, kept: Kept | None, before: DesiredVfs, argument: int | None) -> DesiredVfs:
     if before.origin is not None:
         return before
-    if kept is None and why is Silence.REFUSED:
+    if kept is None and why is Unseen.REFUSED:
         return by_argument(argument)
     return _last_seen(kept, argument)
 

@@ -254,7 +254,7 @@ class Report:
 
 
 @frozen
-class Outcome:
+class VfOutcome:
     """The report on a desired number of VFs."""
 
     desired: DesiredVfs = UNKNOWN

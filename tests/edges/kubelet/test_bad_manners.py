@@ -35,7 +35,7 @@ from xpu_plugin.edges.kubelet.service import listing, server_of
 from xpu_plugin.model import registration
 from xpu_plugin.model.health import HEALTHY, Health
 from xpu_plugin.model.inventory import Entry, after_scan, after_verdicts
-from xpu_plugin.model.registration import Identity
+from xpu_plugin.model.registration import SocketIdentity
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 from xpu_plugin.simulation.kubelet import Client as KubeletsEnd
@@ -364,9 +364,9 @@ async def test_lives_that_cannot_be_told_apart_are_still_noticed_by_their_stream
 ) -> None:
     """Same device, inode and change time: the stream that ended is reason enough."""
 
-    def alike(path: Path) -> Identity | None:
+    def alike(path: Path) -> SocketIdentity | None:
         identity = identity_of(path)
-        return Identity(1, 2, 3) if identity and not path.name.startswith(PREFIX) else identity
+        return SocketIdentity(1, 2, 3) if identity and not path.name.startswith(PREFIX) else identity
 
     monkeypatch.setattr(endpoint_module, "identity_of", alike)
     async with Kubelet(place / "plugins") as kubelet, plugin.run():

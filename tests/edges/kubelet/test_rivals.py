@@ -28,7 +28,7 @@ from xpu_plugin.model.events import Event
 from xpu_plugin.model.health import HEALTHY, Health
 from xpu_plugin.model.inventory import after_scan, after_verdicts
 from xpu_plugin.model.ownership import Checkpoint
-from xpu_plugin.model.registration import Identity
+from xpu_plugin.model.registration import SocketIdentity
 from xpu_plugin.model.rivals import Phase
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet, Release
@@ -106,7 +106,7 @@ class Directory:
     async def checkpoint(self) -> Checkpoint:
         return await self._checkpoint()
 
-    async def neighbours(self) -> frozenset[Identity]:
+    async def neighbours(self) -> frozenset[SocketIdentity]:
         return frozenset()
 
 

@@ -16,7 +16,7 @@ from xpu_plugin.edges.kubelet import view as module
 from xpu_plugin.edges.kubelet.pod_resources import checkpoint_of
 from xpu_plugin.edges.kubelet.view import KubeletView, Written, written_by
 from xpu_plugin.model.ownership import Checkpoint
-from xpu_plugin.model.registration import Identity
+from xpu_plugin.model.registration import SocketIdentity
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet
 
 
@@ -191,6 +191,6 @@ async def test_a_checkpoint_from_before_the_instance_is_another_instances_word(
     os.utime(kubelet.directory / CHECKPOINT, (long_ago, long_ago))
     assert not written_by(view.instance, (await view.checkpoint(oldest=0.0)).checkpoint)
     assert not written_by(None, Checkpoint(written_ns=1))
-    assert not written_by(Identity(1, 2, 3), None)
+    assert not written_by(SocketIdentity(1, 2, 3), None)
     await kubelet.stop(remove_sockets=True)
     assert view.instance is None

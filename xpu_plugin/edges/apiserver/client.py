@@ -60,7 +60,7 @@ def has_credentials(kubeconfig: Path | None) -> bool:
     return all(address) and TOKEN_FILE.is_file()
 
 
-class Failures:
+class FailureCounts:
     """Counts requests that have failed; for any thread."""
 
     def __init__(self) -> None:
@@ -135,7 +135,7 @@ def _why(error: Exception) -> str:
     return said(str(text))
 
 
-class Server:
+class ApiServerClient:
     """One thread's way to the API server. Credentials are read when first needed and, besides the token's
     re-reading each minute by the client, anew after each failure that they could have to do with."""
 

@@ -21,10 +21,10 @@ from xpu_plugin.edges.apiserver.client import (
     REFUSED,
     STRANGER,
     Answer,
+    ApiServerClient,
     Failed,
-    Failures,
+    FailureCounts,
     NodeMetadata,
-    Server,
     advice,
     member,
     node_metadata,
@@ -59,7 +59,7 @@ def remove(
     """Take labels and annotations from a node, whether or not it has them. Waits; raises ApiError."""
     changes = values(labels=dict.fromkeys(labels), annotations=dict.fromkeys(annotations))
     try:
-        send(Server(kubeconfig), node, "patch nodes", changes)
+        send(ApiServerClient(kubeconfig), node, "patch nodes", changes)
     except Failed as failure:
         raise ApiError(advice(failure)) from None
 
@@ -115,7 +115,7 @@ class NodeWatcher:
         self.watching = False  # whether a watch is open; read from anywhere
         self._barren = 0  # streams in a row that ended at once, without a line
 
-        self._failures = Failures()
+        self._failures = FailureCounts()
         self._writer = NodeWriter(node=node, kubeconfig=kubeconfig, delays=delays, failures=self._failures)
 
     def start(self) -> None:
@@ -190,7 +190,7 @@ class NodeWatcher:
     # --- watching: list, watch from there, list again when in doubt -----------------------------------
 
     def _watch(self) -> None:
-        server = Server(self._kubeconfig)
+        server = ApiServerClient(self._kubeconfig)
         again = self._delays(*AGAIN_SECONDS)
         version: str | None = None
         while not self._stopping.is_set():
@@ -214,7 +214,7 @@ class NodeWatcher:
             if failed or not healthy:
                 self._stopping.wait(max(next(again), least))
 
-    def _list(self, server: Server) -> str:
+    def _list(self, server: ApiServerClient) -> str:
         """Act on the node as it is; the version to watch from."""
         what = "list nodes"
         with server.open("GET", NODES, what=what, accept=NODE_LIST, query=self._selector()) as answer:
@@ -230,7 +230,7 @@ class NodeWatcher:
         self._saw(node_metadata(nodes[0], what))
         return version
 
-    def _follow(self, server: Server, version: str) -> str | None:
+    def _follow(self, server: ApiServerClient, version: str) -> str | None:
         """Act on changes until the stream ends; the version to go on from, None if that is to be listed."""
         what = "watch nodes"
         seconds = random.randint(*WATCH_SECONDS)  # noqa: S311 - so that a cluster's nodes do not ask in step

@@ -23,10 +23,10 @@ from xpu_plugin.edges.apiserver.client import (
     ITEM,
     NODES,
     REFUSED,
+    ApiServerClient,
     Failed,
-    Failures,
+    FailureCounts,
     NodeMetadata,
-    Server,
     advice,
     node_metadata,
 )
@@ -67,7 +67,7 @@ def values(
     return {(where, name): value for where, own in parts.items() for name, value in own.items()}
 
 
-def send(server: Server, node: str, what: str, changes: Values) -> NodeMetadata:
+def send(server: ApiServerClient, node: str, what: str, changes: Values) -> NodeMetadata:
     """Patch the node; its metadata after that. Raises Failed."""
     metadata: dict[str, dict[str, str | None]] = {}
     for (where, name), value in changes.items():
@@ -80,7 +80,9 @@ def send(server: Server, node: str, what: str, changes: Values) -> NodeMetadata:
 class NodeWriter:
     """Keeps a node as it is wanted, by `run` in a thread of its own; all else may be called from anywhere."""
 
-    def __init__(self, *, node: str, kubeconfig: Path | None, delays: Delays, failures: Failures) -> None:
+    def __init__(
+        self, *, node: str, kubeconfig: Path | None, delays: Delays, failures: FailureCounts
+    ) -> None:
         self._node = node
         self._kubeconfig = kubeconfig
         self._delays = delays
@@ -144,7 +146,7 @@ class NodeWriter:
 
     def run(self) -> None:
         """Write until stopped. Raises what is not foreseen, and can be called again."""
-        server = Server(self._kubeconfig)
+        server = ApiServerClient(self._kubeconfig)
         while True:
             with self._news:
                 if self._stopping:
@@ -172,7 +174,7 @@ class NodeWriter:
             for errand in (self._posting, *(part.errand for part in self._parts.values())):
                 errand.hurry()
 
-    def _tasks(self) -> Iterator[tuple[float, Callable[[Server], None]]]:
+    def _tasks(self) -> Iterator[tuple[float, Callable[[ApiServerClient], None]]]:
         """What is to be done, and when it may be."""
         for part in self._parts.values():
             differing = self._differing(part)
@@ -192,7 +194,7 @@ class NodeWriter:
 
     # --- labels and annotations -----------------------------------------------------------------------
 
-    def _patch(self, part: "_Part", changes: Values, server: Server) -> None:
+    def _patch(self, part: "_Part", changes: Values, server: ApiServerClient) -> None:
         """All at once; one by one where the content is refused."""
         try:
             rewritten = self._send(server, part, changes)
@@ -209,7 +211,7 @@ class NodeWriter:
         part.errand.put_off()  # so that a quarrel about a label is not carried on as fast as we can
         part.leave_out(rewritten)
 
-    def _patch_each(self, part: "_Part", changes: Values, server: Server) -> None:
+    def _patch_each(self, part: "_Part", changes: Values, server: ApiServerClient) -> None:
         """One by one, so that what is refused holds up nothing else."""
         refused: dict[Key, str] = {}
         taken = []
@@ -230,7 +232,7 @@ class NodeWriter:
         part.take_in(taken)
         part.leave_out(refused)
 
-    def _send(self, server: Server, part: "_Part", changes: Values) -> dict[Key, str]:
+    def _send(self, server: ApiServerClient, part: "_Part", changes: Values) -> dict[Key, str]:
         """Patch; what the node has otherwise than we wrote it, by the answer -> why. Raises Failed."""
         with self._news:
             before = self._seen
@@ -254,7 +256,7 @@ class NodeWriter:
 
     # --- events ---------------------------------------------------------------------------------------
 
-    def _post(self, event: dict[str, object], server: Server) -> None:
+    def _post(self, event: dict[str, object], server: ApiServerClient) -> None:
         errand = self._posting
         try:
             with server.open(

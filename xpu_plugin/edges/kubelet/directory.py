@@ -11,7 +11,7 @@ from xpu_plugin.edges.kubelet.channel import reached
 from xpu_plugin.edges.kubelet.pod_resources import checkpoint_of, reader
 from xpu_plugin.model.obstacles import Obstacle
 from xpu_plugin.model.ownership import Checkpoint
-from xpu_plugin.model.registration import Identity
+from xpu_plugin.model.registration import SocketIdentity
 
 
 KUBELET_SOCKET = "kubelet.sock"
@@ -20,7 +20,7 @@ SOCKET_SUFFIX = ".sock"
 MOST_ENTRIES = 1024  # of the kubelet's directory that are looked at
 
 
-def identity_of(path: Path) -> Identity | None:
+def identity_of(path: Path) -> SocketIdentity | None:
     """The identity of the socket at `path`: one start of a kubelet, or one socket of a plugin. None without a
     socket."""
     try:
@@ -29,7 +29,7 @@ def identity_of(path: Path) -> Identity | None:
         return None
     if not stat.S_ISSOCK(status.st_mode):
         return None
-    return Identity(status.st_dev, status.st_ino, status.st_ctime_ns)
+    return SocketIdentity(status.st_dev, status.st_ino, status.st_ctime_ns)
 
 
 def in_the_way(path: Path) -> Obstacle | None:
@@ -53,12 +53,12 @@ class PluginDirectory:
         """The kubelet's checkpoint. Raises UnknownHoldersError."""
         return await checkpoint_of(self._path)
 
-    async def neighbours(self) -> frozenset[Identity]:
+    async def neighbours(self) -> frozenset[SocketIdentity]:
         """The sockets of other plugins. Raises OSError."""
         return await reader().call(neighbours, self._path)
 
 
-def neighbours(directory: Path) -> frozenset[Identity]:
+def neighbours(directory: Path) -> frozenset[SocketIdentity]:
     """The sockets of other plugins in the kubelet's directory. Raises OSError."""
     with os.scandir(directory) as entries:
         return frozenset(

@@ -36,7 +36,7 @@ from xpu_plugin.edges.mounts import deleted
 from xpu_plugin.log import Once, note
 from xpu_plugin.model import registration
 from xpu_plugin.model.obstacles import Obstacle
-from xpu_plugin.model.registration import Action, Identity, Look, Outcome, Standing
+from xpu_plugin.model.registration import Action, Look, Outcome, SocketIdentity, Standing
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 
@@ -93,7 +93,7 @@ class Endpoint:
         self._holders = holders
         self._again = again
         self._server: grpc.aio.Server | None = None
-        self._bound: Identity | None = None
+        self._bound: SocketIdentity | None = None
         self._said = Once()
         self._noted = Once()
         self._absent = False  # whether it was said that no kubelet answers
@@ -269,7 +269,7 @@ class Endpoint:
         outcome: Outcome,
         trouble: str | None,
         *,
-        asked: Identity | None = None,
+        asked: SocketIdentity | None = None,
     ) -> Standing:
         """The standing after an attempt, which is noted, counted and logged."""
         self.registrations += outcome is Outcome.ACCEPTED

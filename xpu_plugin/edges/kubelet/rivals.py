@@ -14,7 +14,7 @@ from xpu_plugin.frozen import frozen
 from xpu_plugin.model import rivals
 from xpu_plugin.model.events import WARNING, Event
 from xpu_plugin.model.ownership import Checkpoint
-from xpu_plugin.model.registration import Identity
+from xpu_plugin.model.registration import SocketIdentity
 from xpu_plugin.model.rivals import Announced, Company, Phase, Rivalry, Sight
 from xpu_plugin.observable import Outbox
 
@@ -36,7 +36,7 @@ class _Looked:
     sight: Sight = Sight.UNKNOWN
     strange: frozenset[str] = frozenset()
     written_ns: int = 0
-    sockets: frozenset[Identity] | None = None
+    sockets: frozenset[SocketIdentity] | None = None
 
 
 class Directory(Protocol):
@@ -45,7 +45,7 @@ class Directory(Protocol):
     async def checkpoint(self) -> Checkpoint:
         """The kubelet's checkpoint. Raises UnknownHoldersError."""
 
-    async def neighbours(self) -> frozenset[Identity]:
+    async def neighbours(self) -> frozenset[SocketIdentity]:
         """The sockets of other plugins. Raises OSError."""
 
 
@@ -71,7 +71,9 @@ class RivalWatch:
         self.rivalry = Rivalry()
         self.displacements = 0
         self._plugins = plugins
-        self._reading: asyncio.Future[tuple[frozenset[Identity] | None, Checkpoint | None]] | None = None
+        self._reading: asyncio.Future[tuple[frozenset[SocketIdentity] | None, Checkpoint | None]] | None = (
+            None
+        )
         self._settle = settle
         self._own_pace = pace
         self._events = events or Outbox[Event]()
@@ -194,7 +196,7 @@ class RivalWatch:
             sockets=sockets,
         )
 
-    async def _read_both(self) -> tuple[frozenset[Identity] | None, Checkpoint | None]:
+    async def _read_both(self) -> tuple[frozenset[SocketIdentity] | None, Checkpoint | None]:
         """Sockets and checkpoint, read after this call; None for what cannot be read, or not in time.
 
         A read that hangs is the only one.
@@ -211,7 +213,7 @@ class RivalWatch:
         await asyncio.wait({reading}, timeout=READ_SECONDS)
         return reading.result() if reading.done() else (None, None)
 
-    async def _read_now(self) -> tuple[frozenset[Identity] | None, Checkpoint | None]:
+    async def _read_now(self) -> tuple[frozenset[SocketIdentity] | None, Checkpoint | None]:
         if self._plugins is None:
             return None, None
         try:

@@ -94,7 +94,7 @@ class Inventories(Protocol):
         """The newest inventory, as soon as it is not of that generation."""
 
 
-class Grants(Protocol):
+class GrantMemory(Protocol):
     """The memory of grants. `granted`, and `started` up to its first wait, take effect at once."""
 
     @property
@@ -127,7 +127,7 @@ class DevicePluginService:
         picture: Inventories,
         *,
         node: NodeIdentity,
-        grants: Grants,
+        grants: GrantMemory,
         listed: asyncio.Event | None = None,
         watch: RivalWatch | None = None,
         failures: Failures = UNHEEDED,

@@ -15,7 +15,7 @@ from xpu_plugin.edges.kubelet.directory import KUBELET_SOCKET, identity_of
 from xpu_plugin.edges.kubelet.pod_resources import CHECKPOINT, UnknownHoldersError, checkpoint_of, list_pods
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model.ownership import Answers, Checkpoint, Listing
-from xpu_plugin.model.registration import Identity
+from xpu_plugin.model.registration import SocketIdentity
 
 
 FRESH_SECONDS = 5.0
@@ -32,7 +32,7 @@ class Listed:
     """
 
     began: float
-    instance: Identity | None = None
+    instance: SocketIdentity | None = None
     listing: Listing | None = None
     trouble: str | None = None
 
@@ -46,7 +46,7 @@ class Written:
     """
 
     began: float
-    instance: Identity | None = None
+    instance: SocketIdentity | None = None
     state: tuple[int, ...] | None = None
     checkpoint: Checkpoint | None = None
     trouble: str | None = None
@@ -76,7 +76,7 @@ class KubeletView:
         self._asked = self._read = self._done = 0  # lists asked for; checkpoints begun to be read, and read
 
     @property
-    def instance(self) -> Identity | None:
+    def instance(self) -> SocketIdentity | None:
         """The kubelet instance that is there now; None when there is none."""
         return identity_of(self._kubelet)
 
@@ -140,7 +140,7 @@ class KubeletView:
             number,
         )
 
-    def _still(self, instance: Identity | None) -> Identity | None:
+    def _still(self, instance: SocketIdentity | None) -> SocketIdentity | None:
         return instance if instance == self.instance else None
 
     async def answers(self, *, oldest: float = FRESH_SECONDS, checkpoint_alone: bool = False) -> Answers:
@@ -165,7 +165,7 @@ class KubeletView:
         )
 
 
-def written_by(instance: Identity | None, checkpoint: Checkpoint | None) -> bool:
+def written_by(instance: SocketIdentity | None, checkpoint: Checkpoint | None) -> bool:
     """Whether this very instance has written the checkpoint; an earlier one may have, which is still read."""
     return instance is not None and checkpoint is not None and (checkpoint.written_ns > instance.changed_ns)
 
