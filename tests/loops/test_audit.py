@@ -16,7 +16,7 @@ from xpu_plugin.edges.kubelet.pod_resources import read_checkpoint
 from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.edges.state.grants import GrantRecord
 from xpu_plugin.edges.worker.client import WorkerClient
-from xpu_plugin.loops.audit import AGAIN_SECONDS, MUTE_SECONDS, Audit
+from xpu_plugin.loops.audit import AGAIN_SECONDS, MOST_LINES, MUTE_SECONDS, Audit
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.devices import identify
@@ -182,6 +182,25 @@ async def test_a_holder_without_a_grant_is_told(tried: Tried) -> None:
     assert tried.found() == {"holder-without-grant"}
     assert tried.events[0].reason == "XPUHolderWithoutGrant"
     assert "default/stranger/main" in tried.events[0].text
+
+
+async def test_many_findings_of_a_kind_share_one_line(tried: Tried, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    pods = [tried.hold(f"stranger-{number:02}", A) for number in range(MOST_LINES + 3)]
+    await tried.looks(2)
+    told = [record.message for record in caplog.records if "holder-without-grant: " in record.message]
+    assert len(told) == 1
+    assert told[0].count("stranger-") == MOST_LINES
+    assert told[0].endswith("default/stranger-07/main, and this plugin has not granted it | and 3 more")
+
+    for pod in pods[MOST_LINES:]:
+        tried.kubelet.free(pod)
+    await tried.looks()
+    for pod in pods[:MOST_LINES]:
+        tried.kubelet.free(pod)
+    await tried.looks()
+    over = [record for record in caplog.records if "no longer so: holder-without" in record.message]
+    assert len(over) == 3 + MOST_LINES, "few have a line each"
 
 
 async def test_holders_from_before_our_start_are_none(tried: Tried) -> None:

@@ -5,7 +5,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 60.0
 CONFIRM_SECONDS = 10.0  # until a suspicion that is not certain is looked at again; then it counts
 AGAIN_SECONDS = 3600.0  # before the same finding is told once more, if it was gone meanwhile
+MOST_LINES = 8  # for the findings of one kind at one look; more of them share one line, which names so many
 MUTE_SECONDS = (60.0, 3600.0)  # for the driver, when asking it has cost a worker: first, most
 
 
@@ -114,10 +115,10 @@ class Audit:
 
     def _judge(self, found: frozenset[AuditFinding]) -> None:
         confirmed = (found & self._suspected) | {finding for finding in found if finding.certain}
-        for finding in sorted(confirmed - self._confirmed, key=str):
-            logger.warning("%s: %s", finding.kind, finding.text)
-        for finding in sorted(self._confirmed - confirmed, key=str):
-            logger.info("no longer so: %s: %s", finding.kind, finding.text)
+        for kind, text in _lines(confirmed - self._confirmed):
+            logger.warning("%s: %s", kind, text)
+        for kind, text in _lines(self._confirmed - confirmed):
+            logger.info("no longer so: %s: %s", kind, text)
         self._suspected, self._confirmed = found, confirmed
         now = self._clock()
         self._told = {
@@ -143,3 +144,12 @@ class Audit:
         except (LibraryError, XpumlError):
             pass  # the sweep says so
         return {}
+
+
+def _lines(found: Collection[AuditFinding]) -> Iterator[tuple[AuditKind, str]]:
+    """The lines for the log, each by its kind."""
+    for kind in AuditKind:
+        texts = [finding.text for finding in sorted(found, key=str) if finding.kind is kind]
+        if (rest := len(texts) - MOST_LINES) > 0:
+            texts = [f"{' | '.join(texts[:MOST_LINES])} | and {rest} more"]
+        yield from ((kind, text) for text in texts)
