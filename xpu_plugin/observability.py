@@ -28,26 +28,14 @@ async def run(
 
     requests, questions: listeners of --metrics-address and --status-socket
     """
-    monitor = plugin.monitor
-    meters = Telemetry(plugin.worker, plugin.picture, unresponsive=monitor.unresponsive)
-    audit = Audit(
-        plugin.worker,
-        plugin.picture,
-        plugin.view,
-        plugin.grants,
-        unresponsive=monitor.unresponsive,
-        events=plugin.exchange.events,
-        holders=plugin.aliases,
-    )
+    meters, audit = Telemetry(plugin), Audit(plugin)
     parts: dict[str, Run] = {"measurements": meters.run, "audit": audit.run}
     if requests is not None:
         parts["pages"] = partial(_pages, plugin, requests, meters, audit)
     if questions is not None:
         parts["status socket"] = partial(_questions, plugin, questions, meters)
     if plugin.node_sync is not None:
-        parts["events"] = DeviceEvents(
-            plugin.picture, plugin.view, driver_gone=monitor.driver_gone, events=plugin.exchange.events
-        ).run
+        parts["events"] = DeviceEvents(plugin).run
     async with asyncio.TaskGroup() as group:
         for part, run in parts.items():
             group.create_task(plugin.supervisor.keep(part, run), name=part)

@@ -4,25 +4,28 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.support.events import outbox_into
 from tests.support.kubelets import own_pod
-from tests.support.machines import RESOURCE, make_machine, target_of
+from tests.support.machines import RESOURCE, make_machine
+from tests.support.plugins import built
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.kubelet.pod_resources import read_checkpoint
 from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.edges.state.grants import GrantRecord
-from xpu_plugin.edges.worker.client import WorkerClient
+from xpu_plugin.loops.aliases import Aliases
 from xpu_plugin.loops.audit import AGAIN_SECONDS, MOST_LINES, MUTE_SECONDS, Audit
 from xpu_plugin.loops.grants import Grants
-from xpu_plugin.loops.picture import Picture
+from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.model.devices import identify
 from xpu_plugin.model.events import Event
-from xpu_plugin.model.inventory import Policy, after_scan
+from xpu_plugin.model.inventory import after_scan
 from xpu_plugin.model.ownership import Terms
+from xpu_plugin.plugin import Plugin
 from xpu_plugin.simulation.kubelet import Assignment, Kubelet
 from xpu_plugin.simulation.machine import Machine
 
@@ -37,44 +40,37 @@ pytestmark = pytest.mark.usefixtures("leaves_no_process", "leaves_no_task")
 class Tried:
     """An audit of two cards, what it leans on and what it has told."""
 
-    def __init__(self, machine: Machine, kubelet: Kubelet, state: Path, terms: Terms = TERMS) -> None:
-        assert kubelet.pod_resources_socket
+    def __init__(self, plugin: Plugin, kubelet: Kubelet, terms: Terms = TERMS) -> None:
         self.kubelet = kubelet
         self.now = 1000.0
-        self.skip = frozenset[int]()  # no device is left out
-        self.state = state
         self.terms = terms
         self.listed = asyncio.Event()
         self.listed.set()
         self.events: list[Event] = []
-        self.client = WorkerClient(target_of(machine), call_timeout=0.4)
-        self.picture = Picture(Policy(resource=RESOURCE))
-        self.view = KubeletView(
-            device_plugin_dir=kubelet.directory,
-            pod_resources_socket=kubelet.pod_resources_socket,
+        self.client, self.picture = plugin.worker, plugin.picture
+        view = KubeletView(
+            device_plugin_dir=plugin.config.device_plugin_dir,
+            pod_resources_socket=plugin.config.pod_resources_socket,
             clock=self.clock,
         )
+        exchange = replace(plugin.exchange, events=outbox_into(self.events))
+        self.plugin = replace(plugin, view=view, exchange=exchange)
         self.begin()
 
     def begin(self) -> None:
         """Be a plugin that was started anew."""
         self.grants = Grants(
             self.picture,
-            self.view,
-            GrantRecord(self.state),
+            self.plugin.view,
+            GrantRecord(self.plugin.config.state_dir),
             self.terms,
             listed=self.listed,
             clock=self.clock,
         )
-        self.audit = Audit(
-            self.client,
-            self.picture,
-            self.view,
-            self.grants,
-            unresponsive=self,
-            events=outbox_into(self.events),
-            clock=self.clock,
-        )
+        proof = IdleProof(self.client, self.plugin.view, self.grants)
+        aliases = Aliases(self.picture, self.plugin.view, self.grants, proof, clock=self.clock)
+        self.plugin = replace(self.plugin, grants=self.grants, proof=proof, aliases=aliases)
+        self.audit = Audit(self.plugin, clock=self.clock)
 
     def clock(self) -> float:
         return self.now
@@ -120,11 +116,11 @@ async def tried(
     place: Path, machine: Machine, kubelet: Kubelet, leaves_no_process: None
 ) -> AsyncIterator[Tried]:
     """Both cards free, and one look behind us."""
-    tried = Tried(machine, kubelet, place / "state")
-    await tried.scan()
-    await tried.looks()
-    yield tried
-    await tried.client.close()
+    async with built(place) as plugin:
+        tried = Tried(plugin, kubelet)
+        await tried.scan()
+        await tried.looks()
+        yield tried
 
 
 async def test_where_all_agree_nothing_is_told(tried: Tried, machine: Machine) -> None:

@@ -3,6 +3,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,14 @@ import pytest
 from tests.support.devices import device, found
 from tests.support.events import outbox_into
 from tests.support.machines import RESOURCE
+from tests.support.plugins import built
 from tests.support.waiting import until
-from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.loops import device_events as faults_module
 from xpu_plugin.loops.device_events import TOGETHER_SECONDS, DeviceEvents
-from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.events import Event
 from xpu_plugin.model.health import HEALTHY, Health
-from xpu_plugin.model.inventory import Policy, after_scan, after_verdicts
-from xpu_plugin.observable import Value
+from xpu_plugin.model.inventory import after_scan, after_verdicts
+from xpu_plugin.plugin import Plugin
 from xpu_plugin.simulation.kubelet import Kubelet
 
 
@@ -33,18 +33,12 @@ pytestmark = pytest.mark.usefixtures("leaves_no_task")
 class Tried:
     """Device events that run, and what they have told."""
 
-    def __init__(self, socket: Path, **options: Any) -> None:
-        self.picture = Picture(Policy(resource=RESOURCE))
-        self.driver_gone: Value[str | None] = Value(None)
+    def __init__(self, plugin: Plugin, **options: Any) -> None:
+        self.picture, self.driver_gone = plugin.picture, plugin.monitor.driver_gone
         self.events: list[Event] = []
         self.picture.submit(lambda facts: after_scan(facts, found(device(A), device(B, number=1))))
-        self.loop = DeviceEvents(
-            self.picture,
-            KubeletView(device_plugin_dir=socket.parent, pod_resources_socket=socket),
-            driver_gone=self.driver_gone,
-            events=outbox_into(self.events),
-            **options,
-        )
+        exchange = replace(plugin.exchange, events=outbox_into(self.events))
+        self.loop = DeviceEvents(replace(plugin, exchange=exchange), **options)
         self.task = asyncio.create_task(self.loop.run())
 
     def judge(self, **verdicts: Health) -> None:
@@ -63,16 +57,16 @@ async def kubelet(place: Path) -> AsyncIterator[Kubelet]:
 
 @pytest.fixture
 async def tried(
-    kubelet: Kubelet, leaves_no_task: None, monkeypatch: pytest.MonkeyPatch
+    place: Path, kubelet: Kubelet, leaves_no_task: None, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Tried]:
     monkeypatch.setattr(faults_module, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(faults_module, "TOGETHER_SECONDS", 0.1)
     monkeypatch.setattr(faults_module, "PAUSE_SECONDS", (0.02, 0.02))
-    assert kubelet.pod_resources_socket
-    tried = Tried(kubelet.pod_resources_socket)
-    yield tried
-    tried.task.cancel()
-    await asyncio.gather(tried.task, return_exceptions=True)
+    async with built(place) as plugin:
+        tried = Tried(plugin)
+        yield tried
+        tried.task.cancel()
+        await asyncio.gather(tried.task, return_exceptions=True)
 
 
 async def test_a_fault_and_its_end_are_told_with_the_pods(tried: Tried, kubelet: Kubelet) -> None:
@@ -135,12 +129,13 @@ async def test_what_comes_and_goes_is_told_seldom(place: Path) -> None:
             own.judge(a=HEALTHY if len(pauses) % 2 else SICK)
         await asyncio.sleep(0)
 
-    own = Tried(place / "nobody", clock=lambda: now, sleep=sleep)
-    try:
-        own.judge(a=SICK)
-        await until(lambda: len(pauses) >= 10, "ten pauses")
-    finally:
-        own.task.cancel()
-        await asyncio.gather(own.task, return_exceptions=True)
+    async with built(place) as plugin:
+        own = Tried(plugin, clock=lambda: now, sleep=sleep)
+        try:
+            own.judge(a=SICK)
+            await until(lambda: len(pauses) >= 10, "ten pauses")
+        finally:
+            own.task.cancel()
+            await asyncio.gather(own.task, return_exceptions=True)
     longest = [10, 20, 40, 80, 160, 320, 600, 600, 600, 10]
     assert all(0.75 * most <= pause <= most for pause, most in zip(pauses, longest, strict=False)), pauses

@@ -4,18 +4,20 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.support.machines import RESOURCE, make_machine, target_of
+from tests.support.machines import make_machine, target_of
+from tests.support.plugins import built
 from tests.support.waiting import SECONDS
 from xpu_plugin.edges.worker.client import Target, WorkerClient
 from xpu_plugin.loops import telemetry as readings_module
-from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.telemetry import FRESH_SECONDS, MUTE_SECONDS, STALE_SECONDS, Readings, Telemetry
 from xpu_plugin.model.devices import Gauges, identify
-from xpu_plugin.model.inventory import Policy, after_scan
+from xpu_plugin.model.inventory import after_scan
+from xpu_plugin.plugin import Plugin
 from xpu_plugin.simulation.machine import Machine
 
 
@@ -39,12 +41,11 @@ class CountingClient(WorkerClient):
 class Tried:
     """Telemetry that runs, over two cards; the time stands still but for the test."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, plugin: Plugin, machine: Machine) -> None:
         self.client = CountingClient(target_of(machine))
-        self.picture = Picture(Policy(resource=RESOURCE))
+        self.picture, self.unresponsive = plugin.picture, plugin.monitor.unresponsive
         self.now = 1000.0
-        self.skip: frozenset[int] = frozenset()
-        self.telemetry = Telemetry(self.client, self.picture, unresponsive=self, clock=lambda: self.now)
+        self.telemetry = Telemetry(replace(plugin, worker=self.client), clock=lambda: self.now)
         self.task = asyncio.create_task(self.telemetry.run())
 
     async def scan(self) -> None:
@@ -66,15 +67,16 @@ def machine(place: Path) -> Machine:
 
 @pytest.fixture
 async def tried(
-    machine: Machine, leaves_no_process: None, monkeypatch: pytest.MonkeyPatch
+    place: Path, machine: Machine, leaves_no_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Tried]:
     monkeypatch.setattr(readings_module, "WAIT_SECONDS", SECONDS)
-    tried = Tried(machine)
-    await tried.scan()
-    yield tried
-    tried.task.cancel()
-    await asyncio.gather(tried.task, return_exceptions=True)
-    await tried.client.close()
+    async with built(place) as plugin:
+        tried = Tried(plugin, machine)
+        await tried.scan()
+        yield tried
+        tried.task.cancel()
+        await asyncio.gather(tried.task, return_exceptions=True)
+        await tried.client.close()
 
 
 async def test_they_are_what_the_machine_says(tried: Tried, machine: Machine) -> None:
@@ -140,7 +142,7 @@ async def test_a_device_that_costs_a_worker_is_left_alone_for_a_while(
 
 
 async def test_who_is_left_out_by_the_sweep_is_left_out_here(tried: Tried) -> None:
-    tried.skip = frozenset({0})
+    tried.unresponsive.suspect(0, since=0.0)
     assert set((await tried.read()).gauges) == {B}
 
 

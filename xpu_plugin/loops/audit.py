@@ -6,22 +6,20 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TYPE_CHECKING
 
-from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
-from xpu_plugin.loops.aliases import Aliases
-from xpu_plugin.loops.grants import Grants
-from xpu_plugin.loops.picture import Picture
-from xpu_plugin.loops.unresponsive import LeftOut
 from xpu_plugin.model.audit import EVENTS, AuditFinding, AuditKind, AuditView, findings
 from xpu_plugin.model.devices import Process
 from xpu_plugin.model.events import WARNING, Event
 from xpu_plugin.model.inventory import our_resources
 from xpu_plugin.model.ownership import word_of
-from xpu_plugin.observable import Outbox
 from xpu_plugin.waiting import Cooldown, wait_for
 from xpu_plugin.xpuml import XpumlError
 
+
+if TYPE_CHECKING:
+    from xpu_plugin.plugin import Plugin
 
 logger = logging.getLogger(__name__)
 
@@ -33,31 +31,13 @@ MUTE_SECONDS = (60.0, 3600.0)  # for the driver, when asking it has cost a worke
 
 
 class Audit:
-    """Finds contradictions.
+    """Finds contradictions, and puts them into the log and into Events."""
 
-    holders: looks who holds devices, so that what was granted otherwise is withheld
-    unresponsive: indexes that the library is not to be asked about; events: for the administrator
-    """
-
-    def __init__(
-        self,
-        worker: WorkerClient,
-        picture: Picture,
-        view: KubeletView,
-        grants: Grants,
-        *,
-        unresponsive: LeftOut,
-        events: Outbox[Event],
-        holders: Aliases | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._worker = worker
-        self._picture = picture
-        self._view = view
-        self._grants = grants
-        self._unresponsive = unresponsive
-        self._events = events
-        self._holders = holders
+    def __init__(self, plugin: "Plugin", *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._plugin = plugin
+        self._worker = plugin.worker
+        self._picture = plugin.picture
+        self._grants = plugin.grants
         self._clock = clock
         self._wake = asyncio.Event()
         self._suspected: frozenset[AuditFinding] = frozenset()
@@ -90,9 +70,8 @@ class Audit:
 
     async def look(self) -> None:
         """Ask everybody once. Where the kubelet cannot be believed, what was found stays."""
-        if self._holders is not None:
-            await self._holders.look()
-        answers = await self._view.answers(oldest=0.0)
+        await self._plugin.aliases.look()  # withholds what was granted otherwise
+        answers = await self._plugin.view.answers(oldest=0.0)
         word = word_of(answers, self._grants.terms)
         if word.listing is None or self._picture.current is None or not word.trusted:
             return
@@ -128,7 +107,9 @@ class Audit:
         for kind in AuditKind:
             texts = [finding.text for finding in news if finding.kind is kind]
             if texts:
-                self._events.put(Event(kind=WARNING, reason=EVENTS[kind], text=" | ".join(texts)))
+                self._plugin.exchange.events.put(
+                    Event(kind=WARNING, reason=EVENTS[kind], text=" | ".join(texts))
+                )
         self._told.update(dict.fromkeys(news, now))
 
     async def _processes(self) -> Mapping[str, tuple[Process, ...] | None]:
@@ -136,7 +117,7 @@ class Audit:
         if self._worker.stuck or self._worker in self._mute:
             return {}
         try:
-            return await self._worker.processes(self._unresponsive.skip)
+            return await self._worker.processes(self._plugin.monitor.unresponsive.skip)
         except WorkerError as error:
             if error.call is not None:
                 self._mute.begin(self._worker)

@@ -4,16 +4,17 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING
 
-from xpu_plugin.edges.kubelet.view import KubeletView
-from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.device_events import BAD, Notice, Reported, notices
 from xpu_plugin.model.device_table import holders
 from xpu_plugin.model.events import NORMAL, WARNING, Event
 from xpu_plugin.model.ownership import Listing
-from xpu_plugin.observable import Outbox, Value
 from xpu_plugin.waiting import delays, wait_for
 
+
+if TYPE_CHECKING:
+    from xpu_plugin.plugin import Plugin
 
 LOOK_SECONDS = 2.0  # between looks at the driver, which gives no notice
 TOGETHER_SECONDS = 1.0  # for what happens at a time to be told at a time
@@ -22,25 +23,19 @@ QUIET_SECONDS = 1200.0  # without a notice, until pauses begin anew
 
 
 class DeviceEvents:
-    """Tells what is other than was told last. What comes and goes during a pause is not told at all.
-
-    driver_gone: why there is no driver to ask; events: for the administrator
-    """
+    """Tells what is other than was told last. What comes and goes during a pause is not told at all."""
 
     def __init__(
         self,
-        picture: Picture,
-        view: KubeletView,
+        plugin: "Plugin",
         *,
-        driver_gone: Value[str | None],
-        events: Outbox[Event],
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._picture = picture
-        self._view = view
-        self._driver_gone = driver_gone
-        self._events = events
+        self._picture = plugin.picture
+        self._view = plugin.view
+        self._driver_gone = plugin.monitor.driver_gone
+        self._events = plugin.exchange.events
         self._clock = clock
         self._sleep = sleep
         self._told = Reported()

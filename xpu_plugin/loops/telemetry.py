@@ -6,15 +6,17 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
+from xpu_plugin.edges.worker.client import LibraryError, WorkerError
 from xpu_plugin.frozen import frozen
-from xpu_plugin.loops.picture import Picture
-from xpu_plugin.loops.unresponsive import LeftOut
 from xpu_plugin.model.devices import Gauges
 from xpu_plugin.waiting import Cooldown, wait_for
 from xpu_plugin.xpuml import XpumlError
 
+
+if TYPE_CHECKING:
+    from xpu_plugin.plugin import Plugin
 
 logger = logging.getLogger(__name__)
 
@@ -35,22 +37,18 @@ class Readings:
 class Telemetry:
     """Reads all devices at once, by one request between two of the sweep's.
 
-    unresponsive: indexes that are not to be asked
-
     A device at which that hangs or crashes costs the sweep a worker, once; it is left alone for a while.
     """
 
     def __init__(
         self,
-        worker: WorkerClient,
-        picture: Picture,
+        plugin: "Plugin",
         *,
-        unresponsive: LeftOut,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._worker = worker
-        self._picture = picture
-        self._unresponsive = unresponsive
+        self._worker = plugin.worker
+        self._picture = plugin.picture
+        self._unresponsive = plugin.monitor.unresponsive
         self._clock = clock
         self._wanted = asyncio.Event()
         self._done = asyncio.Event()

@@ -4,9 +4,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
 from xpu_plugin.loops.due import Due
@@ -26,14 +25,6 @@ class _Suspect:
     since: float
     released_at: float | None = None
     pause: float = 0.0
-
-
-class LeftOut(Protocol):
-    """Knows devices that are not to be asked."""
-
-    @property
-    def skip(self) -> Collection[int]:
-        """Their indexes, at this very moment."""
 
 
 class Unresponsive:
