@@ -6,7 +6,6 @@ An API server that cannot be reached changes nothing. Before its first answer th
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -201,7 +200,7 @@ class NodeSync:
                 continue
             self._written, again = kept, delays(*AGAIN_SECONDS)
             await pause(self._changed, self._between)
-            if self._waits and await self._record.removed() and self._waits:
+            if self._waits and await self._record.missing() and self._waits:
                 self._written = None
                 self._begin_with(None)
 
@@ -213,10 +212,9 @@ class NodeSync:
     async def _read(self) -> Kept | None:
         """The record, as soon as it can be read."""
         again = delays(*AGAIN_SECONDS)
-        while True:
-            with contextlib.suppress(OSError):
-                return await self._record.read()
+        while not await self._record.read():  # noqa: ASYNC110 - it is a file
             await asyncio.sleep(next(again))
+        return self._record.content
 
     def _begin_with(self, kept: Kept | None) -> None:
         """Decide anew, with this label kept."""

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from xpu_plugin.edges.kubelet.lock import Alone
-from xpu_plugin.edges.state.vf_request import VfRecord, reason
+from xpu_plugin.edges.state.record import disk_trouble
+from xpu_plugin.edges.state.vf_request import VfRecord
 from xpu_plugin.edges.worker.client import BusyError, LibraryError, WorkerClient, WorkerError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.log import Once, note
@@ -247,7 +248,7 @@ class VfReconciler:
             asked = False
             failure = (
                 f"the driver is not asked, as the request cannot be recorded in {self._record.path}: "
-                f"{reason(error)}; mount --state-dir writable"
+                f"{disk_trouble(error)}; mount --state-dir writable"
             )
         else:
             try:
@@ -292,7 +293,7 @@ class VfReconciler:
                 "cannot clear the record of a change of VFs %s: %s; a restart of this plugin keeps that card "
                 "from new pods for --vf-timeout",
                 self._record.path,
-                reason(error),
+                disk_trouble(error),
             )
 
 

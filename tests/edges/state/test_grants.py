@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.waiting import until
-from xpu_plugin.edges.state import grants, replacing
+from xpu_plugin.edges.state import record as record_module
+from xpu_plugin.edges.state import replacing
 from xpu_plugin.edges.state.disk import state_thread
 from xpu_plugin.edges.state.grants import GrantRecord, Shown
 from xpu_plugin.edges.state.state_file import MOST_BYTES
@@ -473,7 +474,7 @@ async def test_a_record_that_is_not_read_in_time_cannot_be_read_now(
 ) -> None:
     start_of = {"grants": {A: "/dev/xpu0"}, "listed": []}
     (tmp_path / "grants.json").write_text(json.dumps(start_of))
-    monkeypatch.setattr(grants, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(record_module, "READ_SECONDS", 0.1)
     held = threading.Event()
     waits = asyncio.ensure_future(state_thread().call(held.wait))
     await asyncio.sleep(0)
@@ -487,6 +488,6 @@ async def test_a_record_that_is_not_read_in_time_cannot_be_read_now(
     finally:
         held.set()
     await waits
-    monkeypatch.setattr(grants, "READ_SECONDS", 5.0)
+    monkeypatch.setattr(record_module, "READ_SECONDS", 5.0)
     assert await record.reread()
     assert record.paths == {A: "/dev/xpu0"}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from xpu_plugin.edges.state import record as record_module
 from xpu_plugin.edges.state import vf_request
 from xpu_plugin.edges.state.state_file import StateFile
 from xpu_plugin.edges.state.vf_request import VfRecord
@@ -124,14 +125,14 @@ async def test_after_a_write_that_failed_it_is_not_known_what_the_file_says(
 async def test_a_disk_that_does_not_answer_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vf_request, "READ_SECONDS", 0.05)
+    monkeypatch.setattr(record_module, "READ_SECONDS", 0.05)
     monkeypatch.setattr(vf_request, "WRITE_SECONDS", 0.05)
     record = await record_of(tmp_path)
     (tmp_path / "state").mkdir()
-    monkeypatch.setattr(record, "_disk", Frozen())
+    monkeypatch.setattr(record._record, "_disk", Frozen())
     with pytest.raises(TimeoutError) as late:
         await record.write(REQUEST)
-    assert vf_request.reason(late.value) == "the disk does not answer"
+    assert record_module.disk_trouble(late.value) == "the disk does not answer"
     assert not record.says(None)
     await record.read()
     assert record.unread

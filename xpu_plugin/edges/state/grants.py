@@ -12,15 +12,13 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from xpu_plugin.edges.state.disk import state_thread
-from xpu_plugin.edges.state.state_file import DAMAGED, StateFile, reason
+from xpu_plugin.edges.state.record import Record
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model.timings import USUAL
 
 
 logger = logging.getLogger(__name__)
 
-READ_SECONDS = 2.0  # for the disk; then the record counts as one that cannot be read now
 _FILE = "grants.json"
 
 
@@ -53,31 +51,37 @@ _EMPTY = _Contents({}, frozenset(), {})
 class GrantRecord:
     """id -> path, in memory and, from a container's first start on, in `directory`/grants.json; and which of
     the ids the kubelet has listed since, with their holders.
-
-    unread: the file is there and could not be read yet. It counts as neither empty nor known; it is not
-    written before it has been read.
     """
 
     def __init__(self, directory: Path, *, apart: bool = False, patience: float = USUAL.grant) -> None:
-        self._file = StateFile(directory / _FILE, apart=apart)
-        self._disk = state_thread()
+        self._record = Record(
+            directory / _FILE,
+            name="grants",
+            encode=_encoded,
+            decode=_decoded,
+            empty=_EMPTY,
+            waits=", and no card is split before",
+            lost="after a restart of this plugin, containers that restart will be refused until their pods "
+            "are created anew",
+            apart=apart,
+        )
         self.patience = patience  # of a container's start
-        self._written = _EMPTY
         self.paths: dict[str, str] = {}
         self.listed: set[str] = set()
         self.holders: dict[str, Shown] = {}
-        self._complained = False
         self._writing = asyncio.Lock()
         self._due: dict[str, str] = {}  # what containers have started with, to be written
         self._writer: asyncio.Task[None] | None = None
         self._working: set[asyncio.Task[None]] = set()
         self._late = False  # the disk has not answered in time, and not since
-        self.unread = True
-        self._unreadable: str | None = None
-        try:
-            self._take_in(self._disk.call_now(READ_SECONDS, self._read))
-        except OSError as error:  # the disk does not answer, or there is no thread
-            self._cannot_read(error)
+        if self._record.read_now():
+            self._take_in(_EMPTY)
+
+    @property
+    def unread(self) -> bool:
+        """Whether the file is there and could not be read yet. It counts as neither empty nor known; it is
+        not written before it has been read."""
+        return self._record.unread
 
     async def reread(self) -> bool:
         """Take in what another plugin has written since; what was granted here and is not written stays.
@@ -111,12 +115,12 @@ class GrantRecord:
                 paths, self._due = self._due, {}
                 if self.unread and not await self._reread():
                     return
-                written = self._written
+                written = self._record.content
                 if all(written.paths.get(id) == path for id, path in paths.items()) and (
                     self.listed.issuperset(written.listed.intersection(paths))
                 ):
                     continue
-                await self._write({**written.paths, **paths})
+                await self._record.write(self._wanted({**written.paths, **paths}))
 
     async def forget(self, ids: Callable[[], Collection[str]]) -> None:
         """No container has these any more; asked for when there is nothing to wait for, as for `saw`.
@@ -134,8 +138,11 @@ class GrantRecord:
             self.paths = {id: path for id, path in self.paths.items() if id not in ended}
             self.listed -= ended
             self.holders = {id: shown for id, shown in self.holders.items() if id not in ended}
-            if ended & self._written.paths.keys():
-                await self._write({id: at for id, at in self._written.paths.items() if id not in ended})
+            written = self._record.content.paths
+            if ended & written.keys():
+                await self._record.write(
+                    self._wanted({id: path for id, path in written.items() if id not in ended})
+                )
 
     async def saw(self, holders: Callable[[], Mapping[str, Shown]]) -> None:
         """The kubelet's list of pods shows these; asked for when there is nothing to wait for any more, as
@@ -150,9 +157,10 @@ class GrantRecord:
             self.holders.update(shown)
             if self.unread:
                 return
-            wanted = self._wanted(self._written.paths)
-            if (wanted.listed, wanted.holders) != (self._written.listed, self._written.holders):
-                await self._write(self._written.paths)
+            written = self._record.content
+            wanted = self._wanted(written.paths)
+            if (wanted.listed, wanted.holders) != (written.listed, written.holders):
+                await self._record.write(wanted)
 
     async def _wait_for(self, work: asyncio.Task[None]) -> None:
         """Wait for work on the disk to end, for a bounded time and not again before the disk answers."""
@@ -166,7 +174,7 @@ class GrantRecord:
             logger.warning(
                 "the disk does not answer: the record of grants %s is written later, and containers start "
                 "without",
-                self._file.path,
+                self._record.path,
             )
 
     def _answered(self, work: asyncio.Task[None]) -> None:
@@ -174,20 +182,15 @@ class GrantRecord:
         self._late = False
 
     async def _reread(self) -> bool:
-        try:
-            async with asyncio.timeout(READ_SECONDS):
-                self._take_in(await self._disk.call(self._read))
-        except OSError as error:
-            self._take_in(None)
-            self._cannot_read(error)
+        before = self._record.content
+        if await self._record.read():
+            self._take_in(before)
         return not self.unread
 
-    def _take_in(self, found: _Contents | None) -> None:
-        if found is None:
-            self.unread = True
-            return
-        ours = {id: path for id, path in self.paths.items() if self._written.paths.get(id) != path}
-        self.unread, self._written = False, found
+    def _take_in(self, before: _Contents) -> None:
+        """Take in the file, and keep grants of this process. before: the file's content before"""
+        found = self._record.content
+        ours = {id: path for id, path in self.paths.items() if before.paths.get(id) != path}
         self.paths = {**found.paths, **ours}
         self.listed = set(found.listed) - ours.keys()
         self.holders = {id: shown for id, shown in found.holders.items() if id not in ours}
@@ -196,53 +199,13 @@ class GrantRecord:
         holders = {id: self.holders[id] for id in paths.keys() & self.holders.keys()}
         return _Contents(paths, frozenset(paths.keys() & self.listed), holders)
 
-    async def _write(self, paths: Mapping[str, str]) -> None:
-        wanted = self._wanted(paths)
-        document = {
-            "grants": dict(paths),
-            "listed": sorted(wanted.listed),
-            "holders": {id: [shown.container, shown.kubelet] for id, shown in wanted.holders.items()},
-        }
-        try:
-            await self._disk.call(self._file.replace, document)
-        except OSError as error:
-            if not self._complained:
-                logger.warning(
-                    "cannot write the record of grants %s: %s; after a restart of this plugin, containers "
-                    "that restart will be refused until their pods are created anew",
-                    self._file.path,
-                    error.strerror,
-                )
-            self._complained = True
-            return
-        self._complained = False
-        self._written = wanted
 
-    def _cannot_read(self, error: OSError) -> None:
-        why = error.strerror or "the disk does not answer"
-        if why != self._unreadable:
-            self._unreadable = why
-            logger.warning(
-                "cannot read the record of grants %s: %s; it is tried again, and no card is split before",
-                self._file.path,
-                why,
-            )
-
-    def _read(self) -> _Contents | None:
-        """The file's contents; None when it cannot be read now."""
-        try:
-            return self._file.load(_decoded) or _EMPTY
-        except OSError as error:
-            self._cannot_read(error)
-            return None
-        except DAMAGED as error:
-            logger.warning(
-                "the record of grants %s is damaged and counts as empty: %s; it is kept aside when a new one "
-                "is written",
-                self._file.path,
-                reason(error),
-            )
-            return _EMPTY
+def _encoded(contents: _Contents) -> object:
+    return {
+        "grants": dict(contents.paths),
+        "listed": sorted(contents.listed),
+        "holders": {id: [shown.container, shown.kubelet] for id, shown in contents.holders.items()},
+    }
 
 
 def _decoded(document: Any) -> _Contents:
