@@ -94,6 +94,7 @@ class Plugin:
     changer: WorkerClient
 
     # Loops.
+    history: HealthHistory
     monitor: Monitor
     proof: IdleProof
     aliases: Aliases
@@ -221,6 +222,7 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
         worker=worker,
         prober=prober,
         changer=changer,
+        history=history,
         monitor=monitor,
         proof=proof,
         aliases=aliases,
@@ -398,14 +400,14 @@ async def _take_over(plugin: Plugin) -> None:
     async for _ in plugin.tenures.begin():
         await plugin.grants.reread()
         await plugin.reconciler.inherit()
-        await plugin.monitor.history.reread()
+        await plugin.history.reread()
         await plugin.monitor.scanner.rescanned()
 
 
 async def _keep_quarantine(plugin: Plugin) -> None:
     """It is for one plugin to write down."""
     await plugin.tenures.acquire()
-    await plugin.monitor.history.run()
+    await plugin.history.run()
 
 
 async def _show(plugin: Plugin, requests: socket.socket | None, questions: socket.socket | None) -> None:

@@ -64,7 +64,7 @@ class Cadence:
 
 class Monitor:
     """One loop: scan when there is a reason to, else ask for all states, each `interval` seconds.
-    Two more loops are to be run beside it: `unresponsive` and `history`.
+    Beside it run the loops of `unresponsive`, of `openings`, and of the history.
 
     prober: the worker that asks each device which hangs or kills the library, apart from all others
     """
@@ -83,7 +83,7 @@ class Monitor:
         self._worker = worker
         self._prober = prober
         self._picture = picture
-        self.history = history
+        self._history = history
         self._grants = grants
         self._cadence = cadence
         self._clock = clock
@@ -154,7 +154,7 @@ class Monitor:
 
     def clear(self, id: str) -> bool:
         """Lift the quarantine of a device; whether it was in one."""
-        verdicts = self.history.clear(id)
+        verdicts = self._history.clear(id)
         if verdicts:
             self._picture.submit(partial(after_verdicts, verdicts=verdicts))
         return verdicts is not None
@@ -235,7 +235,7 @@ class Monitor:
         self._sweep_seconds = self._clock() - began
         self.durations = self.durations.with_one(self._sweep_seconds)
         held = frozenset(self._grants.ledger).union(self._picture.facts.held)
-        new = answers is not self._answers or held != self._held or not self.history.settled
+        new = answers is not self._answers or held != self._held or not self._history.settled
         self._held = held
         hint = new and self._weigh(answers)
         if self._due.wanted:  # a scan is wanted already, and waits
@@ -270,7 +270,7 @@ class Monitor:
         own = {device.index for device in self.scanner.found.devices.values() if device.card == card}
         answers = await self._worker.sweep(self.unresponsive.skip | own)
         self._silence.end()
-        if answers is not self._answers or not self.history.settled:
+        if answers is not self._answers or not self._history.settled:
             self._weigh(answers)
         return self._cadence.interval
 
@@ -301,7 +301,7 @@ class Monitor:
         driver is changing."""
         devices, before = self.scanner.found.devices, self._picture.facts.verdicts
         answers = {id: answer for id, answer in answers.items() if devices[id].card != self._card_in_change}
-        verdicts = self.history.hear(answers)
+        verdicts = self._history.hear(answers)
         changed = {id: verdict for id, verdict in verdicts.items() if verdict != before[id]}
         if changed:
             self._picture.submit(partial(after_verdicts, verdicts=changed))
@@ -345,7 +345,7 @@ class Monitor:
         if isinstance(error, DriverNotLoadedError | LibraryError):
             self.driver_gone.set(text)
         if whole:
-            self.history.miss(self.scanner.found.devices)
+            self._history.miss(self.scanner.found.devices)
             if now - self._bad_since >= self._cadence.grace:
                 self._hear(dict.fromkeys(self.scanner.found.devices, gone))
         return 0.0 if first else next(self._retries)
