@@ -22,21 +22,21 @@ from xpu_plugin.plugin import run as run_parts
 
 logger = logging.getLogger(__name__)
 
-END_SECONDS = 0.7  # for all parts to end; the process does not wait longer for one that hangs
+END_SECONDS = 0.7  # for all parts to end; a part that hangs is left behind
 
-# How long a thread that computes may keep the others from their last steps; 5 ms, the usual, at each step is
-# half a second in all.
+# The time for which a computing thread may block the others at each of their last steps. The usual 5 ms
+# add up to half a second.
 SWITCH_SECONDS = 1e-5
 
 
 async def serve(config: Config, worker: WorkerProcess | None = None, timings: Timings = USUAL) -> int:
-    """Be the plugin until SIGTERM or SIGINT; returns the exit status. worker: one that was started already"""
+    """Run the plugin until SIGTERM or SIGINT; return the exit status. worker: one that was started already"""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     disk = state_thread()
 
     def end(*_: object) -> None:
-        # The loop's own handlers end with the loop; a second signal in the last moments would count.
+        # The loop's own handlers end with the loop; after that a second signal would kill the process.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         sys.setswitchinterval(SWITCH_SECONDS)
@@ -46,7 +46,7 @@ async def serve(config: Config, worker: WorkerProcess | None = None, timings: Ti
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     os.umask(0o077)  # before any socket or file is made
-    reader()  # its thread, while there is one to be had
+    reader()  # starts its thread, before a lack of threads
 
     plugin = build(config, timings=timings, spare=worker)
     loop.add_signal_handler(signal.SIGHUP, plugin.begin_anew)
@@ -59,7 +59,7 @@ async def serve(config: Config, worker: WorkerProcess | None = None, timings: Ti
         end_of.cancel()
     await asyncio.wait({parts}, timeout=END_SECONDS)
     await plugin.close()
-    # asyncio logs a traceback of an error that is not asked for.
+    # asyncio logs the traceback of an error that is never retrieved.
     raised = parts.exception() if parts.done() and not parts.cancelled() else None
     error = plugin.serving.error or raised
     status = 0 if error is None else _failed(error, plugin.serving.part)
@@ -69,7 +69,7 @@ async def serve(config: Config, worker: WorkerProcess | None = None, timings: Ti
 
 
 def _failed(error: BaseException, part: str) -> int:
-    """Say in one line why the plugin ends; the exit status."""
+    """Log in one line why the plugin ends; return the exit status."""
     if isinstance(error, InitError | AddressError):
         logger.error("%s", error)
     else:
@@ -97,5 +97,5 @@ def run(config: Config, worker: WorkerProcess | None = None, *, timings: Timings
     gc.enable()
     try:
         return asyncio.run(serve(config, worker, timings))
-    except Exception as error:  # noqa: BLE001 - it is said in one line
+    except Exception as error:  # noqa: BLE001 - logged in one line
         return _failed(error, "start")

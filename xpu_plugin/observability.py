@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The observers: pages, metrics, status socket, audit, Events.
 
-No pod waits for any of them, so they are loaded after the first list."""
+They are loaded after the first list, as no pod waits for them."""
 
 import asyncio
 import socket
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 async def run(
     plugin: "Plugin", *, requests: socket.socket | None = None, questions: socket.socket | None = None
 ) -> None:
-    """Show and tell until cancelled. Each part fails alone.
+    """Run all observers until cancelled. Each part fails alone.
 
     requests, questions: listeners of --metrics-address and --status-socket
     """
@@ -70,8 +70,9 @@ async def _questions(plugin: "Plugin", listener: socket.socket, meters: Telemetr
 
 
 def _ready(plugin: "Plugin") -> str:
-    """What it is waiting for. That is no reason not to be ready: an update would stall at the first node
-    without a driver."""
+    """Return the state for `/readyz`. A missing driver does not make the pod unready: an update would stall
+    at the
+    first node without a driver."""
     lines = (
         f"library: {plugin.monitor.trouble or 'ok'}",
         f"kubelet: open streams: {plugin.streams}",

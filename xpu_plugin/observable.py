@@ -17,7 +17,7 @@ OUTBOX_MOST = 64
 class Value(Generic[T]):
     """A value with one writer and any number of readers.
 
-    `set` never waits for a reader, and a slow reader skips what came in between.
+    `set` never waits for a reader. A slow reader skips values.
     """
 
     def __init__(self, current: T) -> None:
@@ -31,11 +31,11 @@ class Value(Generic[T]):
 
     @property
     def version(self) -> int:
-        """How often the value has changed."""
+        """Number of changes."""
         return self._version
 
     def set(self, value: T) -> None:
-        """Set it and wake all readers; do nothing if it equals the current value."""
+        """Set the value and wake all readers; do nothing if it equals the current one."""
         if value == self._current:
             return
         self._current = value
@@ -44,7 +44,7 @@ class Value(Generic[T]):
             wake.set()
 
     async def beyond(self, version: int) -> T:
-        """The current value, as soon as its version is another one."""
+        """Return the current value as soon as its version differs."""
         if self._version == version:
             changed = asyncio.Event()
             with self.waking(changed):
@@ -54,7 +54,7 @@ class Value(Generic[T]):
         return self._current
 
     async def values(self) -> AsyncIterator[T]:
-        """The current value at once, then each newer one; a slow reader skips. Never ends."""
+        """Yield the current value at once, then newer ones. A slow reader skips some. Never ends."""
         while True:
             version = self._version
             yield self._current
@@ -62,9 +62,9 @@ class Value(Generic[T]):
 
     @contextlib.contextmanager
     def waking(self, event: asyncio.Event) -> Iterator[None]:
-        """Within this, the event is set at each change. It is set at once too: the reader looks first.
+        """Set the event at once, and at each change within this context.
 
-        So a loop that waits for several things has one event, which it clears before it looks.
+        A loop that waits for several values has one event. It clears the event before it reads them.
         """
         self._wakes.append(event)
         event.set()
@@ -75,7 +75,7 @@ class Value(Generic[T]):
 
 
 class Signal(Value[int]):
-    """An event that happens again and again, with its number."""
+    """An event that happens repeatedly, with its number."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -88,7 +88,7 @@ class Signal(Value[int]):
 class Outbox(Generic[T]):
     """Events that wait to be sent: many writers, one reader. Beyond `most` the oldest is dropped.
 
-    Without a reader, as on a node without an API server, nothing grows.
+    So it does not grow without a reader, as on a node without an API server.
     """
 
     def __init__(self, most: int = OUTBOX_MOST) -> None:
@@ -97,13 +97,13 @@ class Outbox(Generic[T]):
         self.dropped = 0
 
     def put(self, event: T) -> None:
-        """Have it sent; returns at once."""
+        """Add an event; return at once."""
         self.dropped += len(self._events) == self._events.maxlen
         self._events.append(event)
         self._filled.set()
 
     async def get(self) -> T:
-        """The oldest event, as soon as there is one; it is taken out."""
+        """Remove and return the oldest event, as soon as there is one."""
         while not self._events:
             self._filled.clear()
             await self._filled.wait()

@@ -57,14 +57,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STUCK_PROBES = (
-    2  # workers that asked a device alone and cannot be killed: it is not asked again before they end
-)
-STUCK_CHANGERS = 2  # workers that asked for VFs and do not end; the last one may just be ending
+# Killed workers that do not end, at which a client starts no further one.
+STUCK_PROBES = 2  # of those that asked one device alone
+STUCK_CHANGERS = 2  # of those that asked for VFs; the last one may just be ending
 
 
 class AddressError(PluginError):
-    """The HTTP server's address cannot be had."""
+    """The HTTP server cannot listen at its address."""
 
 
 @frozen
@@ -119,12 +118,12 @@ class Plugin:
 
     @property
     def obstacles(self) -> list[str]:
-        """Reasons for which the kubelet's socket, which is there, cannot be used."""
+        """Reasons why the kubelet's socket exists and cannot be used."""
         found = (endpoint.obstacle for endpoint in self.endpoints.all)
         return sorted({str(obstacle) for obstacle in found if obstacle is not None})
 
     def begin_anew(self) -> None:
-        """Scan at once, and try cards again that are left alone, as the administrator wants it."""
+        """Scan at once, and try cards again that are left alone, as the administrator asks."""
         self.monitor.rescan()
         self.reconciler.again()
 
@@ -233,7 +232,7 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
 
 
 def target(config: Config) -> Target:
-    """What a worker is to open by this configuration."""
+    """Return the files and directories of a worker."""
     return Target(
         libraries=(str(library.shipped()),) if config.simulated else config.libraries,
         host_root=HOST_ROOT,
@@ -246,7 +245,7 @@ def target(config: Config) -> Target:
 
 
 def policy(config: Config) -> Policy:
-    """What is to be offered by this configuration."""
+    """Return the rules for the offered devices."""
     return Policy(
         resource=config.resource_name,
         per_profile=config.resource_per_profile,
@@ -256,7 +255,7 @@ def policy(config: Config) -> Policy:
 
 
 def rules(config: Config) -> Rules:
-    """When an answer becomes a verdict by this configuration."""
+    """Return the rules by which answers become verdicts."""
     return Rules(
         failures=config.health_failures,
         recovery=config.health_recovery,
@@ -266,7 +265,7 @@ def rules(config: Config) -> Rules:
 
 
 def cadence(config: Config, timings: Timings) -> Cadence:
-    """How often devices are asked by this configuration."""
+    """Return the intervals of the health rounds."""
     return Cadence(
         interval=config.health_interval,
         rescan_interval=config.rescan_interval,
@@ -277,7 +276,7 @@ def cadence(config: Config, timings: Timings) -> Cadence:
 
 
 def terms(config: Config) -> Terms:
-    """What proves that a card is idle."""
+    """Return the conditions of a proof that a card is idle."""
     return Terms(
         own_pod=config.own_pod,
         settle=config.pod_list_delay,
@@ -286,7 +285,7 @@ def terms(config: Config) -> Terms:
 
 
 def limits(config: Config, timings: Timings) -> Limits:
-    """How a change of VFs is carried out."""
+    """Return the limits of a change of VFs."""
     return Limits(
         settle=config.pod_list_delay,
         timeout=config.vf_timeout,
@@ -297,7 +296,7 @@ def limits(config: Config, timings: Timings) -> Limits:
 
 
 def kubelet_of(config: Config) -> KubeletView:
-    """The reader of this node's kubelet."""
+    """Make the reader of this node's kubelet."""
     return KubeletView(
         device_plugin_dir=config.device_plugin_dir,
         pod_resources_socket=config.pod_resources_socket,
@@ -305,10 +304,10 @@ def kubelet_of(config: Config) -> KubeletView:
 
 
 def has_api_server(config: Config) -> bool:
-    """Whether there is a way to the API server."""
+    """Return whether there are credentials for the API server."""
     if not (config.kubeconfig or config.node_name):
         return False
-    from xpu_plugin.edges.apiserver.client import has_credentials  # noqa: PLC0415 - not everybody needs it
+    from xpu_plugin.edges.apiserver.client import has_credentials  # noqa: PLC0415 - without an API server it is not needed
 
     return has_credentials(config.kubeconfig)
 
@@ -316,10 +315,10 @@ def has_api_server(config: Config) -> bool:
 def node_of(
     config: Config, between: Exchange, lock: Alone | None = None, timings: Timings = USUAL
 ) -> "NodeSync | None":
-    """The node in the API server, None where we have no way to it. lock: as `NodeSync` takes it"""
+    """Make the sync with the Node object; None without an API server. lock: as for `NodeSync`"""
     if not has_api_server(config):
         return None
-    from xpu_plugin.edges.state.label import LabelRecord  # noqa: PLC0415 - not everybody needs it
+    from xpu_plugin.edges.state.label import LabelRecord  # noqa: PLC0415 - without an API server it is not needed
     from xpu_plugin.loops.node_sync import NodeSync  # noqa: PLC0415
 
     return NodeSync(
@@ -334,7 +333,7 @@ def node_of(
 
 
 def node_api(config: Config, follower: "Follower") -> "NodeWatcher":
-    """The node's edge, by a module that is loaded then."""
+    """Make the watcher of the Node, and import its module."""
     from xpu_plugin.edges.apiserver.node_watcher import NodeWatcher  # noqa: PLC0415
 
     return NodeWatcher(
@@ -351,10 +350,12 @@ def node_api(config: Config, follower: "Follower") -> "NodeWatcher":
 
 
 async def run(plugin: Plugin) -> None:
-    """Run three groups of parts: those that observe, and within those that serve, the one that changes VFs.
+    """Run three groups of parts: those that observe, within that those that serve, and the one that changes
+    VFs.
 
-    A part that observes or changes is started again when it fails; one that serves ends them all. Parts that
-    write wait for a tenure.
+    A part that observes or changes is restarted when it fails; one that serves ends all. Parts that write
+    wait for
+    a tenure.
     """
     config, serving, tenures = plugin.config, plugin.serving, plugin.tenures
     picture, monitor = plugin.picture, plugin.monitor
@@ -396,7 +397,7 @@ async def run(plugin: Plugin) -> None:
 
 
 async def _take_over(plugin: Plugin) -> None:
-    """Another plugin has granted on, split cards and judged devices while this one waited."""
+    """Take over the state of the plugin that worked while this one waited."""
     async for _ in plugin.tenures.begin():
         await plugin.grants.reread()
         await plugin.reconciler.inherit()
@@ -405,21 +406,21 @@ async def _take_over(plugin: Plugin) -> None:
 
 
 async def _keep_quarantine(plugin: Plugin) -> None:
-    """It is for one plugin to write down."""
+    """Record the quarantine within a tenure."""
     await plugin.tenures.acquire()
     await plugin.history.run()
 
 
 async def _show(plugin: Plugin, requests: socket.socket | None, questions: socket.socket | None) -> None:
     await wait_for(plugin.listed, plugin.timings.shown)
-    from xpu_plugin import observability  # noqa: PLC0415 - no pod waits for it
+    from xpu_plugin import observability  # noqa: PLC0415 - loaded after the first list
 
     await observability.run(plugin, requests=requests, questions=questions)
 
 
 @contextlib.contextmanager
 def requests_at(address: tuple[str, int] | None) -> Iterator[socket.socket | None]:
-    """The listener for HTTP. Raises AddressError."""
+    """Listen for HTTP. Raises AddressError."""
     if address is None:
         yield None
         return
@@ -434,8 +435,8 @@ def requests_at(address: tuple[str, int] | None) -> Iterator[socket.socket | Non
 
 @contextlib.contextmanager
 def questions_at(path: Path | None) -> Iterator[socket.socket | None]:
-    """The listener for sub-commands. Where it cannot be had, as when another plugin is there, the plugin goes
-    on without."""
+    """Listen for sub-commands. If that fails, for example beside another plugin, the plugin goes on
+    without."""
     with contextlib.ExitStack() as stack:
         listener = None
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waits that grow, waits that can be woken, and leaving alone for a while what has cost too much."""
+"""Delays that grow, waits that an event can end, and pauses by key (`Cooldown`)."""
 
 import asyncio
 import random
@@ -12,8 +12,9 @@ K = TypeVar("K", bound=Hashable)
 
 
 def delays(first: float, most: float) -> Iterator[float]:
-    """Seconds to wait: `first` and then twice as long each time up to `most`, each less up to a quarter,
-    so that the nodes of a cluster do not try in step."""
+    """Yield seconds to wait: `first`, then twice as long each time, up to `most`. Each is shortened by up to
+    a
+    quarter, so that the nodes of a cluster do not try in step."""
     delay = first
     while True:
         yield delay * random.uniform(0.75, 1.0)  # noqa: S311 - nothing secret
@@ -21,8 +22,9 @@ def delays(first: float, most: float) -> Iterator[float]:
 
 
 async def pause(wake: asyncio.Event, seconds: float) -> None:
-    """Wait for the event, at most `seconds`, and clear it: who waits so in a loop looks at everything anew
-    each time, whatever it was. Quieter than `wait_for`, as nothing is cancelled."""
+    """Wait for the event, at most `seconds`, and clear it. The caller then checks everything anew. Cheaper
+    than
+    `wait_for`, as it cancels nothing."""
     timer = asyncio.get_running_loop().call_later(seconds, wake.set)
     try:
         await wake.wait()
@@ -32,7 +34,7 @@ async def pause(wake: asyncio.Event, seconds: float) -> None:
 
 
 async def wait_for(event: asyncio.Event, seconds: float) -> bool:
-    """Wait until the event is set, at most `seconds`; whether it was."""
+    """Wait until the event is set, at most `seconds`. Return whether it is set."""
     try:
         async with asyncio.timeout(seconds):
             await event.wait()
@@ -42,9 +44,9 @@ async def wait_for(event: asyncio.Event, seconds: float) -> bool:
 
 
 class Cooldown(Generic[K]):
-    """Keys that are left alone for a while: each time longer, until they are forgotten.
+    """Keys that are left alone for a while, each time longer, until they are forgotten.
 
-    first, most: seconds, as `delays` takes them
+    first, most: seconds, as for `delays`
     """
 
     def __init__(self, first: float, most: float, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -55,7 +57,7 @@ class Cooldown(Generic[K]):
         self._reasons: dict[K, str] = {}
 
     def begin(self, key: K, reason: str = "") -> float:
-        """Leave it alone from now on; for how many seconds."""
+        """Leave a key alone from now on; return for how many seconds."""
         if key not in self._delays:
             self._delays[key] = delays(*self._seconds)
         seconds = next(self._delays[key])
@@ -64,27 +66,27 @@ class Cooldown(Generic[K]):
         return seconds
 
     def put_off(self, key: K, seconds: float) -> None:
-        """Leave it alone for that long. The next `begin` takes no notice of it."""
+        """Leave a key alone for so many seconds, without an effect on the next `begin`."""
         self._until[key] = self._clock() + seconds
 
     def until(self, key: K) -> float:
-        """When it need not be left alone any more, by the clock; `-inf` for a key that is not known."""
+        """Return the end of a key's pause, by the clock; `-inf` for an unknown key."""
         return self._until.get(key, float("-inf"))
 
     def __contains__(self, key: K) -> bool:
-        """Whether it is left alone now."""
+        """Return whether a key is left alone now."""
         return self._clock() < self.until(key)
 
     def reason(self, key: K) -> str:
-        """Why it was left alone last."""
+        """Return the reason of a key's last pause."""
         return self._reasons.get(key, "")
 
     def forget(self, key: K) -> None:
-        """It is well: it need not be left alone, and its pauses begin anew."""
+        """End a key's pause, and let its pauses begin anew."""
         for kept in (self._delays, self._until, self._reasons):
             kept.pop(key, None)
 
     def forget_all_but(self, keys: Collection[K]) -> None:
-        """The same for all others that are known."""
+        """Forget all keys but these."""
         for key in self._until.keys() - set(keys):
             self.forget(key)

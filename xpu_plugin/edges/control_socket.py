@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both ends of the status socket: sub-commands ask the running plugin, a line of JSON each way."""
+"""Both ends of the status socket. Sub-commands ask the running plugin, by a line of JSON each way."""
 
 import asyncio
 import contextlib
@@ -18,9 +18,9 @@ from xpu_plugin.log import printable
 
 LONGEST_LINE = 1 << 16  # bytes of a question
 LONGEST_ANSWER = 16 << 20  # bytes; thousands of devices need about two mebibytes
-LONGEST_REFUSAL = 500  # characters that are shown
-ASK_SECONDS = 5.0  # for a question to come, and for its answer to be taken
-ANSWER_SECONDS = 30.0  # for the plugin to find out what it has to ask others for
+LONGEST_REFUSAL = 500  # characters of a foreign text in an error
+ASK_SECONDS = 5.0  # for the client to send its question, and to read the answer
+ANSWER_SECONDS = 30.0  # for the plugin to make an answer
 
 Answer = Callable[..., object]
 """Answers a question by its arguments with what JSON can say, or what is awaited for it; raises ValueError or
@@ -28,13 +28,13 @@ TypeError for bad ones."""
 
 
 class ControlError(PluginError):
-    """There is no running plugin to talk to, or it does not know what is asked."""
+    """No running plugin answers, or it does not know the question."""
 
 
 class ControlServer:
-    """Answers questions by name, until closed. Takes the listener over.
+    """Answers questions by name, until closed. Takes over the listener.
 
-    failures: for an unforeseen error of an answer; the question is refused
+    failures: takes the unforeseen error of an answer; the question is refused
     """
 
     def __init__(self, answers: Mapping[str, Answer], failures: Failures = UNHEEDED) -> None:
@@ -51,7 +51,7 @@ class ControlServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            # A peer that breaks off, or says nothing, is nobody's business.
+            # A peer may break off, or send nothing.
             with contextlib.suppress(OSError, TimeoutError, ValueError):
                 async with asyncio.timeout(ASK_SECONDS):
                     line = await reader.readline()
@@ -74,7 +74,7 @@ class ControlServer:
             return {"answer": await found if inspect.isawaitable(found) else found}
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             return _refusal(f"not a question: {error}")
-        except Exception as error:  # noqa: BLE001 - whatever it is, other questions are answered
+        except Exception as error:  # noqa: BLE001 - other questions are answered
             self._failures.failed(error)
             return _refusal(f"the plugin failed to answer: {error}")
 
@@ -84,10 +84,9 @@ def _refusal(text: str) -> dict[str, object]:
 
 
 def ask(path: Path, name: str, **arguments: object) -> Any:
-    """Ask the plugin behind a socket; `Any` is what JSON is made of. Raises ControlError,
-    with one printable line.
+    """Ask the plugin behind a socket; return the JSON value. Raises ControlError with one printable line.
 
-    Takes no longer, and no more memory, than a plugin's answer may need, whatever listens there.
+    Time and memory are bounded by the need of a plugin's answer, with any listener at the socket.
     """
     question = json.dumps({"ask": name, **arguments}).encode() + b"\n"
     where = printable(str(path))
@@ -99,7 +98,7 @@ def ask(path: Path, name: str, **arguments: object) -> Any:
             answer = json.loads(_line(connection))
     except OSError as error:
         raise ControlError(f"{where}: {error.strerror or error}") from None
-    except (ValueError, RecursionError):  # also of a plugin that ended meanwhile, which says nothing
+    except (ValueError, RecursionError):  # an empty answer, too, of a plugin that ended meanwhile
         answer = None
     match answer:
         case {"answer": said}:
@@ -110,7 +109,7 @@ def ask(path: Path, name: str, **arguments: object) -> Any:
 
 
 def _line(connection: socket.socket) -> bytes:
-    """What comes, to the end of a line. Raises OSError, and ValueError for too much."""
+    """Read a line. Raises OSError, and ValueError for a line that is too long."""
     line = bytearray()
     until = time.monotonic() + ASK_SECONDS + ANSWER_SECONDS
     while not line.endswith(b"\n") and (remaining := until - time.monotonic()) > 0:

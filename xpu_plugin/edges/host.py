@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel says without the library: device nodes and sysfs.
+"""Facts of the kernel without the library: device nodes and sysfs.
 
-Nothing here opens a device node, as that alone would make the device "in use". Facts of the host side:
-nodes are `/dev/xpuN` beside `/dev/xpuctrl`; N is the lowest number that was free, the minor is not N;
+Nothing here opens a device node: an open node makes the device "in use". Facts of the host: nodes are
+`/dev/xpuN` beside `/dev/xpuctrl`; N is the lowest number that was free, and the minor is not N;
 `/sys/class/xpu/xpuN/device` leads to the PCI function, for both nodes of a K200 to the same one.
 """
 
@@ -26,7 +26,7 @@ _NODE = re.compile(_NODES + r"(0|[1-9][0-9]{0,8})")
 
 
 def list_nodes(dev_root: Path, *, simulated: bool) -> tuple[Node, ...]:
-    """The character devices xpuN below `dev_root`, by ascending N; none when there is no such directory."""
+    """Return the character devices xpuN below `dev_root` by ascending N; none without such a directory."""
     try:
         names = os.listdir(dev_root)  # noqa: PTH208 - thousands of names, of which few matter
     except FileNotFoundError:
@@ -40,10 +40,9 @@ def list_nodes(dev_root: Path, *, simulated: bool) -> tuple[Node, ...]:
 
 
 def identity(path: Path | str, *, simulated: bool) -> Identity | None:
-    """Which device a character device is, and which making of its node; None when there is none at that path.
+    """Return the identity of a character device and of its node; None if there is none at that path.
 
-    A link counts only when simulated: this is how a simulation without privilege makes nodes, and the
-    library passes over links.
+    A link counts only when simulated: a simulation without privilege makes links, and the library skips them.
     """
     try:
         status = os.stat(path, follow_symlinks=simulated)  # noqa: PTH116 - on the way of every Allocate
@@ -53,13 +52,15 @@ def identity(path: Path | str, *, simulated: bool) -> Identity | None:
 
 
 class Watch:
-    """The host's facts, in full only when they can have changed.
+    """The facts of the host, read in full only if they can have changed.
 
-    No card gets or loses VFs without functions that come or go on the PCI bus, also where no driver takes
-    them, and what a node leads to changes with the node. So these entries are compared, by name and inode,
-    which for a node stands for its device, too: mknod gives the numbers, and nothing changes them. As Linux
-    (`sriov_enable`) tells the number of VFs only after the last of them is on the bus, facts count as
-    settled when two readings with the same entries were the same.
+    A card gets or loses VFs only with functions that come or go on the PCI bus, with or without a driver. The
+    device of a node changes only with the node. So these entries are compared, by name and inode. The inode
+    of
+    a node stands for its device, too: mknod sets the numbers, and nothing changes them. Linux
+    (`sriov_enable`)
+    publishes the number of VFs after the last of them is on the bus. So facts count as settled when two
+    readings with the same entries are equal.
     """
 
     def __init__(self, dev_root: Path, sysfs_root: Path, *, simulated: bool) -> None:
@@ -71,7 +72,7 @@ class Watch:
         self._settled = False
 
     def read(self) -> Host:
-        """As they are now; the very same object while they are the same."""
+        """Return the present facts; the same object while they do not change."""
         entries = (
             _mounts(),
             _making(self._dev_root),
@@ -91,7 +92,7 @@ class Watch:
 
 
 def read_host(dev_root: Path, sysfs_root: Path, *, simulated: bool) -> Host:
-    """All facts at once. What sysfs does not tell is left out, never guessed."""
+    """Read all facts. A fact that sysfs lacks is left out, never guessed."""
     nodes = list_nodes(dev_root, simulated=simulated)
     addresses = {
         number: address
@@ -103,13 +104,13 @@ def read_host(dev_root: Path, sysfs_root: Path, *, simulated: bool) -> Host:
         nodes=nodes,
         control=own[0] if own else None,
         addresses=addresses,
-        # Also what no class entry leads to: a card that is unbound, or of a driver that makes no class `xpu`.
+        # Cards without a class entry, too: unbound ones, or those of a driver without a class `xpu`.
         functions=_functions(sysfs_root, {*addresses.values(), *vendor_functions(sysfs_root)}),
     )
 
 
 def _mounts() -> object:
-    """What is mounted where, as a node can be mounted over. Unlike any other where that is unknown."""
+    """Return the state of the mounts, as a node can be mounted over. Unequal to any other if unknown."""
     try:
         return Path("/proc/self/mountinfo").read_bytes()
     except OSError:
@@ -117,7 +118,7 @@ def _mounts() -> object:
 
 
 def _making(directory: Path) -> tuple[int, ...] | None:
-    """When entries came or went last: there are file systems that give an inode's number again at once."""
+    """Return the time of the last change of entries: some file systems reuse an inode number at once."""
     try:
         status = os.stat(directory)  # noqa: PTH116 - as for `identity`
     except OSError:
@@ -126,9 +127,9 @@ def _making(directory: Path) -> tuple[int, ...] | None:
 
 
 def _entries(directory: Path, prefix: str = "", *, links: bool = False) -> dict[str, object]:
-    """Names in a directory that begin so, with their inodes; none where there is no such directory.
+    """Return the names in a directory with this prefix, and their inodes; none without such a directory.
 
-    links: those are told by the device they lead to
+    links: links are told apart by the device they lead to
     """
     try:
         with os.scandir(directory) as entries:
@@ -144,7 +145,7 @@ def _entries(directory: Path, prefix: str = "", *, links: bool = False) -> dict[
 
 
 def _class_numbers(sysfs_root: Path) -> set[int]:
-    """The N of the driver's class entries, which are there also for devices whose node is not."""
+    """Return each N of the driver's class entries. A device without a node has such an entry, too."""
     try:
         names = os.listdir(sysfs_root / _CLASS)  # noqa: PTH208 - names only
     except OSError:
@@ -162,14 +163,14 @@ def _class_address(sysfs_root: Path, number: int) -> str | None:
 
 
 def _functions(sysfs_root: Path, addresses: Iterable[str]) -> dict[str, Function]:
-    """The functions at `addresses`, and the cards that VFs among them belong to."""
+    """Return the functions at `addresses`, and the cards of VFs among them."""
     functions = {address: read_function(sysfs_root, address) for address in addresses}
     parents = {function.physfn for function in functions.values()} - functions.keys() - {None}
     return functions | {card: read_function(sysfs_root, card) for card in parents if card}
 
 
 def vendor_functions(sysfs_root: Path) -> set[str]:
-    """Addresses of the vendor's PCI functions."""
+    """Return the addresses of the vendor's PCI functions."""
     try:
         functions = list((sysfs_root / _FUNCTIONS).iterdir())
     except OSError:
@@ -178,7 +179,7 @@ def vendor_functions(sysfs_root: Path) -> set[str]:
 
 
 def read_function(sysfs_root: Path, address: str) -> Function:
-    """What sysfs knows of one PCI function."""
+    """Read the facts of one PCI function from sysfs."""
     # Texts, not Paths: seven for each function every few seconds.
     directory = f"{sysfs_root}/{_FUNCTIONS}/{address}"
     numa = _number(f"{directory}/numa_node")
@@ -196,7 +197,7 @@ def read_function(sysfs_root: Path, address: str) -> Function:
 
 
 def _link(path: str) -> str | None:
-    """The last part of what a link leads to; None where there is no link."""
+    """Return the last part of a link's target; None without a link."""
     try:
         return os.readlink(path).rpartition("/")[2]  # noqa: PTH115 - as for `directory` above
     except OSError:
@@ -204,16 +205,17 @@ def _link(path: str) -> str | None:
 
 
 def _vfs(sysfs_root: Path, address: str) -> int | None:
-    """How many VFs a function has; None for one that can have none, and where there is no such function."""
+    """Return the number of VFs of a function; None if it can have none, or is absent."""
     return _number(f"{sysfs_root}/{_FUNCTIONS}/{address}/sriov_numvfs")
 
 
 def read_drivers(sysfs_root: Path, card: str) -> dict[str, str | None]:
-    """The kernel driver that each function of a card is bound to, None for one that is bound to none.
+    """Return the kernel driver of each function of a card; None for an unbound function.
 
-    card: its PCI address. Told are the card and every VF that sysfs links to it (`virtfnK`), whatever the
-    library knows of it: a VF that was given to a virtual machine has another driver and no node. Empty when
-    the card is not in sysfs. Raises OSError when sysfs cannot be read, or functions went meanwhile.
+    card: its PCI address. The result has the card and each VF that sysfs links to it (`virtfnK`), also those
+    that the library does not know: a VF of a virtual machine has another driver and no node. Empty if the
+    card
+    is not in sysfs. Raises OSError if sysfs cannot be read, or functions disappear meanwhile.
     """
     functions = sysfs_root / _FUNCTIONS
     try:
@@ -228,7 +230,7 @@ def _driver(function: Path) -> str | None:
     try:
         return (function / "driver").readlink().name
     except FileNotFoundError:
-        function.stat()  # "no driver" is said only of what is there
+        function.stat()  # "no driver" is a fact only of a function that exists
         return None
 
 
@@ -246,7 +248,7 @@ def _number(path: Path | str) -> int | None:
 
 
 def driver_release() -> str | None:
-    """The driver's full version number, of which the library leaves out the third part; None if unknown."""
+    """Return the driver's full version; None if unknown. The library leaves out the third part."""
     try:
         return Path("/proc/xpu/version").read_text(encoding="ascii", errors="replace").strip() or None
     except OSError:

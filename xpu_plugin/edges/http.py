@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small HTTP server for probes and metrics, in threads of its own, so that it can tell when the event loop
-is stuck."""
+"""A small HTTP server for probes and metrics. It has threads of its own, and so reports a stuck event
+loop."""
 
 import asyncio
 import contextlib
@@ -19,11 +19,11 @@ from xpu_plugin.errors import UNHEEDED, Failures
 from xpu_plugin.frozen import frozen
 
 
-ANSWER_SECONDS = 2.0  # for the event loop to say what is on a page
-IDLE_SECONDS = 5.0  # for a client to say what it wants
-MOST_CONNECTIONS = 16  # at once, each with its thread; probes and scrapers are a few
-ACCEPT_AGAIN_SECONDS = 0.1  # after no descriptor was free for a connection
-WAKE_SECONDS = 3600.0  # for nothing: whoever connects wakes it, and `close` does
+ANSWER_SECONDS = 2.0  # for the event loop to make the contents of a page
+IDLE_SECONDS = 5.0  # for a client to send its request
+MOST_CONNECTIONS = 16  # connections at a time, each with a thread; probes and scrapers are a few
+ACCEPT_AGAIN_SECONDS = 0.1  # pause after a lack of descriptors
+WAKE_SECONDS = 3600.0  # without work: a connection or `close` wakes it
 PLAIN = "text/plain; charset=utf-8"
 
 Text = Callable[[], str]
@@ -41,7 +41,7 @@ class Page:
 
 
 def plain(text: Text) -> Page:
-    """A page whose text is made on the event loop."""
+    """Make a page with a text that the event loop returns."""
 
     async def contents() -> Text:
         made = text()
@@ -51,9 +51,9 @@ def plain(text: Text) -> Page:
 
 
 class HttpServer:
-    """Serves `pages` by path: 200, or 503 while the event loop does not answer. Takes the listener over.
+    """Serves `pages` by path: 200, or 503 while the event loop does not answer. Takes over the listener.
 
-    failures: for an unforeseen error of a page, whose answer is 500
+    failures: takes the unforeseen error of a page, which is answered by 500
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class HttpServer:
         threading.Thread(target=serve, name="http", daemon=True).start()
 
     def close(self) -> None:
-        """Stop listening; whoever is being answered is let go of."""
+        """Stop listening, and abandon the requests that are being answered."""
         # shutdown() waits for serve_forever, which may be in the middle of a request's start.
         threading.Thread(target=self._server.shutdown, name="http end", daemon=True).start()
         with contextlib.suppress(OSError):
@@ -79,7 +79,7 @@ class HttpServer:
         self._server.server_close()
 
     def _contents(self, page: Page) -> Text | None:
-        """What the event loop says is on the page. Raises TimeoutError."""
+        """Return the contents of a page from the event loop. Raises TimeoutError."""
 
         async def asked() -> Text | None:
             return await page.contents()
@@ -117,7 +117,7 @@ class HttpServer:
                 except (TimeoutError, CancelledError):
                     self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "the event loop does not answer\n")
                     return
-                except Exception as error:  # noqa: BLE001 - whatever it is, other pages are served
+                except Exception as error:  # noqa: BLE001 - other pages are served
                     failed(error)
                     self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, "this page failed: see the log\n")
                     return
@@ -138,14 +138,15 @@ class HttpServer:
             do_HEAD = do_GET  # noqa: N815 - as the base class has it
 
             def log_message(self, format: str, *args: object) -> None:
-                """Polls are silent."""
+                """Log no request."""
 
         return Handler
 
 
 class _Server(ThreadingHTTPServer):
-    """When there are too many connections, the one that has been open longest has to go: so a probe is
-    answered whoever else keeps connections open and says nothing, or a byte now and then."""
+    """Closes the oldest connection when there are too many. So a probe is answered although other clients
+    keep
+    silent or slow connections open."""
 
     daemon_threads = True
 
@@ -160,7 +161,7 @@ class _Server(ThreadingHTTPServer):
         try:
             return super().get_request()
         except OSError:
-            time.sleep(ACCEPT_AGAIN_SECONDS)  # it would be asked for again at once
+            time.sleep(ACCEPT_AGAIN_SECONDS)  # otherwise it would be requested again at once
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -172,7 +173,7 @@ class _Server(ThreadingHTTPServer):
                 oldest.shutdown(socket.SHUT_RDWR)  # its thread sees the end, and closes it
         try:
             super().process_request(request, client_address)
-        except RuntimeError:  # no thread can be started: else the kubelet would end us by its probe
+        except RuntimeError:  # no thread can be started; without an answer the kubelet's probe would end us
             self.process_request_thread(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
@@ -181,4 +182,4 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that breaks off is nobody's business."""
+        """Ignore a client that breaks off."""

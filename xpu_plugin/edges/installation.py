@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of the vendor's installation, below the host's directories as a container has them mounted."""
+"""Files of the vendor's installation, below host directories that the container mounts."""
 
 import errno
 import os
@@ -12,12 +12,13 @@ MOST_LINKS = 40  # in one path, as Linux has it
 
 
 def located(path: str, root: str | None) -> str:
-    """The path that opens the file which the host knows as `path` without `root`.
+    """Return the path that opens the host's file `path`, which is given with `root` in front.
 
-    root: the container's directory for the host's `/`. Links below it lead where they lead on the host: an
-    absolute target begins at `root`. A path that is not below `root` is returned as it is.
+    root: the container's directory for the host's `/`. Links below it are followed as on the host: an
+    absolute
+    target begins at `root`. A path that is not below `root` is returned unchanged.
 
-    Raises OSError for a chain of links without an end.
+    Raises OSError for an endless chain of links.
     """
     if root is None or not Path(path).is_relative_to(root):
         return path
@@ -43,7 +44,7 @@ def located(path: str, root: str | None) -> str:
 
 
 def absence(path: str, root: str | None) -> str:
-    """Why there is no file at `path`: as much as mounts and links tell."""
+    """Return the reason why there is no file at `path`, as far as mounts and links show it."""
     try:
         place = located(path, root)
     except OSError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listening sockets, before there is anybody to answer at them."""
+"""Listening sockets, bound before there is a server to answer."""
 
 import contextlib
 import os
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-BACKLOG = 16  # connections that wait to be taken
+BACKLOG = 16  # connections that wait to be accepted
 
 
 def listen(address: tuple[str, int]) -> socket.socket:
-    """Listen at host and port; an empty host is all addresses, of IPv6 and IPv4 where there are both, and
-    port 0 is any that is free. Raises OSError with a plain `strerror` when it cannot be had."""
+    """Listen at host and port. An empty host means all addresses, of IPv6 and IPv4 where both exist; port 0
+    means any free port. Raises OSError with a plain `strerror`."""
     host, _ = address
     both = not host and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if ":" in host or both else socket.AF_INET
@@ -26,12 +26,12 @@ def listen(address: tuple[str, int]) -> socket.socket:
 
 @contextlib.contextmanager
 def listening_at(path: Path) -> Iterator[socket.socket]:
-    """Listen at a socket that only its owner may use, and that goes in the end; in place of one that nobody
-    listens at any more. Raises OSError where it cannot be had."""
+    """Listen at a socket that only its owner may use; remove it at the end. It replaces a socket without a
+    listener. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
-        with contextlib.suppress(FileNotFoundError, BlockingIOError):  # the latter: too many wait to be taken
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):  # the latter: too many connections wait
             try:
                 probe.connect(os.fspath(path))
             except ConnectionRefusedError:
@@ -41,7 +41,7 @@ def listening_at(path: Path) -> Iterator[socket.socket]:
         listener.bind(os.fspath(path))
         try:
             path.chmod(0o600)
-            listener.listen(BACKLOG)  # before that nobody can connect
+            listener.listen(BACKLOG)  # no process can connect before that
             listener.setblocking(False)
             yield listener
         finally:

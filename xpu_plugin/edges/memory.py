@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory as the kernel counts it: the limits of our container, and what one process has taken."""
+"""Memory as the kernel counts it: limits of our container, and usage of a process."""
 
 import os
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def for_a_worker(most: int | None) -> int | None:
-    """Bytes that a worker may have of a limit."""
+    """Return the share of a limit for a worker, in bytes."""
     return None if most is None else max(LEAST_BYTES, most // WORKER_SHARE)
 
 
 def limit(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
-    """Bytes that our container may have; None where there is no limit, or it cannot be told.
+    """Return the memory limit of our container in bytes; None without a limit, or if it is unknown.
 
     cgroups: where they are mounted, all of them or our own alone; own: the file that says which ours is
     """
@@ -28,12 +28,12 @@ def limit(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/c
 def most_processes(
     cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> int | None:
-    """Processes and threads that our container may have, otherwise as `limit`."""
+    """Return the limit of processes and threads, otherwise as `limit`."""
     return _least("pids", ("pids.max", "pids.max"), cgroups, own)
 
 
 def _least(controller: str, names: tuple[str, str], cgroups: Path, own: Path) -> int | None:
-    """The least limit by a controller. names: of its file in version 2 of cgroups, and in version 1"""
+    """Return the lowest limit of a controller. names: of its file in cgroup version 2, and in version 1"""
     try:
         lines = own.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
@@ -42,7 +42,7 @@ def _least(controller: str, names: tuple[str, str], cgroups: Path, own: Path) ->
 
 
 def _limits(controller: str, names: tuple[str, str], cgroups: Path, line: str) -> Iterator[int]:
-    """The limits of one of our cgroups, and of those that it is in."""
+    """Yield the limits of one of our cgroups, and of its parents."""
     number, controllers, path = line.split(":", 2)
     if number != "0" and controller not in controllers.split(","):
         return
@@ -58,7 +58,7 @@ def _limits(controller: str, names: tuple[str, str], cgroups: Path, line: str) -
 
 
 def taken(pid: int) -> int | None:
-    """Bytes of memory that a process has and that are no file's; None where that cannot be told."""
+    """Return the memory of a process without file pages, in bytes; None if unknown."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:  # noqa: PTH123 - at each request
             _, resident, shared, *_ = map(int, file.read().split())

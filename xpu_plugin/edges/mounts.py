@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is mounted where, as a container sees directories of its host.
+"""Mounts of host directories, as a container sees them.
 
-A mount stays with the directory that it was made of. When the host deletes that and makes another of the same
-name, the container sees the former one, which is empty, until a new container mounts the present one.
+A mount keeps the directory that it was made of. If the host deletes that directory and makes another of the
+same
+name, the container sees the deleted one, which is empty. Only a new container mounts the new one.
 """
 
 import re
@@ -14,7 +15,7 @@ _DELETED = "//deleted"  # how the root of such a mount ends in mountinfo
 
 
 def deleted(path: Path | str) -> str | None:
-    """The mount that `path` is on or below whose directory is deleted; None where there is none."""
+    """Return the mount of a deleted directory at or above `path`; None if there is none."""
     return next((mount for mount, root in above(path).items() if root.endswith(_DELETED)), None)
 
 
@@ -32,5 +33,5 @@ def above(path: Path | str) -> Mapping[str, str]:
 
 
 def _plain(text: str) -> str:
-    """Without the octal numbers that stand for blanks."""
+    """Replace octal escapes by their characters."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

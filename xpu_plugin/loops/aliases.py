@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices held otherwise than they would be offered: lists them so that no second pod gets them.
+"""Devices that are held under another id or resource than the present one.
 
-The former plugin called devices "0", "1" and so on; an administrator may change how resources are named; and
-a kubelet may lose its checkpoint. A device counts as taken only while it is on the list of the resource, and
-under the id, that its container was granted. So until that container ends, this is how the device is
-offered; where that is no help, it is withheld.
+The former plugin called devices "0", "1" and so on. An administrator may rename resources. A kubelet may lose
+its checkpoint. The kubelet counts a device as taken only under the resource and id of the grant. So the
+device
+keeps both until its container ends. If that does not help, the device is withheld.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ from xpu_plugin.model.withholding import withheld
 
 logger = logging.getLogger(__name__)
 
-WATCH_SECONDS = 1.0  # between looks whether the checkpoint has changed ...
-NEW_SECONDS = 0.1  # ... and soon after another kubelet has come, which may have lost it ...
+WATCH_SECONDS = 1.0  # between checks for a changed checkpoint ...
+NEW_SECONDS = 0.1  # ... and after the start of a kubelet, which may have lost it ...
 NEW_FOR_SECONDS = 10.0  # ... for so long
 RESTART_SECONDS = 5.0  # for a kubelet that restarts to answer again
-SETTLE_SECONDS = 30.0  # a grant counts as held so long although nobody lists it yet
+SETTLE_SECONDS = 30.0  # a grant counts as held for this time without being listed
 SOURCES = 2  # the pod resources API and the checkpoint
 FIRST_LOOKS = 30  # before the first list, while neither answers ...
 FIRST_SECONDS = 1.0  # ... between these
@@ -74,7 +74,7 @@ class Aliases:
         self._seen: tuple[Holding, ...] = ()  # at the last look, by both sources
 
     async def run(self) -> None:
-        """Look at both sources while there is something to ask, and at a checkpoint that has changed. Never
+        """Ask both sources while there is a question, and read a checkpoint that has changed. Never
         returns."""
         self._serving = True
         waited, new_for = 0.0, 0.0
@@ -98,8 +98,9 @@ class Aliases:
                 await self.look()
 
     async def first_look(self) -> None:
-        """Look before the first list goes out, and take all holders for granted; wait for a source that
-        answers, but not for ever."""
+        """Look before the first list is sent, and count all holders as grants. Wait a bounded time for a
+        source
+        that answers."""
         self._instance = self._view.instance
         for _ in range(FIRST_LOOKS):
             if await self.look():
@@ -108,18 +109,18 @@ class Aliases:
         self._grants.adopt(self._seen)
 
     async def before_registration(self) -> None:
-        """Look at the checkpoint, for a bounded time: another plugin may have granted devices while the
-        kubelet asked that one, and a kubelet that was started anew may have lost it."""
+        """Read the checkpoint, for a bounded time. Another plugin may have granted devices meanwhile, and a
+        kubelet that has just started may have lost it."""
         try:
             async with asyncio.timeout(self._before):
                 await self.glance()
         except TimeoutError:
-            self._complete = False  # looked at again, and said if it lasts
+            self._complete = False  # `run` looks again, and reports trouble that lasts
 
     async def look(self) -> bool:
-        """Ask both sources, and submit what is held otherwise. In doubt what was held stays held.
+        """Ask both sources, and submit the result. In doubt a held device stays held.
 
-        Returns whether any source answered.
+        Return whether any source answered.
         """
         inherited = self._grants.inherited  # a grant that is known only later needs newer answers
         answers = await self._view.answers(oldest=0.0)
@@ -137,18 +138,19 @@ class Aliases:
         return len(complaints) < SOURCES
 
     def _lasts(self, since: float) -> bool:
-        """Whether trouble is worth a warning. Once we serve, a kubelet that restarts is no trouble."""
+        """Return whether trouble is worth a warning. A kubelet that restarts while we serve is not."""
         return not self._serving or self._clock() - since >= RESTART_SECONDS
 
     async def glance(self) -> None:
-        """Look at the checkpoint alone. Nothing is released by that."""
+        """Read the checkpoint alone. This releases nothing."""
         answers = await self._view.answers(oldest=0.0, checkpoint_alone=True)
         if answers.complaints:
             self._complete = False
         self._take_in(answers, complete=False)
 
     async def _look_for_users(self) -> None:
-        """Ask the driver for users of forgotten devices: the kubelet cannot tell that a holder has ended."""
+        """Ask the driver for users of forgotten devices. The kubelet does not know when such a holder
+        ends."""
         facts = self._picture.facts
         asked = {card_of(id, facts) for id in self._grants.forgotten}
         known = cards(facts, self._picture.policy)
@@ -156,7 +158,7 @@ class Aliases:
             await self._proof.look(here)
 
     def _take_in(self, answers: Answers, *, complete: bool) -> None:
-        """Draw the conclusions. complete: both sources were asked, and have answered"""
+        """Draw the conclusions. complete: both sources have answered"""
         self._grants.hear(word_of(answers, self._grants.terms))
         self._seen = answers.holdings
         facts, policy = self._picture.facts, self._picture.policy
@@ -171,7 +173,7 @@ class Aliases:
         self._submit(self._with_absent(present, complete=complete), closed)
 
     def _with_absent(self, present: Mapping[str, str], *, complete: bool) -> dict[str, str]:
-        """What is held otherwise, with what was until now and is not certain to have ended."""
+        """Return the present aliases, and former ones with a container that may still run."""
         now, held = self._clock(), self._picture.facts.held
         ledger = self._grants.ledger.items()
         new = {id for id, own in ledger if own.allocated is not None and now - own.allocated < SETTLE_SECONDS}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The auditor: asks now and then whether kubelet, driver and we agree on who has what, and only tells."""
+"""The audit: compares the holders by kubelet, driver and our grants, and reports contradictions."""
 
 import asyncio
 import logging
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 60.0
-CONFIRM_SECONDS = 10.0  # until a suspicion that is not certain is looked at again; then it counts
-AGAIN_SECONDS = 3600.0  # before the same finding is told once more, if it was gone meanwhile
-MOST_LINES = 8  # for the findings of one kind at one look; more of them share one line, which names so many
-MUTE_SECONDS = (60.0, 3600.0)  # for the driver, when asking it has cost a worker: first, most
+CONFIRM_SECONDS = 10.0  # until an uncertain finding is checked again; then it counts
+AGAIN_SECONDS = 3600.0  # before a finding that was gone is reported once more
+MOST_LINES = 8  # for findings of one kind at one look; more of them share one line with this number of names
+MUTE_SECONDS = (60.0, 3600.0)  # for the driver, after a request cost a worker: first, most
 
 
 class Audit:
@@ -48,13 +48,13 @@ class Audit:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """How many findings there are, by kind."""
+        """Number of present findings by kind."""
         found = Counter(finding.kind for finding in self._confirmed)
         return {kind: found[kind] for kind in AuditKind}
 
     @property
     def age(self) -> float | None:
-        """Seconds since the last look at which the kubelet could be believed; None before the first."""
+        """Seconds since the last look with a reliable answer of the kubelet; None before the first."""
         return None if self._looked_at is None else self._clock() - self._looked_at
 
     async def run(self) -> None:
@@ -69,7 +69,7 @@ class Audit:
                     self._wake.clear()
 
     async def look(self) -> None:
-        """Ask everybody once. Where the kubelet cannot be believed, what was found stays."""
+        """Ask all sources once. Without a reliable answer of the kubelet, earlier findings stay."""
         await self._plugin.aliases.look()  # withholds what was granted otherwise
         answers = await self._plugin.view.answers(oldest=0.0)
         word = word_of(answers, self._grants.terms)
@@ -113,7 +113,7 @@ class Audit:
         self._told.update(dict.fromkeys(news, now))
 
     async def _processes(self) -> Mapping[str, tuple[Process, ...] | None]:
-        """What the driver tells; nothing where asking it would cost too much."""
+        """Return the processes by the driver; none if a request would cost too much."""
         if self._worker.stuck or self._worker in self._mute:
             return {}
         try:
@@ -123,12 +123,12 @@ class Audit:
                 self._mute.begin(self._worker)
                 logger.warning("asking for the processes at devices: %s; it is asked again later", error)
         except (LibraryError, XpumlError):
-            pass  # the sweep says so
+            pass  # the sweep reports this
         return {}
 
 
 def _lines(found: Collection[AuditFinding]) -> Iterator[tuple[AuditKind, str]]:
-    """The lines for the log, each by its kind."""
+    """Yield the lines for the log, each with its kind."""
     for kind in AuditKind:
         texts = [finding.text for finding in sorted(found, key=str) if finding.kind is kind]
         if (rest := len(texts) - MOST_LINES) > 0:

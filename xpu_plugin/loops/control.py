@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What sub-commands may ask the running plugin: answers made of the one picture and what the loops know."""
+"""Answers to sub-commands, made from the picture and the state of the loops."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Control:
-    """Answers, by name, in `answers`. Nothing here opens the library or is remembered."""
+    """Answers by name, in `answers`. None of them opens the library or changes state but `clear`."""
 
     def __init__(self, plugin: "Plugin", meters: Telemetry) -> None:
         self._plugin = plugin
@@ -48,7 +48,7 @@ class Control:
         }
 
     async def list(self, *, wide: bool = False) -> dict[str, object]:
-        """Every device that is known. wide: and who holds it, as the kubelet says now."""
+        """Return every known device. wide: with its holders, as the kubelet reports them now"""
         answer = listed(
             self._picture.facts,
             self._picture.policy,
@@ -73,7 +73,7 @@ class Control:
         return document(desired, report)
 
     async def top(self) -> dict[str, object]:
-        """What the devices measure, a few seconds old; by device id, without those that do not tell."""
+        """Return the measurements by device id, a few seconds old. A device without any is left out."""
         readings = await self._meters.read()
         answer = listed(self._picture.facts, self._picture.policy, self._monitor.scanner.problems)
         answer["trouble"] = self._trouble()
@@ -81,7 +81,7 @@ class Control:
         return answer
 
     def state(self) -> dict[str, object]:
-        """The plugin itself: what it works with, and whom it works for."""
+        """Return the state of the plugin itself, for `doctor` and `bundle`."""
         plugin, scan = self._plugin, self._monitor.scanner.last
         desired, current = self._reconciler.desired, self._picture.current
         return {
@@ -115,7 +115,7 @@ class Control:
 def listed(
     facts: Facts, policy: Policy, problems: tuple[str, ...], nodes: tuple[Unlisted, ...] = ()
 ) -> dict[str, object]:
-    """What `list` shows, by a plugin or by a worker of its own. nodes: those without an index"""
+    """Return the answer for `list`, by a plugin or by an own worker. nodes: those without an index"""
     return {
         "devices": [asdict(row) for row in rows(facts, policy)],
         "problems": list(problems),

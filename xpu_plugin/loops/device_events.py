@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events on the node for what becomes of devices and driver: each once, and never many."""
+"""Events on the Node about devices and driver: each change once, and never many."""
 
 import asyncio
 import time
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from xpu_plugin.plugin import Plugin
 
 LOOK_SECONDS = 2.0  # between looks at the driver, which gives no notice
-TOGETHER_SECONDS = 1.0  # for what happens at a time to be told at a time
-PAUSE_SECONDS = (10.0, 600.0)  # after a notice, before the next one: first, most
-QUIET_SECONDS = 1200.0  # without a notice, until pauses begin anew
+TOGETHER_SECONDS = 1.0  # for changes of one time to share one Event
+PAUSE_SECONDS = (10.0, 600.0)  # between two notices: first, most
+QUIET_SECONDS = 1200.0  # without a notice until the pauses begin anew
 
 
 class DeviceEvents:
-    """Tells what is other than was told last. What comes and goes during a pause is not told at all."""
+    """Reports the differences to the last report. A change that ends within a pause is not reported."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class DeviceEvents:
                     await self._sleep(self._pause())
 
     async def _awaited(self) -> None:
-        """Wait for another picture, or for other news of the driver than were told."""
+        """Wait for another picture, or for a change of the driver since the last report."""
         while (self._driver_gone.current is None) is self._told.driver:
             if await wait_for(self._wake, LOOK_SECONDS):
                 self._wake.clear()

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a scan is due, which several parts may want."""
+"""Requests for a scan, by several parts."""
 
 import asyncio
 
 
 class Due:
-    """A scan that is wanted, and the event by which the monitor wakes. The first scan is due at the start."""
+    """A request for a scan, and the event that wakes the monitor. The first scan is due at the start."""
 
     def __init__(self) -> None:
         self._wanted = True
@@ -17,15 +17,15 @@ class Due:
         return self._wanted
 
     def want(self, *, forget: bool = False) -> None:
-        """Have all devices scanned at once. forget: lost devices as well"""
+        """Request a scan of all devices at once. forget: forget lost devices, too"""
         self.want_next(forget=forget)
         self.wake.set()
 
     def want_next(self, *, forget: bool = False) -> None:
-        """Have all devices scanned by the next round, whenever that is."""
+        """Request a scan of all devices by the next round."""
         self._wanted, self._forget = True, self._forget or forget
 
     def begin(self) -> bool:
-        """A scan begins: what is wanted from now on is another one. Whether this one forgets lost devices."""
+        """Begin a scan: later requests are for another one. Return whether this one forgets lost devices."""
         forget, self._wanted, self._forget = self._forget, False, False
         return forget

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One endpoint for each resource name that has ever been offered."""
+"""One endpoint for each resource name that was ever offered."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -9,11 +9,11 @@ from xpu_plugin.loops.picture import Picture
 
 
 class Endpoints:
-    """Runs an endpoint for each resource name, from the picture that first has it on.
+    """Runs an endpoint for each resource name, from the first picture with that name.
 
-    A name whose devices are gone keeps its endpoint: its empty list is how the kubelet learns of it.
+    A name without devices keeps its endpoint: the empty list tells the kubelet.
     make: makes the endpoint of a resource name
-    always: names that get an endpoint even while nothing is offered under them
+    always: names that have an endpoint also without devices
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Endpoints:
         return tuple(self._all.values())
 
     async def run(self) -> None:
-        """Never returns; cancelled, it ends all endpoints first."""
+        """Run all endpoints. Never returns; a cancellation ends them first."""
         async with asyncio.TaskGroup() as group:
             async for inventory in self._picture.changes():
                 for resource in sorted((inventory.resources | self._always) - self._all.keys()):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The values that pass between the node in the API server and the parts of the plugin."""
+"""The values that pass between the Node object and the parts of the plugin."""
 
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model.events import Event
@@ -20,5 +20,5 @@ class Exchange:
 
 
 def exchange(desired: DesiredVfs = UNKNOWN) -> Exchange:
-    """New values. desired: the number of VFs until another one is written"""
+    """Make the values. desired: the desired VF count until another one is written"""
     return Exchange(desired=Value(desired), outcome=Value(VfOutcome()), events=Outbox())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one memory of grants: which devices were given to containers and may be held still."""
+"""The one memory of grants: devices that were given to containers and may still be held."""
 
 import asyncio
 import time
@@ -39,12 +39,13 @@ SHOW_SECONDS = 60.0  # after a grant, for the kubelet's list; an ordinary init c
 class Grants:
     """The ledger of grants and its record on disk. Reads and writes take no await, unless they are `async`.
 
-    A grant begins with `granted` or `started`, or is taken over from the record (`inherit`) or from the
-    kubelet (`adopt`, `hear`). It ends by the answers of the kubelet (`hear`) or of all witnesses (`prove`).
+    A grant begins with `granted` or `started`, or comes from the record (`inherit`) or from the kubelet
+    (`adopt`, `hear`). The answers of the kubelet (`hear`) or of all witnesses (`prove`) end it.
 
-    record: as it was read at the start; terms: on which the kubelet's answers are believed
+    record: as it was read at the start
+    terms: conditions on which the kubelet's answers are trusted
     listed: set once the kubelet has a list of ours, so that it asks us for devices
-    settled: the grants on record count as known for `terms.settle` seconds already
+    settled: True if the grants on record are older than `terms.settle` seconds
     """
 
     def __init__(
@@ -64,16 +65,16 @@ class Grants:
         self.terms = terms
         self._listed = listed or asyncio.Event()
         self._clock = clock
-        self._given = asyncio.Event()  # not all that was given is known to have been listed
+        self._given = asyncio.Event()  # some grant has not been listed yet
         self._unwritten = asyncio.Event()
-        self._behind = asyncio.Event()  # the ledger has not what the record says
-        self.inherited = 0  # how often the ledger took over what the record says
-        self._ended: set[str] = set()  # grants that have ended, which the record does not say yet
+        self._behind = asyncio.Event()  # the ledger lacks the content of the record
+        self.inherited = 0  # number of times that the record entered the ledger
+        self._ended: set[str] = set()  # grants that have ended and are still on the record
         self._forgotten: frozenset[str] = frozenset()
         self._before: set[str] = set()
-        self._complete = False  # each device that is listed from now on was granted by us
+        self._complete = False  # from now on each listed device was granted by us
         self._cards_at_start: frozenset[str] = frozenset()
-        self.adopted = asyncio.Event()  # the holders of before our start are known
+        self.adopted = asyncio.Event()  # the holders at our start are known
         self._ledger: Value[Ledger] = Value({})
         self.inherit(clock() - (terms.settle if settled else 0.0))
 
@@ -86,35 +87,35 @@ class Grants:
 
     @property
     def version(self) -> int:
-        """How often the ledger has changed."""
+        """Number of changes of the ledger."""
         return self._ledger.version
 
     async def beyond(self, version: int) -> Ledger:
-        """The ledger, as soon as its version is another one."""
+        """Return the ledger as soon as its version differs."""
         return await self._ledger.beyond(version)
 
     def waking(self, event: asyncio.Event) -> AbstractContextManager[None]:
-        """Within this, the event is set at each change of the ledger, and at once."""
+        """Set the event at once, and at each change of the ledger within this context."""
         return self._ledger.waking(event)
 
     @property
     def paths(self) -> Mapping[str, str]:
-        """Device id -> the path of its node as it was granted last, also by former processes."""
+        """Device id -> path of its node at its last grant, by this or a former process."""
         return self._record.paths
 
     @property
     def unread(self) -> bool:
-        """Whether the record cannot be read now: it may know more paths."""
+        """Whether the record cannot be read now; it may hold more paths."""
         return self._record.unread
 
     @property
     def forgotten(self) -> frozenset[str]:
-        """The grants that the kubelet counts as free, having lost its checkpoint."""
+        """Grants that the kubelet counts as free, because it lost its checkpoint."""
         return self._forgotten & self.ledger.keys()
 
     @property
     def before(self) -> Collection[str]:
-        """Ids that containers held before each holder had to be in our record."""
+        """Ids that containers held before our record was complete."""
         return self._before
 
     @property
@@ -123,7 +124,7 @@ class Grants:
         return self._cards_at_start
 
     def taken(self) -> frozenset[str]:
-        """Cards of which this process has granted a device, where the grant is not known to have ended."""
+        """Cards with a grant by this process that is not known to have ended."""
         facts = self._picture.facts
         cards = {card_of(id, facts) for id, grant in self.ledger.items() if not grant.inherited}
         return frozenset(card for card in cards if card is not None)
@@ -131,12 +132,12 @@ class Grants:
     # --- beginning ------------------------------------------------------------------------------
 
     def granted(self, paths: Mapping[str, str]) -> None:
-        """An Allocate is answered with these devices, id -> path."""
+        """Take note of an Allocate answer with these devices, id -> path."""
         self._record.granted(paths)
         self._give(dict.fromkeys(paths, self._clock()))
 
     async def started(self, paths: Mapping[str, str]) -> None:
-        """A container starts with these: counted as granted at once, and written to the disk.
+        """Take note of a container that starts with these devices, in memory at once and then on the disk.
 
         It may be an ordinary init container, which the kubelet never lists. The wait for the disk is bounded.
         """
@@ -152,13 +153,13 @@ class Grants:
         self._given.set()
 
     async def reread(self) -> None:
-        """Take over what another process has written since."""
+        """Take over the record as another process has written it meanwhile."""
         await self._record.reread()
         self.inherit()
 
     async def catch_up(self) -> bool:
-        """Have the ledger know what the record says, also one that could not be read before; whether it does.
-        Nothing that is known without it is forgotten."""
+        """Complete the ledger by the record, if that could not be read before. Return whether it is complete.
+        The ledger forgets nothing."""
         if self._record.unread and not await self._record.reread():
             return False
         if self._behind.is_set():
@@ -174,8 +175,8 @@ class Grants:
         return True
 
     def inherit(self, at: float | None = None) -> None:
-        """Take over the record, in which former processes wrote their grants. at: since when they are known,
-        or now"""
+        """Take over the record, in which former processes wrote their grants. at: time since which they are
+        known, or now"""
         own = {id: grant for id, grant in self.ledger.items() if not grant.inherited}
         self._ledger.set({**self._recorded(at), **own})
         self.inherited += 1
@@ -205,7 +206,7 @@ class Grants:
         )
 
     def adopt(self, holdings: Iterable[Holding]) -> None:
-        """Take the devices that containers hold at our start for granted, whatever the record says."""
+        """Count the devices that containers hold at our start as granted, on record or not."""
         holdings = tuple(holdings)
         facts, at = self._picture.facts, self._clock()
         named = {id for holding in holdings for id in holding.ids}
@@ -220,7 +221,7 @@ class Grants:
     # --- ending ---------------------------------------------------------------------------------
 
     def hear(self, word: Word) -> None:
-        """Take in the kubelet's answers: some grants end by them, and some turn out forgotten."""
+        """Take in the kubelet's answers. They end some grants, and show that others are forgotten."""
         if not self._complete and word.listing is not None:
             self._before.update(word.listed)
             self._complete = word.trusted and self._listed.is_set()
@@ -230,7 +231,7 @@ class Grants:
         self._become(ledger)
 
     def prove(self, cards: Collection[Card], answers: Answers) -> dict[str, Proof]:
-        """The proof for each of the cards, by the answers of all witnesses; some grants end by them."""
+        """Return the proof for each of the cards, by the answers of all witnesses. They end some grants."""
         ledger, proofs = examine(
             self.ledger,
             cards,
@@ -252,7 +253,7 @@ class Grants:
         self._claim()
 
     def _found(self, word: Word) -> Ledger:
-        """Listed devices of ours of which there is no grant, as another plugin may have given them."""
+        """Return listed devices of ours without a grant; another plugin may have granted them."""
         facts, policy = self._picture.facts, self._picture.policy
         ours = our_resources((*facts.lost.values(), *facts.devices.values()), policy)
         grant = Grant(at=word.began, inherited=True, shown=word.life, known_to=word.life, noted=True)
@@ -264,7 +265,7 @@ class Grants:
         }
 
     def _claim(self) -> None:
-        """Let the picture know what may be held still, if that makes a difference to it."""
+        """Tell the picture which ids may still be held, if that changes its stale ids."""
         facts, claimed = self._picture.facts, frozenset(self.ledger)
         if stale_ids(facts) != stale_ids(replace(facts, claimed=claimed)):
             self._picture.submit(lambda facts: replace(facts, claimed=claimed))
@@ -272,8 +273,9 @@ class Grants:
     # --- the record -----------------------------------------------------------------------------
 
     async def run(self, lock: Alone) -> None:
-        """Write down which grants the kubelet lists, so that a later process knows one that has ended from
-        one that is never listed; and which have ended. Never returns.
+        """Record the grants that the kubelet lists, and those that have ended. Never returns.
+
+        A later process can then tell a grant that has ended from one that is never listed.
 
         lock: allows to write the record
         """
@@ -308,7 +310,7 @@ class Grants:
             await self._record.saw(self._shown)
 
     def _over(self) -> frozenset[str]:
-        """Asked for when they are about to be written: one may be granted anew meanwhile."""
+        """Return the ended grants at the moment of writing: one may be granted anew before that."""
         ended, self._ended = self._ended, set()
         return frozenset(ended - self.ledger.keys())
 

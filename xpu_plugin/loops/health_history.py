@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory of what each device answered: answers become verdicts, the quarantine is written down."""
+"""The history of each device's answers. Answers become verdicts; the quarantine is recorded."""
 
 import asyncio
 import logging
@@ -17,9 +17,9 @@ RETRY_SECONDS = (10.0, 300.0)  # between attempts to write the record: first, mo
 
 
 class HealthHistory:
-    """Histories by device id. A device of the record is in quarantine from its first answer on.
+    """Histories by device id. A device on the record is in quarantine from its first answer on.
 
-    `run` keeps the record, apart from whoever asks the devices: a disk may hang.
+    `run` writes the record, apart from the loop that asks the devices: a disk may hang.
     """
 
     def __init__(
@@ -29,35 +29,36 @@ class HealthHistory:
         self._record = record
         self._clock = clock
         self._histories: dict[str, History] = {}
-        self._unsettled: set[str] = set()  # ids of those that are not
+        self._unsettled: set[str] = set()  # ids of devices with a history that is not settled
         self._quarantine: dict[str, str] = dict(record.reasons)
         self._changed = asyncio.Event()  # the quarantine
 
     def hear(self, answers: Mapping[str, Health]) -> dict[str, Health]:
-        """Take in one answer of each of some devices; returns their verdicts."""
+        """Record one answer for each device; return the resulting verdicts."""
         now = self._clock()
         return {id: self._hear(id, answer, now) for id, answer in answers.items()}
 
     @property
     def settled(self) -> bool:
-        """Whether the same answers again would change nothing, however late they come."""
+        """Whether the same answers, at any later time, would change nothing."""
         return not self._unsettled
 
     def miss(self, ids: Iterable[str]) -> dict[str, Health]:
-        """These could not be asked; returns the verdicts of those that have any."""
+        """Record that these devices could not be asked; return the verdicts that exist."""
         known = [id for id in ids if id in self._histories]
         for id in known:
             self._write(id, missed(self._histories[id]))
         return {id: self._histories[id].health for id in known}
 
     def keep(self, ids: Collection[str]) -> None:
-        """Forget all other devices, but not a quarantine: who comes back is still in it."""
+        """Forget all other devices. A quarantine stays for a device that comes back."""
         for id in self._histories.keys() - set(ids):
             del self._histories[id]
         self._unsettled &= self._histories.keys()
 
     def clear(self, id: str) -> dict[str, Health] | None:
-        """Lift a quarantine; returns the device's verdict, {} where it is absent, None if it was in none."""
+        """Lift a quarantine; return the device's verdict, {} for an absent device, None without a
+        quarantine."""
         if self._quarantine.pop(id, None) is None:
             return None
         self._changed.set()
@@ -68,7 +69,7 @@ class HealthHistory:
         return {id: self._histories[id].health}
 
     async def reread(self) -> None:
-        """Another plugin has kept the record until now: what it says is what is in quarantine."""
+        """Take the quarantine from the record, which another plugin has written until now."""
         self._inherit(dict(await self._record.reread()))
 
     def _inherit(self, quarantine: dict[str, str]) -> None:
@@ -77,12 +78,12 @@ class HealthHistory:
             self._write(id, inherited(history, self._quarantine.get(id)))
 
     async def run(self) -> None:
-        """Have the record say what is in quarantine. Never returns."""
+        """Keep the record equal to the quarantine. Never returns."""
         pauses = delays(*RETRY_SECONDS)
         while self._record.unread:
             await asyncio.sleep(next(pauses))
             await self._record.reread()
-            if not self._record.unread:  # what was quarantined meanwhile stays so
+            if not self._record.unread:  # a quarantine that began meanwhile stays
                 self._inherit({**self._record.reasons, **self._quarantine})
         while True:
             self._changed.clear()

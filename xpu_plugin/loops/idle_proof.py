@@ -17,7 +17,7 @@ from xpu_plugin.xpuml import WrongDeviceError, XpumlError
 
 logger = logging.getLogger(__name__)
 
-MUTE_SECONDS = (60.0, 3600.0)  # for a card at which asking who uses it costs a worker: first, most
+MUTE_SECONDS = (60.0, 3600.0)  # for a card at which the question for its users costs a worker: first, most
 
 
 class IdleProof:
@@ -56,10 +56,11 @@ class IdleProof:
         return self._grants.prove(cards, answers)
 
     async def _usage(self, card: Card) -> Usage | str:
-        """What driver and sysfs say, or why they do not.
+        """Return the answer of driver and sysfs, or the reason for its absence.
 
-        A card at which that costs a worker is left alone for a while, or the others would never be asked; and
-        so are all while a worker is stuck.
+        A card at which the question costs a worker is left alone for a while; otherwise the others would
+        never
+        be asked. While a worker is stuck, no card is asked.
         """
         if card.address in self._mute:
             return self._mute.reason(card.address)
@@ -68,7 +69,7 @@ class IdleProof:
         try:
             usage = await self._worker.usage([device.index for device in card.devices], card.address)
         except WorkerError as error:
-            if error.call is None:  # nobody's fault: there is none that has scanned, say
+            if error.call is None:  # not the card's fault: no worker has scanned, for example
                 return str(error)
             self._mute.begin(card.address, str(error))
             logger.warning("asking for the users of %s: %s; it is asked again later", card.address, error)

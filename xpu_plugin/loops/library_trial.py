@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file of the library that was replaced: tried apart, before a scan would end the worker that works."""
+"""A library file that was replaced is tried in another process, before a scan ends the working worker."""
 
 import logging
 import time
@@ -17,9 +17,9 @@ TRIAL_SECONDS = (5.0, 300.0)  # back-off of trials of one library file that cann
 
 
 class LibraryTrial:
-    """Compares the library that the worker has open with its file, and tries another file.
+    """Compares the worker's library with its file, and tries a new file.
 
-    unfit: why the present file could not be used when it was tried; None where it could, or is the open one
+    unfit: reason for which the trial of the present file failed; None if it succeeded or the file is open
     """
 
     def __init__(
@@ -28,29 +28,29 @@ class LibraryTrial:
         self._worker = worker
         self._due = due
         self._clock = clock
-        self._present: str | None = None  # a mark of the library's file, if it is not the one that is open
+        self._present: str | None = None  # identity of the library's file, if it is not the open one
         self.unfit: str | None = None
         self._trials = delays(*TRIAL_SECONDS)
-        self._trial_at: float | None = None  # when it is tried next; None for a file that could be used
+        self._trial_at: float | None = None  # time of the next trial; None for a usable file
 
     @property
     def older(self) -> bool:
-        """Whether the library is older than its file: it was replaced or removed since it was opened."""
+        """Whether the open library is older than its file, which was replaced or removed."""
         return self._present is not None
 
     def opened(self) -> None:
-        """A scan has opened the present file."""
+        """Take note that a scan has opened the present file."""
         self._present = self.unfit = None
 
     async def waits(self) -> bool:
-        """Whether a scan has to wait, as it would end a worker that works for a library that does not."""
+        """Whether a scan has to wait: it would replace a working worker by one with an unusable library."""
         if self._worker.pid is None:
             return False
         await self.compare()
         return self.unfit is not None
 
     async def compare(self) -> None:
-        """No reason to scan: a scan ends the worker that works. A trial shows whether the next one would."""
+        """Try a new file. This is no reason to scan: a scan ends the working worker."""
         present = await self._worker.replaced()
         if present != self._present:
             self._present, self._trials, self._trial_at = present, delays(*TRIAL_SECONDS), self._clock()

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of metrics: what the parts know at the moment of a scrape, in Prometheus's words.
+"""The metrics page: the state of the parts at the moment of a scrape, in the format of Prometheus.
 
-The event loop gathers plain values, and the thread of the request makes text of them. Nothing is counted
-here: counters are the parts' own values. Series are made of what there is at that moment, so a device that
-has left has none.
+The event loop gathers plain values, and the thread of the request formats them. Nothing is counted here:
+counters are values of the parts. A device that has left has no series.
 """
 
 import asyncio
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from xpu_plugin.plugin import Plugin
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-GATHER_SECONDS = 8.0  # Prometheus gives up after 10 if not told otherwise
+GATHER_SECONDS = 8.0  # the default timeout of Prometheus is 10
 
 
 Value = float | Durations
@@ -44,7 +43,7 @@ Samples = dict[str, dict[tuple[str, ...], Value]]
 
 
 class Metrics:
-    """What `/metrics` shows."""
+    """The content of `/metrics`."""
 
     def __init__(
         self,
@@ -60,13 +59,13 @@ class Metrics:
         self._clock = clock
 
     async def contents(self) -> Callable[[], str] | None:
-        """All there is to say now, of which any thread can make the text; None before it may be."""
+        """Gather the present samples, which any thread can format; None before the parts are ready."""
         plugin, listed_for = self._plugin, self._clock() - self._plugin.started
         if not plugin.listed.is_set() and listed_for <= plugin.timings.metrics:
             return None
         samples: Samples = {family.name: {} for family in FAMILIES}
         readings, listed = await asyncio.gather(self._meters.read(), plugin.view.listing())
-        # From here on nothing is awaited, so that all is of one moment.
+        # No await from here on: all samples are of one moment.
         _devices(samples, plugin)
         if readings is not None:
             samples["xpu_plugin_readings_age_seconds"][()] = self._clock() - readings.at
@@ -218,7 +217,7 @@ def _plugin(samples: Samples, supervisor: Supervisor) -> None:
 
 
 def text(samples: Samples, node: str) -> str:
-    """The page. Not for the event loop: the first call imports Prometheus's client."""
+    """Return the page. Not for the event loop: the first call imports Prometheus's client."""
     from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest  # noqa: PLC0415
 
     samples["xpu_plugin_build_info"][version(), platform.python_version(), node] = 1
@@ -229,7 +228,7 @@ def text(samples: Samples, node: str) -> str:
 
 
 def version() -> str:
-    """Of this plugin; empty where it runs without having been installed."""
+    """Return the version of this plugin; empty if it is not installed."""
     from importlib import metadata  # noqa: PLC0415 - not needed before
 
     try:

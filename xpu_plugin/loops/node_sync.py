@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node in the API server: its label is the desired VF count, and the result is written there.
+"""The Node object: reads the desired VF count from its label, and writes the result to it.
 
 An API server that cannot be reached changes nothing. Before its first answer the label last seen counts, else
 `keep`.
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 AGAIN_SECONDS = (1.0, 60.0)  # back-off for threads and files: first, most
-STATE_PART, LABELS_PART = "state", "labels"  # of what is written, each by patches of its own
+STATE_PART, LABELS_PART = "state", "labels"  # the parts of the Node that we write, each by patches of its own
 
 
 class NodeSync:
-    """Turns the label into a desired number of VFs, and the report on it into a label and an annotation.
+    """Turns the label into the desired VF count, and the report on it into a label and an annotation.
 
-    exchange: the desired number of VFs is written there; the report is written on the node, Events are sent
-    argument: the number of VFs that counts without a label, or when the API server refuses to show it from
-    the start on and none was ever seen
-    connect: makes the API server's edge for a follower. It is called by `run`; what is to be written until
-    then waits.
-    record: of the label last seen; lock: allows to write that, None to leave it as it is
+    exchange: takes the desired VF count; gives the report to write, and the Events to send
+    argument: the number of VFs that counts without a label, or if the API server always refused to show the
+    Node and no label was ever seen
+    connect: makes the API server's edge for a follower. `run` calls it; writes wait until then.
+    record: holds the label last seen
+    lock: allows to write the record; None leaves the record as it is
     patience: seconds without an answer until the label last seen counts
-    between: seconds between two looks whether `cleanup` has removed the record
+    between: seconds between two checks whether `cleanup` has removed the record
     """
 
     def __init__(
@@ -68,16 +68,16 @@ class NodeSync:
         self._lock = lock
         self._patience = patience
         self._between = between
-        self._sight: LabelSight | Unseen | None = None  # the last
-        self._unread = True  # whether the record has still to be read
+        self._sight: LabelSight | Unseen | None = None  # the last answer about the Node
+        self._unread = True  # the record has not been read yet
         self._kept: Kept | None = None
-        self._written: Kept | None = None  # what the record has
-        self._changed = asyncio.Event()  # what is to be kept
+        self._written: Kept | None = None  # the content of the record
+        self._changed = asyncio.Event()  # the content that the record should have
         self._explained = Once()  # the origin of the desired VF count
 
     @property
     def unwritten(self) -> tuple[str, ...]:
-        """A sentence for each kind of writing on the node that failed when it was tried last."""
+        """A sentence for each kind of write to the Node that failed at the last attempt."""
         return self.api.unwritten if self.api is not None else ()
 
     async def run(self) -> None:
@@ -95,13 +95,13 @@ class NodeSync:
             api.stop()
 
     async def describe(self, picture: Picture, driver_version: Callable[[], str]) -> None:
-        """Keep the node labelled with what it has. Never returns."""
+        """Keep the labels of the Node equal to its devices. Never returns."""
         async for _ in picture.changes():
             facts = picture.facts
             self._labels.set(node_labels({**facts.lost, **facts.devices}.values(), driver_version()))
 
     async def _write_state(self, api: "NodeWatcher") -> None:
-        """Publish the report; nothing before a number of VFs is desired."""
+        """Publish the report; nothing before the desired VF count is known."""
         last: tuple[str, str] | None = None
         async for outcome in self._outcome.values():
             written = (str(outcome.report.state), outcome.report.detail())
@@ -134,7 +134,7 @@ class NodeSync:
         self._decide(self._current)
 
     def _decide(self, before: DesiredVfs) -> None:
-        """A label counts at once; all else depends on the record, and waits until that has been read."""
+        """Decide on the desired VF count. A label counts at once; anything else waits for the record."""
         sight = self._sight
         if sight is None or (
             self._unread and not (isinstance(sight, LabelSight) and sight.label is not None)
@@ -155,12 +155,13 @@ class NodeSync:
             self._explain()
 
     def denied(self, text: str) -> None:
-        """Without an answer ever, a refusal makes the argument count, unless a label was seen before."""
+        """Let the argument count after a refusal without an earlier answer, unless a label was seen
+        before."""
         logger.warning("%s", text)
         self.see(Unseen.REFUSED)
 
     def _explain(self) -> None:
-        """Say once what a refusal makes count."""
+        """Report once which number counts after a refusal."""
         if not self._explained.changed(self._current.origin):
             return
         if self._current.origin == ARGUMENT:
@@ -173,7 +174,7 @@ class NodeSync:
             )
 
     async def _lose_patience(self) -> None:
-        """An outage at the start lasts: the label last seen counts."""
+        """Let the label last seen count, as an outage since the start lasts."""
         await asyncio.sleep(self._patience)
         if self._sight is None:
             self.see(Unseen.AWAY)
@@ -181,10 +182,10 @@ class NodeSync:
     # --- the label last seen --------------------------------------------------------------------------
 
     async def _remember(self) -> None:
-        """Keep the record as it is to be, and notice when it is removed."""
+        """Write the record when its content changes, and notice its removal."""
         self._written = await self._read()
         self._unread = False
-        if self._kept is None:  # else the label has been seen meanwhile
+        if self._kept is None:  # otherwise the label was seen meanwhile
             self._begin_with(self._written)
         if self._lock is None:
             return
@@ -206,24 +207,24 @@ class NodeSync:
 
     @property
     def _waits(self) -> bool:
-        """Only the record keeps the argument from counting, and `cleanup` may remove it."""
+        """Return whether only the record keeps the argument from counting; `cleanup` may remove it."""
         return self._current.origin in (LAST_SEEN, NEW_NODE) and self._kept == self._written
 
     async def _read(self) -> Kept | None:
-        """The record, as soon as it can be read."""
+        """Return the record as soon as it can be read."""
         again = delays(*AGAIN_SECONDS)
         while not await self._record.read():  # noqa: ASYNC110 - it is a file
             await asyncio.sleep(next(again))
         return self._record.content
 
     def _begin_with(self, kept: Kept | None) -> None:
-        """Decide anew, with this label kept."""
+        """Decide anew with this recorded label."""
         self._kept = kept
         self._decide(UNKNOWN)
 
 
 async def _started(api: "NodeWatcher") -> None:
-    """Start its threads, as soon as the system has any for us."""
+    """Start the threads of the edge as soon as the system allows it."""
     complaint = Once()
     for seconds in delays(*AGAIN_SECONDS):
         try:
@@ -237,7 +238,7 @@ async def _started(api: "NodeWatcher") -> None:
 
 
 class _Follower:
-    """Goes from the API server's thread to the event loop, unless that has ended."""
+    """Carries answers from the thread of the API server to the event loop, unless the loop has ended."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, node: NodeSync) -> None:
         self._loop = loop

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes that the library does not list: opens each alone, at growing pauses; a node that opens is scanned."""
+"""Nodes that the library does not list: opens each alone, with growing pauses; one that opens causes a
+scan."""
 
 import asyncio
 import logging
@@ -15,16 +16,16 @@ from xpu_plugin.waiting import Cooldown, wait_for
 
 logger = logging.getLogger(__name__)
 
-PAUSE_SECONDS = (1.0, 300.0)  # between two attempts at a node: first, most
-BUSY_SECONDS = 5.0  # before another look whether nodes may be opened at all
+PAUSE_SECONDS = (1.0, 300.0)  # between two attempts for a node: first, most
+BUSY_SECONDS = 5.0  # before the next check whether nodes may be opened at all
 
 
 class Openings:
-    """Tries to open what was not listed.
+    """Tries to open nodes that were not listed.
 
-    driver: one whose workers have no other use
-    picture: while it has a card in change, nothing is opened: the driver would refuse the change
-    due: a scan is, when a node opens that did not; only a scan tells whether the library lists it
+    worker: a client without any other use
+    picture: while it shows a card in change, no node is opened: the driver would refuse the change
+    due: a node that opens makes a scan due; only a scan tells whether the library lists it
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Openings:
         self._changed = asyncio.Event()
 
     def expect(self, numbers: Collection[int]) -> None:
-        """These are not listed by the last scan; those of before go on with their pauses."""
+        """Take the nodes that the last scan did not list; earlier ones keep their pauses."""
         former, self._numbers = self._numbers, frozenset(numbers)
         if self._numbers == former:
             return
@@ -54,7 +55,7 @@ class Openings:
         self._changed.set()
 
     async def run(self) -> None:
-        """Never returns."""
+        """Open each expected node at its time. Never returns."""
         while True:
             if not self._numbers:
                 await self._changed.wait()

@@ -21,13 +21,15 @@ NEVER = 0
 
 
 class Picture:
-    """Facts in, inventories out. `current` is None until the first facts are submitted."""
+    """Turns facts into inventories. `current` is None until the first facts are submitted."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.facts = Facts()
         self._published: Value[Inventory | None] = Value(None)  # its version is the generation
-        self.turns: Mapping[str, tuple[int, int]] = {}  # of who is offered: to Healthy, to Unhealthy
+        self.turns: Mapping[
+            str, tuple[int, int]
+        ] = {}  # of each offered device: changes to Healthy, to Unhealthy
 
     @property
     def current(self) -> Inventory | None:
@@ -37,7 +39,7 @@ class Picture:
         """Apply a pure change to the facts; publish unless the picture stays the same."""
         before, facts = self.facts, change(self.facts)
         if facts is before and self.current is not None:
-            return  # as when a sweep hears nothing new
+            return  # a sweep without news, for example
         self.facts = facts
         for turn in _verdicts_changed(before, facts):
             note("verdict", **turn)
@@ -51,13 +53,15 @@ class Picture:
         self._published.set(Inventory(generation=generation, control=control, entries=offered))
 
     async def beyond(self, generation: int) -> Inventory:
-        """The newest inventory once there is one that is not of `generation`; skips what came between."""
+        """Return the newest inventory as soon as its generation is not this one. Inventories between are
+        skipped."""
         inventory = await self._published.beyond(generation if self.current else NEVER)
         assert inventory is not None  # noqa: S101 - none has the version NEVER alone
         return inventory
 
     async def changes(self) -> AsyncIterator[Inventory]:
-        """The inventory as soon as there is one, then each newer one; a slow reader skips. Never ends."""
+        """Yield the inventory as soon as there is one, then newer ones. A slow reader skips some. Never
+        ends."""
         generation = NEVER
         while True:
             inventory = await self.beyond(generation)
@@ -65,14 +69,14 @@ class Picture:
             yield inventory
 
     def waking(self, event: asyncio.Event) -> AbstractContextManager[None]:
-        """Within this, the event is set at each new inventory, and at once."""
+        """Set the event at once, and at each new inventory within this context."""
         return self._published.waking(event)
 
 
 def _turns(
     turns: Mapping[str, tuple[int, int]], old: Mapping[str, Entry], new: Mapping[str, Entry]
 ) -> dict[str, tuple[int, int]]:
-    """How often each device has become Healthy and Unhealthy for the kubelet; who leaves is forgotten."""
+    """Count how often each device became Healthy and Unhealthy for the kubelet; forget absent devices."""
     was = {entry.device.id: entry.health.healthy for entry in old.values()}
     counted = {}
     for entry in new.values():
@@ -84,7 +88,7 @@ def _turns(
 
 
 def _verdicts_changed(before: Facts, after: Facts) -> Iterator[dict[str, object]]:
-    """Each verdict that is another one, in plain values. That a new device is healthy is none of them."""
+    """Yield each changed verdict in plain values. A new device that is healthy is no change."""
     for id, now in after.verdicts.items():
         was = before.verdicts.get(id)
         device = after.devices.get(id) or after.lost.get(id)

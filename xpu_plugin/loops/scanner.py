@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scans: what a scan takes in, how long it may last, and what it found last."""
+"""Scans of all devices, their time limit, and the result of the last one."""
 
 import asyncio
 import logging
@@ -25,22 +25,21 @@ from xpu_plugin.xpuml import is_too_old
 
 logger = logging.getLogger(__name__)
 
-HASTY_SECONDS = (
-    1.0  # at least, for the scan that follows a hang: at the next device, too, the library may hang
-)
-HASTY_TIMES = 4.0  # as long as the last good scan took, where that is more
-UNSTABLE_SECONDS = 0.1  # before scanning again when nodes came or went during a scan
+HASTY_SECONDS = 1.0  # minimum for a scan after a hang: the library may hang at the next device, too
+HASTY_TIMES = 4.0  # times the duration of the last good scan, if that is more
+UNSTABLE_SECONDS = 0.1  # before the next scan if nodes came or went during the last one
 
 
 class InitError(PluginError):
-    """The plugin must not go on: the first scan failed and the administrator wants to be told by the exit
-    status, or the configuration cannot be followed on this node."""
+    """The plugin must end: the first scan failed and --fail-on-init-error is set, or the configuration does
+    not
+    fit this node."""
 
 
 class Scanner:
-    """Brings all devices into the picture, with the verdicts that follow.
+    """Brings all devices into the picture, with their verdicts.
 
-    due: whether a scan is; it is not any more while one is made
+    due: tells whether a scan is due; the start of a scan resets it
     """
 
     def __init__(
@@ -80,27 +79,27 @@ class Scanner:
         self.unlisted: tuple[Unlisted, ...] = ()  # nodes, by the last scan
 
     def driver_version(self) -> str:
-        """As the last scan heard it; empty before the first."""
+        """The version by the last scan; empty before the first scan."""
         return self.last.driver_release or self.last.driver_version if self.last else ""
 
     async def rescanned(self) -> None:
-        """Scan at once; returns when a scan that began after this call has been taken in."""
+        """Scan at once; return when a scan that began after this call is in the picture."""
         begun = self._begun
         self._due.want()
         while self._taken_in <= begun:
             await self._new.wait()
 
     async def host_changed(self) -> bool:
-        """Whether nodes or sysfs are others than at the last scan. Raises WorkerError."""
+        """Return whether nodes or sysfs differ from the last scan. Raises WorkerError."""
         self.host_at = self._clock()
         return await self._worker.host() != self._host
 
     def hasten(self) -> None:
-        """The library hangs at a device: give the scans that follow less time."""
+        """Give the following scans less time, as the library hangs at a device."""
         self._hasty = True
 
     def named(self, index: int | None) -> str:
-        """The device at an index, in brackets, where that is known."""
+        """Return the id of the device at an index, in brackets; empty if it is unknown."""
         names = [f"{id}, {device.path}" for id, device in self.found.devices.items() if device.index == index]
         return f" ({names[0]})" if names else ""
 
@@ -141,12 +140,12 @@ class Scanner:
             self._host, self._hasty = None, True
             return 0.0
         if not scan.readings and (self.found.devices or scan.host.nodes) and not self._empty_believed:
-            self._empty_believed = True  # if a fresh worker says so again
+            self._empty_believed = True  # if a fresh worker reports the same
             return 0.0
         self._empty_believed = not scan.readings
         found = identify(scan, self.found)
         if (refusal := unusable_serials(self._picture.policy, found.devices.values())) is not None:
-            raise InitError(refusal)  # before anything is offered that was to be denied
+            raise InitError(refusal)  # before a denied device is offered
         self._report(scan, found)
         self._host, self.found = scan.host, found
         self.host_at = self.scanned_at = self._clock()
@@ -157,7 +156,7 @@ class Scanner:
         return None
 
     def _judge(self, facts: Facts, scan: Scan, skip: Collection[int]) -> Mapping[str, Health]:
-        """Verdicts by a scan: of what it found, what it left out, and what is missing."""
+        """Return the verdicts by a scan, for devices that it found, left out or missed."""
         left_out = {id for id, device in facts.devices.items() if device.index in skip}
         answers = self.shared({id: facts.verdicts[id] for id in facts.devices.keys() - left_out})
         answers |= {id: absent(device, scan) for id, device in facts.lost.items()}
@@ -168,11 +167,12 @@ class Scanner:
         )
 
     def _patience(self) -> float | None:
-        """Seconds for a scan; None for as many as any request has.
+        """Return the seconds for a scan; None for the usual time of a request.
 
-        Several devices at which the library hangs are found one after the other, and nobody watches the
-        rest meanwhile: so the scans that follow the first hang are given less. A device that is convicted
-        wrongly, as the machine is slow, is soon released.
+        Several devices that hang are found one after the other, and the rest is not watched meanwhile. So the
+        scans after the first hang have less time. A device that is suspected wrongly on a slow machine is
+        soon
+        released.
         """
         if not self._hasty or self.seconds is None:
             return None

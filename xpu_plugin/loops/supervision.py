@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Supervision: a part that only watches is started again when it fails; one that serves ends the plugin."""
+"""Supervision: a part that only observes is restarted when it fails; one that serves ends the plugin."""
 
 import asyncio
 import logging
@@ -18,17 +18,18 @@ from xpu_plugin.waiting import delays
 
 logger = logging.getLogger(__name__)
 
-STEADY_SECONDS = 60.0  # without a failure, until a part counts as up and its pauses begin anew
+STEADY_SECONDS = 60.0  # without a failure until a part counts as steady, and its pauses begin anew
 LONGEST_REASON = 300  # characters of an error's text
 
 Run = Callable[[], Awaitable[None]]
 
 
 class Supervisor:
-    """Runs outer parts. One that raises ends neither the others nor whatever runs beside them.
+    """Runs outer parts. One that raises ends no other part.
 
-    again: seconds before a part that failed is started again
-    failures: how often each part has failed; down: why, for each part that has not been steady since
+    again: seconds before a failed part is restarted
+    failures: number of failures of each part
+    down: reason of the last failure, for each part that is not steady yet
     """
 
     def __init__(self, again: tuple[float, float] = USUAL.part) -> None:
@@ -46,14 +47,15 @@ class Supervisor:
         return self._down
 
     async def keep(self, part: str, run: Run) -> None:
-        """Run a part; after it has raised, again, with pauses that grow. Returns when the part returns."""
+        """Run a part, and restart it with growing pauses after it has raised. Return when the part
+        returns."""
         self._failures.setdefault(part, 0)
         pauses = delays(*self._again)
         while True:
             began = time.monotonic()
             try:
                 await run()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the rest goes on
+            except Exception as error:  # noqa: BLE001 - the other parts go on
                 if time.monotonic() - began >= STEADY_SECONDS:
                     pauses = delays(*self._again)
                 self.failed(part, error)
@@ -63,7 +65,7 @@ class Supervisor:
             self._await_steady(part)
 
     def failed(self, part: str, error: Exception) -> None:
-        """Count an error of a part, which may run on. It is told once, until the part has been steady."""
+        """Count an error of a part, which may run on. It is reported once until the part is steady."""
         self._failures[part] = self._failures.get(part, 0) + 1
         why = described(error)
         if self._down.get(part) != why:
@@ -94,11 +96,12 @@ class PartOf:
 
 
 class Vital:
-    """A task group of parts that the plugin cannot go on without; used as `async with`.
+    """A task group of parts that the plugin needs; used as `async with`.
 
-    ended: set when the first of them raises, or the body does; the group itself ends with its last part,
-    which may hang
-    error: what that part raised; part: its name
+    ended: set when the first part, or the body, raises; the group itself ends with its last part, which may
+    hang
+    error: the error of that part
+    part: its name
     """
 
     def __init__(self) -> None:
@@ -126,14 +129,14 @@ class Vital:
             self.failed(task.get_name(), error)
 
     def failed(self, part: str, error: BaseException) -> None:
-        """Take a part for failed, whether or not it runs on."""
+        """Count a part as failed, even if it runs on."""
         if self.error is None:
             self.error, self.part = error, part
             self.ended.set()
 
 
 def described(error: BaseException) -> str:
-    """An unforeseen error in one line: its type and text, and the place of ours that it passed last."""
+    """Return an unforeseen error in one line: type, text, and the last place in our code."""
     error = _first(error)
     text = " ".join(str(error).split())
     if len(text) > LONGEST_REASON:
@@ -148,7 +151,7 @@ def described(error: BaseException) -> str:
 
 
 def _first(error: BaseException) -> BaseException:
-    """The first error of a group, of however many."""
+    """Return the first error of a group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What devices measure, asked of the worker only when somebody wants to know, and not often."""
+"""Measurements of the devices, read only on request and at most every few seconds."""
 
 import asyncio
 import logging
@@ -20,24 +20,25 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FRESH_SECONDS = 5.0  # readings that are not older are given again
-STALE_SECONDS = 60.0  # older ones are not given any more
-WAIT_SECONDS = 2.0  # for new ones; after that the last ones are given
-MUTE_SECONDS = (60.0, 3600.0)  # for a device at which asking has cost a worker: first, most
+FRESH_SECONDS = 5.0  # younger readings are returned again
+STALE_SECONDS = 60.0  # older readings are not returned
+WAIT_SECONDS = 2.0  # wait for new readings; after that the last ones are returned
+MUTE_SECONDS = (60.0, 3600.0)  # for a device at which a request cost a worker: first, most
 
 
 @frozen
 class Readings:
-    """By device id. at: when they were asked for, in seconds of the caller's clock"""
+    """Readings by device id. at: time of the request, in seconds of the caller's clock"""
 
     at: float
     gauges: Mapping[str, Gauges]
 
 
 class Telemetry:
-    """Reads all devices at once, by one request between two of the sweep's.
+    """Reads all devices by one request, between two requests of the sweep.
 
-    A device at which that hangs or crashes costs the sweep a worker, once; it is left alone for a while.
+    A device at which the request hangs or crashes costs the sweep a worker, once; it is then left alone for a
+    while.
     """
 
     def __init__(
@@ -54,13 +55,12 @@ class Telemetry:
         self._done = asyncio.Event()
         self._last: Readings | None = None
         self._mute: Cooldown[str] = Cooldown(*MUTE_SECONDS, clock=clock)  # device ids
-        self.impossible: Counter[tuple[str, str]] = (
-            Counter()
-        )  # by device id and name: readings that cannot be
+        self.impossible: Counter[tuple[str, str]] = Counter()  # impossible readings by device id and name
 
     async def read(self) -> Readings | None:
-        """The readings as they are, a few seconds old at most if the worker can be had soon; else the last
-        ones; None when those are too old. Many may ask at a time: they share one request."""
+        """Return readings that are a few seconds old at most, if the worker is soon free. Otherwise return
+        the
+        last ones, or None if those are too old. Callers at the same time share one request."""
         if self._last is None or self._clock() - self._last.at > FRESH_SECONDS:
             done = self._done
             self._wanted.set()
@@ -70,7 +70,7 @@ class Telemetry:
         return self._last
 
     async def run(self) -> None:
-        """Never returns."""
+        """Carry out requests. Never returns."""
         while True:
             await self._wanted.wait()
             await self._ask()
@@ -90,7 +90,7 @@ class Telemetry:
             self._leave_alone(error)
             return
         except (LibraryError, XpumlError):
-            return  # the sweep says so
+            return  # the sweep reports this
         # Index and address have to agree: the worker may be that of a scan which was not taken in.
         known = {(device.index, device.address): id for id, device in self._picture.facts.devices.items()}
         found = {(answer.index, answer.pci): answer for answer in answers}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tenures of this plugin: the times in which no other plugin may work on the node."""
+"""Tenures: the times in which this plugin alone may work on the node."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,14 +8,14 @@ from xpu_plugin.edges.kubelet.lock import InstanceLock
 
 
 class Tenures:
-    """Lets parts work once the lock is ours and the state that another plugin has left is taken over."""
+    """Lets parts work once the lock is ours and the state of the previous plugin is taken over."""
 
     def __init__(self, lock: InstanceLock) -> None:
         self._lock = lock
         self._wanted = asyncio.Event()
         self._begun = asyncio.Event()
         if lock.held():
-            self._begun.set()  # before anything was read, so there is nothing to take over
+            self._begun.set()  # no record was read before that, so there is nothing to take over
 
     @property
     def held(self) -> bool:
@@ -23,20 +23,21 @@ class Tenures:
 
     @property
     def rival(self) -> bool:
-        """Whether another plugin had the lock when it was tried last."""
+        """Whether another plugin had the lock at the last attempt."""
         return self._lock.rival
 
     async def acquire(self) -> None:
-        """Wait until a tenure of ours has begun and lasts."""
+        """Wait until a tenure of ours has begun."""
         while not (self._begun.is_set() and self._lock.held()):
             self._begun.clear()
             self._wanted.set()
             await self._begun.wait()
 
     async def begin(self) -> AsyncIterator[None]:
-        """Yield each time that the lock was taken after a wait. The tenure begins when the next is asked for.
+        """Yield each time that the lock was taken after a wait. The tenure begins with the request for the
+        next.
 
-        The lock is taken when `acquire` is called, and not before. For one reader.
+        `acquire` takes the lock, and nothing takes it earlier. For one reader.
         """
         while True:
             await self._wanted.wait()

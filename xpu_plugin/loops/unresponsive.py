@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices at which the library hung or crashed: left out by the sweep, asked alone by another worker."""
+"""Devices at which the library hung or crashed: the sweep leaves them out, another worker asks each alone."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Suspect:
-    """A device by its index. since: when it was asked and did not answer; pause: its last one, in seconds"""
+    """A device by its index. since: time of the request without an answer; pause: the last one, in seconds"""
 
     index: int
     since: float
@@ -28,10 +28,11 @@ class _Suspect:
 
 
 class Unresponsive:
-    """Who is left out, and since when.
+    """The devices that are left out, and since when.
 
-    driver: one of our own, so that the sweep goes on meanwhile
-    due: a scan is, when one of them has answered; pauses: between two attempts at one
+    worker: a client of its own, so that the sweep goes on meanwhile
+    due: a device that answers makes a scan due
+    pauses: seconds between two attempts for a device: first, most
     """
 
     def __init__(
@@ -51,11 +52,11 @@ class Unresponsive:
         self._changed = asyncio.Event()
 
     def suspect(self, index: int, since: float) -> bool:
-        """Leave out the device at an index, at which the library hung or crashed; whether it was not already.
+        """Leave out the device at an index, where the library hung or crashed. Return whether this is new.
 
-        since: when it was asked and did not answer
+        since: time of the request without an answer
 
-        One that does it again soon after its release goes on with its growing pauses.
+        A device that hangs again soon after its release continues with its growing pauses.
         """
         suspect, new = self._suspects.get(index), index not in self.skip
         if suspect is None or suspect.released_at is None:
@@ -68,20 +69,20 @@ class Unresponsive:
 
     @property
     def skip(self) -> frozenset[int]:
-        """The indexes to be left out."""
+        """The indexes to leave out."""
         return frozenset(index for index, suspect in self._suspects.items() if suspect.released_at is None)
 
     def since(self) -> list[float]:
-        """Since when each of those left out does not answer."""
+        """Return for each device left out the time since which it does not answer."""
         return [self._suspects[index].since for index in self.skip]
 
     def overdue(self, grace: float) -> frozenset[int]:
-        """The indexes of those that have not answered for `grace` seconds."""
+        """Return the indexes of devices without an answer for `grace` seconds."""
         now = self._clock()
         return frozenset(index for index in self.skip if now - self._suspects[index].since >= grace)
 
     def answered(self) -> None:
-        """All that are not left out have answered: who was released and behaved is forgotten."""
+        """Forget released devices, as all devices that are not left out have answered."""
         now = self._clock()
         self._suspects = {
             index: suspect
@@ -91,13 +92,13 @@ class Unresponsive:
         self._retries.forget_all_but(self._suspects)
 
     def clear(self) -> None:
-        """The indexes are those of another list now."""
+        """Forget all, as the indexes belong to a new list now."""
         self._suspects = {}
         self._retries.forget_all_but(())
         self._changed.set()
 
     async def run(self) -> None:
-        """Never returns."""
+        """Ask each device at its time. Never returns."""
         while True:
             held = [self._suspects[index] for index in self.skip]
             if not held:
@@ -111,7 +112,7 @@ class Unresponsive:
             await self._try(first)
 
     async def _try(self, suspect: _Suspect) -> None:
-        """Ask this device, and no other."""
+        """Ask this device alone."""
         if self._worker.busy:
             self._retries.put_off(suspect.index, self._pauses[0])
             return
@@ -119,7 +120,7 @@ class Unresponsive:
         try:
             scan = await self._worker.scan(only=suspect.index)
         except (WorkerError, LibraryError, XpumlError):
-            return  # the sweep has said so, or will
+            return  # the sweep reports this
         finally:
             self._worker.dismiss()  # it would keep the control node open
         if scan is None or self._suspects.get(suspect.index) is not suspect:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes the number of VFs of cards, one card at a time: carries out decisions of `model.vf_reconcile`."""
+"""Changes the number of VFs, one card at a time: carries out the decisions of `model.vf_reconcile`."""
 
 import asyncio
 import logging
@@ -49,7 +49,7 @@ _SPLIT = "xpumlDeviceSetSriovVfNum"
 
 @frozen
 class Orders:
-    """How the driver is asked for VFs: with the lock alone, and written down before."""
+    """Means for a request to the driver: a worker, the record that precedes it, the lock that allows it."""
 
     changer: WorkerClient
     """A worker client for nothing else; its worker lives for one request of the driver."""
@@ -61,8 +61,8 @@ class Orders:
 class VfReconciler:
     """Brings the cards to the desired VF count, as far as their users allow.
 
-    orders: how the driver is asked
-    exchange: has the desired number of VFs; the report on it, and Events, are written there
+    orders: means for requests to the driver
+    exchange: holds the desired VF count; takes the report on it, and Events
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class VfReconciler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._changer, self._record, self._lock = orders.changer, orders.record, orders.lock
-        self._unread: float | None = None  # since when the record is ours and cannot be read
-        self._clear_at = 0.0  # no sooner is it tried to clear the record
+        self._unread: float | None = None  # time since which the record is ours and unreadable
+        self._clear_at = 0.0  # time of the next attempt to clear the record
         self._orders = 0
         self._picture = picture
         self._monitor = monitor
@@ -94,7 +94,7 @@ class VfReconciler:
         self._wake = asyncio.Event()
         self._memory = Memory(started=clock())
         self._proofs: Mapping[str, Proof] = {}
-        self.drifts: Mapping[str, int] = {}  # how often another program has split each card
+        self.drifts: Mapping[str, int] = {}  # card -> number of changes by another program
 
     @property
     def desired(self) -> DesiredVfs:
@@ -102,12 +102,12 @@ class VfReconciler:
 
     @property
     def report(self) -> Report:
-        """The last one."""
+        """The last report."""
         return self._outcome.current.report
 
     async def inherit(self) -> None:
-        """The lock is ours from now on: keep the card closed that a former process has asked the driver to
-        change. To be called before the first list, or before a scan that is to replace the picture."""
+        """Withhold the card of a former process's request. Call this once the lock is ours, and before the
+        first list or the scan that replaces the picture."""
         self._unread = self._clock()
         await self._read()
         if self._picture.current is not None:
@@ -123,11 +123,11 @@ class VfReconciler:
             self._memory = inherited(self._memory, self._view(), self._limits, self._record.request)
 
     def begin(self) -> None:
-        """Before the first list: keep new pods off cards that may have to be changed."""
+        """Withhold cards that may have to be changed. Call this before the first list."""
         self._keep_back(decide(self._memory, self._view(), self._limits).kept_back)
 
     def again(self) -> None:
-        """The administrator wants cards that are left alone to be tried again."""
+        """Try cards again that are left alone, as the administrator asks."""
         self._orders += 1
         self._wake.set()
 
@@ -138,10 +138,10 @@ class VfReconciler:
             await self._carry_out()
 
     async def _follow(self) -> None:
-        """Decide anew after a grant, as it calls off a change of its card.
+        """Decide anew after a grant, which calls off a change of its card.
 
-        While nothing is planned nor kept back there is nothing to call off, and so no need to look at every
-        card for each Allocate: each later decision takes the grant into account.
+        Without a planned change and a withheld card there is nothing to call off, and no decision for each
+        Allocate. Each later decision takes the grant into account.
         """
         while True:
             await self._grants.beyond(self._grants.version)
@@ -176,7 +176,7 @@ class VfReconciler:
         )
 
     def _decide(self) -> Decision:
-        """Decide, publish and tell, all in one go: a grant comes before this or after it."""
+        """Decide, publish and report without an await: a grant comes before this or after it."""
         self._wake.clear()
         decision = decide(self._memory, self._view(), self._limits)
         self._memory = decision.memory
@@ -194,8 +194,8 @@ class VfReconciler:
         return decision
 
     def _remember(self, decision: Decision) -> None:
-        """Note a decision with what it rests on, unless it is the last one again; cards with the desired
-        VF count are left out."""
+        """Note a decision and its inputs, unless it repeats the last one. Cards with the desired VF count are
+        left out."""
         noted: dict[str, object] = {
             "action": _named(decision.action),
             "desired": {
@@ -235,7 +235,7 @@ class VfReconciler:
                     async with asyncio.timeout(seconds):
                         await self._monitor.scanner.rescanned()
                 except TimeoutError:
-                    pass  # what comes of it is decided by the clock
+                    pass  # the next decision goes by the clock
             case SetVfs() as order:
                 await self._set(order)
 
@@ -269,7 +269,7 @@ class VfReconciler:
         )
 
     async def _ask(self, card: Card, index: int, number: int) -> None:
-        """Ask the driver by a worker that is started for it, and that lists the nodes before it asks."""
+        """Ask the driver by a worker of its own, which lists the nodes first."""
         try:
             if await self._changer.scan(only=index) is None:
                 raise BusyError("device nodes came or went when the driver was about to be asked")
@@ -279,7 +279,7 @@ class VfReconciler:
             self._changer.dismiss()
 
     async def _clear(self) -> None:
-        """Have the record say nothing of what is over."""
+        """Clear the record after the end of a change."""
         request = self._memory.request
         if self._unread is not None or request is not None or self._record.says(None):
             return

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API server's side: the node's label is watched, labels and Events are written."""
+"""The API server: watches the node's label, writes labels, annotations and Events."""

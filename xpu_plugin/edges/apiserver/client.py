@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API server: who we are to it, one request, one answer or stream.
+"""Requests to the API server: credentials, one request, one answer or stream.
 
-Of the Kubernetes client only the lowest layer is used, for credentials and HTTP, and it is imported by the
-thread that asks first: its models and APIs would be 22 MB more on every node.
+Only the lowest layer of the Kubernetes client is used, for credentials and HTTP: its models and APIs would
+take
+22 MB more on every node. The thread of the first request imports it.
 """
 
 import json
@@ -34,16 +35,16 @@ CLUSTER_ROLE = "deployment/xpu-operator_rbac.authorization.k8s.io_v1_clusterrole
 CLUSTER_ROLE_BINDING = "deployment/xpu-operator_rbac.authorization.k8s.io_v1_clusterrolebinding.yaml"
 COMPONENT = "xpu-device-plugin"
 NODES = "/api/v1/nodes"
-# Servers take the first form they know; those before 1.15 send the object whole.
+# A server uses the first form that it knows; servers before 1.15 send the whole object.
 ITEM = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
 
 CONNECT_SECONDS = 3.0
-ANSWER_SECONDS = 15.0  # of silence while an answer is awaited, but for a watch's
-RETRY_AFTER_MOST_SECONDS = 300.0  # whatever the server asks for
+ANSWER_SECONDS = 15.0  # of silence before an answer, except for a watch
+RETRY_AFTER_MOST_SECONDS = 300.0  # upper limit for the time that the server asks for
 RETRY_AFTER_ODD_SECONDS = 86400.0  # more than this is no request of a server that is well
 LONGEST_LINE = 4 << 20  # bytes; a whole Node, from servers before 1.15, is less than 2 MiB
-LONGEST_REFUSAL = 64 << 10  # bytes of an error's body that are looked at
-LONGEST_WORDS = 600  # characters of the server's words that are passed on
+LONGEST_REFUSAL = 64 << 10  # bytes of an error's body that are read
+LONGEST_WORDS = 600  # characters of the server's text that are quoted
 
 _OK = range(200, 300)
 _CHUNK = 64 << 10
@@ -53,7 +54,7 @@ AWAY, BROKEN, MISSING, REFUSED, STRANGER = "away", "broken", "missing", "refused
 
 
 def has_credentials(kubeconfig: Path | None) -> bool:
-    """Whether there is anything to identify us by; looks, and imports nothing."""
+    """Return whether credentials exist. Imports nothing."""
     if kubeconfig is not None:
         return True
     address = (os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT"))
@@ -61,7 +62,7 @@ def has_credentials(kubeconfig: Path | None) -> bool:
 
 
 class FailureCounts:
-    """Counts requests that have failed; for any thread."""
+    """Counts failed requests; for any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -73,15 +74,15 @@ class FailureCounts:
 
     @property
     def counts(self) -> dict[tuple[str, int | None], int]:
-        """Failures by request and HTTP status, None where there was none."""
+        """Number of failures by request and HTTP status; None without a status."""
         with self._lock:
             return dict(self._counts)
 
 
 class Failed(PluginError):  # noqa: N818 - not always an error: 410, and what only has to be tried again
-    """What was asked for did not happen; the text says what that was, and why, and holds no secrets.
+    """A request failed. The text names the request and the reason, and holds no secrets.
 
-    status, speaker, words: of an HTTP answer: its status, the part that refuses, and what that says
+    status, speaker, words: of an HTTP answer: its status, the part that refuses, and its text
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Failed(PluginError):  # noqa: N818 - not always an error: 410, and what on
         retry_after: float = 0.0,
     ) -> None:
         super().__init__(why)
-        self.what = what or why.partition(":")[0]  # each text begins with what was asked for
+        self.what = what or why.partition(":")[0]  # each text begins with the request
         self.kind = kind
         self.status = status
         self.words = words
@@ -106,22 +107,21 @@ class Failed(PluginError):  # noqa: N818 - not always an error: 410, and what on
 
 @contextmanager
 def _translated(what: str) -> Iterator[None]:
-    """Whatever the client raises becomes Failed."""
+    """Turn any error of the client into Failed."""
     try:
         yield
     except Failed:
         raise
-    except Exception as error:  # noqa: BLE001 - the client raises what it likes, and the next round mends it
+    except Exception as error:  # noqa: BLE001 - the client may raise any error, and the next round tries again
         raise Failed(f"{what}: {_why(error)}", what=what) from None
 
 
-# The client's modules import each other when they are first looked into: two threads that do so at a time
-# may stop each other.
+# The client's modules import each other at their first use; two threads that do so at a time may deadlock.
 _importing = threading.Lock()
 
 
 def _why(error: Exception) -> str:
-    """One line about an error. The text of one that is not known may quote a header, and so a token."""
+    """Return one line about an error. The text of an unknown error may quote a header, and so a token."""
     text: object = error if isinstance(error, OSError | ImportError) else type(error).__name__
     with suppress(Exception), _importing:  # the error may be one of importing
         from kubernetes.client.exceptions import ApiException  # noqa: PLC0415 - on the thread, not before
@@ -136,8 +136,9 @@ def _why(error: Exception) -> str:
 
 
 class ApiServerClient:
-    """One thread's way to the API server. Credentials are read when first needed and, besides the token's
-    re-reading each minute by the client, anew after each failure that they could have to do with."""
+    """The connection of one thread to the API server. It reads credentials at the first request, and again
+    after
+    each failure that they may have caused. The client itself reads the token each minute."""
 
     def __init__(self, kubeconfig: Path | None) -> None:
         self._kubeconfig = kubeconfig
@@ -154,10 +155,11 @@ class ApiServerClient:
         body: Mapping[str, object] | None = None,
         silence: float | None = None,
     ) -> "Answer":
-        """Ask; the answer has a good status and is unread. `silence` is how many seconds it may pause.
+        """Send a request; return an unread answer with a good status. silence: seconds that it may pause
 
-        Raises Failed for everything else, at once: nothing is tried again here but a request whose
-        credentials were read a while ago and are not accepted any more.
+        Raises Failed for anything else, at once. Only a request with older credentials that the server no
+        longer
+        accepts is repeated.
         """
         content = "application/merge-patch+json" if method == "PATCH" else "application/json"
         headers = {"Accept": accept} | ({} if body is None else {"Content-Type": content})
@@ -198,7 +200,7 @@ class ApiServerClient:
 
 
 def _client(kubeconfig: Path | None) -> "ApiClient":
-    """A client with credentials as they are now."""
+    """Make a client with the present credentials."""
     with _importing:
         from kubernetes.client import ApiClient, Configuration  # noqa: PLC0415 - on the thread, not before
         from kubernetes.config import load_kube_config  # noqa: PLC0415
@@ -215,14 +217,14 @@ def _client(kubeconfig: Path | None) -> "ApiClient":
     # urllib3 would try again by itself, with its own patience and its own log lines.
     configuration.retries = False
     configuration.connection_pool_maxsize = 1
-    configuration.keep_alive = True  # the kernel notices a peer that is gone before a watch's silence ends
+    configuration.keep_alive = True  # the kernel notices a dead peer before the silence of a watch ends
     client = ApiClient(configuration)
     client.user_agent = COMPONENT
     return client
 
 
 class Answer:
-    """An open answer; its connection is used again if it was read to its end."""
+    """An open answer. Its connection is reused if the answer was read to its end."""
 
     def __init__(self, response: "urllib3.HTTPResponse", what: str) -> None:
         self._response = response
@@ -232,7 +234,7 @@ class Answer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(Exception):  # whatever is wrong with it is of no interest any more
+        with suppress(Exception):  # its errors have no effect any more
             self._response.close()
 
     def whole(self, kind: str = AWAY) -> dict[str, Any]:
@@ -247,7 +249,7 @@ class Answer:
         return parsed(b"".join(parts), self._what, kind)
 
     def date(self) -> float | None:
-        """When it was sent by the server's clock, in seconds since 1970; None where it does not say."""
+        """Return the time of the answer by the server's clock, in seconds since 1970; None if unknown."""
         from email.utils import parsedate_to_datetime  # noqa: PLC0415 - for `doctor` only
 
         try:
@@ -256,7 +258,8 @@ class Answer:
             return None
 
     def lines(self) -> Iterator[bytes]:
-        """Its lines as they come. A stream that breaks has ended; without its newline a line is none."""
+        """Yield the lines of the answer. A broken stream ends it; a line without its newline does not
+        count."""
         rest = bytearray()
         while True:
             try:
@@ -276,7 +279,7 @@ class Answer:
                 raise Failed(f"{self._what}: a line of more than {LONGEST_LINE} bytes", kind=BROKEN)
 
     def refusal(self) -> Failed:
-        """Why it is no good answer, in the API server's words."""
+        """Return the reason of a refusal, in the API server's words."""
         status = self._response.status
         text = self._response.reason or ""
         with suppress(Failed), _translated(self._what):
@@ -305,14 +308,14 @@ def parsed(text: bytes, what: str, kind: str = AWAY) -> dict[str, Any]:
 
 
 def member(document: object, key: str) -> dict[str, Any]:
-    """A member that is an object; an absent one is empty, as is what should be one and is not."""
+    """Return a member that is an object; an absent or other member counts as an empty object."""
     part = document.get(key) if isinstance(document, dict) else None
     return part if isinstance(part, dict) else {}
 
 
 @frozen
 class NodeMetadata:
-    """A node as its metadata shows it. uid: None where a server does not tell"""
+    """A node by its metadata. uid: None if the server does not send it"""
 
     name: str
     uid: str | None
@@ -322,7 +325,7 @@ class NodeMetadata:
 
 
 def node_metadata(document: object, what: str) -> NodeMetadata:
-    """The metadata of an object that is a node, or a part of one. Raises Failed for anything else."""
+    """Return the metadata of an object that is a Node, or a part of one. Raises Failed for anything else."""
     metadata = member(document, "metadata")
     name, version, uid = (metadata.get(key) for key in ("name", "resourceVersion", "uid"))
     labels, annotations = (metadata.get(key) or {} for key in ("labels", "annotations"))
@@ -339,13 +342,12 @@ def _words(part: object) -> TypeGuard[dict[str, str]]:
 
 
 def said(text: str) -> str:
-    """Words of others in one printable line, cut off where they are too many."""
+    """Return foreign text as one printable line, cut off at a limit."""
     return printable(" ".join(text[: 2 * LONGEST_WORDS].split())[:LONGEST_WORDS])
 
 
 def advice(failure: Failed) -> str:
-    """What happened and what to do about it; rights are spoken of where the authorizer refuses, and only
-    there."""
+    """Return the event and its remedy. Only a refusal by the authorizer leads to advice about rights."""
     match failure.speaker:
         case Speaker.AUTHENTICATOR:
             return (

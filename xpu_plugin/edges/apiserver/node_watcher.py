@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One node in the API server: its label, what we write on it, events about it.
+"""Watches one Node in the API server: its label, its UID, and the keys that we write.
 
-Unreachable is not absent: an outage calls nobody back and takes nothing away. The node is listed and then
-watched, by name, and only its metadata is asked for.
+Unreachable is not absent: an outage calls no follower and removes nothing. The Node is listed and then
+watched,
+by name, and only its metadata is requested.
 """
 
 import logging
@@ -40,9 +41,9 @@ from xpu_plugin.model.vf_label import LabelSight
 
 logger = logging.getLogger(__name__)
 
-WATCH_SECONDS = (240, 480)  # for how long the server is asked to keep a watch open: least, most
-WATCH_GRACE_SECONDS = 15.0  # of silence beyond that: the connection is dead, only nobody told us
-SHORT_WATCH_SECONDS = 1.0  # what ends sooner is no sign of health
+WATCH_SECONDS = (240, 480)  # time for which the server should keep a watch open: least, most
+WATCH_GRACE_SECONDS = 15.0  # of silence beyond that: the connection is dead
+SHORT_WATCH_SECONDS = 1.0  # a watch that ends sooner is no sign of health
 AGAIN_SECONDS = (1.0, 60.0)  # back-off: first, most
 
 NODE_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
@@ -50,13 +51,13 @@ _GONE = 410
 
 
 class ApiError(PluginError):
-    """The API server has not done what it was asked for; the text says why, in one line."""
+    """A request to the API server failed; the text gives the reason in one line."""
 
 
 def remove(
     node: str, kubeconfig: Path | None, *, labels: Collection[str], annotations: Collection[str]
 ) -> None:
-    """Take labels and annotations from a node, whether or not it has them. Waits; raises ApiError."""
+    """Remove labels and annotations from a Node, present or not. Wait for the answer; raises ApiError."""
     changes = values(labels=dict.fromkeys(labels), annotations=dict.fromkeys(annotations))
     try:
         send(ApiServerClient(kubeconfig), node, "patch nodes", changes)
@@ -65,26 +66,26 @@ def remove(
 
 
 class Follower(Protocol):
-    """Is called by a thread."""
+    """Receives answers, on a thread of the watcher."""
 
     def saw(self, sight: LabelSight, /) -> None:
-        """The node as it is shown: after the first answer, and then when its label or its UID changes."""
+        """Take the Node: after the first answer, and after each change of its label or UID."""
 
     def denied(self, text: str, /) -> None:
-        """The authorizer refuses to list or watch: once for each kind of refusal, until it is answered again.
+        """Take a refusal to list or watch by the authorizer, once for each kind of refusal until an answer.
 
-        text: a sentence to be logged
+        text: a sentence for the log
         """
 
 
 class NodeWatcher:
-    """Follows one node's label and keeps what we publish on it, in two daemon threads.
+    """Follows one Node's label and keeps the published keys on it, in two daemon threads.
 
-    A refusal counts once it has lasted for `patience` seconds, seen at both ends and with nothing else
-    between: an API server that has just started knows of no roles, and refuses all clients. Credentials that
-    are not accepted are an outage like any other.
+    A refusal counts once it has lasted for `patience` seconds without another answer: an API server that has
+    just
+    started knows no roles, and refuses all clients. Rejected credentials are an outage like any other.
 
-    What is not foreseen ends no thread: it is said once, and the thread begins anew after a while.
+    An unforeseen error ends no thread: it is reported once, and the thread begins anew after a while.
     """
 
     def __init__(
@@ -103,12 +104,12 @@ class NodeWatcher:
         self._follower = follower
         self._delays = delays
         self._stopping = threading.Event()
-        self._threads: set[str] = set()  # names of those that were started
+        self._threads: set[str] = set()  # names of the started threads
 
         # Of the watching thread.
-        self._told: LabelSight | None = None  # what was handed over last
-        self._denied: set[str] = set()  # requests whose refusal on_denied has heard of
-        self._complaint = Once()  # the kind of trouble there is
+        self._told: LabelSight | None = None  # the last value for the follower
+        self._denied: set[str] = set()  # refusals that the follower knows
+        self._complaint = Once()  # the kind of the present trouble
         self._patience = patience
         self._refused_since: float | None = None
         self._streaming_since: float | None = None
@@ -119,9 +120,9 @@ class NodeWatcher:
         self._writer = NodeWriter(node=node, kubeconfig=kubeconfig, delays=delays, failures=self._failures)
 
     def start(self) -> None:
-        """Begin; returns at once. The import of the client holds the interpreter for a moment.
+        """Start the threads; return at once. The import of the client blocks the interpreter for a moment.
 
-        Raises RuntimeError when a thread cannot be started. Called again, it starts what is missing.
+        Raises RuntimeError if a thread cannot be started. Another call starts the missing threads.
         """
         for name, target in (("api_watch", self._watch), ("api_write", self._writer.run)):
             if name not in self._threads:
@@ -129,47 +130,48 @@ class NodeWatcher:
                 self._threads.add(name)
 
     def stop(self) -> None:
-        """Ask both threads to end; returns at once. One that is blocked ends later, or with the process."""
+        """Ask both threads to end; return at once. A blocked thread ends later, or with the process."""
         self._stopping.set()
         self._writer.stop()
 
     @property
     def failures(self) -> dict[tuple[str, int | None], int]:
-        """How many requests have failed, by what was asked and HTTP status, None where there was none."""
+        """Number of failed requests by request and HTTP status; None without a status."""
         return self._failures.counts
 
     @property
     def unwritten(self) -> tuple[str, ...]:
-        """A sentence for each kind of writing that failed when it was tried last."""
+        """A sentence for each kind of write that failed at the last attempt."""
         return self._writer.unwritten
 
     def publish(
         self, part: str, *, labels: Mapping[str, str | None], annotations: Mapping[str, str | None]
     ) -> None:
-        """What these keys of the node are to be from now on, None for absent; returns at once.
+        """Set the values that these keys of the Node shall have, None for absent; return at once.
 
-        Each part is written by patches of its own. The last call for a part wins, and keys that it does not
-        name are left alone. A change of them by another client is mended, ever more slowly if it comes again.
+        Each part is written by patches of its own. The last call for a part wins; other keys are left alone.
+        A
+        change by another client is reverted, with growing delays if it is repeated.
         """
         self._writer.publish(part, values(labels=labels, annotations=annotations))
 
     def event(self, *, kind: str, reason: str, message: str) -> None:
-        """Have an event about the node (`kubectl describe node`) made, if possible; returns at once.
+        """Create an Event about the node (`kubectl describe node`), if possible; return at once.
 
-        `kind` is Normal or Warning. Of too many that wait the oldest is dropped.
+        `kind` is Normal or Warning. If too many wait, the oldest is dropped.
         """
         self._writer.event(kind=kind, reason=reason, message=message)
 
     def _kept_up(self, name: str, target: Callable[[], None]) -> None:
-        """Call it until it returns, as it does when it is told to stop."""
+        """Call `work` until it returns, which it does at a stop."""
         again = self._delays(*AGAIN_SECONDS)
         known: set[str] = set()
         while True:
             began = time.monotonic()
             try:
                 target()
-            except Exception as error:  # noqa: BLE001 - what is not foreseen is a failed round, like others
-                if self._stopping.is_set():  # who is called back may have gone already
+            except Exception as error:  # noqa: BLE001 - an unforeseen error is a failed round, too
+                if self._stopping.is_set():  # the follower may have ended already
                     return
                 # The text of an error that is not known may quote a header, and so a token.
                 where = f"{type(error).__name__} at {_place(error)}"
@@ -215,7 +217,7 @@ class NodeWatcher:
                 self._stopping.wait(max(next(again), least))
 
     def _list(self, server: ApiServerClient) -> str:
-        """Act on the node as it is; the version to watch from."""
+        """Act on the present Node; return the version to watch from."""
         what = "list nodes"
         with server.open("GET", NODES, what=what, accept=NODE_LIST, query=self._selector()) as answer:
             document = answer.whole()
@@ -231,9 +233,9 @@ class NodeWatcher:
         return version
 
     def _follow(self, server: ApiServerClient, version: str) -> str | None:
-        """Act on changes until the stream ends; the version to go on from, None if that is to be listed."""
+        """Act on changes until the stream ends; return the version to continue from, None for a new list."""
         what = "watch nodes"
-        seconds = random.randint(*WATCH_SECONDS)  # noqa: S311 - so that a cluster's nodes do not ask in step
+        seconds = random.randint(*WATCH_SECONDS)  # noqa: S311 - so that the nodes of a cluster do not ask in step
         query = self._selector() | {
             "watch": "true",
             "allowWatchBookmarks": "true",
@@ -257,7 +259,7 @@ class NodeWatcher:
             self.watching = False
 
     def _heard(self, answer: Answer, version: str) -> str | None:
-        """Act on each line of a watch; as `_follow` returns."""
+        """Act on each line of a watch; return as `_follow`."""
         what = "watch nodes"
         self._allowed(what)
         if self._complaint.last != BROKEN:
@@ -283,7 +285,7 @@ class NodeWatcher:
             self._answered()
         if not heard and self._streamed() < SHORT_WATCH_SECONDS:
             self._barren += 1
-            if self._barren > 1:  # the first time it may have been the server's end
+            if self._barren > 1:  # the first time the server itself may have ended
                 raise Failed(f"{what}: the stream ends as soon as it is open", kind=BROKEN)
             return None
         self._barren = 0
@@ -294,7 +296,7 @@ class NodeWatcher:
         return {"fieldSelector": f"metadata.name={self._node}"}
 
     def _streamed(self) -> float:
-        """For how many seconds this round's stream has been open."""
+        """Return the seconds for which this round's stream has been open."""
         return 0.0 if self._streaming_since is None else time.monotonic() - self._streaming_since
 
     def _saw(self, metadata: NodeMetadata) -> None:
@@ -308,7 +310,7 @@ class NodeWatcher:
         self._denied.discard(what)
 
     def _say(self, failure: Failed) -> None:
-        """Once for each kind of trouble, until there is an answer."""
+        """Report trouble once for each kind, until an answer."""
         if failure.speaker is Speaker.AUTHORIZER:
             self._complaint.changed(REFUSED)
             now = time.monotonic()
@@ -343,7 +345,7 @@ class NodeWatcher:
 
 
 def _watched(line: bytes) -> tuple[str | None, dict[str, Any]]:
-    """A watch event's type and its object; a type of None: what we know is too old."""
+    """Return the type and object of a watch event; a type of None means that our version is too old."""
     what = "watch nodes"
     document = parsed(line, what, BROKEN)
     kind, about = document.get("type"), member(document, "object")
@@ -363,7 +365,7 @@ def _watched(line: bytes) -> tuple[str | None, dict[str, Any]]:
 
 
 def _place(error: BaseException) -> str:
-    """`file:line` where it was raised."""
+    """Return `file:line` of the place that raised an error."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What we write in the API server: labels and annotations of one node, and events about it.
+"""Writes labels and annotations of one Node, and Events about it.
 
-What is wanted comes in parts, each with patches of its own: a refusal of one part holds up no other. Within a
-part, labels and annotations that are refused are left out, named, and tried again later.
+The wanted keys come in parts, each with patches of its own: a refused part delays no other. Within a part,
+refused
+labels and annotations are left out, named, and tried again later.
 """
 
 import logging
@@ -37,7 +38,7 @@ from xpu_plugin.model.refusals import Speaker
 logger = logging.getLogger(__name__)
 
 AGAIN_SECONDS = (1.0, 60.0)  # back-off: first, most
-REFUSED_AGAIN_SECONDS = (10.0, 300.0)  # for what is left out: first, most
+REFUSED_AGAIN_SECONDS = (10.0, 300.0)  # for refused keys: first, most
 EVENTS_MOST = 64  # that wait to be sent
 MESSAGE_BYTES = 1024  # of an event
 REWRITTEN = (
@@ -53,22 +54,22 @@ Key = tuple[str, str]
 Values = Mapping[Key, str | None]
 """None stands for an absent key."""
 
-_EVENTS = "/api/v1/namespaces/default/events"  # where those about what has no namespace belong
-_WHO_WE_ARE = (Speaker.AUTHENTICATOR, Speaker.AUTHORIZER)  # what refuses us, and not what we write
+_EVENTS = "/api/v1/namespaces/default/events"  # of Events about objects without a namespace
+_WHO_WE_ARE = (Speaker.AUTHENTICATOR, Speaker.AUTHORIZER)  # answers that refuse us, not the content
 _CONFLICT = 409
-_HOPELESS = (400, 404, 413, 422)  # an event that was so answered is not sent again
+_HOPELESS = (400, 404, 413, 422)  # an Event with such an answer is not sent again
 
 
 def values(
     *, labels: Mapping[str, str | None] | None = None, annotations: Mapping[str, str | None] | None = None
 ) -> Values:
-    """Labels and annotations as one mapping."""
+    """Return labels and annotations as one mapping."""
     parts = {"labels": labels or {}, "annotations": annotations or {}}
     return {(where, name): value for where, own in parts.items() for name, value in own.items()}
 
 
 def send(server: ApiServerClient, node: str, what: str, changes: Values) -> NodeMetadata:
-    """Patch the node; its metadata after that. Raises Failed."""
+    """Patch the Node; return its metadata after that. Raises Failed."""
     metadata: dict[str, dict[str, str | None]] = {}
     for (where, name), value in changes.items():
         metadata.setdefault(where, {})[name] = value
@@ -78,7 +79,8 @@ def send(server: ApiServerClient, node: str, what: str, changes: Values) -> Node
 
 
 class NodeWriter:
-    """Keeps a node as it is wanted, by `run` in a thread of its own; all else may be called from anywhere."""
+    """Keeps the keys of a Node as wanted, by `run` in a thread of its own. Other methods are for any
+    thread."""
 
     def __init__(
         self, *, node: str, kubeconfig: Path | None, delays: Delays, failures: FailureCounts
@@ -99,28 +101,28 @@ class NodeWriter:
         self._posting = _Errand("create events", delays)
 
     def stop(self) -> None:
-        """Ask `run` to return; returns at once."""
+        """Ask `run` to return; do not wait."""
         with self._news:
             self._stopping = True
             self._news.notify_all()
 
     def saw(self, metadata: NodeMetadata) -> None:
-        """The node is like this now."""
+        """Take the present Node."""
         with self._news:
             self._seen = values(labels=metadata.labels, annotations=metadata.annotations)
             self._news.notify_all()
 
     def answered(self) -> None:
-        """There are answers again after an outage."""
+        """Take note of the first answer after an outage."""
         with self._news:
             self._back = True
             self._news.notify_all()
 
     def publish(self, part: str, wanted: Values) -> None:
-        """What these keys of the node are to be from now on; returns at once.
+        """Set the values that these keys of the Node shall have; return at once.
 
-        The last call for a part wins, and keys that it does not name are left alone. Another writer's change
-        of them is mended, ever more slowly if it comes again and again.
+        The last call for a part wins; other keys are left alone. A change by another writer is reverted, with
+        growing delays if it is repeated.
         """
         with self._news:
             own = self._parts.setdefault(part, _Part(self._delays))
@@ -129,8 +131,8 @@ class NodeWriter:
                 self._news.notify_all()
 
     def event(self, *, kind: str, reason: str, message: str) -> None:
-        """Have an event about the node made, if possible; returns at once. Of too many that wait the oldest
-        is dropped."""
+        """Create an Event about the node, if possible; return at once. If too many wait, the oldest is
+        dropped."""
         event = _event(self._node, kind=kind, reason=reason, message=message)
         with self._news:
             self._lost += len(self._events) == self._events.maxlen
@@ -139,13 +141,13 @@ class NodeWriter:
 
     @property
     def unwritten(self) -> tuple[str, ...]:
-        """A sentence for each kind of writing that failed when it was tried last."""
+        """A sentence for each kind of write that failed at the last attempt."""
         with self._news:
             told = [text for part in self._parts.values() for text in part.unwritten]
             return tuple(dict.fromkeys([*told, *self._posting.unwritten]))
 
     def run(self) -> None:
-        """Write until stopped. Raises what is not foreseen, and can be called again."""
+        """Write until `stop`. Unforeseen errors are raised; it can be called again."""
         server = ApiServerClient(self._kubeconfig)
         while True:
             with self._news:
@@ -162,7 +164,7 @@ class NodeWriter:
                 do(server)
 
     def _renew(self) -> None:
-        """Take in what makes waits shorter, and what is as wanted meanwhile."""
+        """Take in news that shorten waits, and keys that are as wanted meanwhile."""
         for part in self._parts.values():
             if part.anew:
                 part.anew = False
@@ -188,14 +190,14 @@ class NodeWriter:
             yield self._posting.due, partial(self._post, self._events[0])
 
     def _differing(self, part: "_Part") -> Values:
-        """What is not as wanted, by what is known of the node; all of it if nothing is."""
+        """Return the keys that differ from the wanted values; all of them if the Node is unknown."""
         seen = self._seen
         return {key: value for key, value in part.wanted.items() if seen is None or seen.get(key) != value}
 
     # --- labels and annotations -----------------------------------------------------------------------
 
     def _patch(self, part: "_Part", changes: Values, server: ApiServerClient) -> None:
-        """All at once; one by one where the content is refused."""
+        """Write all keys at once, or one by one if the content is refused."""
         try:
             rewritten = self._send(server, part, changes)
         except Failed as failure:
@@ -208,11 +210,11 @@ class NodeWriter:
                 self._patch_each(part, changes, server)
             return
         part.errand.succeeded(others=self._others(part))
-        part.errand.put_off()  # so that a quarrel about a label is not carried on as fast as we can
+        part.errand.put_off()  # so that two writers of a label do not overwrite each other at full speed
         part.leave_out(rewritten)
 
     def _patch_each(self, part: "_Part", changes: Values, server: ApiServerClient) -> None:
-        """One by one, so that what is refused holds up nothing else."""
+        """Write the keys one by one, so that a refused key delays no other."""
         refused: dict[Key, str] = {}
         taken = []
         for key, value in changes.items():
@@ -233,7 +235,8 @@ class NodeWriter:
         part.leave_out(refused)
 
     def _send(self, server: ApiServerClient, part: "_Part", changes: Values) -> dict[Key, str]:
-        """Patch; what the node has otherwise than we wrote it, by the answer -> why. Raises Failed."""
+        """Patch; return key -> reason for each key that the answer shows with another value. Raises
+        Failed."""
         with self._news:
             before = self._seen
         try:
@@ -250,7 +253,7 @@ class NodeWriter:
         return {key: REWRITTEN for key, value in changes.items() if now.get(key) != value}
 
     def _others(self, part: "_Part") -> Iterable[object]:
-        """What has been said of the other parts: the same needs no second line."""
+        """Return the reports on the other parts: an equal one needs no second line."""
         with self._news:
             return [other.errand.complaint.last for other in self._parts.values() if other is not part]
 
@@ -276,7 +279,7 @@ class NodeWriter:
         self._sent(event)
 
     def _sent(self, event: dict[str, object]) -> None:
-        """Forget the event, which is not to be sent any more."""
+        """Forget the Event, which needs no further attempt."""
         with self._news:
             if self._events and self._events[0] is event:
                 self._events.popleft()
@@ -286,12 +289,12 @@ class NodeWriter:
 
 
 class _Errand:
-    """One kind of writing: when it may be done next, and what has been said about its failing."""
+    """One kind of write: its next time, and the last report on its failure."""
 
     def __init__(self, what: str, delays: Delays, seconds: tuple[float, float] | None = None) -> None:
         self.what = what
         self.due = self._soonest = 0.0
-        self.complaint = Once()  # the kind of trouble there is
+        self.complaint = Once()  # the kind of the present trouble
         self.unwritten: tuple[str, ...] = ()
         self._seconds = seconds or AGAIN_SECONDS
         self._delays = delays
@@ -299,17 +302,17 @@ class _Errand:
         self._unreachable = False
 
     def renew(self) -> None:
-        """There is something new to be done: the waits grow from the beginning."""
+        """Begin the waits anew, as there is new content."""
         self._again = self._delays(*self._seconds)
         self.due = min(self.due, self._soonest)
 
     def hurry(self) -> None:
-        """There are answers again: what only lacked one is tried soon."""
+        """Try soon, as there are answers again, if only an answer was missing."""
         if self._unreachable:
             self.renew()
 
     def put_off(self, least: float = 0.0) -> None:
-        """Not again before the next wait is over, nor within `least` seconds; a quiet time makes it short."""
+        """Wait for the next delay, and `least` seconds at least. After a quiet time the delays begin anew."""
         now = time.monotonic()
         if now - self.due > self._seconds[1]:
             self.renew()
@@ -317,7 +320,8 @@ class _Errand:
         self._soonest = now + max(self._seconds[0], least)
 
     def failed(self, failure: Failed, others: Iterable[object] = ()) -> None:
-        """An API server that is away is not mentioned: the watch says so. others: what is said already"""
+        """Report a failure once. The watch reports an unreachable server. others: reports of the other
+        parts"""
         self.put_off(failure.retry_after)
         self._unreachable = failure.status is None and failure.kind == AWAY
         text = _failed(failure)
@@ -329,7 +333,7 @@ class _Errand:
             logger.warning("%s", text)
 
     def dropped(self, failure: Failed) -> None:
-        """What was to be written is given up; the next may be taken."""
+        """Report content that is given up; the next content may be written."""
         text = _dropped(failure)
         if failure.speaker is Speaker.ADMISSION:
             self.unwritten = (text,)
@@ -338,7 +342,7 @@ class _Errand:
         logger.warning("%s", text)
 
     def succeeded(self, others: Iterable[object] = ()) -> None:
-        """The trouble is over, and that is said if the others have not the same."""
+        """Report the end of trouble, unless another part has the same trouble."""
         self._unreachable = False
         self.unwritten = ()
         last = self.complaint.last
@@ -347,10 +351,11 @@ class _Errand:
 
 
 class _Part:
-    """What is wanted together.
+    """Keys that are written together.
 
-    anew: it was changed, and the waits know nothing of that yet
-    left_out: what is refused -> why; again: when that is tried next
+    anew: the content has changed, and the waits have not begun anew yet
+    left_out: refused key -> reason
+    again: time of the next attempt for these
     """
 
     def __init__(self, delays: Delays) -> None:
@@ -362,11 +367,11 @@ class _Part:
 
     @property
     def unwritten(self) -> tuple[str, ...]:
-        """A sentence for each trouble there is."""
+        """A sentence for each present trouble."""
         return (*self.errand.unwritten, *_named(self.left_out))
 
     def leave_out(self, refused: Mapping[Key, str]) -> None:
-        """These are refused: they are named once, and not tried again for a while."""
+        """Leave out refused keys for a while, and name them once."""
         if not refused:
             return
         new = {key: why for key, why in refused.items() if key not in self.left_out}
@@ -376,7 +381,7 @@ class _Part:
             logger.warning("%s", text)
 
     def take_in(self, taken: Iterable[Key]) -> None:
-        """These were written."""
+        """Take note of written keys."""
         written = [key for key in taken if key in self.left_out]
         if written:
             logger.info("written on this node after all: %s", _names(written))
@@ -384,7 +389,7 @@ class _Part:
 
 
 def _named(refused: Mapping[Key, str]) -> Iterator[str]:
-    """A sentence for each reason, with all that is left out for it."""
+    """Return a sentence for each reason, with all keys that are left out for it."""
     for why in dict.fromkeys(refused.values()):
         keys = [key for key, own in refused.items() if own == why]
         yield _left_out(_names(keys), why)
@@ -414,13 +419,13 @@ def _event(node: str, *, kind: str, reason: str, message: str) -> dict[str, obje
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     # A name of its own: an event that is sent again because the answer was lost is not made twice.
     name = f"{node[:200].rstrip('-.')}.{uuid.uuid4().hex[:16]}"
-    # Text that was read elsewhere may hold half a surrogate pair, which is no UTF-8.
+    # Foreign text may hold half a surrogate pair, which is no UTF-8.
     text = message.encode(errors="backslashreplace")[:MESSAGE_BYTES].decode(errors="ignore")
     return {
         "apiVersion": "v1",
         "kind": "Event",
         "metadata": {"name": name, "namespace": "default"},
-        # The node's name as UID is what the kubelet writes, and what `kubectl describe node` looks for.
+        # The kubelet writes the node's name as UID, and `kubectl describe node` searches for it.
         "involvedObject": {"kind": "Node", "name": node, "uid": node},
         "source": {"component": COMPONENT, "host": node},
         "type": kind,

@@ -17,12 +17,12 @@ from xpu_plugin.model.registration import SocketIdentity
 KUBELET_SOCKET = "kubelet.sock"
 SOCKET_PREFIX = "xpu-device-plugin"
 SOCKET_SUFFIX = ".sock"
-MOST_ENTRIES = 1024  # of the kubelet's directory that are looked at
+MOST_ENTRIES = 1024  # entries of the kubelet's directory that are read
 
 
 def identity_of(path: Path) -> SocketIdentity | None:
-    """The identity of the socket at `path`: one start of a kubelet, or one socket of a plugin. None without a
-    socket."""
+    """Return the identity of the socket at `path`: one start of a kubelet, or one socket of a plugin. None
+    without a socket."""
     try:
         status = os.stat(path)  # noqa: PTH116 - called a hundred times a second while a kubelet is away
     except OSError:
@@ -33,7 +33,7 @@ def identity_of(path: Path) -> SocketIdentity | None:
 
 
 def in_the_way(path: Path) -> Obstacle | None:
-    """Why what is at `path` is no socket that can be used; None for a socket, and where nothing is."""
+    """Return the reason why `path` is no usable socket; None for a socket, or if nothing is there."""
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116 - as above
         code = 0 if stat.S_ISSOCK(mode) else errno.ENOTSOCK
@@ -44,7 +44,7 @@ def in_the_way(path: Path) -> Obstacle | None:
 
 
 class PluginDirectory:
-    """The kubelet's directory, as another plugin may have changed it."""
+    """The kubelet's directory, with the traces of other plugins."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -59,7 +59,7 @@ class PluginDirectory:
 
 
 def neighbours(directory: Path) -> frozenset[SocketIdentity]:
-    """The sockets of other plugins in the kubelet's directory. Raises OSError."""
+    """Return the sockets of other plugins in the kubelet's directory. Raises OSError."""
     with os.scandir(directory) as entries:
         return frozenset(
             socket
@@ -70,20 +70,20 @@ def neighbours(directory: Path) -> frozenset[SocketIdentity]:
 
 
 def socket_stem(resource: str, base: str) -> str:
-    """How the names of a resource's sockets begin: with the profile's name unless it is that of `base`."""
+    """Return the prefix of a resource's socket names: with the profile's name, except for `base`."""
     return SOCKET_PREFIX if resource == base else f"{SOCKET_PREFIX}-{resource.partition('/')[2]}"
 
 
 def listens(path: Path) -> bool:
-    """Whether a process listens at a socket; in doubt it does. It does not wait, and it sends nothing."""
+    """Return whether a process listens at a socket; True in doubt. Does not wait, and sends nothing."""
     code = reached(path)
     return code == 0 or not Obstacle(path=os.fspath(path), code=code).absent
 
 
 def remove_stale(directory: Path) -> None:
-    """Remove sockets of ours that no process listens at: those of a plugin that was killed.
+    """Remove our sockets without a listener: those of a killed plugin.
 
-    Only the plugin that holds the lock may do so: another one is just about to listen.
+    Only the plugin that holds the lock may do so: another one may be about to listen.
     """
     for path in directory.glob(f"{SOCKET_PREFIX}*{SOCKET_SUFFIX}"):
         if identity_of(path) is not None and not listens(path):

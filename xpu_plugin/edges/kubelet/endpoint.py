@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The socket's life: serve, register, notice every kind of kubelet restart.
+"""One resource's socket: serves, registers, and follows restarts of the kubelet.
 
-`model.registration` decides; this carries it out. Register returns before the kubelet dials back, and that
-may fail unseen; so a stream has to open, or we register again. A kubelet that starts deletes every socket in
-the directory, ours too. Each socket has a name that no kubelet has seen before.
+`model.registration` decides; this module carries it out. Register returns before the kubelet dials back, and
+the
+dial may fail unseen. So a stream has to open, or the endpoint registers again. A kubelet deletes every
+socket in
+the directory at its start, ours too. Each socket has a name that no kubelet has seen before.
 """
 
 import asyncio
@@ -44,11 +46,11 @@ from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 logger = logging.getLogger(__name__)
 
 VERSION = "v1beta1"
-RANDOM_BYTES = 4  # of a socket's name, as twice as many hexadecimal digits
+RANDOM_BYTES = 4  # random bytes in a socket's name, as hexadecimal digits
 
-REGISTER_SECONDS = 5.0  # deadline of the call
-STOP_SECONDS = 0.2  # for calls in progress when a server stops
-MARGIN_SECONDS = 1.0  # beyond either, as gRPC without a thread keeps no deadline of its own
+REGISTER_SECONDS = 5.0  # deadline of Register
+STOP_SECONDS = 0.2  # for calls in progress at the stop of a server
+MARGIN_SECONDS = 1.0  # beyond both: without a thread, gRPC does not keep its deadlines
 
 _CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # no connection state shared between attempts
@@ -59,18 +61,17 @@ _CHANNEL_OPTIONS = (
 
 
 class HolderCheck(Protocol):
-    """Knows which containers hold devices."""
+    """Finds out which containers hold devices."""
 
     async def before_registration(self) -> None:
-        """Look, quickly: a kubelet that waits longer than a second kills pods."""
+        """Look for a bounded time: a kubelet that waits longer than a second kills pods."""
 
 
 class Endpoint:
-    """One resource's socket and its registration with whatever kubelet there is.
+    """One resource's socket and its registration with the present kubelet.
 
-    watch: of the resource's name, the same that the service has
-    holders: looked for before each registration, and before devices are offered again that another plugin may
-    have granted
+    watch: of the resource's name, the same as the service's
+    holders: asked before each registration, and before devices that another plugin may have granted return
     """
 
     def __init__(
@@ -96,9 +97,9 @@ class Endpoint:
         self._bound: SocketIdentity | None = None
         self._said = Once()
         self._noted = Once()
-        self._absent = False  # whether it was said that no kubelet answers
-        self.obstacle: Obstacle | None = None  # why the kubelet's socket, which is there, cannot be used
-        self.path: Path | None = None  # of our socket, which has a new name each time it is bound
+        self._absent = False  # the absence of a kubelet was reported
+        self.obstacle: Obstacle | None = None  # reason why the kubelet's socket cannot be used
+        self.path: Path | None = None  # identity of our socket, which has a new name for each bind
         self.resource = service.resource
         self.registrations = 0
         self.failures = 0  # of registrations
@@ -172,7 +173,7 @@ class Endpoint:
             )
 
     async def _pause(self, seconds: float) -> None:
-        """Wait; a stream that opens or ends is news at once."""
+        """Wait; a stream that opens or ends, ends the wait."""
         try:
             async with asyncio.timeout(seconds):
                 await self.service.streams_changed.wait()
@@ -184,19 +185,19 @@ class Endpoint:
             await self._holders.before_registration()
 
     def _complain(self, text: str) -> None:
-        """Warn of what is not as it should be, once until it is another thing."""
+        """Warn of trouble, once until it changes."""
         if self._said.changed(text):
             logger.warning("%s", text)
 
     def _mention(self, text: str) -> None:
-        """The same for what is nothing unusual."""
+        """Report a usual state, once until it changes."""
         if self._said.changed(text):
             logger.info("%s", text)
 
     # --- what is decided -------------------------------------------------------------------------
 
     async def _bind_for(self, standing: Standing) -> Standing:
-        """Have a socket with a new name; the streams of the former one end."""
+        """Bind a socket with a new name; the streams of the former one end."""
         await self._lock.acquire()
         self.watch.begin()
         try:
@@ -208,7 +209,7 @@ class Endpoint:
         return registration.bound(standing)
 
     def _unbound(self, error: Exception) -> str:
-        """Why there is no socket, in the same words each time, so that it is said once."""
+        """Return why there is no socket, in constant words, so that it is reported once."""
         pattern = f"{self._stem}-*{SOCKET_SUFFIX}"
         text = str(error).replace(self.path.name, pattern) if self.path else str(error)
         if isinstance(error, OSError) and error.errno is not None:
@@ -216,12 +217,14 @@ class Endpoint:
         return f"cannot bind {self._directory / pattern}: {text}"
 
     async def _register_for(self, standing: Standing) -> Standing:
-        """Tell the kubelet that is there now of our socket."""
+        """Register our socket with the present kubelet."""
         await self._lock.acquire()
         await self._see_holders()
         with contextlib.ExitStack() as stack:
             try:
-                kubelet = stack.enter_context(held(self._kubelet))  # that very socket, whatever has its name
+                kubelet = stack.enter_context(
+                    held(self._kubelet)
+                )  # that very socket, also after its name has changed hands
                 require_room()
             except (FileNotFoundError, NotADirectoryError):
                 return self._told(standing, Outcome.AWAY, None, asked=None)
@@ -230,12 +233,13 @@ class Endpoint:
                 return self._told(standing, Outcome.UNABLE, str(self.obstacle), asked=standing.kubelet)
             asked, path = identity_of(kubelet), self.path
             if path is None or identity_of(path) != self._bound:
-                return standing  # this kubelet has started just now, and has removed our socket before
+                return standing  # this kubelet has just started and has removed our socket
             outcome, trouble = await self._say_so(kubelet, path.name)
             return self._told(standing, outcome, trouble, asked=asked)
 
     async def _say_so(self, kubelet: Path, endpoint: str) -> tuple[Outcome, str | None]:
-        """Register at that socket; how that ended, and the kubelet's or gRPC's words if it was not well."""
+        """Register at a kubelet's socket; return the outcome, and the text of the kubelet or gRPC after a
+        failure."""
         request = api.RegisterRequest(
             version=VERSION,
             endpoint=endpoint,
@@ -271,7 +275,7 @@ class Endpoint:
         *,
         asked: SocketIdentity | None = None,
     ) -> Standing:
-        """The standing after an attempt, which is noted, counted and logged."""
+        """Note, count and log an attempt; return the standing after it."""
         self.registrations += outcome is Outcome.ACCEPTED
         self.failures += outcome in (Outcome.REFUSED, Outcome.CUT, Outcome.UNABLE)
         if self._noted.changed(trouble) or outcome is Outcome.ACCEPTED:
@@ -297,7 +301,7 @@ class Endpoint:
     # --- our socket ------------------------------------------------------------------------------
 
     async def _serve(self) -> None:
-        """Bind anew, at a name that no kubelet has seen. The streams of the old server end first."""
+        """Bind a name that no kubelet has seen. The streams of the old server end first."""
         await self._stop()
         require_room()
         remove_stale(self._directory)
@@ -312,7 +316,7 @@ class Endpoint:
             if self._bound is None:
                 raise FileNotFoundError("it was deleted at once")
         finally:
-            # Whatever happened: gRPC cannot stop a server that never ran, or is not quite started.
+            # gRPC cannot stop a server that never ran, or is not quite started.
             starting = asyncio.ensure_future(server.start())
             try:
                 await asyncio.shield(starting)
@@ -330,7 +334,7 @@ class Endpoint:
             path.unlink(missing_ok=True)
 
     async def _end(self, server: grpc.aio.Server) -> None:
-        """Stop a server within a bounded time. It is left when it has not ended by then."""
+        """Stop a server within a bounded time. A server that does not end by then is left behind."""
         try:
             async with asyncio.timeout(STOP_SECONDS + MARGIN_SECONDS):
                 await server.stop(STOP_SECONDS)
@@ -339,17 +343,17 @@ class Endpoint:
 
 
 def _require_bindable(path: Path) -> None:
-    """Raise OSError where no socket can be bound. gRPC would write a line of its own at each attempt."""
+    """Raise OSError if no socket can be bound. gRPC would write a line of its own at each attempt."""
     with socket.socket(socket.AF_UNIX) as attempt:
         attempt.bind(os.fspath(path))
         path.unlink(missing_ok=True)
 
 
 async def _crash(server: grpc.aio.Server) -> Exception | None:
-    """Why a server takes no more calls although nobody stopped it. A call of a method whose name is no text
-    has that effect (grpcio 1.85), and whoever has a stream open, or waits for an answer, is not told."""
+    """Return the error for which a server takes no more calls without a stop. A call of a method with a name
+    that is no text has this effect (grpcio 1.85). Open streams and waiting callers do not notice it."""
     try:
         await server.wait_for_termination(timeout=0)
-    except Exception as error:  # noqa: BLE001 - whatever it was
+    except Exception as error:  # noqa: BLE001 - any error
         return error
     return None

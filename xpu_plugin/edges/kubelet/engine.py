@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Room for threads, tried before gRPC is started: where it lacks one it ends the process by a signal."""
+"""Checks for room before gRPC starts: without a thread, gRPC ends the process by a signal."""
 
 import contextlib
 import errno
@@ -13,7 +13,7 @@ from pathlib import Path
 from xpu_plugin.edges import memory
 
 
-DESCRIPTORS = 6  # that gRPC opens at its start, of which it does without none
+DESCRIPTORS = 6  # that gRPC opens at its start; it needs all of them
 # Of grpcio 1.85: for timers, for asyncio, a pool by the number of CPUs, and one that watches the pool. Where
 # the second one fails, a half-made channel is taken down, a SIGSEGV; where the last one fails, it aborts.
 GRPC_THREADS = 3 + max(4, min(os.sysconf("SC_NPROCESSORS_CONF"), 16))
@@ -36,9 +36,9 @@ class NoRoomError(Exception):
 
 
 def require_limits() -> None:
-    """Raise NoRoomError where not all threads of the plugin can be had, each with its stack and its heap.
+    """Raise NoRoomError if the limits do not allow all threads of the plugin, each with its stack and heap.
 
-    To be called at the start. Such limits do not pass: the plugin would end by a signal, or serve in part.
+    Call this at the start. Such limits stay: the plugin would end by a signal, or serve in part.
     """
     needed, started = GRPC_THREADS + OWN_THREADS, 0
     try:
@@ -56,7 +56,7 @@ def require_limits() -> None:
 
 
 def _limits(threads: int) -> str:
-    """The limits that may be too low, with the need where that can be told."""
+    """Return the limits that may be too low, with the need if it is known."""
     stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
     stack = STACK_BYTES if stack == resource.RLIM_INFINITY else stack
     data = DATA_BYTES + threads * stack
@@ -72,9 +72,9 @@ def _word(name: str, limit: int, needed: int | None) -> str:
 
 
 def require_room() -> None:
-    """Raise OSError while there are too few threads or descriptors for gRPC to start.
+    """Raise OSError while there are too few threads or descriptors for a start of gRPC.
 
-    To be called before a channel or a server is made: the first of them starts gRPC, the last one ends it.
+    Call this before a channel or a server is made: the first of them starts gRPC, and the last one ends it.
     """
     with contextlib.ExitStack() as stack:
         for _ in range(DESCRIPTORS):
@@ -87,7 +87,7 @@ def require_room() -> None:
 
 
 def _runs(tasks: Path = Path("/proc/self/task")) -> bool:
-    """Whether gRPC's threads are there, by the name of the one that it starts last."""
+    """Return whether gRPC's threads run, by the name of the one that it starts last."""
     for task in tasks.glob("*/comm"):
         with contextlib.suppress(OSError):  # it has ended
             if task.read_bytes() == GRPC_LAST:
@@ -97,7 +97,7 @@ def _runs(tasks: Path = Path("/proc/self/task")) -> bool:
 
 @contextlib.contextmanager
 def _thread() -> Iterator[None]:
-    """A thread that waits. Raises RuntimeError where none can be started."""
+    """Start a thread that waits. Raises RuntimeError if none can be started."""
     end = threading.Event()
     thread = threading.Thread(target=end.wait, name="room", daemon=True)
     thread.start()

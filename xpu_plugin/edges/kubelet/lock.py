@@ -16,15 +16,15 @@ from xpu_plugin.model.obstacles import Obstacle
 logger = logging.getLogger(__name__)
 
 DESCRIPTORS = Path("/proc/self/fd")
-"""By it a kubelet's very socket is connected to, whatever has its name meanwhile."""
-LOCK_SECONDS = 1.0  # between attempts to become the only plugin
+"""A path that leads to an open descriptor, also after its name has changed hands."""
+LOCK_SECONDS = 1.0  # between attempts to take the lock
 
 
 class Alone(Protocol):
-    """Knows when no other plugin may work on this node."""
+    """Tells when no other plugin may work on this node."""
 
     async def acquire(self) -> None:
-        """Wait until then."""
+        """Wait until no other plugin may work."""
 
 
 class InstanceLock:
@@ -37,23 +37,24 @@ class InstanceLock:
         self._acquiring = asyncio.Lock()
         self._descriptor: int | None = None
         self._complaint = Once()
-        self.rival = False  # whether another plugin had it when it was tried last
+        self.rival = False  # another plugin had the lock at the last attempt
 
     def acquire_at_once(self) -> None:
-        """Take it if it is free: before anything is read that another plugin may change."""
+        """Take the lock if it is free. Call this before a read of any state that another plugin may
+        change."""
         self._try()
 
     async def acquire(self) -> None:
-        """Wait until the directory exists and no other plugin has it."""
+        """Wait until the directory exists and no other plugin has the lock."""
         async with self._acquiring:
             if self.held():
                 return
-            while not self._try():  # noqa: ASYNC110 - nothing tells us when another process lets go
+            while not self._try():  # noqa: ASYNC110 - no event tells when another process releases the lock
                 await asyncio.sleep(LOCK_SECONDS)
             self._complaint.healed()
 
     def held(self) -> bool:
-        """Whether what is locked is still the directory at that path."""
+        """Whether the locked directory is still the one at that path."""
         if self._descriptor is None:
             return False
         try:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who holds what: the kubelet's pod resources API, and its checkpoint as a second witness.
+"""The holders of devices: the kubelet's pod resources API, and its checkpoint as a second witness.
 
-Neither is the whole truth. The API leaves out ordinary init containers (it lists sidecars, from 1.29 on),
-lags a grant, and lists no pods at all while a restarted kubelet cannot reach its API server. The checkpoint
-names no pods and keeps a dead pod's devices until the next grant. A holder that either of them names is a
-holder.
+Neither is complete. The API leaves out ordinary init containers (it lists sidecars, from 1.29 on), lags a
+grant,
+and lists no pods while a restarted kubelet cannot reach its API server. The checkpoint names no pods, and
+keeps
+the devices of a dead pod until the next grant. A holder that either of them names counts.
 """
 
 import asyncio
@@ -46,26 +47,27 @@ _OPTIONS = (
     ("grpc.enable_retries", 0),  # for the reason in `kubelet`
     ("grpc.max_receive_message_length", LONGEST_ANSWER),
 )
-# The messages of both versions are alike as far as they are read here. `Any`: they are generated.
+# The fields that are read here are equal in both versions. `Any`: the messages are generated.
 _VERSIONS: tuple[tuple[str, Any], ...] = (("v1", v1), ("v1alpha1", v1alpha1))
 
 
 class UnknownHoldersError(PluginError):
-    """A source that exists could not be read: it must not be taken for an empty one."""
+    """A source that exists could not be read; it must not count as empty."""
 
 
 @cache
 def reader() -> DiskThread:
-    """The thread that parses answers and reads the checkpoint, so that the event loop does not wait."""
+    """Return the thread that parses answers and reads the checkpoint, so that the event loop does not
+    wait."""
     return DiskThread("kubelet reader")
 
 
 async def list_pods(socket: Path, *, domains: Collection[str] = DOMAINS) -> Listing | None:
-    """The pods that the pod resources API lists, by v1 or else v1alpha1. None when there is no such socket.
+    """Return the pods that the pod resources API lists, by v1 or else v1alpha1. None without such a socket.
 
-    domains: of resource names that are ours, as in `checked`
+    domains: of our resource names, as in `checked`
 
-    Raises UnknownHoldersError when the socket is there and no answer is to be had that can be understood.
+    Raises UnknownHoldersError if the socket exists and there is no valid answer.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -81,13 +83,13 @@ async def list_pods(socket: Path, *, domains: Collection[str] = DOMAINS) -> List
 
 
 async def _list(own: Path, socket: Path, domains: Collection[str]) -> Listing:
-    """What `list_pods` returns, asked at `own`, which is the socket by a name that URIs can carry."""
+    """Return the result of `list_pods`. own: the socket by a name that URIs can carry"""
     async with grpc.aio.insecure_channel(address(own), options=_OPTIONS) as channel:
         for version, messages in _VERSIONS:
-            # The raw answer: gRPC would parse it on the event loop, and give None for what does not parse.
+            # The raw answer: gRPC would parse it on the event loop, and return None for an invalid one.
             ask = channel.unary_unary(f"/{version}.PodResourcesLister/List", None, None)
             try:
-                async with asyncio.timeout(LIST_SECONDS + 1.0):  # gRPC's own has failed for lack of threads
+                async with asyncio.timeout(LIST_SECONDS + 1.0):  # gRPC itself failed for a lack of threads
                     answer = await ask(b"", timeout=LIST_SECONDS)
             except TimeoutError:
                 raise UnknownHoldersError(f"{socket}: no answer within {LIST_SECONDS:g} s") from None
@@ -108,7 +110,7 @@ async def _list(own: Path, socket: Path, domains: Collection[str]) -> Listing:
 
 
 def _listing(answer: bytes, messages: Any, domains: Collection[str]) -> Listing:
-    """Raises DecodeError, and ValueError as `checked` does."""
+    """Parse an answer. Raises DecodeError, and ValueError as `checked` does."""
     parsed = messages.ListPodResourcesResponse.FromString(answer)
     return Listing(
         pods=frozenset(f"{pod.namespace}/{pod.name}" for pod in parsed.pod_resources),
@@ -129,13 +131,14 @@ def _listing(answer: bytes, messages: Any, domains: Collection[str]) -> Listing:
 
 
 def checked(holdings: Iterable[Holding], domains: Collection[str]) -> tuple[Holding, ...]:
-    """The holdings without ids that are too long or not printable, which other plugins may give.
+    """Return the holdings without ids that are too long or not printable; other plugins may use such ids.
 
-    Where there are more than MOST_IDS, other plugins' ids that are of another form than ours are left out, as
-    the event loop looks at each id.
+    With more than MOST_IDS ids, those of other plugins in another form than ours are left out, as the event
+    loop reads each id.
 
-    domains: of resource names that are ours. Raises ValueError for such an id under one of those names, and
-    for too many ids: what holds our devices cannot be told then.
+    domains: of our resource names. Raises ValueError for such an id under one of these names, and for too
+    many
+    ids: the holders of our devices are unknown then.
     """
     good: list[Holding] = []
     number, crowded = 0, False
@@ -158,7 +161,7 @@ def checked(holdings: Iterable[Holding], domains: Collection[str]) -> tuple[Hold
 
 
 def _of_interest(holding: Holding, domains: Collection[str]) -> Holding:
-    """The holding, if it is another plugin's without the ids that cannot be ours."""
+    """Return the holding; one of another plugin without the ids that cannot be ours."""
     if holding.resource.partition("/")[0] in domains:
         return holding
     return replace(holding, ids=tuple(filter(may_be_ours, holding.ids)))
@@ -166,14 +169,14 @@ def _of_interest(holding: Holding, domains: Collection[str]) -> Holding:
 
 @cache
 def _ignore(resource: str) -> None:
-    """Say it once for each resource."""
+    """Report ignored ids once for each resource."""
     logger.info(
         "device ids that are too long or not printable are ignored resource=%s", resource[:LONGEST_ID]
     )
 
 
 async def checkpoint_of(device_plugin_dir: Path, *, domains: Collection[str] = DOMAINS) -> Checkpoint:
-    """`read_checkpoint`, without keeping the event loop waiting."""
+    """Call `read_checkpoint` without blocking the event loop."""
     try:
         return await reader().call(read_checkpoint, device_plugin_dir, domains=domains)
     except OSError as error:
@@ -181,15 +184,13 @@ async def checkpoint_of(device_plugin_dir: Path, *, domains: Collection[str] = D
 
 
 def read_checkpoint(device_plugin_dir: Path, *, domains: Collection[str] = DOMAINS) -> Checkpoint:
-    """The kubelet's checkpoint. Empty when there is no file, as before the first grant of a node.
+    """Read the kubelet's checkpoint. It is empty without a file, as before the first grant on a node.
 
-    Raises UnknownHoldersError when the file is there and cannot be understood.
+    Raises UnknownHoldersError for a file that cannot be read or is invalid.
     """
     file = device_plugin_dir / CHECKPOINT
     try:
-        written_ns = (
-            file.stat().st_mtime_ns
-        )  # before it is read: a newer content is not taken for an older one
+        written_ns = file.stat().st_mtime_ns  # before the read: newer content must not count as older
         data = json.loads(state_file.read(file))["Data"]
         registered = data.get("RegisteredDevices")
         return Checkpoint(
@@ -219,5 +220,5 @@ def _holdings(entries: list[dict[str, Any]]) -> Iterator[Holding]:
 
 
 def _text(value: object) -> str:
-    """A text that can be encoded: JSON may hold half of a surrogate pair."""
+    """Return a text that can be encoded: JSON may hold half of a surrogate pair."""
     return str(value).encode(errors="replace").decode()

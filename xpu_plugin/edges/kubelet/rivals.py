@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks whether the kubelet has our list of a resource, or that of another plugin."""
+"""Finds out whether the kubelet has our list of a resource, or another plugin's."""
 
 import asyncio
 import logging
@@ -21,16 +21,17 @@ from xpu_plugin.observable import Outbox
 
 logger = logging.getLogger(__name__)
 
-READ_SECONDS = 0.2  # for the checkpoint; without it nothing is seen, and nothing is held back
-SHOWN_IDS, LONGEST_ID = 8, 64  # of a rival in a sentence: how many, and how much of each
+READ_SECONDS = 0.2  # for the checkpoint; without an answer no rival is seen, and no list is held back
+SHOWN_IDS, LONGEST_ID = 8, 64  # ids of a rival in a sentence: their number, and characters of each
 REASON = "XPUForeignPlugin"
 
 
 @frozen
 class _Looked:
-    """One look. strange: ids in the checkpoint that we never announced
+    """The result of one look.
 
-    sockets: of other plugins, read before the checkpoint; None where they could not be read
+    strange: ids in the checkpoint that we never announced
+    sockets: of other plugins, read before the checkpoint; None if they could not be read
     """
 
     sight: Sight = Sight.UNKNOWN
@@ -50,12 +51,13 @@ class Directory(Protocol):
 
 
 class RivalWatch:
-    """Whose list the kubelet has under one resource name.
+    """Tells whether the kubelet has our list under one resource name, or a rival's.
 
-    Written by the resource's endpoint and its service; anybody may read `rivalry`.
+    The endpoint and the service of the resource write it; any part may read `rivalry`.
 
-    plugins: the directory in which it looks; without one nothing is seen, ever
-    settle: seconds until a grant shows in the kubelet's lists; events: for the administrator
+    plugins: the kubelet's directory; without one no rival is seen
+    settle: seconds until a grant shows in the kubelet's lists
+    events: for the administrator
     """
 
     def __init__(
@@ -80,10 +82,10 @@ class RivalWatch:
         self._announced = Announced()
         self._listed_at = 0.0
         self._company = Company()
-        self._named = False  # whether a checkpoint has ever named our resource
+        self._named = False  # a checkpoint has named our resource
         self._looked_at: float | None = None
         self._chance = 0.0
-        self.change = asyncio.Event()  # another one after each change of how lists are to be sent
+        self.change = asyncio.Event()  # fires after each change of the way in which lists are sent
 
     @property
     def _pace(self) -> rivals.RivalPace:
@@ -93,12 +95,12 @@ class RivalWatch:
 
     @property
     def away(self) -> bool:
-        """Whether another plugin has the name, or we are just coming back."""
+        """Whether another plugin has the name, or we are taking it back."""
         return self.rivalry.away
 
     @property
     def trouble(self) -> str | None:
-        """A sentence for people while another plugin has the name; None otherwise."""
+        """A sentence for the administrator while another plugin has the name; None otherwise."""
         if not self.rivalry.away:
             return None
         if self.rivalry.phase is Phase.DISPLACED:
@@ -108,21 +110,21 @@ class RivalWatch:
     # --- for the service ------------------------------------------------------------------------
 
     def announce(self, ids: Collection[str], healthy: Collection[str]) -> None:
-        """A list is about to be sent."""
+        """Take note of a list that is about to be sent."""
         self._announced = self._announced.then(ids, healthy, time.time_ns())
         self._listed_at = time.monotonic()
         self._company = replace(self._company, listed=True)
         self._become(rivals.listed(self.rivalry))
 
     async def look_before_list(self) -> None:
-        """Look; again after a while if there is a plugin that may be about to register."""
+        """Look; and again after a while if another plugin may be about to register."""
         looked = await self.look()
         if (seconds := rivals.quiet_in(looked.sockets or (), time.time_ns())) > 0:
             await asyncio.sleep(seconds)
             await self.look()
 
     async def look(self) -> _Looked:
-        """Look at the checkpoint, and at the sockets of other plugins."""
+        """Read the checkpoint and the sockets of other plugins."""
         now = time.monotonic()
         self._looked_at = now
         looked = await self._look()
@@ -139,7 +141,7 @@ class RivalWatch:
     # --- for the endpoint -----------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Our socket is bound anew: nothing has been announced by it."""
+        """Begin anew, as our socket is a new one without an announced list."""
         self._announced, self._company = Announced(), Company()
         if self.rivalry.phase is Phase.DISPLACED:
             logger.info("coming back with all devices withheld resource=%s", self.resource)
@@ -148,22 +150,23 @@ class RivalWatch:
         self._become(rivals.begun(self.rivalry, time.monotonic()))
 
     def forget(self) -> None:
-        """Another kubelet is there: plugins register anew, and the last one counts."""
+        """Forget the rival, as a new kubelet instance runs: plugins register anew, and the last one
+        counts."""
         self._become(rivals.returned(self.rivalry, time.monotonic()))
 
     def mute(self, now: float) -> bool:
-        """Whether the name is left to the rival for now."""
+        """Whether the rival keeps the name for now."""
         return self.rivalry.phase is Phase.DISPLACED and now < rivals.returns_at(
             self.rivalry, self._chance, self._pace.returns
         )
 
     def take_back(self, now: float) -> bool:
-        """Whether it is time to come back, or to register again for a doubt."""
+        """Return whether it is time to take the name back, or to register again because of a doubt."""
         displaced = self.rivalry.phase is Phase.DISPLACED and not self.mute(now)
         return displaced or rivals.anew(self.rivalry, now)
 
     async def follow(self, holders: Callable[[], Awaitable[None]]) -> None:
-        """Look when it is time to; send full lists again once `holders` has looked who holds devices."""
+        """Look at the due times; send full lists again once `holders` has found the holders of devices."""
         now = time.monotonic()
         soon = self._company.listed and now - self._listed_at < self._pace.look
         pause = 0.0 if soon or self.rivalry.away or self.rivalry.silent else self._pace.look
@@ -181,11 +184,11 @@ class RivalWatch:
         if (
             checkpoint is None
             or checkpoint.registered is None
-            or announced is not self._announced  # a list has gone out meanwhile
+            or announced is not self._announced  # a list was sent meanwhile
         ):
             return _Looked(sockets=sockets)
-        # A kubelet that names no resource at all may never do so. One that has named ours has dropped it, as
-        # 5 min after the end of a rival.
+        # Some kubelets never name a resource. One that has named ours has dropped it, for example 5 min after
+        # the end of a rival.
         self._named |= self.resource in checkpoint.registered
         named = self._named or bool(checkpoint.registered)
         ids = checkpoint.registered.get(self.resource, frozenset()) if named else None
@@ -197,16 +200,16 @@ class RivalWatch:
         )
 
     async def _read_both(self) -> tuple[frozenset[SocketIdentity] | None, Checkpoint | None]:
-        """Sockets and checkpoint, read after this call; None for what cannot be read, or not in time.
+        """Return sockets and checkpoint, read after this call; None for a part that cannot be read in time.
 
-        A read that hangs is the only one.
+        A read that hangs stays the only one.
         """
         former = self._reading
         if former is not None and not former.done():
             await asyncio.wait({former}, timeout=READ_SECONDS)
             if not former.done():
                 return None, None
-        if self._reading is former:  # else another look has begun one meanwhile
+        if self._reading is former:  # otherwise another look has begun one meanwhile
             self._reading = asyncio.ensure_future(self._read_now())
         reading = self._reading
         assert reading is not None  # noqa: S101 - mypy takes it for unchanged
@@ -223,7 +226,7 @@ class RivalWatch:
         try:
             return sockets, await self._plugins.checkpoint()
         except UnknownHoldersError:
-            return sockets, None  # said by those who need to know the holders
+            return sockets, None  # the parts that need the holders report it
 
     def _displaced(self) -> None:
         self.displacements += 1
@@ -256,5 +259,5 @@ class RivalWatch:
 
 
 def _shown(ids: Collection[str]) -> list[str]:
-    """The first ids, which come from another plugin, in a form that is fit for a log."""
+    """Return the first ids of another plugin in a printable, short form."""
     return [ascii(id[:LONGEST_ID])[1:-1] for id in sorted(ids)[:SHOWN_IDS]]

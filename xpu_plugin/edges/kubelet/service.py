@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The DevicePlugin gRPC service of one resource: translates between the kubelet and the picture.
 
-Nothing here waits for the library: every answer comes from the picture as it is. Only root can reach the
-socket; but a peer that is broken or worse gets no more than a refusal, and costs the kubelet nothing.
+No call waits for the library: each answer comes from the present picture. Only root can reach the socket. A
+broken or hostile peer gets a refusal, and does not delay the kubelet.
 """
 
 import asyncio
@@ -47,11 +47,11 @@ MOST_KEPT = 8192  # devices, serialised
 WITHHELD = Health("foreign-plugin", "another plugin may have granted it")
 OPTIONS = api.DevicePluginOptions(pre_start_required=True, get_preferred_allocation_available=True)
 
-LONGEST_MESSAGE = 1 << 18  # bytes; ten thousand device ids fit; to look at it takes some 100 times as much
-MOST_CONTAINERS = 64  # in one request; a kubelet asks for one at a time
-MOST_STREAMS = 64  # calls at once on one connection; a kubelet has its stream and a few more
-NOTED_IDS, LONGEST_NOTED_ID = 64, 64  # of a refused request: how many are remembered, and how much of each
-LONGEST_REFUSAL = 500  # characters; gRPC may drop an answer whose text has more than 8 KiB once encoded
+LONGEST_MESSAGE = 1 << 18  # bytes; ten thousand device ids fit; parsing takes some 100 times as much memory
+MOST_CONTAINERS = 64  # in one request; a kubelet sends one at a time
+MOST_STREAMS = 64  # calls at a time on one connection; a kubelet has its stream and a few more
+NOTED_IDS, LONGEST_NOTED_ID = 64, 64  # refused requests that are remembered, and characters of each
+LONGEST_REFUSAL = 500  # characters; gRPC may drop an answer with more than 8 KiB of encoded text
 METHODS = ("Allocate", "GetPreferredAllocation", "PreStartContainer")
 _LENGTHS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _STATUS = {
@@ -69,7 +69,7 @@ A = TypeVar("A")
 def _timed(
     method: Callable[["DevicePluginService", Q, Context], Awaitable[A]],
 ) -> Callable[["DevicePluginService", Q, Context], Awaitable[A]]:
-    """A method whose durations are counted, whatever comes of it."""
+    """Count the durations of a method, with any result."""
 
     @wraps(method)
     async def timed(self: "DevicePluginService", request: Q, context: Context) -> A:
@@ -91,34 +91,35 @@ class Inventories(Protocol):
         """None before the first scan."""
 
     async def beyond(self, generation: int, /) -> Inventory:
-        """The newest inventory, as soon as it is not of that generation."""
+        """Return the newest inventory as soon as its generation is not this one."""
 
 
 class GrantMemory(Protocol):
-    """The memory of grants. `granted`, and `started` up to its first wait, take effect at once."""
+    """The memory of grants. `granted`, and `started` up to its first await, take effect at once."""
 
     @property
     def paths(self) -> Mapping[str, str]:
-        """Device id -> the path of its node as it was granted last."""
+        """Device id -> path of its node at its last grant."""
 
     @property
     def unread(self) -> bool:
-        """Whether the paths that former processes have granted could not be read yet."""
+        """Whether the grants of former processes could not be read yet."""
 
     def granted(self, paths: Mapping[str, str], /) -> None:
-        """Allocate is answered with these."""
+        """Take note of an Allocate answer with these devices."""
 
     async def started(self, paths: Mapping[str, str], /) -> None:
-        """A container starts with these."""
+        """Take note of a container that starts with these devices."""
 
 
 class DevicePluginService:
     """One resource's service.
 
-    node: what a device node is, by name; grants: where each grant and each start of a container is written
-    listed: set when a list has gone out
-    watch: says when no list is to go out, or one without a healthy device; told of each list
-    failures: for an unforeseen error of a method; the caller is refused
+    node: returns the identity of a device node by its name
+    grants: takes each grant and each start of a container
+    listed: set when a list has been sent
+    watch: tells when no list may be sent, or one without a healthy device; learns of each list
+    failures: takes the unforeseen error of a method; the caller is refused
     """
 
     def __init__(
@@ -151,11 +152,11 @@ class DevicePluginService:
 
     @property
     def streams(self) -> int:
-        """How many streams are open; those that were closed from here do not count, ended or not."""
+        """Number of open streams, without those that `close` is ending."""
         return len(self._streams)
 
     def close(self) -> None:
-        """End all streams cleanly; the kubelet sees an end, not an error. Take new ones, on a new socket."""
+        """End all streams: the kubelet sees an end, not an error. New streams come by a new socket."""
         self._closing.set()
         self._closing, self._streams = asyncio.Event(), set()
 
@@ -169,7 +170,7 @@ class DevicePluginService:
     async def ListAndWatch(  # noqa: N802
         self, request: object, context: Context
     ) -> AsyncGenerator[bytes, None]:
-        """The list at once, then again whenever it is another one; a slow reader skips what came between."""
+        """Send the list at once, and again after each change. A slow reader skips lists."""
         stream, streams, closing = object(), self._streams, self._closing
         streams.add(stream)
         self.streams_changed.set()
@@ -222,7 +223,7 @@ class DevicePluginService:
             )
             self._grants.granted({entry.id: entry.device.path for entry in grant.entries})
             self.granted += len(grant.entries)
-            # While the answer is on its way: whoever reads our log may be slow.
+            # After the answer: the reader of our log may be slow.
             asyncio.get_running_loop().call_soon(
                 logger.info,
                 "granted resource=%s ids=%s paths=%s",
@@ -236,7 +237,8 @@ class DevicePluginService:
     async def GetPreferredAllocation(  # noqa: N802
         self, request: api.PreferredAllocationRequest, context: Context
     ) -> api.PreferredAllocationResponse:
-        """An empty preference leaves the choice to the kubelet; an error would fail the pod."""
+        """Prefer devices. An empty preference leaves the choice to the kubelet; an error would fail the
+        pod."""
         try:
             _check_containers(request.container_requests)
         except Refusal as refusal:
@@ -270,7 +272,7 @@ class DevicePluginService:
         except Refusal as refusal:
             asked = request.devices_ids
             await self._refuse(context, "PreStartContainer", "container start", refusal, asked)
-        # Whenever it was granted: now it is held, be it by an ordinary init container, which is never listed.
+        # The start proves a holder, also an ordinary init container, which is never listed.
         await self._grants.started(paths)
         return api.PreStartContainerResponse()
 
@@ -331,9 +333,8 @@ def _parsed(
     answer: Any,
     failures: Failures,
 ) -> Any:
-    """A handler that parses its request where an error can be answered: gRPC itself would log a traceback for
-    each that is malformed, and answer that something unexpected has happened. `Any`: messages and their types
-    are generated."""
+    """Make a handler that parses its request itself. For a malformed request gRPC would log a traceback, and
+    report an unexpected error to the peer. `Any`: messages and their types are generated."""
 
     async def handle(raw: bytes, context: Context) -> Any:
         try:
@@ -346,7 +347,7 @@ def _parsed(
             return await method(message, context)
         except grpc.aio.BaseError:
             raise  # the answer is a refusal
-        except Exception as error:  # noqa: BLE001 - whatever it is, gRPC would serve on
+        except Exception as error:  # noqa: BLE001 - gRPC would serve on
             failures.failed(error)
             await context.abort(grpc.StatusCode.INTERNAL, _FAILED)
 
@@ -354,7 +355,7 @@ def _parsed(
 
 
 def _streamed(service: DevicePluginService) -> Any:
-    """The handler of ListAndWatch: nothing could be wrong in its request, and its answers are serialised."""
+    """Make the handler of ListAndWatch: its request is empty, and its answers are serialised already."""
 
     async def handle(request: object, context: Context) -> AsyncIterator[bytes]:
         try:
@@ -371,7 +372,7 @@ def _streamed(service: DevicePluginService) -> Any:
 
 
 def server_of(service: DevicePluginService) -> grpc.aio.Server:
-    """A server for the service, which has to be given a port and started."""
+    """Make a server for the service. The caller adds a port and starts it."""
     server = grpc.aio.server(
         options=(
             ("grpc.max_receive_message_length", LONGEST_MESSAGE),
@@ -396,24 +397,24 @@ def server_of(service: DevicePluginService) -> grpc.aio.Server:
 
 
 def listing(entries: Sequence[Entry]) -> bytes:
-    """The list as the kubelet reads it: a ListAndWatchResponse, serialised.
+    """Return the list as a serialised ListAndWatchResponse.
 
-    Messages of one kind that are put behind one another are one message. So each device is made once and not
-    again with each change of another one.
+    Concatenated messages of one type are one message. So each device is serialised once, and not again after
+    each change of another device.
     """
     return b"".join(_listed(entry.id, str(entry.health), entry.device.numa) for entry in entries)
 
 
 @lru_cache(maxsize=MOST_KEPT)
 def _listed(id: str, health: str, numa: int | None) -> bytes:
-    """A list of one device."""
+    """Return a serialised list of one device."""
     topology = None if numa is None else api.TopologyInfo(nodes=[api.NUMANode(ID=numa)])
     answer = api.ListAndWatchResponse(devices=[api.Device(ID=id, health=health, topology=topology)])
     return answer.SerializeToString()
 
 
 def _check_containers(containers: Sized) -> None:
-    """Refuse what would take the event loop for seconds; before any of it is looked at."""
+    """Refuse a request that would block the event loop for seconds, before its content is read."""
     if len(containers) > MOST_CONTAINERS:
         raise Refusal(
             Cause.INVALID, f"{len(containers)} containers in one request; accepted: {MOST_CONTAINERS} at most"

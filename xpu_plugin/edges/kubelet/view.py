@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kubelet as it shows itself: its list of pods, its checkpoint, its instance. One reader for all.
+"""The one reader of the kubelet: its list of pods, its checkpoint, its instance.
 
-Answers are shared between those who ask and kept for a while; each says when it was asked for. None of this
-keeps the event loop waiting.
+Callers share answers, which are kept for a while. Each answer has the time of its request. No read blocks the
+event loop.
 """
 
 import asyncio
@@ -19,16 +19,17 @@ from xpu_plugin.model.registration import SocketIdentity
 
 
 FRESH_SECONDS = 5.0
-READ_SECONDS = 5.0  # for the disk of the kubelet's directory to answer
+READ_SECONDS = 5.0  # for a read from the disk of the kubelet's directory
 
 
 @frozen
 class Listed:
     """An answer of the pod resources API.
 
-    began: when it was asked for, in seconds of the view's clock
-    instance: the kubelet instance that was there from then until the answer, else None
-    listing: None where there is no such API, or no answer; trouble: why there is no answer
+    began: time of the request, in seconds of the view's clock
+    instance: the kubelet instance, if the same ran from the request to the answer; else None
+    listing: None without such an API, or without an answer
+    trouble: reason for which there is no answer
     """
 
     began: float
@@ -41,8 +42,10 @@ class Listed:
 class Written:
     """The checkpoint as it was read.
 
-    began, instance: as in `Listed`; state: the file's identity then, None where there is no file
-    checkpoint: None where it cannot be read; trouble: why it cannot
+    began, instance: as in `Listed`
+    state: identity of the file at that time; None without a file
+    checkpoint: None if it cannot be read
+    trouble: reason for which it cannot be read
     """
 
     began: float
@@ -53,7 +56,7 @@ class Written:
 
 
 class KubeletView:
-    """Reads what the kubelet of one node shows of itself."""
+    """Reads the state of this node's kubelet."""
 
     def __init__(
         self,
@@ -73,23 +76,25 @@ class KubeletView:
         self._listed: Listed | None = None
         self._written: Written | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._asked = self._read = self._done = 0  # lists asked for; checkpoints begun to be read, and read
+        self._asked = self._read = self._done = (
+            0  # numbers of requests for a list, of reads of the checkpoint begun, and ended
+        )
 
     @property
     def instance(self) -> SocketIdentity | None:
-        """The kubelet instance that is there now; None when there is none."""
+        """The kubelet instance that runs now; None if there is none."""
         return identity_of(self._kubelet)
 
     @property
     def checkpoint_changed(self) -> bool:
-        """Whether the checkpoint is another file than the one that was read last."""
+        """Whether the checkpoint differs from the file that was read last."""
         return self._written is None or self._written.state != _state(self._checkpoint)
 
     async def listing(self, *, oldest: float = FRESH_SECONDS) -> Listed:
-        """The list of pods, asked for no earlier than `oldest` seconds ago. Never raises for the kubelet."""
+        """Return the list of pods, requested at most `oldest` seconds ago. No state of the kubelet raises."""
         since, asked = self._clock() - oldest, self._asked
         async with self._asking:
-            # Asked for after this call, by another caller, it is new enough too.
+            # A later request by another caller is new enough, too.
             if self._listed is None or (self._asked == asked and self._listed.began <= since):
                 self._asked += 1
                 began, instance = self._clock(), self.instance
@@ -104,9 +109,9 @@ class KubeletView:
             return self._listed
 
     async def checkpoint(self, *, oldest: float = FRESH_SECONDS) -> Written:
-        """The checkpoint, read no earlier than `oldest` seconds ago. Never raises for the file.
+        """Return the checkpoint, read at most `oldest` seconds ago. No state of the file raises.
 
-        Cancelled, as by a deadline, or late, the reading goes on; the next caller waits for that one first.
+        A read goes on after a cancellation or a deadline; the next caller waits for it first.
         """
         asked, read = self._clock(), self._read
         while self._written is None or (self._done <= read and self._written.began <= asked - oldest):
@@ -144,7 +149,7 @@ class KubeletView:
         return instance if instance == self.instance else None
 
     async def answers(self, *, oldest: float = FRESH_SECONDS, checkpoint_alone: bool = False) -> Answers:
-        """The kubelet's answers, each asked for no earlier than `oldest` seconds before this call.
+        """Return the kubelet's answers, each requested at most `oldest` seconds before this call.
 
         With `oldest` 0, two calls one after the other never share an answer.
         """
@@ -166,7 +171,7 @@ class KubeletView:
 
 
 def written_by(instance: SocketIdentity | None, checkpoint: Checkpoint | None) -> bool:
-    """Whether this very instance has written the checkpoint; an earlier one may have, which is still read."""
+    """Return whether this instance has written the checkpoint, and not an earlier one."""
     return instance is not None and checkpoint is not None and (checkpoint.written_ns > instance.changed_ns)
 
 

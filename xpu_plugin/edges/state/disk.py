@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A thread for file work, which may take its time: the event loop never waits for a disk."""
+"""A thread for file work: the event loop never waits for a disk."""
 
 import asyncio
 import contextlib
@@ -17,11 +17,12 @@ T = TypeVar("T")
 
 
 class DiskThread:
-    """One daemon thread that makes the calls it is given, one after the other.
+    """One daemon thread that makes calls one after the other.
 
-    It is started at once and kept, so that a later lack of threads stops no work; where none can be started,
-    each call tries again. A call that does not return holds up the calls behind it, and not the event loop.
-    It holds up the end of the process only while it waits in the kernel for a disk.
+    It starts at once and is kept, so that a later lack of threads stops no work; without one, each call tries
+    again. A call that hangs delays the calls behind it, and not the event loop. It delays the end of the
+    process
+    only while it waits in the kernel for a disk.
     """
 
     def __init__(self, name: str) -> None:
@@ -34,8 +35,8 @@ class DiskThread:
             self._start()
 
     def call_now(self, seconds: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `call`, before the event loop serves: waits here. Raises TimeoutError after `seconds`, and once
-        `give_up` was called."""
+        """Make a call and wait for it, before the event loop serves. Raises TimeoutError after `seconds`, and
+        after `give_up`."""
         self._start()
         done: Future[T] = Future()
         self._awaited = done
@@ -61,15 +62,16 @@ class DiskThread:
             self._awaited = None
 
     def give_up(self) -> None:
-        """The process is to end: `call_now` waits no longer. For a signal handler, which interrupts it."""
+        """End the wait of `call_now`, as the process ends. For a signal handler, which interrupts it."""
         self._given_up = True
         if self._awaited is not None:
             with contextlib.suppress(InvalidStateError):
                 self._awaited.set_exception(TimeoutError())
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The function's result, or what it raises; OSError where there is no thread. Cancelled, the call is
-        still made."""
+        """Return the function's result, or raise its error; OSError without a thread. The call is made also
+        after
+        a cancellation."""
         self._start()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[tuple[T | None, BaseException | None]] = loop.create_future()
@@ -91,8 +93,8 @@ class DiskThread:
         self._calls.put(work)
         result, error = await done
         if error is not None:
-            # An error holds the frames that it has passed, with megabytes in them at times. No such frame may
-            # hold the error: both would stay until a garbage collection.
+            # An error holds its frames, sometimes with megabytes. No such frame may hold the error: both
+            # would stay until a garbage collection.
             del done
             try:
                 raise error
@@ -116,5 +118,5 @@ class DiskThread:
 
 @cache
 def state_thread() -> DiskThread:
-    """The thread for the files in --state-dir."""
+    """Return the thread for the files in --state-dir."""
     return DiskThread("state")

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of grants: which node path each device id was last granted as.
+"""The record of grants: the node path of each device id at its last grant.
 
-A restarting container gets its old Allocate answer again from the kubelet, whatever has changed since.
-This record is how PreStartContainer knows what that answer said. Losing it means that such containers
-are refused until their pod is created anew; it never means that one gets a wrong device.
+A restarting container gets its old Allocate answer again from the kubelet, after any change of the devices.
+PreStartContainer reads that answer from this record. Without the record, such containers are refused until
+their
+pod is created anew; none gets a wrong device.
 """
 
 import asyncio
@@ -24,9 +25,10 @@ _FILE = "grants.json"
 
 @frozen(kw_only=False)
 class Shown:
-    """The holder of a device as the kubelet's list has shown it last.
+    """The holder of a device by the kubelet's last list.
 
-    container: `namespace/pod/container`; kubelet: that kubelet instance, in a text
+    container: `namespace/pod/container`
+    kubelet: that kubelet instance, as text
     """
 
     container: str
@@ -35,9 +37,10 @@ class Shown:
 
 @frozen(kw_only=False)
 class _Contents:
-    """Of the file. listed: ids that the kubelet's list of pods has shown since they were granted
+    """The content of the file.
 
-    holders: of those ids, as far as they are known
+    listed: ids that the kubelet's list of pods has shown since their grant
+    holders: of those ids, as far as known
     """
 
     paths: Mapping[str, str]
@@ -65,44 +68,44 @@ class GrantRecord:
             "are created anew",
             apart=apart,
         )
-        self.patience = patience  # of a container's start
+        self.patience = patience  # for the disk, at a container's start
         self.paths: dict[str, str] = {}
         self.listed: set[str] = set()
         self.holders: dict[str, Shown] = {}
         self._writing = asyncio.Lock()
-        self._due: dict[str, str] = {}  # what containers have started with, to be written
+        self._due: dict[str, str] = {}  # devices of started containers that are not written yet
         self._writer: asyncio.Task[None] | None = None
         self._working: set[asyncio.Task[None]] = set()
-        self._late = False  # the disk has not answered in time, and not since
+        self._late = False  # the disk missed a deadline and has not answered since
         if self._record.read_now():
             self._take_in(_EMPTY)
 
     @property
     def unread(self) -> bool:
-        """Whether the file is there and could not be read yet. It counts as neither empty nor known; it is
-        not written before it has been read."""
+        """Whether the file exists and could not be read yet. It counts as neither empty nor known, and is not
+        written before it was read."""
         return self._record.unread
 
     async def reread(self) -> bool:
-        """Take in what another plugin has written since; what was granted here and is not written stays.
+        """Take in the file as another plugin has written it. Own grants that are not written yet stay.
 
-        Whether the file could be read.
+        Return whether the file could be read.
         """
         async with self._writing:
             return await self._reread()
 
     def granted(self, paths: Mapping[str, str]) -> None:
-        """Allocate answered; the container has not started yet."""
+        """Take note of an Allocate answer; the container has not started yet."""
         self.paths.update(paths)
         self.listed.difference_update(paths)
         self.holders = {id: shown for id, shown in self.holders.items() if id not in paths}
 
     async def started(self, paths: Mapping[str, str]) -> None:
-        """A container starts with these: write them down, if they are not yet.
+        """Write down the devices of a container that starts.
 
-        A device that is not offered just now may be held still, so none is forgotten here. A directory that
-        cannot be written is complained of once and costs no more than the record, and so does a disk that
-        does not answer: what it is asked to write is written when it does.
+        A device that is not offered now may still be held, so none is forgotten here. A directory that
+        cannot be
+        written is reported once and costs only the record. A disk that does not answer delays the write.
         """
         self._due.update(paths)
         if self._writer is None or self._writer.done():
@@ -123,9 +126,9 @@ class GrantRecord:
                 await self._record.write(self._wanted({**written.paths, **paths}))
 
     async def forget(self, ids: Callable[[], Collection[str]]) -> None:
-        """No container has these any more; asked for when there is nothing to wait for, as for `saw`.
+        """Remove ended grants. The callback is called at the moment of the write, as for `saw`.
 
-        While the disk does not answer nothing is forgotten.
+        While the disk does not answer, no grant is removed.
         """
         if not self._late:
             await self._wait_for(asyncio.ensure_future(self._forget(ids)))
@@ -145,8 +148,9 @@ class GrantRecord:
                 )
 
     async def saw(self, holders: Callable[[], Mapping[str, Shown]]) -> None:
-        """The kubelet's list of pods shows these; asked for when there is nothing to wait for any more, as
-        one of them may be granted anew meanwhile. While the disk does not answer nothing is taken in."""
+        """Record the holders by the kubelet's list. The callback is called at the moment of the write, as a
+        device
+        may be granted anew before. While the disk does not answer, no holder is recorded."""
         if not self._late:
             await self._wait_for(asyncio.ensure_future(self._saw(holders)))
 
@@ -163,7 +167,7 @@ class GrantRecord:
                 await self._record.write(wanted)
 
     async def _wait_for(self, work: asyncio.Task[None]) -> None:
-        """Wait for work on the disk to end, for a bounded time and not again before the disk answers."""
+        """Wait a bounded time for work on the disk; after a missed deadline not again before it answers."""
         self._working.add(work)
         work.add_done_callback(self._answered)
         done, _ = await asyncio.wait({work}, timeout=0 if self._late else self.patience)
@@ -188,7 +192,7 @@ class GrantRecord:
         return not self.unread
 
     def _take_in(self, before: _Contents) -> None:
-        """Take in the file, and keep grants of this process. before: the file's content before"""
+        """Take in the file, and keep grants of this process. before: the earlier content of the file"""
         found = self._record.content
         ours = {id: path for id, path in self.paths.items() if before.paths.get(id) != path}
         self.paths = {**found.paths, **ours}
@@ -214,5 +218,5 @@ def _decoded(document: Any) -> _Contents:
         str(id): Shown(str(container), str(kubelet))
         for id, (container, kubelet) in document.get("holders", {}).items()
     }
-    # Without the words, the file is of a release that did not ask.
+    # A file without these members is of an older release.
     return _Contents(grants, frozenset(map(str, document.get("listed", grants))), holders)

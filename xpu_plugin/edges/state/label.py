@@ -13,7 +13,7 @@ _FILE = "label.json"
 
 
 class LabelRecord(Record[Kept | None]):
-    """The label that the node had when it was last seen; in `directory`/label.json."""
+    """The label of the node as it was last seen, in `directory`/label.json."""
 
     def __init__(self, directory: Path, *, apart: bool = False) -> None:
         super().__init__(
@@ -29,7 +29,7 @@ class LabelRecord(Record[Kept | None]):
 
 
 def forget(directory: Path) -> bool:
-    """Remove the record; whether there was one. Raises OSError."""
+    """Remove the record; return whether there was one. Raises OSError."""
     try:
         (directory / _FILE).unlink()
     except FileNotFoundError:

@@ -12,7 +12,7 @@ _FILE = "quarantine.json"
 
 
 class QuarantineRecord:
-    """id -> the reason of its last illness, for what is in quarantine; in `directory`/quarantine.json."""
+    """id -> last reason, for devices in quarantine; in `directory`/quarantine.json."""
 
     def __init__(self, directory: Path, *, apart: bool = False) -> None:
         self._record: Record[Mapping[str, str]] = Record(
@@ -28,21 +28,21 @@ class QuarantineRecord:
 
     @property
     def reasons(self) -> Mapping[str, str]:
-        """As they are in the file, when it was read or written last."""
+        """The reasons in the file, as it was read or written last."""
         return self._record.content
 
     @property
     def unread(self) -> bool:
-        """Whether the file could not be read yet; it is not to be written before."""
+        """Whether the file could not be read yet. It must not be written before."""
         return self._record.unread
 
     async def reread(self) -> Mapping[str, str]:
-        """`reasons` as they are in the file now; as they were where it cannot be read."""
+        """Return the present `reasons` of the file; the former ones if it cannot be read."""
         await self._record.read()
         return self.reasons
 
     async def write(self, reasons: Mapping[str, str]) -> None:
-        """Keep these, and nothing else. A directory that cannot be written is complained of once."""
+        """Keep exactly these. A directory that cannot be written is reported once."""
         await self._record.write(dict(reasons))
 
 

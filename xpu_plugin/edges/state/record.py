@@ -85,7 +85,7 @@ class Record(Generic[T]):
         return True
 
     async def replace(self, content: T) -> None:
-        """Have this content on the disk. Raises OSError."""
+        """Write this content to the disk. Raises OSError."""
         document = self._encode(content)
         if document is None:
             await self._disk.call(self.path.unlink, missing_ok=True)
@@ -105,7 +105,7 @@ class Record(Generic[T]):
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:  # also without a thread
+        except OSError as error:  # a lack of threads, too
             self.unread = True
             if self._read_trouble.changed(why := disk_trouble(error)):
                 logger.warning(

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Replacement of a small file, whole or not at all; as a program, by a process of its own.
 
-A thread that waits for a disk which does not answer cannot be killed, and neither can its process: the plugin
-would not end before the disk answers. So the plugin leaves such work to a child, which it need not wait for.
-Of few imports, as it is started for each write.
+A thread that waits for a disk cannot be killed, and neither can its process: the plugin would not end before
+the
+disk answers. So a child does this work, and the plugin need not wait for it. This module imports little, as
+it is
+started for each write.
 """
 
 # Without pathlib, which would be a third of the child's start.
@@ -16,7 +18,7 @@ import sys
 from collections.abc import Callable
 
 
-GIVE_UP_SECONDS = 30.0  # for the child; then it is killed, which takes effect once the disk answers
+GIVE_UP_SECONDS = 30.0  # for the child; then it is killed, with effect once the disk answers
 
 Replace = Callable[..., None]
 """`replace`, or what does the same elsewhere."""
@@ -25,9 +27,9 @@ Replace = Callable[..., None]
 def replace(path: str, text: bytes, *, tidy: bool = False, aside: bool = False, parent: int = 0) -> None:
     """Write a file so that it is there after a power failure. Raises OSError.
 
-    tidy: remove drafts that a killed process has left; aside: keep the file that is there as `NAME.damaged`
-    parent: the process for which this is done; when it has ended, another one may have written meanwhile, and
-    nothing is replaced
+    tidy: remove the drafts of killed processes
+    aside: keep the present file as `NAME.damaged`
+    parent: the process that asks; after its end another one may have written, and the file is not replaced
     """
     directory, name = os.path.split(path)
     os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -62,7 +64,7 @@ def replace(path: str, text: bytes, *, tidy: bool = False, aside: bool = False, 
 
 
 def replace_apart(path: str, text: bytes, *, tidy: bool = False, aside: bool = False) -> None:
-    """`replace` by a child process, or here where none can be started. Raises OSError."""
+    """Call `replace` in a child process, or here if none can be started. Raises OSError."""
     import subprocess  # noqa: PLC0415 - the child does not need it
 
     parts = (str(os.getpid()).encode(), f"{tidy:d}{aside:d}".encode(), os.fsencode(path), text)

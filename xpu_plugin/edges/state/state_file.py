@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small files: read whole and within bounds, from regular files only; replaced whole or not at all."""
+"""Small files: reads are bounded and of regular files only; a file is replaced whole or not at all."""
 
 import json
 import os
@@ -19,18 +19,18 @@ DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 LONGEST_REASON = 200
 """Characters of a sentence about content from outside, which Python may quote whole."""
 
-_CHUNK = 1 << 20  # bytes that are read at a time
+_CHUNK = 1 << 20  # bytes of one read
 
 T = TypeVar("T")
 
 
 def read(file: Path, *, most: int = MOST_BYTES) -> bytes:
-    """The content of a regular file, without waiting for a writer as a FIFO would.
+    """Return the content of a regular file, without the wait of a FIFO.
 
-    Raises OSError when it cannot be read now, and ValueError when it is not a regular file or longer than
-    `most` bytes.
+    Raises OSError if it cannot be read now, and ValueError if it is no regular file or longer than `most`
+    bytes.
     """
-    if not stat.S_ISREG(os.stat(file).st_mode):  # noqa: PTH116 - opening a device node may have effects
+    if not stat.S_ISREG(os.stat(file).st_mode):  # noqa: PTH116 - an open of a device node may have effects
         raise ValueError("not a regular file")
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
@@ -50,15 +50,15 @@ def read(file: Path, *, most: int = MOST_BYTES) -> bytes:
 
 
 def reason(error: Exception) -> str:
-    """Why a file cannot be used, in one bounded line: type and text of the error."""
+    """Return why a file cannot be used, in one bounded line: type and text of the error."""
     text = str(error)
     return f"{type(error).__name__}: {text[:LONGEST_REASON]}{'...' if len(text) > LONGEST_REASON else ''}"
 
 
 class StateFile:
-    """One JSON file that outlives the process. It has one writer: the instance that holds the lock.
+    """One JSON file that outlives the process. Its only writer is the instance that holds the lock.
 
-    apart: whether it is written by another process, which may wait for a disk for ever
+    apart: a child process writes it, which may wait for a disk for ever
     """
 
     def __init__(self, file: Path, *, apart: bool = False) -> None:
@@ -68,10 +68,10 @@ class StateFile:
         self._tidied = False
 
     def load(self, decode: Callable[[Any], T]) -> T | None:
-        """The decoded content; None where there is no file. Changes nothing on the disk.
+        """Return the decoded content; None without a file. Changes nothing on the disk.
 
-        Raises OSError when the file cannot be read now: that is no reason to take it for empty. Raises one of
-        DAMAGED for content that is not as it should be; `replace` then keeps that file aside.
+        Raises OSError if the file cannot be read now; it must not count as empty. Raises one of DAMAGED for
+        invalid content; `replace` then keeps that file aside.
         """
         self._damaged = False
         try:
@@ -83,10 +83,10 @@ class StateFile:
             raise
 
     def replace(self, document: object) -> None:
-        """Write the file whole or not at all, and so that it is there after a power failure.
+        """Write the file whole or not at all; it survives a power failure.
 
-        A damaged file is kept beside it as `NAME.damaged`. Drafts that a killed process has left are removed.
-        Raises OSError.
+        A damaged file is kept beside it as `NAME.damaged`. The drafts of killed processes are removed. Raises
+        OSError.
         """
         text = json.dumps(document, indent=1, sort_keys=True)
         replace = replacing.replace_apart if self._apart else replacing.replace

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of the VFs that the driver is asked for: the next process keeps that card closed by it.
+"""The record of a request for VFs to the driver. By it the next process withholds that card.
 
-The driver may carry out a request after the process that made it was killed.
+The driver may carry out a request after the death of the process that sent it.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ class VfRecord:
             apart=apart,
         )
         self._boot = _boot(boot_id)
-        self._doubtful = False  # whether a write was begun of which the end is not known
+        self._doubtful = False  # a write began and its end is unknown
 
     @property
     def path(self) -> Path:
@@ -41,24 +41,24 @@ class VfRecord:
 
     @property
     def request(self) -> Request | None:
-        """As the file was read or written last."""
+        """The request in the file, as it was read or written last."""
         return self._record.content
 
     @property
     def unread(self) -> bool:
-        """Whether the file was not read yet, or could not be; it is not to be written before."""
+        """Whether the file was not read yet, or could not be. It must not be written before."""
         return self._record.unread
 
     async def read(self) -> None:
-        """Take in the file; `unread` says whether that was possible."""
+        """Take in the file; `unread` tells whether that was possible."""
         await self._record.read()
 
     def says(self, request: Request | None) -> bool:
-        """Whether this, and nothing else, is known to be in the file."""
+        """Return whether the file is known to hold exactly this."""
         return not (self.unread or self._doubtful) and self.request == request
 
     async def write(self, request: Request | None) -> None:
-        """Have the file say this; it is on the disk when this returns. Raises OSError."""
+        """Write the request; it is on the disk when this returns. Raises OSError."""
         self._doubtful = True
         async with asyncio.timeout(WRITE_SECONDS):
             await self._record.replace(request)
@@ -78,7 +78,7 @@ class VfRecord:
 
 
 def _boot(file: Path) -> str:
-    """An id of this boot of the host; empty where there is none."""
+    """Return an id of this boot of the host; empty if there is none."""
     try:
         return file.read_text(encoding="ascii").strip()
     except (OSError, ValueError):

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server's end of the worker: start it, ask it with a deadline, replace it.
+"""The client of the worker: starts it, asks it with a deadline, replaces it.
 
-Whatever the library does to the worker, the caller here gets an answer or one error, and soon: a worker
-that hangs, dies or talks nonsense is killed and never waited for, as one that is stuck in the driver
-cannot die. The progress word then tells which call of which device it was.
+The caller gets an answer or one error within the deadline. A worker that hangs, dies or answers nonsense is
+killed and never waited for: a process that is stuck in the driver cannot die. The progress word then names
+the
+call and the device.
 """
 
 import asyncio
@@ -38,12 +39,12 @@ from xpu_plugin.xpuml import Call, StateAnswer, WrongDeviceError, error
 
 logger = logging.getLogger(__name__)
 
-MOST_STUCK = 8  # workers that were killed and are still there; 9 MB each
-LOOKS = 8  # at the progress word within a deadline, which may end that much later than it should
-REAP_SECONDS = 0.1  # after a kill, to look whether the process is gone
-START_SECONDS = 30.0  # for a fresh interpreter on a loaded machine; the library's own calls are apart
+MOST_STUCK = 8  # killed workers that still exist; 9 MB each
+LOOKS = 8  # between looks at the progress word; a deadline may end that much later
+REAP_SECONDS = 0.1  # between a kill and the check that the process is gone
+START_SECONDS = 30.0  # for a fresh interpreter on a loaded machine, without the library's calls
 WEIGH_SECONDS = 0.1  # between looks at the memory of a worker that takes long to answer
-_LONGEST_NONSENSE = 200  # characters that are quoted
+_LONGEST_NONSENSE = 200  # quoted characters of a text
 CAUSES = ("rescan", "hung", "died", "malformed", "failed", "cancelled", "grown")
 """Why a worker is replaced: a scan needs a fresh one; it missed a deadline, ended, or answered malformed
 data; the library failed as a whole; the caller was cancelled; it took too much memory."""
@@ -52,9 +53,9 @@ T = TypeVar("T")
 
 
 class WorkerError(PluginError):
-    """The worker could not answer; it has been killed, the next request starts a fresh one.
+    """The worker could not answer. It has been killed, and the next request starts a fresh one.
 
-    call: the native call that was in flight, if one was
+    call: the native call in flight, if any
     """
 
     def __init__(self, text: str, call: Call | None = None) -> None:
@@ -67,32 +68,33 @@ class WorkerHungError(WorkerError):
 
 
 class WorkerDiedError(WorkerError):
-    """The process ended, or what it said was no answer."""
+    """The process ended, or did not send an answer."""
 
 
 class WorkerGrownError(WorkerError):
-    """It took more memory than it may have, and was ended before the kernel would end the whole container."""
+    """The worker exceeded its memory. It was killed before the kernel would kill the whole container."""
 
 
 class TooManyStuckError(WorkerError):
-    """No fresh worker is started while so many killed ones have not gone."""
+    """No fresh worker is started while so many killed ones still exist."""
 
 
 class BusyError(WorkerError):
-    """Nothing was asked, as it was not the time."""
+    """The worker was not asked, as only states may be asked now."""
 
 
 class LibraryError(PluginError):
-    """No usable libxpuml; the text says which paths were tried and what was wrong with each."""
+    """No usable libxpuml. The text names the paths that were tried, each with its error."""
 
 
 @frozen
 class Target:
-    """What a worker opens, and where it looks.
+    """The files and directories of a worker.
 
-    libraries: paths, the first usable one is taken; environment: added to the worker's own
-    host_root: the directory below which links lead where they lead on the host
-    most_bytes: of memory that the worker may have; None for as many as it likes
+    libraries: paths; the first usable one is opened
+    environment: added to the worker's own
+    host_root: directory below which links are followed as on the host
+    most_bytes: memory limit of the worker; None for no limit
     """
 
     libraries: tuple[str, ...]
@@ -105,13 +107,13 @@ class Target:
 
 
 class WorkerClient:
-    """Asks the worker, one request at a time; starts it when there is none.
+    """Asks the worker, one request at a time; starts it if there is none.
 
-    call_timeout: seconds without progress after which a request fails: each native call has as long, so that
-        a round of many slow calls may take longer
-    spare: a worker that has been started already, for the first scan
-    most_stuck: workers that were killed and are still there, at which no further one is started
-    ended: fired when the worker of the last scan ends while no request is under way
+    call_timeout: seconds without progress after which a request fails. Each native call has this time, so a
+        round of many slow calls may take longer.
+    spare: a worker that was started already, for the first scan
+    most_stuck: number of killed workers that still exist at which no further one is started
+    ended: fired when the worker of the last scan ends while no request is in progress
     """
 
     def __init__(
@@ -143,12 +145,13 @@ class WorkerClient:
     async def scan(
         self, skip: Collection[int] = (), *, only: int | None = None, seconds: float | None = None
     ) -> Scan | None:
-        """Scan with a fresh worker, as a library lists devices honestly only once.
+        """Scan with a fresh worker, as the library lists devices correctly only once in a process.
 
-        skip: indexes not to touch; only: the one index to touch, where all others are to be left out
-        seconds: without progress, if that is to be another limit than that of all requests
+        skip: indexes not to touch
+        only: the one index to touch
+        seconds: limit without progress, in place of `call_timeout`
 
-        None when device nodes came or went meanwhile. Raises WorkerError, LibraryError, XpumlError.
+        Return None if device nodes came or went meanwhile. Raises WorkerError, LibraryError, XpumlError.
         """
         async with self._turn():
             self._discard("rescan")
@@ -165,12 +168,11 @@ class WorkerClient:
             return scan
 
     async def sweep(self, skip: Collection[int] = ()) -> list[StateAnswer | None]:
-        """Ask the worker of the last scan for all states, by index; None for skipped ones.
+        """Ask the worker of the last scan for all states, by index; None for skipped indexes.
 
-        While it answers alike, the very same list is returned: thousands of devices need not be looked at
-        again to find out that nothing has changed.
+        Equal answers return the same list object, so that a caller sees at once that nothing has changed.
 
-        Raises WorkerError, also when that worker is gone: its indexes mean nothing to another.
+        Raises WorkerError, also if that worker has ended: its indexes are valid for no other.
         """
         async with self._lock:
             process, left_out = self._scanned(), sorted(skip)
@@ -187,8 +189,8 @@ class WorkerClient:
             return answer
 
     async def host(self) -> Host:
-        """The host's facts as they are now, to compare with those of the last scan: the very same object
-        while they are the same. Raises WorkerError."""
+        """Return the present facts of the host, to compare with those of the last scan: the same object while
+        they are equal. Raises WorkerError."""
         async with self._turn():
             last = self._told
             host = await self._ask(
@@ -203,14 +205,15 @@ class WorkerClient:
             return host
 
     async def replaced(self) -> str | None:
-        """None while the file of the library that the worker has open is the same, or where that cannot be
-        told; else a mark of the file that is there now, "" for none. Raises WorkerError."""
+        """Return the identity of the library's present file, "" for none; None while it is the file that the
+        worker has open, or if that is unknown. Raises WorkerError."""
         async with self._turn():
             return await self._ask(self._scanned(), self.call_timeout, "replaced", mark_of)
 
     async def trial(self) -> Mapping[str, str]:
-        """Open the library as a fresh worker would, and end that one: path and version of what it opened. The
-        worker of the last scan goes on.
+        """Open the library with another fresh worker, and end that one. Return path and version of the
+        library.
+        The worker of the last scan goes on.
 
         Raises WorkerError, LibraryError, XpumlError.
         """
@@ -222,13 +225,14 @@ class WorkerClient:
         return other._opened
 
     async def usage(self, indexes: Collection[int], card: str) -> Usage:
-        """Who uses a card, as far as library and sysfs tell.
+        """Return the users of a card, as far as library and sysfs know them.
 
-        indexes: of the last scan, those of the card and its VFs; no other device is touched
+        indexes: of the card and its VFs in the last scan; no other device is touched
         card: its PCI address
 
-        Asks the worker of the last scan; raises WorkerError, also when that is gone, WrongDeviceError for an
-        index that it does not have, XpumlError, and LibraryError when sysfs cannot be read.
+        Ask the worker of the last scan. Raises WorkerError, also if that worker has ended; WrongDeviceError
+        for
+        an unknown index; XpumlError; LibraryError if sysfs cannot be read.
         """
         async with self._turn():
             return await self._ask(
@@ -242,17 +246,17 @@ class WorkerClient:
             )
 
     async def gauges(self, skip: Collection[int] = ()) -> list[Gauges]:
-        """Ask the worker of the last scan for what each device measures; skipped ones are left out.
+        """Ask the worker of the last scan for the measurements of each device but the skipped ones.
 
-        Raises WorkerError, also when that worker is gone.
+        Raises WorkerError, also if that worker has ended.
         """
         async with self._turn():
             return await self._ask(self._scanned(), self.call_timeout, "gauges", gauges_of, skip=sorted(skip))
 
     async def processes(self, skip: Collection[int] = ()) -> Mapping[str, tuple[Process, ...] | None]:
-        """Ask the worker of the last scan who computes where: by PCI address, as in `Usage`.
+        """Ask the worker of the last scan for the processes at each PCI address, as in `Usage`.
 
-        Raises WorkerError, also when that worker is gone.
+        Raises WorkerError, also if that worker has ended.
         """
         async with self._turn():
             return await self._ask(
@@ -260,15 +264,18 @@ class WorkerClient:
             )
 
     async def set_sriov_vf_num(self, index: int, number: int, pci: str, *, seconds: float) -> None:
-        """Split the card at an index of the last scan into `number` VFs; 0 takes them away.
+        """Set the number of VFs of the card at an index of the last scan; 0 removes them.
 
-        pci: the card's address; seconds: for each native call of this request, whatever others have
+        pci: the card's address
+        seconds: time limit of each native call of this request
 
-        Nothing was changed after WrongDeviceError (the index is another device, or none), ValueError (more
-        VFs than the device can have, or no number of VFs) and "there is no worker that has scanned". After
-        XpumlError (the driver refuses: somebody uses the card, the board cannot) and any other WorkerError
-        the VFs may be there, gone, or others: only a scan tells. It is due after success, too, as the
-        worker's indexes of VFs hold no longer; that of the card does.
+        WrongDeviceError (the index is another device, or none), ValueError (more VFs than the device can
+        have,
+        or no valid number) and "there is no worker that has scanned" mean that nothing has changed. After
+        XpumlError (the driver refuses: a process uses the card, or the board cannot) and any other
+        WorkerError
+        the number of VFs is unknown until a scan. A scan is due after success, too: the indexes of VFs are no
+        longer valid, while the index of the card is.
         """
         async with self._turn():
             await self._ask(
@@ -282,9 +289,9 @@ class WorkerClient:
             )
 
     async def opens(self, number: int) -> bool:
-        """Whether the node xpuN can be opened: tried by a worker of its own that opens nothing else.
+        """Return whether the node xpuN can be opened, tried by a fresh worker that opens nothing else.
 
-        A worker of a former scan ends. Raises WorkerError.
+        The worker of the last scan ends. Raises WorkerError.
         """
         async with self._turn():
             self._discard(None)
@@ -307,7 +314,7 @@ class WorkerClient:
         self._discard(None)
 
     async def close(self) -> None:
-        """Kill the worker; give it a moment to go, for a tidy exit."""
+        """Kill the worker, and wait a moment for its end."""
         self._process = self._process or self._spare
         self._discard(None)
         for _ in range(20):
@@ -318,10 +325,11 @@ class WorkerClient:
 
     @contextlib.asynccontextmanager
     async def states_only(self) -> AsyncIterator[None]:
-        """Allow no request but `sweep` until the end: any other raises BusyError at once.
+        """Allow only `sweep` within this context; any other request raises BusyError at once.
 
-        Begins when the request under way has been answered. A listing or a scan opens all nodes, and makes
-        the driver refuse to change the VFs of a card.
+        It begins after the answer to the request in progress. A listing or a scan opens all nodes, and makes
+        the
+        driver refuse to change the VFs of a card.
         """
         self._states_only = True
         try:
@@ -333,17 +341,17 @@ class WorkerClient:
 
     @property
     def busy(self) -> bool:
-        """Whether states alone may be asked just now."""
+        """Whether only states may be asked now."""
         return self._states_only
 
     @property
     def stuck(self) -> bool:
-        """Whether a worker that was killed is still there: the driver holds it."""
+        """Whether a killed worker still exists: the driver holds it."""
         return bool(self._stuck())
 
     @property
     def restarts(self) -> Mapping[str, int]:
-        """How many workers have been replaced, by each of CAUSES."""
+        """Number of replaced workers, by each of CAUSES."""
         return dict(self._restarts)
 
     @property
@@ -352,13 +360,13 @@ class WorkerClient:
 
     @property
     def control_denied(self) -> bool:
-        """Whether the driver's control node is there, and the kernel lets this process not open it."""
+        """Whether the driver's control node exists and the kernel refuses to open it."""
         node = os.fspath(self._target.dev_root / CONTROL_NODE)
         return os.path.exists(node) and not os.access(node, os.R_OK | os.W_OK)  # noqa: PTH110 - never raises
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """The time of one request that is no sweep."""
+        """Hold the turn of one request that is no sweep."""
         async with self._lock:
             if self._states_only:
                 raise BusyError("the driver changes the VFs of a card, and only states are asked meanwhile")
@@ -374,13 +382,13 @@ class WorkerClient:
     # --- the process ----------------------------------------------------------------------------
 
     def _scanned(self) -> WorkerProcess:
-        """The worker of the last scan: its indexes mean nothing to another."""
+        """Return the worker of the last scan: its indexes are valid for no other."""
         if self._process is None:
             raise WorkerDiedError("there is no worker that has scanned")
         return self._process
 
     async def _start(self) -> WorkerProcess:
-        """A worker that has opened the library."""
+        """Start a worker that has opened the library."""
         process, root = await self._spawn(), self._target.host_root
         self._opened = await self._ask(
             process,
@@ -413,7 +421,7 @@ class WorkerClient:
         decode: Callable[[Any], T],
         **arguments: object,
     ) -> T:
-        assert self._connection is not None  # noqa: S101 - for the type checker: whoever has a process has one
+        assert self._connection is not None  # noqa: S101 - for the type checker: a process has one
         self._requests += 1
         request = json.dumps({"id": self._requests, "call": call, **arguments}).encode()
         try:
@@ -443,15 +451,15 @@ class WorkerClient:
                 f"the worker answered malformed data: {text}", process.in_flight()
             ) from None
         except asyncio.CancelledError:
-            self._discard("cancelled")  # its answer would be taken for the next one's
+            self._discard("cancelled")  # its late answer would count for the next request
             raise
-        self._discard("failed")  # a library that failed as a whole is opened anew
+        self._discard("failed")  # a library that failed as a whole is opened again
         raise failure
 
     @contextlib.contextmanager
     def _weighed(self, process: WorkerProcess) -> Iterator[None]:
-        """End the worker when it has too much memory: looked at after a request, and during a long one. An
-        answer that came before that counts; the next request is told."""
+        """End the worker if it has too much memory, checked after a request and during a long one. An earlier
+        answer counts; the next request fails."""
         most, loop = self._target.most_bytes, asyncio.get_running_loop()
         if most is None:
             yield
@@ -475,10 +483,9 @@ class WorkerClient:
     async def _exchange(
         connection: Connection, process: WorkerProcess, request: bytes, seconds: float
     ) -> bytes:
-        """The worker's answer. Raises TimeoutError when its progress word stays as it is for `seconds`.
+        """Return the worker's answer. Raises TimeoutError if its progress word does not change for `seconds`.
 
-        Within a request no native call is made twice for a device, so that a call which lasts shows as the
-        same word.
+        A request makes no native call twice for a device. So a call that lasts shows as an unchanged word.
         """
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(seconds) as deadline:
@@ -498,7 +505,7 @@ class WorkerClient:
                 timer.cancel()
 
     async def _bury(self, process: WorkerProcess) -> str:
-        """How a worker whose socket closed ended; it is as good as dead already."""
+        """Return how a worker ended after its socket closed."""
         for _ in range(20):
             if (how := process.ended()) is not None:
                 break

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server's end of the wire to a worker."""
+"""The server's end of the socket to a worker."""
 
 import asyncio
 import socket
@@ -8,13 +8,13 @@ from xpu_plugin.edges.worker.frames import HEADER, LONGEST_ANSWER
 from xpu_plugin.observable import Signal
 
 
-_ROOM = 1 << 16  # bytes to be read at a time
+_ROOM = 1 << 16  # bytes of one read
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One request at a time, and one answer to each.
+    """One request at a time, with one answer each.
 
-    stirred: fired once when the other end is gone, or speaks, while no caller waits for an answer
+    stirred: fired once when the worker ends, or sends something, while no caller waits for an answer
     """
 
     def __init__(self, stirred: Signal) -> None:
@@ -27,13 +27,14 @@ class Connection(asyncio.BufferedProtocol):
 
     @classmethod
     async def over(cls, own: socket.socket, stirred: Signal) -> "Connection":
-        """Takes over the socket, which is connected."""
+        """Take over a connected socket."""
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_unix_connection(lambda: cls(stirred), sock=own)
         return connection
 
     async def exchange(self, request: bytes) -> bytes:
-        """Raises EOFError when the other end is gone, ValueError when it says what is no frame."""
+        """Send a request; return the answer. Raises EOFError at the worker's end, ValueError for an invalid
+        frame."""
         assert self._transport is not None  # noqa: S101 - for the type checker
         self._answer = asyncio.get_running_loop().create_future()
         try:
@@ -44,7 +45,7 @@ class Connection(asyncio.BufferedProtocol):
             self._answer = None
 
     def close(self) -> None:
-        """At once, and without a word."""
+        """Close at once."""
         self._stirred = None
         if self._transport is not None:
             self._transport.abort()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker's answers mean: JSON -> records, or nonsense.
+"""Decoding of a worker's answers: JSON to records.
 
-The library can write anything into its process, and so onto the wire. What is made of it here is of the types
-and within the ranges that it is said to be of; else one of NONSENSE is raised.
+The library can write anything into its process, and so into an answer. Each decoded value has the declared
+type
+and range; otherwise one of NONSENSE is raised.
 """
 
 import re
@@ -18,9 +19,9 @@ from xpu_plugin.xpuml import Failure, Reading, StateAnswer
 NONSENSE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """What decoding an answer may raise that is not what it should be."""
 
-# Of the form; a library's wrong numbers in it concern one device only.
+# Errors of the form. A wrong number by the library concerns one device only.
 _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2,8}:[0-9a-f]{2,8}\.[0-9a-f]{1,8}")
-_MOST = 1 << 64  # of any number of C
+_MOST = 1 << 64  # of any integer of C
 _MOST_NUMBER = 1 << 20  # of majors and minors, as Linux has them
 _ACCEPTED = {int: "an integer", str: "a text", type(None): "null"}
 
@@ -75,7 +76,7 @@ def processes_of(records: list[dict[str, Any]]) -> dict[str, tuple[Process, ...]
     for record in records:
         if (pci := record.get("pci")) is None:
             continue
-        # Two devices have one address on a K200; of which one is unknown, nothing is known.
+        # Two devices of a K200 have one address; if one of them is unknown, so is the address.
         here, others = _processes(record), processes.get(_address(pci), ())
         processes[pci] = None if here is None or others is None else others + here
     return processes
@@ -132,7 +133,7 @@ def _processes(record: dict[str, Any]) -> tuple[Process, ...] | None:
 
 
 def _record(kind: type[T], given: Mapping[str, Any]) -> T:
-    """A dataclass of these fields, each of one of the types that it is declared with."""
+    """Make a record of these fields, each with one of its declared types."""
     record = kind(**given)
     for name, accepted in _types(kind):  # type: ignore[arg-type] # a class is hashable
         _check(getattr(record, name), accepted, name)
@@ -167,7 +168,7 @@ def _address(value: object) -> str:
 
 
 def _check(value: Any, accepted: tuple[type, ...], name: str = "a value") -> Any:
-    """The value, which has to be of one of the types; True is no integer, and none is longer than C's."""
+    """Return the value if it has one of the types. True is no integer, and an integer fits C's."""
     if type(value) not in accepted:
         raise ValueError(f"{name} is {value!r}, not {' or '.join(_ACCEPTED[one] for one in accepted)}")
     if isinstance(value, int) and not -_MOST < value < _MOST:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wire between server and worker: frames of JSON on a stream socket.
+"""Frames of JSON on the stream socket between server and worker.
 
 A frame is an unsigned 32-bit length, big endian, and so many bytes of JSON: {"id": n, "call": name,
 arguments...} one way, {"id": n, "result": ...} or {"id": n, "error": {"kind": ..., "text": ...}} the other.

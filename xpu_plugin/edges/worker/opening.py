@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens device nodes as the library does; a device is "in use" for that instant."""
+"""Opens a device node as the library does. The device is "in use" for that moment."""
 
 import errno
 import os
 
 
-# What opening a simulated node answers, as no driver stands behind it.
+# The result of opening a simulated node, which has no driver.
 _DRIVERLESS = frozenset({errno.ENXIO, errno.ENODEV})
 
 
 def refusal(dev_root: str, number: int, *, simulator: str | None) -> int:
-    """The errno that an open of xpuN ends with; 0 when it opens.
+    """Return the errno of an open of xpuN; 0 if it opens.
 
-    simulator: the library that says so for simulated nodes, where that is the one in use
+    simulator: library that gives the result for simulated nodes, if it is in use
     """
     if simulator is not None and (told := _simulated(simulator, number)) is not None:
         return told
@@ -24,7 +24,7 @@ def refusal(dev_root: str, number: int, *, simulator: str | None) -> int:
 
 
 def _simulated(library: str, number: int) -> int | None:
-    """What the simulator says; None from another library."""
+    """Return the simulator's result; None from another library."""
     import ctypes  # noqa: PLC0415 - for simulations only
 
     try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker as a process: its start, its end, and the two things that it inherits.
+"""The worker as a process: its start, its end, and the two descriptors that it inherits.
 
-Of few imports, so that the daemon can start one before it loads all the rest: the two do that side by side.
+This module imports little: the daemon starts a worker first, and both load the rest at the same time.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ _WORD = 8  # bytes of the progress word
 class WorkerProcess:
     """One worker process with its socket and its progress word.
 
-    environment: added to our own. Raises OSError when there is no room for one.
+    environment: added to our own. Raises OSError for a lack of memory, descriptors or processes.
     """
 
-    grown: int | None = None  # bytes of memory that it had when that was too much
+    grown: int | None = None  # its memory in bytes when it was too much
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         with contextlib.ExitStack() as on_failure, contextlib.ExitStack() as always:
@@ -40,7 +40,7 @@ class WorkerProcess:
             self._child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "xpu_plugin.edges.worker.server", *map(str, inherited)],
                 pass_fds=inherited,
-                stdin=subprocess.DEVNULL,  # descriptor 0 must be taken: the library takes 0 for "not open"
+                stdin=subprocess.DEVNULL,  # descriptor 0 must be in use: the library takes 0 for "not open"
                 stdout=subprocess.DEVNULL,  # the library prints
                 env={**os.environ, **environment},
             )
@@ -51,20 +51,20 @@ class WorkerProcess:
 
     @property
     def progress(self) -> int:
-        """The progress word: another one when another call is in flight, or none any more."""
+        """The progress word. It changes with each native call that begins or ends."""
         return int.from_bytes(self._progress[:_WORD], sys.byteorder)
 
     def in_flight(self) -> Call | None:
         return Call.from_word(self.progress)
 
     def take_socket(self) -> socket.socket:
-        """Our end; from now on it is the caller's to close."""
+        """Return our end of the socket; the caller closes it."""
         assert self.socket is not None  # noqa: S101 - for the type checker: it is taken once
         own, self.socket = self.socket, None
         return own
 
     def outgrows(self, most: int) -> bool:
-        """Kill it if it has more bytes of memory than that; whether it has."""
+        """Kill the worker if it has more than `most` bytes of memory; return whether it has."""
         bytes = taken(self.pid)
         if bytes is not None and bytes > most:
             self.grown = bytes
@@ -72,14 +72,14 @@ class WorkerProcess:
         return self.grown is not None
 
     def kill(self) -> None:
-        """Kill it and let go of it; whether it ends is `ended`'s to tell."""
+        """Kill the worker without a wait; `ended` tells whether it has ended."""
         self._child.kill()
         if self.socket is not None:
             self.socket.close()
             self.socket = None
 
     def ended(self) -> str | None:
-        """How the process ended; None while it has not. Reaps it, never waits."""
+        """Return how the process ended; None while it runs. Reap it; never wait."""
         status = self._child.poll()
         if status is None:
             return None

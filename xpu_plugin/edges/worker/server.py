@@ -2,8 +2,8 @@
 """The child that owns the vendor library: one request, one answer, one thread.
 
 Started as `python -m xpu_plugin.edges.worker.server SOCKET PROGRESS`, with two inherited descriptors. The
-library may crash, hang, print and damage its environment; all of that ends with this process. It has no
-deadlines and mends nothing: the server watches it and replaces it.
+library may crash, hang, print and damage its environment; all of that ends with this process. The worker has
+no deadlines and repairs nothing: the server watches and replaces it.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ HIDING_VARIABLE = "XPU_VISIBLE_DEVICES"
 
 
 class Worker:
-    """Answers requests by calling methods named `call_...`; `Any` is what JSON is made of."""
+    """Answers requests by methods named `call_...`; `Any` is a JSON value."""
 
     def __init__(self, progress_fd: int) -> None:
         self._progress_fd = progress_fd
@@ -46,7 +46,7 @@ class Worker:
         self._swept: list[tuple[int, int] | None] | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """A request without its number -> an answer without it."""
+        """Return the answer to a request, both without a number."""
         name = request.pop("call")
         call: Callable[..., Any] = getattr(self, f"call_{name}")
         try:
@@ -58,7 +58,7 @@ class Worker:
         except xpuml.WrongDeviceError as error:
             return _error("device", error)
         except ValueError as error:
-            if call != self.call_set_sriov_vf_num:  # there it is the number, elsewhere a mistake of ours
+            if call != self.call_set_sriov_vf_num:  # here the number is wrong; elsewhere it is a bug of ours
                 raise
             return _error("value", error)
         except OSError as error:
@@ -77,7 +77,7 @@ class Worker:
             if "/" in path and file is None:
                 absent.setdefault(absence(path, root), []).append(path)
                 continue
-            if file is not None and not Path(file.place).is_file():  # opening a FIFO would wait
+            if file is not None and not Path(file.place).is_file():  # an open of a FIFO would wait
                 failures.append(f"{path}: not a regular file")
                 continue
             try:
@@ -85,7 +85,7 @@ class Worker:
             except (xpuml.LibraryNotFoundError, xpuml.LibraryUnusableError) as error:
                 failures.append(str(error))
                 continue
-            # Of a bare name, the loader knows where.
+            # The loader finds a bare name.
             found = next((_File.at(found, None) for found in sorted(_libraries() - own)), None)
             self._file = file or found
             return {"library": path, "library_version": _version(self._library.library_version)}
@@ -95,9 +95,9 @@ class Worker:
     def call_scan(
         self, dev_root: str, sysfs_root: str, skip: list[int], only: int | None = None, *, simulated: bool
     ) -> dict[str, Any]:
-        """Count, look at every device, or at one only, and say which nodes the indexes are ranks of.
+        """Count the devices, read each of them, or one, and list the nodes of which the indexes are ranks.
 
-        `stable` is false when nodes came or went meanwhile: such a scan proves nothing.
+        `stable` is false if nodes came or went meanwhile: such a scan proves nothing.
         """
         library = self._opened()
         before = host.list_nodes(Path(dev_root), simulated=simulated)
@@ -106,7 +106,7 @@ class Worker:
         readings = library.scan(left_out)
         nodes = host.list_nodes(Path(dev_root), simulated=simulated)
         numbers = [node.number for node in nodes]
-        # Opened only when the library left a node out; of more than it lists, only those that it could have.
+        # Nodes are opened only if the library left one out, and only as many as it could list.
         asked = numbers if count > MOST_LISTED else numbers[:MOST_LISTED]
         refused = self._refused(dev_root, asked, simulated=simulated) if count < len(asked) else {}
         facts = self._look(dev_root, sysfs_root, simulated=simulated)
@@ -121,21 +121,22 @@ class Worker:
         }
 
     def call_opens(self, dev_root: str, number: int, simulator: str | None) -> bool:
-        """Whether a node opens; asked of a worker that has opened no library, as that opens all."""
+        """Return whether a node opens. This worker has opened no library, which would open all nodes."""
         return not refusal(dev_root, number, simulator=simulator)
 
     def call_host(
         self, dev_root: str, sysfs_root: str, *, simulated: bool, changed: bool = False
     ) -> dict[str, Any] | None:
-        """The host's facts; asked here, as a read from sysfs waits while a driver holds the device. With
-        `changed`, None stands for what was told the last time, here or with a scan."""
+        """Return the facts of the host. The worker reads them, as sysfs waits while a driver holds the
+        device.
+        With `changed`, None stands for the facts of the last answer, here or with a scan."""
         before = self._watch.last if self._watch else None
         facts = self._look(dev_root, sysfs_root, simulated=simulated)
         return None if changed and facts is before else asdict(facts)
 
     def call_replaced(self) -> str | None:
-        """None while the library's file is the one that was opened, or if that is unknown; else a mark of the
-        file that a fresh worker would find, "" where it would find none."""
+        """Return the identity of the file that a fresh worker would open, "" for none; None while that is the
+        open file, or if it is unknown."""
         if self._file is None or (now := _File.at(self._file.path, self._root)) == self._file:
             return None
         found = (_File.at(path, self._root) for path in self._paths if "/" in path)
@@ -143,12 +144,12 @@ class Worker:
         return f"{present.place} {present.identity}" if present else ""
 
     def call_sweep(self, skip: list[int], *, changed: bool = False) -> list[tuple[int, int] | None] | None:
-        """Ask all states. With `changed`, None stands for the answer of the last time."""
+        """Ask for all states. With `changed`, None stands for the last answer."""
         before, self._swept = self._swept, self._opened().sweep(skip)
         return None if changed and self._swept is before else self._swept
 
     def call_gauges(self, skip: list[int]) -> list[dict[str, object]]:
-        """What each device measures and how many processes compute there, as far as it tells."""
+        """Return the measurements and the number of processes of each device, as far as known."""
         library = self._opened()
         found: list[dict[str, object]] = []
         readings, processes = library.readings(skip), library.processes(skip)
@@ -166,8 +167,8 @@ class Worker:
         return self._opened().processes(skip)
 
     def call_usage(self, indexes: list[int], card: str, sysfs_root: str) -> dict[str, Any]:
-        """Who computes on the devices of a card, no other of which is touched, and what its functions are
-        bound to."""
+        """Return the processes on the devices of a card, and the drivers of its functions. No other device is
+        touched."""
         library = self._opened()
         self._check(indexes)
         skip = set(range(self._count)).difference(indexes)
@@ -185,13 +186,13 @@ class Worker:
         return self._watch.read()
 
     def _refused(self, dev_root: str, numbers: Iterable[int], *, simulated: bool) -> dict[int, int]:
-        """Of nodes that cannot be opened: N -> errno."""
+        """Return N -> errno for the nodes that cannot be opened."""
         simulator = self._opened().path if simulated else None
         codes = {number: refusal(dev_root, number, simulator=simulator) for number in numbers}
         return {number: code for number, code in codes.items() if code}
 
     def _check(self, indexes: Iterable[int]) -> None:
-        """Refuse indexes of another scan than this worker's."""
+        """Refuse indexes of another scan."""
         for index in indexes:
             if not 0 <= index < self._count:
                 raise xpuml.WrongDeviceError(f"device index {index} is not one of {self._count}")
@@ -204,7 +205,7 @@ class Worker:
 
 @frozen(kw_only=False)
 class _File:
-    """A file that can be told from the one that takes its place. place: where `path` leads"""
+    """A file that differs from its replacement. place: target of `path`"""
 
     path: str
     place: str
@@ -220,7 +221,7 @@ class _File:
 
 
 def _libraries() -> set[str]:
-    """Files of this process's memory that are called as the library is."""
+    """Return the mapped files of this process that have the library's name."""
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
@@ -234,7 +235,7 @@ def _error(kind: str, error: Exception, **fields: object) -> dict[str, Any]:
 
 
 def _version(ask: Callable[[], str]) -> str:
-    """A version's text; failing to tell it is no reason not to work."""
+    """Return a version's text; 'unknown' with the error if it cannot be read."""
     try:
         return ask()
     except xpuml.XpumlError as error:
@@ -242,7 +243,7 @@ def _version(ask: Callable[[], str]) -> str:
 
 
 def serve(connection: socket.socket, worker: Worker) -> None:
-    """Answer until the other end closes, or is gone."""
+    """Answer until the server closes the socket, or ends."""
     gone = contextlib.suppress(BrokenPipeError, ConnectionResetError)
     with gone, connection, connection.makefile("rb") as stream:
         while len(header := stream.read(HEADER.size)) == HEADER.size:
@@ -256,9 +257,9 @@ def serve(connection: socket.socket, worker: Worker) -> None:
 
 def main(arguments: Iterable[str]) -> None:
     socket_fd, progress_fd = map(int, arguments)
-    # The terminal's Ctrl-C is for whoever started us; they close the socket when it is time.
+    # Ctrl-C at the terminal is for the server, which closes the socket at its end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with_parent(signal.SIGKILL)  # also from within a call that hangs
+    die_with_parent(signal.SIGKILL)  # from within a call that hangs, too
     os.environ.pop(HIDING_VARIABLE, None)
     serve(socket.socket(fileno=socket_fd), Worker(progress_fd))
 
