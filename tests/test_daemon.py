@@ -119,7 +119,7 @@ async def test_a_driver_that_comes_late_is_served_when_it_is_there(node: Node, k
     await daemon.says("no driver")
     node.machine.set({"driver": ""})
     await shows(kubelet, IDS)
-    await daemon.says("library_version='4.0.12.1 ")
+    await daemon.says('library_version="4.0.12.1 ')
     assert daemon.log.count("no driver") == 1
 
 
@@ -216,7 +216,7 @@ async def test_a_status_socket_that_cannot_be_had_costs_no_more_than_that(
     node: Node, kubelet: Kubelet
 ) -> None:
     daemon = node.start(f"--status-socket={node.machine.path}")
-    await daemon.says("cannot listen at")
+    await daemon.says("cannot listen path=")
     await shows(kubelet, IDS)
     await daemon.stop()
     assert node.machine.path.is_file()
@@ -229,7 +229,7 @@ async def test_a_second_plugin_waits_and_takes_over(node: Node, kubelet: Kubelet
     first = node.start()
     await shows(kubelet, IDS)
     second = node.start()
-    await second.says(f"waiting: another plugin works in {node.plugins}")
+    await second.says(f"waiting: another plugin works in the kubelet's directory path={node.plugins}")
     assert len(kubelet.registrations) == 1
     assert await first.stop() < EXIT_SECONDS
     await kubelet.until(lambda: len(kubelet.registrations) == 2, timeout=SECONDS)
@@ -381,7 +381,7 @@ async def test_a_kubelet_socket_that_cannot_be_used_shows_in_log_page_and_doctor
     (node.plugins / "kubelet.sock").write_text("")
     daemon = node.start(f"--metrics-address=127.0.0.1:{port}")
     reason = f"{node.plugins / 'kubelet.sock'}: {os.strerror(errno.ENOTSOCK)} (ENOTSOCK)"
-    await daemon.says(f"cannot use the kubelet's socket {reason}; ")
+    await daemon.says(f"cannot use the kubelet's socket error=\"{reason}; ")
 
     async def page() -> str:
         with suppress(OSError):

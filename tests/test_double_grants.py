@@ -88,7 +88,9 @@ async def test_what_another_plugin_grants_while_ours_runs_is_given_to_no_second_
         await offers(kubelet, "0", *IDS[1:])
         grants = await all_the_rest(kubelet)
         assert sorted(id for grant in grants for id in grant.ids) == IDS[1:]
-        await daemon.says("held from before id=0")
+        await daemon.says(
+            'device held from before; it is offered so while the kubelet counts it as held id="0"'
+        )
         for grant in (former, *grants):
             kubelet.free(grant)
         kubelet.write_checkpoint()
@@ -120,7 +122,7 @@ async def test_a_card_that_another_plugin_grants_a_second_time_is_closed_and_tol
             own = await kubelet.allocate(RESOURCE, 1)
         other = kubelet.hold([id], resource=resource, pod="other")
         await daemon.says(f"device withheld from new pods id={IDS[1]} reason=held-otherwise")
-        await daemon.says(f"double-holder: {IDS[1]} is held by default/")
+        await daemon.says(f'audit finding kind=double-holder detail="{IDS[1]} is held by default/')
         kubelet.free(own)
         assert IDS[1] not in {id for grant in await all_the_rest(kubelet) for id in grant.ids}
         kubelet.free(other)
@@ -142,7 +144,7 @@ async def test_what_a_kubelet_has_forgotten_is_withheld_until_its_pod_is_gone(no
         await kubelet.until(lambda: kubelet.devices(RESOURCE), timeout=SECONDS)
         free = set(IDS) - set(held.ids)
         assert kubelet.first_list() == free, "not even for a moment"
-        await daemon.says("unknown-grant: ")
+        await daemon.says("audit finding kind=unknown-grant ")
         assert f"{held.ids[0]} was held by default/train/main before the kubelet was restarted" in daemon.log
         grants = await all_the_rest(kubelet)
         assert set(paths(*grants)).isdisjoint(paths(held))

@@ -2,6 +2,7 @@
 """Events: one a line on standard error, as text or as JSON, in UTC."""
 
 import fcntl
+import io
 import json
 import logging
 import os
@@ -12,8 +13,11 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from tests.support.waiting import PROMPT_SECONDS
 from xpu_plugin import log
@@ -137,6 +141,75 @@ def test_the_last_configuration_counts_and_events_are_logged_once(
     assert TEXT.fullmatch(line)
 
 
+# --- fields -----------------------------------------------------------------------------------------
+
+PHRASE = "device unhealthy; see the kernel's log"
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+NAMES = st.from_regex(r"[a-z][a-z_-]{0,9}", fullmatch=True).filter(lambda name: name not in log.MEMBERS)
+
+
+def parsed(text: str) -> tuple[str, dict[str, object]]:
+    """The phrase and the fields of a text: a value is JSON, or else a word."""
+    phrase, *rest = re.split(r" (?=[a-z_-]+=)", text, maxsplit=1)
+    fields: dict[str, object] = {}
+    for line in rest:
+        at = 0
+        while at < len(line):
+            name = line[at : line.index("=", at)]
+            at += len(name) + 1
+            word = re.compile(r"[^ ]*").match(line, at)
+            assert word
+            try:
+                value, end = json.JSONDecoder().raw_decode(line, at)
+            except json.JSONDecodeError:
+                value, end = word[0], word.end()
+            if line[end : end + 1] not in ("", " "):
+                value, end = word[0], word.end()
+            fields[name], at = value, end + 1
+    return phrase, fields
+
+
+@given(st.dictionaries(NAMES, VALUES))
+@example({"id": "0000:3b:00.0", "path": "/dev/xpu0", "version": "4.0.12.1", "error": 'not so: "a=b"'})
+@example({"empty": "", "number": "4", "word": "null", "list": "[1]", "object": "{", "line": "a\n\x1b\u2028"})
+def test_a_line_of_text_has_all_fields(fields: dict[str, object]) -> None:
+    text = log.printable(str(log.Message(PHRASE, **fields)))
+    assert text.isprintable()
+    assert parsed(text) == (PHRASE, fields)
+
+
+@given(st.dictionaries(NAMES, VALUES))
+def test_a_json_line_has_the_phrase_and_all_fields_as_members(fields: dict[str, object]) -> None:
+    output = io.StringIO()
+    log.configure(level="info", form="json", handler=logging.StreamHandler(output))
+    logger.warning(log.Message(PHRASE, **fields))
+    event = json.loads(output.getvalue())
+    assert event.pop("time")
+    assert event == {"level": "warning", "message": PHRASE, "logger": "xpu_plugin.somewhere", **fields}
+
+
+def test_a_value_that_json_does_not_know_is_taken_by_its_text(capsys: pytest.CaptureFixture[str]) -> None:
+    fields = {"path": Path("/a"), "error": ValueError("it is odd"), "paths": [Path("/b")]}
+    text = 'odd path=/a error="it is odd" paths=["/b"]'
+    assert str(log.Message("odd", **fields)) == text
+    log.configure(level="info", form="json")
+    logger.warning(log.Message("odd", **fields))
+    event = json.loads(lines(capsys)[0])
+    assert {name: event[name] for name in fields} == {"path": "/a", "error": "it is odd", "paths": ["/b"]}
+
+
+def test_a_message_below_the_level_is_not_formatted() -> None:
+    class Costly:
+        def __str__(self) -> str:
+            raise AssertionError("formatted")
+
+    log.configure(level="warning", form="text")
+    logger.info(log.Message("never written", value=Costly()))
+
+
 # --- what is said once, and decisions --------------------------------------------------------------
 
 
@@ -238,7 +311,7 @@ def test_without_a_reader_nothing_waits_and_the_oldest_lines_are_dropped_counted
     assert time.monotonic() - began < PROMPT_SECONDS
     assert log.dropped() == handler.dropped > 1000
     text = read_until(reader, "number=1999.")
-    lost = re.findall(r"log lines were lost, as standard error was not read in time: (\d+)", text)
+    lost = re.findall(r"\blines\W+(\d+)", text)
     assert sum(map(int, lost)) == handler.dropped
     assert len(lost) <= 2, "one more where the thread was slow to take its first line"
     shown = [int(number) for number in re.findall(r"number=(\d+)\.", text)]

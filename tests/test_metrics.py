@@ -267,7 +267,9 @@ async def test_readings_that_hang_never_make_a_device_unhealthy(node: Node, kube
     await shows(kubelet, IDS)
     node.machine.add_fault("xpumlDeviceGetPowerUsage", "hang", card=1)
     await scraped.page()
-    await scraped.daemon.says(f"reading the measurements of {IDS[1]}: ")
+    await scraped.daemon.says(
+        f"cannot read the measurements of a device; it is asked again later id={IDS[1]} "
+    )
     await scraped.until(lambda page: len(page.by_id("xpu_device_power_reported")) == 3, "the others")
     assert kubelet.lists(RESOURCE) == 1
 

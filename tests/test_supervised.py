@@ -17,6 +17,7 @@ from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS
 from xpu_plugin.config import DOCTOR_OPTIONS
 from xpu_plugin.edges.control_socket import ControlError, ask
+from xpu_plugin.log import Message
 from xpu_plugin.model.timings import Timings
 from xpu_plugin.simulation.kubelet import AdmissionError, Kubelet
 
@@ -97,7 +98,7 @@ async def test_a_part_that_only_watches_or_changes_ends_nothing_and_is_shown(
     daemon = node.start(f"--status-socket={node.place}/status.sock", program=flawed(OUTER[part]))
     assert "LookupError: planted" in await down(node, part)
     await serves(node, kubelet)
-    assert daemon.log.count(f"part={part}: LookupError: planted") == 1
+    assert daemon.log.count(f'{Message("", part=part)} error="LookupError: planted') == 1
     assert daemon.log.count("a part of the plugin failed") == 1
     found = await doctor(node)
     assert found["plugin-parts"]["verdict"] == "error"
@@ -140,7 +141,7 @@ class Broken(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Broken())
 """
     daemon = node.start(f"--status-socket={node.place}/status.sock", PORT_OPTION, program=flawed(flaw))
-    await daemon.says(f"part={part}: OSError: [Errno 24] Too many open files")
+    await daemon.says(f'{Message("", part=part)} error="OSError: [Errno 24] Too many open files')
     await serves(node, kubelet)
     assert (await state(node))["parts_down"].keys() == {part}, "until it has run for a while"
     assert daemon.log.count("a part of the plugin failed") == 1
@@ -245,7 +246,7 @@ async def test_an_unforeseen_error_of_what_serves_ends_it_in_one_line(
     daemon = node.start(program=flawed(INNER[part]))
     assert await daemon.ends() == 1
     (line,) = (line for line in daemon.log.splitlines() if " ERROR " in line)
-    assert f"part={part}: LookupError: planted" in line
+    assert f'{Message("", part=part)} error="LookupError: planted' in line
     node.assert_tidy()
 
 
@@ -268,7 +269,7 @@ def broken(*_):
             await kubelet.allocate(RESOURCE, 1)
     assert await daemon.ends() == 1
     (line,) = (line for line in daemon.log.splitlines() if " ERROR " in line)
-    assert f"part=endpoint {RESOURCE}: LookupError: planted" in line
+    assert f'part="endpoint {RESOURCE}" error="LookupError: planted' in line
     node.assert_tidy()
 
 

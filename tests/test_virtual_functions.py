@@ -29,7 +29,7 @@ from xpu_plugin.simulation.kubelet import AdmissionError, Assignment, Kubelet
 
 
 CARDS = [f"0000:{bus}:00.0" for bus in ("3b", "3c", "3d", "3e")]
-ASKED = "asking the driver for"
+ASKED = "asking the driver for VFs"
 SETTLE = 0.3
 LONG = "60000"
 """Milliseconds for a driver that changes VFs until the test lets it go on."""
@@ -131,7 +131,7 @@ async def test_idle_cards_are_split_one_by_one_and_never_all_at_once(node: VfNod
     await shows(kubelet, split(2, 2, 2, 2))
     assert node.numbers() == [2, 2, 2, 2]
     assert daemon.log.count(ASKED) == 4
-    assert daemon.log.count("VFApplied: ") == 4
+    assert daemon.log.count("reason=VFApplied ") == 4
     assert daemon.log.count("reason=vf-change-planned") == 4
 
 
@@ -144,8 +144,8 @@ async def test_another_number_goes_by_way_of_none(
     daemon = node.begin(f"--sriov-num-vfs={desired}")
     await shows(kubelet, split(*[desired] * 4))
     assert node.numbers() == [desired] * 4
-    assert daemon.log.count(f"{ASKED} 0 VFs") == 4
-    assert daemon.log.count(f"{ASKED} {desired} VFs") == 4
+    assert daemon.log.count(f"{ASKED} vfs=0 ") == 4
+    assert daemon.log.count(f"{ASKED} vfs={desired} ") == 4
 
 
 async def test_cards_as_desired_are_never_touched(node: VfNode, kubelet: Kubelet) -> None:
@@ -174,7 +174,7 @@ async def test_keep_leaves_everything_as_it_is(node: VfNode, kubelet: Kubelet) -
 
 async def test_policy_never_only_tells(node: VfNode, kubelet: Kubelet) -> None:
     daemon = node.begin("--sriov-num-vfs=2", "--vf-policy=never")
-    await daemon.says("VFBlocked: ", times=4)
+    await daemon.says("reason=VFBlocked ", times=4)
     assert "--vf-policy is never" in daemon.log
     await shows(kubelet, CARDS)
     await daemon.stop()
@@ -184,7 +184,7 @@ async def test_policy_never_only_tells(node: VfNode, kubelet: Kubelet) -> None:
 async def test_more_than_a_card_can_have_fails_and_leaves_its_vfs(node: VfNode, kubelet: Kubelet) -> None:
     node.machine.set_card(0, {"vfs": "2"})
     daemon = node.begin("--sriov-num-vfs=4")
-    await daemon.says("VFFailed: 0000:3b:00.0: this card can have 3 VFs at most")
+    await daemon.says('reason=VFFailed card=0000:3b:00.0 detail="this card can have 3 VFs at most')
     await shows(kubelet, split(2, 0, 0, 0))
     await daemon.stop()
     assert ASKED not in daemon.log
@@ -205,8 +205,8 @@ async def test_a_held_card_is_blocked_by_name_and_follows_when_it_is_free(
     wanted = [2, 2, 2, 2]
     wanted[held] = 0
     await shows(kubelet, split(*wanted))
-    assert f"VFBlocked: {grant.ids[0]}: held by default/train/main" in daemon.log
-    assert daemon.log.count("VFBlocked: ") == daemon.log.count("held by default/train/main") == 1
+    assert f'reason=VFBlocked card={grant.ids[0]} detail="held by default/train/main' in daemon.log
+    assert daemon.log.count("reason=VFBlocked ") == daemon.log.count("held by default/train/main") == 1
     kubelet.free(grant)
     await shows(kubelet, split(2, 2, 2, 2))
 
@@ -219,7 +219,7 @@ async def test_an_init_container_is_listed_by_nobody_and_blocks_all_the_same(
     grant = await kubelet.allocate(RESOURCE, 4, pod="prepare", init_container=True)
     await before.kill()
     daemon = node.begin("--sriov-num-vfs=2", f"--pod-list-delay={SETTLE}")
-    await daemon.says("VFBlocked: ", times=4)
+    await daemon.says("reason=VFBlocked ", times=4)
     assert "is not known to have ended" in daemon.log
     assert ASKED not in daemon.log
     kubelet.free(grant)
@@ -230,7 +230,7 @@ async def test_an_init_container_is_listed_by_nobody_and_blocks_all_the_same(
 async def test_a_container_with_an_old_id_blocks_its_card(node: VfNode, kubelet: Kubelet) -> None:
     grant = kubelet.hold(["2"], resource=RESOURCE, pod="old")
     daemon = node.begin("--sriov-num-vfs=1")
-    await daemon.says(f"VFBlocked: {CARDS[2]}: held by default/old/main")
+    await daemon.says(f'reason=VFBlocked card={CARDS[2]} detail="held by default/old/main')
     await until(lambda: node.numbers() == [1, 1, 0, 1], "three cards")
     kubelet.free(grant)
     kubelet.write_checkpoint()
@@ -242,8 +242,8 @@ async def test_a_process_at_a_card_or_one_of_its_vfs_blocks_it(node: VfNode, kub
     node.machine.add_process(7, card=0)
     node.machine.add_process(8, card=1, vf=1)
     daemon = node.begin("--sriov-num-vfs=3")
-    await daemon.says("VFBlocked: ", times=2)
-    assert f"{CARDS[0]}: held by a process at /dev/xpu0" in daemon.log
+    await daemon.says("reason=VFBlocked ", times=2)
+    assert f'card={CARDS[0]} detail="held by a process at /dev/xpu0' in daemon.log
     await until(lambda: node.numbers() == [0, 2, 3, 3], "two cards")
     node.machine.clear_processes()
     await until(lambda: node.numbers() == [3, 3, 3, 3], "the other two")
@@ -254,7 +254,7 @@ async def test_a_vf_that_was_given_to_a_virtual_machine_is_not_taken_away(
 ) -> None:
     node.machine.set_card(0, {"vfs": "2", "vf-drivers": "kunlun,vfio-pci"})
     daemon = node.begin("--sriov-num-vfs=0")
-    await daemon.says(f"VFBlocked: {CARDS[0]}: held by vfio-pci bound to 0000:3b:01.1")
+    await daemon.says(f'reason=VFBlocked card={CARDS[0]} detail="held by vfio-pci bound to 0000:3b:01.1')
     await daemon.stop()
     assert node.numbers() == [2, 0, 0, 0]
     assert ASKED not in daemon.log
@@ -268,7 +268,7 @@ async def test_a_kubelet_that_knows_no_pods_is_not_believed(node: VfNode, kubele
     kubelet.api_server_away = True
     await kubelet.restart()
     daemon = node.begin("--sriov-num-vfs=2")
-    await daemon.says("VFBlocked: ", times=4)
+    await daemon.says("reason=VFBlocked ", times=4)
     assert "does not name this plugin's own pod kube-system/plugin" in daemon.log
     await daemon.says("device not withheld any more", times=2)
     assert ASKED not in daemon.log
@@ -280,7 +280,7 @@ async def test_a_kubelet_that_has_just_started_is_not_believed_outside_of_a_pod(
     node: VfNode, kubelet: Kubelet
 ) -> None:
     daemon = node.start(f"--pod-list-delay={SETTLE}", "--sriov-num-vfs=2", program=IMPATIENT)
-    await daemon.says("VFBlocked: ", times=4)
+    await daemon.says("reason=VFBlocked ", times=4)
     assert "the kubelet has been running for less than 60 s" in daemon.log
     assert ASKED not in daemon.log
 
@@ -288,7 +288,7 @@ async def test_a_kubelet_that_has_just_started_is_not_believed_outside_of_a_pod(
 async def test_without_pod_resources_it_takes_consent(node: VfNode) -> None:
     async with Kubelet(node.plugins) as kubelet:
         daemon = node.begin("--sriov-num-vfs=2")
-        await daemon.says("VFBlocked: ", times=4)
+        await daemon.says("reason=VFBlocked ", times=4)
         assert "consent by --vf-without-pod-resources" in daemon.log
         await daemon.stop()
         assert ASKED not in daemon.log
@@ -296,7 +296,7 @@ async def test_without_pod_resources_it_takes_consent(node: VfNode) -> None:
         daemon = node.begin("--sriov-num-vfs=2", "--vf-without-pod-resources")
         await until(lambda: node.numbers() == [2, 2, 2, 0], "three cards")
         assert held.pod
-        await daemon.says("VFBlocked: ")
+        await daemon.says("reason=VFBlocked ")
 
 
 # --- in the middle --------------------------------------------------------------------------------
@@ -308,18 +308,18 @@ async def test_a_grant_on_its_way_is_given_and_cancels_the_change(node: VfNode, 
     # The scheduler has not heard yet.
     assert "/dev/xpu0" in await allocate(node, CARDS[0])
     kubelet.hold([CARDS[0]], resource=RESOURCE)
-    await daemon.says(f"VFBlocked: {CARDS[0]}: ")
+    await daemon.says(f"reason=VFBlocked card={CARDS[0]} ")
     await until(lambda: node.numbers() == [0, 2, 2, 2], "the others")
 
 
 async def test_a_refusal_leaves_the_card_in_use_and_is_tried_again(node: VfNode, kubelet: Kubelet) -> None:
     node.machine.set_card(0, {"busy": "yes"})
     daemon = node.begin("--sriov-num-vfs=2")
-    await daemon.says(f"VFFailed: {CARDS[0]}: the driver refuses 2 VFs: ")
+    await daemon.says(f'reason=VFFailed card={CARDS[0]} detail="the driver refuses 2 VFs: ')
     await shows(kubelet, split(0, 2, 2, 2))
     node.machine.set_card(0, {"busy": "no"})
     await shows(kubelet, split(2, 2, 2, 2))
-    assert daemon.log.count("VFFailed: ") == 1
+    assert daemon.log.count("reason=VFFailed ") == 1
 
 
 @pytest.mark.parametrize("action", ["crash", "hang"])
@@ -329,7 +329,7 @@ async def test_a_library_that_fails_halfway_leaves_nothing_withheld_and_is_asked
     node.machine.set_card(0, {"vfs": "3"})
     node.machine.add_line("fault", f"function=xpumlDeviceSetSriovVfNum card=0 at=halfway action={action}")
     daemon = node.begin("--sriov-num-vfs=1", "--vf-timeout=1")
-    await daemon.says(f"VFFailed: {CARDS[0]}: ")
+    await daemon.says(f"reason=VFFailed card={CARDS[0]} ")
     await shows(kubelet, split(0, 1, 1, 1))
     node.machine.clear_faults()
     await shows(kubelet, split(1, 1, 1, 1))
@@ -360,7 +360,7 @@ async def test_while_the_driver_changes_a_card_the_others_are_watched_and_no_nod
     daemon = node.begin(
         "--sriov-num-vfs=2", "--vf-decision-wait=0", "--rescan-interval=0.1", "--vf-timeout=60"
     )
-    await daemon.says(f"{ASKED} 2 VFs of {CARDS[0]}")
+    await daemon.says(f"{ASKED} vfs=2 card={CARDS[0]}")
     daemon.process.send_signal(signal.SIGHUP)  # a scan is due
     node.machine.set_card(1, {"vf-states": "207"})
     node.machine.set_card(0, {"state": "207"})
@@ -372,7 +372,7 @@ async def test_while_the_driver_changes_a_card_the_others_are_watched_and_no_nod
     assert "VFApplied" not in daemon.log
     node.machine.set_card(0, {"state": "201"})
     node.machine.set({"vf-delay": "0"})
-    await daemon.says(f"VFApplied: {CARDS[0]} has 2 VFs now")
+    await daemon.says(f'reason=VFApplied card={CARDS[0]} detail="{CARDS[0]} has 2 VFs now')
     assert f"device unhealthy id={CARDS[0]}" not in daemon.log, "it is being changed: whatever it says"
     assert "VFFailed" not in daemon.log
 
@@ -403,11 +403,13 @@ async def test_what_a_killed_plugin_has_asked_for_and_never_comes_costs_a_while(
 ) -> None:
     node.machine.add_line("fault", "function=xpumlDeviceSetSriovVfNum card=0 action=hang")
     daemon = node.begin("--sriov-num-vfs=2", "--vf-decision-wait=0")
-    await daemon.says(f"{ASKED} 2 VFs of {CARDS[0]}")
+    await daemon.says(f"{ASKED} vfs=2 card={CARDS[0]}")
     await daemon.kill()
     after = node.begin("--sriov-num-vfs=keep", "--vf-timeout=1")
     await closed(kubelet, CARDS, held=CARDS[:1])
-    await after.says(f"VFFailed: {CARDS[0]}: a former process of this plugin has asked the driver for 2 VFs")
+    await after.says(
+        f'reason=VFFailed card={CARDS[0]} detail="a former process of this plugin has asked the driver'
+    )
     await shows(kubelet, CARDS)
 
 
@@ -421,7 +423,9 @@ async def test_while_the_record_cannot_be_read_cards_are_closed_and_that_is_said
     await closed(kubelet, CARDS, held=CARDS)
     with pytest.raises(grpc.aio.AioRpcError, match="change-unknown"):
         await allocate(node, CARDS[0])
-    await daemon.says(f"VFBlocked: {CARDS[0]}: whether a former process of this plugin has asked the driver")
+    await daemon.says(
+        f'reason=VFBlocked card={CARDS[0]} detail="whether a former process of this plugin has asked'
+    )
     assert f"id={CARDS[0]} model=R200 path=/dev/xpu0" in daemon.log
     assert "reason=changing" not in daemon.log
     assert ASKED not in daemon.log
@@ -435,17 +439,19 @@ async def test_after_a_timeout_the_card_stays_closed_until_the_driver_lets_go_of
 ) -> None:
     node.machine.set({"vf-delay": "8000"})
     daemon = node.begin("--sriov-num-vfs=2", "--vf-decision-wait=0", "--vf-timeout=3")
-    await daemon.says(f"{ASKED} 2 VFs of {CARDS[0]}")
+    await daemon.says(f"{ASKED} vfs=2 card={CARDS[0]}")
     kubelet.well.clear()
-    await daemon.says(f"VFApplied: {CARDS[0]} has 2 VFs now")
+    await daemon.says(f'reason=VFApplied card={CARDS[0]} detail="{CARDS[0]} has 2 VFs now')
     assert CARDS[0] not in kubelet.well
-    assert f"{ASKED} 2 VFs of {CARDS[1]}" not in daemon.log.partition("VFApplied")[0], "one at a time"
+    assert f"{ASKED} vfs=2 card={CARDS[1]}" not in daemon.log.partition("VFApplied")[0], "one at a time"
 
 
 async def test_without_a_record_the_driver_is_not_asked(node: VfNode, kubelet: Kubelet) -> None:
     (node.place / "state").write_text("no directory")
     daemon = node.begin("--sriov-num-vfs=2", "--vf-decision-wait=0")
-    await daemon.says(f"VFFailed: {CARDS[0]}: the driver is not asked, as the request cannot be recorded in ")
+    await daemon.says(
+        f'reason=VFFailed card={CARDS[0]} detail="the driver is not asked, as the request cannot be recorded'
+    )
     await daemon.stop()
     assert ASKED not in daemon.log
     assert node.numbers() == [0, 0, 0, 0]
@@ -457,7 +463,7 @@ async def test_a_card_that_is_refused_again_and_again_is_left_alone_until_the_ad
     node.machine.set_card(0, {"busy": "yes"})
     daemon = node.begin("--sriov-num-vfs=2", "--vf-decision-wait=0", "--pod-list-delay=0.1")
     await daemon.says("5 times, so it is left alone: set another number")
-    assert daemon.log.count(f"{ASKED} 2 VFs of {CARDS[0]}") == 5
+    assert daemon.log.count(f"{ASKED} vfs=2 card={CARDS[0]}") == 5
     await shows(kubelet, split(0, 2, 2, 2))
     node.machine.set_card(0, {"busy": "no"})
     daemon.process.send_signal(signal.SIGHUP)
@@ -469,7 +475,9 @@ async def test_what_somebody_else_splits_is_put_back_and_reported(node: VfNode, 
     await shows(kubelet, split(2, 2, 2, 2))
     node.machine.set_card(1, {"vfs": "0"})
     daemon.process.send_signal(signal.SIGHUP)
-    await daemon.says(f"VFDrift: another program has split {CARDS[1]}: 2 VFs before, 0 now")
+    await daemon.says(
+        f'reason=VFDrift card={CARDS[1]} detail="another program has split {CARDS[1]}: 2 VFs before, 0 now'
+    )
     await shows(kubelet, split(2, 2, 2, 2))
     assert daemon.log.count("VFDrift") == 1
 
@@ -508,7 +516,7 @@ async def test_a_label_that_was_seen_goes_before_the_argument_until_it_is_forgot
         assert ASKED not in daemon.log
 
     daemon = node.begin(*options)
-    await daemon.says(f"desired VF count: 2, by label {LABEL} as last seen")
+    await daemon.says(f'desired VF count value="2" origin="label {LABEL} as last seen')
     await shows(kubelet, split(2, 2, 2, 2))
     await daemon.stop()
     assert ASKED not in daemon.log
@@ -516,7 +524,7 @@ async def test_a_label_that_was_seen_goes_before_the_argument_until_it_is_forgot
     with ApiServer("here", port=server.port) as server:
         server.uid = "another"
         daemon = node.begin(*options)
-        await daemon.says("VFFailed: the Node object is new and has no label")
+        await daemon.says('reason=VFFailed card=null detail="the Node object is new and has no label')
         await until(lambda: server.labels.get(STATE_LABEL) == "failed", "it is told on the node")
         await shows(kubelet, split(2, 2, 2, 2))
         assert ASKED not in daemon.log
@@ -568,7 +576,7 @@ async def test_vfs_of_a_card_that_is_held_whole_are_given_to_nobody_before_that_
     daemon.process.send_signal(signal.SIGHUP)
     own = vfs(CARDS[1], 2)
     await closed(kubelet, split(0, 2, 0, 0), held=own)
-    closing = f"reason=card-held (a container still holds its card as {CARDS[1]}"
+    closing = f'reason=card-held detail="a container still holds its card as {CARDS[1]}'
     await daemon.says(closing, times=2)
     assert daemon.log.count(closing) == 2
     with pytest.raises(grpc.aio.AioRpcError, match="card-held"):

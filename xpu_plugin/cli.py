@@ -132,7 +132,7 @@ def _daemon(arguments: list[str], timings: "Timings | None") -> int:
 
     log.configure(level=config.log_level, form=config.log_format, handler=log.QueuedHandler())
     for warning in warnings:
-        logging.getLogger(__name__).warning("%s", warning)
+        logging.getLogger(__name__).warning(log.Message("an option of the former plugin", detail=warning))
     return daemon.run(config, worker, timings=timings) if timings else daemon.run(config, worker)
 
 

@@ -389,19 +389,27 @@ class Config:
         return library.environment(self.simulator_file, self.dev_root, self.sysfs_root)
 
     def text(self) -> str:
-        """Return all effective options, for the log."""
-        return " ".join(
-            f"{field.name.replace('_', '-')}={_shown(field.name, getattr(self, field.name))}"
+        """Return all effective options in one line."""
+        return " ".join(f"{name}={_shown(value)}" for name, value in self.shown().items())
+
+    def shown(self) -> dict[str, object]:
+        """Return all effective options by their names."""
+        return {
+            field.name.replace("_", "-"): _plain(field.name, getattr(self, field.name))
             for field in fields(self)
-        )
+        }
 
 
-def _shown(name: str, value: object) -> str:
-    if name == "sriov_num_vfs" and value is None:
-        return vf_plan.KEEP
+def _plain(name: str, value: object) -> object:
+    if name == "sriov_num_vfs":
+        return vf_plan.KEEP if value is None else str(value)
     if name == "metrics_address" and isinstance(value, tuple):
         host, port = value
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return value
+
+
+def _shown(value: object) -> str:
     match value:
         case None | ():
             return "-"

@@ -13,6 +13,7 @@ from xpu_plugin.config import Config
 from xpu_plugin.edges.kubelet.pod_resources import reader
 from xpu_plugin.edges.state.disk import state_thread
 from xpu_plugin.edges.worker.process import WorkerProcess
+from xpu_plugin.log import Message
 from xpu_plugin.loops.scanner import InitError
 from xpu_plugin.loops.supervision import described
 from xpu_plugin.model.timings import USUAL, Timings
@@ -71,12 +72,14 @@ async def serve(config: Config, worker: WorkerProcess | None = None, timings: Ti
 def _failed(error: BaseException, part: str) -> int:
     """Log in one line why the plugin ends; return the exit status."""
     if isinstance(error, InitError | AddressError):
-        logger.error("%s", error)
+        logger.error(Message("the plugin ends with status 1", error=error))
     else:
         logger.error(
-            "the plugin ends with status 1, as an unforeseen error ended a part that serves part=%s: %s",
-            part,
-            described(error),
+            Message(
+                "the plugin ends with status 1, as an unforeseen error ended a part that serves",
+                part=part,
+                error=described(error),
+            )
         )
         logger.debug("its traceback", exc_info=error)
     return 1
@@ -85,14 +88,14 @@ def _failed(error: BaseException, part: str) -> int:
 def _abandon(parts: asyncio.Future[None], status: int) -> NoReturn:
     """End the process without the parts that do not end."""
     names = sorted(task.get_name() for task in asyncio.all_tasks() - {asyncio.current_task()} - {parts})
-    logger.warning("parts that do not end are left behind: %s", ", ".join(names))
+    logger.warning(Message("parts that do not end are left behind", parts=names))
     logging.shutdown()
     os._exit(status)
 
 
 def run(config: Config, worker: WorkerProcess | None = None, *, timings: Timings = USUAL) -> int:
     """Run the daemon on an event loop of its own."""
-    logger.info("starting %s", config.text())
+    logger.info(Message("starting", **config.shown()))
     gc.freeze()  # no collection looks at modules and classes any more
     gc.enable()
     try:

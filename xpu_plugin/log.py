@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logging: one event a line on standard error, as text or as JSON; nothing waits until it is written."""
+"""Logging: phrases with fields, one a line on standard error, as text or JSON; nothing waits for it."""
 
 import json
 import logging
 import os
+import re
 import select
 import stat
 import sys
@@ -19,8 +20,43 @@ STDERR = 2
 MOST_LINES, MOST_BYTES = 4096, 1 << 20  # that wait to be written
 FLUSH_SECONDS = 0.3  # at the end, for what still waits
 DECISIONS_KEPT = 256  # older ones are forgotten
+MEMBERS = ("time", "level", "message", "logger", "exception")  # of a JSON line: no field has such a name
+
+_BARE = re.compile(
+    r"""(?!(-?\d+(\.\d+)?([eE][-+]?\d+)?|true|false|null|NaN|-?Infinity)$)[^\s"=\[{][^\s"=]*"""
+)
+"""A text that needs no quotes: it is one word, and nothing that JSON knows."""
 
 _decisions = logging.Logger("xpu_plugin.decisions")  # noqa: LOG001 - no parent: they are no lines of the log
+
+
+class Message:
+    """A constant phrase with named values, as `logger.warning` and its like take it.
+
+    Its text, which is made only for a line that is written, is `phrase name=value name=value`. A value is a
+    word, or JSON. Values are those that JSON knows; others are taken by their text.
+    """
+
+    __slots__ = ("fields", "phrase")
+
+    def __init__(self, phrase: str, /, **fields: object) -> None:
+        self.phrase = phrase
+        self.fields = fields
+
+    def __str__(self) -> str:
+        return " ".join((self.phrase, *(f"{name}={_shown(value)}" for name, value in self.fields.items())))
+
+
+def _shown(value: object) -> str:
+    if value is not None and not isinstance(value, bool | int | float | list | tuple | dict):
+        value = str(value)
+        if value.isprintable() and _BARE.fullmatch(value):
+            return value
+    return _json(value)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 class Once:
@@ -45,10 +81,8 @@ def note(what: str, /, **inputs: object) -> None:
     """Log a decision for the ring. what: a word for its kind; inputs: its outcome and what it rests on, in
     values that JSON knows"""
     # Not by `info`: whether a logger without a parent is enabled is cached for ever.
-    made = _decisions.makeRecord(
-        _decisions.name, logging.INFO, "", 0, what, (), None, extra={"inputs": inputs}
-    )
-    _decisions.handle(made)
+    message = Message(what, **inputs)
+    _decisions.handle(_decisions.makeRecord(_decisions.name, logging.INFO, "", 0, message, (), None))
 
 
 class RingHandler(logging.Handler):
@@ -64,7 +98,7 @@ class RingHandler(logging.Handler):
     @property
     def all(self) -> list[dict[str, object]]:
         """The oldest first."""
-        return [{"at": _moment(one), "what": one.msg, **vars(one)["inputs"]} for one in list(self._ring)]
+        return [{"at": _moment(one), "what": _phrase(one), **_fields(one)} for one in list(self._ring)]
 
     def __enter__(self) -> Self:
         _decisions.addHandler(self)
@@ -77,6 +111,17 @@ class RingHandler(logging.Handler):
 def _moment(record: logging.LogRecord) -> str:
     seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
     return f"{seconds}.{int(record.created % 1 * 1000):03d}+00:00"
+
+
+def _phrase(record: logging.LogRecord) -> str:
+    """Without fields; a library's message is all phrase."""
+    message: object = record.msg
+    return message.phrase if isinstance(message, Message) else record.getMessage()
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    message: object = record.msg
+    return message.fields if isinstance(message, Message) else {}
 
 
 class _UtcFormatter(logging.Formatter):
@@ -100,12 +145,13 @@ class _JsonFormatter(_UtcFormatter):
         event = {
             "time": f"{moment}.{record.msecs:03.0f}Z",
             "level": record.levelname.lower(),
-            "message": record.getMessage(),
+            "message": _phrase(record),
             "logger": record.name,
+            **_fields(record),
         }
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
-        return printable(json.dumps(event, ensure_ascii=False))
+        return printable(_json(event))
 
 
 def printable(line: str) -> str:
@@ -182,7 +228,11 @@ class QueuedHandler(logging.Handler):
                 self._bytes -= len(line)
                 lost, self._untold = self._untold, 0
             told = not lost or self._write(
-                self._line(_warning("log lines were lost, as standard error was not read in time: %s", lost))
+                self._line(
+                    _warning(
+                        Message("log lines were lost, as standard error was not read in time", lines=lost)
+                    )
+                )
             )
             written = self._write(line)
             with self._changed:
@@ -205,9 +255,8 @@ class QueuedHandler(logging.Handler):
         return True
 
 
-def _warning(text: str, *values: object) -> logging.LogRecord:
-    level = logging.WARNING
-    return logging.LogRecord(__name__, level, __file__, 0, text, values, None)
+def _warning(message: Message) -> logging.LogRecord:
+    return logging.LogRecord(__name__, logging.WARNING, __file__, 0, message, (), None)
 
 
 def detach(descriptor: int = STDERR) -> None:

@@ -29,7 +29,7 @@ from xpu_plugin.edges.worker.client import Target, WorkerClient
 from xpu_plugin.edges.worker.process import WorkerProcess
 from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
-from xpu_plugin.log import RingHandler
+from xpu_plugin.log import Message, RingHandler
 from xpu_plugin.loops.aliases import Aliases
 from xpu_plugin.loops.endpoints import Endpoints
 from xpu_plugin.loops.exchange import Exchange, exchange
@@ -378,7 +378,7 @@ async def run(plugin: Plugin) -> None:
         serving.start("quarantine", _keep_quarantine(plugin))
         await picture.beyond(NEVER)
         for name in picture.policy.unmatched(picture.facts.devices.values()):
-            logger.warning("--allow or --deny names %s, which no device of this node is", name)
+            logger.warning(Message("--allow or --deny names no device of this node", name=name))
         await plugin.aliases.first_look()  # before the first list goes out
         if tenures.held:
             await plugin.reconciler.inherit()
@@ -442,5 +442,5 @@ def questions_at(path: Path | None) -> Iterator[socket.socket | None]:
         try:
             listener = stack.enter_context(listening_at(path)) if path is not None else None
         except OSError as error:
-            logger.warning("--status-socket: cannot listen at %s: %s", path, error.strerror)
+            logger.warning(Message("--status-socket: cannot listen", path=path, error=error.strerror))
         yield listener

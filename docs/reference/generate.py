@@ -213,12 +213,15 @@ def texts(expression: ast.expr, module: Path) -> Iterator[str]:
     """The texts that an expression can be, with a placeholder for each part that only a run knows."""
     match expression:
         case ast.Constant(value=str(text)):
-            yield re.sub(r"%[srd]", _PLACEHOLDER, text)
+            yield text
         case ast.JoinedStr(values=values):
             yield "".join(
                 str(part.value) if isinstance(part, ast.Constant) else _filled_in(part, module)
                 for part in values
             )
+        case ast.Call(func=ast.Name(id="Message") | ast.Attribute(attr="Message"), args=[phrase, *_]):
+            fields = "".join(f" {field.arg}={_PLACEHOLDER}" for field in expression.keywords if field.arg)
+            yield from (f"{text}{fields}" for text in texts(phrase, module))
         case ast.IfExp(body=one, orelse=other):
             yield from (*texts(one, module), *texts(other, module))
 

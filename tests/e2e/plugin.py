@@ -152,11 +152,14 @@ class Plugin:
 
     def refusals_to_start(self) -> list[str]:
         """The sentences by which it has refused to let containers start."""
-        return re.findall(rf" container start refused resource={re.escape(RESOURCE)}: (.+)", self.log)
+        return re.findall(
+            rf' request refused request="container start" resource={re.escape(RESOURCE)} error="(.+)"',
+            self.log,
+        )
 
     def asked_of_the_driver(self) -> list[tuple[str, int]]:
         """Every call for a number of VFs so far, of all daemons: a card's address, and the number."""
-        asked = re.findall(r" asking the driver for (\d+) VFs of (\S+),", self.log)
+        asked = re.findall(r" asking the driver for VFs vfs=(\d+) card=(\S+)", self.log)
         return [(card, int(number)) for number, card in asked]
 
     def _streams_while_running(self) -> frozenset[str]:

@@ -57,7 +57,9 @@ def test_a_rival_is_noticed_and_the_devices_come_back(
     old = cluster.run_pod("old", devices=2)
     held = machine.view_from(old).openable
     rival.terminate()
-    plugin.wait_for_log(rf"another plugin has registered our resource={RESOURCE} ids=0,1,2,3")
+    plugin.wait_for_log(
+        rf'another plugin has registered our resource: .* resource={RESOURCE} ids=\["0", "1", "2", "3"\]'
+    )
     wait_until(
         "the plugin offers its devices again",
         lambda: plugin.log,

@@ -28,9 +28,9 @@ LOOKS_SECONDS = 12
 KILLS = 5
 KUBELET_RESTARTS = 3
 
-BY_ARGUMENT = r"desired VF count: {}, by argument --sriov-num-vfs\n"
-BY_LABEL = r"desired VF count: {}, by label baidu\.com/sriov-num-vfs\n"
-BY_LABEL_LAST_SEEN = r"desired VF count: {}, by label baidu\.com/sriov-num-vfs as last seen\n"
+BY_ARGUMENT = r'desired VF count value="?{}"? origin="argument --sriov-num-vfs"\n'
+BY_LABEL = r'desired VF count value="?{}"? origin="label baidu\.com/sriov-num-vfs"\n'
+BY_LABEL_LAST_SEEN = r'desired VF count value="?{}"? origin="label baidu\.com/sriov-num-vfs as last seen"\n'
 
 
 def split(machine: Machine, *vfs: int) -> None:
@@ -171,7 +171,7 @@ def test_a_bad_label_changes_nothing_and_says_so(
 
     cluster.set_vfs("abc")
     start(0)
-    daemon.wait_for_log(f"VFFailed: {problem}; the last valid desired VF count stays")
+    daemon.wait_for_log(f'reason=VFFailed card=null detail="{problem}; the last valid desired VF count stays')
     cluster.wait_for_amount(Amount(2 * CARDS, 2 * CARDS))
     says_so("keep")
 
@@ -228,7 +228,7 @@ def test_a_plugin_that_starts_while_the_api_server_is_away_changes_nothing(
         daemon.kill()
         daemon.wait_for_no_process()
         start(0)
-        daemon.wait_for_log("no answer from the API server: list nodes: ")
+        daemon.wait_for_log('everything stays as it is error="list nodes: ')
         nothing_is_changed(machine, daemon)
         assert daemon.registered_ids() == machine.ids().keys()
 
@@ -256,12 +256,12 @@ def test_a_kubelet_that_has_not_heard_from_the_api_server_proves_nothing(
         # A plugin that has lost its record: only what the kubelet says is left.
         start_by_argument(2, f"--state-dir={machine.file.with_name('lost')}")
         daemon.wait_for_log(
-            f"VFBlocked: {held}: held by a container that was granted {held} and is not known"
+            f'reason=VFBlocked card={held} detail="held by a container that was granted {held} and'
         )
         for card in machine.vfs().keys() - {held}:
             daemon.wait_for_log(
-                f"VFBlocked: {card}: cannot prove idle: the kubelet's list of pods does not name this "
-                f"plugin's own pod {cluster.namespace}/{LABEL}-own;"
+                f"reason=VFBlocked card={card} detail=\"cannot prove idle: the kubelet's list of pods does "
+                f"not name this plugin's own pod {cluster.namespace}/{LABEL}-own;"
             )
         nothing_is_changed(machine, daemon, seconds=LOOKS_SECONDS)
 

@@ -224,7 +224,9 @@ async def test_a_method_whose_name_is_no_text_makes_grpc_give_up_and_the_plugin_
     for time in (1, 2):
         with peers(node, 1) as [peer]:
             await peer.says(HELLO + begin(1, block=call(b"/v1beta1.DevicePlugin/All\xffcate")))
-            await daemon.says("anew: gRPC gave up ('utf-8' codec can't decode byte 0xff", times=time)
+            await daemon.says(
+                "serving anew resource=baidu.com/xpu error=\"'utf-8' codec can't decode byte 0xff", times=time
+            )
             await kubelet.until(lambda time=time: len(kubelet.registrations) == time + 1, timeout=SECONDS)  # type: ignore[misc]
         await shows(kubelet, IDS)
         await works(kubelet)
@@ -412,7 +414,7 @@ async def test_messages_that_no_kubelet_sends(node: Node, kubelet: Kubelet) -> N
     assert max(map(len, lines[1:])) < LONGEST_REFUSAL + 300
     assert "ERROR" not in {line.split()[1] for line in lines if len(line.split()) > 1}
     assert daemon.log.count("malformed") == 0
-    assert daemon.log.count("no message of the kubelet's: /v1beta1.DevicePlugin/") == 6
+    assert daemon.log.count("no message of the kubelet's path=/v1beta1.DevicePlugin/") == 6
 
 
 async def test_a_stream_asked_for_with_noise_is_a_stream(node: Node, kubelet: Kubelet) -> None:

@@ -429,7 +429,7 @@ async def test_what_is_held_and_released_is_told(
         await aliases.look()
     messages = [record.message for record in caplog.records if record.name == holders_module.__name__]
     assert len(messages) == 2
-    assert all("id=0" in message for message in messages)
+    assert all('id="0"' in message for message in messages)
 
 
 # --- before a registration, and when the checkpoint changes ---------------------------------------
@@ -468,7 +468,7 @@ async def test_the_look_before_a_registration_is_bounded(
     monkeypatch.setattr(view_module, "READ_SECONDS", 0.01)
     await aliases.look()
     assert (
-        f"cannot read the holders of devices: {kubelet.directory / CHECKPOINT}: no answer within"
+        f'cannot read the holders of devices error="{kubelet.directory / CHECKPOINT}: no answer within'
         in caplog.text
     )
     gate.set()
@@ -507,7 +507,7 @@ async def test_a_kubelet_that_restarts_is_no_warning_and_one_that_does_not_answe
         await until(lambda: asked >= 3, "looks")
         assert caplog.records == []
         clock.now += holders_module.RESTART_SECONDS
-        await until(lambda: "cannot read the holders of devices: away" in caplog.text, "a warning")
+        await until(lambda: "cannot read the holders of devices error=away" in caplog.text, "a warning")
     finally:
         running.cancel()
 

@@ -763,7 +763,9 @@ async def test_a_node_that_does_not_open_is_said_once_and_scanned_when_it_does(
     watch.monitor.rescan()
     await watch.scans(1)
     said = [record.message for record in caplog.records if "without an index" in record.message]
-    assert said == ["device node without an index: /dev/xpu2: it cannot be opened (Input/output error)"]
+    assert said == [
+        'device node without an index error="/dev/xpu2: it cannot be opened (Input/output error)"'
+    ]
     machine.set_card(2, {"unreadable": ""})
     await watch.healths(None, None, None, None)
     assert not watch.monitor.scanner.unlisted
@@ -807,8 +809,9 @@ async def test_a_container_that_may_open_nothing_is_told_to_be_privileged(
     await watch.sweeps(2)
     said = [record.message for record in caplog.records if record.levelname == "WARNING"]
     (sentence,) = said
-    assert sentence.startswith("none of 4 device nodes may be opened (Operation not permitted): ")
+    assert sentence.startswith("no device node may be opened: ")
     assert "privileged" in sentence
+    assert sentence.endswith('nodes=4 error="Operation not permitted"')
 
 
 async def test_more_nodes_than_the_library_lists_are_no_reason_to_scan(
@@ -826,7 +829,7 @@ async def test_more_nodes_than_the_library_lists_are_no_reason_to_scan(
     assert len(watch.client.scans) == 1
     said = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert said == [
-        "device node without an index: /dev/xpu99 to /dev/xpu103: the library lists 99 nodes at most"
+        'device node without an index error="/dev/xpu99 to /dev/xpu103: the library lists 99 nodes at most"'
     ]
 
 

@@ -208,7 +208,7 @@ def test_every_change_is_one_event_and_none_is_none(
     assert said(judged(a=SICK)) == []
     assert said(judged(a=HEALTHY)) == [("INFO", f"device healthy again id={A}")]
     ((level, text),) = said(scanned(device(A), device(B, number=5)))
-    assert (level, text) == ("WARNING", f"device moved id={B} from=/dev/xpu1 to=/dev/xpu5")
+    assert (level, text) == ("WARNING", f"device moved id={B} former_path=/dev/xpu1 path=/dev/xpu5")
 
 
 def test_devices_that_appear_and_go_are_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -58,7 +58,7 @@ async def test_the_same_failure_is_told_once_another_again(caplog: pytest.LogCap
         await asyncio.wait_for(runs.wait(), 5)
     said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert len(said) == 2
-    assert "part=audit: ValueError: odd (supervision.py:" in said[0]
+    assert 'part=audit error="ValueError: odd (supervision.py:' in said[0]
     assert "TypeError: other" in said[1]
     assert all(record.exc_info is None for record in caplog.records)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from xpu_plugin.edges.kubelet.view import KubeletView
+from xpu_plugin.log import Message
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import Picture
@@ -188,15 +189,17 @@ class Aliases:
             return
         for id in sorted(held.keys() - facts.held.keys()):
             logger.info(
-                "held from before id=%s resource=%s: offered so while the kubelet counts it as held",
-                id,
-                held[id],
+                Message(
+                    "device held from before; it is offered so while the kubelet counts it as held",
+                    id=id,
+                    resource=held[id],
+                )
             )
         for id in sorted(facts.held.keys() - held.keys()):
-            logger.info("not held any more id=%s: its device is offered as configured again", id)
+            logger.info(Message("device not held any more; it is offered as configured again", id=id))
         self._picture.submit(lambda facts: replace(facts, held=held, withheld=closed))
 
     def _complain(self, complaint: str | None) -> None:
         if complaint != self._complaint and complaint:
-            logger.warning("cannot read the holders of devices: %s", complaint)
+            logger.warning(Message("cannot read the holders of devices", error=complaint))
         self._complaint = complaint

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
+from xpu_plugin.log import Message
 from xpu_plugin.model.audit import EVENTS, AuditFinding, AuditKind, AuditView, findings
 from xpu_plugin.model.devices import Process
 from xpu_plugin.model.events import WARNING, Event
@@ -95,9 +96,9 @@ class Audit:
     def _judge(self, found: frozenset[AuditFinding]) -> None:
         confirmed = (found & self._suspected) | {finding for finding in found if finding.certain}
         for kind, text in _lines(confirmed - self._confirmed):
-            logger.warning("%s: %s", kind, text)
+            logger.warning(Message("audit finding", kind=kind, detail=text))
         for kind, text in _lines(self._confirmed - confirmed):
-            logger.info("no longer so: %s: %s", kind, text)
+            logger.info(Message("audit finding is over", kind=kind, detail=text))
         self._suspected, self._confirmed = found, confirmed
         now = self._clock()
         self._told = {
@@ -121,7 +122,9 @@ class Audit:
         except WorkerError as error:
             if error.call is not None:
                 self._mute.begin(self._worker)
-                logger.warning("asking for the processes at devices: %s; it is asked again later", error)
+                logger.warning(
+                    Message("cannot read the processes at devices; it is asked again later", error=error)
+                )
         except (LibraryError, XpumlError):
             pass  # the sweep reports this
         return {}

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from xpu_plugin.edges.state.quarantine import QuarantineRecord
+from xpu_plugin.log import Message
 from xpu_plugin.model.health import Health, History, Rules, begin, cleared, heard, inherited, missed
 from xpu_plugin.waiting import delays
 
@@ -62,7 +63,7 @@ class HealthHistory:
         if self._quarantine.pop(id, None) is None:
             return None
         self._changed.set()
-        logger.info("quarantine lifted by hand id=%s", id)
+        logger.info(Message("quarantine lifted by hand", id=id))
         if id not in self._histories:
             return {}
         self._write(id, cleared(self._histories[id]))
@@ -108,7 +109,7 @@ class HealthHistory:
         if after.quarantine is not None:
             self._quarantine[id] = after.quarantine
         elif self._quarantine.pop(id, None) is not None:
-            logger.info("quarantine ended id=%s", id)
+            logger.info(Message("quarantine ended", id=id))
         return after.health
 
     def _write(self, id: str, history: History) -> None:

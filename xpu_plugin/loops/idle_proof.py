@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
+from xpu_plugin.log import Message
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.model.devices import Usage
 from xpu_plugin.model.vf_plan import Card, Proof
@@ -72,7 +73,11 @@ class IdleProof:
             if error.call is None:  # not the card's fault: no worker has scanned, for example
                 return str(error)
             self._mute.begin(card.address, str(error))
-            logger.warning("asking for the users of %s: %s; it is asked again later", card.address, error)
+            logger.warning(
+                Message(
+                    "cannot read the users of a card; it is asked again later", card=card.address, error=error
+                )
+            )
             return str(error)
         except (LibraryError, XpumlError, WrongDeviceError) as error:
             return str(error)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
+from xpu_plugin.log import Message
 from xpu_plugin.loops.due import Due
 from xpu_plugin.waiting import delays
 from xpu_plugin.xpuml import XpumlError
@@ -67,18 +68,21 @@ class LibraryTrial:
             self.unfit, self._trial_at = str(error), self._clock() + next(self._trials)
             if self.unfit != before:
                 logger.warning(
-                    "the library's file was replaced or removed, and the present one cannot be used: the "
-                    "running worker goes on with the former one, and scans wait; do not restart the plugin "
-                    "before XRE is installed whole: %s",
-                    self.unfit,
+                    Message(
+                        "the library's file was replaced or removed, and the present one cannot be used: the "
+                        "running worker goes on with the former one, and scans wait; do not restart the "
+                        "plugin before XRE is installed whole",
+                        error=self.unfit,
+                    )
                 )
         else:
             self.unfit = self._trial_at = None
             if not self._due.wanted:
                 logger.warning(
-                    "the library's file was replaced, and a trial has opened the present one: the running "
-                    "worker still has the former one; send SIGHUP to have the present one used path=%s "
-                    "version=%r",
-                    opened["library"],
-                    opened["library_version"],
+                    Message(
+                        "the library's file was replaced, and a trial has opened the present one: the "
+                        "running worker still has the former one; send SIGHUP to have the present one used",
+                        path=opened["library"],
+                        version=opened["library_version"],
+                    )
                 )

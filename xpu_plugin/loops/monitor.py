@@ -11,6 +11,7 @@ from functools import partial
 
 from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
 from xpu_plugin.frozen import frozen
+from xpu_plugin.log import Message
 from xpu_plugin.loops.due import Due
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.health_history import HealthHistory
@@ -340,7 +341,7 @@ class Monitor:
         self._verdict = gone if whole else UNHEARD
         first = self.trouble is None
         if text != self.trouble:
-            logger.warning("%s", text)
+            logger.warning(Message("trouble with the library", error=text))
             self.trouble = text
         if isinstance(error, DriverNotLoadedError | LibraryError):
             self.driver_gone.set(text)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from xpu_plugin.edges.kubelet.lock import Alone
-from xpu_plugin.log import Once
+from xpu_plugin.log import Message, Once
 from xpu_plugin.loops.exchange import Exchange
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.node_labels import node_labels
@@ -146,9 +146,11 @@ class NodeSync:
             self._changed.set()
         if (desired.number, desired.origin) != (self._current.number, self._current.origin):
             logger.info(
-                "desired VF count: %s, by %s",
-                KEEP if desired.number is None else desired.number,
-                desired.origin,
+                Message(
+                    "desired VF count",
+                    value=KEEP if desired.number is None else str(desired.number),
+                    origin=desired.origin,
+                )
             )
         self._desired.set(desired)
         if sight is Unseen.REFUSED:
@@ -157,7 +159,7 @@ class NodeSync:
     def denied(self, text: str) -> None:
         """Let the argument count after a refusal without an earlier answer, unless a label was seen
         before."""
-        logger.warning("%s", text)
+        logger.warning(Message("the node's label may not be read", error=text))
         self.see(Unseen.REFUSED)
 
     def _explain(self) -> None:
@@ -168,9 +170,11 @@ class NodeSync:
             logger.warning("the argument --sriov-num-vfs counts, as the node's label may not be read")
         elif self._current.origin in (LAST_SEEN, NEW_NODE):
             logger.warning(
-                "the label last seen counts, as the node's label may not be read; to let the argument count "
-                "run 'xpu-device-plugin cleanup' on this node: label=%s",
-                self._kept.label if self._kept else None,
+                Message(
+                    "the label last seen counts, as the node's label may not be read; to let the argument "
+                    "count run 'xpu-device-plugin cleanup' on this node",
+                    label=self._kept.label if self._kept else None,
+                )
             )
 
     async def _lose_patience(self) -> None:
@@ -231,7 +235,9 @@ async def _started(api: "NodeWatcher") -> None:
             api.start()
         except RuntimeError as error:
             if complaint.changed(str(error)):
-                logger.warning("cannot start a thread for the API server: %s; it is tried again", error)
+                logger.warning(
+                    Message("cannot start a thread for the API server; it is tried again", error=error)
+                )
             await asyncio.sleep(seconds)
         else:
             return

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection
 
 from xpu_plugin.edges.worker.client import BusyError, WorkerClient, WorkerError
+from xpu_plugin.log import Message
 from xpu_plugin.loops.due import Due
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.health import VF_CHANGE_PLANNED
@@ -78,8 +79,14 @@ class Openings:
         except BusyError:
             return  # a change has begun meanwhile
         except WorkerError as error:
-            logger.warning("opening /dev/xpu%s: %s; it is tried again later", number, error)
+            logger.warning(
+                Message(
+                    "cannot open a device node; it is tried again later",
+                    path=f"/dev/xpu{number}",
+                    error=error,
+                )
+            )
             return
         if opens and number in self._numbers:
-            logger.info("/dev/xpu%s opens now: scanning again", number)
+            logger.info(Message("a device node opens now: scanning again", path=f"/dev/xpu{number}"))
             self._due.want()

@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 
-from xpu_plugin.log import note
+from xpu_plugin.log import Message, note
 from xpu_plugin.model.inventory import Entry, Facts, Inventory, Policy, entries
 from xpu_plugin.observable import Value
 
@@ -109,36 +109,41 @@ def _log_changes(old: Mapping[str, Entry], new: Mapping[str, Entry]) -> None:
     for id in sorted(then.keys() - now.keys()):
         logger.log(
             logging.INFO if then[id].health.in_change else logging.WARNING,
-            "device no longer offered id=%s",
-            id,
+            Message("device no longer offered", id=id),
         )
     for id, entry in now.items():
         before, device, health = then.get(id), entry.device, entry.health
         if before is None:
             logger.info(
-                "device offered id=%s model=%s path=%s resource=%s health=%s%s",
-                id,
-                device.model,
-                device.path,
-                entry.resource,
-                health,
-                "" if health.healthy else f" reason={health.reason} ({health.text})",
+                Message(
+                    "device offered",
+                    id=id,
+                    model=device.model,
+                    path=device.path,
+                    resource=entry.resource,
+                    health=health,
+                    **({} if health.healthy else {"reason": health.reason, "detail": health.text}),
+                )
             )
             continue
         if (before.id, before.resource) != (entry.id, entry.resource):
-            logger.info("device %s is offered as id=%s resource=%s now", id, entry.id, entry.resource)
+            logger.info(
+                Message("device offered otherwise", id=id, offered_as=entry.id, resource=entry.resource)
+            )
         if before.device.path != device.path:
-            logger.warning("device moved id=%s from=%s to=%s", id, before.device.path, device.path)
+            logger.warning(Message("device moved", id=id, former_path=before.device.path, path=device.path))
         if before.health != health and health.well and before.health.well:
             if health.healthy:
-                logger.info("device not withheld any more id=%s", id)
+                logger.info(Message("device not withheld any more", id=id))
             else:
                 level = logging.WARNING if health.held else logging.INFO
-                why = (id, health.reason, health.text)
-                logger.log(level, "device withheld from new pods id=%s reason=%s (%s)", *why)
+                logger.log(
+                    level,
+                    Message("device withheld from new pods", id=id, reason=health.reason, detail=health.text),
+                )
         elif before.health != health and health.healthy:
-            logger.info("device healthy again id=%s", id)
+            logger.info(Message("device healthy again", id=id))
         elif before.health != health:
             logger.warning(
-                "device unhealthy id=%s path=%s reason=%s (%s)", id, device.path, health.reason, health.text
+                Message("device unhealthy", id=id, path=device.path, reason=health.reason, detail=health.text)
             )

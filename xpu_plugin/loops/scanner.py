@@ -9,6 +9,7 @@ from os import strerror
 
 from xpu_plugin.edges.worker.client import WorkerClient
 from xpu_plugin.errors import PluginError
+from xpu_plugin.log import Message
 from xpu_plugin.loops.due import Due
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.health_history import HealthHistory
@@ -186,16 +187,20 @@ class Scanner:
         if versions != self.versions:
             self.versions = versions
             logger.info(
-                "library opened path=%s library_version=%r driver_version=%r driver_release=%r",
-                scan.library,
-                scan.library_version,
-                scan.driver_version,
-                scan.driver_release,
+                Message(
+                    "library opened",
+                    path=scan.library,
+                    library_version=scan.library_version,
+                    driver_version=scan.driver_version,
+                    driver_release=scan.driver_release,
+                )
             )
             if is_too_old(scan.library_version):
                 logger.warning(
-                    "libxpuml %s is older than 4.0.11: install XRE 4.0.11 or newer on this node",
-                    scan.library_version,
+                    Message(
+                        "libxpuml is older than 4.0.11: install XRE 4.0.11 or newer on this node",
+                        library_version=scan.library_version,
+                    )
                 )
         nodes = unlisted(scan, found)
         self._openings.expect([node.number for node in nodes if not node.beyond])
@@ -204,17 +209,19 @@ class Scanner:
         if found.problems != self.problems:
             self.problems = found.problems
             for problem in found.problems:
-                logger.warning("not offered: %s", problem)
+                logger.warning(Message("device not offered", error=problem))
 
     def _report_unlisted(self, nodes: tuple[Unlisted, ...], scan: Scan) -> None:
         said, self.unlisted = sentences(self.unlisted), nodes
         if nodes and len(nodes) == len(scan.host.nodes) and all(node.denied for node in nodes):
             logger.warning(
-                "none of %s device nodes may be opened (%s): the plugin's container has to be privileged",
-                len(nodes),
-                strerror(nodes[0].errno),
+                Message(
+                    "no device node may be opened: the plugin's container has to be privileged",
+                    nodes=len(nodes),
+                    error=strerror(nodes[0].errno),
+                )
             )
             return
         for sentence in sentences(nodes):
             if sentence not in said:
-                logger.warning("device node without an index: %s", sentence)
+                logger.warning(Message("device node without an index", error=sentence))

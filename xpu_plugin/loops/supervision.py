@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from xpu_plugin.frozen import frozen
-from xpu_plugin.log import note
+from xpu_plugin.log import Message, note
 from xpu_plugin.model.timings import USUAL
 from xpu_plugin.waiting import delays
 
@@ -69,7 +69,7 @@ class Supervisor:
         self._failures[part] = self._failures.get(part, 0) + 1
         why = described(error)
         if self._down.get(part) != why:
-            logger.error("a part of the plugin failed, and is tried again part=%s: %s", part, why)
+            logger.error(Message("a part of the plugin failed, and is tried again", part=part, error=why))
         self._down[part] = why
         note("failure", part=part, why=why, traceback=traceback.format_exception(error))
         self._await_steady(part)
@@ -81,7 +81,7 @@ class Supervisor:
 
     def _up(self, part: str) -> None:
         del self._timers[part], self._down[part]
-        logger.info("a part of the plugin works again part=%s", part)
+        logger.info(Message("a part of the plugin works again", part=part))
 
 
 @frozen(kw_only=False)

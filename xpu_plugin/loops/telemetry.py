@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from xpu_plugin.edges.worker.client import LibraryError, WorkerError
 from xpu_plugin.frozen import frozen
+from xpu_plugin.log import Message
 from xpu_plugin.model.devices import Gauges
 from xpu_plugin.waiting import Cooldown, wait_for
 from xpu_plugin.xpuml import XpumlError
@@ -103,4 +104,8 @@ class Telemetry:
         guilty = [id for id, device in self._picture.facts.devices.items() if device.index == index]
         for id in guilty:
             self._mute.begin(id)
-            logger.warning("reading the measurements of %s: %s; it is read again later", id, error)
+            logger.warning(
+                Message(
+                    "cannot read the measurements of a device; it is asked again later", id=id, error=error
+                )
+            )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
+from xpu_plugin.log import Message
 from xpu_plugin.loops.due import Due
 from xpu_plugin.model.timings import USUAL
 from xpu_plugin.waiting import Cooldown, wait_for
@@ -125,6 +126,6 @@ class Unresponsive:
             self._worker.dismiss()  # it would keep the control node open
         if scan is None or self._suspects.get(suspect.index) is not suspect:
             return
-        logger.info("the library answers at device index %s again", suspect.index)
+        logger.info(Message("the library answers at a device again", index=suspect.index))
         suspect.released_at = self._clock()
         self._due.want()

@@ -13,7 +13,7 @@ from xpu_plugin.edges.state.record import disk_trouble
 from xpu_plugin.edges.state.vf_request import VfRecord
 from xpu_plugin.edges.worker.client import BusyError, LibraryError, WorkerClient, WorkerError
 from xpu_plugin.frozen import frozen
-from xpu_plugin.log import Once, note
+from xpu_plugin.log import Message, Once, note
 from xpu_plugin.loops.exchange import Exchange
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.idle_proof import IdleProof
@@ -118,9 +118,14 @@ class VfReconciler:
         if self._record.unread:
             return
         self._unread = None
-        if self._record.request not in (None, self._memory.request):
-            logger.info("a former process has asked the driver for VFs request=%s", self._record.request)
-            self._memory = inherited(self._memory, self._view(), self._limits, self._record.request)
+        request = self._record.request
+        if request not in (None, self._memory.request):
+            logger.info(
+                Message(
+                    "a former process has asked the driver for VFs", vfs=request.number, card=request.card
+                )
+            )
+            self._memory = inherited(self._memory, self._view(), self._limits, request)
 
     def begin(self) -> None:
         """Withhold cards that may have to be changed. Call this before the first list."""
@@ -182,8 +187,11 @@ class VfReconciler:
         self._memory = decision.memory
         self._keep_back(decision.kept_back)
         for news in decision.news:
-            log = logger.info if news.reason is VfReason.APPLIED else logger.warning
-            log("%s: %s", news.reason, news.text)
+            reason, card, detail = news.reason, news.card or None, news.text.removeprefix(f"{news.card}: ")
+            if reason is VfReason.APPLIED:
+                logger.info(Message("VFs are as desired", reason=reason, card=card, detail=detail))
+            else:
+                logger.warning(Message("VFs are not as desired", reason=reason, card=card, detail=detail))
             self._events.put(news.event)
         self._outcome.set(VfOutcome(desired=self.desired, report=decision.report))
         drifted = Counter(news.card for news in decision.news if news.reason is VfReason.DRIFT)
@@ -273,7 +281,7 @@ class VfReconciler:
         try:
             if await self._changer.scan(only=index) is None:
                 raise BusyError("device nodes came or went when the driver was about to be asked")
-            logger.info("asking the driver for %s VFs of %s, which has %s", number, card.address, card.vfs)
+            logger.info(Message("asking the driver for VFs", vfs=number, card=card.address, vfs_now=card.vfs))
             await self._changer.set_sriov_vf_num(index, number, card.address, seconds=self._limits.timeout)
         finally:
             self._changer.dismiss()
@@ -290,10 +298,12 @@ class VfReconciler:
         except OSError as error:
             self._clear_at = self._clock() + CLEAR_SECONDS
             logger.warning(
-                "cannot clear the record of a change of VFs %s: %s; a restart of this plugin keeps that card "
-                "from new pods for --vf-timeout",
-                self._record.path,
-                disk_trouble(error),
+                Message(
+                    "cannot clear the record of a change of VFs; a restart of this plugin keeps that card "
+                    "from new pods for --vf-timeout",
+                    path=self._record.path,
+                    error=disk_trouble(error),
+                )
             )
 
 

@@ -325,7 +325,7 @@ def test_nonsense_in_the_stream_is_complained_of_and_survived(
     server.change({LABEL: "1"})
     assert plugin.labels.next() == "1"
     wait_until(lambda: said(caplog, logging.INFO, "answers again"), "it is well again")
-    assert said(caplog, logging.WARNING, "no answer from the API server: watch nodes: ") == 1
+    assert said(caplog, logging.WARNING, 'everything stays as it is error="watch nodes: ') == 1
     assert said(caplog, logging.INFO, "answers again") == 1
 
 
@@ -339,7 +339,14 @@ def test_a_deleted_node_is_no_answer_and_a_new_one_is(
     server.exists = False
     stream.send({"type": "DELETED", "object": {"metadata": server.metadata()}})
     server.wait(LIST, 5)
-    assert said(caplog, logging.WARNING, f"the API server knows no node {NODE}") == 1
+    assert (
+        said(
+            caplog,
+            logging.WARNING,
+            f"the API server knows no such node; see that --node-name is right node={NODE}",
+        )
+        == 1
+    )
     assert plugin.labels.all == ["4"]
     server.labels.clear()
     server.exists = True
@@ -383,7 +390,9 @@ def test_what_is_not_foreseen_in_the_watch_is_a_failed_round(
     assert plugin.labels.next() == "4"
     assert len(watched) == 3
     assert said(caplog, logging.ERROR, "unforeseen error while talking to the API server; trying again") == 1
-    assert said(caplog, logging.ERROR, f"thread=api_watch error=OverflowError at {Path(__file__).name}:") == 1
+    assert (
+        said(caplog, logging.ERROR, f'thread=api_watch error="OverflowError at {Path(__file__).name}:') == 1
+    )
     assert SECRET not in caplog.text
     assert plugin.api.failures["api_watch", None] == 3
     assert len(threads()) == 2
@@ -423,7 +432,7 @@ def test_what_is_not_foreseen_in_writing_is_a_failed_round(
     wait_until(lambda: server.labels["state"] == "three", "it is written")
     wait_until(lambda: server.events, "the event is made")
     assert left == []
-    assert said(caplog, logging.ERROR, f"thread=api_write error=MemoryError at {Path(__file__).name}:") == 1
+    assert said(caplog, logging.ERROR, f'thread=api_write error="MemoryError at {Path(__file__).name}:') == 1
     assert len(lines(caplog, logging.ERROR)) == 1
 
 
@@ -464,7 +473,14 @@ def test_a_node_that_is_not_there_is_said_once_and_waited_for(
     plugin = started()
     server.wait(LIST, 4)
     assert plugin.labels.all == []
-    assert said(caplog, logging.WARNING, f"the API server knows no node {NODE}") == 1
+    assert (
+        said(
+            caplog,
+            logging.WARNING,
+            f"the API server knows no such node; see that --node-name is right node={NODE}",
+        )
+        == 1
+    )
     server.exists = True
     assert plugin.labels.next() is None
 
@@ -735,7 +751,7 @@ def test_only_the_authorizers_refusal_is_one(
     plugin = started()
     assert plugin.labels.next() is None
     assert plugin.denials.all == []
-    assert said(caplog, logging.WARNING, "no answer from the API server: list nodes: HTTP 403") == 1
+    assert said(caplog, logging.WARNING, 'everything stays as it is error="list nodes: HTTP 403') == 1
 
 
 @needs_openssl
@@ -955,9 +971,13 @@ def test_a_patch_is_tried_until_it_is_taken(
     plugin = started()
     plugin.api.publish("state", labels={"state": "success"}, annotations={})
     server.wait(PATCH, 5)
-    wait_until(lambda: said(caplog, logging.INFO, "lets us patch nodes again"), "it was taken")
+    wait_until(
+        lambda: said(caplog, logging.INFO, 'takes a request again request="patch nodes"'), "it was taken"
+    )
     assert server.labels == {"state": "success"}
-    assert said(caplog, logging.WARNING, "cannot write to the API server: patch nodes: HTTP 500 etcd") == 1
+    assert (
+        said(caplog, logging.WARNING, 'cannot write to the API server error="patch nodes: HTTP 500 etcd') == 1
+    )
     assert len(lines(caplog, logging.WARNING)) == 1
 
 
@@ -1030,13 +1050,16 @@ def test_a_missing_right_is_said_once_for_all_parts(
     plugin.api.publish("state", labels={"state": "success"}, annotations={})
     plugin.api.publish("labels", labels={"model": "R200", "count": "1"}, annotations={})
     server.wait(PATCH, 6)
-    assert lines(caplog, logging.WARNING) == [*plugin.api.unwritten]
+    [warning], [text] = lines(caplog, logging.WARNING), plugin.api.unwritten
+    assert warning == f'cannot write to the API server error="{text}"'
     assert "apply deployment/xpu-operator_rbac" in plugin.api.unwritten[0]
     allowed.set()
     wait_until(lambda: len(server.labels) == 3, "all is written")
-    wait_until(lambda: said(caplog, logging.INFO, "lets us patch nodes again"), "it is said")
+    wait_until(
+        lambda: said(caplog, logging.INFO, 'takes a request again request="patch nodes"'), "it is said"
+    )
     wait_until(lambda: plugin.api.unwritten == (), "nothing is unwritten")
-    assert said(caplog, logging.INFO, "lets us patch nodes again") == 1
+    assert said(caplog, logging.INFO, 'takes a request again request="patch nodes"') == 1
 
 
 @pytest.mark.parametrize(
@@ -1051,11 +1074,15 @@ def test_a_refusal_by_a_webhook_or_a_policy_is_told_in_its_words(
     server.wait(PATCH, 3 + 2 + 2)  # together, each, and each again
     [warning] = lines(caplog, logging.WARNING)
     assert warning.startswith(
+        'not written on this node, and tried again later names=["label state", "annotation detail"] error="'
+    )
+    assert "role" not in warning
+    [text] = plugin.api.unwritten
+    assert text.startswith(
         "not written on this node, and tried again later: label state, annotation detail: "
     )
-    assert f"refuses to patch nodes (HTTP {status}): {' '.join(message.split())}" in warning
-    assert "role" not in warning
-    assert plugin.api.unwritten == (warning,)
+    assert f"refuses to patch nodes (HTTP {status}): {' '.join(message.split())}" in text
+    assert json.dumps(text.partition("detail: ")[2], ensure_ascii=False) in warning
 
 
 def test_a_webhook_that_is_down_is_told_in_the_servers_words(
@@ -1067,7 +1094,8 @@ def test_a_webhook_that_is_down_is_told_in_the_servers_words(
     third = server.wait(PATCH, 3)[-1]
     assert third.body == {"metadata": {"labels": {"state": "success", "more": "1"}}}, "all of it"
     [warning] = lines(caplog, logging.WARNING)
-    assert warning == f"cannot write to the API server: patch nodes: HTTP 500 {WEBHOOK_DOWN}"
+    why = json.dumps(f"patch nodes: HTTP 500 {WEBHOOK_DOWN}", ensure_ascii=False)
+    assert warning == f"cannot write to the API server error={why}"
 
 
 def test_labels_that_are_refused_are_named_and_left_out_until_they_are_taken(
@@ -1091,7 +1119,8 @@ def test_labels_that_are_refused_are_named_and_left_out_until_they_are_taken(
     assert why in text
     plugin.api.publish("labels", labels={**has, "memory": "8192"}, annotations={})
     wait_until(lambda: server.labels["memory"] == "8192", "what is not refused goes on")
-    assert lines(caplog, logging.WARNING) == [text]
+    [warning] = lines(caplog, logging.WARNING)
+    assert 'names=["label model", "label count"]' in warning
     reserved.clear()
     wait_until(lambda: has.keys() <= server.labels.keys(), "they are tried again")
     wait_until(lambda: plugin.api.unwritten == (), "nothing is left out")
@@ -1099,7 +1128,7 @@ def test_labels_that_are_refused_are_named_and_left_out_until_they_are_taken(
         line for line in lines(caplog, logging.INFO) if line.startswith("written on this node after all")
     ]
     assert sorted(name for line in after for name in re.findall("label ([a-z]+)", line)) == ["count", "model"]
-    assert lines(caplog, logging.WARNING) == [text]
+    assert lines(caplog, logging.WARNING) == [warning]
 
 
 def test_what_is_left_out_is_tried_ever_more_rarely(server: ApiServer, started: Start) -> None:
@@ -1122,7 +1151,10 @@ def test_a_webhook_that_rewrites_what_we_write_is_told_and_not_fought(
     plugin.api.publish("state", labels={"state": "success"}, annotations={"detail": "text"})
     wait_until(lambda: plugin.api.unwritten, "it is told")
     [warning] = lines(caplog, logging.WARNING)
-    assert ": label state: an admission webhook of the cluster writes other values; ask its owner" in warning
+    assert (
+        'names=["label state"] error="an admission webhook of the cluster writes other values; ask its owner'
+        in warning
+    )
     first, second = server.wait(PATCH, 2)
     assert second.arrived - first.arrived >= 0.075
     assert second.body == {"metadata": {"labels": {"state": "success"}}}
@@ -1140,7 +1172,10 @@ def test_an_odd_answer_to_a_patch_is_a_failed_round(
     plugin.api.publish("state", labels={"state": "success"}, annotations={})
     server.wait(PATCH, 3)
     wait_until(lambda: server.labels, "it is written")
-    assert said(caplog, logging.WARNING, "cannot write to the API server: patch nodes: what comes is no") == 1
+    assert (
+        said(caplog, logging.WARNING, 'cannot write to the API server error="patch nodes: what comes is no')
+        == 1
+    )
 
 
 def test_writing_does_not_wait_for_the_watch(server: ApiServer, started: Start) -> None:
@@ -1244,8 +1279,8 @@ def test_events_that_a_webhook_refuses_are_dropped_and_that_is_said_once(
         plugin.api.event(kind="Normal", reason="Tested", message=number)
     wait_until(lambda: len(server.events) == 1, "the last is taken")
     [warning] = lines(caplog, logging.WARNING)
-    assert warning.startswith("events about this node are dropped: ")
-    assert GATEKEEPER in warning
+    assert warning.startswith("events about this node are dropped error=")
+    assert json.dumps(GATEKEEPER, ensure_ascii=False)[1:-1] in warning
 
 
 def test_an_event_is_tried_until_it_is_taken_or_hopeless(
@@ -1261,10 +1296,10 @@ def test_an_event_is_tried_until_it_is_taken_or_hopeless(
     assert [request.body["message"] for request in server.of(POST)] == ["1", "1", "1", "2", "3", "4"]
     wait_until(lambda: len(server.events) == 2, "the last is taken")
     assert lines(caplog, logging.WARNING) == [
-        "cannot write to the API server: create events: HTTP 500 as scripted",
-        "an event about this node is dropped: create events: HTTP 422 bad",
+        'cannot write to the API server error="create events: HTTP 500 as scripted"',
+        'an event about this node is dropped error="create events: HTTP 422 bad"',
     ]
-    assert "the API server lets us create events again" in lines(caplog, logging.INFO)
+    assert 'the API server takes a request again request="create events"' in lines(caplog, logging.INFO)
 
 
 def test_of_too_many_events_the_oldest_are_dropped_and_counted(
@@ -1282,7 +1317,7 @@ def test_of_too_many_events_the_oldest_are_dropped_and_counted(
     try:
         posts = server.wait(POST, 3)
         assert [post.body["message"] for post in posts] == ["2", "3", "4"]
-        wait_until(lambda: said(caplog, logging.WARNING, "2 events about this node"), "it is said")
+        wait_until(lambda: said(caplog, logging.WARNING, "dropped events=2"), "it is said")
     finally:
         plugin.api.stop()
 

@@ -169,7 +169,7 @@ async def test_a_rival_that_stays_is_noticed_and_gives_way(
         assert healthy[-1] == set(IDS)
         assert plugin.looks >= looked + 2, "at the registration, and after the settle time"
     [warning] = warnings(caplog)
-    assert f"resource={RESOURCE} ids=0,1" in warning
+    assert f'resource={RESOURCE} ids=["0", "1"] ' in warning
     [event] = events
     kind, reason, text = event.kind, event.reason, event.text
     assert (kind, reason) == ("Warning", REASON)

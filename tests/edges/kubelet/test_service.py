@@ -472,7 +472,7 @@ async def test_a_state_directory_that_cannot_be_written_costs_no_more_than_the_r
     await allocate(stub, [A])
     for _ in range(3):
         await start(stub, A)
-    complaints = [record for record in caplog.records if "record of grants" in record.message]
+    complaints = [record for record in caplog.records if "record=grants" in record.message]
     assert len(complaints) == 1
 
 

@@ -18,7 +18,7 @@ def number_in(file: Path) -> Record[int | None]:
         encode=lambda number: None if number is None else {"number": number},
         decode=lambda document: int(document["number"]),
         empty=None,
-        waits=", and it waits",
+        waits="it waits",
         lost="it is counted anew",
     )
 
@@ -53,7 +53,8 @@ async def test_what_cannot_be_read_keeps_its_content_and_each_trouble_is_told_un
             assert not await record.read()
         assert (record.unread, record.content) == (True, 5)
     assert [entry.message for entry in caplog.records] == [
-        f"cannot read the record of a number {record.path}: {trouble}; it is tried again, and it waits"
+        f'cannot read a record; it is tried again record="a number" path={record.path} error="{trouble}" '
+        'consequence="it waits"'
         for trouble in ("Input/output error", "Too many open files")
     ]
     assert await record.read()
@@ -77,7 +78,10 @@ async def test_what_cannot_be_written_is_not_the_content(
             await record.replace(6)
     assert record.content == 5
     assert [entry.message for entry in caplog.records] == [
-        f"cannot write the record of a number {record.path}: No space left on device; it is counted anew"
+        (
+            f'cannot write a record record="a number" path={record.path} error="No space left on device" '
+            'consequence="it is counted anew"'
+        )
     ]
     assert await record.write(6)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
 from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
-from xpu_plugin.log import printable
+from xpu_plugin.log import Message, printable
 from xpu_plugin.model.refusals import FORBIDDEN, UNAUTHORIZED, Speaker, speaker
 
 
@@ -266,7 +266,7 @@ class Answer:
                 with _translated(self._what):
                     part = self._response.read1(_CHUNK)
             except Failed as failure:
-                logger.debug("the stream broke: %s", failure)
+                logger.debug(Message("the stream broke", error=failure))
                 return
             if not part:
                 return

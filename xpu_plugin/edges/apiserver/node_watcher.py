@@ -34,7 +34,7 @@ from xpu_plugin.edges.apiserver.client import (
 )
 from xpu_plugin.edges.apiserver.node_writer import Delays, NodeWriter, send, values
 from xpu_plugin.errors import PluginError
-from xpu_plugin.log import Once
+from xpu_plugin.log import Message, Once
 from xpu_plugin.model.refusals import Speaker
 from xpu_plugin.model.vf_label import LabelSight
 
@@ -179,9 +179,11 @@ class NodeWatcher:
                 if where not in known:
                     known.add(where)
                     logger.error(  # noqa: TRY400 - a traceback would show the text
-                        "unforeseen error while talking to the API server; trying again: thread=%s error=%s",
-                        name,
-                        where,
+                        Message(
+                            "unforeseen error while talking to the API server; trying again",
+                            thread=name,
+                            error=where,
+                        )
                     )
                 if time.monotonic() - began > AGAIN_SECONDS[1]:
                     again = self._delays(*AGAIN_SECONDS)
@@ -322,20 +324,23 @@ class NodeWatcher:
         self._refused_since = None
         if failure.kind == MISSING:
             self._complain(
-                f"the API server knows no node {self._node}; see that --node-name is right",
+                Message("the API server knows no such node; see that --node-name is right", node=self._node),
                 MISSING,
             )
         elif failure.speaker is Speaker.AUTHENTICATOR:
-            self._complain(advice(failure), STRANGER)
+            self._complain(Message("no access to the API server", error=advice(failure)), STRANGER)
         else:
             self._complain(
-                f"no answer from the API server: {failure}; until there is one, everything stays as it is",
+                Message(
+                    "no answer from the API server; until there is one, everything stays as it is",
+                    error=failure,
+                ),
                 failure.kind,
             )
 
-    def _complain(self, text: str, kind: str) -> None:
+    def _complain(self, message: Message, kind: str) -> None:
         if self._complaint.changed(kind):
-            logger.warning("%s", text)
+            logger.warning(message)
 
     def _answered(self) -> None:
         self._refused_since = None

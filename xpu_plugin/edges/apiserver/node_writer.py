@@ -31,7 +31,7 @@ from xpu_plugin.edges.apiserver.client import (
     advice,
     node_metadata,
 )
-from xpu_plugin.log import Once
+from xpu_plugin.log import Message, Once
 from xpu_plugin.model.refusals import Speaker
 
 
@@ -285,7 +285,9 @@ class NodeWriter:
                 self._events.popleft()
             lost, self._lost = self._lost, 0
         if lost:
-            logger.warning("%d events about this node could not be sent in time and were dropped", lost)
+            logger.warning(
+                Message("events about this node could not be sent in time and were dropped", events=lost)
+            )
 
 
 class _Errand:
@@ -324,22 +326,23 @@ class _Errand:
         parts"""
         self.put_off(failure.retry_after)
         self._unreachable = failure.status is None and failure.kind == AWAY
-        text = _failed(failure)
-        self.unwritten = (text,)
+        why = advice(failure) if failure.speaker in _WHO_WE_ARE else str(failure)
+        self.unwritten = (_failed(failure),)
         complaint = REFUSED if failure.speaker in _WHO_WE_ARE else BROKEN
         if self._unreachable or not self.complaint.changed(complaint) or complaint in others:
-            logger.debug("%s", failure)
+            logger.debug(Message("cannot write to the API server", error=failure))
         else:
-            logger.warning("%s", text)
+            logger.warning(Message("cannot write to the API server", error=why))
 
     def dropped(self, failure: Failed) -> None:
         """Report content that is given up; the next content may be written."""
-        text = _dropped(failure)
-        if failure.speaker is Speaker.ADMISSION:
-            self.unwritten = (text,)
-            if not self.complaint.changed(text):
-                return
-        logger.warning("%s", text)
+        if failure.speaker is not Speaker.ADMISSION:
+            logger.warning(Message("an event about this node is dropped", error=failure))
+            return
+        text = advice(failure)
+        self.unwritten = (f"events about this node are dropped: {text}",)
+        if self.complaint.changed(text):
+            logger.warning(Message("events about this node are dropped", error=text))
 
     def succeeded(self, others: Iterable[object] = ()) -> None:
         """Report the end of trouble, unless another part has the same trouble."""
@@ -347,7 +350,7 @@ class _Errand:
         self.unwritten = ()
         last = self.complaint.last
         if self.complaint.healed() and last not in others:
-            logger.info("the API server lets us %s again", self.what)
+            logger.info(Message("the API server takes a request again", request=self.what))
 
 
 class _Part:
@@ -368,7 +371,11 @@ class _Part:
     @property
     def unwritten(self) -> tuple[str, ...]:
         """A sentence for each present trouble."""
-        return (*self.errand.unwritten, *_named(self.left_out))
+        left_out = (
+            f"not written on this node, and tried again later: {', '.join(names)}: {why}"
+            for names, why in _named(self.left_out)
+        )
+        return (*self.errand.unwritten, *left_out)
 
     def leave_out(self, refused: Mapping[Key, str]) -> None:
         """Leave out refused keys for a while, and name them once."""
@@ -377,26 +384,22 @@ class _Part:
         new = {key: why for key, why in refused.items() if key not in self.left_out}
         self.left_out = {**self.left_out, **refused}
         self.again.put_off()
-        for text in _named(new):
-            logger.warning("%s", text)
+        for names, why in _named(new):
+            logger.warning(Message("not written on this node, and tried again later", names=names, error=why))
 
     def take_in(self, taken: Iterable[Key]) -> None:
         """Take note of written keys."""
         written = [key for key in taken if key in self.left_out]
         if written:
-            logger.info("written on this node after all: %s", _names(written))
+            logger.info(Message("written on this node after all", names=_names(written)))
             self.left_out = {key: why for key, why in self.left_out.items() if key not in written}
 
 
-def _named(refused: Mapping[Key, str]) -> Iterator[str]:
-    """Return a sentence for each reason, with all keys that are left out for it."""
+def _named(refused: Mapping[Key, str]) -> Iterator[tuple[list[str], str]]:
+    """Yield each reason, after the names of all keys that are left out for it."""
     for why in dict.fromkeys(refused.values()):
         keys = [key for key, own in refused.items() if own == why]
-        yield _left_out(_names(keys), why)
-
-
-def _left_out(names: str, why: str) -> str:
-    return f"not written on this node, and tried again later: {names}: {why}"
+        yield _names(keys), why
 
 
 def _failed(failure: Failed) -> str:
@@ -405,14 +408,8 @@ def _failed(failure: Failed) -> str:
     return f"cannot write to the API server: {failure}"
 
 
-def _dropped(failure: Failed) -> str:
-    if failure.speaker is Speaker.ADMISSION:
-        return f"events about this node are dropped: {advice(failure)}"
-    return f"an event about this node is dropped: {failure}"
-
-
-def _names(keys: Iterable[Key]) -> str:
-    return ", ".join(f"{where.removesuffix('s')} {name}" for where, name in keys)
+def _names(keys: Iterable[Key]) -> list[str]:
+    return [f"{where.removesuffix('s')} {name}" for where, name in keys]
 
 
 def _event(node: str, *, kind: str, reason: str, message: str) -> dict[str, object]:

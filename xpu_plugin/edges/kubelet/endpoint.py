@@ -35,7 +35,7 @@ from xpu_plugin.edges.kubelet.lock import Alone
 from xpu_plugin.edges.kubelet.rivals import RivalWatch
 from xpu_plugin.edges.kubelet.service import OPTIONS, DevicePluginService, server_of
 from xpu_plugin.edges.mounts import deleted
-from xpu_plugin.log import Once, note
+from xpu_plugin.log import Message, Once, note
 from xpu_plugin.model import registration
 from xpu_plugin.model.obstacles import Obstacle
 from xpu_plugin.model.registration import Action, Look, Outcome, SocketIdentity, Standing
@@ -119,23 +119,23 @@ class Endpoint:
         while not (task and task.cancelling()):
             self.service.streams_changed.clear()
             if self._server is not None and (crash := await _crash(self._server)):
-                logger.warning("serving resource=%s anew: gRPC gave up (%s)", self.resource, crash)
+                logger.warning(Message("gRPC gave up; serving anew", resource=self.resource, error=crash))
                 await self._stop()
             look = self._look_around()
             former, standing = standing, registration.seen(standing, look)
             if former.opened_at is not None and standing.opened_at is None:
-                logger.info("the kubelet ended its stream resource=%s", self.resource)
+                logger.info(Message("the kubelet ended its stream", resource=self.resource))
             if standing.instances != former.instances:
                 self.watch.forget()
             absent = registration.absent(standing, look.now)
             if look.kubelet is None or look.streaming:
                 self.obstacle = None if look.streaming else in_the_way(self._kubelet)
             if look.kubelet is None and self.obstacle is not None:
-                self._complain(f"cannot use the kubelet's socket {self.obstacle}")
+                self._complain(Message("cannot use the kubelet's socket", error=self.obstacle))
             elif absent and not self._absent:
                 self._complain_of_absence()
             elif look.kubelet is None and not look.streaming and not absent:
-                self._mention(f"waiting for the kubelet's socket {self._kubelet}")
+                self._mention(Message("waiting for the kubelet's socket", path=self._kubelet))
             self._absent = absent and self.obstacle is None
             action = registration.action(standing, look)
             if action is Action.BIND:
@@ -163,13 +163,20 @@ class Endpoint:
     def _complain_of_absence(self) -> None:
         if mount := deleted(self._directory):
             self._complain(
-                f"no kubelet answers at {self._kubelet}: {mount} was deleted on the host since this pod has "
-                "started; delete the plugin's pod, a new one has the present directory"
+                Message(
+                    "no kubelet answers: its directory was deleted on the host since this pod has started; "
+                    "delete the plugin's pod, a new one has the present directory",
+                    path=self._kubelet,
+                    mount=mount,
+                )
             )
         else:
             self._complain(
-                f"no kubelet answers at {self._kubelet}: see that --device-plugin-dir is the kubelet's "
-                "directory, and that the kubelet runs"
+                Message(
+                    "no kubelet answers: see that --device-plugin-dir is the kubelet's directory, and that "
+                    "the kubelet runs",
+                    path=self._kubelet,
+                )
             )
 
     async def _pause(self, seconds: float) -> None:
@@ -184,15 +191,15 @@ class Endpoint:
         if self._holders is not None:
             await self._holders.before_registration()
 
-    def _complain(self, text: str) -> None:
+    def _complain(self, message: Message) -> None:
         """Warn of trouble, once until it changes."""
-        if self._said.changed(text):
-            logger.warning("%s", text)
+        if self._said.changed(str(message)):
+            logger.warning(message)
 
-    def _mention(self, text: str) -> None:
+    def _mention(self, message: Message) -> None:
         """Report a usual state, once until it changes."""
-        if self._said.changed(text):
-            logger.info("%s", text)
+        if self._said.changed(str(message)):
+            logger.info(message)
 
     # --- what is decided -------------------------------------------------------------------------
 
@@ -264,7 +271,7 @@ class Endpoint:
                 self.obstacle = None
                 return Outcome.AWAY if obstacle.absent else Outcome.CUT, trouble
         self.obstacle = None
-        logger.info("registered resource=%s endpoint=%s", self.resource, endpoint)
+        logger.info(Message("registered", resource=self.resource, endpoint=endpoint))
         return Outcome.ACCEPTED, None
 
     def _told(
@@ -287,7 +294,7 @@ class Endpoint:
                 trouble=trouble,
             )
         if outcome in (Outcome.REFUSED, Outcome.UNABLE):
-            self._complain(f"cannot register resource={self.resource}: {trouble}")
+            self._complain(Message("cannot register", resource=self.resource, error=trouble))
         elif outcome is Outcome.ACCEPTED:
             self._said.healed()
         return registration.answered(
@@ -339,7 +346,9 @@ class Endpoint:
             async with asyncio.timeout(STOP_SECONDS + MARGIN_SECONDS):
                 await server.stop(STOP_SECONDS)
         except TimeoutError:
-            logger.warning("gRPC does not stop the server of a socket; it is left resource=%s", self.resource)
+            logger.warning(
+                Message("gRPC does not stop the server of a socket; it is left", resource=self.resource)
+            )
 
 
 def _require_bindable(path: Path) -> None:

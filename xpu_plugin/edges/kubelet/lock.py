@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from xpu_plugin.log import Once
+from xpu_plugin.log import Message, Once
 from xpu_plugin.model.obstacles import Obstacle
 
 
@@ -73,7 +73,7 @@ class InstanceLock:
         self.release()
         if not DESCRIPTORS.is_dir():
             self._complain(
-                f"waiting for {DESCRIPTORS}: /proc is not mounted, or hides us; mount it to register"
+                Message("waiting: /proc is not mounted, or hides us; mount it to register", path=DESCRIPTORS)
             )
             return False
         try:
@@ -81,8 +81,12 @@ class InstanceLock:
         except OSError as error:
             if not self._refused(error):
                 self._complain(
-                    f"waiting for the kubelet's directory {self._directory}: {error.strerror}; where the "
-                    "kubelet has another one, name it by --device-plugin-dir, in a pod by its hostPath"
+                    Message(
+                        "waiting for the kubelet's directory; where the kubelet has another one, name it by "
+                        "--device-plugin-dir, in a pod by its hostPath",
+                        path=self._directory,
+                        error=error.strerror,
+                    )
                 )
             return False
         try:
@@ -93,18 +97,20 @@ class InstanceLock:
                 self._refused(error)
                 return False
             self.rival = True
-            self._complain(f"waiting: another plugin works in {self._directory}")
+            self._complain(
+                Message("waiting: another plugin works in the kubelet's directory", path=self._directory)
+            )
             return False
         self._descriptor, self.rival = descriptor, False
         return self.held()
 
     def _refused(self, error: OSError) -> bool:
-        """Whether the directory is there, which is said."""
+        """Return whether the directory exists and refuses us, and report that."""
         obstacle = Obstacle(path=os.fspath(self._directory), code=error.errno or errno.EIO)
         if not obstacle.absent:
-            self._complain(f"cannot use the kubelet's directory {obstacle}")
+            self._complain(Message("cannot use the kubelet's directory", error=obstacle))
         return not obstacle.absent
 
-    def _complain(self, text: str) -> None:
-        if self._complaint.changed(text):
-            logger.warning("%s", text)
+    def _complain(self, message: Message) -> None:
+        if self._complaint.changed(str(message)):
+            logger.warning(message)

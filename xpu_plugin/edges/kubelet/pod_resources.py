@@ -27,6 +27,7 @@ from xpu_plugin.edges.kubelet.engine import require_room
 from xpu_plugin.edges.state import state_file
 from xpu_plugin.edges.state.disk import DiskThread
 from xpu_plugin.errors import PluginError
+from xpu_plugin.log import Message
 from xpu_plugin.model.inventory import may_be_ours
 from xpu_plugin.model.obstacles import Obstacle
 from xpu_plugin.model.ownership import Checkpoint, Holding, Listing
@@ -171,7 +172,7 @@ def _of_interest(holding: Holding, domains: Collection[str]) -> Holding:
 def _ignore(resource: str) -> None:
     """Report ignored ids once for each resource."""
     logger.info(
-        "device ids that are too long or not printable are ignored resource=%s", resource[:LONGEST_ID]
+        Message("device ids that are too long or not printable are ignored", resource=resource[:LONGEST_ID])
     )
 
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from xpu_plugin.edges.kubelet.pod_resources import UnknownHoldersError
 from xpu_plugin.frozen import frozen
+from xpu_plugin.log import Message
 from xpu_plugin.model import rivals
 from xpu_plugin.model.events import WARNING, Event
 from xpu_plugin.model.ownership import Checkpoint
@@ -144,9 +145,9 @@ class RivalWatch:
         """Begin anew, as our socket is a new one without an announced list."""
         self._announced, self._company = Announced(), Company()
         if self.rivalry.phase is Phase.DISPLACED:
-            logger.info("coming back with all devices withheld resource=%s", self.resource)
+            logger.info(Message("coming back with all devices withheld", resource=self.resource))
         elif self.rivalry.doubted:
-            logger.info("another plugin may have registered meanwhile resource=%s", self.resource)
+            logger.info(Message("another plugin may have registered meanwhile", resource=self.resource))
         self._become(rivals.begun(self.rivalry, time.monotonic()))
 
     def forget(self) -> None:
@@ -175,7 +176,7 @@ class RivalWatch:
         if rivals.settled(self.rivalry, time.monotonic(), self._settle):
             await holders()
             self._become(rivals.returned(self.rivalry, time.monotonic()))
-            logger.info("the kubelet has our devices again resource=%s", self.resource)
+            logger.info(Message("the kubelet has our devices again", resource=self.resource))
 
     # --- within ---------------------------------------------------------------------------------
 
@@ -233,11 +234,13 @@ class RivalWatch:
         self._chance = random.random()  # noqa: S311 - nothing secret
         seconds = rivals.returns_at(self.rivalry, self._chance, self._pace.returns) - self.rivalry.since
         logger.warning(
-            "another plugin has registered our resource=%s ids=%s: pods get no device from this plugin; "
-            "remove the other plugin; registering again in_seconds=%d",
-            self.resource,
-            ",".join(_shown(self.rivalry.strange)) or "none",
-            seconds,
+            Message(
+                "another plugin has registered our resource: pods get no device from this plugin; remove the "
+                "other plugin",
+                resource=self.resource,
+                ids=_shown(self.rivalry.strange),
+                again_in_seconds=int(seconds),
+            )
         )
         text = (
             f"{self.trouble}. Pods that ask for it get no device from this plugin. Remove the other plugin's "

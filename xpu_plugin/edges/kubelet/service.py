@@ -29,7 +29,7 @@ from google.protobuf.message import DecodeError
 
 from xpu_plugin.edges.kubelet.rivals import RivalWatch
 from xpu_plugin.errors import UNHEEDED, Failures
-from xpu_plugin.log import note
+from xpu_plugin.log import Message, note
 from xpu_plugin.model import allocation
 from xpu_plugin.model.allocation import Cause, NodeIdentity, Refusal
 from xpu_plugin.model.health import Health
@@ -323,7 +323,7 @@ class DevicePluginService:
             generation=inventory.generation if inventory else 0,
             granted_as={id: path for id in asked if (path := self._grants.paths.get(id))},
         )
-        logger.warning("%s refused resource=%s: %s", what, self.resource, text)
+        logger.warning(Message("request refused", request=what, resource=self.resource, error=text))
         await context.abort(code, text)
 
 
@@ -341,7 +341,7 @@ def _parsed(
             message = request.FromString(raw)
         except DecodeError:
             path = f"/{NAME}/{method.__name__}"
-            logger.warning("a request that is no message of the kubelet's: %s", path)
+            logger.warning(Message("a request that is no message of the kubelet's", path=path))
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "malformed request")
         try:
             return await method(message, context)

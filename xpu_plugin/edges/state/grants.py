@@ -15,6 +15,7 @@ from typing import Any
 
 from xpu_plugin.edges.state.record import Record
 from xpu_plugin.frozen import frozen
+from xpu_plugin.log import Message
 from xpu_plugin.model.timings import USUAL
 
 
@@ -63,7 +64,7 @@ class GrantRecord:
             encode=_encoded,
             decode=_decoded,
             empty=_EMPTY,
-            waits=", and no card is split before",
+            waits="no card is split before, and a container that restarts waits",
             lost="after a restart of this plugin, containers that restart will be refused until their pods "
             "are created anew",
             apart=apart,
@@ -176,9 +177,11 @@ class GrantRecord:
         elif not self._late:
             self._late = True
             logger.warning(
-                "the disk does not answer: the record of grants %s is written later, and containers start "
-                "without",
-                self._record.path,
+                Message(
+                    "the disk does not answer: the record of grants is written later, and containers start "
+                    "without",
+                    path=self._record.path,
+                )
             )
 
     def _answered(self, work: asyncio.Task[None]) -> None:

@@ -22,6 +22,7 @@ class LabelRecord(Record[Kept | None]):
             encode=lambda kept: kept and {"label": kept.label, "node": kept.node},
             decode=_decoded,
             empty=None,
+            waits="only a label counts",
             lost="a restart of this plugin while the API server refuses goes by an older label, or by the "
             "argument",
             apart=apart,

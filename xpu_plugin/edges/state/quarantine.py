@@ -21,7 +21,8 @@ class QuarantineRecord:
             encode=lambda reasons: {"quarantined": dict(reasons)},
             decode=_decoded,
             empty={},
-            lost="a restart of this plugin offers them again",
+            waits="a device that was in quarantine is offered",
+            lost="a restart of this plugin offers the devices again",
             apart=apart,
         )
         self._record.read_now()

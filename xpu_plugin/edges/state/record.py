@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from xpu_plugin.edges.state.disk import state_thread
 from xpu_plugin.edges.state.state_file import DAMAGED, StateFile, reason
-from xpu_plugin.log import Once
+from xpu_plugin.log import Message, Once
 
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ class Record(Generic[T]):
         encode: Callable[[T], object],
         decode: Callable[[Any], T],
         empty: T,
-        waits: str = "",
-        lost: str = "",
+        waits: str,
+        lost: str,
         apart: bool = False,
     ) -> None:
         self._file = StateFile(file, apart=apart)
@@ -75,11 +75,13 @@ class Record(Generic[T]):
         except OSError as error:
             if self._write_trouble.changed(error.strerror):
                 logger.warning(
-                    "cannot write the record of %s %s: %s; %s",
-                    self._name,
-                    self.path,
-                    error.strerror,
-                    self._lost,
+                    Message(
+                        "cannot write a record",
+                        record=self._name,
+                        path=self.path,
+                        error=error.strerror,
+                        consequence=self._lost,
+                    )
                 )
             return False
         return True
@@ -109,21 +111,24 @@ class Record(Generic[T]):
             self.unread = True
             if self._read_trouble.changed(why := disk_trouble(error)):
                 logger.warning(
-                    "cannot read the record of %s %s: %s; it is tried again%s",
-                    self._name,
-                    self.path,
-                    why,
-                    self._waits,
+                    Message(
+                        "cannot read a record; it is tried again",
+                        record=self._name,
+                        path=self.path,
+                        error=why,
+                        consequence=self._waits,
+                    )
                 )
         except DAMAGED as error:
             self._take_in(None)
             if self._read_trouble.changed(why := reason(error)):
                 logger.warning(
-                    "the record of %s %s is damaged and counts as empty: %s; it is kept aside when a new one "
-                    "is written",
-                    self._name,
-                    self.path,
-                    why,
+                    Message(
+                        "a damaged record counts as empty; it is kept aside when a new one is written",
+                        record=self._name,
+                        path=self.path,
+                        error=why,
+                    )
                 )
         else:
             self._read_trouble.healed()

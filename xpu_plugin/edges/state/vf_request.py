@@ -30,6 +30,8 @@ class VfRecord:
             encode=self._encoded,
             decode=self._decoded,
             empty=None,
+            waits="no card is changed",
+            lost="no card is changed",
             apart=apart,
         )
         self._boot = _boot(boot_id)

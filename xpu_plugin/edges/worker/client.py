@@ -32,6 +32,7 @@ from xpu_plugin.edges.worker.decoding import (
 from xpu_plugin.edges.worker.process import WorkerProcess
 from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
+from xpu_plugin.log import Message
 from xpu_plugin.model.devices import CONTROL_NODE, Gauges, Host, Process, Scan, Usage
 from xpu_plugin.observable import Signal
 from xpu_plugin.xpuml import Call, StateAnswer, WrongDeviceError, error
@@ -321,7 +322,7 @@ class WorkerClient:
             if not self._stuck():
                 return
             await asyncio.sleep(0.01)
-        logger.warning("worker %s is stuck in the driver and stays behind", self._dying[0].pid)
+        logger.warning(Message("a worker is stuck in the driver and stays behind", pid=self._dying[0].pid))
 
     @contextlib.asynccontextmanager
     async def states_only(self) -> AsyncIterator[None]:
