@@ -486,7 +486,7 @@ async def test_a_damaged_record_counts_as_none_and_is_kept_aside(
         assert await tried.after(1) == by_argument(1)
         await tried.label("2")
         await tried.kept(Kept(label="2", node=UID))
-    assert caplog.text.count("is damaged and counts as empty") == 1
+    assert caplog.text.count("a damaged record counts as empty") == 1
     assert (tmp_path / "label.json.damaged").read_text() == content
 
 

@@ -38,7 +38,9 @@ def test_a_directory_that_refuses_is_neither_absent_nor_another_plugins(
     monkeypatch.setattr(os, "open", refuse)
     lock.acquire_at_once()
     [warning] = caplog.messages
-    assert warning.startswith(f"cannot use the kubelet's directory {place}: Permission denied (EACCES); ")
+    assert warning.startswith(
+        f"cannot use the kubelet's directory error=\"{place}: Permission denied (EACCES); "
+    )
 
 
 async def test_the_lock_ends_with_its_holder_and_leaves_no_file(place: Path) -> None:
@@ -69,7 +71,7 @@ async def test_the_lock_waits_for_proc_and_says_so(
     await until(lambda: caplog.messages)
     await asyncio.sleep(0.05)
     (said,) = caplog.messages
-    assert said == f"waiting for {proc}: /proc is not mounted, or hides us; mount it to register"
+    assert said == f"waiting: /proc is not mounted, or hides us; mount it to register path={proc}"
     proc.mkdir()
     await waiting
     assert lock.held()
@@ -82,5 +84,5 @@ async def test_a_directory_that_is_not_there_is_told_with_the_option_that_names_
 ) -> None:
     InstanceLock(place / "kubelet").acquire_at_once()
     (said,) = caplog.messages
-    assert f"{place}/kubelet: No such file" in said
+    assert f'path={place}/kubelet error="No such file' in said
     assert "--device-plugin-dir" in said
