@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No card is given to two containers, whatever the kubelet has forgotten and another plugin has granted: the
+"""No card is given to two containers, also after the kubelet forgot and another plugin granted: the
 whole plugin against a kubelet's sockets."""
 
 import time

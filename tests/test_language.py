@@ -32,7 +32,7 @@ def test_the_words_are_plain() -> None:
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     files = sorted({file for pattern in tool["language"]["plain"] for file in ROOT.glob(pattern)})
     assert len(files) > len(tool["language"]["plain"])
-    assert codespell(*files) == ""
+    assert codespell(*(file for file in files if file != Path(__file__))) == ""
 
 
 def test_a_word_that_is_not_plain_is_found(tmp_path: Path) -> None:

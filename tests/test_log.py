@@ -40,7 +40,7 @@ def as_before() -> Iterator[None]:
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A node whose clock is not set to UTC."""
+    """A node with a clock that is not set to UTC."""
     monkeypatch.setenv("TZ", "Asia/Shanghai")
     time.tzset()
     yield
@@ -99,7 +99,7 @@ def test_an_event_is_one_line_whatever_a_message_contains(
 def test_control_characters_of_a_message_do_not_reach_a_terminal(
     form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever can ask for a device by a name gets that name logged."""
+    """A client that asks for a device by a name gets that name logged."""
     log.configure(level="info", form=form)
     logger.info("device %s does not exist", "a\x1b[31m\0\x9b\N{LINE SEPARATOR}\udcff")
     (line,) = lines(capsys)
@@ -369,7 +369,7 @@ def test_a_closed_reader_costs_the_lines_only() -> None:
     handler = log.QueuedHandler(writer)
     log.configure(level="info", form="text", handler=handler)
     for _ in range(3):
-        logger.info("nobody reads this")
+        logger.info("a line without a reader")
         handler.flush()
     os.close(writer)
     assert handler.dropped == 3

@@ -238,7 +238,7 @@ async def test_the_end_without_the_kubelets_directory(node: Node) -> None:
     daemon = node.start()
     await daemon.says("waiting for the kubelet's")
     await ends_well(node, daemon)
-    assert not node.plugins.exists(), "the kubelet makes it, nobody else"
+    assert not node.plugins.exists(), "only the kubelet makes it"
 
 
 async def test_the_end_after_the_kubelet_is_gone(node: Node, kubelet: Kubelet) -> None:

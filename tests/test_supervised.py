@@ -318,7 +318,7 @@ async def test_a_log_that_nobody_reads_delays_neither_grants_nor_lists_nor_the_e
 
 
 class Unread(Daemon):
-    """A plugin whose standard error is a descriptor of ours."""
+    """A plugin with a descriptor of ours as its standard error."""
 
     def __init__(self, node: Node, stderr: int) -> None:
         options = [f"--{name}={value}" for name, value in node.options().items()]

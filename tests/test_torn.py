@@ -50,7 +50,7 @@ def test_a_file_that_was_only_begun_is_left_out(tmp_path: Path) -> None:
     begun = written(tmp_path / "data.2", tracer=True)
     with closing(sqlite3.connect(begun)) as tables, tables:
         tables.execute("delete from coverage_schema")
-    (tmp_path / "data.3").touch()  # which harms nobody
+    (tmp_path / "data.3").touch()  # which does no harm
     assert torn.discard(tmp_path) == [begun]
     assert whole.exists()
     combine(tmp_path)

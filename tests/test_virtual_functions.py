@@ -79,7 +79,7 @@ class Remembering(Kubelet):
 
 
 class VfNode(Node):
-    """A node whose kubelet knows the plugin's own pod."""
+    """A node with a kubelet that knows the plugin's own pod."""
 
     def kubelet(self) -> Remembering:
         return Remembering(self.plugins, pod_resources_dir=self.place / "pods")
@@ -373,7 +373,7 @@ async def test_while_the_driver_changes_a_card_the_others_are_watched_and_no_nod
     node.machine.set_card(0, {"state": "201"})
     node.machine.set({"vf-delay": "0"})
     await daemon.says(f'reason=VFApplied card={CARDS[0]} detail="{CARDS[0]} has 2 VFs now')
-    assert f"device unhealthy id={CARDS[0]}" not in daemon.log, "it is being changed: whatever it says"
+    assert f"device unhealthy id={CARDS[0]}" not in daemon.log, "it is being changed"
     assert "VFFailed" not in daemon.log
 
 
@@ -541,7 +541,7 @@ async def test_the_record_tells_what_the_kubelet_has_listed(node: VfNode, kubele
     await until(lambda: json.loads(record.read_text())["listed"] == [grant.ids[0]], "the record")
 
 
-# --- what somebody else splits under its user -----------------------------------------------------
+# --- a card that another program splits under its user------------------------------------------------
 
 
 async def closed(kubelet: Kubelet, ids: list[str], *, held: list[str]) -> None:
@@ -601,7 +601,7 @@ async def test_vfs_of_a_card_that_is_held_whole_are_given_to_nobody_before_that_
 async def test_what_is_split_under_an_init_container_is_closed_until_that_ends(
     node: VfNode, kubelet: Remembering
 ) -> None:
-    """Nobody lists it; the checkpoint names it."""
+    """No list names it; the checkpoint does."""
     daemon = node.begin("--sriov-num-vfs=keep")
     await shows(kubelet, CARDS)
     grant = await kubelet.allocate(RESOURCE, 4, pod="prepare", init_container=True)

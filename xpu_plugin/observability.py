@@ -71,8 +71,7 @@ async def _questions(plugin: "Plugin", listener: socket.socket, meters: Telemetr
 
 def _ready(plugin: "Plugin") -> str:
     """Return the state for `/readyz`. A missing driver does not make the pod unready: an update would stall
-    at the
-    first node without a driver."""
+    at the first node without a driver."""
     lines = (
         f"library: {plugin.monitor.trouble or 'ok'}",
         f"kubelet: open streams: {plugin.streams}",

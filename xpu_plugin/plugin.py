@@ -354,8 +354,7 @@ async def run(plugin: Plugin) -> None:
     VFs.
 
     A part that observes or changes is restarted when it fails; one that serves ends all. Parts that write
-    wait for
-    a tenure.
+    wait for a tenure.
     """
     config, serving, tenures = plugin.config, plugin.serving, plugin.tenures
     picture, monitor = plugin.picture, plugin.monitor

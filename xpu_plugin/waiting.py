@@ -13,8 +13,7 @@ K = TypeVar("K", bound=Hashable)
 
 def delays(first: float, most: float) -> Iterator[float]:
     """Yield seconds to wait: `first`, then twice as long each time, up to `most`. Each is shortened by up to
-    a
-    quarter, so that the nodes of a cluster do not try in step."""
+    a quarter, so that the nodes of a cluster do not try in step."""
     delay = first
     while True:
         yield delay * random.uniform(0.75, 1.0)  # noqa: S311 - nothing secret
@@ -23,8 +22,7 @@ def delays(first: float, most: float) -> Iterator[float]:
 
 async def pause(wake: asyncio.Event, seconds: float) -> None:
     """Wait for the event, at most `seconds`, and clear it. The caller then checks everything anew. Cheaper
-    than
-    `wait_for`, as it cancels nothing."""
+    than `wait_for`, as it cancels nothing."""
     timer = asyncio.get_running_loop().call_later(seconds, wake.set)
     try:
         await wake.wait()

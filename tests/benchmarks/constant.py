@@ -74,7 +74,7 @@ class Endpoint:
         return self._path.is_socket()
 
     def serve(self, seconds: float) -> None:
-        """Answer whatever comes within so many seconds."""
+        """Answer any request within so many seconds."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             sockets = [self._listener, *(connection.socket for connection in self._connections)]

@@ -4,7 +4,7 @@
 h2 is not used: its client takes as long for a call as some of the plugins that are compared.
 
 Both ends of a connection, on a blocking socket. Headers are sent as literals and never decoded: a call that
-ends without a message has failed, and whoever serves finds the method's name in them only when it was sent
+ends without a message has failed, and a server finds the method's name in them only when it was sent
 from here. Flow control is obeyed one way (what is sent waits for room) and declined the other (what comes is
 given all the room there is).
 """
@@ -107,7 +107,7 @@ class Connection:
     # --- sending --------------------------------------------------------------------------------
 
     def call(self, path: str, message: bytes) -> Stream:
-        """Begin a call whose only message this is."""
+        """Begin a call with this as its only message."""
         stream = self.streams[self._next] = Stream(self._next, self._initial)
         self._next += 2
         headers = self._paths.get(path)

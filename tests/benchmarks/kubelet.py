@@ -3,7 +3,7 @@
 
 `python -m tests.benchmarks.kubelet` reads a Session as JSON from standard input and prints figures as JSON.
 One thread, no gRPC library, the kubelet's own API messages: what it adds to a call is some 30 microseconds,
-the same for whoever is measured.
+the same for each subject.
 """
 
 import fcntl
@@ -127,7 +127,7 @@ class Kubelet:
     def _calls(self, seconds: float) -> list[tuple[Connection, Stream]]:
         """The calls of Register that have come whole once there is news of any kind, or the time is over.
 
-        Whoever asks for the list of pods is told on the way that there are none.
+        A request for the list of pods is answered on the way: there are none.
         """
         assert self._listener
         assert self._pods
@@ -339,8 +339,8 @@ def _throughput(kubelet: Kubelet, requests: list[bytes], calls: int) -> float:
 
 
 def _faults(session: Session, kubelet: Kubelet, pid: int, figures: Figures, chance: random.Random) -> None:
-    """Break the first device, at any moment of an interval; then the second one, while whoever watches them
-    is killed. How soon they are well again is up to options."""
+    """Break the first device, at any moment of an interval; then the second one, while a plugin that watches
+    them is killed. How soon they are well again is up to options."""
     assert session.machine
     file = Path(session.machine)
     well = file.read_text()
@@ -382,7 +382,7 @@ def _memory(session: Session, kubelet: Kubelet, pid: int, figures: Figures) -> N
     figures["threads"] = [threads(tree(pid))]
     if session.many:
         requests = requests_of_one([device.ID for device in kubelet.devices])
-        _throughput(kubelet, requests, session.many // 10)  # whatever is made once is made
+        _throughput(kubelet, requests, session.many // 10)  # all that is made once exists now
         before = memory(tree(pid))
         _throughput(kubelet, requests, session.many)
         after = memory(tree(pid))
@@ -391,7 +391,7 @@ def _memory(session: Session, kubelet: Kubelet, pid: int, figures: Figures) -> N
 
 
 def _idle(session: Session, kubelet: Kubelet, pid: int, figures: Figures) -> None:
-    """Nothing changes, and nobody asks but for the probes."""
+    """Nothing changes, and only the probes ask."""
     assert kubelet.endpoint
     due = dict.fromkeys(PROBES_SECONDS, time.perf_counter())
 
@@ -419,7 +419,7 @@ def _idle(session: Session, kubelet: Kubelet, pid: int, figures: Figures) -> Non
 
 
 def _evict(file: str) -> None:
-    """Out of the page cache, unless somebody has it mapped."""
+    """Out of the page cache, unless a process has it mapped."""
     try:
         descriptor = os.open(file, os.O_RDONLY)
     except OSError:

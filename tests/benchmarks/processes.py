@@ -30,7 +30,7 @@ def threads(pids: Iterable[int]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """pss: the kernel's proportional share; alone: the same if nobody else had these files mapped.
+    """pss: the kernel's proportional share; alone: the same if no other process had these files mapped.
 
     A node has no other Python that pages could be shared with, while a machine that measures has, so that
     `alone` is what counts. Both in KiB.

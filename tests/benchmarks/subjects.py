@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is measured: our plugin in several modes, the references, and whatever command is given."""
+"""Who is measured: our plugin in several modes, the references, and any command that is given."""
 
 import json
 import shlex
@@ -17,7 +17,7 @@ from xpu_plugin.simulation.machine import Machine, cards
 OURS, LABEL, FAST = "ours", "ours-label", "ours-100ms"
 REPLAY, FLOOR, GO = "reference-replay", "constant-answer", "constant-go"
 SECONDS = {OURS: 1.0, LABEL: 1.0, FAST: 0.1, REPLAY: 5.0}
-"""Between two looks at all devices; whoever is not here is not asked about faults."""
+"""Between two looks at all devices; a subject that is not here is not asked about faults."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,7 @@ async def command(node: Node, *words: str) -> int:
 
 
 async def says(node: Node, name: str, predicate: Callable[[Any], object]) -> Any:
-    """What the plugin answers, once it is what is waited for; nobody may listen yet."""
+    """What the plugin answers, once it is the awaited one; there may be no listener yet."""
     async with asyncio.timeout(SECONDS):
         while True:
             try:

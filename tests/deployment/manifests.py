@@ -65,7 +65,7 @@ def objects_in(text: str) -> list[Object]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what YAML allows and nobody means: a key given twice."""
+    """Refuses a key that is given twice, which YAML allows."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -92,7 +92,7 @@ def title(each: Object) -> tuple[str, str, str]:
 
 
 def check(objects: list[Object]) -> None:
-    """Whatever goes to a cluster together."""
+    """All that goes to a cluster together."""
     for each in objects:
         check_schema(each)
     titles = [title(each) for each in objects]

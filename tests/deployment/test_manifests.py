@@ -202,7 +202,7 @@ SLIPS: dict[str, Callable[[list[Object]], object]] = {
         "matchLabels"
     ].update(name="another"),
     "a mount without a volume": lambda it: Plugin(the(it, "DaemonSet")).spec["volumes"].pop(),
-    "a volume that nobody mounts": lambda it: container_of(it)["volumeMounts"].pop(),
+    "a volume without a mount": lambda it: container_of(it)["volumeMounts"].pop(),
     "a volume that is not read-only": lambda it: container_of(it)["volumeMounts"][4].pop("readOnly"),
     "a directory made on the host": lambda it: (
         Plugin(the(it, "DaemonSet")).spec["volumes"][2]["hostPath"].update(type="DirectoryOrCreate")

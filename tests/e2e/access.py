@@ -13,7 +13,7 @@ NAME = "xpu-device-plugin"
 NAMESPACE = "kube-system"
 USER = f"system:serviceaccount:{NAMESPACE}:{NAME}"
 STRANGER = f"system:serviceaccount:{NAMESPACE}:{LABEL}-stranger"
-"""A service account that nobody has given any rights; it need not exist."""
+"""A service account without any rights; it need not exist."""
 
 DEPLOYMENT = Path(__file__).parents[2] / "deployment"
 RIGHTS = tuple(
@@ -78,7 +78,7 @@ class Access:
         return sorted(" ".join(line.split()) for line in lines)
 
     def write_kubeconfig(self, path: Path) -> None:
-        """Write down the way to the API server with a fresh token, for nobody else to read."""
+        """Write down the way to the API server with a fresh token, in a file for its owner alone."""
         admin = json.loads(
             self._cluster.kubectl("config", "view", "--raw", "--minify", "--flatten", "--output=json")
         )

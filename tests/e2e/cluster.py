@@ -86,7 +86,7 @@ class PodState:
 
     @property
     def identity(self) -> tuple[str, str, str, int]:
-        """Unchanged as long as nobody has touched the running container."""
+        """Unchanged as long as the running container is the same."""
         return self.uid, self.container, self.started, self.restarts
 
     @classmethod

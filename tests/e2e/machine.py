@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's XPUs: a simulated machine whose device nodes stand in the real /dev.
+"""The node's XPUs: a simulated machine with device nodes in the real /dev.
 
-No driver serves their major number. So the kernel answers ENXIO to whoever may open such a node, and the
-device cgroup answers EPERM to whoever may not, before any driver would be asked: the two tell exactly what
-a container was granted, without hardware.
+No driver serves their major number. So the kernel answers ENXIO to a process that may open such a node, and
+the device cgroup answers EPERM to any other, before any driver would be asked: the two tell exactly what a
+container was granted, without hardware.
 """
 
 import os
@@ -38,7 +38,7 @@ class View:
 
     ids: as its environment names them
     visible: the nodes in its /dev, with the numbers they have on the host
-    openable: the nodes whose opening gets past the device cgroup, be they visible or made by the
+    openable: the nodes that the device cgroup allows to open, be they visible or made by the
         container itself
     """
 

@@ -30,7 +30,7 @@ def restart_kubelet(hooks: Hooks) -> None:
 
 @contextmanager
 def without_api_server(hooks: Hooks, cluster: Cluster) -> Iterator[None]:
-    """Stop it, and have it back and ready in the end, whatever happens meanwhile."""
+    """Stop it, and have it back and ready in the end, also after an error."""
     try:
         switch_api_server(hooks.stop_api_server, cluster, ready=False)
         yield

@@ -49,7 +49,7 @@ def test_a_device_that_the_library_does_not_survive_leaves_alone_and_comes_back(
     last = cluster.run_pod("last", devices=1)
     assert granted(machine, last, 1) == {sick}
     assert pod.state().identity == before
-    assert plugin.log.count("device unhealthy") == 1, "nobody else was ever called sick"
+    assert plugin.log.count("device unhealthy") == 1, "no other device was ever unhealthy"
 
 
 def test_a_driver_that_goes_and_comes_back_takes_all_devices_along(

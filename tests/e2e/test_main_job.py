@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The main job on a real node: pods get their devices and no others, whatever happens to the plugin.
+"""The main job on a real node: pods get their devices and no others, also when the plugin is killed.
 
 Every test has a fresh machine of four cards and a fresh plugin (see conftest.py).
 """

@@ -192,7 +192,7 @@ def test_the_label_last_seen_or_the_argument_counts_where_the_label_may_not_be_r
     daemon.terminate()
 
     access.take()
-    cluster.set_vfs("3")  # nobody may know
+    cluster.set_vfs("3")  # without a notice
     start(0, "--label-timeout=1")
     daemon.wait_for_log(r"the API server does not let us list nodes \(HTTP 403\)")
     daemon.wait_for_log("the label last seen counts, as the node's label may not be read")
@@ -318,7 +318,7 @@ def test_keep_leaves_every_card_as_it_is(
 
 
 def nothing_is_changed(machine: Machine, daemon: Plugin, *, seconds: float = PATIENCE_SECONDS) -> None:
-    """Nobody has asked the driver for anything, and nobody does."""
+    """No process has asked the driver for anything, and none does."""
     before = machine.vfs()
     watch_that(
         "the cards stay as they are",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The status socket: for its owner only, and whatever comes over it does no harm."""
+"""The status socket: for its owner only, and no input over it does harm."""
 
 import asyncio
 import contextlib

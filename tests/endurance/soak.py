@@ -4,9 +4,9 @@
 Over the simulator, a kubelet and a stand-in for the API server, at random: faults of the library, sick cards,
 cards that are pulled out, drivers unloaded, workers killed and stopped, plugins killed, stopped, ended and
 doubled, kubelets restarted, streams cut, sockets deleted and touched, other plugins that register the same
-resource and end, pods admitted, restarted and ended, the node's label changed, cards split by somebody else,
-also under a container, logs that find no reader, disks that do not answer, odd answers of the kubelet, odd
-checkpoints. What the hardware is, is read from the simulated sysfs alone.
+resource and end, pods admitted, restarted and ended, the node's label changed, cards split by another
+program, also under a container, logs that find no reader, disks that do not answer, odd answers of the
+kubelet, odd checkpoints. What the hardware is, is read from the simulated sysfs alone.
 
 At every step: no hardware is held by two containers, each has the node of the very device that its kubelet
 asked for, and no card that is held has been changed by the plugin. Now and then the storm lies: then the
@@ -138,7 +138,7 @@ class Holder:
 
 
 def card_of(address: str) -> str:
-    """VFs are one slot further than their card, whose function is 0."""
+    """VFs are one slot further than their card, which has function 0."""
     bus, _, rest = address.rpartition(":")
     slot, _, _ = rest.partition(".")
     return f"{bus}:00.0" if slot == "01" else address
@@ -347,7 +347,7 @@ class Storm:
             await self._noticed()
 
     async def step_driver(self) -> None:
-        """Nobody can unload one that is used."""
+        """A driver in use cannot be unloaded."""
         if not self.holders:
             self.scene.machine.set({"driver": "gone"})
             await asyncio.sleep(self.chance.random())
@@ -364,7 +364,7 @@ class Storm:
         self.server.change({LABEL: str(self.desired)})
 
     async def step_foreign(self) -> None:
-        """Somebody else splits a card, at which nobody computes just now; a container may hold it."""
+        """Another program splits a card at which no process computes just now; a container may hold it."""
         card = self.chance.choice([index for index in range(CARDS) if index not in self.unplugged])
         address, number = cards(CARDS)[card]["pci"], self.chance.randrange(4)
         if number != self.number(address):
@@ -375,8 +375,8 @@ class Storm:
             await self._noticed()
 
     async def _noticed(self) -> None:
-        """Hardware that somebody else has changed is not asked for before the plugin has seen it: until then
-        a node may be another device's, with the same numbers. No plugin can tell in that moment."""
+        """Hardware that another program has changed is not asked for before the plugin has seen it: until
+        then a node may be another device's, with the same numbers. No plugin can tell in that moment."""
         await self.step_mend()
         self._even()
         await self._until(self._unseen)
@@ -397,7 +397,7 @@ class Storm:
                         os.kill(pid, self.chance.choice((signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV)))
 
     def _no_split_begun(self) -> AbstractContextManager[None]:
-        """Within, no worker splits a card: the simulator's driver dies with whoever asked it, and leaves
+        """Within, no worker splits a card: the simulator's driver dies with its caller, and leaves
         nodes and sysfs behind its machine file; a kernel's goes on to the end."""
         return self.scene.machine._lock()
 
@@ -441,7 +441,7 @@ class Storm:
             self.daemon.process.send_signal(number)
 
     async def another(self) -> None:
-        """The plugin ends, in whatever way, and another takes over."""
+        """The plugin ends, in any way, and another takes over."""
         assert self.daemon
         number = self.chance.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
         self.counts[f"plugin {number.name}"] += 1

@@ -67,7 +67,7 @@ def worker_of(daemon: Daemon) -> list[int]:
 async def test_a_call_that_hangs_or_crashes_for_one_device_costs_that_device_alone(
     scene: Scene, kubelet: Watched, function: str
 ) -> None:
-    """Each time that it is asked: what hangs never returns, or in a minute, when nobody waits any more."""
+    """Each time that it is asked: what hangs never returns, or in a minute, after the end of all waits."""
     daemon = scene.begin()
     await shows(kubelet, IDS)
     async with unharmed(kubelet, daemon, sick=[IDS[1]]):
@@ -308,7 +308,8 @@ async def test_a_disk_that_takes_nothing_costs_no_more_than_the_record(
 async def test_a_wall_clock_that_jumps_is_seen_in_the_log_only(
     scene: Scene, kubelet: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A year ahead, and years back: nobody is called overdue, nothing waits for a time that has gone."""
+    """A year ahead, and years back: no device counts as overdue, and nothing waits for a time that has
+    gone."""
     clock = scene.place / "clock"
     clock.write_text("0")
     shim = compile_library(Path(__file__).with_name("clock.c"), scene.place)

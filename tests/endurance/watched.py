@@ -72,7 +72,7 @@ class Watched(Kubelet):
 
 
 class Relay:
-    """A pipe with little room, whose reader copies to a file and may pause."""
+    """A pipe with little room, and a reader that copies to a file and may pause."""
 
     def __init__(self, file: Path) -> None:
         self._reader, self.writer = os.pipe()
@@ -95,7 +95,7 @@ class Relay:
 
 
 class Relayed(Daemon):
-    """A plugin whose log may find no reader."""
+    """A plugin with a log that may have no reader."""
 
     def start(self, command: Sequence[str], *, stderr: int, **options: Any) -> subprocess.Popen[bytes]:
         self.relay = Relay(self.log_file)
@@ -128,7 +128,7 @@ class Scene(Node):
 async def unharmed(
     kubelet: Watched, daemon: Daemon, *, sick: Collection[str] = (), registrations: int = 0
 ) -> AsyncIterator[Level]:
-    """After whatever is done within, all devices are offered and can be had, none but `sick` was ever
+    """After the body, all devices are offered and can be had, none but `sick` was ever
     unhealthy, there were so many more registrations, and nothing has become more."""
     await shows(kubelet, IDS)
     kubelet.free(await kubelet.allocate(RESOURCE, 4))

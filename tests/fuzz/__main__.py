@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Coverage-guided fuzzing, by atheris: `python -m tests.fuzz [--runs N] [--seconds S] [--seed S] [TARGET...]`
 
-Each target is searched for so many runs or seconds, whatever ends first, in a process of its own, beginning
-with good input. What it found stays in build/fuzz, where the next search goes on. A finding is printed with
-its traceback, and its input kept in build/fuzz/found: `python -m tests.fuzz --input FILE TARGET` runs it
-again. Ends with status 1 when there was one, with 2 for bad input.
+Each target is searched for so many runs or seconds, until the first of these ends, in a process of its own,
+beginning with good input. What it found stays in build/fuzz, where the next search goes on. A finding is
+printed with its traceback, and its input kept in build/fuzz/found: `python -m tests.fuzz --input FILE TARGET`
+runs it again. Ends with status 1 when there was one, with 2 for bad input.
 """
 
 import argparse

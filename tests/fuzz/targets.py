@@ -127,7 +127,7 @@ def answers(data: bytes) -> None:
 
 
 class _Dead:
-    """The process, which is nobody here."""
+    """The process, which does not exist here."""
 
     pid = 1
 
@@ -147,7 +147,7 @@ class _Worker(WorkerProcess):
             other.setblocking(False)
             other.send(heard)
             other.shutdown(socket.SHUT_WR)
-            self._kept = other.dup()  # so that a request is heard by somebody
+            self._kept = other.dup()  # so that a request has a reader
         self._progress = mmap.mmap(-1, 8)
         self._child: Any = _Dead()
         self.pid = 1

@@ -19,7 +19,7 @@ LONGEST_FRAME = (1 << 24) - 1
 def frame(
     kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0, length: int | None = None
 ) -> bytes:
-    """One frame. length: what it says of itself, whatever follows"""
+    """One frame. length: the length that it states"""
     size = len(payload) if length is None else length
     return struct.pack("!I", size)[1:] + struct.pack("!BBI", kind, flags, stream) + payload
 

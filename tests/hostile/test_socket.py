@@ -46,7 +46,7 @@ from xpu_plugin.simulation.kubelet import Kubelet
 INVALID, UNKNOWN = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 EXHAUSTED, UNIMPLEMENTED = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNIMPLEMENTED
 GROWTH = 64 * MIB
-"""How much memory anybody may take of the plugin, for a moment."""
+"""The memory that a client may take of the plugin, for a moment."""
 
 # The real daemon, but for its patience with connections.
 IMPATIENT = impatient(Timings(handshake=1.0, idle=1.0))
@@ -71,7 +71,7 @@ async def works(kubelet: Kubelet) -> None:
 
 @asynccontextmanager
 async def unharmed(kubelet: Kubelet, daemon: Daemon) -> AsyncIterator[None]:
-    """Whatever is done within, the kubelet is served and keeps its stream, and nothing stays or was much."""
+    """During the body the kubelet is served and keeps its stream, and nothing stays or was much."""
     await works(kubelet)
     before, top, lists = Level.of(daemon.pid), peak(daemon.pid), kubelet.lists(RESOURCE)
     yield
@@ -269,7 +269,7 @@ async def test_connections_that_are_silent_or_slow_are_closed(node: Node, kubele
             listening = [asyncio.create_task(peer.listens()) for peer in those]
             await until(lambda: all(peer.closed for peer in those), "the end of all of them")
             await asyncio.wait(listening)
-        assert kubelet.streams_open == 1, "whose connection has a call"
+        assert kubelet.streams_open == 1, "the connection has a call"
 
 
 async def test_a_call_that_comes_by_the_byte_holds_up_nobody_and_costs_nothing_that_stays(

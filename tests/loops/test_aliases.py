@@ -286,7 +286,7 @@ async def test_a_grant_of_an_own_id_holds_nothing_otherwise(
 
 
 def block_pod_resources(kubelet: Kubelet) -> Callable[[], object]:
-    """Have the socket there and nobody behind it; returns what undoes it."""
+    """Make a socket without a listener; return a function that undoes it."""
     socket = kubelet.pod_resources_socket
     assert socket
     aside = socket.with_name("aside.sock")

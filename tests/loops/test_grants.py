@@ -579,7 +579,7 @@ async def test_the_loop_writes_down_what_the_kubelet_has_listed(
 async def test_the_loop_asks_only_until_all_has_been_listed(
     tried: Tried, kubelet: HookedKubelet, clock: Clock, loop: asyncio.Task[None]
 ) -> None:
-    await asyncio.sleep(3 * SETTLE)  # that nobody is asked gives no notice
+    await asyncio.sleep(3 * SETTLE)  # the absence of a request gives no notice
     assert kubelet.questions == 0
     tried.granted(A)
     kubelet.hold([A], resource=RESOURCE)
@@ -661,7 +661,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 async def test_a_record_that_cannot_be_read_at_the_start_is_known_as_soon_as_it_can_be(
     unreadable: Path, attempts: list[float], make: Make, record: GrantRecord, picture: Picture
 ) -> None:
-    """Although nobody looks at a card, and no container starts."""
+    """Although no card is looked at, and no container starts."""
     tried = make()
     tried.grants.adopt([Holding(container="uid/main", resource=RESOURCE, ids=(A,))])
     task = asyncio.create_task(tried.grants.run(Lock()))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The monitor over real workers and the simulator: the picture follows the devices, whatever the library
-does, and nothing is published without a change."""
+"""The monitor over real workers and the simulator: the picture follows the devices, with any fault that the
+library does, and nothing is published without a change."""
 
 import asyncio
 import logging
@@ -388,7 +388,7 @@ async def test_a_single_hang_is_over_before_anybody_hears_of_it(watch: Watch, ma
 async def test_what_hangs_is_left_out_at_once_and_the_others_go_on_being_watched(
     watch: Watch, machine: Machine
 ) -> None:
-    """Within the grace: nobody but the sweep knows of it yet."""
+    """Within the grace: only the sweep knows of it yet."""
     watch.grace(1000.0)
     machine.add_fault(STATE, "hang", card=1)
     await watch.until(lambda: watch.monitor.unresponsive.skip == {1}, "a hang")
@@ -955,7 +955,7 @@ async def test_a_library_that_could_not_be_used_for_a_passing_reason_is_tried_ag
 
 
 async def test_an_unchanged_host_is_not_scanned_again(watch: Watch) -> None:
-    """Opening the library opens every device for an instant, which disturbs whoever wants to split one."""
+    """Opening the library opens every device for an instant, which disturbs a split of one."""
     watch.compare_each(0.0)
     await watch.sweeps(10)
     assert watch.client.hosts >= 9

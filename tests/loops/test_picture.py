@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one picture: published whole, only when it changed, and nobody waits for a reader."""
+"""The one picture: published whole, only when it changed, without a wait for a reader."""
 
 import asyncio
 from collections.abc import Callable

@@ -47,8 +47,8 @@ class Counted(Value[VfOutcome]):
 
 @asynccontextmanager
 async def applying(desired: DesiredVfs, place: Path) -> AsyncIterator[tuple[Grants, Callable[[], int]]]:
-    """An apply that runs over one whole card that nobody uses; the memory of grants that it looks at, and how
-    often it has decided."""
+    """A reconciler that runs over one whole card without a user; the memory of grants that it looks at, and
+    how often it has decided."""
     picture = Picture(Policy(resource=RESOURCE))
     picture.submit(lambda facts: after_scan(facts, found(device(CARD))))
     outcome = Counted(VfOutcome())

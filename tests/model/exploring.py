@@ -7,7 +7,7 @@ killed at every step. What decides is the real thing; only the world and the car
 explores N steps (a million by default), prints how many of what kind there were, and ends with status 1 and
 the way that led there when an invariant is broken:
 
-* no Set call while anyone holds the card or any of its VFs, or uses a process on it;
+* no Set call while a container holds the card or any of its VFs, or uses a process on it;
 * what the driver does late, after the plugin that asked was killed, is done to a card without a holder;
 * no device of a card in change is newly granted;
 * no Set call for a card that the driver has refused too often, and nothing has changed since;
@@ -213,7 +213,7 @@ class Plugin:
         return entries(replace(self.facts, kept_back=self.kept_back, withheld=self.withheld), POLICY)
 
     def adopt(self) -> None:
-        """What the kubelet knows, whatever the record says."""
+        """What the kubelet knows, with or without the record."""
         named = {pod.id for pod in self.world.pods if self.world.lists(pod)} | self.world.checkpoint.keys()
         held = {id for id in named if not id.isdecimal() and card_of(id, self.facts)}
         adopted = dict.fromkeys(held, Grant(at=self.world.now, inherited=True, shown=FORMER))
@@ -534,7 +534,7 @@ class Explorer:
         self.note(f"api {self.world.api}")
 
     def foreign_split(self) -> None:
-        """Any container with the control node can do that, if nobody has the card open, held or not."""
+        """Any container with the control node can do that, if no process has the card open, held or not."""
         card = CARDS[self.random.randrange(2)]
         late = self.world.late
         if (
@@ -556,7 +556,7 @@ class Explorer:
             self.world.recorded = {}
         for pod in self.world.pods:
             pod.known = bool(self.world.recorded.get(pod.id))
-        # What was never on record and is forgotten by both is not known to anybody any more.
+        # A pod that was never on record and is forgotten by both is not known any more.
         self.world.pods = [pod for pod in self.world.pods if pod.known or not pod.forgotten]
         self.plugin = self._start()
         if self.world.api:
@@ -698,14 +698,14 @@ class Explorer:
             raise BrokenInvariantError(f"at rest, kept back: {plugin.kept_back}")
         for id, entry in plugin.entries().items():
             if not entry.health.healthy and not self._really_blocked(entry.device.card):
-                raise BrokenInvariantError(f"at rest, {id} is {entry.health} for nobody")
+                raise BrokenInvariantError(f"at rest, {id} is {entry.health} without a holder")
         for step in decision.report.steps:
             if step.action is not VfAction.KEEP and not step.reason:
                 raise BrokenInvariantError(f"at rest without a reason: {step}")
             if step.action is VfAction.APPLY:
                 raise BrokenInvariantError(f"at rest and not done: {step}")
             if step.action is VfAction.BLOCKED and not self._really_blocked(step.card):
-                raise BrokenInvariantError(f"at rest, blocked by nobody: {step}")
+                raise BrokenInvariantError(f"at rest, blocked without a holder: {step}")
         wanted = {step.card: step.action for step in plan(plugin.desired, cards_of(plugin.scanned), {})}
         for address, action in wanted.items():
             told = next(step.action for step in decision.report.steps if step.card == address)

@@ -34,7 +34,7 @@ def holding(container: str, *ids: str, resource: str = XPU) -> Holding:
 
 
 def evidence(*holdings: Holding, **given: Any) -> AuditView:
-    """All that is listed was granted, nothing else is known to anybody."""
+    """All that is listed was granted, and nothing else is known."""
     return AuditView(
         **{
             "listing": Listing(
@@ -172,7 +172,7 @@ def test_a_grant_that_the_kubelet_does_not_know_is_found_when_somebody_uses_it()
 @pytest.mark.parametrize(
     "given",
     [
-        {"settled": {A}},  # it has ended, as far as anybody knows
+        {"settled": {A}},  # it has ended, as far as known
         {"settled": {A}, "processes": {A: (NAMELESS,)}, "checkpoint": {A}},  # an init container
         {"settled": {A}, "processes": {A: (NAMELESS,)}, "checkpoint": None},
         {"settled": {}, "processes": {A: (NAMELESS,)}},  # given just now

@@ -476,7 +476,7 @@ def test_one_name_for_all_or_one_for_each_model_and_profile() -> None:
 def test_a_device_is_named_by_id_card_model_or_serial(name: str, does: bool) -> None:
     vf = device("0000:3b:01.0-of2", model="R200-VF-8G", serial="02K00Y6216V0012K")
     assert matches(vf, (name,)) is does
-    assert matches(vf, ("nobody", name)) is does
+    assert matches(vf, ("stranger", name)) is does
 
 
 def test_a_device_without_a_serial_is_not_named_by_nothing() -> None:
@@ -542,7 +542,7 @@ def test_a_device_that_answers_is_what_it_says_now() -> None:
 
 
 def assert_true(scan: Scan, truth: Truth) -> None:
-    """Whatever is found is what sits behind its node."""
+    """Each found device is the one behind its node."""
     for own in identify(scan).devices.values():
         seat = truth.by_number[own.node.number]
         assert (own.id, own.card, own.kind) == (seat.id, seat.card, seat.kind)

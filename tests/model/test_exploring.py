@@ -36,7 +36,7 @@ def test_no_walk_breaks_an_invariant() -> None:
     assert all(counts[move] > 20 for move in moves), counts
 
 
-@pytest.mark.parametrize("flaw", ["trusts everybody", "forgets grants"])
+@pytest.mark.parametrize("flaw", ["trusts all", "forgets grants"])
 def test_the_search_finds_a_plugin_that_is_less_careful(flaw: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def careless(
         ledger: Ledger, asked: list[Card], answers: Answers, terms: Terms, **known: object
@@ -44,7 +44,7 @@ def test_the_search_finds_a_plugin_that_is_less_careful(flaw: str, monkeypatch: 
         if flaw == "forgets grants":
             ledger = {}
         ledger, proofs = examine(ledger, asked, answers, terms, **known)  # type: ignore[arg-type]
-        if flaw == "trusts everybody":
+        if flaw == "trusts all":
             proofs = {
                 card: proof if proof.holders else Proof(at=proof.at, done=proof.done)
                 for card, proof in proofs.items()
@@ -93,7 +93,7 @@ def test_the_search_finds_a_plugin_that_offers_what_the_kubelet_has_forgotten(
 def test_the_search_finds_a_plugin_that_takes_what_is_not_listed_for_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As if each holder's pod were gone, whatever pods the kubelet lists."""
+    """As if each holder's pod were gone, with any list of the kubelet."""
     monkeypatch.setattr(ownership, "pod_of", lambda _: "")
     with pytest.raises(exploring.BrokenInvariantError, match=r"was granted, and (pod|former)|hold it"):
         exploring.explore(20 * STEPS, seed=0)

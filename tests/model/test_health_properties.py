@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Health under any course of answers: what holds at every moment, whatever a device says and when."""
+"""Health under any course of answers: what holds at every moment, for any answers at any times."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -53,7 +53,7 @@ COURSES_WITH_GAPS = st.lists(
 def histories(
     course: list[tuple[float, Health | str]], rules: Rules
 ) -> list[tuple[float, Health | str, History]]:
-    """When, what was heard, and what is known then; of a device whose first answer is good."""
+    """When, what was heard, and what is known then; of a device with a good first answer."""
     now, history = 0.0, begin(HEALTHY, 0.0)
     course_of: list[tuple[float, Health | str, History]] = [(now, HEALTHY, history)]
     for seconds, answer in course:
@@ -131,7 +131,7 @@ def test_healing_takes_good_answers_and_nothing_else_for_the_whole_recovery(
 def test_no_window_has_more_changes_than_are_borne_and_the_one_that_quarantines(
     course: list[tuple[float, Health]], rules: Rules
 ) -> None:
-    """As whoever reads only the health sees it. Outages of the whole library are not the device's."""
+    """As a reader of the health alone sees it. Outages of the whole library are not the device's."""
     own = [(seconds, answer) for seconds, answer in course if answer != LIBRARY_GONE]
     steps = histories(list(own), rules)
     changes = [

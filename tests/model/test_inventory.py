@@ -157,7 +157,7 @@ def test_a_card_that_is_held_as_it_was_split_before_is_for_nobody_else(
         B: HEALTHY
     }
     assert not held.grantable
-    assert health(after_scan(facts, found(*now, card(B)))) == health(facts), "until somebody knows better"
+    assert health(after_scan(facts, found(*now, card(B)))) == health(facts), "until more is known"
     assert set(health(replace(facts, claimed=frozenset({B}))).values()) == {HEALTHY}
 
 
@@ -166,7 +166,7 @@ def test_a_card_that_is_held_as_it_was_split_before_is_for_nobody_else(
     [
         (A, [card(A)]),
         (vfs(3)[1].id, [pf(), *vfs(3)]),
-        (vfs(3)[1].id, [pf(), vfs(3)[0], vfs(3)[2]]),  # not in sight, and nobody else has its place
+        (vfs(3)[1].id, [pf(), vfs(3)[0], vfs(3)[2]]),  # not in sight, and no other device has its place
         (C, [card(A)]),  # not in sight with all its card
         ("0000:ff:00.0", [card(A)]),
         ("2", [pf(), *vfs(3)]),  # old ids have facts of their own
@@ -207,7 +207,7 @@ def test_what_is_sick_is_called_so_although_its_card_is_held() -> None:
         ((), ("r300",), {A, C}),
         ((A, B), (B,), {A}),
         (("02K00Y",), (), {C}),
-        (("nobody",), (), set()),
+        (("stranger",), (), set()),
     ],
 )
 def test_deny_beats_allow_and_no_allow_allows_all(
@@ -331,7 +331,7 @@ def test_of_all_that_is_held_only_what_would_be_offered_otherwise_matters() -> N
         ("0", "baidu.com/xpu"),  # by the former plugin
         (A, "baidu.com/xpu"),  # by us, before --resource-per-profile
         (B, "baidu.com/R200"),  # as it is offered now
-        ("3", "nvidia.com/gpu"),  # somebody else's
+        ("3", "nvidia.com/gpu"),  # of another plugin
         (C, "baidu.com/xpu"),  # not on this node
     ]
     devices = {A: card(A), B: card(B)}

@@ -52,7 +52,7 @@ SPLIT = after_scan(Facts(), found(*split(), WHOLE_B))
 WHOLE = after_scan(Facts(), found(device(A), WHOLE_B))
 
 
-# --- whose device an id is ----------------------------------------------------------------------------
+# --- the device of an id -------------------------------------------------------------------------------
 
 
 def test_an_id_that_is_there_is_of_the_card_of_its_device() -> None:
@@ -187,7 +187,7 @@ def test_a_grant_that_is_listed_goes_on_and_is_known_to_have_been_shown() -> Non
 
 
 def test_a_grant_that_was_shown_ends_when_it_is_not_any_more_in_the_same_life() -> None:
-    """Whatever driver and checkpoint say: a pod that is over leaves its devices there for long."""
+    """Against driver and checkpoint: a pod that is over leaves its devices there for long."""
     assert left(Grant(at=LONG_AGO, shown=LIFE), unused=False, checkpoint=[A]) is None
 
 

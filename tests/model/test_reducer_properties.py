@@ -189,7 +189,7 @@ class Node(RuleBasedStateMachine):
         )
 
     def in_loop(self, action: Callable[[], object] = lambda: None) -> None:
-        """Do it on the event loop, and let whoever may go on go on until they wait."""
+        """Do it on the event loop, and let all tasks go on until they wait."""
 
         async def run() -> None:
             action()
@@ -297,7 +297,7 @@ class Node(RuleBasedStateMachine):
     @precondition(lambda self: self.picture.current)
     @rule(data=st.data(), keep=st.booleans())
     def look(self, data: st.DataObject, keep: bool) -> None:
-        """Somebody holds devices: by old id or by own id, under our names, former ones and others'."""
+        """Containers hold devices: by old id or by own id, under our names, former ones and others'."""
         devices = self.picture.facts.devices
         names = {*BASES, FOREIGN}
         names |= {self.policy.resource.split("/")[0] + "/" + device.model for device in devices.values()}
@@ -543,7 +543,7 @@ def run(machine: type[Node], examples: int) -> None:
 
 def test_any_history_leaves_a_true_picture_and_every_reader_with_it() -> None:
     """Ids are unique, each device is offered at most once and only as it may be, generations count changes,
-    and whoever reads ends with the last picture."""
+    and each reader ends with the last picture."""
     run(Node, 150)
 
 

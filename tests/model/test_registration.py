@@ -25,7 +25,7 @@ from xpu_plugin.model.registration import (
 
 
 A = SocketIdentity(1, 10, 100)
-TOUCHED = SocketIdentity(1, 10, 200)  # or another kubelet, whose socket has the inode of the former
+TOUCHED = SocketIdentity(1, 10, 200)  # or another kubelet; its socket has the inode of the former
 B = SocketIdentity(1, 11, 300)
 NEW = Standing()
 BOUND = bound(NEW)

@@ -207,7 +207,7 @@ def test_policy_never_looks_at_nobody_keeps_nothing_back_and_tells_once() -> Non
 
 @pytest.mark.parametrize("limits", [LATE, replace(LATE, apply=False)])
 def test_a_card_that_is_held_as_it_was_split_before_is_looked_at_until_it_is_not(limits: Limits) -> None:
-    """Also where nothing is to be changed: nobody else would find out that its holder has ended."""
+    """Also where nothing is to be changed: no other part would find out that its holder has ended."""
     story = Story(DesiredVfs(number=None, origin="argument"), limits, A=2, B=0)
     story.stale_ids = frozenset({A, C})  # C is not in sight
     for _ in range(3):
@@ -714,7 +714,7 @@ def test_a_sick_card_is_not_withheld_any_longer() -> None:
 
 
 def test_a_sick_pf_that_recovers_is_changed_though_nobody_tells() -> None:
-    """It is not offered: its recovery makes no other picture, and so wakes nobody."""
+    """It is not offered: its recovery makes no other picture, and so wakes no reader."""
     story = Story(TWO, A=0)
     facts = after_scan(Facts(), found(device(A, state=207)))
     story.cards = cards(facts, POLICY)
@@ -722,7 +722,7 @@ def test_a_sick_pf_that_recovers_is_changed_though_nobody_tells() -> None:
 
 
 def test_while_the_driver_holds_a_killed_worker_its_card_stays_closed() -> None:
-    """It may do still what that one asked for, whatever scans say meanwhile."""
+    """It may still do what that one asked for, against the scans meanwhile."""
     story = Story(TWO, A=0)
     story.sent(2)
     story.stuck = True
@@ -980,7 +980,7 @@ def test_a_card_is_left_alone_until_desired_count_host_or_administrator_say_othe
 def test_an_order_ends_the_pause_of_a_card_that_was_refused_and_no_other() -> None:
     story = Story(TWO, A=0, B=2)
     story.next()
-    story.scanned(B, 1)  # by somebody else
+    story.scanned(B, 1)  # by another program
     story.sent(2)
     story.answered("the driver refuses", refused=True)
     story.scanned(A, 0)

@@ -74,7 +74,7 @@ class Guest:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
     def start(self, function: str, *arguments: int | Handle | Output | bytes) -> None:
-        """Begin a call whose answer `finish` waits for."""
+        """Begin a call; `finish` waits for its answer."""
         words: list[object] = []
         for argument in arguments:
             match argument:

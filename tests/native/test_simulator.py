@@ -48,7 +48,7 @@ def nodes(machine: Machine) -> list[str]:
 
 def dies(guest: Guest, function: str, *arguments: object) -> signal.Signals:
     with pytest.raises(DiedError) as died:
-        guest.call(function, *arguments)  # type: ignore[arg-type]  # whatever the test says
+        guest.call(function, *arguments)  # type: ignore[arg-type]  # by the test
     return signal.Signals(-died.value.status)
 
 

@@ -48,7 +48,7 @@ def device(id_: str, health: str = "Healthy", *, numa: int | None = None) -> api
 
 
 class ScriptedPlugin(api_grpc.DevicePluginServicer):
-    """A plugin whose list is `show()`n by the test and whose answers are attributes."""
+    """A plugin with a list that the test `show()`s, and with answers as attributes."""
 
     def __init__(self, kubelet: Kubelet, *devices: api.Device, endpoint: str = "thing.sock") -> None:
         self.kubelet = kubelet
@@ -119,7 +119,7 @@ class ScriptedPlugin(api_grpc.DevicePluginServicer):
             self._wake()
 
     async def gone(self) -> None:
-        """Wait until nobody reads the list."""
+        """Wait until the list has no reader."""
         async with asyncio.timeout(SECONDS):
             while self.streams:
                 await self._shown.wait()
@@ -490,7 +490,7 @@ async def test_an_empty_preference_is_ignored(kubelet: Kubelet, plugin: Scripted
     assert (await kubelet.allocate(RESOURCE, 1)).ids == ("a",)
 
 
-@pytest.mark.parametrize("answer", [["a", "b"], ["nobody"], ["a", "a"]])
+@pytest.mark.parametrize("answer", [["a", "b"], ["stranger"], ["a", "a"]])
 async def test_an_impossible_preference_fails_the_pod(
     kubelet: Kubelet, plugin: ScriptedPlugin, answer: list[str]
 ) -> None:

@@ -19,7 +19,7 @@ from xpu_plugin.simulation.library import shipped
 from xpu_plugin.simulation.machine import HostError, Machine, MachineError, cards
 
 
-NOBODY = 65534
+UNPRIVILEGED = 65534
 HARMLESS = ("/dev/random", "/dev/null")
 
 
@@ -449,7 +449,7 @@ def test_other_files_beside_the_nodes_do_not_matter(machine: Machine) -> None:
     assert "xpu2" in nodes(machine)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="who cannot make nodes makes links, whatever the major")
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root it makes links, for any major")
 def test_the_major_of_a_driver_is_refused(machine: Machine) -> None:
     machine.remove()
     with pytest.raises(HostError, match="major 1 belongs to a driver of this kernel; accepted: set major=N"):
@@ -503,8 +503,8 @@ from xpu_plugin.simulation.machine import Machine, cards
 
 directory = Path(sys.argv[1])
 os.setgroups([])
-os.setgid({NOBODY})
-os.setuid({NOBODY})
+os.setgid({UNPRIVILEGED})
+os.setuid({UNPRIVILEGED})
 library = directory / "libxpuml.so.1"
 machine = Machine(directory / "machine", dev_root=directory / "dev", library=library)
 {work}

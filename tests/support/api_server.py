@@ -194,7 +194,7 @@ class ApiServer:
         return {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(version)}}}
 
     def change(self, labels: dict[str, str | None], annotations: dict[str, str | None] | None = None) -> None:
-        """Somebody else changes the node; every watch hears of it."""
+        """Another client changes the node; every watch reports it."""
         with self._news:
             for own, changes in ((self.labels, labels), (self.annotations, annotations or {})):
                 for key, value in changes.items():
@@ -304,7 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().finish()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nobody reads it."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         self._serve(WATCH if "watch=true" in self.path else LIST)

@@ -61,7 +61,7 @@ class Daemon:
         self.pid = self.process.pid
 
     def start(self, command: Sequence[str], *, stderr: int, **options: Any) -> subprocess.Popen[bytes]:
-        """For those whose log goes elsewhere."""
+        """For a daemon with its log elsewhere."""
         return subprocess.Popen(command, stderr=stderr, **options)
 
     @property

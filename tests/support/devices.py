@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices, scans and readings in one line each, and machines whose truth is known."""
+"""Devices, scans and readings in one line each, and machines with a known truth."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

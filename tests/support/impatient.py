@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real daemon with other timings: a program whose first argument is a record of them, as JSON.
+"""The real daemon with other timings: a program with a record of them, as JSON, for its first argument.
 
 It runs without the tests' other modules: a daemon's search path has the plugin alone.
 """

@@ -92,7 +92,7 @@ async def settles(pid: int, before: Level, *, memory: int = 16 * MIB) -> Level:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process is gone, or a zombie that only waits to be reaped by somebody else."""
+    """Whether a process is gone, or a zombie that only waits to be reaped by another process."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

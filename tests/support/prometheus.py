@@ -46,7 +46,7 @@ SELDOM = {
     "xpu_plugin_unlisted_nodes",
     "xpu_device_impossible_readings_total",
 }
-"""Families that have no series when nothing is the matter and nobody has anything."""
+"""Families without a series when all is well and no device is held."""
 
 
 class Page:

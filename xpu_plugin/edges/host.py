@@ -214,8 +214,7 @@ def read_drivers(sysfs_root: Path, card: str) -> dict[str, str | None]:
 
     card: its PCI address. The result has the card and each VF that sysfs links to it (`virtfnK`), also those
     that the library does not know: a VF of a virtual machine has another driver and no node. Empty if the
-    card
-    is not in sysfs. Raises OSError if sysfs cannot be read, or functions disappear meanwhile.
+    card is not in sysfs. Raises OSError if sysfs cannot be read, or functions disappear meanwhile.
     """
     functions = sysfs_root / _FUNCTIONS
     try:

@@ -145,8 +145,7 @@ class HttpServer:
 
 class _Server(ThreadingHTTPServer):
     """Closes the oldest connection when there are too many. So a probe is answered although other clients
-    keep
-    silent or slow connections open."""
+    keep silent or slow connections open."""
 
     daemon_threads = True
 

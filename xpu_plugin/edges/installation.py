@@ -15,8 +15,7 @@ def located(path: str, root: str | None) -> str:
     """Return the path that opens the host's file `path`, which is given with `root` in front.
 
     root: the container's directory for the host's `/`. Links below it are followed as on the host: an
-    absolute
-    target begins at `root`. A path that is not below `root` is returned unchanged.
+    absolute target begins at `root`. A path that is not below `root` is returned unchanged.
 
     Raises OSError for an endless chain of links.
     """

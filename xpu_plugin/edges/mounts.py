@@ -2,8 +2,7 @@
 """Mounts of host directories, as a container sees them.
 
 A mount keeps the directory that it was made of. If the host deletes that directory and makes another of the
-same
-name, the container sees the deleted one, which is empty. Only a new container mounts the new one.
+same name, the container sees the deleted one, which is empty. Only a new container mounts the new one.
 """
 
 import re

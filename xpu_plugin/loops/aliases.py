@@ -3,8 +3,7 @@
 
 The former plugin called devices "0", "1" and so on. An administrator may rename resources. A kubelet may lose
 its checkpoint. The kubelet counts a device as taken only under the resource and id of the grant. So the
-device
-keeps both until its container ends. If that does not help, the device is withheld.
+device keeps both until its container ends. If that does not help, the device is withheld.
 """
 
 import asyncio
@@ -100,8 +99,7 @@ class Aliases:
 
     async def first_look(self) -> None:
         """Look before the first list is sent, and count all holders as grants. Wait a bounded time for a
-        source
-        that answers."""
+        source that answers."""
         self._instance = self._view.instance
         for _ in range(FIRST_LOOKS):
             if await self.look():

@@ -60,8 +60,7 @@ class IdleProof:
         """Return the answer of driver and sysfs, or the reason for its absence.
 
         A card at which the question costs a worker is left alone for a while; otherwise the others would
-        never
-        be asked. While a worker is stuck, no card is asked.
+        never be asked. While a worker is stuck, no card is asked.
         """
         if card.address in self._mute:
             return self._mute.reason(card.address)

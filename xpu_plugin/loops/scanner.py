@@ -33,8 +33,7 @@ UNSTABLE_SECONDS = 0.1  # before the next scan if nodes came or went during the 
 
 class InitError(PluginError):
     """The plugin must end: the first scan failed and --fail-on-init-error is set, or the configuration does
-    not
-    fit this node."""
+    not fit this node."""
 
 
 class Scanner:
@@ -172,8 +171,7 @@ class Scanner:
 
         Several devices that hang are found one after the other, and the rest is not watched meanwhile. So the
         scans after the first hang have less time. A device that is suspected wrongly on a slow machine is
-        soon
-        released.
+        soon released.
         """
         if not self._hasty or self.seconds is None:
             return None

@@ -60,8 +60,7 @@ class Telemetry:
 
     async def read(self) -> Readings | None:
         """Return readings that are a few seconds old at most, if the worker is soon free. Otherwise return
-        the
-        last ones, or None if those are too old. Callers at the same time share one request."""
+        the last ones, or None if those are too old. Callers at the same time share one request."""
         if self._last is None or self._clock() - self._last.at > FRESH_SECONDS:
             done = self._done
             self._wanted.set()

@@ -456,8 +456,7 @@ class Kubelet:
 
     def free(self, grant: Assignment) -> None:
         """Let the grant's container end. The checkpoint keeps it until the next write: with the next list,
-        the
-        next grant, or `write_checkpoint`."""
+        the next grant, or `write_checkpoint`."""
         (self._forgotten if grant in self._forgotten else self._grants).remove(grant)
         self._changed()
 
@@ -833,8 +832,7 @@ class Kubelet:
 
     def pod_resources(self) -> podresources_v1_pb2.ListPodResourcesResponse:
         """Return the holders by PodResources: without ordinary init containers and forgotten devices; see
-        also
-        `api_server_away`."""
+        also `api_server_away`."""
         response = podresources_v1_pb2.ListPodResourcesResponse()
         self._pods_unknown &= self.api_server_away
         if self._pods_unknown:

@@ -534,7 +534,7 @@ def test_a_half_open_connection_ends_by_its_silence(
     plugin = started()
     assert plugin.labels.next() is None
     server.stream()
-    server.labels[LABEL] = "1"  # nobody is told
+    server.labels[LABEL] = "1"  # without an event
     stream = server.stream(2)
     assert server.of(WATCH)[-1].query["resourceVersion"] == "1000"
     stream.send(server.modified())
@@ -1352,7 +1352,7 @@ def test_stopping_waits_for_nobody(server: ApiServer, started: Start) -> None:
     server.change({LABEL: "1"})
     stream.end()
     wait_until(lambda: not threads(), "the watch ends")
-    assert plugin.labels.all == [None], "nobody is called back after the stop"
+    assert plugin.labels.all == [None], "no follower is called after the stop"
 
 
 def test_an_answer_after_the_stop_is_nobody_s(server: ApiServer, started: Start) -> None:

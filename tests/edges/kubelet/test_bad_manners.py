@@ -87,7 +87,7 @@ async def listed(kubelet: Kubelet) -> None:
 
 
 async def settle() -> None:
-    """Let everybody on this loop go on until they wait."""
+    """Let all tasks of this loop go on until they wait."""
     for _ in range(30):
         await asyncio.sleep(0)
 
@@ -162,7 +162,7 @@ async def test_a_kubelet_that_never_reads_is_registered_once_and_served_otherwis
         for change in range(20):
             judge(plugin, (SICK, HEALTHY)[change % 2], MANY[0].id)
             await settle()
-        assert len(made) < 10, "what nobody reads is not made"
+        assert len(made) < 10, "a list without a reader is not made"
         await looks.more(int(3 * DIAL_BACK_SECONDS / 0.02))
         [end] = kubelet._endpoints.values()
         options = await end.stub.GetDevicePluginOptions(api.Empty(), timeout=SECONDS)
@@ -295,7 +295,8 @@ class Levels:
         return len(tasks()), threading.active_count(), len(descriptors())
 
     async def are_back(self) -> None:
-        """One stream by one connection, nobody else at our socket, and nothing more than at the beginning."""
+        """One stream by one connection, no other client at our socket, and nothing more than at the
+        beginning."""
 
         def back() -> bool:
             number, threads, files = self._now()
@@ -392,7 +393,7 @@ async def test_fifty_lives_are_registered_with_once_each_and_cost_nothing_that_s
 
 
 class Hasty(Kubelet):
-    """Is back before anybody can look, and its socket has the inode of the former life, as a file system
+    """Is back before any look, and its socket has the inode of the former life, as a file system
     may well give it again. The listener lives on, as only so that inode is certain to be had."""
 
     async def restart(self) -> None:
@@ -500,7 +501,8 @@ async def test_the_directory_cleared_or_recreated_while_our_socket_is_bound(
     recreated: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Tried again until the socket stays; only then is anybody told of it, and no listener is left behind."""
+    """Tried again until the socket stays; only then does the kubelet learn of it, and no listener is left
+    behind."""
     directory, former = place / "plugins", place / "former"
 
     def clear() -> None:
@@ -520,7 +522,7 @@ async def test_the_directory_cleared_or_recreated_while_our_socket_is_bound(
             assert len(kubelet.registrations) == 1
             assert plugin.lock.held()
             assert plugin.socket.stat().st_mode & 0o777 == 0o600
-            await until(lambda: unix_sockets(plugin.socket) == 2, "nobody else at our socket")
+            await until(lambda: unix_sockets(plugin.socket) == 2, "no other client at our socket")
             assert plugin.socket.is_socket()
             assert caplog.text.count("cannot bind") == 1
     assert plugin.sockets() == []
@@ -580,7 +582,7 @@ async def test_stopping_while_our_socket_is_bound_leaves_none(
         assert meanwhile == []
         assert kubelet.registrations == []
         assert plugin.sockets() == []
-        await until(lambda: unix_sockets(paths[0]) == 0, "nobody at our socket")
+        await until(lambda: unix_sockets(paths[0]) == 0, "no client at our socket")
 
 
 # --- registrations --------------------------------------------------------------------------------
@@ -640,7 +642,7 @@ class Ending(Kubelet):
 
 @asynccontextmanager
 async def a_rival(plugin: Plugin) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """Somebody else's plugin for our resource, which knows nothing of our lock; yields how it registers."""
+    """A foreign plugin for our resource, which knows nothing of our lock; yields how it registers."""
     other = Plugin(plugin.socket.parent)
     server = server_of(other.service)
     server.add_insecure_port(f"unix:{plugin.socket.with_name('rival.sock')}")

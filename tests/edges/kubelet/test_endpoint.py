@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The endpoint against a kubelet's real sockets: registered once in each of its lives, whatever happens."""
+"""The endpoint against a kubelet's real sockets: registered once in each of its lives."""
 
 import asyncio
 import errno

@@ -490,7 +490,7 @@ async def test_the_record_keeps_devices_that_are_not_offered_just_now(
 
 
 async def test_a_start_counts_as_a_grant(plugin: Plugin, stub: api_grpc.DevicePluginStub) -> None:
-    """Who granted it may have ended before it was written down that nobody has listed it yet."""
+    """The plugin that granted it may have ended before it recorded that the device is not listed yet."""
     await allocate(stub, [A])
     await start(stub, A)
     plugin.forget()
@@ -527,7 +527,7 @@ async def test_nothing_starts_on_a_card_that_is_being_split(
 async def test_a_container_whose_device_moved_to_another_node_may_not_start(
     plugin: Plugin, stub: api_grpc.DevicePluginStub
 ) -> None:
-    """It would be given the old path, which may be somebody else's device by now."""
+    """It would be given the old path, which may be another device by now."""
     await allocate(stub, [A], [B])
     await start(stub, A)
     moved = [replace(CARDS[0], node=CARDS[1].node), replace(CARDS[1], node=CARDS[0].node)]

@@ -143,7 +143,7 @@ def test_nothing_is_written_when_nothing_changed(tmp_path: Path) -> None:
 
 
 def test_the_file_is_replaced_never_written_into(tmp_path: Path) -> None:
-    """Whoever reads it meanwhile, or a crash at any point, sees the whole old or the whole new one."""
+    """A reader, also after a crash at any point, sees the whole old or the whole new file."""
     record = GrantRecord(tmp_path)
     start(record, A)
     (file,) = tmp_path.iterdir()
@@ -250,7 +250,7 @@ def test_drafts_of_a_killed_process_are_removed_with_the_next_write(tmp_path: Pa
 
 @pytest.fixture
 def read_only(tmp_path: Path) -> Path:
-    """A state directory that nobody can make, not even root: it lies below a regular file."""
+    """A state directory that cannot be made, not even by root: it lies below a regular file."""
     (tmp_path / "file").touch()
     return tmp_path / "file" / "state"
 

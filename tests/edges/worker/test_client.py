@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker client over real worker processes: whatever the library does there, callers get an answer or one
+"""The worker client over real worker processes: with any fault of the library, callers get an answer or one
 error."""
 
 import asyncio
@@ -822,7 +822,7 @@ async def test_without_a_driver_the_library_says_9_until_there_is_one(
 async def test_a_count_that_fails_is_the_librarys_error(
     client: WorkerClient, machine: Machine, code: int
 ) -> None:
-    """Also with code 2, whose exception is a ValueError, too, and not to be taken for nonsense."""
+    """Also with code 2: its exception is a ValueError, too, and no sign of nonsense."""
     machine.add_fault("xpumlDeviceGetCount", f"code:{code}", times=1)
     with pytest.raises(XpumlError) as failed:
         await client.scan()

@@ -2,8 +2,7 @@
 """Requests to the API server: credentials, one request, one answer or stream.
 
 Only the lowest layer of the Kubernetes client is used, for credentials and HTTP: its models and APIs would
-take
-22 MB more on every node. The thread of the first request imports it.
+take 22 MB more on every node. The thread of the first request imports it.
 """
 
 import json
@@ -137,8 +136,7 @@ def _why(error: Exception) -> str:
 
 class ApiServerClient:
     """The connection of one thread to the API server. It reads credentials at the first request, and again
-    after
-    each failure that they may have caused. The client itself reads the token each minute."""
+    after each failure that they may have caused. The client itself reads the token each minute."""
 
     def __init__(self, kubeconfig: Path | None) -> None:
         self._kubeconfig = kubeconfig
@@ -158,8 +156,7 @@ class ApiServerClient:
         """Send a request; return an unread answer with a good status. silence: seconds that it may pause
 
         Raises Failed for anything else, at once. Only a request with older credentials that the server no
-        longer
-        accepts is repeated.
+        longer accepts is repeated.
         """
         content = "application/merge-patch+json" if method == "PATCH" else "application/json"
         headers = {"Accept": accept} | ({} if body is None else {"Content-Type": content})

@@ -2,8 +2,7 @@
 """Watches one Node in the API server: its label, its UID, and the keys that we write.
 
 Unreachable is not absent: an outage calls no follower and removes nothing. The Node is listed and then
-watched,
-by name, and only its metadata is requested.
+watched, by name, and only its metadata is requested.
 """
 
 import logging
@@ -82,8 +81,7 @@ class NodeWatcher:
     """Follows one Node's label and keeps the published keys on it, in two daemon threads.
 
     A refusal counts once it has lasted for `patience` seconds without another answer: an API server that has
-    just
-    started knows no roles, and refuses all clients. Rejected credentials are an outage like any other.
+    just started knows no roles, and refuses all clients. Rejected credentials are an outage like any other.
 
     An unforeseen error ends no thread: it is reported once, and the thread begins anew after a while.
     """
@@ -150,8 +148,7 @@ class NodeWatcher:
         """Set the values that these keys of the Node shall have, None for absent; return at once.
 
         Each part is written by patches of its own. The last call for a part wins; other keys are left alone.
-        A
-        change by another client is reverted, with growing delays if it is repeated.
+        A change by another client is reverted, with growing delays if it is repeated.
         """
         self._writer.publish(part, values(labels=labels, annotations=annotations))
 

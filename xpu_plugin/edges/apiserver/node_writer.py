@@ -2,8 +2,7 @@
 """Writes labels and annotations of one Node, and Events about it.
 
 The wanted keys come in parts, each with patches of its own: a refused part delays no other. Within a part,
-refused
-labels and annotations are left out, named, and tried again later.
+refused labels and annotations are left out, named, and tried again later.
 """
 
 import logging

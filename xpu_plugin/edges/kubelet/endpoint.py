@@ -2,10 +2,8 @@
 """One resource's socket: serves, registers, and follows restarts of the kubelet.
 
 `model.registration` decides; this module carries it out. Register returns before the kubelet dials back, and
-the
-dial may fail unseen. So a stream has to open, or the endpoint registers again. A kubelet deletes every
-socket in
-the directory at its start, ours too. Each socket has a name that no kubelet has seen before.
+the dial may fail unseen. So a stream has to open, or the endpoint registers again. A kubelet deletes every
+socket in the directory at its start, ours too. Each socket has a name that no kubelet has seen before.
 """
 
 import asyncio

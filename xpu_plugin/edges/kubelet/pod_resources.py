@@ -2,10 +2,8 @@
 """The holders of devices: the kubelet's pod resources API, and its checkpoint as a second witness.
 
 Neither is complete. The API leaves out ordinary init containers (it lists sidecars, from 1.29 on), lags a
-grant,
-and lists no pods while a restarted kubelet cannot reach its API server. The checkpoint names no pods, and
-keeps
-the devices of a dead pod until the next grant. A holder that either of them names counts.
+grant, and lists no pods while a restarted kubelet cannot reach its API server. The checkpoint names no pods,
+and keeps the devices of a dead pod until the next grant. A holder that either of them names counts.
 """
 
 import asyncio

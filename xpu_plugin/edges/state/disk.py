@@ -21,8 +21,7 @@ class DiskThread:
 
     It starts at once and is kept, so that a later lack of threads stops no work; without one, each call tries
     again. A call that hangs delays the calls behind it, and not the event loop. It delays the end of the
-    process
-    only while it waits in the kernel for a disk.
+    process only while it waits in the kernel for a disk.
     """
 
     def __init__(self, name: str) -> None:
@@ -70,8 +69,7 @@ class DiskThread:
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return the function's result, or raise its error; OSError without a thread. The call is made also
-        after
-        a cancellation."""
+        after a cancellation."""
         self._start()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[tuple[T | None, BaseException | None]] = loop.create_future()

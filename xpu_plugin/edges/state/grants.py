@@ -3,8 +3,7 @@
 
 A restarting container gets its old Allocate answer again from the kubelet, after any change of the devices.
 PreStartContainer reads that answer from this record. Without the record, such containers are refused until
-their
-pod is created anew; none gets a wrong device.
+their pod is created anew; none gets a wrong device.
 """
 
 import asyncio
@@ -105,8 +104,8 @@ class GrantRecord:
         """Write down the devices of a container that starts.
 
         A device that is not offered now may still be held, so none is forgotten here. A directory that
-        cannot be
-        written is reported once and costs only the record. A disk that does not answer delays the write.
+        cannot be written is reported once and costs only the record. A disk that does not answer delays the
+        write.
         """
         self._due.update(paths)
         if self._writer is None or self._writer.done():
@@ -150,8 +149,7 @@ class GrantRecord:
 
     async def saw(self, holders: Callable[[], Mapping[str, Shown]]) -> None:
         """Record the holders by the kubelet's list. The callback is called at the moment of the write, as a
-        device
-        may be granted anew before. While the disk does not answer, no holder is recorded."""
+        device may be granted anew before. While the disk does not answer, no holder is recorded."""
         if not self._late:
             await self._wait_for(asyncio.ensure_future(self._saw(holders)))
 

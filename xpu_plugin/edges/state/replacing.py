@@ -2,10 +2,8 @@
 """Replacement of a small file, whole or not at all; as a program, by a process of its own.
 
 A thread that waits for a disk cannot be killed, and neither can its process: the plugin would not end before
-the
-disk answers. So a child does this work, and the plugin need not wait for it. This module imports little, as
-it is
-started for each write.
+the disk answers. So a child does this work, and the plugin need not wait for it. This module imports little,
+as it is started for each write.
 """
 
 # Without pathlib, which would be a third of the child's start.

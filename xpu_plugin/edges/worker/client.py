@@ -3,8 +3,7 @@
 
 The caller gets an answer or one error within the deadline. A worker that hangs, dies or answers nonsense is
 killed and never waited for: a process that is stuck in the driver cannot die. The progress word then names
-the
-call and the device.
+the call and the device.
 """
 
 import asyncio
@@ -213,8 +212,7 @@ class WorkerClient:
 
     async def trial(self) -> Mapping[str, str]:
         """Open the library with another fresh worker, and end that one. Return path and version of the
-        library.
-        The worker of the last scan goes on.
+        library. The worker of the last scan goes on.
 
         Raises WorkerError, LibraryError, XpumlError.
         """
@@ -232,8 +230,7 @@ class WorkerClient:
         card: its PCI address
 
         Ask the worker of the last scan. Raises WorkerError, also if that worker has ended; WrongDeviceError
-        for
-        an unknown index; XpumlError; LibraryError if sysfs cannot be read.
+        for an unknown index; XpumlError; LibraryError if sysfs cannot be read.
         """
         async with self._turn():
             return await self._ask(
@@ -271,12 +268,10 @@ class WorkerClient:
         seconds: time limit of each native call of this request
 
         WrongDeviceError (the index is another device, or none), ValueError (more VFs than the device can
-        have,
-        or no valid number) and "there is no worker that has scanned" mean that nothing has changed. After
-        XpumlError (the driver refuses: a process uses the card, or the board cannot) and any other
-        WorkerError
-        the number of VFs is unknown until a scan. A scan is due after success, too: the indexes of VFs are no
-        longer valid, while the index of the card is.
+        have, or no valid number) and "there is no worker that has scanned" mean that nothing has changed.
+        After XpumlError (the driver refuses: a process uses the card, or the board cannot) and any other
+        WorkerError the number of VFs is unknown until a scan. A scan is due after success, too: the indexes
+        of VFs are no longer valid, while the index of the card is.
         """
         async with self._turn():
             await self._ask(
@@ -329,8 +324,7 @@ class WorkerClient:
         """Allow only `sweep` within this context; any other request raises BusyError at once.
 
         It begins after the answer to the request in progress. A listing or a scan opens all nodes, and makes
-        the
-        driver refuse to change the VFs of a card.
+        the driver refuse to change the VFs of a card.
         """
         self._states_only = True
         try:

@@ -2,8 +2,7 @@
 """Decoding of a worker's answers: JSON to records.
 
 The library can write anything into its process, and so into an answer. Each decoded value has the declared
-type
-and range; otherwise one of NONSENSE is raised.
+type and range; otherwise one of NONSENSE is raised.
 """
 
 import re

@@ -128,8 +128,7 @@ class Worker:
         self, dev_root: str, sysfs_root: str, *, simulated: bool, changed: bool = False
     ) -> dict[str, Any] | None:
         """Return the facts of the host. The worker reads them, as sysfs waits while a driver holds the
-        device.
-        With `changed`, None stands for the facts of the last answer, here or with a scan."""
+        device. With `changed`, None stands for the facts of the last answer, here or with a scan."""
         before = self._watch.last if self._watch else None
         facts = self._look(dev_root, sysfs_root, simulated=simulated)
         return None if changed and facts is before else asdict(facts)
