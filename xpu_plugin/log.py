@@ -17,24 +17,24 @@ from typing import Self
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
 STDERR = 2
-MOST_LINES, MOST_BYTES = 4096, 1 << 20  # that wait to be written
-FLUSH_SECONDS = 0.3  # at the end, for what still waits
+MOST_LINES, MOST_BYTES = 4096, 1 << 20  # of lines that wait to be written
+FLUSH_SECONDS = 0.3  # at the end, for the lines that still wait
 DECISIONS_KEPT = 256  # older ones are forgotten
 MEMBERS = ("time", "level", "message", "logger", "exception")  # of a JSON line: no field has such a name
 
 _BARE = re.compile(
     r"""(?!(-?\d+(\.\d+)?([eE][-+]?\d+)?|true|false|null|NaN|-?Infinity)$)[^\s"=\[{][^\s"=]*"""
 )
-"""A text that needs no quotes: it is one word, and nothing that JSON knows."""
+"""A text that needs no quotes: one word that is no JSON value."""
 
 _decisions = logging.Logger("xpu_plugin.decisions")  # noqa: LOG001 - no parent: they are no lines of the log
 
 
 class Message:
-    """A constant phrase with named values, as `logger.warning` and its like take it.
+    """A constant phrase with named values, for `logger.warning` and its like.
 
-    Its text, which is made only for a line that is written, is `phrase name=value name=value`. A value is a
-    word, or JSON. Values are those that JSON knows; others are taken by their text.
+    Its text is `phrase name=value name=value`, made only for a line that is written. A value is a word, or
+    JSON. A value of another type than JSON's counts as its text.
     """
 
     __slots__ = ("fields", "phrase")
@@ -60,33 +60,33 @@ def _json(value: object) -> str:
 
 
 class Once:
-    """What was said last about one matter: it is said once, until it changes or heals."""
+    """The last report on one matter, which is reported once until it changes or heals."""
 
     def __init__(self) -> None:
         self.last: object = None
-        """None: nothing since the start, or since the matter has healed."""
+        """None: no report since the start, or since the matter healed."""
 
     def changed(self, said: object) -> bool:
-        """Whether this is news; it is what was said last from now on."""
+        """Return whether this differs from the last report, and keep it as the last one."""
         news = said != self.last
         self.last = said
         return news
 
     def healed(self) -> bool:
-        """All is well, so that everything is news again; whether anything had been said."""
+        """Forget the last report, as all is well; return whether there was one."""
         return self.changed(None)
 
 
 def note(what: str, /, **inputs: object) -> None:
-    """Log a decision for the ring. what: a word for its kind; inputs: its outcome and what it rests on, in
-    values that JSON knows"""
+    """Log a decision for the ring. what: a word for its kind; inputs: its outcome and its inputs, as JSON
+    values"""
     # Not by `info`: whether a logger without a parent is enabled is cached for ever.
     message = Message(what, **inputs)
     _decisions.handle(_decisions.makeRecord(_decisions.name, logging.INFO, "", 0, message, (), None))
 
 
 class RingHandler(logging.Handler):
-    """The last decisions with their inputs, in memory and bounded, for questions that come afterwards."""
+    """The last decisions with their inputs, in memory and bounded, for later questions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class RingHandler(logging.Handler):
 
     @property
     def all(self) -> list[dict[str, object]]:
-        """The oldest first."""
+        """The decisions, the oldest first."""
         return [{"at": _moment(one), "what": _phrase(one), **_fields(one)} for one in list(self._ring)]
 
     def __enter__(self) -> Self:
@@ -114,7 +114,7 @@ def _moment(record: logging.LogRecord) -> str:
 
 
 def _phrase(record: logging.LogRecord) -> str:
-    """Without fields; a library's message is all phrase."""
+    """Return the message without fields; a message of a library has none."""
     message: object = record.msg
     return message.phrase if isinstance(message, Message) else record.getMessage()
 
@@ -129,8 +129,8 @@ class _UtcFormatter(logging.Formatter):
 
 
 class _TextFormatter(_UtcFormatter):
-    """A message that holds a line break or other control characters, as a library's text or an id from the
-    socket may, stays one line and says nothing to a terminal."""
+    """Keeps each message on one line, without effect on a terminal: the text of a library, or an id from the
+    socket, may hold control characters."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
@@ -155,7 +155,7 @@ class _JsonFormatter(_UtcFormatter):
 
 
 def printable(line: str) -> str:
-    """The line with all else escaped, in a way that JSON knows too."""
+    """Return the line with all other characters escaped, in a form that JSON knows, too."""
     if line.isprintable():
         return line
     return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in line)
@@ -164,9 +164,9 @@ def printable(line: str) -> str:
 class QueuedHandler(logging.Handler):
     """Puts events into a bounded queue, from which a thread writes them to a descriptor.
 
-    Logging never waits, also where the reader of the descriptor has stopped to read. The oldest lines are
-    dropped then; once there is room again, one line tells how many. `flush`, which logging calls at the end,
-    waits for a bounded time.
+    Logging never waits, also if the reader of the descriptor has stopped. Then the oldest lines are dropped;
+    once there is room again, one line has their number. `flush`, which logging calls at the end, waits for a
+    bounded time.
     """
 
     def __init__(self, descriptor: int = STDERR) -> None:
@@ -174,7 +174,7 @@ class QueuedHandler(logging.Handler):
         self._descriptor = descriptor
         self._lines: deque[bytes] = deque()
         self._bytes = 0
-        self._busy = False  # the thread writes a line that is not in the queue any more
+        self._busy = False  # the thread writes a line that has left the queue
         self._untold = 0
         self.dropped = 0
         self._changed = threading.Condition()
@@ -201,7 +201,7 @@ class QueuedHandler(logging.Handler):
             self._changed.wait_for(lambda: not self._lines and not self._busy, FLUSH_SECONDS)
 
     def _start(self) -> None:
-        """Start the thread; without one, lines wait in the queue and the next event tries again."""
+        """Start the thread. Without one, lines wait in the queue, and the next event tries again."""
         if self._thread is None:
             thread = threading.Thread(target=self._work, name="log", daemon=True)
             try:
@@ -241,7 +241,7 @@ class QueuedHandler(logging.Handler):
                     self._drop()
 
     def _write(self, line: bytes) -> bool:
-        """Write it, however long that takes; whether it could be."""
+        """Write a line without a time limit; return whether that was possible."""
         rest = memoryview(line)
         while rest:
             try:
@@ -260,16 +260,16 @@ def _warning(message: Message) -> logging.LogRecord:
 
 
 def detach(descriptor: int = STDERR) -> None:
-    """Let no write to a pipe wait, be it by gRPC, by a worker or by the interpreter: without room it fails.
+    """Make each write to a full pipe fail instead of wait, also by gRPC, a worker or the interpreter.
 
-    The pipe is opened anew for that, so that other processes which write to it notice nothing.
+    The pipe is opened anew for that, so other processes that write to it are not affected.
     """
     try:
         if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
             return
         own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return  # then only our own lines do not wait
+        return  # then only our own lines never wait
     try:
         os.dup2(own, descriptor)
     finally:
@@ -284,5 +284,5 @@ def configure(*, level: str, form: str, handler: logging.Handler | None = None) 
 
 
 def dropped() -> int:
-    """Lines that have not been written."""
+    """Return the number of lines that were not written."""
     return sum(handler.dropped for handler in logging.root.handlers if isinstance(handler, QueuedHandler))
