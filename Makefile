@@ -33,8 +33,8 @@ PLUGIN_SOURCES := $(shell find xpu_plugin -name '*.py')
 LOCK = build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --custom-compile-command 'make lock'
 
-.PHONY: help run demo test coverage sanitize lint reference format test-random test-soak fuzz e2e test-image test-wheel \
-	check-abi bench bench-instructions image wheel helm lock hooks clean
+.PHONY: help run demo test coverage sanitize lint reference format test-random test-soak fuzz mutants e2e test-image \
+	test-wheel check-abi bench bench-instructions image wheel helm lock hooks clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z][a-z0-9-]*):.* ## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -95,6 +95,9 @@ test-soak: .stamps/dev ## the whole plugin in a storm: three minutes; ARGS="--mi
 fuzz: .stamps/fuzz ## coverage-guided fuzzing of all parsers: a minute; ARGS="--seconds N --seed S TARGET..."
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
+mutants: .stamps/mutants ## mutation score of xpu_plugin/model: a sample of 200; ARGS="--mutants N --seed S"
+	build/mutants/bin/python -m tests.mutants $(ARGS)
+
 e2e: .stamps/dev ## the suite on a real kubelet (tests/e2e/README.md)
 	$(BIN)/python -m pytest tests/e2e $(ARGS)
 
@@ -134,6 +137,7 @@ lock: ## pin the newest development tools that pyproject.toml allows in requirem
 	build/lock/bin/pip install --quiet --disable-pip-version-check uv
 	$(LOCK) --group dev --output-file requirements-dev.txt pyproject.toml
 	$(LOCK) --group fuzz --output-file requirements-fuzz.txt
+	$(LOCK) --group mutants --output-file requirements-mutants.txt
 
 hooks: .stamps/dev ## have git run the quick part of make lint before each commit
 	$(BIN)/pre-commit install
@@ -177,6 +181,14 @@ clean: ## remove all that is built
 	site=$$(echo build/bench/lib/python3*/site-packages) && \
 		echo $(CURDIR)/.venv/lib/python3*/site-packages > $$site/tools.pth
 	$(BIN)/pip --python build/bench/bin/python install --quiet --no-deps --force-reinstall .
+	@touch $@
+
+# Not installed: the finder of an editable install would bring the plugin without mutants.
+.stamps/mutants: .stamps/dev requirements-mutants.txt
+	$(BIN)/python -m venv --clear --without-pip build/mutants
+	echo $(CURDIR)/.venv/lib/python3*/site-packages > $$(echo build/mutants/lib/python3*/site-packages)/tools.pth
+	$(BIN)/pip --python build/mutants/bin/python install --quiet --disable-pip-version-check --require-hashes \
+		--requirement requirements-mutants.txt
 	@touch $@
 
 build/bench/goplugin: $(wildcard tests/benchmarks/goplugin/*) .stamps/bench
