@@ -188,10 +188,12 @@ def test_a_kubelet_that_has_forgotten_at_its_restart_is_found() -> None:
     listing = Listing(pods=frozenset({"default/a"}), holdings=())
     own = evidence(listing=listing, recorded={A}, former={A: "default/a/main"})
     finding = only(own)
-    assert finding.kind is AuditKind.UNKNOWN_GRANT
+    assert (finding.kind, finding.device) == (AuditKind.UNKNOWN_GRANT, A)
     assert finding.text.startswith(f"{A} was held by default/a/main before the kubelet was restarted")
     assert findings(replace(own, listing=replace(listing, pods=frozenset()))) == frozenset(), "the pod ended"
     assert findings(replace(own, checkpoint={A})) == frozenset()
+    beside = replace(own, former={B: "default/a/main"}, listing=replace(listing, holdings=(holding("b", A),)))
+    assert only(beside).device == B, "also behind a device that the kubelet lists"
 
 
 # --- what another plugin has granted --------------------------------------------------------------

@@ -32,6 +32,13 @@ def test_a_row_shows_what_is_offered_and_how_it_is() -> None:
     assert shown[B].resource == "baidu.com/xpu", "what it would be offered as"
 
 
+def test_a_row_shows_what_a_device_is() -> None:
+    vf = device("0000:3b:01.0-of2", number=10, index=4, numa=1, memory_bytes=5, state=202)
+    (row,) = rows(after_scan(Facts(), found(vf)), POLICY)
+    assert (row.card, row.kind, row.model, row.path, row.index) == (A, "vf", "R200", "/dev/xpu10", 4)
+    assert (row.numa, row.memory_bytes, row.state, row.max_vfs) == (1, 5, 202, 0)
+
+
 def test_a_device_that_is_lost_keeps_its_row() -> None:
     facts = after_scan(FACTS, found(device(A)))
     assert [(row.id, row.reason) for row in rows(facts, POLICY)] == [

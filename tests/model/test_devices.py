@@ -150,8 +150,8 @@ def test_a_device_that_was_not_asked_costs_no_other_one_its_node(sysfs: Mapping[
 
 
 def test_a_device_without_any_address_is_left_out_with_the_reason() -> None:
-    found = identify(scan([Reading(index=0, failures=(LOST_CALL,))], nodes=[node(0)]))
-    assert found.devices == {}
+    found = identify(scan([Reading(index=0, failures=(LOST_CALL,)), reading(1, B)], nodes=[node(0), node(1)]))
+    assert paths(found) == {B: "/dev/xpu1"}
     (problem,) = found.problems
     assert "/dev/xpu0" in problem
     assert str(LOST_CALL) in problem
@@ -169,17 +169,25 @@ def test_the_halves_of_a_k200_are_told_by_the_minor_never_by_rank() -> None:
     assert paths(found) == {f"{A}-half0": "/dev/xpu7", f"{A}-half1": "/dev/xpu3"}
 
 
-def test_a_minor_told_by_the_library_never_gives_a_half_the_other_halfs_node() -> None:
-    """The library tells minors and does not rank: then the minor says which node it is."""
+@pytest.mark.parametrize("minors", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("nodes", [2, 3])
+def test_a_minor_told_by_the_library_gives_a_half_its_node(minors: tuple[int, int], nodes: int) -> None:
+    """Where the library does not rank, or cannot, as it does not count the node of another card."""
     found = identify(
         scan(
-            [reading(0, A, model=0, mode=0, minor=1), reading(1, A, model=0, mode=0, minor=0)],
-            nodes=[node(0, minor=0), node(1, minor=1)],
-            addresses={0: A, 1: A},
+            [reading(index, A, model=0, mode=0, minor=minor) for index, minor in enumerate(minors)],
+            nodes=[node(number, minor=number) for number in range(nodes)],
+            addresses=dict(enumerate((A, A, B)[:nodes])),
         )
     )
-    truth = {f"{A}-half0": "/dev/xpu0", f"{A}-half1": "/dev/xpu1"}
-    assert paths(found).items() <= truth.items()
+    assert paths(found) == {f"{A}-half0": "/dev/xpu0", f"{A}-half1": "/dev/xpu1"}
+
+
+def test_two_devices_of_one_address_are_halves_whatever_the_library_calls_them() -> None:
+    readings = [reading(index, A, model=UNKNOWN) for index in (0, 1)]
+    found = identify(scan(readings, nodes=[node(0, minor=8), node(1, minor=9)]))
+    assert paths(found) == {f"{A}-half0": "/dev/xpu0", f"{A}-half1": "/dev/xpu1"}
+    assert {device.kind for device in found.devices.values()} == {DeviceKind.HALF}
 
 
 @pytest.mark.parametrize("half", [0, 1])
@@ -725,6 +733,15 @@ def test_a_profile_does_not_follow_memory_that_cannot_be(memory: int) -> None:
     now = identify(scan([pf, replace(vfs[0], memory_bytes=memory), vfs[1]], nodes=nodes), before)
     assert [now.devices[id].model for id in ids] == ["R200-VF-8G"] * 2
     assert now.devices[ids[0]].memory_bytes == 8192 * MIB
+
+
+@pytest.mark.parametrize("memory", SENSELESS)
+def test_the_memory_of_a_half_does_not_follow_what_cannot_be(memory: int) -> None:
+    half = reading(0, A, model=0, mode=0)
+    before = identify(scan([half], nodes=[node(0)]))
+    odd = scan([replace(half, memory_bytes=memory)], nodes=[node(0)])
+    assert [own.memory_bytes for own in identify(odd, before).devices.values()] == [16384 * MIB]
+    assert [own.memory_bytes for own in identify(odd).devices.values()] == [0]
 
 
 @pytest.mark.parametrize("memory", [500 << 30, 3 << 30])

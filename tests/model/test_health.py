@@ -20,8 +20,10 @@ from xpu_plugin.model.health import (
     begin,
     cleared,
     heard,
+    inherited,
     judge,
     missed,
+    quarantined,
 )
 from xpu_plugin.xpuml import Arch
 
@@ -55,12 +57,15 @@ def test_states_have_their_reason(state: int, reason: str, arch: int | None) -> 
 @pytest.mark.parametrize("state", KL1_ERRORS)
 def test_an_error_of_a_kl1_card_is_not_called_what_the_number_means_on_kl2(state: int) -> None:
     """205 is "error" there, not "resetting"."""
-    assert judge(0, state, Arch.KL1).reason == "state-error"
+    health = judge(0, state, Arch.KL1)
+    assert (health.reason, health.of_card) == ("state-error", state in (100, 102))
+    assert str(state) in health.text
 
 
 @pytest.mark.parametrize("state", KL1_RESETS)
 def test_a_reset_of_a_kl1_card_is_called_so(state: int) -> None:
-    assert judge(0, state, Arch.KL1).reason == "in-reset"
+    health = judge(0, state, Arch.KL1)
+    assert (health.reason, health.of_card) == ("in-reset", True)
     assert judge(0, state, Arch.KL2).reason == "state-error"
 
 
@@ -178,6 +183,16 @@ def test_a_device_that_could_not_be_asked_keeps_its_verdict_and_begins_its_recov
     later = heard(sick, HEALTHY, 11.0, RULES)
     assert later.health == SICK
     assert heard(later, HEALTHY, 21.0, RULES).health == HEALTHY
+
+
+def test_a_quarantine_of_another_instance_is_taken_over_or_lifted() -> None:
+    history = begin(HEALTHY, 0.0)
+    taken = inherited(history, "call-failed")
+    assert taken.health == quarantined("call-failed")
+    assert inherited(taken, None) == history
+    assert inherited(replace(history, turns=(1.0,)), None).turns == (1.0,), (
+        "no quarantine, so its causes stay"
+    )
 
 
 def test_a_quarantine_that_is_cleared_leaves_what_the_device_says() -> None:

@@ -210,6 +210,7 @@ def test_what_is_said_of_a_card_is_said_of_both_halves_and_nothing_else_changes(
         }
         if own.reason in (None, "call-failed") and of_card:
             assert told[half].reason in of_card
+            assert told[half].text
         else:
             assert told.get(half) == said.get(half)
     assert told.get("C") == said.get("C")

@@ -327,6 +327,7 @@ def test_a_device_without_a_process_is_held_while_its_pod_may_be_there(
         # This very instance has asked for it, or knew of it: it has not lost anything.
         (replace(SHOWN, known_to=LIFE), word(), False),
         (Grant(at=NOW + 1.0, known_to=OTHER_LIFE), word(), False),
+        (Grant(at=NOW, known_to=OTHER_LIFE), word(), False),  # perhaps after the kubelet answered
         # A release that did not write down holders has at least seen it listed.
         (Grant(at=LONG_AGO, inherited=True, shown=FORMER, known_to=FORMER), word(), True),
         (Grant(at=LONG_AGO, inherited=True, shown=FORMER), word(), False),
@@ -412,6 +413,10 @@ def test_outside_of_a_pod_a_kubelet_that_runs_for_long_is_believed() -> None:
 def test_outside_of_a_pod_a_young_kubelet_is_not_believed() -> None:
     doubt = distrust(answers(listing(), age=KUBELET_SECONDS - 0.1), OUTSIDE)
     assert doubt == "the kubelet has been running for less than 60 s"
+
+
+def test_outside_of_a_pod_the_checkpoint_has_to_be_readable() -> None:
+    assert distrust(answers(listing(), checkpoint=None), OUTSIDE) == "the kubelet's checkpoint cannot be read"
 
 
 def test_outside_of_a_pod_a_kubelet_that_is_gone_or_another_one_is_not_believed() -> None:

@@ -108,6 +108,14 @@ def test_a_name_that_a_kubelet_may_know_is_used_once(outcome: Outcome, told: boo
     assert not bound(after).name_used
 
 
+@pytest.mark.parametrize(("outcome", "step"), [(Outcome.CUT, Action.BIND), (Outcome.AWAY, Action.WAIT)])
+def test_a_stream_belongs_to_the_kubelet_that_may_know_the_socket(outcome: Outcome, step: Action) -> None:
+    """Another kubelet that comes meanwhile does not know it."""
+    standing = answered(seen(BOUND, look(A, 0.0)), outcome, now=0.0, kubelet=A)
+    at = look(B, 1.0, streaming=True)
+    assert action(seen(standing, at), at) is step
+
+
 def test_a_name_taken_back_is_registered_at_once() -> None:
     """However short ago the former registration was."""
     taking = replace(look(A, 2.0, streaming=True), take_back=True)

@@ -97,6 +97,10 @@ def test_displaced_is_a_mismatch_twice_ten_seconds_apart(
     assert rivalry.strange == RIVALS or not displaced
 
 
+def test_a_suspicion_names_the_ids_of_the_last_look() -> None:
+    assert looked(after((0, FOREIGN)), FOREIGN, frozenset({"9"}), 5.0).strange == {"9"}
+
+
 DISPLACED = after((0, FOREIGN), (10, FOREIGN))
 
 
