@@ -139,7 +139,7 @@ def test_others_resources_are_not_ours_to_have_granted() -> None:
 
 def test_a_process_that_can_be_named_and_was_granted_nothing_is_found() -> None:
     finding = only(evidence(processes={A: (PROCESS,)}))
-    assert finding.kind is AuditKind.WITHOUT_GRANT
+    assert (finding.kind, finding.device) == (AuditKind.WITHOUT_GRANT, A)
     assert finding.text == f"{A} at /dev/xpu0 is used by process 4711, and no container was granted it"
 
 

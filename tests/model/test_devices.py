@@ -314,6 +314,21 @@ def test_the_numa_node_is_the_functions_else_its_cards() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("mode", "function", "most"),
+    [
+        (VxpuMode.SRIOV_OFF, Function(), 3),
+        (VxpuMode.SRIOV_OFF, replace(KL2, total_vfs=3), 3),
+        (VxpuMode.SRIOV_OFF, KL2, 0),  # sysfs shows no SR-IOV capability
+        (VxpuMode.NON_SRIOV, replace(KL2, total_vfs=3), 0),
+        (None, Function(), None),
+    ],
+)
+def test_the_most_vfs_of_a_card(mode: int | None, function: Function, most: int | None) -> None:
+    found = identify(scan([reading(0, A, mode=mode)], nodes=[node(0)], functions={A: function}))
+    assert found.devices[A].max_vfs == most
+
+
 def test_a_failed_state_query_leaves_the_device_known_with_the_failure() -> None:
     found = identify(scan([reading(0, A, state=None, failures=(LOST_CALL,))], nodes=[node(0)]))
     assert (found.devices[A].state, found.devices[A].failure) == (None, LOST_CALL)

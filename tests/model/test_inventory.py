@@ -29,6 +29,7 @@ from xpu_plugin.model.inventory import (
     entries,
     held_otherwise,
     is_old,
+    may_be_ours,
     stale_ids,
     unusable_serials,
 )
@@ -184,7 +185,8 @@ def test_a_card_that_is_split_under_the_holder_of_an_old_id_is_for_nobody_else()
     assert pf().node.number == 0
     assert stale_ids(facts) == {A: ["0"]}
     assert set(health(facts).values()) == {card_held(["0"])}
-    assert stale_ids(replace(facts, held={"10": POLICY.resource})) == {}, "offered under that id"
+    offered = replace(facts, held={"10": POLICY.resource}, claimed=frozenset({"10"}))
+    assert stale_ids(offered) == {}, "offered under that id"
 
 
 def test_what_is_sick_is_called_so_although_its_card_is_held() -> None:
@@ -323,6 +325,14 @@ def test_a_pf_or_a_denied_device_is_not_offered_under_an_old_id_either() -> None
 )
 def test_old_ids_are_plain_decimal_numbers(id: str, old: bool) -> None:
     assert is_old(id) is old
+
+
+@pytest.mark.parametrize(
+    ("id", "may"),
+    [("2", True), ("1023", True), ("10234", False), (f"{A}-half1", True), ("GPU-1", False), ("", False)],
+)
+def test_an_id_that_may_be_ours_has_our_form_or_is_the_number_of_a_node(id: str, may: bool) -> None:
+    assert may_be_ours(id) is may
 
 
 def test_of_all_that_is_held_only_what_would_be_offered_otherwise_matters() -> None:

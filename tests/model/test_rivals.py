@@ -2,6 +2,7 @@
 """When another plugin has our resource name, and how we come back: tables of checkpoints and looks."""
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import pytest
 
@@ -205,6 +206,12 @@ def test_a_list_waits_for_a_plugin_that_may_be_about_to_register(
         pytest.param({OTHER, NEW}, {OTHER}, True, id="one went"),
         pytest.param({OTHER}, {TOUCHED}, True, id="one was bound again"),
         pytest.param({OTHER}, {OTHER, LATER}, False, id="one came after the checkpoint was written"),
+        pytest.param(
+            {OTHER},
+            {OTHER, replace(LATER, changed_ns=AFTER_NS + TICK_NS)},
+            True,
+            id="one came within a tick of the files' clock",
+        ),
         pytest.param(None, {NEW}, False, id="before our first list, as after a kubelet restart"),
         pytest.param({OTHER}, None, False, id="a directory that cannot be read"),
     ],
