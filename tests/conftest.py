@@ -3,12 +3,12 @@
 
 import asyncio
 import gc
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from coverage import Coverage
 
 from tests.support.clock import Clock
 from tests.support.daemon import Node, a_node
@@ -22,7 +22,8 @@ def pytest_sessionfinish() -> None:
 
     A process of pytest-xdist is killed when its end takes too long, and what it measured would be lost.
     """
-    if (measured := Coverage.current()) is not None:
+    coverage = sys.modules.get("coverage")  # where it measures, it is loaded
+    if coverage is not None and (measured := coverage.Coverage.current()) is not None:
         measured.save()
 
 
