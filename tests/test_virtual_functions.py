@@ -164,28 +164,11 @@ async def test_cards_as_desired_are_never_touched(node: VfNode, kubelet: Kubelet
         assert ASKED not in daemon.log
 
 
-async def test_keep_leaves_everything_as_it_is(node: VfNode, kubelet: Kubelet) -> None:
-    node.machine.set_card(1, {"vfs": "3"})
-    daemon = node.begin("--sriov-num-vfs=keep")
-    await shows(kubelet, split(0, 3, 0, 0))
-    await daemon.stop()
-    assert ASKED not in daemon.log
-
-
 async def test_policy_never_only_tells(node: VfNode, kubelet: Kubelet) -> None:
     daemon = node.begin("--sriov-num-vfs=2", "--vf-policy=never")
     await daemon.says("reason=VFBlocked ", times=4)
     assert "--vf-policy is never" in daemon.log
     await shows(kubelet, CARDS)
-    await daemon.stop()
-    assert ASKED not in daemon.log
-
-
-async def test_more_than_a_card_can_have_fails_and_leaves_its_vfs(node: VfNode, kubelet: Kubelet) -> None:
-    node.machine.set_card(0, {"vfs": "2"})
-    daemon = node.begin("--sriov-num-vfs=4")
-    await daemon.says('reason=VFFailed card=0000:3b:00.0 detail="this card can have 3 VFs at most')
-    await shows(kubelet, split(2, 0, 0, 0))
     await daemon.stop()
     assert ASKED not in daemon.log
 
@@ -209,80 +192,6 @@ async def test_a_held_card_is_blocked_by_name_and_follows_when_it_is_free(
     assert daemon.log.count("reason=VFBlocked ") == daemon.log.count("held by default/train/main") == 1
     kubelet.free(grant)
     await shows(kubelet, split(2, 2, 2, 2))
-
-
-async def test_an_init_container_is_listed_by_nobody_and_blocks_all_the_same(
-    node: VfNode, kubelet: Kubelet
-) -> None:
-    before = node.begin("--sriov-num-vfs=0")
-    await shows(kubelet, CARDS)
-    grant = await kubelet.allocate(RESOURCE, 4, pod="prepare", init_container=True)
-    await before.kill()
-    daemon = node.begin("--sriov-num-vfs=2", f"--pod-list-delay={SETTLE}")
-    await daemon.says("reason=VFBlocked ", times=4)
-    assert "is not known to have ended" in daemon.log
-    assert ASKED not in daemon.log
-    kubelet.free(grant)
-    kubelet.write_checkpoint()
-    await shows(kubelet, split(2, 2, 2, 2))
-
-
-async def test_a_container_with_an_old_id_blocks_its_card(node: VfNode, kubelet: Kubelet) -> None:
-    grant = kubelet.hold(["2"], resource=RESOURCE, pod="old")
-    daemon = node.begin("--sriov-num-vfs=1")
-    await daemon.says(f'reason=VFBlocked card={CARDS[2]} detail="held by default/old/main')
-    await until(lambda: node.numbers() == [1, 1, 0, 1], "three cards")
-    kubelet.free(grant)
-    kubelet.write_checkpoint()
-    await until(lambda: node.numbers() == [1, 1, 1, 1], "the fourth card")
-
-
-async def test_a_process_at_a_card_or_one_of_its_vfs_blocks_it(node: VfNode, kubelet: Kubelet) -> None:
-    node.machine.set_card(1, {"vfs": "2"})
-    node.machine.add_process(7, card=0)
-    node.machine.add_process(8, card=1, vf=1)
-    daemon = node.begin("--sriov-num-vfs=3")
-    await daemon.says("reason=VFBlocked ", times=2)
-    assert f'card={CARDS[0]} detail="held by a process at /dev/xpu0' in daemon.log
-    await until(lambda: node.numbers() == [0, 2, 3, 3], "two cards")
-    node.machine.clear_processes()
-    await until(lambda: node.numbers() == [3, 3, 3, 3], "the other two")
-
-
-async def test_a_vf_that_was_given_to_a_virtual_machine_is_not_taken_away(
-    node: VfNode, kubelet: Kubelet
-) -> None:
-    node.machine.set_card(0, {"vfs": "2", "vf-drivers": "kunlun,vfio-pci"})
-    daemon = node.begin("--sriov-num-vfs=0")
-    await daemon.says(f'reason=VFBlocked card={CARDS[0]} detail="held by vfio-pci bound to 0000:3b:01.1')
-    await daemon.stop()
-    assert node.numbers() == [2, 0, 0, 0]
-    assert ASKED not in daemon.log
-
-
-async def test_a_kubelet_that_knows_no_pods_is_not_believed(node: VfNode, kubelet: Kubelet) -> None:
-    first = node.begin("--sriov-num-vfs=0")
-    await shows(kubelet, CARDS)
-    await kubelet.allocate(RESOURCE, 2, pod="idle")
-    await first.stop()
-    kubelet.api_server_away = True
-    await kubelet.restart()
-    daemon = node.begin("--sriov-num-vfs=2")
-    await daemon.says("reason=VFBlocked ", times=4)
-    assert "does not name this plugin's own pod kube-system/plugin" in daemon.log
-    await daemon.says("device not withheld any more", times=2)
-    assert ASKED not in daemon.log
-    kubelet.api_server_away = False
-    await until(lambda: sorted(node.numbers()) == [0, 0, 2, 2], "the two that are free")
-
-
-async def test_a_kubelet_that_has_just_started_is_not_believed_outside_of_a_pod(
-    node: VfNode, kubelet: Kubelet
-) -> None:
-    daemon = node.start(f"--pod-list-delay={SETTLE}", "--sriov-num-vfs=2", program=IMPATIENT)
-    await daemon.says("reason=VFBlocked ", times=4)
-    assert "the kubelet has been running for less than 60 s" in daemon.log
-    assert ASKED not in daemon.log
 
 
 async def test_without_pod_resources_it_takes_consent(node: VfNode) -> None:
@@ -310,16 +219,6 @@ async def test_a_grant_on_its_way_is_given_and_cancels_the_change(node: VfNode, 
     kubelet.hold([CARDS[0]], resource=RESOURCE)
     await daemon.says(f"reason=VFBlocked card={CARDS[0]} ")
     await until(lambda: node.numbers() == [0, 2, 2, 2], "the others")
-
-
-async def test_a_refusal_leaves_the_card_in_use_and_is_tried_again(node: VfNode, kubelet: Kubelet) -> None:
-    node.machine.set_card(0, {"busy": "yes"})
-    daemon = node.begin("--sriov-num-vfs=2")
-    await daemon.says(f'reason=VFFailed card={CARDS[0]} detail="the driver refuses 2 VFs: ')
-    await shows(kubelet, split(0, 2, 2, 2))
-    node.machine.set_card(0, {"busy": "no"})
-    await shows(kubelet, split(2, 2, 2, 2))
-    assert daemon.log.count("reason=VFFailed ") == 1
 
 
 @pytest.mark.parametrize("action", ["crash", "hang"])
@@ -396,21 +295,6 @@ async def test_what_a_killed_plugin_has_asked_for_comes_late_and_finds_its_card_
     record = node.place / "state/vf-change.json"
     await until(lambda: json.loads(record.read_text()) == {"change": None}, "an empty record")
     assert ASKED not in after.log
-
-
-async def test_what_a_killed_plugin_has_asked_for_and_never_comes_costs_a_while(
-    node: VfNode, kubelet: Remembering
-) -> None:
-    node.machine.add_line("fault", "function=xpumlDeviceSetSriovVfNum card=0 action=hang")
-    daemon = node.begin("--sriov-num-vfs=2", "--vf-decision-wait=0")
-    await daemon.says(f"{ASKED} vfs=2 card={CARDS[0]}")
-    await daemon.kill()
-    after = node.begin("--sriov-num-vfs=keep", "--vf-timeout=1")
-    await closed(kubelet, CARDS, held=CARDS[:1])
-    await after.says(
-        f'reason=VFFailed card={CARDS[0]} detail="a former process of this plugin has asked the driver'
-    )
-    await shows(kubelet, CARDS)
 
 
 async def test_while_the_record_cannot_be_read_cards_are_closed_and_that_is_said(
@@ -533,14 +417,6 @@ async def test_a_label_that_was_seen_goes_before_the_argument_until_it_is_forgot
         assert node.numbers() == [0, 0, 0, 0]
 
 
-async def test_the_record_tells_what_the_kubelet_has_listed(node: VfNode, kubelet: Kubelet) -> None:
-    node.begin("--sriov-num-vfs=0")
-    await shows(kubelet, CARDS)
-    grant = await kubelet.allocate(RESOURCE, 1)
-    record = node.place / "state/grants.json"
-    await until(lambda: json.loads(record.read_text())["listed"] == [grant.ids[0]], "the record")
-
-
 # --- a card that another program splits under its user------------------------------------------------
 
 
@@ -636,14 +512,16 @@ async def test_a_vf_that_has_the_address_of_a_held_one_is_not_given_away(
     assert grant.ids[0] == vfs(CARDS[0], 1)[0]
 
 
+@pytest.mark.parametrize("id", [CARDS[1], "1"], ids=["own id", "old id"])
 async def test_a_holder_of_whom_there_is_no_record_is_known_by_the_kubelet(
-    node: VfNode, kubelet: Remembering
+    node: VfNode, kubelet: Remembering, id: str
 ) -> None:
     node.machine.set_card(1, {"vfs": "2"})
-    grant = kubelet.hold([CARDS[1]], resource=RESOURCE, pod="train")
+    grant = kubelet.hold([id], resource=RESOURCE, pod="train")
     node.begin("--sriov-num-vfs=keep")
     await closed(kubelet, split(0, 2, 0, 0), held=vfs(CARDS[1], 2))
     kubelet.free(grant)
+    kubelet.write_checkpoint()
     await shows(kubelet, split(0, 2, 0, 0))
 
 
@@ -659,18 +537,3 @@ async def test_without_pod_resources_the_checkpoint_tells_when_a_holder_has_ende
         kubelet.write_checkpoint()
         await shows(kubelet, split(0, 0, 3, 0))
         assert not kubelet.well.isdisjoint(vfs(CARDS[2], 3))
-
-
-async def test_a_card_held_by_an_old_id_is_closed_when_it_is_split(
-    node: VfNode, kubelet: Remembering
-) -> None:
-    grant = kubelet.hold(["2"], resource=RESOURCE, pod="old")
-    daemon = node.begin("--sriov-num-vfs=keep")
-    await shows(kubelet, ["2", *CARDS[:2], CARDS[3]])
-    node.machine.set_card(2, {"vfs": "2"})
-    daemon.process.send_signal(signal.SIGHUP)
-    await closed(kubelet, split(0, 0, 2, 0), held=vfs(CARDS[2], 2))
-    assert not kubelet.well & {*vfs(CARDS[2], 2)}
-    kubelet.free(grant)
-    kubelet.write_checkpoint()
-    await shows(kubelet, split(0, 0, 2, 0))
