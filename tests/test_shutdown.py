@@ -2,7 +2,6 @@
 """The end of the daemon in each phase of its life: soon, with status 0, and no process or socket left."""
 
 import asyncio
-import os
 import signal
 import socket
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from tests.support.daemon import EXIT_SECONDS, IDS, Daemon, Node, in_flight, shows
 from tests.support.kubelets import Hesitant, Unread
 from tests.support.machines import RESOURCE
-from tests.support.processes import has_ended, processes_that_know
+from tests.support.processes import processes_that_know
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.simulation.kubelet import Client as KubeletsEnd
 from xpu_plugin.simulation.kubelet import Kubelet, Registration
@@ -49,13 +48,15 @@ async def ends_well(node: Node, daemon: Daemon, number: signal.Signals = signal.
 # --- while it serves ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rescan", [False, True], ids=["", "and a rescan"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_ends_it_in_under_a_second_with_nothing_left(
-    node: Node, kubelet: Kubelet, number: signal.Signals
+    node: Node, kubelet: Kubelet, number: signal.Signals, rescan: bool
 ) -> None:
     daemon = node.start()
     await shows(kubelet, IDS)
-    assert node.socket.stat().st_mode & 0o777 == 0o600
+    if rescan:  # asked for in the same moment
+        daemon.process.send_signal(signal.SIGHUP)
     await ends_well(node, daemon, number)
     await kubelet.until(lambda: kubelet.streams_open == 0, timeout=SECONDS)
 
@@ -70,14 +71,6 @@ async def test_of_many_signals_the_first_counts(node: Node, kubelet: Kubelet) ->
     assert await daemon.ends() == 0
     assert daemon.log.count("stopping") == 1
     node.assert_tidy()
-
-
-async def test_a_second_signal_while_it_stops_changes_nothing(node: Node, kubelet: Kubelet) -> None:
-    daemon = node.start()
-    await shows(kubelet, IDS)
-    daemon.process.send_signal(signal.SIGTERM)
-    await ends_well(node, daemon)
-    assert daemon.log.count("stopping") == 1
 
 
 # A stream of which a reader takes in no more than these bytes, and no list has so few.
@@ -105,13 +98,19 @@ async def test_the_end_while_a_stream_waits_to_be_read(node: Node) -> None:
 # --- while the library does what it should not ----------------------------------------------------
 
 
-@pytest.mark.parametrize("function", ["xpumlInit", "xpumlDeviceGetCount", "xpumlDeviceGetState"])
-async def test_the_end_while_the_first_scan_hangs(node: Node, kubelet: Kubelet, function: str) -> None:
-    node.machine.add_fault(function, "hang")
+@pytest.mark.parametrize("function", ["xpumlInit", "xpumlDeviceGetCount", "xpumlDeviceGetMemoryInfo"])
+@pytest.mark.parametrize("scan", ["first", "later"])
+async def test_the_end_while_a_scan_hangs(node: Node, kubelet: Kubelet, scan: str, function: str) -> None:
+    if scan == "first":
+        node.machine.add_fault(function, "hang")
     daemon = node.start(PATIENT)
+    if scan == "later":
+        await shows(kubelet, IDS)
+        node.machine.add_fault(function, "hang")
+        daemon.process.send_signal(signal.SIGHUP)
     await hangs(node, daemon, function)
     await ends_well(node, daemon)
-    assert kubelet.registrations == []
+    assert len(kubelet.registrations) == (scan == "later")
 
 
 async def test_the_end_of_a_plugin_that_serves_while_the_library_hangs(node: Node, kubelet: Kubelet) -> None:
@@ -121,44 +120,6 @@ async def test_the_end_of_a_plugin_that_serves_while_the_library_hangs(node: Nod
     await hangs(node, daemon, "xpumlDeviceGetState")
     grant = await kubelet.allocate(RESOURCE, 4)
     assert len(grant.nodes) == 5
-    await ends_well(node, daemon)
-
-
-@pytest.mark.parametrize("function", ["xpumlInit", "xpumlDeviceGetCount", "xpumlDeviceGetMemoryInfo"])
-async def test_the_end_during_a_rescan(node: Node, kubelet: Kubelet, function: str) -> None:
-    daemon = node.start(PATIENT)
-    await shows(kubelet, IDS)
-    node.machine.add_fault(function, "hang")
-    daemon.process.send_signal(signal.SIGHUP)
-    await hangs(node, daemon, function)
-    await ends_well(node, daemon)
-    assert len(kubelet.registrations) == 1
-
-
-async def test_both_signals_at_once_end_it(node: Node, kubelet: Kubelet) -> None:
-    """A scan that was asked for in the same moment does not keep it."""
-    daemon = node.start()
-    await shows(kubelet, IDS)
-    daemon.process.send_signal(signal.SIGHUP)
-    await ends_well(node, daemon)
-
-
-async def test_the_end_when_the_worker_has_just_been_killed_by_somebody(node: Node, kubelet: Kubelet) -> None:
-    daemon = node.start()
-    await shows(kubelet, IDS)
-    [worker] = workers(node, daemon)
-    os.kill(worker, signal.SIGKILL)
-    await ends_well(node, daemon)
-
-
-async def test_the_end_when_the_worker_has_just_been_killed_by_the_plugin(
-    node: Node, kubelet: Kubelet
-) -> None:
-    daemon = node.start("--call-timeout=0.2")
-    await shows(kubelet, IDS)
-    node.machine.add_fault("xpumlDeviceGetState", "hang")
-    worker = await hangs(node, daemon, "xpumlDeviceGetState")
-    await until(lambda: has_ended(worker), "the end of the worker")
     await ends_well(node, daemon)
 
 
@@ -210,35 +171,31 @@ async def test_the_end_while_the_first_worker_starts(node: Node, kubelet: Kubele
     assert kubelet.registrations == []
 
 
-async def test_the_end_before_the_first_scan(node: Node, kubelet: Kubelet) -> None:
-    node.machine.set({"driver": "gone"})
-    daemon = node.start()
-    await daemon.says("no driver")
-    await ends_well(node, daemon)
-    assert kubelet.registrations == []
+LACKS: dict[str, tuple[str, list[str]]] = {
+    "driver": ("no driver", []),
+    "library": (
+        "no usable libxpuml: /nonexistent.so",
+        ["--xpuml-library=/nonexistent.so", "--dev-root=/dev"],
+    ),
+    "kubelet": ("waiting for the kubelet's socket", []),
+    "directory": ("waiting for the kubelet's", []),
+}
 
 
-async def test_the_end_without_a_library(node: Node) -> None:
-    daemon = node.start("--xpuml-library=/nonexistent.so", "--dev-root=/dev")
-    await daemon.says("no usable libxpuml: /nonexistent.so")
+@pytest.mark.parametrize("lack", LACKS)
+async def test_the_end_while_it_waits(node: Node, lack: str) -> None:
+    if lack == "driver":
+        node.machine.set({"driver": "gone"})
+    elif lack == "directory":
+        node.plugins.rmdir()
+    words, options = LACKS[lack]
+    daemon = node.start(*options)
+    await daemon.says(words)
     await ends_well(node, daemon)
+    assert node.plugins.exists() == (lack != "directory"), "only the kubelet makes it"
 
 
 # --- while the kubelet does what it should not ----------------------------------------------------
-
-
-async def test_the_end_without_a_kubelet(node: Node) -> None:
-    daemon = node.start()
-    await daemon.says("waiting for the kubelet's socket")
-    await ends_well(node, daemon)
-
-
-async def test_the_end_without_the_kubelets_directory(node: Node) -> None:
-    node.plugins.rmdir()
-    daemon = node.start()
-    await daemon.says("waiting for the kubelet's")
-    await ends_well(node, daemon)
-    assert not node.plugins.exists(), "only the kubelet makes it"
 
 
 async def test_the_end_after_the_kubelet_is_gone(node: Node, kubelet: Kubelet) -> None:
