@@ -3,13 +3,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from xpu_plugin.simulation.machine import Machine, cards
 
 from .guest import Guest, MakeGuest
-from .simulator_build import MakeMachine, build_simulator
+from .simulator_build import MakeBoth, MakeMachine, build_simulator
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +59,14 @@ def make_guest(simulator: Path) -> Iterator[MakeGuest]:
             guest.process.kill()
         if not guest.process.stdout or not guest.process.stdout.closed:
             guest.close()
+
+
+@pytest.fixture
+def make_both(make_machine: MakeMachine, make_guest: MakeGuest) -> MakeBoth:
+    """A machine as by `make_machine`, and an initialised process on it."""
+
+    def make(*given: dict[str, str], **settings: Any) -> tuple[Machine, Guest]:
+        machine = make_machine(*given, **settings)
+        return machine, make_guest(machine)
+
+    return make

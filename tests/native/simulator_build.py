@@ -9,11 +9,14 @@ from pathlib import Path
 
 from xpu_plugin.simulation.machine import Machine
 
+from .guest import Guest
+
 
 SOURCES = Path(__file__).parents[2] / "_xpuml" / "simulator"
 FLAGS = ("-shared", "-fPIC", "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden")
 
 MakeMachine = Callable[..., Machine]
+MakeBoth = Callable[..., tuple[Machine, Guest]]
 
 
 def build_simulator(directory: Path, *flags: str) -> Path:

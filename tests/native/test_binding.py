@@ -347,13 +347,6 @@ def test_without_devices_every_answer_is_empty(
 # --- contents -------------------------------------------------------------------------------------
 
 
-def test_versions(binding: Binding) -> None:
-    library, driver = binding.all("library.library_version()", "library.driver_version()")
-    assert library.startswith("4.0.12.1 commit: ")
-    assert driver.startswith("4.0.third_unknown.1 commit: ")
-    assert len(driver) == 68
-
-
 def test_a_scan(make_machine: MakeMachine, simulator: Path, tmp_path: Path) -> None:
     machine = make_machine(
         {"model": "R200", "pci": "00af:3b:1f.7", "state": "207"},

@@ -16,7 +16,7 @@ from xpu_plugin.simulation.machine import Machine
 from xpu_plugin.xpuml import OPTIONAL_FUNCTIONS, REQUIRED_FUNCTIONS
 
 from .guest import NULL, DiedError, Guest, MakeGuest, Output
-from .simulator_build import MakeMachine
+from .simulator_build import MakeBoth, MakeMachine
 
 
 MIB = 1 << 20
@@ -126,15 +126,14 @@ def test_unloading_the_driver_undoes_splits(make_machine: MakeMachine, make_gues
     assert make_guest(machine).count() == (0, 2)
 
 
-def test_shutdown_does_nothing(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    guest = make_guest(make_machine())
+def test_shutdown_does_nothing(make_both: MakeBoth) -> None:
+    _, guest = make_both()
     assert guest.call("xpumlShutdown")[0] == 0
     assert guest.count() == (0, 2)
 
 
-def test_versions(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    machine = make_machine()
-    guest = make_guest(machine)
+def test_versions(make_both: MakeBoth) -> None:
+    machine, guest = make_both()
     code, text = guest.call("xpumlSystemGetDriverVersion", Output(80))
     assert code == 0
     assert text.partition(b"\0")[0].startswith(b"4.0.third_unknown.1 commit: ")
@@ -164,15 +163,9 @@ def test_versions(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     ],
 )
 def test_models_as_the_library_knows_them(
-    make_machine: MakeMachine,
-    make_guest: MakeGuest,
-    *,
-    model: str,
-    numbers: tuple[int, int, int],
-    max_vfs: int,
-    memory: int,
+    make_both: MakeBoth, *, model: str, numbers: tuple[int, int, int], max_vfs: int, memory: int
 ) -> None:
-    guest = make_guest(make_machine(card(model)))
+    _, guest = make_both(card(model))
     attributes = guest.attributes(0)
     assert attributes[:3] == numbers
     assert attributes[9] == max_vfs
@@ -184,29 +177,32 @@ def test_models_as_the_library_knows_them(
     assert code == (999 if numbers[2] == 9999 else 0)
 
 
-def test_a_k200_is_two_devices_at_one_address(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    guest = make_guest(make_machine(card(bus=0x3A), card("K200", state="201,205")))
+def test_a_k200_is_two_devices_at_one_address(make_both: MakeBoth) -> None:
+    _, guest = make_both(card(bus=0x3A), card("K200", state="201,205"))
     assert addresses(guest) == ["0000:3a:00.0", "0000:3b:00.0", "0000:3b:00.0"]
     assert [guest.model(index) for index in range(3)] == [2, 0, 0]
     assert guest.state(1) == (0, 201)
     assert guest.state(2) == (0, 205)
 
 
-def test_readings(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    machine = make_machine(card(utilization="30", temperature="55", power="25", clock="1040"))
-    machine.add_process(4711, card=0, memory=4096)
-    guest = make_guest(machine)
+@pytest.mark.parametrize(("power", "utilization", "used"), [(25, 30, 4096), (-1, 300, 20000)])
+def test_readings(make_both: MakeBoth, *, power: int, utilization: int, used: int) -> None:
+    """Numbers of the driver come through as they are, also those that cannot be."""
+    machine, guest = make_both(
+        card(utilization=str(utilization), temperature="55", power=str(power), clock="1040")
+    )
+    machine.add_process(4711, card=0, memory=used)
     handle = guest.handle(0)
     assert guest.number("xpumlDeviceGetTemperature", handle, 0) == (0, 55)
-    assert guest.number("xpumlDeviceGetPowerUsage", handle) == (0, 25)
+    assert guest.number("xpumlDeviceGetPowerUsage", handle) == (0, power)
     assert guest.number("xpumlDeviceGetClockInfo", handle, 0) == (0, 1040)
     code, rates = guest.call("xpumlDeviceGetUtilizationRates", handle, Output())
-    assert (code, *unpack_from("<2I", rates)) == (0, 30, 25)
-    assert guest.memory(0)[1:4] == (16384 * MIB, 12288 * MIB, 4096 * MIB)
+    assert (code, *unpack_from("<2I", rates)) == (0, utilization, used * 100 // 16384)
+    assert guest.memory(0)[1::2][:2] == (16384 * MIB, used * MIB)
 
 
-def test_pci_info_leaves_the_ids_alone(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    guest = make_guest(make_machine({"model": "R200", "pci": "00ab:af:1e.5"}))
+def test_pci_info_leaves_the_ids_alone(make_both: MakeBoth) -> None:
+    _, guest = make_both({"model": "R200", "pci": "00ab:af:1e.5"})
     code, record = guest.call("xpumlDeviceGetPciInfo", guest.handle(0), Output())
     assert code == 0
     assert unpack_from("<6I", record) == (0xAB, 0xAF, 0x1E, 5, 0, 0)
@@ -248,9 +244,8 @@ def test_a_process_may_have_its_pid_on_the_host(make_machine: MakeMachine, make_
     assert [unpack_from("<I20xI", records, n * 128) for n in range(3)] == [(7, 4711), (8, 0), (0, 0)]
 
 
-def test_a_lost_card_keeps_its_node_and_answers_999(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    machine = make_machine()
-    guest = make_guest(machine)
+def test_a_lost_card_keeps_its_node_and_answers_999(make_both: MakeBoth) -> None:
+    machine, guest = make_both()
     handle = guest.handle(0)
     machine.set_card(0, {"lost": "yes"})
     assert nodes(machine) == ["xpu0", "xpu1"]
@@ -279,9 +274,8 @@ def test_index_is_the_rank_among_usable_nodes(make_machine: MakeMachine, make_gu
     assert addresses(make_guest(machine)) == ["0000:10:00.0", "0000:12:00.0"]
 
 
-def test_the_file_is_followed_while_it_is_right(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    machine = make_machine()
-    guest = make_guest(machine)
+def test_the_file_is_followed_while_it_is_right(make_both: MakeBoth) -> None:
+    machine, guest = make_both()
     machine.set_card(0, {"state": "207"})
     assert guest.state(0) == (0, 207)
     machine.path.write_text("card 0 model=R201\n")
@@ -293,10 +287,9 @@ def test_the_file_is_followed_while_it_is_right(make_machine: MakeMachine, make_
     assert "line 1: model of card: 'R201'; accepted: K100, " in errors
 
 
-def test_the_file_is_that_at_the_path(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
+def test_the_file_is_that_at_the_path(make_both: MakeBoth) -> None:
     """However it came there: written over, moved there, linked there, after a while without one."""
-    machine = make_machine()
-    guest = make_guest(machine)
+    machine, guest = make_both()
     well = machine.path.read_text()
     machine.set_card(0, {"state": "207"})
     sick = machine.path.read_text()
@@ -331,10 +324,8 @@ def test_the_file_is_that_at_the_path(make_machine: MakeMachine, make_guest: Mak
         (28672, (28672, 14336, 9552)),
     ],
 )
-def test_memory_of_vfs(
-    make_machine: MakeMachine, make_guest: MakeGuest, memory: int, sizes: tuple[int, int, int]
-) -> None:
-    guest = make_guest(make_machine(card(memory=str(memory))))
+def test_memory_of_vfs(make_both: MakeBoth, memory: int, sizes: tuple[int, int, int]) -> None:
+    _, guest = make_both(card(memory=str(memory)))
     for vfs, size in enumerate(sizes, 1):
         assert guest.split(0, vfs) == 0
         assert guest.count() == (0, 1 + vfs)
@@ -350,10 +341,8 @@ def test_memory_of_vfs(
     ("vfs", "engines", "l3"),
     [(1, (8, 6, 6, 9, 3, 6), 63), (2, (3, 3, 3, 4, 1, 3), 32), (3, (2, 2, 2, 3, 1, 2), 16)],
 )
-def test_engines_of_vfs(
-    make_machine: MakeMachine, make_guest: MakeGuest, vfs: int, engines: tuple[int, ...], l3: int
-) -> None:
-    guest = make_guest(make_machine(card()))
+def test_engines_of_vfs(make_both: MakeBoth, vfs: int, engines: tuple[int, ...], l3: int) -> None:
+    _, guest = make_both(card())
     assert guest.attributes(0)[3:9] == (8, 6, 8, 9, 3, 6)
     assert guest.split(0, vfs) == 0
     guest.count()
@@ -362,15 +351,15 @@ def test_engines_of_vfs(
     assert guest.attributes(0)[5] == 2
 
 
-def test_only_r200_is_known_in_parts(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    guest = make_guest(make_machine(card("R300")))
+def test_only_r200_is_known_in_parts(make_both: MakeBoth) -> None:
+    _, guest = make_both(card("R300"))
     assert guest.split(0, 2) == 0
     guest.count()
     assert [guest.attributes(index)[:3] for index in range(3)] == [(0, 0, 9999)] * 3
 
 
-def test_modes(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    guest = make_guest(make_machine(card("K100"), card(bus=0x3C)))
+def test_modes(make_both: MakeBoth) -> None:
+    _, guest = make_both(card("K100"), card(bus=0x3C))
     handle = guest.handle(1)
     assert guest.number("xpumlDeviceGetHostVxpuMode", guest.handle(0)) == (0, 0)
     assert guest.number("xpumlDeviceGetHostVxpuMode", handle) == (0, 1)
@@ -380,11 +369,8 @@ def test_modes(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     assert guest.number("xpumlDeviceGetHostVxpuMode", guest.handle(2)) == (0, 0)
 
 
-def test_two_split_cards_and_the_first_put_back_leave_a_hole(
-    make_machine: MakeMachine, make_guest: MakeGuest
-) -> None:
-    machine = make_machine()
-    guest = make_guest(machine)
+def test_two_split_cards_and_the_first_put_back_leave_a_hole(make_both: MakeBoth) -> None:
+    machine, guest = make_both()
     assert guest.split(0, 3) == 0
     guest.count()
     assert guest.split(1, 2) == 0
@@ -420,11 +406,8 @@ def test_the_sysfs_tree_follows_a_split(make_machine: MakeMachine, make_guest: M
     assert [path.name for path in (machine.sysfs_root / "bus/pci/devices").iterdir()] == ["0000:3b:00.0"]
 
 
-def test_a_bad_number_on_a_split_card_destroys_its_vfs(
-    make_machine: MakeMachine, make_guest: MakeGuest
-) -> None:
-    machine = make_machine(card(), card(bus=0x3C))
-    guest = make_guest(machine)
+def test_a_bad_number_on_a_split_card_destroys_its_vfs(make_both: MakeBoth) -> None:
+    _, guest = make_both(card(), card(bus=0x3C))
     assert guest.split(1, 4) == 999
     for number in (4, -1):
         assert guest.split(0, 2) == 0
@@ -450,9 +433,8 @@ def test_a_bad_number_on_a_split_card_destroys_its_vfs(
     ],
     ids=lambda keys: " ".join(f"{key}={value}" for key, value in keys.items() if key != "pci"),
 )
-def test_refusals_are_999(make_machine: MakeMachine, make_guest: MakeGuest, keys: dict[str, str]) -> None:
-    machine = make_machine(keys | {"lost": ""})
-    guest = make_guest(machine)
+def test_refusals_are_999(make_both: MakeBoth, keys: dict[str, str]) -> None:
+    machine, guest = make_both(keys | {"lost": ""})
     handle = guest.handle(0)
     machine.set_card(0, keys)
     assert guest.call("xpumlDeviceSetSriovVfNum", handle, 2)[0] == 999
@@ -461,24 +443,16 @@ def test_refusals_are_999(make_machine: MakeMachine, make_guest: MakeGuest, keys
     )
 
 
-def test_a_process_on_a_vf_keeps_the_split(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    machine = make_machine(card(vfs="2"))
-    machine.add_process(1, card=0, vf=1)
-    guest = make_guest(machine)
-    assert guest.split(0, 0) == 999
-    assert guest.split(0, 2) == 0
+@pytest.mark.parametrize(("vf", "before", "wanted"), [(1, "2", 0), (None, "0", 2)], ids=["a VF", "the card"])
+def test_a_process_keeps_a_card_as_it_is(
+    make_both: MakeBoth, *, vf: int | None, before: str, wanted: int
+) -> None:
+    machine, guest = make_both(card(vfs=before))
+    machine.add_process(1, card=0, vf=vf)
+    assert guest.split(0, wanted) == 999
+    assert guest.count() == (0, 1 + int(before))
     machine.clear_processes()
-    assert guest.split(0, 0) == 0
-
-
-def test_a_process_on_the_card_keeps_it_whole(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    machine = make_machine(card())
-    machine.add_process(1, card=0)
-    guest = make_guest(machine)
-    assert guest.split(0, 2) == 999
-    assert guest.count() == (0, 1)
-    machine.clear_processes()
-    assert guest.split(0, 2) == 0
+    assert guest.split(0, wanted) == 0
 
 
 @pytest.mark.parametrize(("before", "wanted"), [("2", 3), ("2", 0), ("0", 2)])
@@ -524,9 +498,8 @@ def test_a_fault_halfway_strikes_nowhere_else(make_machine: MakeMachine, make_gu
     assert guest.count() == (0, 4)
 
 
-def test_a_vf_of_another_driver_has_no_node(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    machine = make_machine(card(vfs="3"))
-    guest = make_guest(machine)
+def test_a_vf_of_another_driver_has_no_node(make_both: MakeBoth, make_guest: MakeGuest) -> None:
+    machine, guest = make_both(card(vfs="3"))
     assert guest.count() == (0, 4)
     machine.set_card(0, {"vf-drivers": "vfio-pci,kunlun,none"})
     assert nodes(machine) == ["xpu0", "xpu2"]
@@ -537,20 +510,11 @@ def test_a_vf_of_another_driver_has_no_node(make_machine: MakeMachine, make_gues
     assert "vf-drivers" not in machine.text()
 
 
-def test_a_vf_cannot_be_split(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    guest = make_guest(make_machine(card(vfs="1")))
+def test_a_vf_cannot_be_split(make_both: MakeBoth) -> None:
+    _, guest = make_both(card(vfs="1"))
     assert guest.split(1, 0) == 0
     assert guest.split(1, 1) == 999
     assert guest.count() == (0, 2)
-
-
-def test_a_split_may_take_its_time(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    machine = make_machine(card(vfs="1"), vf_delay="300")
-    guest = make_guest(machine)
-    begin = time.monotonic()
-    assert guest.split(0, 3) == 0
-    assert time.monotonic() - begin >= 0.3
-    assert guest.count() == (0, 4)
 
 
 def begun(guest: Guest) -> None:
@@ -561,12 +525,11 @@ def begun(guest: Guest) -> None:
 
 @pytest.mark.parametrize("number", [0, 3])
 def test_a_slow_split_is_carried_out_although_the_process_that_asked_is_killed(
-    make_machine: MakeMachine, make_guest: MakeGuest, number: int
+    make_both: MakeBoth, make_guest: MakeGuest, number: int
 ) -> None:
     """And that process does not end before, as one that the driver holds."""
     before = 3 - number
-    machine = make_machine(card(vfs=str(before)), vf_delay=LONG)
-    guest = make_guest(machine)
+    machine, guest = make_both(card(vfs=str(before)), vf_delay=LONG)
     handle = guest.handle(0)
     guest.start("xpumlDeviceSetSriovVfNum", handle, number)
     begun(guest)
@@ -580,10 +543,9 @@ def test_a_slow_split_is_carried_out_although_the_process_that_asked_is_killed(
 
 
 def test_a_slow_split_is_refused_when_the_nodes_are_opened_meanwhile(
-    make_machine: MakeMachine, make_guest: MakeGuest
+    make_both: MakeBoth, make_guest: MakeGuest
 ) -> None:
-    machine = make_machine(card(), vf_delay=LONG)
-    guest = make_guest(machine)
+    machine, guest = make_both(card(), vf_delay=LONG)
     handle = guest.handle(0)
     guest.start("xpumlDeviceSetSriovVfNum", handle, 2)
     begun(guest)
@@ -629,8 +591,8 @@ def test_null_handles_crash(make_machine: MakeMachine, make_guest: MakeGuest, fu
     assert make_guest(machine).call(function, NULL, Output())[0] == 2
 
 
-def test_null_outputs(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    guest = make_guest(make_machine())
+def test_null_outputs(make_both: MakeBoth) -> None:
+    _, guest = make_both()
     handle = guest.handle(0)
     assert guest.call("xpumlDeviceGetCount", NULL)[0] == 999
     assert guest.call("xpumlDeviceGetState", handle, NULL)[0] == 0
@@ -655,10 +617,9 @@ def test_a_handle_from_before_a_listing_is_gone(make_machine: MakeMachine, make_
 
 
 def test_attributes_are_cached_for_life_when_the_count_stays(
-    make_machine: MakeMachine, make_guest: MakeGuest
+    make_both: MakeBoth, make_guest: MakeGuest
 ) -> None:
-    machine = make_machine(card(), card(bus=0x3C, vfs="1"))
-    guest = make_guest(machine)
+    machine, guest = make_both(card(), card(bus=0x3C, vfs="1"))
     assert [guest.model(index) for index in range(3)] == [2, 200, 201]
     machine.set_card(1, {"vfs": "0"})
     machine.set_card(0, {"vfs": "1"})
@@ -668,9 +629,8 @@ def test_attributes_are_cached_for_life_when_the_count_stays(
     assert [make_guest(machine).model(index) for index in range(3)] == [200, 2, 201]
 
 
-def test_a_failed_state_makes_the_handle_invalid(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    machine = make_machine()
-    guest = make_guest(machine)
+def test_a_failed_state_makes_the_handle_invalid(make_both: MakeBoth) -> None:
+    machine, guest = make_both()
     handle = guest.handle(0)
     machine.add_fault("xpumlDeviceGetState", "code:999", card=0, times=1)
     assert guest.number("xpumlDeviceGetState", handle)[0] == 999
@@ -693,11 +653,8 @@ def test_each_listing_leaks_a_descriptor(make_machine: MakeMachine, make_guest: 
     assert guest.descriptors() == before + 3
 
 
-def test_without_descriptors_there_are_no_devices_and_no_error(
-    make_machine: MakeMachine, make_guest: MakeGuest
-) -> None:
-    machine = make_machine(card(unreadable="yes"), card(bus=0x3C))
-    guest = make_guest(machine)
+def test_without_descriptors_there_are_no_devices_and_no_error(make_both: MakeBoth) -> None:
+    _, guest = make_both(card(unreadable="yes"), card(bus=0x3C))
     limit = guest.descriptors() + 4
     resource.prlimit(guest.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
     answers = [guest.count() for _ in range(limit)]
@@ -705,8 +662,8 @@ def test_without_descriptors_there_are_no_devices_and_no_error(
     assert answers[-1] == (0, 0)
 
 
-def test_unusable_nodes_are_told_on_stdout(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    guest = make_guest(make_machine(card(unreadable="yes")))
+def test_unusable_nodes_are_told_on_stdout(make_both: MakeBoth) -> None:
+    _, guest = make_both(card(unreadable="yes"))
     assert guest.count() == (0, 0)
     output, _ = guest.close()
     assert "xpu0" in output
@@ -736,9 +693,8 @@ def test_a_rank_that_is_none_leaves_a_gap_that_crashes(
     assert dies(guest, "xpumlDeviceGetHandleByIndex", 1, Output(8)) == signal.SIGSEGV
 
 
-def test_utilization_without_memory_dies(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    machine = make_machine(card(vfs="2", cold_split="yes"))
-    guest = make_guest(machine)
+def test_utilization_without_memory_dies(make_both: MakeBoth) -> None:
+    machine, guest = make_both(card(vfs="2", cold_split="yes"))
     assert guest.memory(0)[:4] == (0, 0, 0, 0)
     assert guest.memory(1)[1] == 8192 * MIB
     handle = guest.handle(0)
@@ -748,11 +704,9 @@ def test_utilization_without_memory_dies(make_machine: MakeMachine, make_guest: 
     assert dies(guest, "xpumlDeviceGetUtilizationRates", handle, Output()) == signal.SIGFPE
 
 
-def test_without_a_memory_table_there_is_what_was_on_the_stack(
-    make_machine: MakeMachine, make_guest: MakeGuest
-) -> None:
+def test_without_a_memory_table_there_is_what_was_on_the_stack(make_both: MakeBoth) -> None:
     """It says nothing of what utilization is divided by."""
-    guest = make_guest(make_machine(card(nodes="5", vfs="2", cold_split="yes")))
+    _, guest = make_both(card(nodes="5", vfs="2", cold_split="yes"))
     pf = 2  # its N is the highest
     page, total, *_ = guest.memory(pf)
     assert page == 5
@@ -771,23 +725,10 @@ def test_without_a_memory_table_there_is_what_was_on_the_stack(
         ("R420", "-616", 4090),
     ],
 )
-def test_temperatures_that_are_none(
-    make_machine: MakeMachine, make_guest: MakeGuest, *, model: str, celsius: str, told: int
-) -> None:
+def test_temperatures_that_are_none(make_both: MakeBoth, *, model: str, celsius: str, told: int) -> None:
     """Below zero they wrap, here read as signed; a board that is unknown has the sensor's word."""
-    guest = make_guest(make_machine(card(model, temperature=celsius)))
+    _, guest = make_both(card(model, temperature=celsius))
     assert guest.number("xpumlDeviceGetTemperature", guest.handle(0), 0) == (0, told)
-
-
-def test_numbers_of_the_driver_come_through_as_they_are(
-    make_machine: MakeMachine, make_guest: MakeGuest
-) -> None:
-    machine = make_machine(card(power="-1", utilization="300"))
-    machine.add_process(7, card=0, memory=20000)
-    guest = make_guest(machine)
-    assert guest.number("xpumlDeviceGetPowerUsage", guest.handle(0)) == (0, -1)
-    assert guest.number("xpumlDeviceGetUtilizationRates", guest.handle(0)) == (0, 300)
-    assert guest.memory(0)[3] == 20000 * MIB
 
 
 def test_at_most_99_devices(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
@@ -809,9 +750,8 @@ def test_thousands_of_devices_without_quirks(make_machine: MakeMachine, make_gue
 # --- faults ---------------------------------------------------------------------------------------
 
 
-def test_a_code_for_one_device_some_times(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    machine = make_machine()
-    guest = make_guest(machine)
+def test_a_code_for_one_device_some_times(make_both: MakeBoth) -> None:
+    machine, guest = make_both()
     machine.add_fault("xpumlDeviceGetPowerUsage", "code:-5", card=1, times=2)
     one, other = guest.handle(1), guest.handle(0)
     assert guest.number("xpumlDeviceGetPowerUsage", other)[0] == 0
@@ -833,47 +773,6 @@ def test_faults_of_halves_and_vfs(make_machine: MakeMachine, make_guest: MakeGue
     assert [guest.state(index)[0] for index in range(5)] == [0, 999, 0, 15, 0]
 
 
-@pytest.mark.parametrize(
-    ("action", "killer"),
-    [("crash", signal.SIGSEGV), ("fpe", signal.SIGFPE), ("abort", signal.SIGABRT)],
-)
-def test_deaths(
-    make_machine: MakeMachine, make_guest: MakeGuest, action: str, killer: signal.Signals
-) -> None:
-    machine = make_machine()
-    machine.add_fault("xpumlDeviceGetState", action, card=1)
-    guest = make_guest(machine)
-    assert guest.state(0) == (0, 201)
-    assert dies(guest, "xpumlDeviceGetState", guest.handle(1), Output()) == killer
-
-
-@pytest.mark.parametrize("function", ["xpumlInit", "xpumlDeviceGetCount"])
-def test_calls_without_device_may_fail_too(
-    make_machine: MakeMachine, make_guest: MakeGuest, function: str
-) -> None:
-    machine = make_machine()
-    machine.add_fault(function, "code:9", times=1)
-    guest = make_guest(machine, init=False)
-    assert [guest.init(), guest.init()].count(9) == (function == "xpumlInit")
-    assert [guest.count()[0], guest.count()[0]].count(9) == (function == "xpumlDeviceGetCount")
-
-
-def test_a_hang_and_a_delay(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    machine = make_machine()
-    machine.add_fault("xpumlDeviceGetState", "delay:200", card=0)
-    machine.add_fault("xpumlDeviceGetState", "hang", card=1)
-    guest = make_guest(machine)
-    begin = time.monotonic()
-    assert guest.state(0) == (0, 201)
-    assert time.monotonic() - begin >= 0.2
-    guest.start("xpumlDeviceGetState", guest.handle(1), Output(8))
-    with pytest.raises(subprocess.TimeoutExpired):
-        guest.process.wait(0.3)
-    guest.process.kill()
-    with pytest.raises(DiedError):
-        guest.finish()
-
-
 def test_spoilt_strings(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
     machine = make_machine()
     machine.add_fault("xpumlSystemGetDriverVersion", "garbage-strings")
@@ -885,17 +784,6 @@ def test_spoilt_strings(make_machine: MakeMachine, make_guest: MakeGuest) -> Non
     _, record = guest.call("xpumlDeviceGetPciInfo", guest.handle(0), Output())
     assert record[24:] == b"\xa5" * 32 + bytes(72)
     assert guest.pci(1) == "0000:3c:00.0"
-
-
-def test_a_wrong_count(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
-    machine = make_machine(wrong_count="0")
-    guest = make_guest(machine)
-    assert guest.count() == (0, 0)
-    machine.set({"wrong-count": "3"})
-    assert guest.count() == (0, 3)
-    assert guest.state(1) == (0, 201)
-    machine.set({"wrong-count": ""})
-    assert guest.count() == (0, 2)
 
 
 # --- later libraries ------------------------------------------------------------------------------
