@@ -57,11 +57,11 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     ("arguments", "named"),
     [
         (["--bogus"], "--bogus"),
+        (["--bogus"], "--help"),
         (["lists"], "lists"),
         (["--sriov-num-vfs=64"], "--sriov-num-vfs: '64'"),
         (["--health-interval=0"], "--health-interval: '0'"),
         (["--xpuml-library=simulator"], "--simulator-file"),
-        (["list", "--bogus"], "--bogus"),
         (["list", "--state-dir=/x"], "--state-dir"),
         (["list", "--call-timeout=never"], "--call-timeout: 'never'"),
         (["list", "extra"], "extra"),
@@ -71,7 +71,6 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["simulate", "bogus"], "bogus"),
         (["simulate", "init"], "--simulator-file"),
         (["simulate", "init", "--simulator-file=/x", "--cards=many"], "many"),
-        (["demo", "--bogus"], "--bogus"),
         (["demo", "extra"], "extra"),
     ],
 )
@@ -105,10 +104,6 @@ def test_ctrl_c_ends_a_sub_command_as_shells_have_it(
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_usage_error_tells_where_to_read_on(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--help" in refusal(capsys, "--bogus")
-
-
 @pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS)])
 def test_help_is_status_0_on_standard_output(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
@@ -120,30 +115,6 @@ def test_help_is_status_0_on_standard_output(command: list[str], capsys: pytest.
 
 
 # --- as processes -------------------------------------------------------------------------------------
-
-
-def test_help_as_a_process() -> None:
-    done = run("--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    for command in COMMANDS:
-        assert command in done.stdout
-
-
-def test_a_bad_value_as_a_process() -> None:
-    done = run("--sriov-num-vfs=many")
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert line == (
-        "xpu-device-plugin: --sriov-num-vfs: 'many' is not accepted; "
-        "accepted: a whole number from 0 to 63, or keep"
-    )
-
-
-def test_a_bad_variable_as_a_process() -> None:
-    done = run(environment={"XPU_PLUGIN_LOG_LEVEL": "loud"})
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert "XPU_PLUGIN_LOG_LEVEL: 'loud'" in line
 
 
 def test_an_argument_that_is_no_text_is_refused_in_one_line() -> None:
@@ -183,37 +154,6 @@ def test_grpc_understands_what_it_is_told_by_its_environment() -> None:
         check=True,
     )
     assert done.stderr == ""
-
-
-def test_fail_on_init_error_is_status_1_with_the_reason(place: Path) -> None:
-    plugins = place / "plugins"
-    plugins.mkdir()
-    done = run(
-        "--fail-on-init-error",
-        f"--xpuml-library={place}/none.so",
-        f"--device-plugin-dir={plugins}",
-        f"--pod-resources-socket={place}/pods.sock",
-        f"--state-dir={place}/state",
-    )
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert f"{place}/none.so: no such file" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert list(plugins.iterdir()) == []
-
-
-def test_warnings_of_old_options_and_the_configuration_are_logged_once(place: Path) -> None:
-    plugins = place / "plugins"
-    plugins.mkdir()
-    done = run(
-        "-rename-dev",
-        "--fail-on-init-error",
-        f"--xpuml-library={place}/none.so",
-        f"--device-plugin-dir={plugins}",
-        f"--state-dir={place}/state",
-    )
-    assert done.stderr.count("rename-dev") == 1
-    assert done.stderr.count("health-interval=1") == 1
 
 
 @pytest.mark.parametrize(
@@ -317,12 +257,15 @@ def test_a_closed_output_is_one_line_and_status_1(command: str, machine: Machine
     assert (done.returncode, done.stderr) == (1, line)
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", PRINTING)
-def test_a_closed_pipe_ends_a_sub_command_without_a_word(command: str, machine: Machine) -> None:
+def test_a_closed_pipe_ends_a_sub_command_without_a_word(
+    command: str, unbuffered: str, machine: Machine
+) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        done = run(*command.split(), stdout=writer)
+        done = run(*command.split(), environment={"PYTHONUNBUFFERED": unbuffered}, stdout=writer)
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
@@ -345,15 +288,3 @@ def shell(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["/bin/sh", "-c", script], env=CLEAN, capture_output=True, text=True, timeout=SECONDS, check=False
     )
-
-
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_has_had_enough_is_no_error_worth_a_word(unbuffered: str) -> None:
-    """As in `xpu-device-plugin --help | true`, however the interpreter buffers."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    try:
-        done = run("--help", environment={"PYTHONUNBUFFERED": unbuffered}, stdout=writer)
-    finally:
-        os.close(writer)
-    assert done.stderr == ""

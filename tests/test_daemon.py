@@ -28,11 +28,11 @@ from tests.support.daemon import (
     shows,
 )
 from tests.support.machines import RESOURCE
-from tests.support.processes import descriptor, processes_that_know
+from tests.support.processes import descriptor
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.model.rivals import YOUNG_SECONDS
 from xpu_plugin.model.timings import USUAL
-from xpu_plugin.simulation.kubelet import Kubelet, StartError
+from xpu_plugin.simulation.kubelet import Kubelet
 
 
 pytestmark = pytest.mark.usefixtures("leaves_no_process")
@@ -82,17 +82,6 @@ async def test_paths_that_are_not_utf_8_work(place: Path, leaves_no_process: Non
         await until((node.odd / "state/grants.json").exists, "the record of the grant")
 
 
-async def test_a_device_that_breaks_leaves_the_list_and_comes_back(node: Node, kubelet: Kubelet) -> None:
-    node.start()
-    await shows(kubelet, IDS)
-    node.machine.set_card(1, {"state": "207"})
-    await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 3, timeout=SECONDS)
-    assert kubelet.capacity(RESOURCE) == 4
-    node.machine.set_card(1, {"state": ""})
-    await shows(kubelet, IDS)
-    assert kubelet.lists(RESOURCE) == 3
-
-
 async def test_a_failing_first_scan_ends_it_with_status_1_where_that_is_wanted(node: Node) -> None:
     node.machine.set({"driver": "gone"})
     daemon = node.start("--fail-on-init-error")
@@ -111,16 +100,6 @@ async def test_a_serial_number_to_deny_that_the_library_does_not_tell_ends_it_be
     assert "device offered" not in daemon.log
     assert kubelet.registrations == []
     node.assert_tidy()
-
-
-async def test_a_driver_that_comes_late_is_served_when_it_is_there(node: Node, kubelet: Kubelet) -> None:
-    node.machine.set({"driver": "gone"})
-    daemon = node.start()
-    await daemon.says("no driver")
-    node.machine.set({"driver": ""})
-    await shows(kubelet, IDS)
-    await daemon.says('library_version="4.0.12.1 ')
-    assert daemon.log.count("no driver") == 1
 
 
 async def test_a_node_without_devices_registers_an_empty_list(node: Node, kubelet: Kubelet) -> None:
@@ -223,67 +202,6 @@ async def test_a_status_socket_that_cannot_be_had_costs_no_more_than_that(
 
 
 # --- several lives --------------------------------------------------------------------------------
-
-
-async def test_a_second_plugin_waits_and_takes_over(node: Node, kubelet: Kubelet) -> None:
-    first = node.start()
-    await shows(kubelet, IDS)
-    second = node.start()
-    await second.says(f"waiting: another plugin works in the kubelet's directory path={node.plugins}")
-    assert len(kubelet.registrations) == 1
-    assert await first.stop() < EXIT_SECONDS
-    await kubelet.until(lambda: len(kubelet.registrations) == 2, timeout=SECONDS)
-    await shows(kubelet, IDS)
-    assert second.log.count("another plugin") == 1
-    assert await second.stop() < EXIT_SECONDS
-    node.assert_tidy()
-
-
-async def test_ids_and_grants_survive_the_plugin_being_killed(node: Node, kubelet: Kubelet) -> None:
-    first = node.start()
-    await shows(kubelet, IDS)
-    grant = await kubelet.allocate(RESOURCE, 2)
-    await first.kill()
-    await until(lambda: processes_that_know(node.place) == [], "the end of the worker")
-    await kubelet.until(lambda: kubelet.streams_open == 0, timeout=SECONDS)
-    assert node.socket.exists(), "what a killed plugin leaves must not hinder the next one"
-
-    second = node.start()
-    await shows(kubelet, IDS)
-    await kubelet.restart_container(grant)
-    other = await kubelet.allocate(RESOURCE, 2)
-    assert set(other.ids) == set(IDS) - set(grant.ids)
-    assert await second.stop() < EXIT_SECONDS
-
-
-async def test_without_its_record_a_grant_of_a_former_life_is_refused_and_a_new_one_works(
-    node: Node, kubelet: Kubelet
-) -> None:
-    first = node.start()
-    await shows(kubelet, IDS)
-    grant = await kubelet.allocate(RESOURCE, 1)
-    await first.stop()
-    node.start(f"--state-dir={node.place / 'elsewhere'}")
-    await shows(kubelet, IDS)
-    with pytest.raises(StartError, match="delete the pod"):
-        await kubelet.restart_container(grant)
-    kubelet.free(grant)
-    await kubelet.allocate(RESOURCE, 4)
-
-
-async def test_a_container_may_not_restart_with_a_node_that_is_another_device_now(
-    node: Node, kubelet: Kubelet
-) -> None:
-    daemon = node.start()
-    await shows(kubelet, IDS)
-    grant = await kubelet.allocate(RESOURCE, 1)
-    assert (grant.ids, grant.nodes[0].host_path) == ((IDS[0],), "/dev/xpu0")
-    node.machine.remove_card(0)
-    node.machine.set_card(5, {"model": "R200", "pci": "0000:5e:00.0", "nodes": "0"})
-    daemon.process.send_signal(signal.SIGHUP)
-    await shows(kubelet, [*IDS[1:], "0000:5e:00.0"])
-    with pytest.raises(StartError, match="does not exist on this node"):
-        await kubelet.restart_container(grant)
 
 
 async def test_a_restarted_kubelet_is_registered_with_and_running_containers_keep_their_devices(
