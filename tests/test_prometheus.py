@@ -16,8 +16,6 @@ from xpu_plugin.model.metric_families import FAMILIES, OF_THE_PROCESS
 from xpu_plugin.simulation.kubelet import Kubelet
 
 
-MIB = 1 << 20
-
 pytestmark = [
     pytest.mark.usefixtures("leaves_no_process"),
     pytest.mark.skipif(
@@ -33,11 +31,9 @@ def kubelet(kubelet: Kubelet) -> Kubelet:
     return kubelet
 
 
-async def test_every_metric_arrives_and_agrees_with_the_machine_through_faults(
+async def test_every_metric_arrives_and_alerts_follow_through_faults(
     node: Node, kubelet: Kubelet, tmp_path: Path
 ) -> None:
-    node.machine.set_card(0, {"utilization": "42", "temperature": "71", "power": "95", "clock": "900"})
-    node.machine.add_process(4711, card=0, memory=512)
     scraped = Scraped(node, "--pod-name=plugin")
     await shows(kubelet, IDS)
     grant = await kubelet.allocate(RESOURCE, 1, pod="train")
@@ -55,23 +51,6 @@ async def test_every_metric_arrives_and_agrees_with_the_machine_through_faults(
         }
         assert expected - await asyncio.to_thread(prometheus.names) == set()
 
-        def measured() -> dict[str, float]:
-            return {
-                series["__name__"].removeprefix("xpu_device_"): value
-                for series, value in prometheus.query(
-                    f'{{__name__=~"xpu_device_(memory|utilization|temp|power|clock|proc).*",id="{IDS[0]}"}}'
-                )
-            }
-
-        assert await asyncio.to_thread(measured) == {
-            "memory_used_bytes": 512 * MIB,
-            "memory_total_bytes": 16384 * MIB,
-            "utilization_ratio": pytest.approx(0.42),
-            "temperature_celsius": 71,
-            "power_reported": 95,
-            "clock_hertz": 900e6,
-            "processes": 1,
-        }
         # Before the first scrape the plugin seemed to be absent.
         await prometheus.until(lambda: not prometheus.alerts(), "no alerts")
 

@@ -26,16 +26,8 @@ RULES = Path(__file__).parents[2] / "deployment/prometheus/rules.yml"
 OK = 200
 
 
-# The real daemon, but for the ten seconds that metrics wait for the first list to be sent; and SIGUSR1 has
-# its event loop hang in a call until SIGUSR2.
-IMPATIENT = impatient(
-    Timings(listed=0.1, metrics=0.1),
-    before="""
-import signal
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
-signal.signal(signal.SIGUSR1, lambda *_: signal.sigwait([signal.SIGUSR2]))
-""",
-)
+# The real daemon, but for the ten seconds that metrics wait for the first list to be sent.
+IMPATIENT = impatient(Timings(listed=0.1, metrics=0.1))
 
 SELDOM = {
     "xpu_device_unhealthy",
@@ -85,8 +77,8 @@ class Page:
         return value
 
 
-def fetch(port: int, host: str = "127.0.0.1") -> tuple[int, str | None, str]:
-    connection = http.client.HTTPConnection(host, port, timeout=SECONDS)
+def fetch(port: int) -> tuple[int, str | None, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
     try:
         connection.request("GET", "/metrics")
         answer = connection.getresponse()
@@ -98,9 +90,9 @@ def fetch(port: int, host: str = "127.0.0.1") -> tuple[int, str | None, str]:
 class Scraped:
     """A daemon with its page."""
 
-    def __init__(self, node: Node, *arguments: str, listens_at: str = "", host: str = "127.0.0.1") -> None:
-        self.port, self.host = free_port(), host
-        address = f"--metrics-address={listens_at}:{self.port}"
+    def __init__(self, node: Node, *arguments: str) -> None:
+        self.port = free_port()
+        address = f"--metrics-address=:{self.port}"
         self.daemon: Daemon = node.start(address, *arguments, program=IMPATIENT)
 
     async def page(self) -> Page:
@@ -108,7 +100,7 @@ class Scraped:
         async with asyncio.timeout(SECONDS):
             while True:
                 with contextlib.suppress(ConnectionRefusedError):  # before it listens
-                    status, _, text = await asyncio.to_thread(fetch, self.port, self.host)
+                    status, _, text = await asyncio.to_thread(fetch, self.port)
                     if status == OK:
                         return Page(text)
                     assert text == "nothing to show yet\n"
