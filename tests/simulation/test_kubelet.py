@@ -4,7 +4,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -191,16 +191,10 @@ async def listed(kubelet: Kubelet, count: int, *, times: int = 1) -> None:
 
 async def test_the_list_of_a_registered_plugin_is_known(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
     await plugin.join()
+    assert plugin.registered_when_dialled, "its registration is answered before"
     assert kubelet.devices(RESOURCE)["b"] == ListedDevice(id="b", health="Healthy", numa=(1,))
     assert kubelet.devices(RESOURCE)["c"].numa == ()
     assert (kubelet.streams_open, kubelet.lists(RESOURCE)) == (1, 1)
-
-
-async def test_register_is_answered_before_the_endpoint_is_dialled(
-    kubelet: Kubelet, plugin: ScriptedPlugin
-) -> None:
-    await plugin.join()
-    assert plugin.registered_when_dialled
 
 
 async def test_a_registration_is_recorded_with_its_options(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
@@ -454,10 +448,11 @@ async def test_a_container_that_holds_its_devices_is_not_allocated_twice(
         await kubelet.allocate(RESOURCE, 2, pod="p")
 
 
-async def test_a_refused_allocation_grants_nothing(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
-    await plugin.join()
-    plugin.refuse.add("Allocate")
-    with pytest.raises(AdmissionError, match="Allocate: FAILED_PRECONDITION: Allocate is refused"):
+@pytest.mark.parametrize("call", ["Allocate", "GetPreferredAllocation"])
+async def test_a_refused_call_grants_nothing(kubelet: Kubelet, plugin: ScriptedPlugin, call: str) -> None:
+    await plugin.join(preferred=True)
+    plugin.refuse.add(call)
+    with pytest.raises(AdmissionError, match=f"{call}: FAILED_PRECONDITION: {call} is refused"):
         await kubelet.allocate(RESOURCE, 1)
     assert kubelet.grants == ()
 
@@ -478,16 +473,14 @@ async def test_nothing_is_asked_of_a_plugin_whose_stream_ended(
 # --- preferences ---
 
 
-async def test_a_preference_is_followed_and_filled_up(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
+@pytest.mark.parametrize(("answer", "granted"), [(["c"], ("c", "a")), ([], ("a", "b"))])
+async def test_a_preference_is_followed_and_filled_up(
+    kubelet: Kubelet, plugin: ScriptedPlugin, answer: list[str], granted: tuple[str, ...]
+) -> None:
     await plugin.join(preferred=True)
-    plugin.prefer = lambda available, size: ["c"]
-    assert (await kubelet.allocate(RESOURCE, 2)).ids == ("c", "a")
+    plugin.prefer = lambda available, size: answer
+    assert (await kubelet.allocate(RESOURCE, 2)).ids == granted
     assert plugin.calls[0] == ("GetPreferredAllocation", ["a", "b", "c"])
-
-
-async def test_an_empty_preference_is_ignored(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
-    await plugin.join(preferred=True)
-    assert (await kubelet.allocate(RESOURCE, 1)).ids == ("a",)
 
 
 @pytest.mark.parametrize("answer", [["a", "b"], ["stranger"], ["a", "a"]])
@@ -498,16 +491,6 @@ async def test_an_impossible_preference_fails_the_pod(
     plugin.prefer = lambda available, size: answer
     with pytest.raises(AdmissionError, match="was answered with"):
         await kubelet.allocate(RESOURCE, 1)
-
-
-async def test_an_error_instead_of_a_preference_fails_the_pod(
-    kubelet: Kubelet, plugin: ScriptedPlugin
-) -> None:
-    await plugin.join(preferred=True)
-    plugin.refuse.add("GetPreferredAllocation")
-    with pytest.raises(AdmissionError, match="GetPreferredAllocation is refused"):
-        await kubelet.allocate(RESOURCE, 1)
-    assert kubelet.grants == ()
 
 
 # --- containers ---
@@ -552,30 +535,27 @@ async def test_before_a_plugin_is_registered_again_containers_start_unasked(
 # --- pod resources ---
 
 
-async def pods_v1(kubelet: Kubelet) -> Sequence[podresources_v1_pb2.PodResources]:
+V1 = (podresources_v1_pb2_grpc, podresources_v1_pb2)
+V1ALPHA1 = (podresources_v1alpha1_pb2_grpc, podresources_v1alpha1_pb2)
+
+
+async def pods(kubelet: Kubelet, version: tuple[Any, Any] = V1) -> Sequence[Any]:
+    service, messages = version
     async with grpc.aio.insecure_channel(f"unix:{kubelet.pod_resources_socket}") as channel:
-        stub = podresources_v1_pb2_grpc.PodResourcesListerStub(channel)  # type: ignore[no-untyped-call]
-        answer: podresources_v1_pb2.ListPodResourcesResponse
-        answer = await stub.List(podresources_v1_pb2.ListPodResourcesRequest(), timeout=SECONDS)
-        return answer.pod_resources
+        stub = service.PodResourcesListerStub(channel)
+        answer = await stub.List(messages.ListPodResourcesRequest(), timeout=SECONDS)
+    found: Sequence[Any] = answer.pod_resources
+    return found
 
 
-async def pods_v1alpha1(kubelet: Kubelet) -> Sequence[podresources_v1alpha1_pb2.PodResources]:
-    async with grpc.aio.insecure_channel(f"unix:{kubelet.pod_resources_socket}") as channel:
-        stub = podresources_v1alpha1_pb2_grpc.PodResourcesListerStub(channel)  # type: ignore[no-untyped-call]
-        answer: podresources_v1alpha1_pb2.ListPodResourcesResponse
-        answer = await stub.List(podresources_v1alpha1_pb2.ListPodResourcesRequest(), timeout=SECONDS)
-        return answer.pod_resources
-
-
-@pytest.mark.parametrize("pods", [pods_v1, pods_v1alpha1])
+@pytest.mark.parametrize("version", [V1, V1ALPHA1], ids=["v1", "v1alpha1"])
 async def test_both_versions_of_pod_resources_tell_who_holds_what(
-    kubelet: Kubelet, plugin: ScriptedPlugin, pods: Callable[[Kubelet], Awaitable[Sequence[Any]]]
+    kubelet: Kubelet, plugin: ScriptedPlugin, version: tuple[Any, Any]
 ) -> None:
     await plugin.join()
     await kubelet.allocate(RESOURCE, 2, pod="p", container="c")
     kubelet.hold(["0", "1"], resource="old.example/thing", pod="q", namespace="else")
-    first, second = await pods(kubelet)
+    first, second = await pods(kubelet, version)
     assert (first.name, first.namespace, first.containers[0].name) == ("p", "default", "c")
     assert sorted(id_ for held in first.containers[0].devices for id_ in held.device_ids) == ["a", "b"]
     assert (second.name, second.namespace) == ("q", "else")
@@ -588,15 +568,15 @@ async def test_an_older_kubelet_serves_v1alpha1_only(tmp_path: Path) -> None:
         tmp_path / "plugins", pod_resources_dir=tmp_path / "pods", pod_resources_v1=False
     ) as kubelet:
         kubelet.hold(["0"], resource=RESOURCE)
-        assert len(await pods_v1alpha1(kubelet)) == 1
+        assert len(await pods(kubelet, V1ALPHA1)) == 1
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await pods_v1(kubelet)
+            await pods(kubelet)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_init_containers_are_in_the_checkpoint_but_not_in_pod_resources(kubelet: Kubelet) -> None:
     kubelet.hold(["0"], resource=RESOURCE, pod="p", init_container=True)
-    [pod] = await pods_v1(kubelet)
+    [pod] = await pods(kubelet)
     assert list(pod.containers) == []
     assert [entry["PodUID"] for entry in entries(kubelet)] == [kubelet.grants[0].uid]
 
@@ -606,12 +586,12 @@ async def test_a_kubelet_that_restarts_without_an_api_server_lists_no_pods_but_c
 ) -> None:
     kubelet.hold(["0"], resource=RESOURCE)
     kubelet.api_server_away = True
-    assert len(await pods_v1(kubelet)) == 1, "pods known before the outage stay known"
+    assert len(await pods(kubelet)) == 1, "pods known before the outage stay known"
     await kubelet.restart()
-    assert list(await pods_v1(kubelet)) == []
+    assert list(await pods(kubelet)) == []
     assert len(entries(kubelet)) == 1
     kubelet.api_server_away = False
-    assert len(await pods_v1(kubelet)) == 1
+    assert len(await pods(kubelet)) == 1
 
 
 # --- checkpoint ---
