@@ -3,7 +3,6 @@
 
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -60,8 +59,3 @@ def test_both_dockerfiles_do_the_same() -> None:
         stages.append([re.sub(r"^(ARG (BUILDER_IMAGE|BASE_IMAGE|PYTHON))=.*", r"\1", line) for line in lines])
     assert stages[0] == stages[1]
     assert sum(line.startswith("FROM") for line in stages[0]) == 2
-
-
-@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
-def test_the_image_says_which_version_it_is(file: Path) -> None:
-    assert f"ARG VERSION={PYPROJECT['project']['version']}\n" in file.read_text()
