@@ -5,7 +5,6 @@ and what has to survive them. How it ends is in test_shutdown.py."""
 import asyncio
 import errno
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -136,25 +135,6 @@ async def test_resources_per_profile_have_an_endpoint_each(node: Node, kubelet: 
     assert list(node.plugins.glob("xpu-*")) == []
 
 
-async def test_sighup_forgets_lost_devices_at_once_and_does_nothing_else(
-    node: Node, kubelet: Kubelet
-) -> None:
-    daemon = node.start()
-    await shows(kubelet, IDS)
-    node.machine.remove_card(3)
-    node.machine.set_card(0, {"vfs": "3"})
-    daemon.process.send_signal(signal.SIGHUP)
-    vfs = [f"0000:3b:01.{vf}-of3" for vf in range(3)]
-    await shows(kubelet, [*vfs, *IDS[1:3]])
-    lists = kubelet.lists(RESOURCE)
-    daemon.process.send_signal(signal.SIGHUP)
-    node.machine.set_card(1, {"state": "207"})  # the next thing to be seen
-    await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 4, timeout=SECONDS)
-    assert kubelet.lists(RESOURCE) == lists + 1
-    assert len(kubelet.registrations) == 1
-    assert daemon.process.poll() is None
-
-
 async def test_a_device_that_flaps_stays_out_until_it_is_cleared(node: Node, kubelet: Kubelet) -> None:
     socket = node.place / "run/status.sock"
     options = ("--health-flaps=3", f"--status-socket={socket}")
@@ -202,21 +182,6 @@ async def test_a_status_socket_that_cannot_be_had_costs_no_more_than_that(
 
 
 # --- several lives --------------------------------------------------------------------------------
-
-
-async def test_a_restarted_kubelet_is_registered_with_and_running_containers_keep_their_devices(
-    node: Node, kubelet: Kubelet
-) -> None:
-    node.start()
-    await shows(kubelet, IDS)
-    grant = await kubelet.allocate(RESOURCE, 1)
-    for life in (2, 3):
-        await kubelet.restart()
-        await shows(kubelet, IDS)
-        assert [registration.life for registration in kubelet.registrations] == [*range(1, life + 1)]
-    await kubelet.restart_container(grant)
-    rest = await kubelet.allocate(RESOURCE, 3)
-    assert set(rest.ids).isdisjoint(grant.ids)
 
 
 # --- containers of the former plugin --------------------------------------------------------------

@@ -133,14 +133,21 @@ async def test_a_card_that_another_plugin_grants_a_second_time_is_closed_and_tol
 # --- a kubelet that has lost its checkpoint -------------------------------------------------------
 
 
-async def test_what_a_kubelet_has_forgotten_is_withheld_until_its_pod_is_gone(node: Node) -> None:
+@pytest.mark.parametrize("killed", [False, True], ids=["the same plugin", "the next plugin"])
+async def test_what_a_kubelet_has_forgotten_is_withheld_until_its_pod_is_gone(
+    node: Node, killed: bool
+) -> None:
     async with kubelet_of(node) as kubelet:
         daemon = node.start(*OWN_POD, "--pod-list-delay=0.2", program=CAREFUL)
         await shows(kubelet, IDS)
         held = await kubelet.allocate(RESOURCE, 2, pod="train")
         await recorded(node, "default/train/main")
 
+        if killed:
+            await daemon.kill()
         await kubelet.restart_without_checkpoint()
+        if killed:
+            daemon = node.start(*OWN_POD, "--pod-list-delay=0.2", program=CAREFUL)
         await kubelet.until(lambda: kubelet.devices(RESOURCE), timeout=SECONDS)
         free = set(IDS) - set(held.ids)
         assert kubelet.first_list() == free, "not even for a moment"
@@ -152,22 +159,6 @@ async def test_what_a_kubelet_has_forgotten_is_withheld_until_its_pod_is_gone(no
 
         kubelet.free(held)
         await kubelet.until(lambda: healthy(kubelet) == set(IDS), timeout=SECONDS)
-
-
-async def test_what_a_kubelet_has_forgotten_is_withheld_by_the_next_plugin_too(node: Node) -> None:
-    async with kubelet_of(node) as kubelet:
-        daemon = node.start(*OWN_POD, "--pod-list-delay=0.2", program=CAREFUL)
-        await shows(kubelet, IDS)
-        held = await kubelet.allocate(RESOURCE, 1, pod="train")
-        await recorded(node, "default/train/main")
-        await daemon.kill()
-        await kubelet.restart_without_checkpoint()
-
-        node.start(*OWN_POD, "--pod-list-delay=0.2", program=CAREFUL)
-        await kubelet.until(lambda: kubelet.devices(RESOURCE), timeout=SECONDS)
-        assert kubelet.first_list() == set(IDS) - set(held.ids)
-        kubelet.free(held)
-        await shows(kubelet, IDS)
 
 
 async def test_a_kubelet_that_asks_again_and_whose_version_is_not_known_gives_no_card_twice(

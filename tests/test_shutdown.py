@@ -4,18 +4,15 @@
 import asyncio
 import signal
 import socket
-from pathlib import Path
 
-import grpc
 import pytest
 
 from tests.support.daemon import EXIT_SECONDS, IDS, Daemon, Node, in_flight, shows
-from tests.support.kubelets import Hesitant, Unread
+from tests.support.kubelets import Unread
 from tests.support.machines import RESOURCE
-from tests.support.processes import processes_that_know
+from tests.support.processes import processes_that_know, status
 from tests.support.waiting import SECONDS, until
-from xpu_plugin.simulation.kubelet import Client as KubeletsEnd
-from xpu_plugin.simulation.kubelet import Kubelet, Registration
+from xpu_plugin.simulation.kubelet import Kubelet
 
 
 PATIENT = "--call-timeout=600"  # nothing that hangs is given up before the signal
@@ -73,19 +70,8 @@ async def test_of_many_signals_the_first_counts(node: Node, kubelet: Kubelet) ->
     node.assert_tidy()
 
 
-# A stream of which a reader takes in no more than these bytes, and no list has so few.
-CLOSED = (
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 5),
-)
-
-
 class Shut(Unread):
-    async def dial(self, registration: Registration) -> KubeletsEnd:
-        channel = grpc.aio.insecure_channel(f"unix:{self.directory / registration.endpoint}", options=CLOSED)
-        await channel.channel_ready()
-        return KubeletsEnd(registration, channel)
+    room = 5  # bytes; no list has so few
 
 
 async def test_the_end_while_a_stream_waits_to_be_read(node: Node) -> None:
@@ -138,28 +124,16 @@ async def test_the_end_while_workers_die_one_after_the_other(node: Node, kubelet
 async def test_a_signal_in_the_first_moment_ends_it(node: Node) -> None:
     """While modules are still being imported; as a container's first process it would else be deaf."""
     daemon = node.start()
-    await until(lambda: signal_handled(daemon.pid, signal.SIGTERM), "a handler for SIGTERM")
+    await until(lambda: terminates(daemon.pid), "a handler for SIGTERM")
     assert await daemon.stop() < EXIT_SECONDS
     # A worker that was just being started notices by itself that it is alone.
     await until(lambda: not processes_that_know(node.place), "no process left")
     node.assert_tidy()
 
 
-def signal_handled(pid: int, number: signal.Signals, how: str = "SigCgt") -> bool:
-    status = Path(f"/proc/{pid}/status").read_text()
-    [mask] = [line.split()[1] for line in status.splitlines() if line.startswith(how)]
-    return bool(int(mask, 16) >> (number - 1) & 1)
-
-
-async def test_a_rescan_asked_for_in_the_first_moment_ends_nothing(node: Node, kubelet: Kubelet) -> None:
-    daemon = node.start()
-    await until(
-        lambda: any(signal_handled(daemon.pid, signal.SIGHUP, how) for how in ("SigIgn", "SigCgt")),
-        "an answer to SIGHUP",
-    )
-    daemon.process.send_signal(signal.SIGHUP)
-    await shows(kubelet, IDS)
-    await ends_well(node, daemon)
+def terminates(pid: int) -> bool:
+    """Whether a process handles SIGTERM."""
+    return bool(int(status(pid)["SigCgt"], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 async def test_the_end_while_the_first_worker_starts(node: Node, kubelet: Kubelet) -> None:
@@ -205,14 +179,6 @@ async def test_the_end_after_the_kubelet_is_gone(node: Node, kubelet: Kubelet) -
     await daemon.says("the kubelet ended its stream")
     assert node.socket.exists()
     await ends_well(node, daemon)
-
-
-async def test_the_end_while_a_register_hangs(node: Node) -> None:
-    async with Hesitant(node.plugins) as kubelet:
-        daemon = node.start()
-        await kubelet.until(lambda: kubelet.asked, timeout=SECONDS)
-        await ends_well(node, daemon)
-        assert kubelet.registrations == []
 
 
 async def test_the_end_while_nobody_tells_who_holds_devices(node: Node, kubelet: Kubelet) -> None:

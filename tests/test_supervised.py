@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -302,11 +303,16 @@ async def test_a_log_that_nobody_reads_delays_neither_grants_nor_lists_nor_the_e
     node: Node, kubelet: Kubelet
 ) -> None:
     reader, writer = os.pipe()
+
+    class Unread(Daemon):
+        def start(self, command: Sequence[str], *, stderr: int, **options: Any) -> subprocess.Popen[bytes]:
+            return super().start(command, stderr=writer, **options)
+
     try:
         fcntl.fcntl(writer, F_SETPIPE_SZ, PIPE_BYTES)
         os.write(writer, b"x" * PIPE_BYTES)
-        daemon = Unread(node, writer)
-        node.daemons.append(daemon)
+        node.daemon_type = Unread
+        daemon = node.start()
         await serves(node, kubelet)
         for _ in range(50):
             kubelet.free(await kubelet.allocate(RESOURCE, 1))
@@ -315,20 +321,3 @@ async def test_a_log_that_nobody_reads_delays_neither_grants_nor_lists_nor_the_e
     finally:
         os.close(reader)
         os.close(writer)
-
-
-class Unread(Daemon):
-    """A plugin with a descriptor of ours as its standard error."""
-
-    def __init__(self, node: Node, stderr: int) -> None:
-        options = [f"--{name}={value}" for name, value in node.options().items()]
-        self.output_file = self.log_file = node.place / "none"
-        self.log_file.touch()
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "xpu_plugin", *options],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            cwd=node.place,
-        )
-        self.pid = self.process.pid

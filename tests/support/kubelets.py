@@ -31,18 +31,18 @@ class CountingKubelet(Kubelet):
         return super().pod_resources()
 
 
-NARROW = (
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 16384),
-)
-
-
 class Narrow(Kubelet):
-    """Takes in 16 KiB at most of what it has not read."""
+    """Takes in `room` bytes at most of what it has not read."""
+
+    room = 16384
 
     async def dial(self, registration: Registration) -> KubeletsEnd:
-        channel = grpc.aio.insecure_channel(f"unix:{self.directory / registration.endpoint}", options=NARROW)
+        options = (
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", self.room),
+        )
+        channel = grpc.aio.insecure_channel(f"unix:{self.directory / registration.endpoint}", options=options)
         await channel.channel_ready()
         return KubeletsEnd(registration, channel)
 
