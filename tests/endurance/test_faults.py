@@ -16,7 +16,7 @@ import grpc
 import pytest
 
 from tests.endurance.watched import CALL_SECONDS, TIMINGS, Scene, Watched, unharmed
-from tests.support.daemon import IDS, Daemon, a_node, in_flight, shows
+from tests.support.daemon import IDS, Daemon, a_node, shows
 from tests.support.impatient import impatient
 from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE, compile_library
@@ -106,18 +106,6 @@ async def test_a_call_that_hangs_or_crashes_for_all_costs_no_more_than_the_grace
     assert daemon.log.count("the library answers again") == 2
 
 
-async def test_a_call_that_is_slow_but_in_time_is_nothing(scene: Scene, kubelet: Watched) -> None:
-    daemon = scene.begin("--call-timeout=5")
-    await shows(kubelet, IDS)
-    async with unharmed(kubelet, daemon):
-        scene.machine.add_fault(STATE, "delay:1000", card=1, times=1)
-        [worker] = worker_of(daemon)
-        await until(lambda: in_flight(worker) == STATE, "the slow call")
-        scene.machine.set_card(2, {"temperature": "41"})  # all calls notice the file
-        await until(lambda: in_flight(worker) != STATE, "its end")
-    assert "WARNING" not in daemon.log
-
-
 @pytest.mark.parametrize("count", ["0", "2", "9", "99", "16384"])
 async def test_a_wrong_count_names_no_device_that_there_is_not_and_is_forgotten(
     scene: Scene, kubelet: Watched, count: str
@@ -139,22 +127,6 @@ async def test_a_wrong_count_names_no_device_that_there_is_not_and_is_forgotten(
     assert daemon.log.count("library opened") == asked
     granted = await kubelet.allocate(RESOURCE, 4)
     assert [node.host_path for node in granted.nodes] == [*(f"/dev/xpu{n}" for n in range(4)), "/dev/xpuctrl"]
-
-
-async def test_texts_that_are_cut_or_no_texts_are_no_reason_not_to_work(
-    scene: Scene, kubelet: Watched
-) -> None:
-    daemon = scene.begin()
-    await shows(kubelet, IDS)
-    async with unharmed(kubelet, daemon):
-        for action in ("truncated-strings", "garbage-strings"):
-            for function in ("xpumlSystemGetDriverVersion", "xpumlSystemGetXPUMLVersion"):
-                scene.machine.add_fault(function, action)
-            lines = daemon.log.count("library opened")
-            daemon.process.send_signal(signal.SIGHUP)
-            await daemon.says("library opened", lines + 1)
-            scene.machine.clear_faults()
-    assert all(line.isprintable() for line in daemon.log.splitlines())
 
 
 async def test_a_library_that_writes_on_the_wire_is_never_believed(scene: Scene, kubelet: Watched) -> None:
@@ -180,21 +152,6 @@ async def test_a_library_that_writes_on_the_wire_is_never_believed(scene: Scene,
 
 
 # --- the host -------------------------------------------------------------------------------------
-
-
-async def test_without_the_control_node_nothing_is_granted_and_all_is_offered(
-    scene: Scene, kubelet: Watched
-) -> None:
-    """As when a driver is being loaded anew; the library of a worker that is there has it open."""
-    daemon = scene.begin("--rescan-interval=600")
-    await shows(kubelet, IDS)
-    assert scene.machine.dev_root
-    node = scene.machine.dev_root / "xpuctrl"
-    async with unharmed(kubelet, daemon):
-        node.rename(scene.place / "xpuctrl")
-        with pytest.raises(AdmissionError, match="/dev/xpuctrl is missing or was replaced"):
-            await kubelet.allocate(RESOURCE, 1)
-        (scene.place / "xpuctrl").rename(node)
 
 
 async def test_a_driver_that_is_unloaded_and_loaded_again(scene: Scene, kubelet: Watched) -> None:

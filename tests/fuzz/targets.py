@@ -261,7 +261,6 @@ def options(data: bytes) -> None:
 
 HEALTHY_IDS = ("0000:3b:00.0", "0000:3c:00.0", "0000:3d:00.0-half1")
 SICK_ID = "0000:3e:00.0"
-LONGEST_ID = 300
 
 
 class _AbortError(Exception):

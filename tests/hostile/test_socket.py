@@ -6,8 +6,9 @@ import asyncio
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import grpc
@@ -117,10 +118,25 @@ def peers(node: Node, count: int, address: str | tuple[str, int] = "") -> Iterat
         yield found
 
 
+@asynccontextmanager
+async def meanwhile(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """During the body this goes on, and no longer."""
+    tasks = [asyncio.create_task(each) for each in work]
+    yield
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
 # --- frames ---------------------------------------------------------------------------------------
 
 HELLO = PREFACE + frame(SETTINGS)
-CLOSED, REFUSED, IGNORED = "the connection is closed", "the call is refused", "nothing comes of it"
+CLOSED, REFUSED, IGNORED = "the connection is closed", "the call is refused", "nothing but an answer"
+OUTCOMES: dict[str, Callable[[Peer], object]] = {
+    CLOSED: lambda peer: peer.closed,
+    REFUSED: lambda peer: {HEADERS, RST_STREAM} & set(kinds(peer.heard)),
+    IGNORED: lambda peer: peer.heard,
+}
 
 FRAMES: dict[str, tuple[str, bytes]] = {
     "noise": (CLOSED, random.Random(1).randbytes(4096)),
@@ -173,21 +189,9 @@ async def test_frames_that_no_client_sends(node: Node, kubelet: Kubelet) -> None
     async with unharmed(kubelet, daemon):
         for name, (outcome, raw) in FRAMES.items():
             with peers(node, 1) as [peer]:
-                listening = asyncio.create_task(peer.listens())
-                saying = asyncio.create_task(peer.says(raw))
-                await works(kubelet)
-                if outcome is CLOSED:
-                    await until(lambda peer=peer: peer.closed, f"{name}: {outcome}")  # type: ignore[misc]
-                elif outcome is REFUSED:
-                    await until(
-                        lambda peer=peer: {HEADERS, RST_STREAM} & set(kinds(peer.heard)),  # type: ignore[misc]
-                        f"{name}: {outcome}",
-                    )
-                else:
-                    await until(lambda peer=peer: peer.heard, f"{name}: any answer")  # type: ignore[misc]
-                listening.cancel()
-                saying.cancel()
-                await asyncio.wait({listening, saying})
+                async with meanwhile(peer.listens(), peer.says(raw)):
+                    await works(kubelet)
+                    await until(partial(OUTCOMES[outcome], peer), f"{name}: {outcome}")
     assert daemon.log.count("granted") == len(FRAMES) + 2, "what the kubelet has asked for"
 
 
@@ -243,15 +247,12 @@ async def test_calls_that_one_connection_may_have_at_once_are_few(node: Node, ku
         with peers(node, 8) as those:
             for peer in those:
                 await peer.says(HELLO + b"".join(begin(2 * n + 1) for n in range(20 * MOST_STREAMS)))
-            listening = [asyncio.create_task(peer.listens()) for peer in those]
-            await until(
-                lambda: all(kinds(peer.heard).get(RST_STREAM, 0) >= 19 * MOST_STREAMS for peer in those),
-                "all calls but a few refused",
-            )
-            await works(kubelet)
-            for task in listening:
-                task.cancel()
-            await asyncio.wait(listening)
+            async with meanwhile(*(peer.listens() for peer in those)):
+                await until(
+                    lambda: all(kinds(peer.heard).get(RST_STREAM, 0) >= 19 * MOST_STREAMS for peer in those),
+                    "all calls but a few refused",
+                )
+                await works(kubelet)
 
 
 # --- slow ones ------------------------------------------------------------------------------------
@@ -266,9 +267,8 @@ async def test_connections_that_are_silent_or_slow_are_closed(node: Node, kubele
             for number_, peer in enumerate(those):
                 await peer.says((b"", PREFACE[:5], PREFACE, HELLO)[number_ % 4])
             await works(kubelet)
-            listening = [asyncio.create_task(peer.listens()) for peer in those]
-            await until(lambda: all(peer.closed for peer in those), "the end of all of them")
-            await asyncio.wait(listening)
+            async with meanwhile(*(peer.listens() for peer in those)):
+                await until(lambda: all(peer.closed for peer in those), "the end of all of them")
         assert kubelet.streams_open == 1, "the connection has a call"
 
 
@@ -328,12 +328,11 @@ async def test_strangers_at_the_other_sockets_are_closed_soon_and_harm_nobody(
     async with unharmed(kubelet, daemon):
         with peers(node, 70, str(status)) as ours, peers(node, 70, port) as public:
             those = [*ours, *public]
-            listening = [asyncio.create_task(peer.listens()) for peer in those]
-            for number_, peer in enumerate(those):
-                await peer.says(said[number_ % len(said)])
-            await works(kubelet)
-            await until(lambda: all(peer.closed for peer in those), "the end of all of them")
-            await asyncio.wait(listening)
+            async with meanwhile(*(peer.listens() for peer in those)):
+                for number_, peer in enumerate(those):
+                    await peer.says(said[number_ % len(said)])
+                await works(kubelet)
+                await until(lambda: all(peer.closed for peer in those), "the end of all of them")
 
 
 # --- messages -------------------------------------------------------------------------------------
