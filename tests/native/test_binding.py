@@ -11,7 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +178,19 @@ def machine(make_machine: MakeMachine) -> Machine:
 @pytest.fixture
 def binding(machine: Machine, simulator: Path, tmp_path: Path) -> Binding:
     return Binding(tmp_path, simulator, machine.environment())
+
+
+MakeBinding = Callable[..., Binding]
+
+
+@pytest.fixture
+def make_binding(make_machine: MakeMachine, simulator: Path, tmp_path: Path) -> MakeBinding:
+    """Over a machine of cards given by their keys."""
+
+    def make(*given: dict[str, str], library: Path = simulator) -> Binding:
+        return Binding(tmp_path, library, make_machine(*given).environment())
+
+    return make
 
 
 TRACE = (
@@ -347,13 +360,13 @@ def test_without_devices_every_answer_is_empty(
 # --- contents -------------------------------------------------------------------------------------
 
 
-def test_a_scan(make_machine: MakeMachine, simulator: Path, tmp_path: Path) -> None:
-    machine = make_machine(
+def test_a_scan(make_binding: MakeBinding) -> None:
+    binding = make_binding(
         {"model": "R200", "pci": "00af:3b:1f.7", "state": "207"},
         {"model": "K200", "pci": "0000:5e:00.0"},
         {"model": "R300", "pci": "0000:86:00.0", "vfs": "2"},
     )
-    scan = Binding(tmp_path, simulator, machine.environment())("library.scan()")
+    scan = binding("library.scan()")
     assert scan[0] == {
         "index": 0,
         "failures": [],
@@ -588,44 +601,20 @@ def test_a_sweep_keeps_a_handle_until_its_device_fails(strict: Binding) -> None:
     ]
 
 
-@pytest.mark.parametrize("function", ["xpumlDeviceGetHandleByIndex", "xpumlDeviceGetAttributes"])
-def test_one_devices_failure_is_its_own(machine: Machine, binding: Binding, function: str) -> None:
-    machine.add_fault(function, "code:999", card=1)
-    scan = binding("library.scan()")
-    assert [len(record["failures"]) for record in scan] == [0, 1, 0, 0]
-    assert scan[1]["failures"][0]["function"] == function
-
-
 # --- what the library is spared -------------------------------------------------------------------
 
 
-def test_utilization_is_not_asked_where_there_is_no_memory(
-    make_machine: MakeMachine, simulator: Path, tmp_path: Path
+@pytest.mark.parametrize("keys", [{}, {"nodes": "5"}], ids=["no memory", "what was on the stack"])
+def test_utilization_is_not_asked_of_a_pf_without_a_memory_of_its_own(
+    make_binding: MakeBinding, keys: dict[str, str]
 ) -> None:
-    """The library divides by it. A card that was split when the driver came up has such a PF."""
-    machine = make_machine(
-        {"model": "R200", "pci": "0000:3b:00.0", "vfs": "2", "cold-split": "yes"},
-        {"model": "R200", "pci": "0000:3c:00.0"},
-    )
-    readings = Binding(tmp_path, simulator, machine.environment())("library.readings()")
-    told = {record["memory_total_bytes"]: "utilization_percent" in record for record in readings}
-    assert told == {0: False, 16 * GIB: True, 8 * GIB: True}
-    assert all(record["failures"] == [] for record in readings)
-
-
-def test_utilization_is_not_asked_of_a_pf_that_has_vfs(
-    make_machine: MakeMachine, simulator: Path, tmp_path: Path
-) -> None:
-    """Its memory may be what was on the stack, which says nothing of the next question's."""
-    machine = make_machine(
-        {"model": "R200", "pci": "0000:3b:00.0", "vfs": "2", "cold-split": "yes", "nodes": "5"},
-        {"model": "R200", "pci": "0000:3c:00.0"},
-    )
-    readings = Binding(tmp_path, simulator, machine.environment())("library.readings()")
-    totals = [record["memory_total_bytes"] for record in readings]
-    assert totals[:3] == [16 * GIB, 8 * GIB, 8 * GIB]
-    assert totals[3] > 1 << 40
-    assert ["utilization_percent" in record for record in readings] == [True, True, True, False]
+    """The library divides by it. A card that was split when the driver came up has such a PF; its memory may
+    be what was on the stack, which says nothing of the next question's."""
+    split = {"model": "R200", "pci": "0000:3b:00.0", "vfs": "2", "cold-split": "yes", **keys}
+    readings = make_binding(split, {"model": "R200", "pci": "0000:3c:00.0"})("library.readings()")
+    assert [record["failures"] for record in readings] == [[]] * 4
+    [unasked] = [record for record in readings if "utilization_percent" not in record]
+    assert unasked["memory_total_bytes"] > 1 << 40 if keys else unasked["memory_total_bytes"] == 0
 
 
 def test_utilization_is_not_asked_where_the_memory_is_unknown(
@@ -656,13 +645,6 @@ def test_every_output_is_zeroed_before_each_call(strict: Binding, later_strict_l
         for batch in (*outcomes[2:13:4], *outcomes[3:13:4]):
             assert [failures(record) for record in batch] == [[], [], []]
         assert outcomes[13:] == ["A" * 80] * 4
-
-
-def test_a_handle_is_fetched_for_each_use(strict: Binding) -> None:
-    """A state query that failed makes the handle invalid: a kept one would answer 2 from then on."""
-    _, *sweeps, readings = strict.all(COUNT, *["library.sweep()"] * 3, "library.readings()")
-    assert [[code for code, _ in sweep] for sweep in sweeps] == [[0, 0, 999]] * 3
-    assert failures(readings[2]) == []
 
 
 def test_more_processes_than_room_are_not_read(strict: Binding) -> None:
@@ -708,13 +690,14 @@ def test_texts_of_later_functions_end_somewhere(
 
 
 def test_optional_functions_are_used_where_they_exist(
-    make_machine: MakeMachine, later_simulator: Path, tmp_path: Path
+    make_binding: MakeBinding, later_simulator: Path
 ) -> None:
-    machine = make_machine(
+    binding = make_binding(
         {"model": "R200", "pci": "0000:3b:00.0", "serial": "02K0XYZ", "nodes": "7", "minors": "20"},
         {"model": "R200", "pci": "0000:3c:00.0"},
+        library=later_simulator,
     )
-    scan = Binding(tmp_path, later_simulator, machine.environment())("library.scan()")
+    scan = binding("library.scan()")
     told = {record["pci"]: [record[key] for key in ("serial", "number", "minor", "name")] for record in scan}
     assert told["0000:3b:00.0"] == ["02K0XYZ", 7, 20, "R200"]
     assert told["0000:3c:00.0"][1] == 0
