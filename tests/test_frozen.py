@@ -5,7 +5,7 @@ import copy
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 
 import pytest
@@ -43,13 +43,6 @@ class Table:
     rows: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standard:
-    x: int
-    y: int = 0
-    names: tuple[str, ...] = field(default=(), repr=False)
-
-
 def test_equality_and_hash_are_those_of_the_fields() -> None:
     assert Point(x=1) == Point(x=1, y=0)
     assert Point(x=1) != Point(x=1, y=2)
@@ -66,7 +59,7 @@ def test_what_cannot_be_hashed_is_not() -> None:
 
 
 def test_it_is_shown_as_the_standard_ones_are() -> None:
-    assert repr(Point(x=1, names=("a",))) == repr(Standard(x=1, names=("a",))).replace("Standard", "Point")
+    assert repr(Point(x=1, names=("a",))) == "Point(x=1, y=0)"
     assert repr(Pair(1, 2)) == "Pair(left=1, right=2)"
 
 

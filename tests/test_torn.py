@@ -5,9 +5,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-import pytest
 from coverage import Coverage, CoverageData
-from coverage.exceptions import DataError
 
 from tests.support import torn
 
@@ -26,13 +24,6 @@ def written(path: Path, *, tracer: bool) -> Path:
 
 def combine(directory: Path) -> None:
     Coverage(data_file=str(directory / "data"), config_file=False).combine([str(directory)])
-
-
-def test_one_torn_file_would_spoil_all(tmp_path: Path) -> None:
-    written(tmp_path / "data.1", tracer=True)
-    written(tmp_path / "data.2", tracer=False)
-    with pytest.raises(DataError, match="Conflicting file tracer name"):
-        combine(tmp_path)
 
 
 def test_the_torn_file_is_left_out_and_the_whole_ones_count(tmp_path: Path) -> None:

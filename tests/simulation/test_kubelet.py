@@ -4,7 +4,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -700,40 +700,11 @@ async def test_a_wait_in_vain_tells_what_there_is(kubelet: Kubelet, plugin: Scri
     assert "1 registrations, 1 streams open" in str(caught.value)
 
 
-class Forgetful(Kubelet):
-    """Accepts registrations and never dials."""
-
-    async def dial(self, registration: Registration) -> Client:
-        raise TimeoutError
-
-
-class Deaf(Kubelet):
-    """Opens the stream and never reads it."""
-
-    async def receive(self, endpoint: Client) -> AsyncGenerator[api.ListAndWatchResponse, None]:
-        endpoint.stub.ListAndWatch(api.Empty())
-        await asyncio.Event().wait()
-        yield api.ListAndWatchResponse()
-
-
 class Broken(Kubelet):
     """Has a bug."""
 
     async def dial(self, registration: Registration) -> Client:
         raise ZeroDivisionError
-
-
-@pytest.mark.parametrize("manners", [Forgetful, Deaf])
-async def test_a_kubelet_with_bad_manners_still_closes_cleanly(
-    tmp_path: Path, manners: type[Kubelet]
-) -> None:
-    async with manners(tmp_path) as kubelet:
-        plugin = ScriptedPlugin(kubelet, device("a"))
-        await plugin.serve()
-        await plugin.register()
-        assert kubelet.devices(RESOURCE) == {}
-        await plugin.stop()
-    assert not strays()
 
 
 async def test_a_bug_of_the_stand_in_does_not_go_unseen(tmp_path: Path) -> None:
