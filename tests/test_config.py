@@ -11,18 +11,25 @@ from hypothesis import strategies as st
 from xpu_plugin.config import LIST_OPTIONS, OPTIONS, Config, Option, UsageError, read_config
 
 
+PATHS = (
+    "device-plugin-dir",
+    "pod-resources-socket",
+    "state-dir",
+    "dev-root",
+    "sysfs-root",
+    "xre-dir",
+    "simulator-file",
+    "status-socket",
+    "kubeconfig",
+)
+SWITCHES = ("resource-per-profile", "vf-without-pod-resources", "node-labels", "fail-on-init-error")
 # Two values of each option, as text and as they are understood.
 VALUES: dict[str, list[tuple[str, object]]] = {
-    "resource-name": [("example.com/card", "example.com/card"), ("a.b/C_d.9", "a.b/C_d.9")],
+    **{name: [("/a", Path("/a")), ("/b/c", Path("/b/c"))] for name in PATHS},
+    **{name: [("yes", True), ("FALSE", False)] for name in SWITCHES},
     "resource-per-profile": [("true", True), ("off", False)],
-    "device-plugin-dir": [("/a", Path("/a")), ("/b/c", Path("/b/c"))],
-    "pod-resources-socket": [("/a.sock", Path("/a.sock")), ("/b.sock", Path("/b.sock"))],
-    "state-dir": [("/a", Path("/a")), ("/b", Path("/b"))],
-    "dev-root": [("/a", Path("/a")), ("/b", Path("/b"))],
-    "sysfs-root": [("/a", Path("/a")), ("/b", Path("/b"))],
+    "resource-name": [("example.com/card", "example.com/card"), ("a.b/C_d.9", "a.b/C_d.9")],
     "xpuml-library": [("/a.so", "/a.so"), ("/b.so", "/b.so")],
-    "xre-dir": [("/a", Path("/a")), ("/b/c", Path("/b/c"))],
-    "simulator-file": [("/a", Path("/a")), ("/b", Path("/b"))],
     "health-interval": [("0.05", 0.05), ("3600", 3600.0)],
     "health-failures": [("1", 1), ("1000", 1000)],
     "health-recovery": [("0", 0.0), ("86400", 86400.0)],
@@ -30,24 +37,19 @@ VALUES: dict[str, list[tuple[str, object]]] = {
     "health-flap-window": [("1", 1.0), ("604800", 604800.0)],
     "health-grace": [("0", 0.0), ("3600", 3600.0)],
     "rescan-interval": [("0.05", 0.05), ("3600", 3600.0)],
-    "status-socket": [("/a.sock", Path("/a.sock")), ("/b.sock", Path("/b.sock"))],
     "call-timeout": [(".05", 0.05), ("600", 600.0)],
     "sriov-num-vfs": [("3", 3), ("keep", None)],
     "allow": [("R200", ("R200",)), ("a, b", ("a", "b"))],
     "deny": [("R200", ("R200",)), ("a,b", ("a", "b"))],
     "vf-policy": [("never", "never"), ("when-idle", "when-idle")],
     "vf-timeout": [("1", 1.0), ("3600", 3600.0)],
-    "vf-without-pod-resources": [("yes", True), ("off", False)],
     "pod-list-delay": [("0.1", 0.1), ("600", 600.0)],
     "label-timeout": [("0", 0.0), ("600", 600.0)],
     "vf-decision-wait": [("0", 0.0), ("3600", 3600.0)],
-    "kubeconfig": [("/a", Path("/a")), ("/b", Path("/b"))],
     "node-name": [("node-1", "node-1"), ("a.b", "a.b")],
     "pod-name": [("plugin-x7", "plugin-x7"), ("p", "p")],
     "pod-namespace": [("xpu", "xpu"), ("default", "default")],
     "metrics-address": [(":9476", ("", 9476)), ("[::1]:0", ("::1", 0))],
-    "node-labels": [("yes", True), ("FALSE", False)],
-    "fail-on-init-error": [("yes", True), ("FALSE", False)],
     "log-level": [("debug", "debug"), ("error", "error")],
     "log-format": [("json", "json"), ("text", "text")],
 }
@@ -104,7 +106,7 @@ def test_the_last_of_several_flags_counts() -> None:
     assert read("--log-level=debug", "--log-level=error").log_level == "error"
 
 
-@pytest.mark.parametrize("name", ["resource-per-profile", "fail-on-init-error"])
+@pytest.mark.parametrize("name", SWITCHES)
 def test_a_switch_alone_is_on_and_beats_its_variable(name: str) -> None:
     assert value(read(f"--{name}"), name) is True
     assert value(read(f"--{name}", **{BY_NAME[name].variable: "false"}), name) is True
@@ -140,15 +142,6 @@ def test_help_shows_every_option_with_its_variable_and_default(
 
 # --- refusals -----------------------------------------------------------------------------------------
 
-PATHS = [
-    "device-plugin-dir",
-    "pod-resources-socket",
-    "state-dir",
-    "dev-root",
-    "sysfs-root",
-    "simulator-file",
-    "status-socket",
-]
 BAD: list[tuple[str, str, str]] = [
     *((name, bad, "an absolute path") for name in PATHS for bad in ("relative", "./x", "~/x")),
     *(
@@ -175,8 +168,7 @@ BAD: list[tuple[str, str, str]] = [
     ("resource-name", "kubernetes.io/xpu", "other than kubernetes.io"),
     ("resource-name", "requests.kubernetes.io/xpu", "other than kubernetes.io"),
     ("xpuml-library", "libxpuml.so", "an absolute path, or 'simulator'"),
-    *(("resource-per-profile", bad, "true or false") for bad in ("maybe", "2")),
-    *(("fail-on-init-error", bad, "true or false") for bad in ("maybe", "2")),
+    *((name, bad, "true or false") for name in SWITCHES for bad in ("maybe", "2")),
     *((name, bad, "comma separated") for name in ("allow", "deny") for bad in (",", "a,,b", " ", "a,")),
     ("log-level", "INFO", "debug or info or warning or error"),
     ("log-level", "verbose", "debug or info or warning or error"),

@@ -53,13 +53,5 @@ def test_options_without_meaning_are_ignored_with_one_warning(dashes: str, name:
     assert name in warnings[0]
 
 
-def test_the_previous_plugins_arguments_all_at_once() -> None:
-    config, warnings = read_warned(
-        "-pass-device-specs=true", "--rename-dev", "-use-detail-resName", "-sriov-num-vfs=99"
-    )
-    assert config == Config(resource_per_profile=True, sriov_num_vfs=None)
-    assert len(warnings) == 5  # two for the last: its dash and its value
-
-
 def test_a_value_that_looks_like_an_option_of_the_previous_plugin_is_a_value() -> None:
     assert read_warned("--allow=-rename-dev") == (Config(allow=("-rename-dev",)), [])

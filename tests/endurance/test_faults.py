@@ -2,7 +2,6 @@
 """Faults of library, driver, host and kubelet under the whole plugin: what the kubelet sees of each, what is
 logged, and that nothing is more than before when it is over."""
 
-import asyncio
 import os
 import resource
 import signal
@@ -301,21 +300,6 @@ async def test_a_worker_that_is_stopped_is_replaced(scene: Scene, kubelet: Watch
             await daemon.says("the library answers again", times)
             await until(lambda worker=worker: worker not in tree(daemon.pid), "its end")  # type: ignore[misc]
     assert daemon.log.count("no answer within") == 3
-
-
-async def test_a_plugin_that_is_stopped_for_a_while_goes_on_as_if_nothing_had_been(
-    scene: Scene, kubelet: Watched
-) -> None:
-    daemon = scene.begin("--call-timeout=5", "--health-grace=600")
-    await shows(kubelet, IDS)
-    async with unharmed(kubelet, daemon):
-        for _ in range(3):
-            daemon.process.send_signal(signal.SIGSTOP)
-            asking = asyncio.create_task(kubelet.allocate(RESOURCE, 1))
-            await asyncio.sleep(0.7)  # it is nothing to be awaited
-            assert not asking.done()
-            daemon.process.send_signal(signal.SIGCONT)
-            kubelet.free(await asking)
 
 
 # --- the kubelet ----------------------------------------------------------------------------------

@@ -309,22 +309,21 @@ def test_a_count_beyond_reason_is_an_error(strict_library: Path, tmp_path: Path)
     assert refused.kind == "RuntimeError"
 
 
-def test_an_index_that_is_none_never_reaches_the_library(strict: Binding) -> None:
-    wrong = ["3", "127", "128", "-1", "2**31", "2**32", "2**32 + 1", "2**64", "10**40", "'1'", "None"]
-    calls = [f"library.set_sriov_vf_num({index}, 2, {STRICT_ADDRESS!r})" for index in wrong]
-    _, *outcomes, trace = strict.all(COUNT, *calls, TRACE)
-    assert [raised.kind for raised in outcomes] == ["IndexError"] * 9 + ["TypeError"] * 2
-    assert trace == ["xpumlInit", "xpumlDeviceGetCount"]
-
-
-def test_a_number_of_vfs_beyond_reason_never_reaches_the_library(strict: Binding) -> None:
+def test_a_wrong_index_number_or_address_never_reaches_the_library(strict: Binding) -> None:
     """On a card that is split the driver takes the VFs away before it looks at the number."""
-    wrong = ["-1", "64", "2**32", "2**32 + 1", "2**64"]
-    calls = [f"library.set_sriov_vf_num(0, {number}, {STRICT_ADDRESS!r})" for number in wrong]
-    calls += [f"library.set_sriov_vf_num(0, {wrong!r}, '')" for wrong in ("1", None, 1.0)]
-    calls += [f"library.set_sriov_vf_num(0, 1, {wrong!r})" for wrong in (b"0000:3b:00.0", None)]
+    huge = ["-1", "2**32", "2**32 + 1", "2**64"]
+    wrong = {
+        "IndexError": [f"{index}, 2, ''" for index in (*huge, "3", "127", "128", "2**31", "10**40")],
+        "ValueError": [f"0, {number}, {STRICT_ADDRESS!r}" for number in (*huge, "64")],
+        "TypeError": [
+            *(f"{index}, 2, ''" for index in ("'1'", "None")),
+            *(f"0, {number}, ''" for number in ("'1'", "None", "1.0")),
+            *(f"0, 1, {address}" for address in ("b'0000:3b:00.0'", "None")),
+        ],
+    }
+    calls = [f"library.set_sriov_vf_num({given})" for each in wrong.values() for given in each]
     _, *outcomes, trace = strict.all(COUNT, *calls, TRACE)
-    assert [raised.kind for raised in outcomes] == ["ValueError"] * 5 + ["TypeError"] * 5
+    assert [raised.kind for raised in outcomes] == [kind for kind, each in wrong.items() for _ in each]
     assert trace == ["xpumlInit", "xpumlDeviceGetCount"]
 
 
