@@ -79,22 +79,25 @@ async def test_paths_that_are_not_utf_8_work(place: Path, leaves_no_process: Non
         await until((node.odd / "state/grants.json").exists, "the record of the grant")
 
 
-async def test_a_failing_first_scan_ends_it_with_status_1_where_that_is_wanted(node: Node) -> None:
-    node.machine.set({"driver": "gone"})
-    daemon = node.start("--fail-on-init-error")
-    assert await daemon.ends() == 1
-    assert "no driver" in daemon.log
-    node.assert_tidy()
-
-
-async def test_a_serial_number_to_deny_that_the_library_does_not_tell_ends_it_before_it_offers_anything(
-    node: Node, kubelet: Kubelet
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ("--fail-on-init-error", "no driver"),
+        (
+            "--deny=02K00Y6218V0003A",
+            "--deny names 02K00Y6218V0003A, and this libxpuml reports no serial numbers",
+        ),
+    ],
+)
+async def test_a_first_scan_that_must_not_be_offered_ends_it_with_status_1(
+    node: Node, kubelet: Kubelet, option: str, reason: str
 ) -> None:
-    daemon = node.start("--deny=02K00Y6218V0003A")
+    if reason == "no driver":
+        node.machine.set({"driver": "gone"})
+    daemon = node.start(option)
     assert await daemon.ends() == 1
     assert daemon.log.count("ERROR") == 1
-    assert "--deny names 02K00Y6218V0003A, and this libxpuml reports no serial numbers" in daemon.log
-    assert "device offered" not in daemon.log
+    assert reason in daemon.log
     assert kubelet.registrations == []
     node.assert_tidy()
 

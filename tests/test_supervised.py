@@ -237,40 +237,32 @@ from xpu_plugin.loops.aliases import Aliases
 Aliases.first_look = fail
 """,
 }
-
-
-@pytest.mark.parametrize("part", INNER)
-async def test_an_unforeseen_error_of_what_serves_ends_it_in_one_line(
-    node: Node, kubelet: Kubelet, part: str
-) -> None:
-    """The kubelet starts the container again; half of a plugin would look well and serve nothing."""
-    daemon = node.start(program=flawed(INNER[part]))
-    assert await daemon.ends() == 1
-    (line,) = (line for line in daemon.log.splitlines() if " ERROR " in line)
-    assert f'{Message("", part=part)} error="LookupError: planted' in line
-    node.assert_tidy()
-
-
-@pytest.mark.parametrize("method", ["Allocate", "ListAndWatch"])
-async def test_an_unforeseen_error_of_a_call_ends_it_too(node: Node, kubelet: Kubelet, method: str) -> None:
-    """gRPC would log a traceback for each and serve on, for ever."""
-    flaw = """
+BROKEN = """
 from xpu_plugin.edges.kubelet import service
 def broken(*_):
     raise LookupError("planted")
 """
-    flaw += {
-        "Allocate": "service.allocation.grant = broken",
-        "ListAndWatch": "service.listing = broken",
-    }[method]
-    daemon = node.start(program=flawed(flaw))
-    if method == "Allocate":
+# gRPC would log a traceback for each call, and serve on for ever.
+CALLS = {
+    "Allocate": f"{BROKEN}service.allocation.grant = broken",
+    "ListAndWatch": f"{BROKEN}service.listing = broken",
+}
+
+
+@pytest.mark.parametrize("flaw", [*INNER, *CALLS])
+async def test_an_unforeseen_error_of_what_serves_ends_it_in_one_line(
+    node: Node, kubelet: Kubelet, flaw: str
+) -> None:
+    """The kubelet starts the container again; half of a plugin would look well and serve nothing."""
+    daemon = node.start(program=flawed({**INNER, **CALLS}[flaw]))
+    if flaw == "Allocate":
         await shows(kubelet, IDS)
         with pytest.raises(AdmissionError, match="the plugin failed, and is started again"):
             await kubelet.allocate(RESOURCE, 1)
     assert await daemon.ends() == 1
     (line,) = (line for line in daemon.log.splitlines() if " ERROR " in line)
-    assert f'part="endpoint {RESOURCE}" error="LookupError: planted' in line
+    part = flaw if flaw in INNER else f"endpoint {RESOURCE}"
+    assert f'{Message("", part=part)} error="LookupError: planted' in line
     node.assert_tidy()
 
 

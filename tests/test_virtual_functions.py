@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from tests.support.api_server import LIST, ApiServer, Reply, write_kubeconfig
-from tests.support.daemon import Daemon, Node, shows
+from tests.support.daemon import Daemon, Node, a_node, shows
 from tests.support.impatient import impatient
 from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE
@@ -96,15 +96,8 @@ class VfNode(Node):
 
 @pytest.fixture
 async def node(place: Path, leaves_no_process: None) -> AsyncIterator[VfNode]:
-    node = VfNode(place)
-    yield node
-    for daemon in node.daemons:
-        if daemon.process.poll() is None:
-            daemon.process.kill()
-            daemon.process.wait()
-    await until(lambda: processes_that_know(place) == [], "the end of all workers")
-    for daemon in node.daemons:
-        assert "Traceback" not in daemon.log, daemon.log
+    async with a_node(place, VfNode) as node:
+        yield node
 
 
 @pytest.fixture

@@ -111,12 +111,19 @@ def test_rbac_adds_the_two_files(helm: Helm) -> None:
     assert rendered == expected
 
 
-def test_releases_of_one_name_in_two_namespaces_do_not_meet(helm: Helm) -> None:
-    values = {"rbac": {"create": True}, "openshift": True}
-    names = ("kube-system", "default", "xpu")
-    titles = [{title(each) for each in helm.render(values, namespace=name)} for name in names]
+def test_releases_do_not_meet(helm: Helm) -> None:
+    values = {
+        "rbac": {"create": True},
+        "openshift": True,
+        "metrics": {"serviceMonitor": {"enabled": True}},
+    }
+    releases = [(NAME, "kube-system"), (NAME, "default"), (NAME, "xpu"), ("one", "xpu"), ("other", "default")]
+    rendered = [helm.render(values, *release) for release in releases]
+    titles = [{title(each) for each in objects} for objects in rendered]
     assert len(set.union(*titles)) == sum(map(len, titles))
     assert ("ClusterRole", "", f"{NAME}-xpu") in titles[2]
+    selectors = [the(objects, "DaemonSet")["spec"]["selector"]["matchLabels"] for objects in rendered[3:]]
+    assert selectors == [{"name": f"{name}-{NAME}-ds"} for name in ("one", "other")]
 
 
 def test_on_openshift_the_account_is_bound_to_the_constraint_of_privileged_pods(helm: Helm) -> None:
@@ -127,15 +134,6 @@ def test_on_openshift_the_account_is_bound_to_the_constraint_of_privileged_pods(
     assert binding["subjects"] == [
         {"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}
     ]
-
-
-def test_releases_do_not_meet(helm: Helm) -> None:
-    values = {"rbac": {"create": True}, "metrics": {"serviceMonitor": {"enabled": True}}}
-    one = helm.render(values, release="one")
-    other = helm.render(values, release="other", namespace="default")
-    assert {title(each) for each in one} & {title(each) for each in other} == set()
-    selectors = [the(objects, "DaemonSet")["spec"]["selector"]["matchLabels"] for objects in (one, other)]
-    assert selectors == [{"name": f"{name}-{NAME}-ds"} for name in ("one", "other")]
 
 
 @pytest.mark.parametrize(
@@ -267,49 +265,42 @@ def test_the_schema_refuses(helm: Helm, values: Object) -> None:
     assert "don't meet the specifications of the schema" in done.stderr
 
 
+ELSEWHERE = ("pod-security", "ResourceQuota", "add-scc-to-user")
+"""What another namespace than kube-system may need."""
+
+
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("namespace", "values", "said", "elsewhere"),
     [
-        ({}, "rbac.create=true"),
-        ({"rbac": {"create": True}, "sriovNumVfs": 0}, "sriovNumVfs=keep is the safest"),
-        ({"rbac": {"create": True}}, "on a node without it, sriovNumVfs=keep"),
-        ({"rbac": {"create": True}, "sriovNumVfs": "keep"}, "-L baidu.com/sriov-num-vfs.state"),
-        ({"resourceName": "example.com/card"}, "show example.com/card"),
+        ("kube-system", {}, "rbac.create=true", ()),
+        ("kube-system", {"rbac": {"create": True}, "sriovNumVfs": 0}, "sriovNumVfs=keep is the safest", ()),
+        ("kube-system", {"rbac": {"create": True}}, "on a node without it, sriovNumVfs=keep", ()),
+        (
+            "kube-system",
+            {"rbac": {"create": True}, "sriovNumVfs": "keep"},
+            "-L baidu.com/sriov-num-vfs.state",
+            (),
+        ),
+        ("kube-system", {"resourceName": "example.com/card"}, "show example.com/card", ()),
+        ("xpu", {}, "namespace xpu pod-security.kubernetes.io/enforce=privileged", ELSEWHERE),
+        ("xpu", {}, f"add-scc-to-user privileged -z {NAME} -n xpu", ELSEWHERE),
+        ("xpu", {"priorityClassName": ""}, "pod-security", ("pod-security", "add-scc-to-user")),
+        ("xpu", {"openshift": True}, "pod-security", ("pod-security", "ResourceQuota")),
     ],
     ids=str,
 )
-def test_the_notes_say(helm: Helm, tmp_path: Path, values: Object, said: str) -> None:
-    notes = notes_of(helm, tmp_path, values)
-    assert f"daemonset {the(objects_of(MANIFEST), 'DaemonSet')['metadata']['name']} -n kube-system" in notes
+def test_the_notes_say(
+    helm: Helm, tmp_path: Path, *, namespace: str, values: Object, said: str, elsewhere: tuple[str, ...]
+) -> None:
+    notes = notes_of(helm, tmp_path, values, namespace)
+    name = the(objects_of(MANIFEST), "DaemonSet")["metadata"]["name"]
+    assert f"daemonset {name} -n {namespace}" in notes
     assert said in notes
     assert "drain each node" in notes
-    for elsewhere in ("pod-security", "priorityClassName", "add-scc-to-user"):
-        assert elsewhere not in notes
+    assert [word for word in ELSEWHERE if word in notes] == list(elsewhere)
 
 
-@pytest.mark.parametrize(
-    ("values", "said", "unsaid"),
-    [
-        (
-            {},
-            ["kubectl label namespace xpu pod-security.kubernetes.io/enforce=privileged", "ResourceQuota"],
-            [],
-        ),
-        ({"priorityClassName": ""}, ["pod-security"], ["ResourceQuota"]),
-        ({}, [f"add-scc-to-user privileged -z {NAME} -n xpu"], []),
-        ({"openshift": True}, ["pod-security"], ["add-scc-to-user"]),
-    ],
-    ids=str,
-)
-def test_the_notes_say_what_another_namespace_needs(
-    helm: Helm, tmp_path: Path, values: Object, said: list[str], unsaid: list[str]
-) -> None:
-    notes = notes_of(helm, tmp_path, values, namespace="xpu")
-    assert [text for text in said if text not in notes] == []
-    assert [text for text in unsaid if text in notes] == []
-
-
-def notes_of(helm: Helm, tmp_path: Path, values: Object, namespace: str = "kube-system") -> str:
+def notes_of(helm: Helm, tmp_path: Path, values: Object, namespace: str) -> str:
     """Rendered as a part of an object: only for an installation, into a cluster, Helm renders them itself."""
     chart = tmp_path / NAME
     shutil.copytree(CHART, chart)

@@ -398,13 +398,9 @@ async def test_a_restarted_kubelet_knows_no_device_until_it_is_registered_again(
     with pytest.raises(AdmissionError, match="can't allocate unregistered device"):
         await kubelet.allocate(RESOURCE, 1)
 
-    await plugin.stop()
-    successor = ScriptedPlugin(kubelet, *plugin.devices)
-    await successor.serve()
-    await successor.register()
-    await listed(kubelet, 3, times=2)
-    assert [registration.life for registration in kubelet.registrations] == [1, 2]
-    await successor.stop()
+    async with succeeded(plugin):
+        await listed(kubelet, 3, times=2)
+        assert [registration.life for registration in kubelet.registrations] == [1, 2]
 
 
 # --- pods ---

@@ -200,23 +200,17 @@ def test_settings(machine: Machine) -> None:
     assert "quirks" not in machine.text()
 
 
-def test_vfs_made_anew_forget_their_numbers(machine: Machine) -> None:
-    machine.set_card(0, {"vfs": "3", "vf-states": "201,207,201"})
-    assert "vfs=3 vf-nodes=2,3,4 vf-minors=4,6,8 vf-states=201,207,201" in line_of(machine, 0)
-    machine.set_card(0, {"vfs": "1"})
-    assert line_of(machine, 0).endswith("vfs=1 vf-nodes=2 vf-minors=4")
-
-
-def test_vfs_made_anew_forget_their_drivers(machine: Machine) -> None:
-    machine.set_card(0, {"vfs": "2", "vf-drivers": "vfio-pci,none"})
-    assert line_of(machine, 0).endswith("vf-minors=4,6 vf-drivers=vfio-pci,none")
-    machine.set_card(0, {"state": "207"})
-    assert line_of(machine, 0).count("vf-drivers=vfio-pci,none") == 1
-    for vfs in ("3", "0"):
-        machine.set_card(0, {"vfs": "2", "vf-drivers": "vfio-pci,none"})
-        machine.set_card(0, {"vfs": vfs})
-        assert "vf-drivers" not in line_of(machine, 0)
-    machine.set_card(0, {"vfs": "2", "vf-drivers": "none,none"})
+def test_vfs_made_anew_forget_their_numbers_states_and_drivers(machine: Machine) -> None:
+    split = {"vfs": "3", "vf-states": "201,207,201", "vf-drivers": "vfio-pci,none,kunlun"}
+    for vfs, end in (("1", " minors=0 vfs=1 vf-nodes=2 vf-minors=4"), ("0", " minors=0")):
+        machine.set_card(0, split)
+        machine.set_card(0, {"state": "207"})
+        line = line_of(machine, 0)
+        assert "vfs=3 vf-nodes=2,3,4 vf-minors=4,6,8 vf-states=201,207,201" in line
+        assert line.count("vf-drivers=vfio-pci,none,kunlun") == 1
+        machine.set_card(0, {"vfs": vfs, "state": ""})
+        assert line_of(machine, 0).endswith(end)
+    machine.set_card(0, split)
     machine.set({"driver": "gone"})
     assert "vf-drivers" not in line_of(machine, 0)
 
