@@ -2,17 +2,14 @@
 """No card is given to two containers, also after the kubelet forgot and another plugin granted: the
 whole plugin against a kubelet's sockets."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.support.daemon import IDS, Node, shows
 from tests.support.impatient import impatient
-from tests.support.kubelets import own_pod
+from tests.support.kubelets import NotingKubelet, own_pod
 from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.model.timings import Timings
-from xpu_plugin.proto import deviceplugin_pb2
 from xpu_plugin.simulation.kubelet import AdmissionError, Assignment, Kubelet
 
 
@@ -24,25 +21,8 @@ FOREIGN = "example.com/accelerator"
 pytestmark = pytest.mark.usefixtures("leaves_no_process")
 
 
-class NotingKubelet(Kubelet):
-    """A kubelet that remembers each list: the healthy ids, and in which of its lives it came."""
-
-    def __init__(self, directory: Path, *, pods: Path, asks_again: bool = False) -> None:
-        super().__init__(directory, pod_resources_dir=pods, asks_again=asks_again)
-        self.seen: list[tuple[int, set[str]]] = []
-
-    def _take(self, resource: str, response: deviceplugin_pb2.ListAndWatchResponse) -> None:
-        healthy = {device.ID for device in response.devices if device.health == "Healthy"}
-        self.seen.append((self._life, healthy))
-        super()._take(resource, response)
-
-    def first_list(self) -> set[str]:
-        """Of this life."""
-        return next(healthy for life, healthy in self.seen if life == self._life)
-
-
 def kubelet_of(node: Node, *, asks_again: bool = False) -> NotingKubelet:
-    kubelet = NotingKubelet(node.plugins, pods=node.place / "pods", asks_again=asks_again)
+    kubelet = NotingKubelet(node.plugins, pod_resources_dir=node.place / "pods", asks_again=asks_again)
     own_pod(kubelet)
     return kubelet
 

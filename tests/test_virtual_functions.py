@@ -14,7 +14,7 @@ import pytest
 from tests.support.api_server import LIST, ApiServer, Reply, write_kubeconfig
 from tests.support.daemon import Daemon, Node, a_node, shows
 from tests.support.impatient import impatient
-from tests.support.kubelets import own_pod
+from tests.support.kubelets import NotingKubelet, own_pod
 from tests.support.machines import RESOURCE
 from tests.support.processes import processes_that_know
 from tests.support.waiting import SECONDS, until
@@ -66,23 +66,11 @@ def asked(daemon: Daemon) -> Callable[[], bool]:
     return lambda: ASKED in daemon.log or daemon.log.count("-of3") >= 12
 
 
-class Remembering(Kubelet):
-    """Knows what it could ever have given away."""
-
-    def __init__(self, directory: Path, **options: Any) -> None:
-        super().__init__(directory, **options)
-        self.well: set[str] = set()
-
-    def _take(self, resource: str, response: Any) -> None:
-        super()._take(resource, response)
-        self.well |= {device.id for device in self.devices(resource).values() if device.healthy}
-
-
 class VfNode(Node):
     """A node with a kubelet that knows the plugin's own pod."""
 
-    def kubelet(self) -> Remembering:
-        return Remembering(self.plugins, pod_resources_dir=self.place / "pods")
+    def kubelet(self) -> NotingKubelet:
+        return NotingKubelet(self.plugins, pod_resources_dir=self.place / "pods")
 
     def begin(self, *arguments: str) -> Daemon:
         return self.start(*OPTIONS, *arguments, program=IMPATIENT)
@@ -101,7 +89,7 @@ async def node(place: Path, leaves_no_process: None) -> AsyncIterator[VfNode]:
 
 
 @pytest.fixture
-async def kubelet(node: VfNode) -> AsyncIterator[Remembering]:
+async def kubelet(node: VfNode) -> AsyncIterator[NotingKubelet]:
     async with node.kubelet() as kubelet:
         own_pod(kubelet)
         yield kubelet
@@ -242,7 +230,7 @@ async def test_killed_anywhere_it_goes_on_where_it_was(node: VfNode, kubelet: Ku
 
 
 async def test_while_the_driver_changes_a_card_the_others_are_watched_and_no_node_is_opened(
-    node: VfNode, kubelet: Remembering
+    node: VfNode, kubelet: NotingKubelet
 ) -> None:
     """The simulated driver refuses when a node is opened meanwhile."""
     node.machine.set_card(1, {"vfs": "1"})
@@ -270,13 +258,13 @@ async def test_while_the_driver_changes_a_card_the_others_are_watched_and_no_nod
 
 
 async def test_what_a_killed_plugin_has_asked_for_comes_late_and_finds_its_card_closed(
-    node: VfNode, kubelet: Remembering
+    node: VfNode, kubelet: NotingKubelet
 ) -> None:
     node.machine.set({"vf-delay": LONG})
     daemon = node.begin("--sriov-num-vfs=2", "--vf-decision-wait=0")
     await until(lambda: len(processes_that_know(node.place)) == 4, "a plugin, two workers, and the driver")
     await daemon.kill()
-    kubelet.well.clear()
+    kubelet.seen.clear()
     after = node.begin("--sriov-num-vfs=keep", "--vf-timeout=60")
     await after.says("registered")
     await closed(kubelet, CARDS, held=CARDS[:1])
@@ -284,14 +272,14 @@ async def test_what_a_killed_plugin_has_asked_for_comes_late_and_finds_its_card_
         await allocate(node, CARDS[0])
     node.machine.set({"vf-delay": "0"})
     await shows(kubelet, split(2, 0, 0, 0))
-    assert CARDS[0] not in kubelet.well
+    assert CARDS[0] not in kubelet.ever()
     record = node.place / "state/vf-change.json"
     await until(lambda: json.loads(record.read_text()) == {"change": None}, "an empty record")
     assert ASKED not in after.log
 
 
 async def test_while_the_record_cannot_be_read_cards_are_closed_and_that_is_said(
-    node: VfNode, kubelet: Remembering
+    node: VfNode, kubelet: NotingKubelet
 ) -> None:
     record = node.place / "state/vf-change.json"
     record.parent.mkdir()
@@ -306,20 +294,20 @@ async def test_while_the_record_cannot_be_read_cards_are_closed_and_that_is_said
     assert f"id={CARDS[0]} model=R200 path=/dev/xpu0" in daemon.log
     assert "reason=changing" not in daemon.log
     assert ASKED not in daemon.log
-    assert not kubelet.well
+    assert not kubelet.ever()
     record.unlink()
     await shows(kubelet, split(2, 2, 2, 2))
 
 
 async def test_after_a_timeout_the_card_stays_closed_until_the_driver_lets_go_of_the_request(
-    node: VfNode, kubelet: Remembering
+    node: VfNode, kubelet: NotingKubelet
 ) -> None:
     node.machine.set({"vf-delay": "8000"})
     daemon = node.begin("--sriov-num-vfs=2", "--vf-decision-wait=0", "--vf-timeout=3")
     await daemon.says(f"{ASKED} vfs=2 card={CARDS[0]}")
-    kubelet.well.clear()
+    kubelet.seen.clear()
     await daemon.says(f'reason=VFApplied card={CARDS[0]} detail="{CARDS[0]} has 2 VFs now')
-    assert CARDS[0] not in kubelet.well
+    assert CARDS[0] not in kubelet.ever()
     assert f"{ASKED} vfs=2 card={CARDS[1]}" not in daemon.log.partition("VFApplied")[0], "one at a time"
 
 
@@ -436,7 +424,7 @@ async def hold_card(kubelet: Kubelet, card: int) -> Assignment:
 
 @pytest.mark.parametrize("policy", VF_POLICIES)
 async def test_vfs_of_a_card_that_is_held_whole_are_given_to_nobody_before_that_ends(
-    node: VfNode, kubelet: Remembering, policy: str
+    node: VfNode, kubelet: NotingKubelet, policy: str
 ) -> None:
     daemon = node.begin("--sriov-num-vfs=keep", f"--vf-policy={policy}")
     await shows(kubelet, CARDS)
@@ -454,7 +442,7 @@ async def test_vfs_of_a_card_that_is_held_whole_are_given_to_nobody_before_that_
     daemon = node.begin("--sriov-num-vfs=keep", f"--vf-policy={policy}")
     await daemon.says("registered")
     await closed(kubelet, split(0, 2, 0, 0), held=own)
-    assert not kubelet.well & {*own}
+    assert not kubelet.ever() & {*own}
     kubelet.free(grant)
     await shows(kubelet, split(0, 2, 0, 0))
     assert (await allocate(node, own[0]))[1:] == ["/dev/xpuctrl"]
@@ -467,28 +455,8 @@ async def test_vfs_of_a_card_that_is_held_whole_are_given_to_nobody_before_that_
     assert "card-held" not in daemon.log, "it has ended for good"
 
 
-async def test_what_is_split_under_an_init_container_is_closed_until_that_ends(
-    node: VfNode, kubelet: Remembering
-) -> None:
-    """No list names it; the checkpoint does."""
-    daemon = node.begin("--sriov-num-vfs=keep")
-    await shows(kubelet, CARDS)
-    grant = await kubelet.allocate(RESOURCE, 4, pod="prepare", init_container=True)
-    node.machine.set_card(3, {"vfs": "1"})
-    daemon.process.send_signal(signal.SIGHUP)
-    await closed(kubelet, split(0, 0, 0, 1), held=vfs(CARDS[3], 1))
-    await daemon.stop()
-    daemon = node.begin("--sriov-num-vfs=keep")
-    await daemon.says("registered")
-    await closed(kubelet, split(0, 0, 0, 1), held=vfs(CARDS[3], 1))
-    assert not kubelet.well & {*vfs(CARDS[3], 1)}
-    kubelet.free(grant)
-    kubelet.write_checkpoint()
-    await shows(kubelet, split(0, 0, 0, 1))
-
-
 async def test_a_vf_that_has_the_address_of_a_held_one_is_not_given_away(
-    node: VfNode, kubelet: Remembering
+    node: VfNode, kubelet: NotingKubelet
 ) -> None:
     """And when the card is split again as it was, the kubelet itself counts the held one."""
     node.machine.set_card(0, {"vfs": "1"})
@@ -499,7 +467,7 @@ async def test_a_vf_that_has_the_address_of_a_held_one_is_not_given_away(
         node.machine.set_card(0, {"vfs": str(number)})
         daemon.process.send_signal(signal.SIGHUP)
         await closed(kubelet, split(number, 0, 0, 0), held=held)
-    assert kubelet.well == {*split(1, 0, 0, 0)}
+    assert kubelet.ever() == {*split(1, 0, 0, 0)}
     with pytest.raises(AdmissionError, match="Available: 0"):
         await kubelet.allocate(RESOURCE, 1)
     assert grant.ids[0] == vfs(CARDS[0], 1)[0]
@@ -507,7 +475,7 @@ async def test_a_vf_that_has_the_address_of_a_held_one_is_not_given_away(
 
 @pytest.mark.parametrize("id", [CARDS[1], "1"], ids=["own id", "old id"])
 async def test_a_holder_of_whom_there_is_no_record_is_known_by_the_kubelet(
-    node: VfNode, kubelet: Remembering, id: str
+    node: VfNode, kubelet: NotingKubelet, id: str
 ) -> None:
     node.machine.set_card(1, {"vfs": "2"})
     grant = kubelet.hold([id], resource=RESOURCE, pod="train")
@@ -519,7 +487,7 @@ async def test_a_holder_of_whom_there_is_no_record_is_known_by_the_kubelet(
 
 
 async def test_without_pod_resources_the_checkpoint_tells_when_a_holder_has_ended(node: VfNode) -> None:
-    async with Remembering(node.plugins) as kubelet:
+    async with NotingKubelet(node.plugins) as kubelet:
         daemon = node.begin("--sriov-num-vfs=keep")
         await shows(kubelet, CARDS)
         grant = await hold_card(kubelet, 2)
@@ -529,4 +497,4 @@ async def test_without_pod_resources_the_checkpoint_tells_when_a_holder_has_ende
         kubelet.free(grant)
         kubelet.write_checkpoint()
         await shows(kubelet, split(0, 0, 3, 0))
-        assert not kubelet.well.isdisjoint(vfs(CARDS[2], 3))
+        assert not kubelet.ever().isdisjoint(vfs(CARDS[2], 3))

@@ -21,6 +21,27 @@ def own_pod(kubelet: Kubelet) -> Assignment:
     return kubelet.hold([], resource="none", pod="plugin", namespace="kube-system")
 
 
+class NotingKubelet(Kubelet):
+    """A kubelet that remembers each list: the healthy ids, and in which of its lives it came."""
+
+    def __init__(self, directory: Path, **options: Any) -> None:
+        super().__init__(directory, **options)
+        self.seen: list[tuple[int, set[str]]] = []
+
+    def _take(self, resource: str, response: api.ListAndWatchResponse) -> None:
+        healthy = {device.ID for device in response.devices if device.health == "Healthy"}
+        self.seen.append((self._life, healthy))
+        super()._take(resource, response)
+
+    def first_list(self) -> set[str]:
+        """Of this life."""
+        return next(healthy for life, healthy in self.seen if life == self._life)
+
+    def ever(self) -> set[str]:
+        """The ids that could be given away at any time."""
+        return set().union(*(healthy for _, healthy in self.seen))
+
+
 class CountingKubelet(Kubelet):
     """A kubelet that counts how often it is asked who holds what."""
 
