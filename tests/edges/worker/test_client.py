@@ -43,9 +43,12 @@ from xpu_plugin.xpuml import Call, DriverNotLoadedError, StateAnswer, WrongDevic
 
 STATE = "xpumlDeviceGetState"
 SPLIT = "xpumlDeviceSetSriovVfNum"
+PROCESSES = "xpumlDeviceGetComputeRunningProcesses"
 CARD = "0000:3b:00.0"
 RUNNING = StateAnswer(0, 201)
 MIB = 1 << 20
+BOUND = 64 * MIB
+"""What a rogue may have, beside the worker's own of less than 16 MiB."""
 TIMEOUT = 0.4
 """What the library is given in tests where it hangs."""
 
@@ -166,13 +169,6 @@ async def test_a_scan_of_one_device_touches_no_other(client: WorkerClient, machi
     assert [reading.state for reading in scan.readings] == [None] * 4, "an index that is none"
 
 
-async def test_a_scan_can_have_a_deadline_of_its_own(client: WorkerClient, machine: Machine) -> None:
-    machine.add_fault(STATE, "hang", card=1)
-    with pytest.raises(WorkerHungError, match=r"within 0\.3 s") as hung:
-        await client.scan(seconds=0.3)
-    assert hung.value.call == Call(STATE, 1)
-
-
 async def test_a_node_is_opened_by_a_worker_that_opens_nothing_else(
     client: WorkerClient, machine: Machine
 ) -> None:
@@ -216,8 +212,9 @@ async def test_a_worker_that_ends_while_nobody_asks_it_is_told_of_once(client: W
     os.kill(worker, signal.SIGKILL)
     await until(lambda: client.ended.current)
     assert client.pid == worker
-    with pytest.raises(WorkerDiedError):
+    with pytest.raises(WorkerDiedError, match="killed by signal 9") as died:
         await client.sweep()
+    assert died.value.call is None
     await scanned(client)
     client.dismiss()
     await asyncio.sleep(0)
@@ -313,13 +310,14 @@ async def test_a_trial_tells_what_a_fresh_worker_would_open_and_leaves_the_prese
 
 async def test_the_host_can_be_compared_with_that_of_the_scan(client: WorkerClient, machine: Machine) -> None:
     scan = await scanned(client)
-    assert await client.host() == scan.host
+    assert await client.host() is scan.host
     machine.set_card(0, {"vfs": "2"})
     now = await client.host()
     assert now != scan.host
     assert [node.number for node in now.nodes] == [0, 1, 2, 3, 4, 5]
     assert now.functions["0000:3b:00.0"].num_vfs == 2
     assert now.functions["0000:3b:01.1"].physfn == "0000:3b:00.0"
+    assert await client.host() is now
 
 
 async def test_a_scan_during_which_nodes_change_proves_nothing(
@@ -347,24 +345,10 @@ async def test_a_sweep_without_news_is_the_very_same_list(client: WorkerClient, 
     assert left_out[1:] == first[1:]
     machine.set_card(0, {"state": ""})
     assert await client.sweep() == first
-
-
-async def test_a_fresh_worker_answers_a_sweep_anew(client: WorkerClient) -> None:
     await scanned(client)
-    first = await client.sweep()
-    await scanned(client)
-    again = await client.sweep()
-    assert again == first
-    assert again is not first
-
-
-async def test_a_host_without_news_is_that_of_the_scan(client: WorkerClient, machine: Machine) -> None:
-    scan = await scanned(client)
-    assert await client.host() is scan.host
-    machine.set_card(4, {"model": "R200", "pci": "0000:5e:00.0"})
-    host = await client.host()
-    assert len(host.nodes) == len(scan.host.nodes) + 1
-    assert await client.host() is host
+    anew = await client.sweep()
+    assert anew == first
+    assert anew is not first, "a fresh worker answers anew"
 
 
 def in_flight(client: WorkerClient) -> Call | None:
@@ -435,7 +419,7 @@ async def test_processes_that_the_library_cannot_tell_are_unknown_and_not_none(
     client: WorkerClient, machine: Machine
 ) -> None:
     machine.set_card(0, {"vfs": "1"})
-    machine.add_fault("xpumlDeviceGetComputeRunningProcesses", "code:999", card=0, vf=0)
+    machine.add_fault(PROCESSES, "code:999", card=0, vf=0)
     await scanned(client)
     assert (await client.usage([0, 4], CARD)).processes == {CARD: (), "0000:3b:01.0": None}
 
@@ -460,7 +444,7 @@ async def test_usage_of_a_k200_is_that_of_both_halves(
     await scanned(client)
     told = (await client.usage([0, 1], CARD)).processes
     assert told == {CARD: (Process(pid=7, host_pid=None), Process(pid=8, host_pid=None))}
-    machine.add_fault("xpumlDeviceGetComputeRunningProcesses", "code:999", card=0, half=unknown)
+    machine.add_fault(PROCESSES, "code:999", card=0, half=unknown)
     assert (await client.usage([0, 1], CARD)).processes == {CARD: None}
 
 
@@ -476,20 +460,6 @@ async def test_usage_where_sysfs_cannot_be_read_is_an_error(client: WorkerClient
     (machine.sysfs_root / "bus/pci/devices" / CARD / "driver").mkdir()
     with pytest.raises(LibraryError, match="driver"):
         await client.usage([0], CARD)
-
-
-async def test_usage_has_the_deadline_of_calls(hasty: WorkerClient, machine: Machine) -> None:
-    await scanned(hasty)
-    machine.add_fault("xpumlDeviceGetComputeRunningProcesses", "hang", card=0)
-    with pytest.raises(WorkerHungError) as hung:
-        await hasty.usage([0], CARD)
-    assert hung.value.call == Call("xpumlDeviceGetComputeRunningProcesses", 0)
-
-
-async def test_usage_of_an_index_of_another_scan_is_refused(client: WorkerClient) -> None:
-    await scanned(client)
-    with pytest.raises(WrongDeviceError, match="device index 4 is not one of 4"):
-        await client.usage([0, 4], CARD)
 
 
 # --- VFs ----------------------------------------------------------------------------------------------
@@ -522,31 +492,25 @@ async def whole_and_two_vfs(client: WorkerClient) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("index", "text"),
+    ("index", "number", "error", "text"),
     [
-        (1, "device index 1 is 0000:3c:00.0, not 0000:3b:00.0"),
-        (4, "device index 4 is 0000:3b:01.0, not 0000:3b:00.0"),
-        (6, "device index 6 is not one of 6"),
+        (1, 0, WrongDeviceError, "device index 1 is 0000:3c:00.0, not 0000:3b:00.0"),
+        (1, 3, WrongDeviceError, "device index 1 is 0000:3c:00.0, not 0000:3b:00.0"),
+        (4, 3, WrongDeviceError, "device index 4 is 0000:3b:01.0, not 0000:3b:00.0"),
+        (6, 3, WrongDeviceError, "device index 6 is not one of 6"),
+        (-1, 3, WrongDeviceError, "device index -1 is not one of 6"),
+        (0, 4, ValueError, "0000:3b:00.0 can have 3 VFs at most, not 4"),
+        (0, 63, ValueError, "0000:3b:00.0 can have 3 VFs at most, not 63"),
+        (0, 64, ValueError, "64 VFs: accepted are 0 to 63"),
+        (0, -1, ValueError, "-1 VFs: accepted are 0 to 63"),
     ],
 )
-async def test_a_wrong_index_or_address_is_refused_and_no_vf_changes(
-    client: WorkerClient, machine: Machine, index: int, text: str
+async def test_a_split_that_is_not_meant_so_is_refused_and_no_vf_changes(
+    client: WorkerClient, machine: Machine, *, index: int, number: int, error: type[Exception], text: str
 ) -> None:
     await split_card(client, machine)
-    for number in (0, 3):
-        with pytest.raises(WrongDeviceError) as wrong:
-            await client.set_sriov_vf_num(index, number, CARD, seconds=SECONDS)
-        assert str(wrong.value) == text
-        assert await whole_and_two_vfs(client)
-
-
-@pytest.mark.parametrize("number", [4, 63, 64, -1])
-async def test_above_the_maximum_is_refused_and_existing_vfs_stay(
-    client: WorkerClient, machine: Machine, number: int
-) -> None:
-    await split_card(client, machine)
-    with pytest.raises(ValueError, match=rf"{number} VFs|3 VFs at most, not {number}"):
-        await client.set_sriov_vf_num(0, number, CARD, seconds=SECONDS)
+    with pytest.raises(error, match=f"^{re.escape(text)}$"):
+        await client.set_sriov_vf_num(index, number, CARD, seconds=SECONDS)
     assert await whole_and_two_vfs(client)
 
 
@@ -570,18 +534,6 @@ async def test_a_split_has_a_deadline_of_its_own_that_may_be_longer(
     machine.set({"vf-delay": str(int(3 * TIMEOUT * 1000))})
     await hasty.set_sriov_vf_num(0, 3, CARD, seconds=SECONDS)
     assert (await hasty.host()).functions[CARD].num_vfs == 3
-
-
-async def test_a_split_has_a_deadline_of_its_own_that_may_be_shorter(
-    client: WorkerClient, machine: Machine
-) -> None:
-    await split_card(client, machine)
-    machine.add_fault(SPLIT, "hang", card=0)
-    with pytest.raises(WorkerHungError, match=f"no answer within 0.3 s in {SPLIT} of device index 0") as hung:
-        await client.set_sriov_vf_num(0, 3, CARD, seconds=0.3)
-    assert hung.value.call == Call(SPLIT, 0)
-    machine.clear_faults()
-    assert await whole_and_two_vfs(client)
 
 
 @pytest.mark.parametrize("action", ["crash", "hang"])
@@ -631,6 +583,35 @@ async def test_a_hang_ends_at_the_deadline_and_names_function_and_device(
     assert await hasty.sweep() == [RUNNING] * 4
 
 
+@pytest.mark.parametrize(
+    ("patience", "function", "ask", "call"),
+    [
+        (TIMEOUT, "xpumlInit", lambda client: client.scan(), Call("xpumlInit", None)),
+        (SECONDS, STATE, lambda client: client.scan(seconds=0.3), Call(STATE, 0)),
+        (TIMEOUT, PROCESSES, lambda client: client.usage([0], CARD), Call(PROCESSES, 0)),
+        (SECONDS, SPLIT, lambda client: client.set_sriov_vf_num(0, 3, CARD, seconds=0.3), Call(SPLIT, 0)),
+    ],
+    ids=["no device", "a scan", "usage", "a split"],
+)
+async def test_each_request_has_a_deadline_and_some_have_their_own(
+    make_client: MakeClient,
+    machine: Machine,
+    *,
+    patience: float,
+    function: str,
+    ask: Callable[[WorkerClient], Awaitable[object]],
+    call: Call,
+) -> None:
+    client = make_client(target_of(machine), patience)
+    await split_card(client, machine)
+    machine.add_fault(function, "hang")
+    with pytest.raises(WorkerHungError, match=rf"no answer within 0\.[34] s in {function}") as hung:
+        await ask(client)
+    assert hung.value.call == call
+    machine.clear_faults()
+    assert await whole_and_two_vfs(client)
+
+
 async def test_a_device_that_hangs_can_be_left_out(hasty: WorkerClient, machine: Machine) -> None:
     machine.add_fault("xpumlDeviceGetMemoryInfo", "hang", card=2)
     with pytest.raises(WorkerHungError) as hung:
@@ -640,13 +621,6 @@ async def test_a_device_that_hangs_can_be_left_out(hasty: WorkerClient, machine:
     assert scan is not None
     assert [reading.pci is None for reading in scan.readings] == [False, False, True, False]
     assert await hasty.sweep({2}) == [RUNNING, RUNNING, None, RUNNING]
-
-
-async def test_a_hang_that_concerns_no_device_convicts_none(hasty: WorkerClient, machine: Machine) -> None:
-    machine.add_fault("xpumlInit", "hang")
-    with pytest.raises(WorkerHungError) as hung:
-        await hasty.scan()
-    assert hung.value.call == Call("xpumlInit", None)
 
 
 @pytest.mark.parametrize(
@@ -661,15 +635,6 @@ async def test_a_crash_names_signal_function_and_device(
         await client.sweep()
     assert died.value.call == Call(STATE, 3)
     machine.clear_faults()
-    assert len((await scanned(client)).readings) == 4
-
-
-async def test_a_worker_killed_from_outside_is_noticed_and_replaced(client: WorkerClient) -> None:
-    await scanned(client)
-    os.kill(pid_of(client), signal.SIGKILL)
-    with pytest.raises(WorkerDiedError, match="killed by signal 9") as died:
-        await client.sweep()
-    assert died.value.call is None
     assert len((await scanned(client)).readings) == 4
 
 
@@ -699,25 +664,22 @@ async def test_an_interpreter_that_cannot_start_is_an_error_like_any_other(
 
 
 @pytest.fixture
-def make_rogue(make_client: MakeClient, place: Path, rogue: Path) -> Callable[[str], WorkerClient]:
+def make_rogue(make_client: MakeClient, place: Path, rogue: Path) -> MakeClient:
     machine = make_machine(place, number=1)
 
-    def make(deed: str) -> WorkerClient:
-        return make_client(target_of(machine, rogue, environment={"ROGUE": deed}))
+    def make(deed: str, most_bytes: int | None = None) -> WorkerClient:
+        target = target_of(machine, rogue, environment={"ROGUE": deed})
+        return make_client(replace(target, most_bytes=most_bytes))
 
     return make
 
 
-async def test_a_library_that_ends_the_process(make_rogue: Callable[[str], WorkerClient]) -> None:
-    with pytest.raises(WorkerDiedError, match="exit status 3") as died:
-        await make_rogue("exit").scan()
-    assert died.value.call == Call(STATE, 0)
-
-
-async def test_a_library_that_closes_the_socket(make_rogue: Callable[[str], WorkerClient]) -> None:
-    client = make_rogue("close")
-    with pytest.raises(WorkerDiedError, match="its socket closed") as died:
-        await client.scan()
+@pytest.mark.parametrize(("deed", "words"), [("exit", "exit status 3"), ("close", "its socket closed")])
+async def test_a_library_that_ends_the_process_or_closes_the_socket(
+    make_rogue: MakeClient, deed: str, words: str
+) -> None:
+    with pytest.raises(WorkerDiedError, match=words) as died:
+        await make_rogue(deed).scan()
     assert died.value.call == Call(STATE, 0)
 
 
@@ -749,7 +711,7 @@ NONSENSE = {
 
 @pytest.mark.parametrize("deed", NONSENSE.values(), ids=NONSENSE.keys())
 async def test_nonsense_on_the_wire_is_one_clear_error_and_a_fresh_worker(
-    make_rogue: Callable[[str], WorkerClient], deed: str
+    make_rogue: MakeClient, deed: str
 ) -> None:
     client = make_rogue(deed)
     with pytest.raises(WorkerDiedError, match="answered malformed data"):
@@ -758,19 +720,15 @@ async def test_nonsense_on_the_wire_is_one_clear_error_and_a_fresh_worker(
 
 
 async def test_what_the_library_prints_stays_off_the_protocol_and_off_our_output(
-    make_rogue: Callable[[str], WorkerClient], capfd: pytest.CaptureFixture[str]
+    make_rogue: MakeClient, capfd: pytest.CaptureFixture[str]
 ) -> None:
     client = make_rogue("print")
     await scanned(client)
     assert await client.sweep() == [RUNNING]
     assert descriptor(pid_of(client), 1) == "/dev/null"
-    assert capfd.readouterr().out == ""
-
-
-async def test_descriptor_0_is_taken(client: WorkerClient) -> None:
-    """The library takes a control node of descriptor 0 for one that is not open."""
-    await scanned(client)
+    # The library takes a control node of descriptor 0 for one that is not open.
     assert descriptor(pid_of(client), 0) == "/dev/null"
+    assert capfd.readouterr().out == ""
 
 
 async def test_the_worker_does_not_hide_devices(
@@ -890,27 +848,20 @@ async def test_a_start_given_up_half_way_leaves_no_worker(client: WorkerClient) 
 async def test_workers_that_were_replaced_are_counted_by_cause(hasty: WorkerClient, machine: Machine) -> None:
     for _ in range(3):
         await scanned(hasty)
-    machine.add_fault(STATE, "hang", times=1)
-    with pytest.raises(WorkerHungError):
-        await hasty.sweep()
-    machine.clear_faults()
-    await scanned(hasty)
-    machine.add_fault(STATE, "crash", times=1)
-    with pytest.raises(WorkerDiedError):
-        await hasty.sweep()
-    machine.clear_faults()
+    for action, error in (("hang", WorkerHungError), ("crash", WorkerDiedError)):
+        machine.add_fault(STATE, action, times=1)
+        with pytest.raises(error):
+            await hasty.sweep()
+        machine.clear_faults()
+        await scanned(hasty)
     machine.set({"driver": "gone"})
     with pytest.raises(DriverNotLoadedError):
         await hasty.scan()
     machine.set({"driver": "loaded"})
     await scanned(hasty)
     await hasty.close()
-    assert {cause: number for cause, number in hasty.restarts.items() if number} == {
-        "rescan": 2,
-        "hung": 1,
-        "died": 1,
-        "failed": 1,
-    }
+    causes = {cause: number for cause, number in hasty.restarts.items() if number}
+    assert causes == {"rescan": 3, "hung": 1, "died": 1, "failed": 1}
 
 
 async def test_states_alone_are_asked_when_nothing_else_may_be(
@@ -926,14 +877,12 @@ async def test_states_alone_are_asked_when_nothing_else_may_be(
             client.replaced(),
             client.gauges(),
             client.processes(),
+            client.usage([0], CARD),
+            client.set_sriov_vf_num(0, 1, CARD, seconds=SECONDS),
         ):
             with pytest.raises(BusyError) as busy:
                 await question
             assert busy.value.call is None
-        with pytest.raises(BusyError):
-            await client.usage([0], CARD)
-        with pytest.raises(BusyError):
-            await client.set_sriov_vf_num(0, 1, CARD, seconds=SECONDS)
         assert client.pid == worker
     assert (await client.host()).functions[CARD].num_vfs == 0
 
@@ -951,22 +900,10 @@ async def test_the_request_under_way_is_answered_before_states_alone_are_asked(
 # --- memory ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def bounded(make_client: MakeClient, place: Path, rogue: Path) -> Callable[[str], WorkerClient]:
-    """A rogue that may have 64 MiB, beside the worker's own of less than 16."""
-
-    def make(deed: str) -> WorkerClient:
-        machine = make_machine(place, number=1)
-        target = target_of(machine, rogue, environment={"ROGUE": deed})
-        return make_client(replace(target, most_bytes=64 * MIB))
-
-    return make
-
-
 async def test_a_worker_that_leaks_is_ended_when_it_has_more_than_its_share(
-    bounded: Callable[[str], WorkerClient],
+    make_rogue: MakeClient,
 ) -> None:
-    client = bounded("leak")
+    client = make_rogue("leak", BOUND)
     await scanned(client)
     worker = pid_of(client)
 
@@ -982,10 +919,10 @@ async def test_a_worker_that_leaks_is_ended_when_it_has_more_than_its_share(
 
 
 async def test_a_worker_that_grows_within_one_call_is_ended_before_it_answers(
-    bounded: Callable[[str], WorkerClient],
+    make_rogue: MakeClient,
 ) -> None:
     """By the progress word it is known at which device."""
-    client = bounded("balloon")
+    client = make_rogue("balloon", BOUND)
     with pytest.raises(WorkerGrownError, match=STATE) as raised:
         await client.scan()
     assert raised.value.call == Call(STATE, 0)
@@ -995,7 +932,7 @@ async def test_a_worker_that_grows_within_one_call_is_ended_before_it_answers(
 
 
 async def test_a_worker_without_a_share_may_have_what_it_likes(
-    make_rogue: Callable[[str], WorkerClient],
+    make_rogue: MakeClient,
 ) -> None:
     client = make_rogue("leak")
     await scanned(client)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The worker as a process that is spoken to over its socket, and ends when that is closed.
 
-The driver never lets one end by itself: it kills. What the two make of each other is in test_driver.py.
+The driver never lets one end by itself: it kills. What the two make of each other is in test_client.py.
 """
 
 import json
@@ -20,7 +20,6 @@ from tests.support.machines import make_machine, target_of
 from tests.support.waiting import SECONDS
 from xpu_plugin.edges.worker.client import Target
 from xpu_plugin.edges.worker.frames import HEADER, LONGEST_REQUEST
-from xpu_plugin.simulation.library import shipped
 from xpu_plugin.simulation.machine import Machine
 
 
@@ -136,63 +135,11 @@ def test_it_reads_the_host_without_a_library(converse: Converse) -> None:
     assert facts["addresses"] == {"0": "0000:3b:00.0", "1": "0000:3c:00.0"}
 
 
-def test_it_takes_the_first_usable_library_and_says_which(converse: Converse, place: Path) -> None:
-    text = place / "text.so"
-    text.write_text("no library")
-    answer = converse("/nonexistent/libxpuml.so.1", text, shipped()).open()["result"]
-    assert answer["library"] == str(shipped())
-    assert answer["library_version"].startswith("4.0.12.1 ")
-
-
-def test_without_a_usable_library_it_tells_the_trouble_with_each_and_goes_on(
-    converse: Converse, place: Path
-) -> None:
-    text = place / "text.so"
-    text.write_text("no library")
-    worker = converse("/nonexistent/libxpuml.so.1", text)
-    error = worker.open()["error"]
-    assert error["kind"] == "library"
-    assert error["text"].startswith("/nonexistent/libxpuml.so.1: no such file; ")
-    assert str(text) in error["text"]
-    assert worker.ask("ready") == {"result": True}
-
-
-def test_what_the_library_refuses_is_told_with_code_function_and_its_text(
-    converse: Converse, machine: Machine
-) -> None:
-    machine.set({"driver": "gone"})
-    assert converse().open() == {
-        "error": {
-            "kind": "xpuml",
-            "code": 9,
-            "function": "xpumlInit",
-            "library_text": "Driver Not Loaded",
-            "text": "xpumlInit: Driver Not Loaded (9)",
-        }
-    }
-
-
 def test_a_system_error_is_told_as_such(converse: Converse) -> None:
     """As when the progress word cannot be shared."""
     error = converse(progress=Path("/dev/null")).open()["error"]
     assert error["kind"] == "system"
     assert "cannot map the progress word" in error["text"]
-
-
-def test_a_scan_tells_readings_host_and_versions(opened: Conversation, machine: Machine) -> None:
-    machine.set_card(1, {"state": "207"})
-    scan = opened.scan()
-    assert states(scan) == [201, 207]
-    result = scan["result"]
-    assert [reading["pci"] for reading in result["readings"]] == ["0000:3b:00.0", "0000:3c:00.0"]
-    assert (result["usable"], result["stable"]) == ([0, 1], True)
-    assert result["host"] == opened.ask("host", **opened.places())["result"]
-    assert result["driver_version"].startswith("4.0.")
-
-
-def test_a_scan_and_what_follows_leave_out_what_they_are_told_to(opened: Conversation) -> None:
-    assert states(opened.scan(1)) == [201, None]
-    assert opened.ask("sweep", skip=[0]) == {"result": [None, [0, 201]]}
 
 
 @pytest.mark.parametrize("simulated", [True, False])
@@ -205,14 +152,6 @@ def test_when_the_count_differs_a_node_is_usable_only_if_it_opens(
     real = not (place / "dev/xpu0").is_symlink()
     assert result["usable"] == ([0, 1] if simulated else [])
     assert [node["number"] for node in result["host"]["nodes"]] == ([0, 1] if simulated or real else [])
-
-
-def test_a_version_that_cannot_be_told_does_not_spoil_a_scan(opened: Conversation, machine: Machine) -> None:
-    machine.add_fault("xpumlSystemGetDriverVersion", "code:999")
-    scan = opened.scan()
-    told = "unknown (xpumlSystemGetDriverVersion: Unknown Error (999))"
-    assert scan["result"]["driver_version"] == told
-    assert states(scan) == [201, 201]
 
 
 def test_gauges_and_processes_come_one_a_device(opened: Conversation, machine: Machine) -> None:
@@ -231,69 +170,10 @@ def test_gauges_and_processes_come_one_a_device(opened: Conversation, machine: M
     ]
 
 
-def test_a_card_is_split_when_asked(opened: Conversation) -> None:
-    opened.scan()
-    assert opened.ask("set_sriov_vf_num", index=1, number=2, pci="0000:3c:00.0") == {"result": None}
-    facts = opened.ask("host", **opened.places())["result"]
-    assert facts["functions"]["0000:3c:00.0"]["num_vfs"] == 2
-    assert len(facts["nodes"]) == 4
-
-
-def test_a_split_that_the_library_refuses_is_its_error(opened: Conversation, machine: Machine) -> None:
-    opened.scan()
-    machine.set_card(1, {"busy": "yes"})
-    error = opened.ask("set_sriov_vf_num", index=1, number=2, pci="0000:3c:00.0")["error"]
-    assert (error["kind"], error["function"]) == ("xpuml", "xpumlDeviceSetSriovVfNum")
-
-
-@pytest.mark.parametrize(
-    ("index", "number", "error"),
-    [
-        (0, 2, {"kind": "device", "text": "device index 0 is 0000:3b:00.0, not 0000:3c:00.0"}),
-        (2, 2, {"kind": "device", "text": "device index 2 is not one of 2"}),
-        (-1, 2, {"kind": "device", "text": "device index -1 is not one of 2"}),
-        (1, 4, {"kind": "value", "text": "0000:3c:00.0 can have 3 VFs at most, not 4"}),
-        (1, 64, {"kind": "value", "text": "64 VFs: accepted are 0 to 63"}),
-    ],
-)
-def test_a_split_that_is_not_meant_so_is_refused_and_nothing_is_changed(
-    opened: Conversation, machine: Machine, index: int, number: int, error: dict[str, str]
-) -> None:
-    opened.scan()
-    before = machine.text()
-    answer = opened.ask("set_sriov_vf_num", index=index, number=number, pci="0000:3c:00.0")
-    assert answer == {"error": error}
-    assert machine.text() == before
-    assert opened.ask("ready") == {"result": True}
-
-
 def usage(worker: Conversation, *indexes: int, card: str = "0000:3c:00.0") -> dict[str, Any]:
     """The answer to that request."""
     root = str(worker.target.sysfs_root)
     return worker.ask("usage", indexes=list(indexes), card=card, sysfs_root=root)
-
-
-def test_usage_tells_processes_of_the_named_devices_and_drivers_of_all_functions(
-    opened: Conversation, machine: Machine
-) -> None:
-    machine.set_card(1, {"vfs": "2", "vf-drivers": "kunlun,vfio-pci"})
-    machine.add_process(7, card=0)
-    machine.add_line("process", "pid=8 host-pid=4711 card=1 vf=0 memory=1")
-    opened.scan()
-    answer = usage(opened, 2, 1)["result"]
-    assert [(record["index"], record["pci"]) for record in answer["devices"]] == [
-        (1, "0000:3c:00.0"),
-        (2, "0000:3c:01.0"),
-    ]
-    assert [record["processes"] for record in answer["devices"]] == [
-        [],
-        [{"pid": 8, "root_ns_pid": 4711, "memory_bytes": 1 << 20}],
-    ]
-    assert answer["drivers"] == {
-        "0000:3c:00.0": "kunlun",
-        "0000:3c:01.0": "kunlun",
-        "0000:3c:01.1": "vfio-pci",
-    }
 
 
 def test_usage_touches_no_other_device(opened: Conversation, machine: Machine) -> None:
@@ -308,11 +188,6 @@ def test_usage_of_an_index_that_is_none_is_an_error_and_no_crash(opened: Convers
     error = {"kind": "device", "text": f"device index {index} is not one of 2"}
     assert usage(opened, 1, index) == {"error": error}
     assert opened.ask("ready") == {"result": True}
-
-
-def test_usage_of_a_card_that_is_not_in_sysfs_tells_no_driver_at_all(opened: Conversation) -> None:
-    opened.scan()
-    assert usage(opened, 1, card="0000:5e:00.0")["result"]["drivers"] == {}
 
 
 def test_usage_before_a_scan_or_without_a_library_is_an_error(converse: Converse) -> None:
