@@ -87,10 +87,6 @@ def test_only_character_devices_are_nodes(tree: Tree, monkeypatch: pytest.Monkey
     assert [node.number for node in list_nodes(tree.dev, simulated=True)] == [6]
 
 
-def test_no_directory_is_no_nodes(tmp_path: Path) -> None:
-    assert list_nodes(tmp_path / "none", simulated=True) == ()
-
-
 def test_the_identity_is_that_of_a_character_device_only(tree: Tree) -> None:
     tree.node("xpu0")
     (tree.dev / "file").touch()
@@ -155,25 +151,20 @@ def test_an_empty_host_is_told_as_such(tmp_path: Path) -> None:
     assert (host.nodes, host.control, host.addresses, host.functions) == ((), None, {}, {})
 
 
-def test_both_nodes_of_a_k200_lead_to_one_function(tree: Tree) -> None:
-    card = tree.function(A, vendor="0x1d22", device="0x3684")
-    for number in (3, 4):
-        tree.node(f"xpu{number}")
-        tree.belongs(number, card)
-    host = read_host(tree.dev, tree.sys, simulated=True)
-    assert host.addresses == {3: A, 4: A}
-    assert list(host.functions) == [A]
-
-
-def test_a_vf_leads_to_its_card_although_the_card_has_no_node(tree: Tree) -> None:
+@pytest.mark.parametrize("entry", [True, False])
+def test_a_vf_leads_to_its_card_although_the_card_has_no_node(entry: bool, tree: Tree) -> None:
+    """Also where the driver makes no class, and the vendor's functions are found on the bus."""
     card = tree.function(A, vendor="0x1d22", device="0x3684", numa_node="0", sriov_numvfs="3")
     virtual = tree.function(VF, vendor="0x1d22", device="0x3685")
     (virtual / "physfn").symlink_to(card)
-    tree.node("xpu1")
-    tree.belongs(1, virtual)
+    for number in (1, 2):
+        tree.node(f"xpu{number}")
+        if entry:
+            tree.belongs(number, virtual)
     host = read_host(tree.dev, tree.sys, simulated=True)
-    assert host.functions[VF].physfn == A
-    assert host.functions[A].num_vfs == 3
+    assert host.addresses == ({1: VF, 2: VF} if entry else {}), "as both nodes of a K200 lead to one function"
+    assert host.functions.keys() == {A, VF}
+    assert (host.functions[VF].physfn, host.functions[A].num_vfs) == (A, 3)
 
 
 @pytest.mark.parametrize("numa", ["-1", "", "none", None])
@@ -187,25 +178,17 @@ def test_what_sysfs_does_not_tell_is_left_out(tree: Tree) -> None:
     assert read_function(tree.sys, A) == read_function(tree.sys, B) == Function()
 
 
-def test_a_node_without_class_entry_or_with_a_dangling_one_has_no_address(tree: Tree) -> None:
-    tree.node("xpu0")
-    tree.node("xpu1")
-    tree.belongs(1, tree.sys / "nowhere")
-    assert read_host(tree.dev, tree.sys, simulated=True).addresses == {}
-
-
-def test_a_loop_in_sysfs_is_no_address(tree: Tree) -> None:
-    tree.node("xpu0")
-    tree.belongs(0, tree.sys / "class/xpu/xpu0/device")
-    assert read_host(tree.dev, tree.sys, simulated=True).addresses == {}
-
-
-def test_a_class_entry_that_leads_to_no_pci_function_is_no_address(tree: Tree) -> None:
+@pytest.mark.parametrize(
+    "target",
+    ["nowhere", "class/xpu/xpu0/device", "devices/platform/kunlun", None],
+    ids=["a dangling link", "a loop", "no PCI function", "no class entry"],
+)
+def test_a_class_entry_that_does_not_lead_to_a_function_is_no_address(target: str | None, tree: Tree) -> None:
     """Else it would contradict the library, and the device would be left out."""
     tree.node("xpu0")
-    other = tree.sys / "devices/platform/kunlun"
-    other.mkdir(parents=True)
-    tree.belongs(0, other)
+    (tree.sys / "devices/platform/kunlun").mkdir(parents=True)
+    if target:
+        tree.belongs(0, tree.sys / target)
     assert read_host(tree.dev, tree.sys, simulated=True).addresses == {}
 
 
@@ -228,14 +211,6 @@ def test_without_class_entries_the_vendors_functions_are_found_on_the_bus(tree: 
     host = read_host(tree.dev, tree.sys, simulated=True)
     assert host.addresses == {}
     assert {address: function.numa for address, function in host.functions.items()} == {A: 1}
-
-
-def test_without_class_entries_vfs_are_found_with_their_card(tree: Tree) -> None:
-    card = tree.function(A, vendor="0x1d22", sriov_numvfs="1")
-    virtual = tree.function(VF, vendor="0x1d22", device="0x3685")
-    (virtual / "physfn").symlink_to(card)
-    host = read_host(tree.dev, tree.sys, simulated=True)
-    assert (host.functions[VF].physfn, host.functions[A].num_vfs) == (A, 1)
 
 
 # --- drivers --------------------------------------------------------------------------------------------
