@@ -5,7 +5,7 @@ import asyncio
 import json
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from xpu_plugin.doctor.registry import CHECKS
 from xpu_plugin.model.vf_plan import LABEL, STATE_LABEL
 from xpu_plugin.simulation.kubelet import Kubelet
 from xpu_plugin.simulation.library import shipped
+from xpu_plugin.simulation.machine import Machine
 
 
 pytestmark = pytest.mark.usefixtures("leaves_no_process")
@@ -161,13 +162,52 @@ async def test_usage_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
 # --- what is broken is seen -----------------------------------------------------------------------
 
 
-async def test_a_driver_that_is_gone(node: Node, kubelet: Kubelet, doctor: Doctor) -> None:
-    node.machine.set({"driver": "gone"})
-    wrong = await doctor.wrong()
-    assert {name: wrong[name] for name in ("control-node", "device-nodes", "library")} == dict.fromkeys(
-        ("control-node", "device-nodes", "library"), "error"
-    )
-    assert await doctor.status() == 3
+def other_address(machine: Machine) -> None:
+    assert machine.sysfs_root
+    entry = machine.sysfs_root / "class/xpu/xpu0/device"
+    entry.unlink()
+    entry.symlink_to(machine.sysfs_root / "bus/pci/devices" / IDS[1])
+
+
+@pytest.mark.parametrize(
+    ("harm", "expected"),
+    [
+        (
+            lambda machine: machine.set({"driver": "gone"}),
+            {"control-node": "error", "device-nodes": "error", "library": "error"},
+        ),
+        (lambda machine: machine.set_card(2, {"state": "207"}), {"devices-answer": "error"}),
+        (
+            lambda machine: machine.set({"library-version": "4.0.9.1", "driver-version": "4.33.third.1"}),
+            {"library": "warning", "driver-match": "warning"},
+        ),
+        (other_address, {"ranking": "error"}),
+    ],
+    ids=["no driver", "a sick device", "an old library of another release", "sysfs against the library"],
+)
+async def test_what_is_broken_in_the_machine_and_nothing_else(
+    node: Node, kubelet: Kubelet, doctor: Doctor, harm: Callable[[Machine], object], expected: dict[str, str]
+) -> None:
+    harm(node.machine)
+    assert await doctor.wrong() == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("--sriov-num-vfs=9", {"vf-capability": "error"}),
+        ("--sriov-num-vfs=3", {}),
+        ("--pod-name=other", {"pod-resources": "warning"}),
+        ("--pod-resources-socket={}/none", {"pod-resources": "warning"}),
+        ("--pod-resources-socket={}/broken.sock", {"pod-resources": "error"}),
+        ("--device-plugin-dir={}/none", {"kubelet-directory": "error", "kubelet-socket": "error"}),
+    ],
+)
+async def test_what_is_wrong_with_an_option_and_nothing_else(
+    node: Node, kubelet: Kubelet, doctor: Doctor, option: str, expected: dict[str, str]
+) -> None:
+    (node.place / "broken.sock").write_text("")
+    assert await doctor.wrong(option.format(node.place)) == expected
 
 
 async def test_a_library_that_is_not_there_or_lacks_functions(
@@ -197,38 +237,6 @@ async def test_a_device_at_which_the_library_hangs_or_crashes_is_named_and_the_o
     assert found["library"]["verdict"] == "ok"
 
 
-async def test_a_sick_device(node: Node, kubelet: Kubelet, doctor: Doctor) -> None:
-    node.machine.set_card(2, {"state": "207"})
-    assert await doctor.wrong() == {"devices-answer": "error"}
-    running = await started_sick(node, kubelet)
-    found = await doctor.findings(running)
-    assert IDS[2] in found["devices-answer"]["evidence"]
-
-
-async def started_sick(node: Node, kubelet: Kubelet) -> str:
-    option = f"--status-socket={node.place}/run/status.sock"
-    node.start(option, "--pod-name=plugin")
-    await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 3, timeout=SECONDS)
-    return option
-
-
-async def test_an_old_library_and_one_of_another_release(
-    node: Node, kubelet: Kubelet, doctor: Doctor
-) -> None:
-    node.machine.set({"library-version": "4.0.9.1 commit: 0", "driver-version": "4.33.third_unknown.1"})
-    assert await doctor.wrong() == {"library": "warning", "driver-match": "warning"}
-    assert await doctor.status() == 1
-
-
-async def test_sysfs_that_contradicts_the_library(node: Node, kubelet: Kubelet, doctor: Doctor) -> None:
-    assert node.machine.sysfs_root
-    entry = node.machine.sysfs_root / "class/xpu/xpu0/device"
-    entry.unlink()
-    entry.symlink_to(node.machine.sysfs_root / "bus/pci/devices" / IDS[1])
-    wrong = await doctor.wrong()
-    assert wrong["ranking"] == "error"
-
-
 async def test_vfs_that_sysfs_counts_and_does_not_link(node: Node, kubelet: Kubelet, doctor: Doctor) -> None:
     node.machine.set_card(1, {"vfs": "2"})
     assert await doctor.wrong() == {}
@@ -240,27 +248,14 @@ async def test_vfs_that_sysfs_counts_and_does_not_link(node: Node, kubelet: Kube
     assert (await doctor.wrong())["functions"] == "warning"
 
 
-async def test_more_vfs_than_a_card_can_have(node: Node, kubelet: Kubelet, doctor: Doctor) -> None:
-    assert await doctor.wrong("--sriov-num-vfs=9") == {"vf-capability": "error"}
-    assert await doctor.wrong("--sriov-num-vfs=3") == {}
-
-
-async def test_a_kubelet_that_is_away(node: Node, kubelet: Kubelet, doctor: Doctor) -> None:
+async def test_a_kubelet_that_is_away_and_a_plugin_without_a_stream(
+    node: Node, kubelet: Kubelet, doctor: Doctor
+) -> None:
     running = await started(node, kubelet)
     await kubelet.stop(remove_sockets=True)
-    wrong = await doctor.wrong(running)
-    assert wrong["kubelet-socket"] == "error"
-    assert (await doctor.findings(f"--device-plugin-dir={node.place}/none"))["kubelet-directory"][
-        "verdict"
-    ] == "error"
-
-
-async def test_a_plugin_without_a_stream(node: Node, kubelet: Kubelet, doctor: Doctor) -> None:
-    running = await started(node, kubelet)
-    await kubelet.stop()
     await until(lambda: kubelet.streams_open == 0, "the end of the stream")
-    found = await doctor.findings(running)
-    assert found["registration"]["verdict"] == "error"
+    wrong = await doctor.wrong(running)
+    assert (wrong["kubelet-socket"], wrong["registration"]) == ("error", "error")
 
 
 async def test_a_second_plugin_and_strange_sockets(node: Node, kubelet: Kubelet, doctor: Doctor) -> None:
@@ -274,17 +269,6 @@ async def test_a_second_plugin_and_strange_sockets(node: Node, kubelet: Kubelet,
         stranger.bind(f"{node.plugins}/vxpu.sock")
         running = f"--status-socket={node.place}/run/status.sock"
         assert (await doctor.wrong(running))["second-plugin"] == "warning"
-
-
-async def test_pod_resources_that_do_not_name_our_own_pod_or_are_not_there(
-    node: Node, kubelet: Kubelet, doctor: Doctor
-) -> None:
-    assert await doctor.wrong("--pod-name=other") == {"pod-resources": "warning"}
-    assert await doctor.wrong(f"--pod-resources-socket={node.place}/none") == {"pod-resources": "warning"}
-    (node.place / "broken.sock").write_text("")
-    assert await doctor.wrong(f"--pod-resources-socket={node.place}/broken.sock") == {
-        "pod-resources": "error"
-    }
 
 
 async def test_containers_with_former_ids_and_those_that_could_split_idle_cards(

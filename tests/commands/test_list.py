@@ -34,27 +34,44 @@ def options(machine: Machine) -> list[str]:
     ]
 
 
-def listed(capsys: pytest.CaptureFixture[str], machine: Machine, *more: str) -> str:
-    status = main(["list", *options(machine), *more])
-    captured = capsys.readouterr()
-    assert (status, captured.err) == (0, "")
-    return captured.out
+class Show:
+    """Runs `list` over a machine with an R200 and a K200."""
+
+    def __init__(self, machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+        self.machine = machine
+        self._capsys = capsys
+
+    def text(self, *more: str) -> str:
+        status = main(["list", *options(self.machine), *more])
+        captured = self._capsys.readouterr()
+        assert (status, captured.err) == (0, "")
+        return captured.out
+
+    def records(self, *more: str) -> dict[str, dict[str, Any]]:
+        document = json.loads(self.text("--json", *more))
+        assert document.keys() == {"devices"}
+        return {record["id"]: record for record in document["devices"]}
+
+    def table(self, *more: str) -> list[list[str]]:
+        return [line.split() for line in self.text(*more).splitlines()]
+
+    def refusal(self, *arguments: str) -> str:
+        """The one line on standard error of a list that ends with status 1."""
+        assert main(["list", *arguments]) == 1
+        captured = self._capsys.readouterr()
+        assert captured.out == ""
+        (line,) = captured.err.splitlines()
+        return line
 
 
-def records(capsys: pytest.CaptureFixture[str], machine: Machine, *more: str) -> dict[str, dict[str, Any]]:
-    document = json.loads(listed(capsys, machine, "--json", *more))
-    assert document.keys() == {"devices"}
-    return {record["id"]: record for record in document["devices"]}
+@pytest.fixture
+def show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Show:
+    return Show(make_machine(tmp_path, R200, K200), capsys)
 
 
-def table(capsys: pytest.CaptureFixture[str], machine: Machine, *more: str) -> list[list[str]]:
-    return [line.split() for line in listed(capsys, machine, *more).splitlines()]
-
-
-def test_json_has_the_promised_keys_and_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    machine = make_machine(tmp_path, R200, K200)
-    machine.set_card(0, {"vfs": "3"})
-    found = records(capsys, machine)
+def test_json_has_the_promised_keys_and_values(show: Show) -> None:
+    show.machine.set_card(0, {"vfs": "3"})
+    found = show.records()
     assert list(found) == [*VFS, *HALVES]
     memory = found[VFS[1]].pop("memory_bytes")
     assert memory == 5456 << 20
@@ -84,30 +101,14 @@ def test_json_has_the_promised_keys_and_values(tmp_path: Path, capsys: pytest.Ca
     )
 
 
-def test_the_types_are_those_of_the_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    machine = make_machine(tmp_path, R200, K200)
-    machine.set_card(0, {"vfs": "2"})
-    machine.add_fault("xpumlDeviceGetState", "code:999", card=0, vf=0)
-    types = {
-        "id": str, "card": str, "kind": str, "model": str, "path": str, "index": int, "numa": int | None,
-        "memory_bytes": int, "state": int | None, "health": str, "reason": str | None, "resource": str,
-    }  # fmt: skip
-    for record in records(capsys, machine, "--all").values():
-        assert record.keys() >= types.keys()
-        assert all(isinstance(record[key], kind) for key, kind in types.items())
-        assert record["kind"] in ("whole", "half", "vf", "pf")
-        assert record["health"] == ("Healthy" if record["reason"] is None else "Unhealthy")
-
-
-def test_all_shows_pfs_and_denied_devices_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    machine = make_machine(tmp_path, R200, K200)
-    machine.set_card(0, {"vfs": "3"})
+def test_all_shows_pfs_and_denied_devices_too(show: Show) -> None:
+    show.machine.set_card(0, {"vfs": "3"})
     deny = f"--deny=K200,{VFS[0]}"
-    assert list(records(capsys, machine, deny)) == VFS[1:]
-    found = records(capsys, machine, "--all", deny)
+    assert list(show.records(deny)) == VFS[1:]
+    found = show.records("--all", deny)
     assert list(found) == [A, *VFS, *HALVES]
     assert (found[A]["kind"], found[A]["card"], found[A]["path"]) == ("pf", A, "/dev/xpu0")
-    assert list(records(capsys, machine, f"--allow={A}")) == VFS
+    assert list(show.records(f"--allow={A}")) == VFS
 
 
 def test_a_node_that_the_library_does_not_list_is_named(
@@ -126,13 +127,10 @@ def test_a_node_that_the_library_does_not_list_is_named(
     assert (node["path"], node["errno"]) == ("/dev/xpu1", EIO)
 
 
-def test_an_error_state_is_unhealthy_with_its_reason(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    machine = make_machine(tmp_path, R200, K200)
-    machine.set_card(0, {"state": "207"})
-    machine.add_fault("xpumlDeviceGetState", "code:999", card=1, half=1)
-    found = records(capsys, machine)
+def test_an_error_state_is_unhealthy_with_its_reason(show: Show) -> None:
+    show.machine.set_card(0, {"state": "207"})
+    show.machine.add_fault("xpumlDeviceGetState", "code:999", card=1, half=1)
+    found = show.records()
     shown = {id: (own["state"], own["health"], own["reason"]) for id, own in found.items()}
     assert shown == {
         A: (207, "Unhealthy", "state-error"),
@@ -141,10 +139,9 @@ def test_an_error_state_is_unhealthy_with_its_reason(
     }
 
 
-def test_the_table_has_a_line_for_each_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    machine = make_machine(tmp_path, R200, K200)
-    machine.set_card(0, {"state": "207"})
-    assert table(capsys, machine) == [
+def test_the_table_has_a_line_for_each_device(show: Show) -> None:
+    show.machine.set_card(0, {"state": "207"})
+    assert show.table() == [
         ["ID", "KIND", "MODEL", "PATH", "NUMA", "MEMORY", "HEALTH", "REASON", "RESOURCE"],
         [A, "whole", "R200", "/dev/xpu0", "0", "16.0Gi", "Unhealthy", "state-error", "baidu.com/xpu"],
         [HALVES[0], "half", "K200", "/dev/xpu1", "1", "8.0Gi", "Healthy", "-", "baidu.com/xpu"],
@@ -152,72 +149,53 @@ def test_the_table_has_a_line_for_each_device(tmp_path: Path, capsys: pytest.Cap
     ]
 
 
-def test_the_columns_of_the_table_are_aligned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = listed(capsys, make_machine(tmp_path, R200, K200)).splitlines()
+def test_the_columns_of_the_table_are_aligned(show: Show) -> None:
+    lines = show.text().splitlines()
     column = lines[0].index("HEALTH")
     assert {line[column:].split()[0] for line in lines} == {"HEALTH", "Healthy"}
     assert all(line == line.rstrip() for line in lines)
 
 
-def test_what_is_not_offered_has_no_resource_in_the_table(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    machine = make_machine(tmp_path, R200, K200)
-    machine.set_card(0, {"vfs": "1"})
-    shown = {row[0]: row[-1] for row in table(capsys, machine, "--all", "--deny=K200")[1:]}
+def test_what_is_not_offered_has_no_resource_in_the_table(show: Show) -> None:
+    show.machine.set_card(0, {"vfs": "1"})
+    shown = {row[0]: row[-1] for row in show.table("--all", "--deny=K200")[1:]}
     assert shown == {A: "-", "0000:3b:01.0-of1": "baidu.com/xpu", HALVES[0]: "-", HALVES[1]: "-"}
 
 
-def test_resources_are_those_that_the_plugin_would_offer(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    machine = make_machine(tmp_path, R200, K200)
-    machine.set_card(0, {"vfs": "2"})
-    found = records(capsys, machine, "--resource-per-profile", "--resource-name=example.com/card")
+def test_resources_are_those_that_the_plugin_would_offer(show: Show) -> None:
+    show.machine.set_card(0, {"vfs": "2"})
+    found = show.records("--resource-per-profile", "--resource-name=example.com/card")
     assert {own["resource"] for own in found.values()} == {"example.com/R200-VF-8G", "example.com/K200"}
 
 
 def test_no_devices_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    machine = make_machine(tmp_path, number=0)
-    assert listed(capsys, machine) == "no devices\n"
-    assert records(capsys, machine) == {}
+    show = Show(make_machine(tmp_path, number=0), capsys)
+    assert show.text() == "no devices\n"
+    assert show.records() == {}
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line on standard error of a list that ends with status 1."""
-    assert main(["list", *arguments]) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    (line,) = captured.err.splitlines()
-    return line
-
-
-def test_without_a_library_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_library_it_is_refused(tmp_path: Path, show: Show) -> None:
     library = tmp_path / "none.so"
-    assert f"{library}: no such file" in refusal(capsys, f"--xpuml-library={library}")
+    assert f"{library}: no such file" in show.refusal(f"--xpuml-library={library}")
     library.write_text("no library")
-    assert f"{library}: " in refusal(capsys, f"--xpuml-library={library}")
+    assert f"{library}: " in show.refusal(f"--xpuml-library={library}")
 
 
-def test_without_a_driver_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    machine = make_machine(tmp_path, R200)
-    machine.set({"driver": "gone"})
-    assert "Driver Not Loaded (9)" in refusal(capsys, "--json", *options(machine))
+def test_without_a_driver_it_is_refused(show: Show) -> None:
+    show.machine.set({"driver": "gone"})
+    assert "Driver Not Loaded (9)" in show.refusal("--json", *options(show.machine))
 
 
 @pytest.mark.parametrize("action", ["crash", "hang"])
-def test_a_library_that_crashes_or_hangs_is_refused_with_the_call(
-    action: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    machine = make_machine(tmp_path, R200)
-    machine.add_fault("xpumlDeviceGetState", action, card=0)
-    said = refusal(capsys, *options(machine), "--call-timeout=1")
+def test_a_library_that_crashes_or_hangs_is_refused_with_the_call(action: str, show: Show) -> None:
+    show.machine.add_fault("xpumlDeviceGetState", action, card=0)
+    said = show.refusal(*options(show.machine), "--call-timeout=1")
     assert "xpumlDeviceGetState of device index 0" in said
 
 
 @pytest.mark.usefixtures("leaves_no_process", "leaves_no_descriptor")
-def test_it_leaves_no_process_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    listed(capsys, make_machine(tmp_path, R200))
+def test_it_leaves_no_process_behind(show: Show) -> None:
+    show.text()
 
 
 def test_old_options_warn_on_standard_error_and_leave_the_json_alone(

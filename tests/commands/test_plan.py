@@ -3,7 +3,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,6 @@ from xpu_plugin.simulation.machine import Machine
 
 A, B = "0000:3b:00.0", "0000:3c:00.0"
 CARDS = ({"model": "R200", "pci": A}, {"model": "R200", "pci": B})
-
-Plan = Callable[..., tuple[int, dict[str, Any]]]
 
 
 @pytest.fixture
@@ -48,13 +46,28 @@ def options(machine: Machine, place: Path) -> list[str]:
     ]
 
 
-async def planned(
-    capsys: pytest.CaptureFixture[str], machine: Machine, place: Path, *more: str
-) -> tuple[int, dict[str, Any]]:
-    status = await asyncio.to_thread(main, ["plan", *options(machine, place), "--json", *more])
-    captured = capsys.readouterr()
-    assert captured.err == ""
-    return status, json.loads(captured.out)
+class Planner:
+    """Runs `plan` over the machine and its kubelet."""
+
+    def __init__(self, machine: Machine, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.machine = machine
+        self._place = place
+        self._capsys = capsys
+
+    async def text(self, *more: str) -> tuple[int, str]:
+        status = await asyncio.to_thread(main, ["plan", *options(self.machine, self._place), *more])
+        captured = self._capsys.readouterr()
+        assert captured.err == ""
+        return status, captured.out
+
+    async def document(self, *more: str) -> tuple[int, dict[str, Any]]:
+        status, text = await self.text("--json", *more)
+        return status, json.loads(text)
+
+
+@pytest.fixture
+def plan(kubelet: Kubelet, machine: Machine, place: Path, capsys: pytest.CaptureFixture[str]) -> Planner:
+    return Planner(machine, place, capsys)
 
 
 def numbers(machine: Machine) -> list[str]:
@@ -64,52 +77,42 @@ def numbers(machine: Machine) -> list[str]:
     ]
 
 
-async def test_nothing_to_do(
-    capsys: pytest.CaptureFixture[str], machine: Machine, place: Path, kubelet: Kubelet
-) -> None:
-    status, document = await planned(capsys, machine, place)
+async def test_nothing_to_do(plan: Planner) -> None:
+    status, document = await plan.document()
     assert (status, document["state"]) == (0, "success")
     assert document["desired"] == {"number": 0, "origin": "argument --sriov-num-vfs", "problem": ""}
-    status, document = await planned(capsys, machine, place, "--sriov-num-vfs=keep")
+    status, document = await plan.document("--sriov-num-vfs=keep")
     assert (status, document["desired"]["number"]) == (0, "keep")
 
 
-async def test_what_would_change_is_told_and_not_done(
-    capsys: pytest.CaptureFixture[str], machine: Machine, place: Path, kubelet: Kubelet
-) -> None:
-    machine.set_card(1, {"vfs": "2"})
-    status, document = await planned(capsys, machine, place, "--sriov-num-vfs=2")
+async def test_what_would_change_is_told_and_not_done(plan: Planner) -> None:
+    plan.machine.set_card(1, {"vfs": "2"})
+    status, document = await plan.document("--sriov-num-vfs=2")
     assert (status, document["state"]) == (3, "pending")
     assert [(card["address"], card["actual"], card["action"]) for card in document["cards"]] == [
         (A, 0, "apply"),
         (B, 2, "keep"),
     ]
-    assert numbers(machine) == ["0", "2"]
+    assert numbers(plan.machine) == ["0", "2"]
 
 
-async def test_a_held_card_goes_before_one_that_would_change(
-    capsys: pytest.CaptureFixture[str], machine: Machine, place: Path, kubelet: Kubelet
-) -> None:
+async def test_a_held_card_goes_before_one_that_would_change(plan: Planner, kubelet: Kubelet) -> None:
     kubelet.hold([A], resource=RESOURCE, pod="train")
-    status, document = await planned(capsys, machine, place, "--sriov-num-vfs=2")
+    status, document = await plan.document("--sriov-num-vfs=2")
     assert (status, document["state"]) == (4, "blocked")
     assert document["cards"][0]["holders"] == ["default/train/main"]
     assert document["cards"][1]["action"] == "apply"
 
 
-async def test_more_than_a_card_can_have(
-    capsys: pytest.CaptureFixture[str], machine: Machine, place: Path, kubelet: Kubelet
-) -> None:
-    status, document = await planned(capsys, machine, place, "--sriov-num-vfs=9")
+async def test_more_than_a_card_can_have(plan: Planner) -> None:
+    status, document = await plan.document("--sriov-num-vfs=9")
     assert (status, document["state"]) == (4, "failed")
     assert "3 VFs at most" in document["cards"][0]["reason"]
 
 
-async def test_as_a_table(
-    capsys: pytest.CaptureFixture[str], machine: Machine, place: Path, kubelet: Kubelet
-) -> None:
-    status = await asyncio.to_thread(main, ["plan", *options(machine, place), "--sriov-num-vfs=2"])
-    lines = capsys.readouterr().out.splitlines()
+async def test_as_a_table(plan: Planner) -> None:
+    status, text = await plan.text("--sriov-num-vfs=2")
+    lines = text.splitlines()
     assert status == 3
     assert lines[0] == "desired VF count: 2, by argument --sriov-num-vfs"
     assert lines[1].split() == ["CARD", "DESIRED", "ACTUAL", "ACTION", "REASON"]

@@ -122,12 +122,6 @@ def test_what_is_said_of_it_is_short(garbage: bytes, tmp_path: Path) -> None:
     assert len(str(raised.value)) < len(str(tmp_path)) + 400
 
 
-def test_a_file_that_cannot_be_read_is_never_taken_for_nobody(tmp_path: Path) -> None:
-    (tmp_path / CHECKPOINT).mkdir()
-    with pytest.raises(UnknownHoldersError, match=CHECKPOINT):
-        read_checkpoint(tmp_path)
-
-
 @pytest.mark.parametrize("id", ["x" * 300, "a\nb", "\ud800", "9" * 5000])
 def test_an_id_that_no_plugin_of_ours_gives_is_left_out_for_others_and_a_doubt_under_our_names(
     id: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -163,7 +157,7 @@ def huge(file: Path) -> None:
         os.truncate(stream.fileno(), 1 << 40)
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, huge])
+@pytest.mark.parametrize("make", [os.mkfifo, huge, Path.mkdir])
 def test_a_checkpoint_that_is_not_a_file_or_too_long_is_a_doubt(
     make: Callable[[Path], None], tmp_path: Path
 ) -> None:

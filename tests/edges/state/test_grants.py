@@ -5,7 +5,6 @@ import asyncio
 import errno
 import json
 import os
-import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -143,13 +142,6 @@ def test_the_file_is_replaced_never_written_into(tmp_path: Path) -> None:
         assert json.load(old)["grants"] == {A: "/dev/xpu0"}
     assert written(tmp_path) == {A: "/dev/xpu0", B: "/dev/xpu1"}
     assert list(tmp_path.iterdir()) == [file]
-
-
-def test_the_file_and_a_directory_made_for_it_are_the_owners_only(tmp_path: Path) -> None:
-    start(GrantRecord(tmp_path / "state"), A)
-    (file,) = (tmp_path / "state").iterdir()
-    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
-    assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0
 
 
 GARBAGE = {
