@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from xpu_plugin.commands import demo
-from xpu_plugin.config import UsageError
 
 
 COMMAND = (sys.executable, "-P", "-m", "xpu_plugin", "demo")
@@ -104,8 +103,3 @@ def test_a_directory_too_deep_for_sockets_is_named(
     monkeypatch.setattr("tempfile.tempdir", str(deep))
     assert demo.main(["--once"]) == 1
     assert str(deep) in capfd.readouterr().err
-
-
-def test_an_unknown_option_is_a_usage_error() -> None:
-    with pytest.raises(UsageError):
-        demo.main(["--twice"])

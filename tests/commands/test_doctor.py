@@ -154,11 +154,6 @@ async def test_a_node_without_xpus_is_no_trouble(node: Node, kubelet: Kubelet, d
     assert found["second-plugin"]["verdict"] == "ok"
 
 
-async def test_usage_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", "--no-such-option"]) == 2
-    assert main(["doctor", "--sriov-num-vfs=-1"]) == 2
-
-
 # --- what is broken is seen -----------------------------------------------------------------------
 
 

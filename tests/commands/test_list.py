@@ -4,8 +4,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from errno import EIO
 from pathlib import Path
 from typing import Any
@@ -207,27 +205,6 @@ def test_old_options_warn_on_standard_error_and_leave_the_json_alone(
     assert len(json.loads(captured.out)["devices"]) == 1
     (line,) = captured.err.splitlines()
     assert "rename-dev" in line
-
-
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_has_had_enough_is_no_error_worth_a_word(unbuffered: str, tmp_path: Path) -> None:
-    """As in `xpu-device-plugin list | true`, however the interpreter buffers."""
-    machine = make_machine(tmp_path, R200)
-    reader, writer = os.pipe()
-    os.close(reader)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "xpu_plugin", "list", *options(machine)],
-            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-            stdout=writer,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-    finally:
-        os.close(writer)
-    assert done.stderr == ""
 
 
 def test_a_library_that_is_no_file_is_not_waited_for(

@@ -119,14 +119,6 @@ def test_bad_input_is_status_2_and_one_line(
     assert errors.count("\n") == 1
 
 
-def test_without_a_file_it_says_which_option(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("XPU_PLUGIN_SIMULATOR_FILE", raising=False)
-    assert main(["show"]) == 2
-    assert "required: --simulator-file" in capsys.readouterr().err
-
-
 def test_no_machine_yet(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("show") == 2
     assert "a file made by 'simulate init'" in capsys.readouterr().err

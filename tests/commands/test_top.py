@@ -94,10 +94,6 @@ async def test_without_readings_it_is_status_1(node: Node, capsys: pytest.Captur
     assert captured.err.startswith("xpu-device-plugin: no readings: xpumlInit")
 
 
-def test_bad_usage_is_status_2() -> None:
-    assert main(["top", "--sometimes"]) == 2
-
-
 def read_until(terminal: int, pattern: str, seen: str = "") -> str:
     """What a terminal shows, until it has shown that."""
     deadline = time.monotonic() + SECONDS

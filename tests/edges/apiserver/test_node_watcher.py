@@ -1083,13 +1083,6 @@ def test_requests_that_fail_are_counted_by_what_was_asked_and_status(
 # --- removing -------------------------------------------------------------------------------------
 
 
-def test_labels_and_annotations_are_removed_and_others_stay(server: ApiServer, kubeconfig: Path) -> None:
-    server.labels.update({"ours": "1", "another": "x"})
-    server.annotations.update({"detail": "old", "more": "text"})
-    remove(NODE, kubeconfig, labels=["ours", "never"], annotations=["detail"])
-    assert (server.labels, server.annotations) == ({"another": "x"}, {"more": "text"})
-
-
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
