@@ -49,7 +49,7 @@ NEXT = "nor-this"
 
 
 def with_labels(labels: str) -> bytes:
-    """An event whose labels are that JSON text."""
+    """An event with that JSON text for labels."""
     metadata = f'{{"name": "{NODE}", "resourceVersion": "1", "labels": {labels}}}'
     return f'{{"type": "MODIFIED", "object": {{"metadata": {metadata}}}}}\n'.encode()
 
@@ -151,7 +151,7 @@ class Log:
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.DEBUG)
-        self._caplog = caplog  # whose records are those of the test by then
+        self._caplog = caplog  # its records change from the set-up to the test
 
     def _lines(self, level: int, part: str) -> list[str]:
         return [
