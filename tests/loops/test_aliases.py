@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from tests.support.kubelets import CountingKubelet
 from tests.support.locks import Lock
 from tests.support.machines import RESOURCE
 from tests.support.pictures import health
+from tests.support.tasks import running
 from tests.support.waiting import PROMPT_SECONDS, until
 from xpu_plugin.edges.kubelet import view as view_module
 from xpu_plugin.edges.kubelet.pod_resources import UnknownHoldersError, checkpoint_of
@@ -33,11 +35,10 @@ from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.inventory import Policy, after_scan
 from xpu_plugin.model.ownership import Checkpoint, Listing, Terms
 from xpu_plugin.model.timings import USUAL
-from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet
+from xpu_plugin.simulation.kubelet import CHECKPOINT, Assignment, Kubelet
 
 
 IDS = [f"0000:{bus:02x}:00.0" for bus in (0x3B, 0x3C, 0x3D, 0x3E)]
-PROFILE = "baidu.com/R200"
 TERMS = Terms(own_pod="kube-system/plugin", settle=10.0)
 
 pytestmark = pytest.mark.usefixtures("leaves_no_task")
@@ -49,17 +50,13 @@ async def kubelet(place: Path) -> AsyncIterator[CountingKubelet]:
         yield kubelet
 
 
-def picture_of(policy: Policy) -> Picture:
+@pytest.fixture
+def picture() -> Picture:
     """Four whole cards, /dev/xpu0 to /dev/xpu3."""
-    picture = Picture(policy)
+    picture = Picture(Policy(resource=RESOURCE))
     cards = [device(id, number=number, index=number) for number, id in enumerate(IDS)]
     picture.submit(lambda facts: after_scan(facts, found(*cards)))
     return picture
-
-
-@pytest.fixture
-def picture() -> Picture:
-    return picture_of(Policy(resource=RESOURCE))
 
 
 def view_of(kubelet: Kubelet, clock: Callable[[], float]) -> KubeletView:
@@ -91,10 +88,10 @@ def aliases(kubelet: Kubelet, picture: Picture, clock: Clock, grants: Grants) ->
     return holders_of(kubelet, picture, clock, grants)
 
 
-def offered(picture: Picture, resource: str = RESOURCE) -> dict[str, str]:
+def offered(picture: Picture) -> dict[str, str]:
     """Node paths by the ids they are offered under."""
     assert picture.current
-    return {entry.id: entry.device.path for entry in picture.current.of(resource)}
+    return {entry.id: entry.device.path for entry in picture.current.of(RESOURCE)}
 
 
 OWN = {id: f"/dev/xpu{number}" for number, id in enumerate(IDS)}
@@ -103,6 +100,14 @@ OWN = {id: f"/dev/xpu{number}" for number, id in enumerate(IDS)}
 def with_old(*numbers: int) -> dict[str, str]:
     """All four, these under their old ids."""
     return {str(n) if n in numbers else id: f"/dev/xpu{n}" for n, id in enumerate(IDS)}
+
+
+@pytest.fixture
+async def held(kubelet: Kubelet, aliases: Aliases) -> Assignment:
+    """A container that holds "0", and has been seen."""
+    assignment = kubelet.hold(["0"], resource=RESOURCE)
+    await aliases.look()
+    return assignment
 
 
 def free_everywhere(kubelet: Kubelet) -> None:
@@ -124,127 +129,47 @@ async def test_old_ids_named_by_pod_resources_are_offered_as_such(
     assert offered(picture) == with_old(0, 2)
 
 
-async def test_a_kubelet_before_1_20_is_asked_by_v1alpha1(place: Path, picture: Picture) -> None:
-    async with Kubelet(
-        place / "plugins", pod_resources_dir=place / "pods", pod_resources_v1=False
-    ) as kubelet:
-        kubelet.hold(["1"], resource=RESOURCE)
-        (kubelet.directory / CHECKPOINT).unlink()
-        await holders_of(kubelet, picture).look()
-    assert offered(picture) == with_old(1)
-
-
-@pytest.mark.parametrize("per_numa", [True, False])
-async def test_without_pod_resources_the_checkpoint_names_holders(
-    place: Path, picture: Picture, *, per_numa: bool
+@pytest.mark.parametrize(
+    "sources",
+    [
+        {"pod_resources": True, "pod_resources_v1": False},  # before 1.20
+        {"pod_resources": False, "checkpoint_per_numa": True},
+        {"pod_resources": False, "checkpoint_per_numa": False},
+    ],
+)
+async def test_a_kubelet_of_any_release_names_holders(
+    place: Path, picture: Picture, sources: dict[str, Any]
 ) -> None:
-    async with Kubelet(place / "plugins", checkpoint_per_numa=per_numa) as kubelet:
+    pods = place / "pods" if sources.pop("pod_resources") else None
+    async with Kubelet(place / "plugins", pod_resources_dir=pods, **sources) as kubelet:
         kubelet.hold(["3", "1"], resource=RESOURCE)
+        if pods:
+            (kubelet.directory / CHECKPOINT).unlink()
         await holders_of(kubelet, picture).look()
     assert offered(picture) == with_old(1, 3)
-
-
-async def test_a_running_init_container_is_seen_in_the_checkpoint_only_and_counts(
-    kubelet: Kubelet, aliases: Aliases, picture: Picture
-) -> None:
-    kubelet.hold(["1"], resource=RESOURCE, init_container=True)
-    await aliases.look()
-    assert offered(picture) == with_old(1)
-
-
-async def test_a_restarted_kubelet_that_knows_no_pods_releases_nothing(
-    kubelet: Kubelet, aliases: Aliases, picture: Picture
-) -> None:
-    """While its API server is away it lists no pods, although containers run."""
-    kubelet.hold(["0"], resource=RESOURCE)
-    await aliases.look()
-    kubelet.api_server_away = True
-    await kubelet.restart()
-    assert not kubelet.pod_resources().pod_resources
-    for _ in range(4):
-        await aliases.look()
-    assert offered(picture) == with_old(0)
-
-
-async def test_what_is_not_an_old_id_of_ours_changes_nothing(
-    kubelet: Kubelet, aliases: Aliases, picture: Picture
-) -> None:
-    kubelet.hold(["0"], resource="example.com/gpu")
-    kubelet.hold(["007", "-1", "", "1.0", "0x2", "٢"], resource=RESOURCE)
-    kubelet.hold([IDS[1]], resource=RESOURCE)
-    kubelet.hold(["99"], resource=RESOURCE)
-    generation = picture.current.generation if picture.current else None
-    await aliases.look()
-    assert offered(picture) == OWN
-    assert picture.current
-    assert picture.current.generation == generation
-
-
-async def test_a_device_granted_under_another_resource_name_stays_listed_there(
-    kubelet: Kubelet, clock: Clock
-) -> None:
-    """As after a change to --resource-per-profile."""
-    picture = picture_of(Policy(resource=RESOURCE, per_profile=True))
-    aliases = holders_of(kubelet, picture, clock)
-    grant = kubelet.hold([IDS[1], "2"], resource=RESOURCE)
-    await aliases.look()
-    assert offered(picture, RESOURCE) == {IDS[1]: "/dev/xpu1", "2": "/dev/xpu2"}
-    assert offered(picture, PROFILE) == {IDS[0]: "/dev/xpu0", IDS[3]: "/dev/xpu3"}
-    kubelet.free(grant)
-    kubelet.write_checkpoint()
-    await aliases.look()
-    await aliases.look()
-    assert offered(picture, PROFILE) == OWN
 
 
 # --- releasing ------------------------------------------------------------------------------------
 
 
-async def test_an_old_id_is_released_by_two_looks_that_find_no_holder(
+@pytest.mark.usefixtures("held")
+async def test_an_old_id_is_released_by_itself_by_two_looks_that_find_no_holder(
     kubelet: Kubelet, aliases: Aliases, picture: Picture
 ) -> None:
-    kubelet.hold(["0", "1"], resource=RESOURCE)
-    await aliases.look()
-    free_everywhere(kubelet)
-    await aliases.look()
-    assert offered(picture) == with_old(0, 1)
-    await aliases.look()
-    assert offered(picture) == OWN
-
-
-async def test_each_old_id_is_released_by_itself(
-    kubelet: Kubelet, aliases: Aliases, picture: Picture
-) -> None:
-    kubelet.hold(["0"], resource=RESOURCE)
     ending = kubelet.hold(["1"], resource=RESOURCE)
     await aliases.look()
     kubelet.free(ending)
     kubelet.write_checkpoint()
     await aliases.look()
+    assert offered(picture) == with_old(0, 1)
     await aliases.look()
     assert offered(picture) == with_old(0)
 
 
-async def test_the_checkpoint_is_a_veto(kubelet: Kubelet, aliases: Aliases, picture: Picture) -> None:
-    """It keeps a dead pod's devices until it is written next time."""
-    grant = kubelet.hold(["0"], resource=RESOURCE)
-    await aliases.look()
-    kubelet.free(grant)
-    assert not kubelet.pod_resources().pod_resources
-    for _ in range(4):
-        await aliases.look()
-    assert offered(picture) == with_old(0)
-    kubelet.write_checkpoint()
-    await aliases.look()
-    await aliases.look()
-    assert offered(picture) == OWN
-
-
+@pytest.mark.usefixtures("held")
 async def test_an_old_id_that_is_granted_again_is_kept_although_nobody_lists_it_yet(
     kubelet: Kubelet, aliases: Aliases, grants: Grants, picture: Picture, clock: Clock
 ) -> None:
-    kubelet.hold(["0"], resource=RESOURCE)
-    await aliases.look()
     free_everywhere(kubelet)
     await aliases.look()
     grants.granted({"0": "/dev/xpu0", IDS[1]: "/dev/xpu1"})
@@ -259,25 +184,16 @@ async def test_an_old_id_that_is_granted_again_is_kept_although_nobody_lists_it_
     assert offered(picture) == OWN
 
 
+@pytest.mark.usefixtures("held")
 async def test_an_old_id_whose_container_was_only_started_again_is_released_as_any_other(
     kubelet: Kubelet, aliases: Aliases, grants: Grants, picture: Picture, clock: Clock
 ) -> None:
     """The kubelet has known of it all the time."""
-    kubelet.hold(["0"], resource=RESOURCE)
-    await aliases.look()
     clock.now += 1.0
     await grants.started({"0": "/dev/xpu0"})
     free_everywhere(kubelet)
     clock.now += 1.0
     await aliases.look()
-    await aliases.look()
-    assert offered(picture) == OWN
-
-
-async def test_a_grant_of_an_own_id_holds_nothing_otherwise(
-    aliases: Aliases, grants: Grants, picture: Picture
-) -> None:
-    grants.granted({IDS[0]: "/dev/xpu0"})
     await aliases.look()
     assert offered(picture) == OWN
 
@@ -295,35 +211,36 @@ def block_pod_resources(kubelet: Kubelet) -> Callable[[], object]:
     return lambda: aside.rename(socket)
 
 
-async def test_pod_resources_that_do_not_answer_release_nothing(
-    kubelet: Kubelet, aliases: Aliases, picture: Picture, caplog: pytest.LogCaptureFixture
+def unreadable_checkpoint(kubelet: Kubelet) -> None:
+    (kubelet.directory / CHECKPOINT).write_text("{")
+
+
+def old_checkpoint(kubelet: Kubelet) -> None:
+    """It keeps a dead pod's devices until it is written next time."""
+    (kubelet.directory / CHECKPOINT).write_text((kubelet.directory / "old").read_text())
+
+
+@pytest.mark.usefixtures("held")
+@pytest.mark.parametrize("happens", [block_pod_resources, unreadable_checkpoint, old_checkpoint])
+async def test_nothing_is_released_that_one_source_does_not_release(
+    kubelet: Kubelet,
+    aliases: Aliases,
+    picture: Picture,
+    caplog: pytest.LogCaptureFixture,
+    happens: Callable[[Kubelet], Callable[[], object] | None],
 ) -> None:
-    kubelet.hold(["0"], resource=RESOURCE)
-    await aliases.look()
+    (kubelet.directory / CHECKPOINT).rename(kubelet.directory / "old")
     free_everywhere(kubelet)
-    unblock = block_pod_resources(kubelet)
+    undo = happens(kubelet) or kubelet.write_checkpoint
     for _ in range(4):
         await aliases.look()
     assert offered(picture) == with_old(0)
     complaints = [record for record in caplog.records if "the holders of devices" in record.message]
-    assert len(complaints) == 1, "said once, not at each look"
-    unblock()
+    assert len(complaints) == (happens is not old_checkpoint), "said once, not at each look"
+    undo()
     await aliases.look()
     await aliases.look()
     assert offered(picture) == OWN
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"Data": {"PodDeviceEntries": [7]}}', '{"Data": null}'])
-async def test_a_checkpoint_that_cannot_be_understood_releases_nothing(
-    kubelet: Kubelet, aliases: Aliases, picture: Picture, content: str
-) -> None:
-    kubelet.hold(["0"], resource=RESOURCE)
-    await aliases.look()
-    free_everywhere(kubelet)
-    (kubelet.directory / CHECKPOINT).write_text(content)
-    for _ in range(4):
-        await aliases.look()
-    assert offered(picture) == with_old(0)
 
 
 async def test_with_one_source_away_the_other_is_still_believed_when_it_names_a_holder(
@@ -340,69 +257,43 @@ async def test_with_one_source_away_the_other_is_still_believed_when_it_names_a_
 
 
 async def test_a_holder_named_in_between_starts_the_two_looks_anew(
-    kubelet: Kubelet, aliases: Aliases, picture: Picture
+    kubelet: Kubelet, aliases: Aliases, picture: Picture, held: Assignment
 ) -> None:
     """Released is what two looks *in a row* did not find, with both sources answering."""
-    grant = kubelet.hold(["0"], resource=RESOURCE)
-    await aliases.look()
-    kubelet.free(grant)
-    kubelet.write_checkpoint()
+    free_everywhere(kubelet)
     await aliases.look()
 
-    grant = kubelet.hold(["0"], resource=RESOURCE)
+    kubelet.hold(["0"], resource=RESOURCE)
     unblock = block_pod_resources(kubelet)
     await aliases.look()
     unblock()
-    kubelet.free(grant)
-    kubelet.write_checkpoint()
-
-    await aliases.look()
-    assert offered(picture) == with_old(0)
-    await aliases.look()
-    assert offered(picture) == OWN
-
-
-async def test_an_id_held_again_after_its_release_is_not_released_in_doubt(
-    kubelet: Kubelet, aliases: Aliases, picture: Picture
-) -> None:
-    kubelet.hold(["0"], resource=RESOURCE)
-    await aliases.look()
     free_everywhere(kubelet)
-    await aliases.look()
-    await aliases.look()
-    assert offered(picture) == OWN
 
-    kubelet.hold(["0"], resource=RESOURCE)
-    block_pod_resources(kubelet)
     await aliases.look()
     assert offered(picture) == with_old(0)
-    (kubelet.directory / CHECKPOINT).write_text("{")
     await aliases.look()
-    assert offered(picture) == with_old(0), "neither source answered"
+    assert offered(picture) == OWN
 
 
 # --- the loop -------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("held")
 async def test_the_loop_asks_while_something_is_held_and_then_no_more(
-    kubelet: CountingKubelet, aliases: Aliases, picture: Picture, monkeypatch: pytest.MonkeyPatch
+    kubelet: CountingKubelet, aliases: Aliases, picture: Picture
 ) -> None:
     aliases.between = 0.02
-    kubelet.hold(["0"], resource=RESOURCE)
-    await aliases.look()
-    loop = asyncio.create_task(aliases.run())
-    await until(lambda: kubelet.questions >= 5)
-    free_everywhere(kubelet)
-    await until(lambda: offered(picture) == OWN)
-    asked = kubelet.questions
-    await asyncio.sleep(0.2)  # ten rounds: that nothing happens gives no notice
-    assert kubelet.questions == asked
-    loop.cancel()
-    await asyncio.gather(loop, return_exceptions=True)
+    async with running(aliases.run()):
+        await until(lambda: kubelet.questions >= 5)
+        free_everywhere(kubelet)
+        await until(lambda: offered(picture) == OWN)
+        asked = kubelet.questions
+        await asyncio.sleep(0.2)  # ten rounds: that nothing happens gives no notice
+        assert kubelet.questions == asked
 
 
 async def test_the_loop_goes_on_asking_while_nobody_could_tell(
-    kubelet: CountingKubelet, aliases: Aliases, picture: Picture, monkeypatch: pytest.MonkeyPatch
+    kubelet: CountingKubelet, aliases: Aliases, picture: Picture
 ) -> None:
     aliases.between = 0.02
     kubelet.hold(["2"], resource=RESOURCE)
@@ -410,11 +301,9 @@ async def test_the_loop_goes_on_asking_while_nobody_could_tell(
     unblock = block_pod_resources(kubelet)
     await aliases.look()
     assert offered(picture) == OWN
-    loop = asyncio.create_task(aliases.run())
-    unblock()
-    await until(lambda: offered(picture) == with_old(2))
-    loop.cancel()
-    await asyncio.gather(loop, return_exceptions=True)
+    async with running(aliases.run()):
+        unblock()
+        await until(lambda: offered(picture) == with_old(2))
 
 
 async def test_what_is_held_and_released_is_told(
@@ -482,12 +371,10 @@ async def test_the_loop_reads_a_checkpoint_that_has_changed_and_asks_nothing_els
     monkeypatch.setattr(holders_module, "WATCH_SECONDS", 0.01)
     await aliases.look()
     questions = kubelet.questions
-    loop = asyncio.create_task(aliases.run())
-    kubelet.hold(["3"], resource=RESOURCE)
-    await until(lambda: offered(picture) == with_old(3))
-    assert kubelet.questions == questions
-    loop.cancel()
-    await asyncio.gather(loop, return_exceptions=True)
+    async with running(aliases.run()):
+        kubelet.hold(["3"], resource=RESOURCE)
+        await until(lambda: offered(picture) == with_old(3))
+        assert kubelet.questions == questions
 
 
 async def test_a_kubelet_that_restarts_is_no_warning_and_one_that_does_not_answer_for_long_is(
@@ -502,14 +389,11 @@ async def test_a_kubelet_that_restarts_is_no_warning_and_one_that_does_not_answe
 
     monkeypatch.setattr(view_module, "list_pods", away)
     aliases.between = 0.01
-    running = asyncio.create_task(aliases.run())
-    try:
+    async with running(aliases.run()):
         await until(lambda: asked >= 3, "looks")
         assert caplog.records == []
         clock.now += holders_module.RESTART_SECONDS
         await until(lambda: "cannot read the holders of devices error=away" in caplog.text, "a warning")
-    finally:
-        running.cancel()
 
 
 # --- a record of grants that could not be read --------------------------------------------------------
@@ -552,15 +436,7 @@ async def test_a_forgotten_holder_is_found_once_the_record_that_names_it_can_be_
     else:
         draft.replace(file)
 
-    async def alone() -> None:
-        pass
-
-    tasks = [asyncio.create_task(own) for own in (aliases.run(), grants.run(Lock(alone)))]
-    try:
+    async with running(aliases.run(), grants.run(Lock())):
         await until(
             lambda: health(picture.current)[IDS[1]] == "forgotten-holder", "a device that is withheld"
         )
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -97,17 +97,6 @@ async def test_driver_loss_and_return(tried: Tried, kubelet: Kubelet) -> None:
     assert tried.events[0].text == "2 devices, held by: default/train/main: no driver: load it"
 
 
-async def test_a_device_that_was_forgotten_is_new_when_it_comes_back(tried: Tried) -> None:
-    tried.judge(b=SICK)
-    await tried.tells(1)
-    tried.picture.submit(lambda facts: after_scan(facts, found(device(A)), forget=True))
-    await until(lambda: tried.loop._told.sick == {}, "it is forgotten")
-    tried.picture.submit(lambda facts: after_scan(facts, found(device(A), device(B, number=1))))
-    tried.judge(b=SICK)
-    await tried.tells(2)
-    assert [event.reason for event in tried.events] == ["XPUUnhealthy"] * 2
-
-
 async def test_who_cannot_be_asked_does_not_keep_it_from_telling(tried: Tried, kubelet: Kubelet) -> None:
     await kubelet.stop(remove_sockets=True)
     tried.judge(a=SICK)

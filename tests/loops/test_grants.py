@@ -5,7 +5,7 @@ and of a kubelet's real sockets and files."""
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from tests.support.clock import Clock
 from tests.support.kubelets import own_pod
 from tests.support.locks import Lock
 from tests.support.machines import RESOURCE, make_machine, target_of
+from tests.support.tasks import running
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.kubelet import view as view_module
 from xpu_plugin.edges.kubelet.directory import identity_of
@@ -29,7 +30,7 @@ from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.devices import Usage, identify
 from xpu_plugin.model.inventory import Policy, after_scan
 from xpu_plugin.model.ownership import Checkpoint, Holding, Listing, Terms, Word
-from xpu_plugin.model.vf_plan import Card, Proof, cards
+from xpu_plugin.model.vf_plan import Proof, cards
 from xpu_plugin.proto import podresources_v1_pb2
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet
 from xpu_plugin.simulation.machine import Machine
@@ -145,13 +146,9 @@ def tried(make: Make) -> Tried:
     return make()
 
 
-def known(picture: Picture) -> dict[str, Card]:
-    return cards(picture.facts, picture.policy)
-
-
 async def look(tried: Tried, picture: Picture) -> dict[str, Proof]:
     """At both cards."""
-    return await tried.proof.look(known(picture).values())
+    return await tried.proof.look(cards(picture.facts, picture.policy).values())
 
 
 # --- a look ---------------------------------------------------------------------------------------
@@ -164,17 +161,6 @@ async def test_cards_that_nobody_uses_are_idle_at_the_time_of_the_look(
     assert await look(tried, picture) == dict.fromkeys((A, B), Proof(at=1000.0, done=1007.0))
 
 
-async def test_a_container_holds_the_card_of_its_vf_until_it_ends(
-    tried: Tried, picture: Picture, kubelet: Kubelet
-) -> None:
-    grant = kubelet.hold([SECOND], resource=RESOURCE, pod="train")
-    proofs = await look(tried, picture)
-    assert proofs[B].holders == ("default/train/main",)
-    assert proofs[A].idle
-    kubelet.free(grant)
-    assert (await look(tried, picture))[B].idle
-
-
 async def test_a_process_holds_the_card_it_computes_on(
     tried: Tried, picture: Picture, machine: Machine
 ) -> None:
@@ -183,23 +169,6 @@ async def test_a_process_holds_the_card_it_computes_on(
     path = picture.facts.devices[SECOND].path
     assert proofs[B].holders == (f"a process at {path}",)
     assert proofs[A].idle
-
-
-async def test_a_vf_that_is_bound_to_another_driver_is_held(make: Make, machine: Machine) -> None:
-    machine.set_card(1, {"vfs": "2", "vf-drivers": "kunlun,vfio-pci"})
-    client = WorkerClient(target_of(machine), call_timeout=SECONDS)
-    picture = await scanned(client)
-    proofs = await look(make(client=client, picture=picture), picture)
-    assert proofs[B].holders == ("vfio-pci bound to 0000:3c:01.1",)
-    assert proofs[A].idle
-    await client.close()
-
-
-async def test_only_the_cards_in_question_are_asked_about(
-    tried: Tried, picture: Picture, machine: Machine
-) -> None:
-    machine.add_process(7, card=1)
-    assert (await tried.proof.look([known(picture)[A]])).keys() == {A}
 
 
 async def test_a_card_that_was_split_since_the_scan_is_not_proven_idle(
@@ -225,134 +194,54 @@ async def test_a_worker_that_ends_when_it_is_asked_for_processes_leaves_doubt_an
     await client.close()
 
 
-async def test_without_a_worker_there_is_doubt(make: Make, machine: Machine, picture: Picture) -> None:
-    client = WorkerClient(target_of(machine), call_timeout=SECONDS)
-    proofs = await look(make(client=client), picture)
-    assert proofs[A].doubt
-    assert proofs[B].doubt
-
-
-async def test_a_holder_is_named_although_the_driver_does_not_answer(
+async def test_without_a_worker_there_is_doubt_and_a_holder_is_named_all_the_same(
     make: Make, machine: Machine, picture: Picture, kubelet: Kubelet
 ) -> None:
     client = WorkerClient(target_of(machine), call_timeout=SECONDS)
     kubelet.hold([FIRST], resource=RESOURCE, pod="train")
-    assert (await look(make(client=client), picture))[B].holders == ("default/train/main",)
+    proofs = await look(make(client=client), picture)
+    assert proofs[A].doubt
+    assert proofs[B].holders == ("default/train/main",)
 
 
-async def test_pod_resources_that_do_not_answer_are_doubt(
-    tried: Tried, picture: Picture, kubelet: Kubelet
-) -> None:
-    socket = kubelet.pod_resources_socket
-    assert socket
-    socket.unlink()
-    socket.touch()
-    proofs = await look(tried, picture)
-    assert str(socket) in proofs[A].doubt
-    assert str(socket) in proofs[B].doubt
-
-
-async def test_a_kubelet_that_does_not_list_our_own_pod_is_doubt(
-    tried: Tried, picture: Picture, kubelet: Kubelet
-) -> None:
-    kubelet.api_server_away = True
-    await kubelet.restart()
-    proofs = await look(tried, picture)
-    assert "does not name this plugin's own pod kube-system/plugin" in proofs[A].doubt
-    kubelet.api_server_away = False
-    assert (await look(tried, picture))[A].idle
-
-
-async def test_without_pod_resources_it_takes_consent_and_a_checkpoint(
+async def test_without_pod_resources_and_with_consent_the_checkpoint_tells(
     make: Make, picture: Picture, kubelet: Kubelet, place: Path
 ) -> None:
-    missing = place / "no-such-socket"
-    proofs = await look(make(socket=missing), picture)
-    assert "--vf-without-pod-resources" in proofs[A].doubt
+    tried = make(socket=place / "no-such-socket", consent=True)
     kubelet.hold([FIRST], resource=RESOURCE, pod="train")
-    proofs = await look(make(socket=missing, consent=True), picture)
+    proofs = await look(tried, picture)
     assert proofs[A].idle
     assert proofs[B].holders
     (kubelet.directory / CHECKPOINT).write_text("{")
-    proofs = await look(make(socket=missing, consent=True), picture)
-    assert proofs[A].doubt == "the kubelet's checkpoint cannot be read"
+    assert (await look(tried, picture))[A].doubt == "the kubelet's checkpoint cannot be read"
 
 
-def in_a_minute() -> float:
-    return time.time() + 61.0
-
-
-async def test_outside_of_a_pod_the_kubelets_age_decides(make: Make, picture: Picture) -> None:
-    young = await look(make(own_pod=None), picture)
-    assert young[A].doubt == "the kubelet has been running for less than 60 s"
-    old = await look(make(own_pod=None, wall_clock=in_a_minute), picture)
-    assert old[A].idle
-
-
-async def test_outside_of_a_pod_no_kubelet_socket_is_doubt(
-    make: Make, picture: Picture, kubelet: Kubelet
+@pytest.mark.parametrize(
+    ("later", "happens", "doubt"),
+    [
+        (61.0, lambda _: None, ""),
+        (0.0, lambda _: None, "the kubelet has been running for less than 60 s"),
+        (61.0, lambda socket: socket.unlink(), "the kubelet is not there, or was restarted just now"),
+        (61.0, lambda socket: socket.chmod(0o600), "the kubelet is not there, or was restarted just now"),
+    ],
+    ids=["old", "young", "gone", "another one"],
+)
+async def test_outside_of_a_pod_a_kubelet_is_believed_that_is_old_and_the_same_after_its_answer(
+    make: Make,
+    picture: Picture,
+    kubelet: HookedKubelet,
+    *,
+    later: float,
+    happens: Callable[[Path], object],
+    doubt: str,
 ) -> None:
-    kubelet.socket.unlink()
-    proofs = await look(make(own_pod=None, wall_clock=in_a_minute), picture)
-    assert proofs[A].doubt == "the kubelet is not there, or was restarted just now"
-
-
-async def test_outside_of_a_pod_a_kubelet_that_is_another_one_after_its_answer_is_doubt(
-    make: Make, picture: Picture, kubelet: HookedKubelet
-) -> None:
-    kubelet.happens = lambda: kubelet.socket.chmod(0o600)
-    proofs = await look(make(own_pod=None, wall_clock=in_a_minute), picture)
-    assert proofs[A].doubt == "the kubelet is not there, or was restarted just now"
+    kubelet.happens = lambda: happens(kubelet.socket)
+    proofs = await look(make(own_pod=None, wall_clock=lambda: time.time() + later), picture)
+    assert proofs[A].doubt == doubt
+    assert proofs[A].idle is (not doubt)
 
 
 # --- answers that a proof may count ---------------------------------------------------------------
-
-
-async def test_a_proof_counts_no_answer_to_a_call_that_began_before_it(
-    tried: Tried, picture: Picture, kubelet: HookedKubelet, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Such as a call of another reader, which the kubelet or the disk has not answered yet."""
-    view, client = tried.proof._view, tried.proof._worker
-    gate, asked, begun = asyncio.Event(), asyncio.Event(), []
-
-    def hold_up(name: str) -> None:
-        real = getattr(view_module, name)
-
-        async def ask(where: Path) -> object:
-            answer = await real(where)
-            begun.append(name)
-            await gate.wait()
-            return answer
-
-        monkeypatch.setattr(view_module, name, ask)
-
-    async def usage(indexes: Collection[int], card: str) -> Usage:
-        answer = await WorkerClient.usage(client, indexes, card)
-        asked.set()
-        return answer
-
-    monkeypatch.setattr(client, "usage", usage)
-    hold_up("list_pods")
-    hold_up("checkpoint_of")
-    early = asyncio.gather(view.listing(oldest=0.0), view.checkpoint(oldest=0.0))
-    await until(lambda: len(begun) == 2, "both calls")
-    tried.granted(FIRST)
-    kubelet.hold([A], resource=RESOURCE, pod="train")
-    kubelet.hold([FIRST], resource=RESOURCE, init_container=True)
-    clock.now += 1.0
-    late = asyncio.create_task(look(tried, picture))
-    async with asyncio.timeout(SECONDS):
-        await asked.wait()
-    for _ in range(3):
-        await asyncio.sleep(0)  # until it waits for the list
-    gate.set()
-    listed, written = await early
-    assert listed.listing
-    assert written.checkpoint
-    assert not any(own.ids for own in (*listed.listing.holdings, *written.checkpoint.holdings))
-    proofs = await late
-    assert proofs[A].holders == ("default/train/main",), "by the next list"
-    assert FIRST in proofs[B].text, "by the next reading of the checkpoint"
 
 
 async def test_the_second_proof_never_shares_an_answer_with_the_first(
@@ -433,22 +322,6 @@ async def test_what_is_granted_is_taken_until_a_look_finds_that_it_has_ended(
     assert (await look(tried, picture))[B].holders == ("default/train/main",)
     assert tried.grants.taken() == {B}
     kubelet.free(grant)
-    assert (await look(tried, picture))[B].idle
-    assert tried.grants.taken() == frozenset()
-
-
-async def test_a_grant_that_is_never_listed_goes_on_while_the_checkpoint_names_it(
-    tried: Tried, picture: Picture, kubelet: Kubelet, clock: Clock
-) -> None:
-    tried.granted(FIRST)
-    grant = kubelet.hold([FIRST], resource=RESOURCE, init_container=True)
-    clock.now += 1.0
-    assert FIRST in (await look(tried, picture))[B].text
-    kubelet.free(grant)
-    assert tried.grants.taken() == {B}
-    (kubelet.directory / CHECKPOINT).write_text("{")
-    assert not (await look(tried, picture))[B].idle
-    kubelet.write_checkpoint()
     assert (await look(tried, picture))[B].idle
     assert tried.grants.taken() == frozenset()
 
@@ -558,22 +431,8 @@ async def test_cards_of_containers_that_were_there_at_the_start_are_known_by_wha
 
 @pytest.fixture
 async def loop(tried: Tried, leaves_no_task: None) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(tried.grants.run(Lock()))
-    yield task
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-
-
-@pytest.mark.usefixtures("loop")
-async def test_the_loop_writes_down_what_the_kubelet_has_listed(
-    tried: Tried, kubelet: HookedKubelet, clock: Clock, record: GrantRecord, place: Path
-) -> None:
-    await tried.grants.started({A: "/dev/xpu0", FIRST: "/dev/xpu0"})
-    clock.now += 1.0
-    kubelet.hold([A], resource=RESOURCE)
-    await until(lambda: GrantRecord(place / "state").listed == {A}, "the record")
-    kubelet.hold([FIRST], resource=RESOURCE)
-    await until(lambda: GrantRecord(place / "state").listed == {A, FIRST}, "the record")
+    async with running(tried.grants.run(Lock())) as (task,):
+        yield task
 
 
 async def test_the_loop_asks_only_until_all_has_been_listed(
@@ -664,22 +523,20 @@ async def test_a_record_that_cannot_be_read_at_the_start_is_known_as_soon_as_it_
     """Although no card is looked at, and no container starts."""
     tried = make()
     tried.grants.adopt([Holding(container="uid/main", resource=RESOURCE, ids=(A,))])
-    task = asyncio.create_task(tried.grants.run(Lock()))
-    await until(lambda: len(attempts) >= 4, "attempts")
-    assert attempts[3] - attempts[0] >= 3 * 0.75 * 0.03, "no busy loop"
-    assert tried.grants.unread
-    assert tried.grants.ledger.keys() == {A}
-    gone = "0000:3c:01.0-of3"
-    readable(unreadable, {FIRST: "/dev/xpu3", gone: "/dev/xpu4"})
-    await until(lambda: FIRST in tried.grants.ledger, "the record")
-    assert record.paths == {FIRST: "/dev/xpu3", gone: "/dev/xpu4"}
-    assert tried.grants.ledger.keys() == {A, FIRST, gone}, "and what was known without it"
-    assert gone in picture.facts.claimed
-    done = len(attempts)
-    await asyncio.sleep(0.2)
-    assert len(attempts) == done
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    async with running(tried.grants.run(Lock())):
+        await until(lambda: len(attempts) >= 4, "attempts")
+        assert attempts[3] - attempts[0] >= 3 * 0.75 * 0.03, "no busy loop"
+        assert tried.grants.unread
+        assert tried.grants.ledger.keys() == {A}
+        gone = "0000:3c:01.0-of3"
+        readable(unreadable, {FIRST: "/dev/xpu3", gone: "/dev/xpu4"})
+        await until(lambda: FIRST in tried.grants.ledger, "the record")
+        assert record.paths == {FIRST: "/dev/xpu3", gone: "/dev/xpu4"}
+        assert tried.grants.ledger.keys() == {A, FIRST, gone}, "and what was known without it"
+        assert gone in picture.facts.claimed
+        done = len(attempts)
+        await asyncio.sleep(0.2)
+        assert len(attempts) == done
 
 
 async def test_a_record_that_a_containers_start_has_read_counts_in_the_next_look(
@@ -711,17 +568,15 @@ async def test_a_takeover_with_a_record_that_cannot_be_read_any_more_catches_up_
     attempts: list[float], make: Make, record: GrantRecord, place: Path
 ) -> None:
     tried = make()
-    task = asyncio.create_task(tried.grants.run(Lock()))
-    file = place / "state/grants.json"
-    file.parent.mkdir()
-    file.symlink_to(file.name)
-    await tried.grants.reread()
-    assert tried.grants.unread
-    await until(lambda: len(attempts) >= 3, "attempts")
-    readable(file, {FIRST: "/dev/xpu3"})
-    await until(lambda: tried.grants.ledger.keys() == {FIRST}, "the record")
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    async with running(tried.grants.run(Lock())):
+        file = place / "state/grants.json"
+        file.parent.mkdir()
+        file.symlink_to(file.name)
+        await tried.grants.reread()
+        assert tried.grants.unread
+        await until(lambda: len(attempts) >= 3, "attempts")
+        readable(file, {FIRST: "/dev/xpu3"})
+        await until(lambda: tried.grants.ledger.keys() == {FIRST}, "the record")
 
 
 # --- what the kubelet says ----------------------------------------------------------------------------
@@ -772,16 +627,14 @@ async def test_a_plugin_that_waits_for_another_one_writes_nothing(
         waits.set()
         await free.wait()
 
-    task = asyncio.create_task(tried.grants.run(Lock(alone)))
-    clock.now += 1.0
-    tried.grants.hear(word(kubelet, began=clock.now, train=A))
-    async with asyncio.timeout(SECONDS):
-        await waits.wait()
-    assert GrantRecord(place / "state").holders == {}
-    free.set()
-    await until(lambda: GrantRecord(place / "state").holders.keys() == {A}, "the record")
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    async with running(tried.grants.run(Lock(alone))):
+        clock.now += 1.0
+        tried.grants.hear(word(kubelet, began=clock.now, train=A))
+        async with asyncio.timeout(SECONDS):
+            await waits.wait()
+        assert GrantRecord(place / "state").holders == {}
+        free.set()
+        await until(lambda: GrantRecord(place / "state").holders.keys() == {A}, "the record")
 
 
 async def test_the_next_process_knows_what_the_same_kubelet_does_not_list_any_more_for_ended(

@@ -11,7 +11,7 @@ from tests.support.waiting import until
 from xpu_plugin.edges.state.quarantine import QuarantineRecord
 from xpu_plugin.loops import health_history as verdicts_module
 from xpu_plugin.loops.health_history import HealthHistory
-from xpu_plugin.model.health import HEALTHY, LOST, NOT_ANSWERING, Health, Rules
+from xpu_plugin.model.health import HEALTHY, LOST, Health, Rules
 
 
 A, B = "0000:3b:00.0", "0000:3c:00.0"
@@ -135,13 +135,6 @@ async def test_a_quarantine_of_an_absent_device_is_lifted_by_hand(start: Start, 
     life.verdicts.keep([])
     assert life.verdicts.clear(A) == {}
     assert life.hear(A, HEALTHY) is None
-
-
-async def test_a_quarantine_that_is_lifted_shows_the_illness_behind_it(start: Start) -> None:
-    life = start()
-    life.flap()
-    assert life.hear(A, NOT_ANSWERING) == "quarantined"
-    assert life.verdicts.clear(A) == {A: NOT_ANSWERING}
 
 
 async def test_a_record_that_could_not_be_written_is_written_later(

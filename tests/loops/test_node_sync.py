@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import pytest
 
+from tests.support import tasks
 from tests.support.devices import device, found
 from tests.support.locks import Lock
 from tests.support.waiting import SECONDS, until
@@ -166,11 +167,9 @@ def running(tmp_path: Path) -> Start:
 @contextlib.asynccontextmanager
 async def _running(argument: int | None, record: LabelRecord, **more: Any) -> AsyncIterator[Tried]:
     tried = Tried(argument=argument, record=record, **more)
-    task = asyncio.create_task(tried.node.run())
-    await until(lambda: tried.apis and tried.api.started, "the start of the API server's edge")
-    yield tried
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    async with tasks.running(tried.node.run()):
+        await until(lambda: tried.apis and tried.api.started, "the start of the API server's edge")
+        yield tried
 
 
 async def settled() -> None:
@@ -200,42 +199,12 @@ async def test_no_desired_count_is_told_before_the_api_server_has_answered(runni
     assert (tried.api.started, tried.api.stopped) == (1, 1)
 
 
-async def test_the_label_is_the_desired_count(running: Start) -> None:
-    async with running(argument=2) as tried:
-        desired = await tried.label("3")
-    assert (desired.number, desired.origin, desired.problem) == (3, f"label {LABEL}", "")
-
-
-async def test_without_the_label_the_argument_is_the_desired_count(running: Start) -> None:
-    async with running(argument=2) as tried:
-        assert await tried.label(None) == by_argument(2)
-    async with running(argument=None) as tried:
-        assert await tried.label(None) == by_argument(None)
-
-
 async def test_each_change_of_the_label_is_another_desired_count(running: Start) -> None:
     async with running(argument=1) as tried:
-        numbers = [(await tried.label(label)).number for label in ("3", "keep", None, "0")]
-    assert numbers == [3, None, 1, 0]
-
-
-async def test_a_bad_label_leaves_the_desired_count_and_the_problem_is_told(running: Start) -> None:
-    async with running(argument=1) as tried:
-        before = await tried.label("3")
-        desired = await tried.label("many")
-        assert (desired.number, desired.origin) == (before.number, before.origin)
-        assert "'many' is not accepted" in desired.problem
-        assert (await tried.label("2")).problem == ""
-
-
-async def test_a_bad_label_at_first_keeps_everything(
-    running: Start, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with running(argument=2) as tried:
-        desired = await tried.label("many")
-    assert desired.number is None
-    assert desired.origin is not None
-    assert desired.problem
+        desired = [await tried.label(label) for label in ("3", "keep", None, "0")]
+    assert [own.number for own in desired] == [3, None, 1, 0]
+    assert desired[0].origin == f"label {LABEL}"
+    assert desired[2] == by_argument(1)
 
 
 async def test_what_a_thread_says_is_told_on_the_loop(running: Start) -> None:
@@ -281,14 +250,6 @@ async def test_a_refusal_makes_the_argument_count(running: Start, caplog: pytest
     assert caplog.text.count("nodes is forbidden") == 1
 
 
-async def test_a_refusal_after_an_answer_changes_nothing(running: Start) -> None:
-    async with running(argument=2) as tried:
-        await tried.label("3")
-        tried.api.follower.denied("403")
-        await settled()
-        assert [desired.number for desired in tried.wishes] == [3]
-
-
 async def test_the_label_counts_as_soon_as_it_can_be_read_after_all(running: Start) -> None:
     async with running(argument=2) as tried:
         tried.api.follower.denied("403")
@@ -297,12 +258,6 @@ async def test_the_label_counts_as_soon_as_it_can_be_read_after_all(running: Sta
         tried.api.follower.denied("403")
         await settled()
         assert len(tried.wishes) == 2
-
-
-async def test_cancelled_it_ends_the_edge(running: Start) -> None:
-    async with running(argument=2) as tried:
-        await settled()
-    assert tried.api.stopped == 1
 
 
 # --- the label last seen --------------------------------------------------------------------------
@@ -325,14 +280,6 @@ async def test_an_outage_at_the_start_leaves_the_label_last_seen(running: Start)
     async with running(argument=1, patience=0.05) as tried:
         assert await tried.after(1) == DesiredVfs(number=3, origin=LAST_SEEN)
         assert (await tried.label("2")).number == 2
-
-
-async def test_an_outage_at_the_start_leaves_everything_where_no_label_was_seen(running: Start) -> None:
-    async with running(argument=1, patience=0.0) as tried:
-        await settled()
-        await tried.kept(None)
-        await settled()
-        assert tried.wishes == []
 
 
 @pytest.mark.usefixtures("seen_before")
@@ -370,20 +317,6 @@ async def test_a_label_that_was_removed_is_forgotten(running: Start) -> None:
     async with running(argument=1) as tried:
         tried.api.follower.denied("nodes is forbidden")
         assert await tried.after(1) == by_argument(1)
-
-
-@pytest.mark.usefixtures("seen_before")
-async def test_a_new_node_without_a_label_changes_nothing_until_it_has_one(running: Start) -> None:
-    async with running(argument=1, alone=at_once) as tried:
-        desired = await tried.label(None, NEW_UID)
-        assert (desired.number, desired.origin) == (None, NEW_NODE)
-        assert "cleanup" in desired.problem
-        await tried.kept(Kept(label=None, node=UID))
-    async with running(argument=1, alone=at_once, patience=0.0) as tried:
-        assert (await tried.after(1)).origin == NEW_NODE, "nor does an outage, in another life"
-        await tried.label("2", NEW_UID)
-        await tried.kept(Kept(label="2", node=NEW_UID))
-        assert await tried.label(None, NEW_UID) == by_argument(1)
 
 
 @pytest.mark.usefixtures("seen_before")
@@ -536,14 +469,6 @@ async def test_nothing_is_published_before_there_is_a_desired_count_and_then_the
     assert tried.api.published == [({STATE_LABEL: "pending"}, {DETAIL_ANNOTATION: PENDING.detail()})]
 
 
-async def test_a_desired_count_by_argument_after_a_refusal_is_published_too(running: Start) -> None:
-    async with running(argument=2) as tried:
-        tried.api.follower.denied("403")
-        await tried.after(1)
-        await tried.report(DONE)
-    assert tried.api.published[0][0] == {STATE_LABEL: "success"}
-
-
 async def test_only_what_has_changed_is_published(running: Start) -> None:
     async with running() as tried:
         await tried.label("2")
@@ -558,33 +483,21 @@ async def test_only_what_has_changed_is_published(running: Start) -> None:
         assert json.loads(detail)["cards"][0]["reason"] == "waits its turn"
 
 
-async def test_a_bad_label_is_published_as_a_failure_with_its_problem(running: Start) -> None:
-    async with running() as tried:
-        desired = await tried.label("many")
-        await tried.report(Report(steps=(step(action=VfAction.KEEP),), problem=desired.problem))
-    labels, annotations = tried.api.published[0]
-    assert labels == {STATE_LABEL: "failed"}
-    assert "'many' is not accepted" in str(annotations[DETAIL_ANNOTATION])
-
-
 async def test_what_is_to_be_written_before_there_is_an_edge_is_written_then(tmp_path: Path) -> None:
     tried = Tried(argument=0, record=LabelRecord(tmp_path))
     picture = Picture(Policy(resource="baidu.com/xpu"))
     picture.submit(lambda facts: after_scan(facts, found(device(A))))
-    describing = asyncio.create_task(tried.node.describe(picture, lambda: "4.0.12.1"))
-    tried.events.put(Event(kind="Warning", reason="XPUUnhealthy", text="one"))
-    tried.events.put(Event(kind="Normal", reason="XPURecovered", text="two"))
-    await settled()
-    assert tried.apis == []
-    task = asyncio.create_task(tried.node.run())
-    await until(lambda: tried.apis and tried.api.started, "the start of the API server's edge")
-    await settled()
-    assert tried.api.events == [("Warning", "XPUUnhealthy", "one"), ("Normal", "XPURecovered", "two")]
-    ((labels, _),) = tried.api.published
-    assert labels[COUNT] == "1"
-    for one in (task, describing):
-        one.cancel()
-    await asyncio.gather(task, describing, return_exceptions=True)
+    async with tasks.running(tried.node.describe(picture, lambda: "4.0.12.1")):
+        tried.events.put(Event(kind="Warning", reason="XPUUnhealthy", text="one"))
+        tried.events.put(Event(kind="Normal", reason="XPURecovered", text="two"))
+        await settled()
+        assert tried.apis == []
+        async with tasks.running(tried.node.run()):
+            await until(lambda: tried.apis and tried.api.started, "the start of the API server's edge")
+            await settled()
+            assert tried.api.events == [("Warning", "XPUUnhealthy", "one"), ("Normal", "XPURecovered", "two")]
+            ((labels, _),) = tried.api.published
+            assert labels[COUNT] == "1"
 
 
 # --- what the node has ----------------------------------------------------------------------------
@@ -594,8 +507,7 @@ async def test_the_node_is_labelled_with_what_it_has_beside_the_state(running: S
     picture = Picture(Policy(resource="baidu.com/xpu"))
     picture.submit(lambda facts: after_scan(facts, found(device(A))))
     version = "4.0.12.1 commit: 1"
-    async with running() as tried:
-        task = asyncio.create_task(tried.node.describe(picture, lambda: version))
+    async with running() as tried, tasks.running(tried.node.describe(picture, lambda: version)):
         await until(lambda: tried.api.published, "labels")
         has = {MODEL: "R200", COUNT: "1", MEMORY: "16384", DRIVER: "4.0.12.1", VFS: "true"}
         assert tried.api.published == [(has, {})]
@@ -612,5 +524,3 @@ async def test_the_node_is_labelled_with_what_it_has_beside_the_state(running: S
         await until(lambda: len(tried.api.published) == 3, "other labels")
         assert tried.api.published[-1] == ({**has, COUNT: "2"}, {})
         assert tried.api.parts == [LABELS_PART, STATE_PART, LABELS_PART], "each by patches of its own"
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

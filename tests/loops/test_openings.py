@@ -14,7 +14,7 @@ from xpu_plugin.loops import openings as module
 from xpu_plugin.loops.due import Due
 from xpu_plugin.loops.openings import Openings
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.model.health import CHANGING, Health
+from xpu_plugin.model.health import ASKED_BEFORE, CHANGING, RECORD_UNREAD, VF_CHANGE_PLANNED, Health
 from xpu_plugin.model.inventory import Policy
 
 
@@ -128,9 +128,10 @@ async def test_each_has_pauses_of_its_own(room: Room) -> None:
     assert await room.pass_time(1000.0) == [3]
 
 
-async def test_no_node_is_opened_while_a_card_is_changed(room: Room) -> None:
+@pytest.mark.parametrize("reason", [VF_CHANGE_PLANNED, CHANGING, ASKED_BEFORE, RECORD_UNREAD])
+async def test_no_node_is_opened_while_a_card_is_withheld_or_changed(room: Room, reason: Health) -> None:
     room.openings.expect([3])
-    room.change({CARD: CHANGING})
+    room.change({CARD: reason})
     for _ in range(20):
         assert await room.pass_time(1000.0) == []
     room.change({})

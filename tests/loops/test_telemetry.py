@@ -147,13 +147,6 @@ async def test_who_is_left_out_by_the_sweep_is_left_out_here(tried: Tried) -> No
     assert set((await tried.read()).gauges) == {B}
 
 
-async def test_a_call_that_fails_leaves_a_gap_and_the_rest_is_there(tried: Tried, machine: Machine) -> None:
-    machine.add_fault("xpumlDeviceGetTemperature", "code:999", card=0)
-    readings = await tried.read()
-    assert readings.gauges[A].temperature_celsius is None
-    assert readings.gauges[A].power == 60
-
-
 async def test_readings_that_cannot_be_are_left_out_and_counted(tried: Tried, machine: Machine) -> None:
     machine.set_card(0, {"power": "-1", "temperature": "-12", "utilization": "300"})
     machine.add_process(7, card=0, memory=20000)
@@ -164,16 +157,6 @@ async def test_readings_that_cannot_be_are_left_out_and_counted(tried: Tried, ma
     assert tried.telemetry.impossible == {
         (A, name): 1 for name in ("power", "utilization_percent", "memory_used_bytes")
     }
-
-
-async def test_a_pf_without_memory_is_not_asked_how_busy_it_is(tried: Tried, machine: Machine) -> None:
-    """The library would divide by zero and take the worker along."""
-    machine.set_card(0, {"vfs": "2", "cold-split": "yes"})
-    await tried.scan()
-    readings = await tried.read()
-    assert readings.gauges[A].memory_total_bytes == 0
-    assert readings.gauges[A].utilization_percent is None
-    assert len(readings.gauges) == 4
 
 
 async def test_readings_of_a_worker_that_has_another_list_are_nobodys(tried: Tried, machine: Machine) -> None:

@@ -62,43 +62,31 @@ def test_where_all_agree_there_is_nothing_to_find() -> None:
 # --- two holders ----------------------------------------------------------------------------------
 
 
-def test_a_device_with_two_holders_is_found_with_both_named() -> None:
-    finding = only(evidence(holding("b", A), holding("a", A, B)))
-    assert (finding.kind, finding.device) == (AuditKind.DOUBLE_HOLDER, A)
-    assert finding.text == (
-        f"{A} is held by default/a/main as {A} of {XPU} and by default/b/main as {A} of {XPU}"
-    )
-
-
 @pytest.mark.parametrize(
-    ("id", "resource"), [("0", XPU), ("0", "baidu.com/R200"), (A, "other.com/card"), (A, "baidu.com/R200")]
+    ("id", "resource"),
+    [
+        (A, XPU),
+        # By any name, also one that is not on our list.
+        ("0", XPU),
+        ("0", "baidu.com/R200"),
+        (A, "baidu.com/R200"),
+        (A, "other.com/card"),
+        ("2", XPU),  # the id of the former plugin
+    ],
 )
-def test_a_second_holder_is_found_by_whatever_name_also_one_that_is_not_on_our_list(
-    id: str, resource: str
-) -> None:
-    ours = frozenset({XPU, "baidu.com/R200"})
-    finding = only(evidence(holding("a", A), holding("b", id, resource=resource), ours=ours))
+def test_a_device_with_two_holders_is_found_with_both_named(id: str, resource: str) -> None:
+    finding = only(
+        evidence(
+            holding("b", id, resource=resource),
+            holding("a", A),
+            ours=frozenset({XPU, "baidu.com/R200"}),
+            entries={**ENTRIES, "2": entry(A, 2, listed_as="2")},
+        )
+    )
     assert (finding.kind, finding.device, finding.certain) == (AuditKind.DOUBLE_HOLDER, A, True)
     assert finding.text == (
         f"{A} is held by default/a/main as {A} of {XPU} and by default/b/main as {id} of {resource}"
     )
-
-
-def test_a_number_under_a_name_that_is_not_ours_is_not_ours() -> None:
-    assert findings(evidence(holding("a", A), holding("b", "0", resource="other.com/card"))) == frozenset()
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        holding("b", A, resource="other.com/card"),  # another plugin gives the same hardware away
-        holding("b", "2"),  # the id of the former plugin
-    ],
-)
-def test_the_same_hardware_by_another_name_is_the_same(other: Holding) -> None:
-    entries = {**ENTRIES, "2": entry(A, 2, listed_as="2")}
-    finding = only(evidence(holding("a", A), other, entries=entries))
-    assert (finding.kind, finding.device) == (AuditKind.DOUBLE_HOLDER, A)
 
 
 def test_a_vf_is_known_by_its_address_however_many_its_card_has() -> None:
@@ -111,7 +99,8 @@ def test_a_vf_is_known_by_its_address_however_many_its_card_has() -> None:
     [
         (holding("a", A), holding("a", A)),  # listed by NUMA node
         (holding("a", "0000:3e:00.0-half0"), holding("b", "0000:3e:00.0-half1")),
-        (holding("a", A), holding("b", "2", resource="other.com/card")),  # numbers are anybody's ids
+        (holding("a", A), holding("b", "0", resource="other.com/card")),  # numbers are anybody's ids
+        (holding("a", A), holding("b", "2", resource="other.com/card")),
         (holding("a", A), holding("b", "GPU-0", resource="other.com/card")),
     ],
 )
@@ -124,16 +113,10 @@ def test_what_is_not_held_twice(holdings: tuple[Holding, ...]) -> None:
 
 
 def test_a_holder_that_was_granted_nothing_is_found() -> None:
-    finding = only(evidence(holding("a", A), recorded=()))
-    assert finding.kind is AuditKind.WITHOUT_GRANT
-    assert finding.text == f"{A} is held by default/a/main, and this plugin has not granted it"
-
-
-def test_who_held_it_before_our_record_begins_is_no_finding() -> None:
-    assert findings(evidence(holding("a", A), recorded=(), before={A})) == frozenset()
-
-
-def test_others_resources_are_not_ours_to_have_granted() -> None:
+    own = evidence(holding("a", A), recorded=())
+    assert only(own).kind is AuditKind.WITHOUT_GRANT
+    assert only(own).text == f"{A} is held by default/a/main, and this plugin has not granted it"
+    assert findings(replace(own, before={A})) == frozenset(), "it held it before our record begins"
     assert findings(evidence(holding("a", A, resource="other.com/card"), recorded=())) == frozenset()
 
 

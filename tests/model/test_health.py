@@ -3,6 +3,7 @@
 at once, what heals when, and who is quarantined."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,6 @@ from xpu_plugin.model.health import (
     LIBRARY_GONE,
     LOST,
     NODE_MISSING,
-    NOT_ANSWERING,
     RECOVERING,
     Health,
     Rules,
@@ -28,9 +28,8 @@ from xpu_plugin.model.health import (
 from xpu_plugin.xpuml import Arch
 
 
-KL2_STATES = {0: "unused", 205: "in-reset", 207: "state-error", 208: "in-exception"}
-KL1_ERRORS = (202, 203, 204, 205, 100, 102)
-KL1_RESETS = (103, 104)
+KL2 = [None, Arch.UNKNOWN, Arch.KL2, Arch.KL3]
+KL1_CARD_ERRORS = [100, 102]
 
 
 @given(
@@ -42,35 +41,30 @@ def test_healthy_is_exactly_success_and_running(code: int, state: int | None, ar
     """On every generation, for any number, also ones that no header knows."""
     health = judge(code, state, arch)
     assert health.healthy is (code == 0 and state == 201)
+    assert str(health) == ("Healthy" if health.healthy else "Unhealthy")
     assert bool(health.reason) is bool(health.text) is not health.healthy
     assert "\n" not in health.text
 
 
-@pytest.mark.parametrize(("state", "reason"), KL2_STATES.items())
-@pytest.mark.parametrize("arch", [None, Arch.UNKNOWN, Arch.KL2, Arch.KL3])
-def test_states_have_their_reason(state: int, reason: str, arch: int | None) -> None:
-    health = judge(0, state, arch)
-    assert health.reason == reason
-    assert str(state) in health.text
-
-
-@pytest.mark.parametrize("state", KL1_ERRORS)
-def test_an_error_of_a_kl1_card_is_not_called_what_the_number_means_on_kl2(state: int) -> None:
-    """205 is "error" there, not "resetting"."""
-    health = judge(0, state, Arch.KL1)
-    assert (health.reason, health.of_card) == ("state-error", state in (100, 102))
-    assert str(state) in health.text
-
-
-@pytest.mark.parametrize("state", KL1_RESETS)
-def test_a_reset_of_a_kl1_card_is_called_so(state: int) -> None:
-    health = judge(0, state, Arch.KL1)
-    assert (health.reason, health.of_card) == ("in-reset", True)
-    assert judge(0, state, Arch.KL2).reason == "state-error"
-
-
-def test_a_state_that_no_header_knows_is_unhealthy() -> None:
-    assert judge(0, 4711, Arch.KL2).reason == "state-error"
+@pytest.mark.parametrize(
+    ("states", "archs", "reason"),
+    [
+        ([0], KL2, "unused"),
+        ([205], KL2, "in-reset"),
+        ([207], KL2, "state-error"),
+        ([208], KL2, "in-exception"),
+        # 205 is "error" on KL1, not "resetting", and the other way round.
+        ([202, 203, 204, 205, *KL1_CARD_ERRORS], [Arch.KL1], "state-error"),
+        ([103, 104], [Arch.KL1], "in-reset"),
+        ([103, 104, 4711], [Arch.KL2], "state-error"),  # no header knows them
+    ],
+)
+def test_states_have_their_reason(states: list[int], archs: list[int | None], reason: str) -> None:
+    for state, arch in product(states, archs):
+        health = judge(0, state, arch)
+        assert health.reason == reason
+        assert str(state) in health.text
+        assert health.of_card is (reason == "in-reset" or (arch == Arch.KL1 and state in KL1_CARD_ERRORS))
 
 
 @pytest.mark.parametrize(
@@ -80,13 +74,6 @@ def test_a_failed_call_is_unhealthy_and_names_the_code(code: int, text: str) -> 
     health = judge(code, 201)
     assert health.reason == "call-failed"
     assert text in health.text
-
-
-def test_a_health_is_shown_in_the_kubelets_words() -> None:
-    assert str(HEALTHY) == "Healthy"
-    assert [str(health) for health in (LOST, NOT_ANSWERING, LIBRARY_GONE, Health("x", "y"))] == [
-        "Unhealthy"
-    ] * 4
 
 
 # --- over time ------------------------------------------------------------------------------------

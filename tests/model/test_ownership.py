@@ -3,6 +3,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -50,58 +51,43 @@ def split(count: int = 2) -> list[Device]:
 WHOLE_B = device(B, number=1, index=5)
 SPLIT = after_scan(Facts(), found(*split(), WHOLE_B))
 WHOLE = after_scan(Facts(), found(device(A), WHOLE_B))
+LOST = after_scan(SPLIT, found(WHOLE_B))
+ELSEWHERE = after_scan(Facts(), found(device(A), WHOLE_B, device("0000:3b:05.0-of1", number=10, card=B)))
+JOB = "default/job/main"
 
 
 # --- the device of an id -------------------------------------------------------------------------------
 
 
-def test_an_id_that_is_there_is_of_the_card_of_its_device() -> None:
-    assert card_of(A, SPLIT) == A
-    assert card_of(VF, SPLIT) == A
-    assert card_of(B, SPLIT) == B
-
-
-def test_a_vf_belongs_to_the_card_that_sysfs_told_not_to_the_one_that_the_rule_says() -> None:
-    elsewhere = device("0000:3b:05.0-of1", number=10, card=B)
-    facts = after_scan(Facts(), found(device(A), WHOLE_B, elsewhere))
-    assert card_of("0000:3b:05.0-of1", facts) == B
-    assert card_of("0000:3b:05.0-of3", facts) == B  # the function is known, its id is not
-
-
-def test_a_lost_device_is_still_of_its_card() -> None:
-    facts = after_scan(SPLIT, found(WHOLE_B))
-    assert not facts.devices.keys() & {A, VF}
-    assert card_of(A, facts) == A
-    assert card_of(VF, facts) == A
-
-
-def test_a_vf_of_a_card_that_is_split_otherwise_now_is_still_of_that_card() -> None:
-    facts = after_scan(SPLIT, found(device(A), WHOLE_B))
-    assert "0000:3b:01.1-of2" not in {**facts.lost, **facts.devices}
-    assert card_of("0000:3b:01.1-of2", facts) == A
-    assert card_of("0000:3b:01.2-of3", facts) == A
-
-
-def test_the_card_itself_is_named_by_its_address_also_while_it_has_vfs_or_halves() -> None:
-    halves = after_scan(Facts(), found(device(f"{A}-half0"), device(f"{A}-half1", number=1)))
-    assert card_of(A, halves) == A
-    assert card_of(f"{A}-half1", WHOLE) == A
-
-
-def test_an_old_id_is_the_device_at_the_node_of_that_number() -> None:
-    assert card_of("1", SPLIT) == B
-    assert card_of("0", SPLIT) == A
-    assert card_of("11", SPLIT) == A
-
-
-def test_an_old_id_names_the_device_that_is_there_before_a_lost_one_that_was() -> None:
-    facts = after_scan(WHOLE, found(replace(device(A), node=WHOLE_B.node)))
-    assert facts.lost[B].node == facts.devices[A].node
-    assert card_of("1", facts) == A
-
-
-def test_an_old_id_of_a_lost_device_is_of_its_card() -> None:
-    assert card_of("1", after_scan(WHOLE, found(device(A)))) == B
+@pytest.mark.parametrize(
+    ("id", "facts", "card"),
+    [
+        (A, SPLIT, A),
+        (VF, SPLIT, A),
+        (B, SPLIT, B),
+        # By sysfs before the rule, also where the function is known and its id is not.
+        ("0000:3b:05.0-of1", ELSEWHERE, B),
+        ("0000:3b:05.0-of3", ELSEWHERE, B),
+        # A lost device, and a VF of a card that is split otherwise now.
+        (A, LOST, A),
+        (VF, LOST, A),
+        ("0000:3b:01.1-of2", after_scan(SPLIT, found(device(A), WHOLE_B)), A),
+        ("0000:3b:01.2-of3", after_scan(SPLIT, found(device(A), WHOLE_B)), A),
+        # The card itself by its address, also while it has VFs or halves.
+        (A, after_scan(Facts(), found(device(f"{A}-half0"), device(f"{A}-half1", number=1))), A),
+        (f"{A}-half1", WHOLE, A),
+        # An old id is the device at the node of that number, and a lost one only if there is no other.
+        ("0", SPLIT, A),
+        ("1", SPLIT, B),
+        ("11", SPLIT, A),
+        ("1", after_scan(WHOLE, found(replace(device(A), node=WHOLE_B.node))), A),
+        ("1", after_scan(WHOLE, found(device(A))), B),
+        # The rule goes from a VF to its card, not from anything to a VF.
+        ("0000:3b:02.0", SPLIT, None),
+    ],
+)
+def test_an_id_is_of_the_card_of_its_device(id: str, facts: Facts, card: str | None) -> None:
+    assert card_of(id, facts) == card
 
 
 @pytest.mark.parametrize(
@@ -114,44 +100,36 @@ def test_nobody_knows_the_card_of_a_stranger(id: str) -> None:
 # --- what containers hold -----------------------------------------------------------------------------
 
 
-def holding(*ids: str, container: str = "default/job/main", resource: str = POLICY.resource) -> Holding:
+def holding(*ids: str, container: str = JOB, resource: str = POLICY.resource) -> Holding:
     return Holding(container=container, resource=resource, ids=ids)
 
 
-def test_containers_are_counted_by_card_also_through_its_vfs() -> None:
-    held, strange = by_card(
-        [holding(VF, container="a/a/a"), holding("0000:3b:01.1-of2", B, container="b/b/b")], SPLIT, POLICY
-    )
-    assert held == {A: {"a/a/a", "b/b/b"}, B: {"b/b/b"}}
-    assert not strange
-
-
-def test_a_pci_address_counts_under_whatever_resource() -> None:
-    held, strange = by_card([holding(VF, resource="example.com/sriov")], SPLIT, POLICY)
-    assert held == {A: {"default/job/main"}}
-    assert not strange
-
-
-@pytest.mark.parametrize("resource", ["baidu.com/xpu", "baidu.com/R200", "example.com/accelerator"])
-def test_an_old_id_counts_under_the_names_that_are_ours(resource: str) -> None:
+@pytest.mark.parametrize(
+    ("holdings", "held", "strange"),
+    [
+        (
+            [holding(VF, container="a/a/a"), holding("0000:3b:01.1-of2", B, container="b/b/b")],
+            {A: {"a/a/a", "b/b/b"}, B: {"b/b/b"}},
+            set(),
+        ),
+        # A PCI address counts under any resource, an old id under the names that are ours.
+        ([holding(VF, resource="example.com/sriov")], {A: {JOB}}, set()),
+        ([holding("1")], {B: {JOB}}, set()),
+        ([holding("1", resource="baidu.com/R200")], {B: {JOB}}, set()),
+        ([holding("1", resource="example.com/accelerator")], {B: {JOB}}, set()),
+        ([holding("1", "99", resource="example.com/gpu")], {}, set()),
+        # An old id of ours without a device is told with its holder; other things are not ours.
+        ([holding("99")], {}, {f"{JOB} (device 99)"}),
+        ([holding("GPU-1", "0000:99:00.0")], {}, set()),
+        # A foreign device in the slot after a card.
+        ([holding("0000:3b:02.0", resource="example.com/nic")], {}, set()),
+    ],
+)
+def test_containers_are_counted_by_card_also_through_its_vfs(
+    holdings: list[Holding], held: dict[str, set[str]], strange: set[str]
+) -> None:
     policy = replace(POLICY, resource="example.com/accelerator")
-    held, strange = by_card([holding("1", resource=resource)], SPLIT, policy)
-    assert held == {B: {"default/job/main"}}
-    assert not strange
-
-
-def test_an_old_id_under_somebody_elses_name_is_not_ours() -> None:
-    assert by_card([holding("1", "99", resource="example.com/gpu")], SPLIT, POLICY) == ({}, set())
-
-
-def test_an_old_id_of_ours_that_nobody_knows_is_told_with_its_holder() -> None:
-    held, strange = by_card([holding("99")], SPLIT, POLICY)
-    assert held == {}
-    assert strange == {"default/job/main (device 99)"}
-
-
-def test_other_things_that_nobody_knows_are_nobodys() -> None:
-    assert by_card([holding("GPU-1", "0000:99:00.0")], SPLIT, POLICY) == ({}, set())
+    assert by_card(holdings, SPLIT, policy) == (held, strange)
 
 
 # --- our own grants -----------------------------------------------------------------------------------
@@ -186,53 +164,34 @@ def test_a_grant_that_is_listed_goes_on_and_is_known_to_have_been_shown() -> Non
     assert left(Grant(at=LONG_AGO, shown=OTHER_LIFE, holder="default/x/y"), listed=True) == known
 
 
-def test_a_grant_that_was_shown_ends_when_it_is_not_any_more_in_the_same_life() -> None:
-    """Against driver and checkpoint: a pod that is over leaves its devices there for long."""
-    assert left(Grant(at=LONG_AGO, shown=LIFE), unused=False, checkpoint=[A]) is None
-
-
-def test_a_grant_that_another_life_showed_does_not_end_outside_of_a_pod() -> None:
-    """A kubelet that has restarted lists nothing until it has heard from the API server."""
-    grant = Grant(at=LONG_AGO, shown=OTHER_LIFE)
-    assert left(grant, unused=False) == grant
-    assert left(grant, checkpoint=[A]) == grant
-    assert left(grant) is None  # then as one that is never listed
-
-
-def test_a_grant_that_another_life_showed_ends_when_the_list_names_our_own_pod() -> None:
-    for life in (OTHER_LIFE, FORMER):
-        grant = Grant(at=LONG_AGO, shown=life)
-        assert left(grant, own_pod_listed=True, unused=False, checkpoint=[A]) is None
-
-
-def test_a_grant_that_was_shown_to_the_former_process_does_not_end_with_any_list() -> None:
-    grant = Grant(at=LONG_AGO, inherited=True, shown=FORMER)
-    assert left(grant, unused=False) == grant
-    assert left(grant, own_pod_listed=True, unused=False) is None
-
-
-def test_a_grant_that_was_never_shown_ends_when_device_and_checkpoint_are_rid_of_it() -> None:
-    assert left(Grant(at=NOW - SETTLE)) is None
-    assert left(Grant(at=NOW - SETTLE), own_pod_listed=True) is None
-
-
-def test_a_grant_that_was_never_shown_goes_on_until_it_has_settled() -> None:
-    grant = Grant(at=NOW - SETTLE + 0.1)
-    assert left(grant, own_pod_listed=True) == grant
-
-
-def test_a_grant_that_was_never_shown_goes_on_while_its_device_is_used() -> None:
-    assert left(Grant(at=LONG_AGO), own_pod_listed=True, unused=False) == Grant(at=LONG_AGO)
-
-
-def test_a_grant_that_was_never_shown_goes_on_while_the_checkpoint_names_it() -> None:
-    grant = Grant(at=LONG_AGO)
-    assert left(grant, own_pod_listed=True, checkpoint=[B, A]) == grant
-    assert left(grant, own_pod_listed=True, checkpoint=[B]) is None
-
-
-def test_a_grant_that_was_never_shown_goes_on_while_the_checkpoint_cannot_be_read() -> None:
-    assert left(Grant(at=LONG_AGO), own_pod_listed=True, checkpoint=None) == Grant(at=LONG_AGO)
+@pytest.mark.parametrize(
+    ("grant", "said", "goes_on"),
+    [
+        # Shown in this life: the list decides, against driver and checkpoint, which name a dead pod for long.
+        (Grant(at=LONG_AGO, shown=LIFE), {"unused": False, "checkpoint": [A]}, False),
+        # Shown in another life: a kubelet that has restarted lists nothing until the API server has answered.
+        (Grant(at=LONG_AGO, shown=OTHER_LIFE), {"unused": False}, True),
+        (Grant(at=LONG_AGO, shown=OTHER_LIFE), {"checkpoint": [A]}, True),
+        (Grant(at=LONG_AGO, shown=OTHER_LIFE), {}, False),
+        (Grant(at=LONG_AGO, inherited=True, shown=FORMER), {"unused": False}, True),
+        # The list that names our own pod has.
+        (Grant(at=LONG_AGO, shown=OTHER_LIFE), {"own_pod_listed": True, "checkpoint": [A]}, False),
+        (Grant(at=LONG_AGO, shown=FORMER), {"own_pod_listed": True, "unused": False}, False),
+        (Grant(at=LONG_AGO, inherited=True, shown=FORMER), {"own_pod_listed": True, "unused": False}, False),
+        # Never shown: until it has settled, and device and checkpoint are rid of it.
+        (Grant(at=NOW - SETTLE), {}, False),
+        (Grant(at=NOW - SETTLE), {"own_pod_listed": True}, False),
+        (Grant(at=NOW - SETTLE + 0.1), {"own_pod_listed": True}, True),
+        (Grant(at=LONG_AGO), {"own_pod_listed": True, "unused": False}, True),
+        (Grant(at=LONG_AGO), {"own_pod_listed": True, "checkpoint": [B, A]}, True),
+        (Grant(at=LONG_AGO), {"own_pod_listed": True, "checkpoint": [B]}, False),
+        (Grant(at=LONG_AGO), {"own_pod_listed": True, "checkpoint": None}, True),
+    ],
+)
+def test_a_grant_that_is_not_listed_ends_when_that_can_be_trusted(
+    grant: Grant, said: dict[str, Any], *, goes_on: bool
+) -> None:
+    assert left(grant, **said) == (grant if goes_on else None)
 
 
 @pytest.mark.parametrize("at", [NOW, NOW + 1.0])
@@ -393,130 +352,104 @@ def answers(
     )
 
 
-def test_a_list_that_names_our_own_pod_is_believed_whatever_the_kubelets_age() -> None:
-    assert distrust(answers(listing(), age=0.0, life=None, checkpoint=None), IN_POD) == ""
-
-
-def test_a_list_that_does_not_name_our_own_pod_is_not_believed() -> None:
-    for pods in ((), ("kube-system/plugin2", "default/plugin")):
-        doubt = distrust(answers(listing(pods=pods), age=9e9), IN_POD)
-        assert doubt == (
-            "the kubelet's list of pods does not name this plugin's own pod kube-system/plugin; it does "
-            "once the kubelet has reached the API server"
-        )
-
-
-def test_outside_of_a_pod_a_kubelet_that_runs_for_long_is_believed() -> None:
-    assert distrust(answers(listing(pods=())), OUTSIDE) == ""
-
-
-def test_outside_of_a_pod_a_young_kubelet_is_not_believed() -> None:
-    doubt = distrust(answers(listing(), age=KUBELET_SECONDS - 0.1), OUTSIDE)
-    assert doubt == "the kubelet has been running for less than 60 s"
-
-
-def test_outside_of_a_pod_the_checkpoint_has_to_be_readable() -> None:
-    assert distrust(answers(listing(), checkpoint=None), OUTSIDE) == "the kubelet's checkpoint cannot be read"
-
-
-def test_outside_of_a_pod_a_kubelet_that_is_gone_or_another_one_is_not_believed() -> None:
-    doubt = distrust(answers(listing(), life=None, age=9e9), OUTSIDE)
-    assert doubt == "the kubelet is not there, or was restarted just now"
-
-
-@pytest.mark.parametrize("terms", [IN_POD, OUTSIDE, CONSENT])
-def test_a_list_that_did_not_come_is_doubt_in_its_own_words_consent_or_not(terms: Terms) -> None:
-    assert distrust(answers("pods.sock: UNAVAILABLE"), terms) == "pods.sock: UNAVAILABLE"
-
-
-@pytest.mark.parametrize("terms", [IN_POD, OUTSIDE])
-def test_a_kubelet_without_that_api_needs_consent(terms: Terms) -> None:
-    doubt = distrust(answers(None), terms)
-    assert "no pod resources API" in doubt
-    assert "Kubernetes 1.15 or newer" in doubt
-    assert "--vf-without-pod-resources" in doubt
-
-
-def test_with_consent_the_checkpoint_has_to_be_readable() -> None:
-    assert distrust(answers(None), CONSENT) == ""
-    assert distrust(answers(None, checkpoint=None), CONSENT) == "the kubelet's checkpoint cannot be read"
-
-
-def test_consent_does_not_make_a_list_believed_that_is_there() -> None:
-    assert distrust(answers(listing(), age=0.0), CONSENT) != ""
-    assert distrust(answers(listing(pods=())), replace(CONSENT, own_pod=OWN_POD)) != ""
+@pytest.mark.parametrize(
+    ("given", "terms", "doubt"),
+    [
+        # Inside of a pod, the list has to name it, at any age of the kubelet.
+        (answers(listing(), age=0.0, life=None, checkpoint=None), IN_POD, None),
+        (answers(listing(pods=()), age=9e9), IN_POD, f"own pod {OWN_POD}"),
+        (answers(listing(pods=("kube-system/plugin2", "default/plugin")), age=9e9), IN_POD, "own pod"),
+        # Outside of a pod, the kubelet has to run for long, and to be there still.
+        (answers(listing(pods=())), OUTSIDE, None),
+        (answers(listing(), age=KUBELET_SECONDS - 0.1), OUTSIDE, "running for less than 60 s"),
+        (answers(listing(), life=None, age=9e9), OUTSIDE, "not there, or was restarted just now"),
+        (answers(listing(), checkpoint=None), OUTSIDE, "the kubelet's checkpoint cannot be read"),
+        # A list that did not come, with consent or without.
+        (answers("pods.sock: UNAVAILABLE"), IN_POD, "pods.sock: UNAVAILABLE"),
+        (answers("pods.sock: UNAVAILABLE"), OUTSIDE, "pods.sock: UNAVAILABLE"),
+        (answers("pods.sock: UNAVAILABLE"), CONSENT, "pods.sock: UNAVAILABLE"),
+        # A kubelet without that API: by consent and a checkpoint that can be read.
+        (answers(None), IN_POD, "Kubernetes 1.15 or newer"),
+        (answers(None), OUTSIDE, "--vf-without-pod-resources"),
+        (answers(None), CONSENT, None),
+        (answers(None, checkpoint=None), CONSENT, "the kubelet's checkpoint cannot be read"),
+        # Consent does not make a list believed that is there.
+        (answers(listing(), age=0.0), CONSENT, "running for less than 60 s"),
+        (answers(listing(pods=())), replace(CONSENT, own_pod=OWN_POD), "own pod"),
+    ],
+)
+def test_the_kubelet_is_believed_or_there_is_a_reason(
+    given: Answers, terms: Terms, doubt: str | None
+) -> None:
+    said = distrust(given, terms)
+    assert bool(said) is (doubt is not None)
+    assert (doubt or "") in said
 
 
 # --- driver and sysfs ---------------------------------------------------------------------------------
 
 
-def test_a_card_of_which_driver_and_sysfs_tell_nobody_is_idle() -> None:
-    for card in OBSERVED.values():
-        assert by_usage(card, usage(card)) == Proof()
-        assert by_usage(card, usage(card)).idle
+SOME = Process(pid=1, host_pid=None)
+VF0, VF1 = "0000:3b:01.0", "0000:3b:01.1"
+SILENT = Proof(doubt="the driver does not report the processes of 0000:3b:01.1-of2")
+UNSEEN = Proof(doubt=f"sysfs does not show the driver of {A}")
+BOUND = {A: "kunlun", VF0: "kunlun", VF1: "kunlun"}
 
 
-def test_a_process_is_a_holder_by_its_number_on_the_host_or_by_none() -> None:
-    busy = usage(CARD)
-    processes = {
-        A: (Process(pid=1, host_pid=None),),
-        "0000:3b:01.0": (Process(pid=1, host_pid=4711), Process(pid=1, host_pid=4712)),
-    }
-    proof = by_usage(CARD, replace(busy, processes={**busy.processes, **processes}))
-    assert proof.holders == (
-        "a process at /dev/xpu0",
-        "process 4711 at /dev/xpu10",
-        "process 4712 at /dev/xpu10",
-    )
-
-
-def test_processes_that_nobody_can_tell_apart_are_named_once() -> None:
-    processes = (Process(pid=1, host_pid=None), Process(pid=7, host_pid=None))
-    assert by_usage(OBSERVED[B], usage(OBSERVED[B], **{B: processes})).holders == ("a process at /dev/xpu1",)
-
-
-def test_a_device_of_which_the_driver_cannot_tell_the_processes_is_doubt() -> None:
-    doubtful = usage(CARD, **{"0000:3b:01.1": None})
-    assert by_usage(CARD, doubtful) == Proof(
-        doubt="the driver does not report the processes of 0000:3b:01.1-of2"
-    )
-
-
-def test_a_device_that_the_driver_does_not_speak_of_is_doubt() -> None:
-    silent = usage(CARD)
-    silent = replace(silent, processes={A: (), "0000:3b:01.0": ()})
-    assert by_usage(CARD, silent) == Proof(
-        doubt="the driver does not report the processes of 0000:3b:01.1-of2"
-    )
-
-
-def with_drivers(card: Card, **drivers: str | None) -> Usage:
-    own = usage(card)
-    return replace(own, drivers={**own.drivers, **drivers})
-
-
-def test_a_vf_of_another_driver_is_held_by_whoever_has_bound_it() -> None:
-    proof = by_usage(CARD, with_drivers(CARD, **{"0000:3b:01.1": "vfio-pci"}))
-    assert proof.holders == ("vfio-pci bound to 0000:3b:01.1",)
-
-
-def test_a_vf_without_a_driver_is_held_by_whoever_has_unbound_it() -> None:
-    proof = by_usage(CARD, with_drivers(CARD, **{"0000:3b:01.0": None}))
-    assert proof.holders == ("no driver bound to 0000:3b:01.0",)
-
-
-def test_a_card_that_sysfs_does_not_show_is_doubt() -> None:
-    for drivers in ({}, {A: None, "0000:3b:01.0": None, "0000:3b:01.1": None}):
-        proof = by_usage(CARD, replace(usage(CARD), drivers=drivers))
-        assert proof == Proof(doubt=f"sysfs does not show the driver of {A}")
-
-
-def test_another_number_of_vfs_in_sysfs_than_in_sight_is_doubt() -> None:
-    proof = by_usage(CARD, with_drivers(CARD, **{"0000:3b:01.2": "kunlun"}))
-    assert proof == Proof(doubt=f"sysfs shows 3 VFs of {A}, not 2")
-    own = usage(CARD)
-    less = {address: driver for address, driver in own.drivers.items() if not address.endswith("1.1")}
-    assert by_usage(CARD, replace(own, drivers=less)) == Proof(doubt=f"sysfs shows 1 VFs of {A}, not 2")
+@pytest.mark.parametrize(
+    ("card", "told", "proof"),
+    [
+        (CARD, {}, Proof()),
+        (OBSERVED[B], {}, Proof()),
+        # A process is a holder by its number on the host, or by none; those are named once.
+        (
+            CARD,
+            {
+                "processes": {
+                    A: (SOME,),
+                    VF0: (replace(SOME, host_pid=4711), replace(SOME, host_pid=4712)),
+                    VF1: (),
+                }
+            },
+            Proof(
+                holders=(
+                    "a process at /dev/xpu0",
+                    "process 4711 at /dev/xpu10",
+                    "process 4712 at /dev/xpu10",
+                )
+            ),
+        ),
+        (
+            OBSERVED[B],
+            {"processes": {B: (SOME, replace(SOME, pid=7))}},
+            Proof(holders=("a process at /dev/xpu1",)),
+        ),
+        # A device for which the driver does not report the processes.
+        (CARD, {"processes": {A: (), VF0: (), VF1: None}}, SILENT),
+        (CARD, {"processes": {A: (), VF0: ()}}, SILENT),
+        # A VF of another driver, or of none.
+        (CARD, {"drivers": {**BOUND, VF1: "vfio-pci"}}, Proof(holders=(f"vfio-pci bound to {VF1}",))),
+        (CARD, {"drivers": {**BOUND, VF0: None}}, Proof(holders=(f"no driver bound to {VF0}",))),
+        # Sysfs shows not the card, or another number of VFs.
+        (CARD, {"drivers": {}}, UNSEEN),
+        (CARD, {"drivers": dict.fromkeys(BOUND)}, UNSEEN),
+        (
+            CARD,
+            {"drivers": {**BOUND, "0000:3b:01.2": "kunlun"}},
+            Proof(doubt=f"sysfs shows 3 VFs of {A}, not 2"),
+        ),
+        (
+            CARD,
+            {"drivers": {A: "kunlun", VF0: "kunlun"}},
+            Proof(doubt=f"sysfs shows 1 VFs of {A}, not 2"),
+        ),
+    ],
+)
+def test_a_card_is_idle_when_driver_and_sysfs_show_no_user(
+    card: Card, told: dict[str, Any], proof: Proof
+) -> None:
+    assert by_usage(card, replace(usage(card), **told)) == proof
+    assert proof.idle is (proof == Proof())
 
 
 def test_only_devices_without_a_process_count_as_unused() -> None:
@@ -599,25 +532,27 @@ def test_a_grant_of_a_vf_that_is_no_more_still_holds_its_card() -> None:
     assert VF in proofs[A].text
 
 
-def test_a_grant_ends_with_the_list_and_frees_its_card() -> None:
-    left, proofs = examined(answers(listing()), ledger={VF: Grant(at=LONG_AGO, shown=OTHER_LIFE)})
-    assert left == {}
-    assert proofs[A].idle
+NAMED = [holding(VF, container="uid/main")]
 
 
-def test_a_grant_that_the_checkpoint_names_is_not_over_when_it_was_never_listed() -> None:
-    ledger = {VF: Grant(at=LONG_AGO)}
-    given = answers(listing(), checkpoint=[holding(VF, container="uid/main")])
-    left, proofs = examined(given, ledger=ledger)
-    assert left == ledger
-    assert proofs[A].holders
-    assert examined(answers(listing(), checkpoint=None), ledger=ledger)[0] == ledger
-    assert examined(answers(listing()), ledger=ledger)[0] == {}
-
-
-def test_a_grant_of_a_card_that_was_not_asked_about_is_not_over_when_it_was_never_listed() -> None:
-    ledger = {VF: Grant(at=LONG_AGO), B: Grant(at=LONG_AGO)}
-    assert examined(answers(listing()), ledger=ledger, asked=[B])[0] == {VF: Grant(at=LONG_AGO)}
+@pytest.mark.parametrize(
+    ("grant", "given", "asked", "goes_on"),
+    [
+        (Grant(at=LONG_AGO), answers(listing()), None, False),
+        (Grant(at=LONG_AGO, shown=OTHER_LIFE), answers(listing()), None, False),
+        (Grant(at=LONG_AGO), answers(listing(), checkpoint=NAMED), None, True),
+        (Grant(at=LONG_AGO), answers(listing(), checkpoint=None), None, True),
+        (Grant(at=LONG_AGO), answers(listing(), usages=IDLE | {A: "it hung"}), None, True),
+        (Grant(at=LONG_AGO), answers(listing()), [B], True),
+    ],
+)
+def test_a_grant_ends_with_all_answers_about_its_card_and_frees_it(
+    grant: Grant, given: Answers, asked: list[str] | None, *, goes_on: bool
+) -> None:
+    left, proofs = examined(given, ledger={VF: grant}, asked=asked)
+    assert left == ({VF: grant} if goes_on else {})
+    if A in proofs:
+        assert proofs[A].idle is not goes_on
 
 
 def test_a_grant_that_was_never_listed_outlasts_a_process_at_its_device_only() -> None:
@@ -635,11 +570,6 @@ def test_a_grant_of_what_is_not_there_any_more_ends_when_all_of_its_card_is_unus
     assert examined(given, ledger=ledger, facts=WHOLE, asked=[A])[0] == ledger
     given = answers(listing(), usages={A: usage(whole)})
     assert examined(given, ledger=ledger, facts=WHOLE, asked=[A])[0] == {}
-
-
-def test_a_driver_that_does_not_answer_ends_no_grant_that_was_never_listed() -> None:
-    ledger = {VF: Grant(at=LONG_AGO)}
-    assert examined(answers(listing(), usages=IDLE | {A: "it hung"}), ledger=ledger)[0] == ledger
 
 
 def test_without_the_api_and_with_consent_the_checkpoint_names_the_holders() -> None:
@@ -663,12 +593,3 @@ def test_without_the_api_our_own_pod_is_not_listed_and_what_another_life_showed_
     busy = usage(CARD, **{"0000:3b:01.0": (Process(pid=1, host_pid=None),)})
     assert examined(answers(None, usages=IDLE | {A: busy}), terms=terms, ledger=ledger)[0] == ledger
     assert examined(answers(None), terms=terms, ledger=ledger)[0] == {}
-
-
-def test_a_function_at_the_slot_after_a_vf_is_not_of_its_card() -> None:
-    """The rule goes from a VF to its card, not from anything to a VF (SPLIT has a VF at 0000:3b:01.0)."""
-    assert card_of("0000:3b:02.0", SPLIT) is None
-
-
-def test_a_foreign_device_in_the_slot_after_a_card_is_not_held_as_that_card() -> None:
-    assert by_card([holding("0000:3b:02.0", resource="example.com/nic")], SPLIT, POLICY) == ({}, set())

@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reducer and its readers under any history of a node: cards that come, go, are split and move, sweeps,
-containers that hold devices under old names. Checked after every step, and at every reader."""
+"""The reducer under any history of a node: cards that come, go, are split and move, sweeps, containers that
+hold devices under old names. Checked after every step."""
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import permutations
-from pathlib import Path
 from random import Random
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import pytest
 from hypothesis import Phase, given, note, settings
@@ -38,8 +35,6 @@ from tests.support.devices import (
     scan,
     seats_of,
 )
-from xpu_plugin.edges.kubelet.service import Context, DevicePluginService, listing
-from xpu_plugin.edges.state.grants import GrantRecord
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.model.devices import Device, DeviceKind, Found, Function, identify, matches
 from xpu_plugin.model.health import (
@@ -66,7 +61,6 @@ from xpu_plugin.model.inventory import (
     held_otherwise,
     is_old,
 )
-from xpu_plugin.proto import deviceplugin_pb2 as api
 
 
 BUSES = (0x3B, 0x3C, 0x5E, 0xAF)
@@ -77,7 +71,6 @@ VERDICTS = st.sampled_from([HEALTHY, Health("state-error", "state 207"), NOT_ANS
 BASES = ("baidu.com/xpu", "example.com/card")
 FOREIGN = "nvidia.com/gpu"
 T = TypeVar("T")
-ROUNDS = 25  # of the event loop, until every reader that may go on waits again
 
 
 @pytest.fixture(autouse=True)
@@ -88,49 +81,9 @@ def silent() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-# --- readers ------------------------------------------------------------------------------------------
-
-
 def turned(values: Mapping[str, T]) -> dict[str, T]:
     """The same in another order."""
     return dict(reversed(list(values.items())))
-
-
-class Follower:
-    """Reads pictures by `beyond`, each time with the generation it saw last; only when let."""
-
-    def __init__(self, picture: Picture) -> None:
-        self.seen: list[Inventory] = []
-        self.gate = asyncio.Event()
-        self.task = asyncio.ensure_future(self._run(picture))
-
-    async def _run(self, picture: Picture) -> None:
-        generation = NEVER
-        while True:
-            await self.gate.wait()
-            inventory = await picture.beyond(generation)
-            assert not self.seen or inventory.generation > self.seen[-1].generation
-            generation = inventory.generation
-            self.seen.append(inventory)
-
-
-class Stream:
-    """The kubelet's end of a ListAndWatch stream without a socket; reads only when let, as gRPC asks for the
-    next list only when the last one has been taken."""
-
-    def __init__(self, service: DevicePluginService) -> None:
-        self.service = service
-        self.sent: list[bytes] = []
-        self.gate = asyncio.Event()
-        self.task = asyncio.ensure_future(self._run())
-
-    async def _run(self) -> None:
-        lists = self.service.ListAndWatch(api.Empty(), cast("Context", object()))
-        async with aclosing(lists):
-            async for answer in lists:
-                assert not self.sent or answer != self.sent[-1], "sent without a change"
-                self.sent.append(answer)
-                await self.gate.wait()
 
 
 # --- the machine --------------------------------------------------------------------------------------
@@ -150,13 +103,10 @@ class Node(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.loop = asyncio.new_event_loop()
         self.slots: dict[int, Card] = {}
         self.seen = Found(devices={})
         self.grants: dict[str, Device] = {}
         self.published: list[Inventory] = []
-        self.followers: list[Follower] = []
-        self.streams: list[Stream] = []
 
     @initialize(
         base=st.sampled_from(BASES),
@@ -172,31 +122,6 @@ class Node(RuleBasedStateMachine):
         for bus, kind in cards.items():
             self.slots[bus] = Card(kind, 0)
             self._number(bus)
-        self.in_loop(self._open_first)
-
-    def _open_first(self) -> None:
-        self.followers = [Follower(self.picture), Follower(self.picture)]
-        self.followers[0].gate.set()
-        self.streams = [Stream(self._service(self.policy.resource)), Stream(self._service(FORMER_RESOURCE))]
-        self.streams[0].gate.set()
-
-    def _service(self, resource: str) -> DevicePluginService:
-        return DevicePluginService(
-            resource,
-            self.picture,
-            node=lambda _: None,
-            grants=GrantRecord(Path("/nonexistent")),
-        )
-
-    def in_loop(self, action: Callable[[], object] = lambda: None) -> None:
-        """Do it on the event loop, and let all tasks go on until they wait."""
-
-        async def run() -> None:
-            action()
-            for _ in range(ROUNDS):
-                await asyncio.sleep(0)
-
-        self.loop.run_until_complete(run())
 
     # --- the hardware ---
 
@@ -247,7 +172,7 @@ class Node(RuleBasedStateMachine):
 
     def submit(self, change: Callable[[Facts], Facts]) -> None:
         before, facts = self.picture.current, self.picture.facts
-        self.in_loop(partial(self.picture.submit, change))
+        self.picture.submit(change)
         after = self.picture.current
         assert after is not None
         assert after.entries == entries(self.picture.facts, self.policy)
@@ -337,43 +262,10 @@ class Node(RuleBasedStateMachine):
     def offered(self) -> list[Entry]:
         return list(self.picture.current.entries.values()) if self.picture.current else []
 
-    # --- readers come, go, sleep and wake ---
-
-    @precondition(lambda self: len(self.streams) < 6)
     @rule(kept=st.dictionaries(st.sampled_from(CARDS_OF_BUSES), st.sampled_from(KEPT_BACK), max_size=3))
     def keep_back(self, kept: dict[str, Health]) -> None:
         """Cards are withdrawn, changed, given back; also some that are not there."""
         self.submit(lambda facts: replace(facts, kept_back=kept))
-
-    @rule(data=st.data(), slow=st.booleans())
-    def open_stream(self, data: st.DataObject, slow: bool) -> None:
-        current = self.picture.current
-        resources = {self.policy.resource, FORMER_RESOURCE} | (current.resources if current else set())
-        resource = data.draw(st.sampled_from(sorted(resources)), "resource")
-
-        def open() -> None:
-            self.streams.append(Stream(self._service(resource)))
-            if not slow:
-                self.streams[-1].gate.set()
-
-        self.in_loop(open)
-
-    @precondition(lambda self: len(self.streams) > 2)
-    @rule(data=st.data())
-    def cut_stream(self, data: st.DataObject) -> None:
-        stream = data.draw(st.sampled_from(self.streams[2:]), "cut")
-        self.streams.remove(stream)
-        stream.task.cancel()
-        self.in_loop()
-        assert stream.service.streams == 0
-
-    @precondition(lambda self: self.streams)
-    @rule(data=st.data())
-    def turn(self, data: st.DataObject) -> None:
-        """A reader falls asleep, or wakes."""
-        readers: list[Follower | Stream] = [*self.followers, *self.streams]
-        gate = readers[data.draw(st.integers(0, len(readers) - 1), "reader")].gate
-        self.in_loop(gate.clear if gate.is_set() else gate.set)
 
     # --- what always holds ---
 
@@ -470,54 +362,6 @@ class Node(RuleBasedStateMachine):
         assert [own.generation for own in self.published] == [*range(1, len(self.published) + 1)]
 
     @invariant()
-    def readers_that_may_read_have_read_the_last(self) -> None:
-        """Those that sleep have read something that was true once, and never anything twice."""
-        current = self.picture.current
-        for follower in self.followers:
-            assert not follower.task.done(), follower.task
-            assert all(own is self.published[own.generation - 1] for own in follower.seen)
-            if follower.gate.is_set() and current:
-                assert follower.seen[-1] is current
-        for stream in self.streams:
-            assert not stream.task.done(), stream.task
-            if current is None:
-                assert stream.sent == []
-            else:
-                assert stream.sent
-            if stream.gate.is_set() and current:
-                assert stream.sent[-1] == listing(current.of(stream.service.resource))
-
-    def teardown(self) -> None:
-        """All readers awake have the last picture; closed, every stream ends and no task stays."""
-
-        def wake() -> None:
-            readers: list[Follower | Stream] = [*self.followers, *self.streams]
-            for reader in readers:
-                reader.gate.set()
-
-        def close() -> None:
-            for stream in self.streams:
-                stream.service.close()
-            for follower in self.followers:
-                follower.task.cancel()
-
-        try:
-            self.in_loop(wake)
-            self.readers_that_may_read_have_read_the_last()
-            self.in_loop(close)
-            assert all(stream.task.done() and not stream.task.exception() for stream in self.streams)
-            assert not asyncio.all_tasks(self.loop)
-        finally:
-            for task in asyncio.all_tasks(self.loop):
-                task.cancel()
-            self.in_loop()
-            self.loop.close()
-
-
-class Memory(Node):
-    """The same, and nothing that was offered may leave the list for another reason than it is allowed to."""
-
-    @invariant()
     def all_that_is_known_is_listed(self) -> None:
         """A vanished device stays listed until it is forgotten or its card is split anew."""
         if (current := self.picture.current) is None:
@@ -528,28 +372,21 @@ class Memory(Node):
         assert {entry.device.id for entry in current.entries.values()} == wanted
 
 
-def run(machine: type[Node], examples: int) -> None:
-    """What fails is told as it was found: making it small takes minutes here, and the steps are few."""
+def test_any_history_leaves_a_true_picture() -> None:
+    """Ids are unique, a device is offered once at most and only as it may be, generations count changes, and
+    no vanished device leaves the list unless it is forgotten or its card split anew: it may be taken.
+
+    What fails is told as it was found: making it small takes minutes here, and the steps are few.
+    """
     run_state_machine_as_test(
-        machine,
+        Node,
         settings=settings(
-            max_examples=examples,
+            max_examples=200,
             stateful_step_count=30,
             phases=(Phase.explicit, Phase.reuse, Phase.generate),
             report_multiple_bugs=False,
         ),
     )
-
-
-def test_any_history_leaves_a_true_picture_and_every_reader_with_it() -> None:
-    """Ids are unique, each device is offered at most once and only as it may be, generations count changes,
-    and each reader ends with the last picture."""
-    run(Node, 150)
-
-
-def test_in_any_history_nothing_leaves_the_list_unless_it_was_forgotten_or_split_anew() -> None:
-    """The kubelet must not forget that a vanished device is taken."""
-    run(Memory, 100)
 
 
 # --- single laws --------------------------------------------------------------------------------------
@@ -612,14 +449,3 @@ def test_an_old_id_is_whoever_has_that_node_now(numbers: list[int], held: Mappin
     offered = entries(facts, POLICY)
     assert {id for id in offered if is_old(id)} == set(held)
     assert all(offered[id].device.path == f"/dev/xpu{id}" for id in held)
-
-
-@pytest.mark.parametrize("forget", [False, True])
-def test_a_submit_of_the_same_scan_again_is_no_news(forget: bool) -> None:
-    picture = Picture(POLICY)
-    sight = found(device(A), device(B, number=1))
-    picture.submit(lambda facts: after_scan(facts, sight))
-    first = picture.current
-    for _ in range(3):
-        picture.submit(lambda facts: after_scan(facts, sight, forget=forget))
-    assert picture.current is first

@@ -25,7 +25,6 @@ from xpu_plugin.model.vf_plan import (
     cards,
     parse,
     plan,
-    step_if_idle,
 )
 
 
@@ -90,20 +89,20 @@ def test_a_bad_label_that_is_the_first_word_keeps_all_as_it_is() -> None:
 # --- cards --------------------------------------------------------------------------------------------
 
 
-def test_a_whole_card_has_no_vfs_and_a_split_one_has_as_many_as_it_says() -> None:
-    whole, split = card_of(device(A)), card_of(pf(), *vfs(2))
-    assert (whole.vfs, whole.complete, whole.most) == (0, True, 3)
-    assert (split.vfs, split.complete, split.most) == (2, True, 3)
-
-
-def test_a_card_is_complete_when_all_its_vfs_are_in_sight() -> None:
-    assert not card_of(pf(), *vfs(2, seen=1)).complete
-    assert card_of(pf(), *vfs(2, seen=1)).vfs == 2
-
-
-def test_halves_are_a_card_that_cannot_be_split() -> None:
-    card = card_of(device(f"{A}-half0"), device(f"{A}-half1", number=1))
-    assert (card.vfs, card.most, card.trouble) == (0, 0, "")
+@pytest.mark.parametrize(
+    ("devices", "number", "complete", "most"),
+    [
+        ([device(A)], 0, True, 3),
+        ([pf(), *vfs(2)], 2, True, 3),
+        ([pf(), *vfs(2, seen=1)], 2, False, 3),
+        ([device(f"{A}-half0"), device(f"{A}-half1", number=1)], 0, True, 0),
+    ],
+)
+def test_a_card_has_as_many_vfs_as_it_says(
+    devices: list[Device], number: int, complete: bool, most: int
+) -> None:
+    card = card_of(*devices)
+    assert (card.vfs, card.complete, card.most, card.trouble) == (number, complete, most, "")
 
 
 def test_a_card_of_which_only_vfs_are_in_sight_is_in_trouble() -> None:
@@ -147,18 +146,35 @@ def step(
     return step
 
 
+@pytest.mark.parametrize(
+    ("desired", "devices", "action"),
+    [
+        (TWO, [device(A)], VfAction.APPLY),
+        (TWO, [pf(vfs=3), *vfs(3)], VfAction.APPLY),
+        (by_argument(0), [pf(), *vfs(2)], VfAction.APPLY),
+        (by_argument(4), [pf(), *vfs(2)], VfAction.FAILED),
+        # It cannot be split, sick or not; or that is not known.
+        (TWO, [device(A, max_vfs=0)], VfAction.UNSUPPORTED),
+        (TWO, [device(A, max_vfs=0, state=207)], VfAction.UNSUPPORTED),
+        (by_argument(0), [device(A, max_vfs=0)], VfAction.KEEP),
+        (TWO, [device(A, max_vfs=None)], VfAction.BLOCKED),
+        (TWO, [device(A, state=207)], VfAction.BLOCKED),
+    ],
+)
+def test_an_idle_card_is_changed_if_it_can_be(
+    desired: DesiredVfs, devices: list[Device], action: VfAction
+) -> None:
+    planned = step(desired, *devices)
+    assert planned.action is action
+    assert ("3 VFs at most" in planned.reason) is (action is VfAction.FAILED)
+
+
 def test_a_card_as_desired_is_kept_whoever_uses_it() -> None:
     proof = Proof(holders=("default/job/main",))
     assert step(TWO, pf(), *vfs(2), proof=proof).action is VfAction.KEEP
     assert step(by_argument(0), device(A), proof=proof).action is VfAction.KEEP
     assert step(by_argument(None), device(A), proof=proof).action is VfAction.KEEP
     assert step(UNKNOWN, pf(), *vfs(2)).action is VfAction.KEEP
-
-
-def test_an_idle_card_that_is_not_as_desired_is_changed() -> None:
-    assert step(TWO, device(A)).action is VfAction.APPLY
-    assert step(TWO, pf(vfs=3), *vfs(3)).action is VfAction.APPLY
-    assert step(by_argument(0), pf(), *vfs(2)).action is VfAction.APPLY
 
 
 def test_a_used_card_is_blocked_by_name_and_one_without_proof_for_that() -> None:
@@ -170,27 +186,6 @@ def test_a_used_card_is_blocked_by_name_and_one_without_proof_for_that() -> None
     assert doubtful.action is VfAction.BLOCKED
     assert doubtful.reason == "cannot prove idle: there is no kubelet"
     assert step(TWO, device(A), proof=None).action is VfAction.BLOCKED
-
-
-def test_a_desired_count_above_the_maximum_fails_with_the_maximum() -> None:
-    refused = step(by_argument(4), pf(), *vfs(2))
-    assert refused.action is VfAction.FAILED
-    assert "3 VFs at most" in refused.reason
-
-
-def test_a_card_that_cannot_be_split_is_unsupported_but_for_the_desired_count_of_none() -> None:
-    assert step(TWO, device(A, max_vfs=0)).action is VfAction.UNSUPPORTED
-    assert step(by_argument(0), device(A, max_vfs=0)).action is VfAction.KEEP
-
-
-def test_a_card_of_which_nobody_knows_whether_it_can_be_split_is_blocked() -> None:
-    assert step(TWO, device(A, max_vfs=None)).action is VfAction.BLOCKED
-
-
-def test_a_sick_card_that_cannot_be_split_is_unsupported_all_the_same() -> None:
-    card = card_of(device(A, state=207, max_vfs=0))
-    assert step_if_idle(TWO, card).action is VfAction.UNSUPPORTED
-    assert step_if_idle(TWO, card_of(device(A, state=207))).action is VfAction.BLOCKED
 
 
 # --- the report ---------------------------------------------------------------------------------------
