@@ -631,6 +631,7 @@ def test_while_the_driver_holds_a_killed_worker_its_card_stays_closed() -> None:
     story.stuck = False
     assert story.next() == Wait(0.0)
     assert isinstance(story.next(), Rescan)
+    assert story.step().action is VfAction.APPLY, "there is time for a scan"
     story.scanned(A, 2)
     story.next()
     assert story.told()[-1] == ("VFApplied", A)
