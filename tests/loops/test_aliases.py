@@ -292,6 +292,22 @@ async def test_the_loop_asks_while_something_is_held_and_then_no_more(
         assert kubelet.questions == asked
 
 
+async def test_a_change_that_another_part_has_read_is_noticed_all_the_same(
+    kubelet: CountingKubelet, grants: Grants, picture: Picture, clock: Clock
+) -> None:
+    """All parts share one reader of the kubelet."""
+    view = view_of(kubelet, clock)
+    client = WorkerClient(nowhere(kubelet.directory), call_timeout=1.0)
+    aliases = Aliases(picture, view, grants, IdleProof(client, view, grants, clock=clock), clock=clock)
+    kubelet.hold([], resource=RESOURCE)
+    await aliases.look()
+    aliases.between = 0.02
+    kubelet.hold(["0"], resource=RESOURCE)
+    await view.answers(oldest=0.0)
+    async with running(aliases.run()):
+        await until(lambda: offered(picture) == with_old(0), "a device that is held as 0")
+
+
 async def test_the_loop_goes_on_asking_while_nobody_could_tell(
     kubelet: CountingKubelet, aliases: Aliases, picture: Picture
 ) -> None:

@@ -70,6 +70,7 @@ class Aliases:
         self._complaint: str | None = None
         self._trouble_since: float | None = None
         self._instance: object = None
+        self._checkpoint: object = ()  # `KubeletView.checkpoint_state` when the last look began
         self._examined: frozenset[str] = frozenset()  # what was forgotten at the last look at both sources
         self._seen: tuple[Holding, ...] = ()  # at the last look, by both sources
 
@@ -92,7 +93,7 @@ class Aliases:
                 waited = 0.0
                 await self.look()
                 await self._look_for_users()
-            elif self._view.checkpoint_changed:
+            elif self._view.checkpoint_state != self._checkpoint:
                 await self.glance()
             if self._grants.forgotten - self._examined:  # the list may say that the pod is gone
                 await self.look()
@@ -122,6 +123,7 @@ class Aliases:
         Return whether any source answered.
         """
         inherited = self._grants.inherited  # a grant that is known only later needs newer answers
+        checkpoint = self._view.checkpoint_state  # another part may read the file as well
         answers = await self._view.answers(oldest=0.0)
         complaints = answers.complaints
         if not complaints:
@@ -132,7 +134,7 @@ class Aliases:
             self._complain("; ".join(complaints) or None)
         self._complete = not complaints
         self._take_in(answers, complete=self._complete)
-        self._inherited = inherited
+        self._inherited, self._checkpoint = inherited, checkpoint
         self._examined = self._grants.forgotten
         return len(complaints) < SOURCES
 
@@ -142,10 +144,12 @@ class Aliases:
 
     async def glance(self) -> None:
         """Read the checkpoint alone. This releases nothing."""
+        checkpoint = self._view.checkpoint_state
         answers = await self._view.answers(oldest=0.0, checkpoint_alone=True)
         if answers.complaints:
             self._complete = False
         self._take_in(answers, complete=False)
+        self._checkpoint = checkpoint
 
     async def _look_for_users(self) -> None:
         """Ask the driver for users of forgotten devices. The kubelet does not know when such a holder

@@ -171,16 +171,15 @@ async def test_what_cannot_be_read_is_a_trouble_and_not_an_empty_answer(
 
 
 async def test_a_changed_checkpoint_shows_by_its_file(kubelet: Kubelet, view: KubeletView) -> None:
-    assert view.checkpoint_changed
+    first = view.checkpoint_state
     await view.checkpoint()
-    assert not view.checkpoint_changed
+    assert view.checkpoint_state == first
     kubelet.write_checkpoint()
-    assert view.checkpoint_changed
-    await view.checkpoint(oldest=0.0)
+    second = view.checkpoint_state
+    assert second not in (None, first)
     (kubelet.directory / CHECKPOINT).unlink()
-    assert view.checkpoint_changed
-    written = await view.checkpoint(oldest=0.0)
-    assert (written.state, written.checkpoint, view.checkpoint_changed) == (None, Checkpoint(), False)
+    assert view.checkpoint_state is None
+    assert (await view.checkpoint(oldest=0.0)).checkpoint == Checkpoint()
 
 
 async def test_a_checkpoint_from_before_the_instance_is_another_instances_word(

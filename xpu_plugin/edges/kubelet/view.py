@@ -43,14 +43,12 @@ class Written:
     """The checkpoint as it was read.
 
     began, instance: as in `Listed`
-    state: identity of the file at that time; None without a file
     checkpoint: None if it cannot be read
     trouble: reason for which it cannot be read
     """
 
     began: float
     instance: SocketIdentity | None = None
-    state: tuple[int, ...] | None = None
     checkpoint: Checkpoint | None = None
     trouble: str | None = None
 
@@ -86,9 +84,9 @@ class KubeletView:
         return identity_of(self._kubelet)
 
     @property
-    def checkpoint_changed(self) -> bool:
-        """Whether the checkpoint differs from the file that was read last."""
-        return self._written is None or self._written.state != _state(self._checkpoint)
+    def checkpoint_state(self) -> tuple[int, ...] | None:
+        """The identity of the checkpoint's present content, for comparison; None without a file."""
+        return _state(self._checkpoint)
 
     async def listing(self, *, oldest: float = FRESH_SECONDS) -> Listed:
         """Return the list of pods, requested at most `oldest` seconds ago. No state of the kubelet raises."""
@@ -128,7 +126,7 @@ class KubeletView:
     async def _look(self) -> None:
         self._read += 1
         number = self._read
-        began, instance, state = self._clock(), self.instance, _state(self._checkpoint)
+        began, instance = self._clock(), self.instance
         checkpoint, trouble = None, None
         try:
             checkpoint = await checkpoint_of(self._directory)
@@ -138,7 +136,6 @@ class KubeletView:
             Written(
                 began=began,
                 instance=self._still(instance),
-                state=state,
                 checkpoint=checkpoint,
                 trouble=trouble,
             ),
