@@ -258,7 +258,7 @@ async def test_an_unforeseen_error_of_what_serves_ends_it_in_one_line(
     if flaw == "Allocate":
         await shows(kubelet, IDS)
         # The process may end before the refusal has been sent.
-        with pytest.raises(AdmissionError, match="is started again|was closed meanwhile"):
+        with pytest.raises(AdmissionError, match=r"is started again|was closed meanwhile"):
             await kubelet.allocate(RESOURCE, 1)
     assert await daemon.ends() == 1
     (line,) = (line for line in daemon.log.splitlines() if " ERROR " in line)
