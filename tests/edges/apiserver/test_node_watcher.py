@@ -1036,8 +1036,9 @@ def test_a_webhook_that_rewrites_what_we_write_is_told_and_not_fought(
     assert plugin.labels.next() is None
     server.stream()
     plugin.api.publish("state", labels={"state": "success"}, annotations={"detail": "text"})
-    wait_until(lambda: plugin.api.unwritten, "it is told")
+    wait_until(log.warnings, "it is told")
     [warning] = log.warnings()
+    assert plugin.api.unwritten
     assert (
         'names=["label state"] error="an admission webhook of the cluster writes other values; ask its owner'
         in warning

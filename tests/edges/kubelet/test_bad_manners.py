@@ -193,7 +193,7 @@ async def test_streams_that_are_cut_again_and_again_are_replaced_ever_more_slowl
     """Each registration in one life costs the kubelet: the first is at once, and later ones wait. One stream
     that lasted makes it quick again."""
     monkeypatch.setattr(registration, "AGAIN_SECONDS", (0.04, 0.32))
-    monkeypatch.setattr(registration, "DIAL_BACK_SECONDS", 2.0)
+    monkeypatch.setattr(registration, "DIAL_BACK_SECONDS", SECONDS)
     async with Cutting(place / "plugins") as kubelet, plugin.run():
         kubelet.cuts = 6
         await kubelet.until(lambda: kubelet.cuts == 0, timeout=SECONDS)
@@ -206,7 +206,7 @@ async def test_streams_that_are_cut_again_and_again_are_replaced_ever_more_slowl
         monkeypatch.setattr(registration, "AGAIN_SECONDS", (600.0, 600.0))
         kubelet.cut(RESOURCE)
         await registered(kubelet, 8)
-        monkeypatch.setattr(registration, "DIAL_BACK_SECONDS", 2.0)
+        monkeypatch.setattr(registration, "DIAL_BACK_SECONDS", SECONDS)
         await listed(kubelet)
 
 
