@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.due import CountedDue
 from tests.support.machines import RESOURCE
 from xpu_plugin.edges.worker.client import Target, WorkerClient, WorkerHungError
 from xpu_plugin.loops import openings as module
-from xpu_plugin.loops.due import Due
 from xpu_plugin.loops.openings import Openings
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.health import ASKED_BEFORE, CHANGING, RECORD_UNREAD, VF_CHANGE_PLANNED, Health
@@ -45,23 +45,13 @@ class Scripted(WorkerClient):
 CARD = "0000:3b:00.0"
 
 
-class Counted(Due):
-    """Counts how often a scan was wanted."""
-
-    times = 0
-
-    def want(self, *, forget: bool = False) -> None:
-        self.times += 1
-        super().want(forget=forget)
-
-
 class Room:
     """Openings that run, at a time of our choice."""
 
     def __init__(self) -> None:
         self.client = Scripted()
         self.now = 100.0
-        self.due = Counted()
+        self.due = CountedDue()
         self.picture = Picture(Policy(resource=RESOURCE))
         self.openings = Openings(self.client, self.picture, self.due, clock=lambda: self.now)
         self.task = asyncio.create_task(self.openings.run())

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.devices import scan
+from tests.support.due import CountedDue
 from xpu_plugin.edges.worker.client import LibraryError, Target, WorkerClient, WorkerHungError
-from xpu_plugin.loops.due import Due
 from xpu_plugin.loops.unresponsive import Unresponsive
 from xpu_plugin.model.devices import Scan
 
@@ -50,23 +50,13 @@ class Scripted(WorkerClient):
         self.dismissed += 1
 
 
-class Counted(Due):
-    """Counts how often a scan was wanted."""
-
-    times = 0
-
-    def want(self, *, forget: bool = False) -> None:
-        self.times += 1
-        super().want(forget=forget)
-
-
 class Court:
-    """A probation that runs, at a time of our choice."""
+    """Unresponsive devices that are tried again, at a time of our choice."""
 
     def __init__(self) -> None:
         self.client = Scripted()
         self.now = 100.0
-        self.due = Counted()
+        self.due = CountedDue()
         self.unresponsive = Unresponsive(self.client, self.due, pauses=PAUSES, clock=lambda: self.now)
         self.task = asyncio.create_task(self.unresponsive.run())
 
