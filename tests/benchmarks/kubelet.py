@@ -34,6 +34,7 @@ SECONDS = 90.0  # for anything; nothing takes so long when all is well
 SERIES_SECONDS = 4.0  # for calls one after the other
 SETTLE_SECONDS = 12.0  # after a start, before it counts as idle: some things are done once more, then rarely
 PROBES_SECONDS = {"/healthz": 10.0, "/readyz": 5.0}  # as in the manifest
+CHECKPOINT = "kubelet_internal_checkpoint"
 PODS = "pods.sock"  # the pod resources API, which a real kubelet has in a directory of its own
 SICK = "Unhealthy"
 
@@ -98,11 +99,25 @@ class Kubelet:
     def begin(self) -> float:
         """Clear the directory as a kubelet does, and listen. The moment from which a plugin can register."""
         for entry in self._directory.iterdir():
-            if not entry.is_dir():
+            if not entry.is_dir() and entry.name != CHECKPOINT:
                 entry.unlink()
         self._pods = _listen(self._directory / PODS)
         self._listener = _listen(self._path)
         return time.perf_counter()
+
+    def record(self) -> None:
+        """Write the checkpoint of a kubelet that has given all devices to one container.
+
+        After a restart without it, the plugin withholds each device that was granted before.
+        """
+        entry = {
+            "PodUID": "6d1f0c9e-5f6a-4d0e-9d5e-3f1f5a3b7c11",
+            "ContainerName": "main",
+            "ResourceName": "baidu.com/xpu",
+            "DeviceIDs": {"-1": [device.ID for device in self.devices]},
+        }
+        content = {"Data": {"PodDeviceEntries": [entry], "RegisteredDevices": None}, "Checksum": 0}
+        (self._directory / CHECKPOINT).write_text(json.dumps(content))
 
     def end(self) -> None:
         """As a kubelet that is killed: every connection breaks, the socket's file stays."""
@@ -250,6 +265,7 @@ def _measure(session: Session, kubelet: Kubelet, pid: int, figures: Figures) -> 
     chance = random.Random(session.seed)
     if session.calls or session.preferences:
         _calls(session, kubelet, figures)
+        kubelet.record()
     if session.idle or session.memory:
         kubelet.quiet(SETTLE_SECONDS)
     if session.memory:
