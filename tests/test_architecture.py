@@ -45,6 +45,8 @@ CLIENTS = ("xpu_plugin.edges.apiserver.node_watcher", "kubernetes", "prometheus_
         # The binding never; before there is a use for them the clients of the API server and of Prometheus,
         # an HTTP server, and what no pod waits for.
         ("xpu_plugin.daemon", ("xpu_plugin._xpuml", "xpu_plugin.observability", *CLIENTS)),
+        # OpenSSL, by way of `secrets` for example: a tenth of the start.
+        ("xpu_plugin.daemon", ("_hashlib",)),
         # Modules of features that are off.
         ("xpu_plugin.observability", CLIENTS),
         # The rest of the server is loaded while the first worker loads its own.

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import resource
-import secrets
 import socket
 import statistics
 import time
@@ -482,7 +481,7 @@ async def test_a_socket_that_cannot_be_bound_is_said_once_and_tried_again(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(secrets, "token_hex", lambda _: "0123abcd")
+    monkeypatch.setattr(os, "urandom", lambda size: (b"\x01\x23\xab\xcd" * size)[:size])
     obstacle = kubelet.directory / f"{PREFIX}-0123abcd.sock"
     obstacle.mkdir()
     async with plugin.run():

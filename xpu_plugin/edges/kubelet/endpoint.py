@@ -12,7 +12,6 @@ import errno
 import logging
 import os
 import random
-import secrets
 import socket
 import time
 from pathlib import Path
@@ -310,7 +309,7 @@ class Endpoint:
         await self._stop()
         require_room()
         remove_stale(self._directory)
-        self.path = path = self._directory / f"{self._stem}-{secrets.token_hex(RANDOM_BYTES)}{SOCKET_SUFFIX}"
+        self.path = path = self._directory / f"{self._stem}-{os.urandom(RANDOM_BYTES).hex()}{SOCKET_SUFFIX}"
         _require_bindable(path)
         server = server_of(self.service)
         server.add_insecure_port(address(path))
