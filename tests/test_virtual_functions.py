@@ -4,7 +4,7 @@ model of the kubelet: when it does, when it does not, and what the administrator
 
 import json
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -401,9 +401,10 @@ async def test_a_label_that_was_seen_goes_before_the_argument_until_it_is_forgot
 # --- a card that another program splits under its user------------------------------------------------
 
 
-async def closed(kubelet: Kubelet, ids: list[str], *, held: list[str]) -> None:
-    """Wait until exactly `ids` are listed, `held` of them as not for new pods."""
-    wanted = {id: id not in held for id in ids}
+async def closed(kubelet: Kubelet, ids: list[str], *, held: list[str], gone: Collection[str] = ()) -> None:
+    """Wait until exactly these are listed: `ids`, `held` of them as not for new pods, and those that are
+    `gone`."""
+    wanted = {id: id not in held for id in ids} | dict.fromkeys(gone, False)
     await kubelet.until(
         lambda: {device.id: device.healthy for device in kubelet.devices(RESOURCE).values()} == wanted,
         timeout=SECONDS,
@@ -432,7 +433,7 @@ async def test_vfs_of_a_card_that_is_held_whole_are_given_to_nobody_before_that_
     node.machine.set_card(1, {"vfs": "2"})
     daemon.process.send_signal(signal.SIGHUP)
     own = vfs(CARDS[1], 2)
-    await closed(kubelet, split(0, 2, 0, 0), held=own)
+    await closed(kubelet, split(0, 2, 0, 0), held=own, gone=grant.ids)
     closing = f'reason=card-held detail="a container still holds its card as {CARDS[1]}'
     await daemon.says(closing, times=2)
     assert daemon.log.count(closing) == 2
@@ -441,7 +442,7 @@ async def test_vfs_of_a_card_that_is_held_whole_are_given_to_nobody_before_that_
     await daemon.kill()  # and the next one knows
     daemon = node.begin("--sriov-num-vfs=keep", f"--vf-policy={policy}")
     await daemon.says("registered")
-    await closed(kubelet, split(0, 2, 0, 0), held=own)
+    await closed(kubelet, split(0, 2, 0, 0), held=own, gone=grant.ids)
     assert not kubelet.ever() & {*own}
     kubelet.free(grant)
     await shows(kubelet, split(0, 2, 0, 0))
@@ -466,7 +467,8 @@ async def test_a_vf_that_has_the_address_of_a_held_one_is_not_given_away(
     for number, held in ((3, vfs(CARDS[0], 3)), (0, [CARDS[0]]), (1, [])):
         node.machine.set_card(0, {"vfs": str(number)})
         daemon.process.send_signal(signal.SIGHUP)
-        await closed(kubelet, split(number, 0, 0, 0), held=held)
+        gone = grant.ids[:1] if number != 1 else ()
+        await closed(kubelet, split(number, 0, 0, 0), held=held, gone=gone)
     assert kubelet.ever() == {*split(1, 0, 0, 0)}
     with pytest.raises(AdmissionError, match="Available: 0"):
         await kubelet.allocate(RESOURCE, 1)
@@ -480,7 +482,7 @@ async def test_a_holder_of_whom_there_is_no_record_is_known_by_the_kubelet(
     node.machine.set_card(1, {"vfs": "2"})
     grant = kubelet.hold([id], resource=RESOURCE, pod="train")
     node.begin("--sriov-num-vfs=keep")
-    await closed(kubelet, split(0, 2, 0, 0), held=vfs(CARDS[1], 2))
+    await closed(kubelet, split(0, 2, 0, 0), held=vfs(CARDS[1], 2), gone=[id])
     kubelet.free(grant)
     kubelet.write_checkpoint()
     await shows(kubelet, split(0, 2, 0, 0))
@@ -493,7 +495,7 @@ async def test_without_pod_resources_the_checkpoint_tells_when_a_holder_has_ende
         grant = await hold_card(kubelet, 2)
         node.machine.set_card(2, {"vfs": "3"})
         daemon.process.send_signal(signal.SIGHUP)
-        await closed(kubelet, split(0, 0, 3, 0), held=vfs(CARDS[2], 3))
+        await closed(kubelet, split(0, 0, 3, 0), held=vfs(CARDS[2], 3), gone=grant.ids)
         kubelet.free(grant)
         kubelet.write_checkpoint()
         await shows(kubelet, split(0, 0, 3, 0))

@@ -12,6 +12,7 @@ the way that led there when an invariant is broken:
 * no device of a card in change is newly granted;
 * no Set call for a card that the driver has refused too often, and nothing has changed since;
 * no device that a pod holds is granted to another one, also by a kubelet that has lost its checkpoint;
+* each device that the kubelet counts as a pod's is in the list, and a device that is not there is Unhealthy;
 * at rest, each card is as wished or there is a reason for it, and no card is kept back.
 """
 
@@ -23,9 +24,19 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 from tests.support.devices import device, found
-from xpu_plugin.model.devices import DeviceKind, Process, Usage
+from xpu_plugin.model.devices import DeviceKind, Found, Process, Usage
 from xpu_plugin.model.health import Health
-from xpu_plugin.model.inventory import Entry, Facts, Policy, after_scan, card_of, entries, stale_ids
+from xpu_plugin.model.inventory import (
+    Entry,
+    Facts,
+    Policy,
+    after_scan,
+    card_of,
+    entries,
+    held_beyond,
+    released,
+    stale_ids,
+)
 from xpu_plugin.model.ownership import (
     FORMER,
     Answers,
@@ -146,7 +157,7 @@ class World:
 
 
 @cache
-def facts_of(vfs: tuple[int, ...]) -> Facts:
+def found_of(vfs: tuple[int, ...]) -> Found:
     """What a scan finds."""
     devices, index = [], 0
     for number, (card, count, most) in enumerate(zip(CARDS, vfs, MOST, strict=True)):
@@ -157,12 +168,12 @@ def facts_of(vfs: tuple[int, ...]) -> Facts:
             id = f"{card[:-4]}01.{n}-of{count}"
             devices.append(device(id, number=10 * (number + 1) + n, index=index, card=card))
             index += 1
-    return after_scan(Facts(), found(*devices))
+    return found(*devices)
 
 
 @cache
 def cards_of(vfs: tuple[int, ...]) -> dict[str, Card]:
-    return cards(facts_of(vfs), POLICY)
+    return cards(after_scan(Facts(), found_of(vfs)), POLICY)
 
 
 class Plugin:
@@ -187,7 +198,7 @@ class Plugin:
         }
         self.proofs: dict[str, object] = {}
         self.scanned = tuple(world.vfs.values())
-        self.claimed = frozenset(self.ledger)
+        self.facts = after_scan(Facts(), found_of(self.scanned), claimed=self.ledger)
         self.kept_back: dict[str, Health] = {}
         self.forgotten: frozenset[str] = frozenset()
         self.withheld: dict[str, Health] = {}
@@ -205,9 +216,11 @@ class Plugin:
             self.memory = inherited(self.memory, self.view(), LIMITS, self.world.request)
         self.unread = None
 
-    @property
-    def facts(self) -> Facts:
-        return replace(facts_of(self.scanned), claimed=self.claimed)
+    def claim(self) -> None:
+        """What the kubelet counts as held stays listed, and only that."""
+        self.facts = released(replace(self.facts, claimed=frozenset(self.ledger)))
+        named = {pod.id for pod in self.world.pods if self.world.lists(pod)} | self.world.checkpoint.keys()
+        self.facts = held_beyond(((id, POLICY.resource) for id in sorted(named)), self.facts, POLICY, {})
 
     def entries(self) -> dict[str, Entry]:
         return entries(replace(self.facts, kept_back=self.kept_back, withheld=self.withheld), POLICY)
@@ -218,7 +231,7 @@ class Plugin:
         held = {id for id in named if not id.isdecimal() and card_of(id, self.facts)}
         adopted = dict.fromkeys(held, Grant(at=self.world.now, inherited=True, shown=FORMER))
         self.ledger = {**adopted, **self.ledger}
-        self.claimed = frozenset(self.ledger)
+        self.claim()
 
     def hear(self) -> None:
         """The API server, if it can be reached."""
@@ -258,7 +271,7 @@ class Plugin:
     def conclude(self, word: Word) -> None:
         """What follows from it."""
         world = self.world
-        self.claimed = frozenset(self.ledger)
+        self.claim()
         self.forgotten = forgotten(self.ledger, word, self.forgotten)
         holdings = word.listing.holdings if word.listing else ()
         self.withheld = withheld(holdings, self.ledger, self.forgotten, facts=self.facts, policy=POLICY)
@@ -294,7 +307,9 @@ class Plugin:
 
     def scan(self) -> None:
         self.scanned = tuple(self.world.vfs.values())
-        self.claimed = frozenset(self.ledger)
+        self.facts = after_scan(
+            self.facts, found_of(self.scanned), claimed=self.ledger, forget=self.scans % 3 == 0
+        )
         self.scans += 1
 
     def look(self, addresses: tuple[str, ...], began: float) -> None:
@@ -430,8 +445,22 @@ class Explorer:
 
     def list_goes_out(self) -> None:
         """The scheduler learns of the list with the next node status."""
-        self.world.shown = self.plugin.entries()
+        self.shows()
         self.note("list")
+
+    def shows(self) -> None:
+        world, plugin = self.world, self.plugin
+        world.shown = plugin.entries()
+        missing = [
+            pod.name
+            for pod in world.pods
+            if pod.id in world.checkpoint and not pod.id.isdecimal() and pod.id not in world.shown
+        ]
+        if missing:
+            raise BrokenInvariantError(f"not listed: what {', '.join(missing)} hold")
+        for id, entry in world.shown.items():
+            if id not in plugin.facts.devices and not id.isdecimal() and entry.health.healthy:
+                raise BrokenInvariantError(f"{id} is not there, and is healthy")
 
     def pod_starts(self) -> None:
         world = self.world
@@ -523,7 +552,7 @@ class Explorer:
         """The plugin looks at the checkpoint, registers and sends its list, with which that is written."""
         world = self.world
         self.plugin.listen(checkpoint_alone=True)
-        world.shown = self.plugin.entries()
+        self.shows()
         world.wrote = world.life
 
     def api_turns(self) -> None:

@@ -40,9 +40,9 @@ from xpu_plugin.model.devices import Device, DeviceKind, Found, Function, identi
 from xpu_plugin.model.health import (
     ASKED_BEFORE,
     CHANGING,
+    EXCLUDED,
     HEALTHY,
     LIBRARY_GONE,
-    LOST,
     NOT_ANSWERING,
     RECORD_UNREAD,
     VF_CHANGE_PLANNED,
@@ -58,8 +58,11 @@ from xpu_plugin.model.inventory import (
     after_scan,
     after_verdicts,
     entries,
+    held_beyond,
     held_otherwise,
     is_old,
+    numbered,
+    released,
 )
 
 
@@ -206,11 +209,17 @@ class Node(RuleBasedStateMachine):
         note(f"found {sorted(self.seen.devices)}")
         expected = {seat.id for seat in truth.seats if seat.number not in hidden}
         assert set(self.seen.devices) == expected, self.seen.problems
-        known = {**self.picture.facts.lost, **self.picture.facts.devices}
+        facts = self.picture.facts
+        known = {**facts.lost, **facts.devices}
         self.submit(lambda facts: after_scan(facts, self.seen, forget=forget, claimed=self.grants))
         now = {own.card: own.split for own in self.seen.devices.values()}
-        vanished = {id for id, own in known.items() if now.get(own.card, own.split) == own.split} - expected
-        assert set(self.picture.facts.lost) == (set() if forget else vanished)
+        missed = known.keys() - expected
+        vanished = {id for id in missed if now.get(known[id].card, known[id].split) == known[id].split}
+        by_number = numbered(self.seen.devices, {id: known[id] for id in missed})
+        held = self.grants.keys() | {id for number, id in by_number.items() if str(number) in facts.held}
+        stays = set() if forget else vanished - facts.lingering
+        assert set(self.picture.facts.lost) == stays | (missed & held)
+        assert missed & self.picture.facts.lingering == (missed & held) - stays
 
     @precondition(lambda self: self.picture.facts.devices)
     @rule(data=st.data())
@@ -230,9 +239,10 @@ class Node(RuleBasedStateMachine):
         holding = data.draw(
             st.dictionaries(st.sampled_from(sorted(ids)), st.sampled_from(sorted(names)), max_size=6), "held"
         )
-        present = held_otherwise(holding.items(), devices, self.policy)
+        known = {**self.picture.facts.lost, **devices}
+        present = held_otherwise(holding.items(), known, self.policy)
         assert FOREIGN not in present.values()
-        self.submit(lambda facts: replace(facts, held={**(facts.held if keep else {}), **present}))
+        self.submit(lambda facts: released(replace(facts, held={**(facts.held if keep else {}), **present})))
 
     @precondition(lambda self: any(entry.health.grantable for entry in self.offered()))
     @rule(data=st.data())
@@ -257,7 +267,25 @@ class Node(RuleBasedStateMachine):
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
         del self.grants[data.draw(st.sampled_from(sorted(self.grants)), "ended")]
-        self.submit(lambda facts: replace(facts, claimed=frozenset(self.grants)))
+        self.submit(lambda facts: released(replace(facts, claimed=frozenset(self.grants))))
+
+    @precondition(lambda self: self.picture.current)
+    @rule(
+        data=st.data(),
+        deny=st.sets(st.sampled_from(BUSES), max_size=1),
+        written=st.booleans(),
+    )
+    def restart(self, data: st.DataObject, deny: set[int], written: bool) -> None:
+        """Another process, which may exclude another card. It knows grants from the kubelet, and paths if
+        they are on record."""
+        held = {(id, self.policy.resource_of(own)) for id, own in self.grants.items()}
+        paths = {id: own.path for id, own in self.grants.items()} if written else {}
+        self.policy = replace(self.policy, deny=tuple(f"0000:{bus:02X}:00.0" for bus in deny))
+        if self.policy.per_profile and not written:
+            self.grants = {}
+        self.picture, self.seen, self.published = Picture(self.policy), Found(devices={}), []
+        self.scan(data, forget=False, blind=False, control=CONTROL)
+        self.submit(lambda facts: held_beyond(held, facts, self.policy, paths))
 
     def offered(self) -> list[Entry]:
         return list(self.picture.current.entries.values()) if self.picture.current else []
@@ -287,7 +315,8 @@ class Node(RuleBasedStateMachine):
             return
         splits: dict[str, set[str]] = {}
         for entry in current.entries.values():
-            splits.setdefault(entry.device.card, set()).add(entry.device.split)
+            if entry.device.id not in self.picture.facts.lingering:
+                splits.setdefault(entry.device.card, set()).add(entry.device.split)
         assert all(len(own) == 1 for own in splits.values()), splits
 
     @invariant()
@@ -295,10 +324,26 @@ class Node(RuleBasedStateMachine):
         if (current := self.picture.current) is None:
             return
         for entry in current.entries.values():
-            assert entry.device.kind is not DeviceKind.PF
-            assert not matches(entry.device, self.policy.deny)
+            if entry.device.kind is DeviceKind.PF or matches(entry.device, self.policy.deny):
+                assert entry.device.id in self.picture.facts.lingering
+                assert not entry.health.grantable
             assert entry.health.healthy <= (entry.device.id in self.seen.devices), "what vanished is healthy"
             assert entry.resource != FOREIGN
+
+    @invariant()
+    def what_a_container_holds_is_listed(self) -> None:
+        """In the status of a pod, a device that the list lacks is healthy."""
+        assert self.grants.keys() <= {entry.device.id for entry in self.offered()}
+
+    @invariant()
+    def what_lingers_has_a_holder(self) -> None:
+        facts = self.picture.facts
+        by_number = {
+            own.id
+            for own in (*facts.lost.values(), *facts.devices.values())
+            if str(own.node.number) in facts.held
+        }
+        assert facts.lingering <= self.grants.keys() | by_number
 
     @invariant()
     def present_devices_are_all_offered_and_as_they_are_held(self) -> None:
@@ -308,7 +353,7 @@ class Node(RuleBasedStateMachine):
         shown = {entry.device.id: entry for entry in current.entries.values()}
         for own, present in self.seen.devices.items():
             if not self.policy.offers(present):
-                assert own not in shown
+                assert (own in shown) is (own in self.picture.facts.lingering)
                 continue
             old = str(present.node.number)
             if old in held:
@@ -332,13 +377,17 @@ class Node(RuleBasedStateMachine):
         }
         for entry in current.entries.values():
             verdict = facts.verdicts.get(entry.device.id) if entry.device.id in facts.devices else None
-            if verdict is not None and verdict.healthy and entry.device.card in held:
+            if entry.device.kind is DeviceKind.PF:
+                assert entry.health.lost
+            elif verdict is not None and verdict.healthy and entry.device.card in held:
                 assert entry.health.reason == "card-held"
                 assert not entry.health.grantable
+            elif verdict is not None and verdict.healthy and not self.policy.offers(entry.device):
+                assert entry.health == EXCLUDED or entry.health.in_change
             elif verdict is not None and verdict.healthy:
                 assert entry.health == facts.kept_back.get(entry.device.card, verdict)
             elif entry.device.id not in facts.devices:
-                assert entry.health == LOST
+                assert entry.health.lost
             else:
                 assert not entry.health.well
 
@@ -363,12 +412,13 @@ class Node(RuleBasedStateMachine):
 
     @invariant()
     def all_that_is_known_is_listed(self) -> None:
-        """A vanished device stays listed until it is forgotten or its card is split anew."""
+        """A vanished device stays listed until it is forgotten or its card is split anew, and while it is
+        held."""
         if (current := self.picture.current) is None:
             return
         facts = self.picture.facts
         known = {**facts.lost, **facts.devices}
-        wanted = {id for id, device in known.items() if self.policy.offers(device)}
+        wanted = {id for id, device in known.items() if self.policy.offers(device)} | facts.lingering
         assert {entry.device.id for entry in current.entries.values()} == wanted
 
 

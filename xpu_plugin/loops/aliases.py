@@ -4,12 +4,15 @@
 The former plugin called devices "0", "1" and so on. An administrator may rename resources. A kubelet may lose
 its checkpoint. The kubelet counts a device as taken only under the resource and id of the grant. So the
 device keeps both until its container ends. If that does not help, the device is withheld.
+
+A held device that is not there, or is not offered, stays in the list as well: in the status of its pod, a
+device that the list lacks is healthy.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from xpu_plugin.edges.kubelet.view import KubeletView
@@ -18,7 +21,7 @@ from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.health import HELD_OTHERWISE, Health
-from xpu_plugin.model.inventory import card_of, held_otherwise
+from xpu_plugin.model.inventory import card_of, held_beyond, held_otherwise, released
 from xpu_plugin.model.ownership import Answers, Holding, word_of
 from xpu_plugin.model.timings import USUAL
 from xpu_plugin.model.vf_plan import cards
@@ -39,7 +42,7 @@ LOOKS_TO_RELEASE = 2  # in a row, with both sources answering
 
 
 class Aliases:
-    """Keeps `Facts.held` and `Facts.withheld` true.
+    """Keeps `Facts.held`, `Facts.withheld` and `Facts.lingering` true.
 
     between: seconds between looks at both sources, while a device is held, or the holders are not known
     before: seconds at most for the look before a registration
@@ -88,7 +91,7 @@ class Aliases:
                 self._instance, new_for = instance, NEW_FOR_SECONDS
             facts = self._picture.facts
             known = self._complete and self._inherited == self._grants.inherited
-            asking = facts.held or facts.withheld or self._grants.forgotten or not known
+            asking = facts.held or facts.withheld or facts.lingering or self._grants.forgotten or not known
             if waited >= self.between and asking:
                 waited = 0.0
                 await self.look()
@@ -107,6 +110,7 @@ class Aliases:
                 break
             await asyncio.sleep(FIRST_SECONDS)
         self._grants.adopt(self._seen)
+        self._keep_listed()
 
     async def before_registration(self) -> None:
         """Read the checkpoint, for a bounded time. Another plugin may have granted devices meanwhile, and a
@@ -164,30 +168,46 @@ class Aliases:
         """Draw the conclusions. complete: both sources have answered"""
         self._grants.hear(word_of(answers, self._grants.terms))
         self._seen = answers.holdings
+        self._keep_listed()
         facts, policy = self._picture.facts, self._picture.policy
-        named = {(id, holding.resource) for holding in self._seen for id in holding.ids}
-        present = held_otherwise(named, facts.devices, policy)
+        present = held_otherwise(self._named(), {**facts.lost, **facts.devices}, policy)
         lost = self._grants.forgotten
         present.update({id: resource for id, resource in facts.held.items() if id in lost})
         closed = withheld(self._seen, self._grants.ledger, lost, facts=facts, policy=policy)
         if not complete:
             stays = {id: own for id, own in facts.withheld.items() if own.reason == HELD_OTHERWISE}
             closed = {**stays, **closed}
-        self._submit(self._with_absent(present, complete=complete), closed)
+        over = self._over(present, complete=complete)
+        held = {id: resource for id, resource in {**facts.held, **present}.items() if id not in over}
+        self._submit(held, closed, over)
 
-    def _with_absent(self, present: Mapping[str, str], *, complete: bool) -> dict[str, str]:
-        """Return the present aliases, and former ones with a container that may still run."""
-        now, held = self._clock(), self._picture.facts.held
+    def _named(self) -> set[tuple[str, str]]:
+        """Return the (id, resource) pairs that containers held at the last look."""
+        return {(id, holding.resource) for holding in self._seen for id in holding.ids}
+
+    def _keep_listed(self) -> None:
+        """Keep held devices in the list that no scan has found, or that are not offered."""
+        named, policy, paths = self._named(), self._picture.policy, self._grants.paths
+        kept = held_beyond(named, self._picture.facts, policy, paths)
+        for id in sorted(kept.lingering - self._picture.facts.lingering):
+            logger.info(Message("device listed for its holder only", id=id))
+        self._picture.submit(lambda _: kept)
+
+    def _over(self, present: Mapping[str, str], *, complete: bool) -> frozenset[str]:
+        """Return the aliases and lingering devices that no container has any more."""
+        now, facts = self._clock(), self._picture.facts
         ledger = self._grants.ledger.items()
         new = {id for id, own in ledger if own.allocated is not None and now - own.allocated < SETTLE_SECONDS}
-        gone = held.keys() - present.keys() - new
+        named = present.keys() | {id for id, _ in self._named()} | self._grants.forgotten
+        lingering = facts.lingering & facts.claimed  # others linger by an id in `Facts.held`
+        gone = ((facts.held.keys() - present.keys()) | (lingering - named)) - new
         self._absent = {id: self._absent.get(id, 0) + complete for id in gone}
-        released = {id for id, looks in self._absent.items() if looks >= LOOKS_TO_RELEASE}
-        return {id: resource for id, resource in {**held, **present}.items() if id not in released}
+        return frozenset(id for id, looks in self._absent.items() if looks >= LOOKS_TO_RELEASE)
 
-    def _submit(self, held: Mapping[str, str], closed: Mapping[str, Health]) -> None:
+    def _submit(self, held: Mapping[str, str], closed: Mapping[str, Health], over: Collection[str]) -> None:
         facts = self._picture.facts
-        if (held, closed) == (facts.held, facts.withheld):
+        after = released(replace(facts, held=held, withheld=closed), over)
+        if after == facts:
             return
         for id in sorted(held.keys() - facts.held.keys()):
             logger.info(
@@ -199,7 +219,7 @@ class Aliases:
             )
         for id in sorted(facts.held.keys() - held.keys()):
             logger.info(Message("device not held any more; it is offered as configured again", id=id))
-        self._picture.submit(lambda facts: replace(facts, held=held, withheld=closed))
+        self._picture.submit(lambda _: after)
 
     def _complain(self, complaint: str | None) -> None:
         if complaint != self._complaint and complaint:

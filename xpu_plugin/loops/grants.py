@@ -11,7 +11,7 @@ from xpu_plugin.edges.kubelet.lock import Alone
 from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.edges.state.grants import GrantRecord, Shown
 from xpu_plugin.loops.picture import Picture
-from xpu_plugin.model.inventory import card_of, is_old, our_resources, stale_ids
+from xpu_plugin.model.inventory import card_of, is_old, ours, released
 from xpu_plugin.model.ownership import (
     FORMER,
     Answers,
@@ -209,9 +209,9 @@ class Grants:
         """Count the devices that containers hold at our start as granted, on record or not."""
         holdings = tuple(holdings)
         facts, at = self._picture.facts, self._clock()
-        named = {id for holding in holdings for id in holding.ids}
-        held = {id for id in named if not is_old(id) and card_of(id, facts)}
-        self._before |= named
+        named = {(id, holding.resource) for holding in holdings for id in holding.ids}
+        held = {id for id, _ in ours(named, facts, self._picture.policy) if not is_old(id)}
+        self._before.update(id for id, _ in named)
         self._cards_at_start = frozenset(by_card(holdings, facts, self._picture.policy)[0])
         adopted = dict.fromkeys(held, Grant(at=at, inherited=True, shown=FORMER))
         self._ledger.set({**adopted, **self.ledger})
@@ -254,21 +254,23 @@ class Grants:
 
     def _found(self, word: Word) -> Ledger:
         """Return listed devices of ours without a grant; another plugin may have granted them."""
-        facts, policy = self._picture.facts, self._picture.policy
-        ours = our_resources((*facts.lost.values(), *facts.devices.values()), policy)
-        grant = Grant(at=word.began, inherited=True, shown=word.life, known_to=word.life, noted=True)
-        return {
-            id: replace(grant, holder=holding.container)
+        held = {
+            (id, holding.resource): holding.container
             for holding in (word.listing.holdings if word.listing else ())
             for id in holding.ids
-            if id not in self.ledger and (not is_old(id) or holding.resource in ours) and card_of(id, facts)
+            if id not in self.ledger
+        }
+        grant = Grant(at=word.began, inherited=True, shown=word.life, known_to=word.life, noted=True)
+        return {
+            id: replace(grant, holder=held[id, resource])
+            for id, resource in ours(held, self._picture.facts, self._picture.policy)
         }
 
     def _claim(self) -> None:
-        """Tell the picture which ids may still be held, if that changes its stale ids."""
-        facts, claimed = self._picture.facts, frozenset(self.ledger)
-        if stale_ids(facts) != stale_ids(replace(facts, claimed=claimed)):
-            self._picture.submit(lambda facts: replace(facts, claimed=claimed))
+        """Tell the picture which ids may still be held."""
+        claimed = frozenset(self.ledger)
+        if claimed != self._picture.facts.claimed:
+            self._picture.submit(lambda facts: released(replace(facts, claimed=claimed)))
 
     # --- the record -----------------------------------------------------------------------------
 

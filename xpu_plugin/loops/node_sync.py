@@ -98,7 +98,8 @@ class NodeSync:
         """Keep the labels of the Node equal to its devices. Never returns."""
         async for _ in picture.changes():
             facts = picture.facts
-            self._labels.set(node_labels({**facts.lost, **facts.devices}.values(), driver_version()))
+            expected = [device for id, device in facts.lost.items() if id not in facts.lingering]
+            self._labels.set(node_labels((*expected, *facts.devices.values()), driver_version()))
 
     async def _write_state(self, api: "NodeWatcher") -> None:
         """Publish the report; nothing before the desired VF count is known."""

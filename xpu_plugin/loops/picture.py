@@ -6,7 +6,7 @@ Single-threaded: everything here runs on the event loop, and nothing waits for a
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 
 from xpu_plugin.log import Message, note
@@ -47,7 +47,7 @@ class Picture:
         last = self.current
         if last is not None and (offered, control) == (last.entries, last.control):
             return
-        _log_changes(last.entries if last else {}, offered)
+        _log_changes(last.entries if last else {}, offered, expected=before.lingering)
         self.turns = _turns(self.turns, last.entries if last else {}, offered)
         generation = self._published.version + 1
         self._published.set(Inventory(generation=generation, control=control, entries=offered))
@@ -103,12 +103,15 @@ def _verdicts_changed(before: Facts, after: Facts) -> Iterator[dict[str, object]
             }
 
 
-def _log_changes(old: Mapping[str, Entry], new: Mapping[str, Entry]) -> None:
+def _log_changes(
+    old: Mapping[str, Entry], new: Mapping[str, Entry], *, expected: Collection[str] = ()
+) -> None:
+    """expected: devices of which the end is no trouble"""
     then = {entry.device.id: entry for entry in old.values()}
     now = {entry.device.id: entry for entry in new.values()}
     for id in sorted(then.keys() - now.keys()):
         logger.log(
-            logging.INFO if then[id].health.in_change else logging.WARNING,
+            logging.INFO if then[id].health.in_change or id in expected else logging.WARNING,
             Message("device no longer offered", id=id),
         )
     for id, entry in now.items():

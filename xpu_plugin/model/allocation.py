@@ -113,15 +113,15 @@ def check_start(
 
     A container that restarts gets its first nodes again, even if they belong to other devices now. So each
     granted path (`granted`: id -> path) must still be the device's path. An old id needs no record: "2" was
-    granted as /dev/xpu2. Health is ignored, as a restart may heal the device; a change of its card's VFs in
-    progress is not ignored.
+    granted as /dev/xpu2. Health is ignored, as a restart may heal the device. Two things are not ignored: the
+    device is not there, or its card's VFs are being changed.
 
     unread: the record could not be read yet, so `granted` lacks its content
     """
     paths = {}
     for id in ids:
         entry = lookup(inventory, resource, id)
-        if entry.health.in_change:
+        if entry.health.in_change or entry.health.lost:
             _check_grantable(entry)
         then = f"/dev/xpu{id}" if is_old(id) else granted.get(id)
         if then is None and unread:

@@ -39,6 +39,10 @@ class Node:
         return makedev(self.major, self.minor), self.inode
 
 
+NO_NODE = Node(number=-1, major=0, minor=0, inode=0)
+"""The node of a device of which no node is known. No present node equals it."""
+
+
 @frozen
 class Function:
     """A PCI function in sysfs; None for each value that sysfs lacks."""
@@ -185,7 +189,7 @@ class Device:
     @property
     def path(self) -> str:
         """The node's path, on the host and in a container: the library reads N from the name."""
-        return f"/dev/xpu{self.node.number}"
+        return f"/dev/xpu{'?' if self.node.number < 0 else self.node.number}"
 
 
 @frozen

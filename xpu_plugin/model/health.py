@@ -32,13 +32,18 @@ class Health:
 
     @property
     def held(self) -> bool:
-        """Withheld, as a container holds it and the kubelet does not count that."""
-        return self.reason in (FORGOTTEN_HOLDER, HELD_OTHERWISE)
+        """Withheld, as a container holds it and the kubelet does not count that, or counts no other one."""
+        return self.reason in (FORGOTTEN_HOLDER, HELD_OTHERWISE, EXCLUDED.reason)
 
     @property
     def in_change(self) -> bool:
         """Withheld, as the driver changes its card's VFs, or may do so."""
         return self.reason in (CHANGING.reason, CHANGE_UNKNOWN)
+
+    @property
+    def lost(self) -> bool:
+        """The device is not there."""
+        return self.reason == LOST.reason
 
     @property
     def grantable(self) -> bool:
@@ -55,6 +60,11 @@ IN_RESET = "in-reset"
 CALL_FAILED = "call-failed"
 
 LOST = Health("lost", "not found by the last scan, nor shown by sysfs")
+NOT_SEEN = Health(LOST.reason, "a container holds it, and no scan has found it since the plugin's start")
+SPLIT_OTHERWISE = Health(
+    LOST.reason,
+    "its card is split otherwise now, and a container still holds it as it was; end that container",
+)
 NODE_MISSING = Health("node-missing", "its PCI function is present, but no /dev/xpuN of it can be opened")
 NOT_ANSWERING = Health("not-answering", "the library hung or crashed during a call for this device")
 LIBRARY_GONE = Health("not-answering", "the library cannot be opened any more")
@@ -99,6 +109,9 @@ KEPT_BACK = (VF_UNDECIDED.reason, VF_CHANGE_PLANNED.reason, CHANGING.reason, CHA
 # Healthy, but held by a container that the kubelet does not count.
 FORGOTTEN_HOLDER = "forgotten-holder"
 HELD_OTHERWISE = "held-otherwise"
+
+# Healthy, and listed for its holder only.
+EXCLUDED = Health("excluded", "--allow or --deny excludes it, and a container still holds it")
 
 _KL1_LOW_POWER = 202
 _KL1_RESETS = (103, 104)  # before and after

@@ -7,6 +7,7 @@ from dataclasses import field, replace
 
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import (
+    NO_NODE,
     Device,
     DeviceKind,
     Found,
@@ -15,7 +16,7 @@ from xpu_plugin.model.devices import (
     parent_by_rule,
     resource_name,
 )
-from xpu_plugin.model.health import LOST, Health, card_held, judge
+from xpu_plugin.model.health import EXCLUDED, LOST, NOT_SEEN, SPLIT_OTHERWISE, Health, card_held, judge
 from xpu_plugin.xpuml import ReturnCode
 
 
@@ -94,13 +95,14 @@ def held_otherwise(
 ) -> dict[str, str]:
     """Return the (id, resource) pairs that containers hold and that `entries` would offer otherwise.
 
+    devices: those that are known, lost ones too
     Only our resource names count: other plugins may use numbers or PCI addresses as ids.
     """
-    ours = our_resources(devices.values(), policy)
+    names = our_resources(devices.values(), policy)
     return {
         id: resource
         for id, resource in sorted(held)
-        if resource in ours
+        if resource in names
         and (is_old(id) or (id in devices and policy.resource_of(devices[id]) != resource))
     }
 
@@ -119,7 +121,10 @@ class Facts:
     # Id -> resource of a device that a container holds by another id or resource than it would be offered:
     # by an old id ("2" is the device at /dev/xpu2), or by a name from before a change of options.
     held: Mapping[str, str] = field(default_factory=dict)
-    claimed: frozenset[str] = frozenset()  # ids that containers may hold by our own grants, at the last scan
+    claimed: frozenset[str] = frozenset()  # ids that containers may hold by our own grants
+    # Ids of devices that are listed only for their holders: lost ones that are to be forgotten or are of an
+    # earlier split, and present ones that are not offered.
+    lingering: frozenset[str] = frozenset()
     kept_back: Mapping[str, Health] = field(
         default_factory=dict
     )  # card -> why it is withheld, although healthy
@@ -133,28 +138,128 @@ def after_scan(
 ) -> Facts:
     """Return the facts with a scan taken in.
 
-    A device that the scan misses is kept as lost, unless its card was split anew, or `forget` is set.
+    A device that the scan misses is kept as lost, unless its card was split anew, or `forget` is set. Then it
+    lingers while a container may hold it.
     claimed: as in Facts; None keeps that of before
     """
     splits: dict[str, set[str]] = {}
     for device in found.devices.values():
         splits.setdefault(device.card, set()).add(device.split)
-    known = {} if forget else {**facts.lost, **facts.devices}
+    known = {**facts.lost, **facts.devices}
     claims = facts.claimed if claimed is None else frozenset(claimed)
-    return replace(
+    gone = {id: device for id, device in known.items() if id not in found.devices}
+    expected = {
+        id
+        for id, device in gone.items()
+        if not forget
+        and id not in facts.lingering
+        and device.split in splits.get(device.card, {device.split})
+    }
+    # The PF of a card that another program has split has the id of the whole card.
+    present = frozenset(
+        id
+        for id, device in found.devices.items()
+        if id in facts.lingering or (id in known and _is_pf(device) and not _is_pf(known[id]))
+    )
+    scanned = replace(
         facts,
         devices=found.devices,
-        lost={
-            id: device
-            for id, device in known.items()
-            if id not in found.devices and device.split in splits.get(device.card, {device.split})
-        },
+        lost=gone,
         verdicts={
             id: first_verdict(device, held=may_be_held(device, claims | facts.held.keys()))
             for id, device in found.devices.items()
         },
         claimed=claims,
+        lingering=present.union(gone.keys() - expected),
         control=found.control,
+    )
+    return released(scanned)
+
+
+def _holds(facts: Facts) -> frozenset[str]:
+    """Return the ids of known devices that containers may hold, by their own ids or by old ones."""
+    at = numbered(facts.devices, facts.lost)
+    return facts.claimed.union(at[int(id)] for id in facts.held if is_old(id) and int(id) in at)
+
+
+def released(facts: Facts, ids: Collection[str] = ()) -> Facts:
+    """Return the facts without lingering devices that no container holds. ids: those known to be free"""
+    free = (facts.lingering - _holds(facts)).union(facts.lingering.intersection(ids))
+    if not free:
+        return facts
+    return replace(
+        facts,
+        lingering=facts.lingering - free,
+        lost={id: device for id, device in facts.lost.items() if id not in free},
+    )
+
+
+def held_beyond(
+    held: Iterable[tuple[str, str]], facts: Facts, policy: Policy, paths: Mapping[str, str]
+) -> Facts:
+    """Return the facts with held devices that would not be listed. Only those linger, and lost ones.
+
+    A device without a scan of this process is known by its id only. A device of a foreign resource is left
+    out.
+    held: (id, resource) pairs that containers hold
+    paths: id -> path of its node at its last grant
+    """
+    known = {**facts.lost, **facts.devices}
+    names = our_resources(known.values(), policy)
+    lost: dict[str, Device] = {}
+    lingering = {
+        id for id in facts.lingering if id not in facts.devices or not policy.offers(facts.devices[id])
+    }
+    at = numbered(facts.devices, facts.lost)
+    for id, resource in held:
+        if is_old(id) and resource in names and (own := at.get(int(id))) in facts.devices:
+            if own is not None and not policy.offers(known[own]):
+                lingering.add(own)
+            continue
+        if id not in facts.claimed or not may_be_ours(id) or is_old(id):
+            continue
+        of_profile = policy.per_profile and id in paths and _domain(resource) == _domain(policy.resource)
+        if resource not in names and not of_profile:
+            continue
+        if id not in known:
+            lost[id] = remembered(id, resource, paths.get(id), card=card_of(id, facts))
+            lingering.add(id)
+        elif id in facts.devices and not policy.offers(known[id]):
+            lingering.add(id)
+    if lingering == facts.lingering:
+        return facts
+    return replace(
+        facts,
+        lost={**facts.lost, **lost},
+        verdicts={**facts.verdicts, **dict.fromkeys(lost, NOT_SEEN)},
+        lingering=frozenset(lingering),
+    )
+
+
+def _domain(resource: str) -> str:
+    return resource.partition("/")[0]
+
+
+def remembered(id: str, resource: str, path: str | None, *, card: str | None = None) -> Device:
+    """Return a device of which only id, resource and node path are known. card: None for that by the rule"""
+    address, _, part = id.partition("-")
+    number = path.removeprefix("/dev/xpu") if path else ""
+    kind = DeviceKind.HALF if part.startswith("half") else DeviceKind.VF if part else DeviceKind.WHOLE
+    return Device(
+        id=id,
+        card=card or (parent_by_rule(address) if kind is DeviceKind.VF else address),
+        kind=kind,
+        split=_split_of(id),
+        model=resource.partition("/")[2],
+        node=replace(NO_NODE, number=int(number)) if is_old(number) else NO_NODE,
+        index=-1,
+        numa=None,
+        max_vfs=None,
+        memory_bytes=0,
+        serial="",
+        arch=None,
+        state=None,
+        failure=None,
     )
 
 
@@ -214,6 +319,20 @@ def card_of(id: str, facts: Facts) -> str | None:
     # The VF of a card that is split otherwise now has the address that the rule gives.
     card = by_address.get(address, parent_by_rule(address) if "-of" in id else address)
     return card if card in by_address.values() else None
+
+
+def ours(held: Iterable[tuple[str, str]], facts: Facts, policy: Policy) -> Iterable[tuple[str, str]]:
+    """Yield those of the (id, resource) pairs that are devices of this node's cards, or were under our
+    names.
+
+    A PCI address of a present card counts under every resource name, as the hardware is the same.
+    """
+    names = our_resources((*facts.lost.values(), *facts.devices.values()), policy)
+    for id, resource in held:
+        known = card_of(id, facts) is not None
+        sure = known and not is_old(id)
+        if sure or (resource in names and (known or (may_be_ours(id) and not is_old(id)))):
+            yield id, resource
 
 
 def stale_ids(facts: Facts) -> dict[str, list[str]]:
@@ -283,9 +402,9 @@ def entries(facts: Facts, policy: Policy) -> dict[str, Entry]:
     at = numbered(facts.devices, facts.lost)
     offered = {}
     for own, device in sorted(known.items()):
-        if not policy.offers(device):
+        offers = policy.offers(device)
+        if not offers and own not in facts.lingering:
             continue
-        lost = own not in facts.devices
         old = str(device.node.number)
         # A withheld device is listed under the id that its other holder knows.
         is_held = old in facts.held and at[device.node.number] == own and own not in facts.withheld
@@ -294,15 +413,29 @@ def entries(facts: Facts, policy: Policy) -> dict[str, Entry]:
             id=id,
             resource=facts.held.get(id, policy.resource_of(device)),
             device=device,
-            health=_absence(facts, own) if lost else _health(facts, device, others),
+            health=_absence(facts, device) or _present(facts, device, others, offers=offers),
         )
     return offered
 
 
-def _absence(facts: Facts, id: str) -> Health:
-    """Return the health of a lost device. It is never healthy."""
-    verdict = facts.verdicts.get(id, LOST)
+def _absence(facts: Facts, device: Device) -> Health | None:
+    """Return the health of a device that is not there, which is never healthy; None for a present one."""
+    lost = device.id in facts.lost
+    if _is_pf(device) and not lost:
+        return SPLIT_OTHERWISE
+    if not lost:
+        return None
+    if device.id in facts.lingering and any(
+        other.card == device.card and other.split != device.split for other in facts.devices.values()
+    ):
+        return SPLIT_OTHERWISE
+    verdict = facts.verdicts.get(device.id, LOST)
     return LOST if verdict.healthy else verdict
+
+
+def _present(facts: Facts, device: Device, held: Mapping[str, Collection[str]], *, offers: bool) -> Health:
+    health = _health(facts, device, held)
+    return EXCLUDED if health.grantable and not offers else health
 
 
 def _health(facts: Facts, device: Device, held: Mapping[str, Collection[str]]) -> Health:
