@@ -33,7 +33,7 @@ PLUGIN_SOURCES := $(shell find xpu_plugin -name '*.py')
 LOCK = build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --custom-compile-command 'make lock'
 
-.PHONY: help run demo test coverage sanitize lint reference format test-random test-soak fuzz mutants e2e test-image \
+.PHONY: help run demo test coverage sanitize lint reference format test-random test-soak fuzz mutants e2e endurance test-image \
 	test-wheel check-abi bench bench-instructions image wheel helm lock hooks clean
 
 help: ## list the targets
@@ -98,8 +98,17 @@ fuzz: .stamps/fuzz ## coverage-guided fuzzing of all parsers: a minute; ARGS="--
 mutants: .stamps/mutants ## mutation score of xpu_plugin/model: a sample of 200; ARGS="--mutants N --seed S"
 	build/mutants/bin/python -m tests.mutants $(ARGS)
 
-e2e: .stamps/dev ## the suite on a real kubelet (tests/e2e/README.md)
-	$(BIN)/python -m pytest tests/e2e $(ARGS)
+e2e: .stamps/dev ## the suite on a real kubelet (tests/e2e/README.md); SLICE=compatibility: half of it, for old releases
+	$(BIN)/python -m pytest tests/e2e $(if $(SLICE),-m $(SLICE)) $(ARGS)
+
+# ROUNDS of each program; 0 leaves it out.
+ROLLOUTS ?= 100
+REBINDS ?= 300
+STORM ?= 240
+endurance: .stamps/dev ## long proofs: rollouts and rebinds on a real kubelet, a storm; ROLLOUTS=N REBINDS=N STORM=MINUTES
+	[ "$(ROLLOUTS)" = 0 ] || $(BIN)/python -u -m tests.endurance.rollouts --rounds $(ROLLOUTS) $(ARGS)
+	[ "$(REBINDS)" = 0 ] || $(BIN)/python -u -m tests.endurance.rebinds --rounds $(REBINDS)
+	[ "$(STORM)" = 0 ] || $(BIN)/python -u -m tests.endurance.soak --minutes $(STORM) --restarts 10000
 
 image: ## the container image, by build.sh
 	./build.sh $(ARGS)

@@ -136,10 +136,18 @@ class Cluster:
         except KubectlError:
             return False
 
+    def versions(self) -> str:
+        """The releases of the node's kubelet, of its container runtime, and of the API server."""
+        node = self._node()["status"]["nodeInfo"]
+        server = json.loads(self.kubectl("get", "--raw=/version"))
+        return (
+            f"kubelet {node['kubeletVersion']}, {node['containerRuntimeVersion'].replace('://', ' ')}, "
+            f"API server {server['gitVersion']}, node {self.node}"
+        )
+
     def metadata(self) -> Json:
         """The node's."""
-        node: Json = json.loads(self.kubectl("get", "node", self.node, "--output=json"))
-        metadata: Json = node["metadata"]
+        metadata: Json = self._node()["metadata"]
         return metadata
 
     def set_vfs(self, vfs: str | None) -> None:
@@ -195,7 +203,7 @@ class Cluster:
 
     def amount(self) -> Amount:
         """What the node's status says of the resource."""
-        status = json.loads(self.kubectl("get", "node", self.node, "--output", "json"))["status"]
+        status = self._node()["status"]
         return Amount(*(int(status[kind].get(RESOURCE, 0)) for kind in ("capacity", "allocatable")))
 
     def described_amount(self) -> Amount:
@@ -244,6 +252,10 @@ class Cluster:
     def delete_pods(self) -> None:
         """Remove every pod of the suite and wait until they are gone."""
         self.kubectl("delete", "pods", f"--selector={LABEL}", f"--timeout={KUBECTL_SECONDS - 5}s")
+
+    def _node(self) -> Json:
+        node: Json = json.loads(self.kubectl("get", "node", self.node, "--output=json"))
+        return node
 
     def _only_node(self) -> str:
         nodes = self.kubectl("get", "nodes", "--output=name").split()

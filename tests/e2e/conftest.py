@@ -3,6 +3,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,28 @@ from pathlib import Path
 import pytest
 
 from .access import Access
-from .cluster import RESOURCE, Cluster, Pod
+from .cluster import RESOURCE, Cluster, KubectlError, Pod
 from .hooks import Hooks, leave_out
 from .machine import CARDS, Machine, real_nodes, remove_nodes
 from .plugin import FORMER_SOCKET, Plugin, Start, closing, leftovers, serve
 
 
 SETTLE_SECONDS = 2
+
+
+def pytest_report_header() -> str:
+    """What the suite meets: the node's kubelet and container runtime, and the API server."""
+    hooks = Hooks.read(os.environ)
+    if reason := hooks.missing():
+        return f"no node: {reason}"
+    try:
+        return cluster_of(hooks).versions()
+    except (KubectlError, subprocess.TimeoutExpired) as error:
+        return f"no cluster: {error}"
+
+
+def cluster_of(hooks: Hooks) -> Cluster:
+    return Cluster(kubectl=hooks.kubectl, node=hooks.node, namespace=hooks.namespace, image=hooks.image)
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +49,7 @@ def hooks() -> Hooks:
 @pytest.fixture(scope="session")
 def cluster(hooks: Hooks) -> Iterator[Cluster]:
     """The node without pods or devices of ours, before the first test and after the last."""
-    cluster = Cluster(kubectl=hooks.kubectl, node=hooks.node, namespace=hooks.namespace, image=hooks.image)
+    cluster = cluster_of(hooks)
     cluster.delete_pods()
     remove_nodes()
     # pytest has no teardown for SIGTERM, which is how CI systems end a job; for an interrupt it has.

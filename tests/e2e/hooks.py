@@ -33,6 +33,8 @@ class Hooks:
     stop_api_server: tuple[str, ...]
     start_api_server: tuple[str, ...]
     """Empty, one or the other: this API server is not to be stopped."""
+    kubelet_log: tuple[str, ...]
+    """Prints the kubelet's log. Empty: it cannot be read."""
     plugin_image: str
     """Empty: the image is not there, so what is shipped is not installed."""
     plugin: tuple[str, ...]
@@ -54,6 +56,7 @@ class Hooks:
             restart_kubelet=tuple(shlex.split(hook("RESTART_KUBELET"))),
             stop_api_server=tuple(shlex.split(hook("STOP_API_SERVER"))),
             start_api_server=tuple(shlex.split(hook("START_API_SERVER"))),
+            kubelet_log=tuple(shlex.split(hook("KUBELET_LOG"))),
             plugin_image=hook("PLUGIN_IMAGE"),
             plugin=tuple(shlex.split(hook("PLUGIN"))) or (sys.executable, "-P", "-m", "xpu_plugin"),
             device_plugin_directory=Path(hook("DEVICE_PLUGIN_DIR", str(DEVICE_PLUGIN_DIRECTORY))),

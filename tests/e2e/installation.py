@@ -33,11 +33,11 @@ ROLLOUT_SECONDS = 90
 
 
 class Installation:
-    """What `kubectl apply` of deployment/xpu-device-plugin.yml makes."""
+    """What `kubectl apply` of deployment/xpu-device-plugin.yml makes, or of another manifest."""
 
-    def __init__(self, cluster: Cluster, image: str) -> None:
+    def __init__(self, cluster: Cluster, image: str, *, manifest: str = "") -> None:
         self._cluster = cluster
-        text = MANIFEST.read_text()
+        text = manifest or MANIFEST.read_text()
         names = set(re.findall(r"image: (\S+)", text))
         assert len(names) == 1, names
         self._manifest = text.replace(names.pop(), image)
@@ -66,7 +66,7 @@ class Installation:
     def restart(self) -> None:
         """`kubectl rollout restart`, until another pod has taken over."""
         before = self.pods()
-        self._cluster.kubectl("rollout", "restart", DAEMON_SET, IN_ITS_NAMESPACE)
+        self.replace()
         wait_until(
             "another pod of the plugin",
             self.pods,
@@ -74,6 +74,10 @@ class Installation:
             seconds=ROLLOUT_SECONDS,
         )
         self.wait_for_rollout()
+
+    def replace(self) -> None:
+        """`kubectl rollout restart`, without a wait."""
+        self._cluster.kubectl("rollout", "restart", DAEMON_SET, IN_ITS_NAMESPACE)
 
     def pods(self) -> list[str]:
         names = self._cluster.kubectl(

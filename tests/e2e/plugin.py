@@ -55,6 +55,11 @@ class Plugin:
 
     def start(self, *options: str) -> None:
         """Start the daemon, with further options, and wait until a kubelet has dialled it."""
+        self.launch(*options)
+        self.wait_for_new_stream(frozenset())
+
+    def launch(self, *options: str) -> None:
+        """Start the daemon, with further options, while the kubelet may not answer."""
         assert self._process is None, "the plugin runs already"
         clean = {name: value for name, value in os.environ.items() if not name.startswith("XPU_PLUGIN_")}
         with self._log.open("ab") as log:
@@ -65,7 +70,6 @@ class Plugin:
                 stderr=subprocess.STDOUT,
                 env=clean | {MARK: self._mark},
             )
-        self.wait_for_new_stream(frozenset())
 
     def kill(self) -> None:
         """End it without a warning, as the out-of-memory killer does."""

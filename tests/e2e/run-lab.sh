@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-#   tests/e2e/run-lab.sh LAB STATE ARCHIVE IMAGE
+#   tests/e2e/run-lab.sh LAB STATE ARCHIVE IMAGE [ARGUMENT...]
 #
-# Runs the end-to-end suite, and the tests of the manifests that need kubectl, on a single-node Kubernetes.
+# Runs the tests of the manifests that need kubectl, and `make ARGUMENT...`, on a single-node Kubernetes. Without
+# arguments that is `make e2e`, the end-to-end suite.
 #
 #   LAB       a directory with scripts: `up.sh STATE` starts the node, `down.sh STATE` stops it and removes STATE,
 #             `restart.sh NAME STATE` starts one program again. Their programs are in $KUBE_LAB/bin.
@@ -15,6 +16,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 lab=$1 state=$2 archive=$3 image=$4
+shift 4
+[ $# -gt 0 ] || set -- e2e
 suite=''
 
 stop_node() {
@@ -53,10 +56,11 @@ KUBECONFIG=$state/kubeconfig \
     XPU_E2E_IMAGE=localhost/busybox:1 \
     XPU_E2E_PLUGIN_IMAGE=$image \
     XPU_E2E_RESTART_KUBELET=$(printf '%q kubelet %q' "$lab/restart.sh" "$state") \
+    XPU_E2E_KUBELET_LOG=$(printf 'cat %q' "$state/log/kubelet.log") \
     XPU_E2E_STOP_API_SERVER=$(printf '%q -c %q' bash "kill -KILL \$(<$(printf %q "$state/pids/kube-apiserver"))") \
     XPU_E2E_START_API_SERVER=$(printf '%q kube-apiserver %q' "$lab/restart.sh" "$state") \
     XPU_E2E_POD_RESOURCES_SOCKET=$state/kubelet/pod-resources/kubelet.sock \
-    make e2e &
+    make "$@" &
 suite=$!
 wait "$suite"
 suite=''

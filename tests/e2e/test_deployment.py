@@ -71,6 +71,7 @@ def run_template(cluster: Cluster) -> Pod:
     return pod
 
 
+@pytest.mark.compatibility
 def test_it_works_as_installed(
     hooks: Hooks, cluster: Cluster, machine: Machine, installation: Installation
 ) -> None:
@@ -136,6 +137,7 @@ def test_its_memory_stays_below_its_limit(cluster: Cluster, installation: Instal
     assert used < int(limit.removesuffix("Mi")) * MIB * 3 // 4
 
 
+@pytest.mark.compatibility
 def test_the_rbac_files_turn_label_mode_on(
     cluster: Cluster, machine: Machine, installation: Installation
 ) -> None:

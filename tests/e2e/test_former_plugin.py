@@ -14,7 +14,7 @@ from .plugin import Plugin, serve
 from .waiting import wait_until, watch_that
 
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.compatibility, pytest.mark.timeout(240)]
 
 RELEASE_SECONDS = 75
 """A fresh grant counts as held for 30 s; then two looks 10 s apart."""

@@ -16,7 +16,7 @@ from .plugin import Plugin, leftovers
 from .waiting import wait_until, watch_that
 
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.compatibility, pytest.mark.timeout(240)]
 
 RUNNING, ERROR = 201, 207  # states as the driver numbers them
 

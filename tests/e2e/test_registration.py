@@ -14,7 +14,7 @@ from .plugin import Plugin
 from .waiting import wait_until, watch_that
 
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.compatibility, pytest.mark.timeout(240)]
 
 NOTICE_SECONDS = 5  # a plugin that takes it for another kubelet has registered again by then
 RETURN_SECONDS = 60  # two looks 10 s apart, the kubelet's own pace, and the time to settle

@@ -84,6 +84,7 @@ def test_the_service_account_may_do_what_it_has_to_and_nothing_else(access: Acce
     ]
 
 
+@pytest.mark.compatibility
 def test_idle_cards_follow_the_label_and_a_pod_gets_one_vf(
     cluster: Cluster, machine: Machine, daemon: Plugin, start: Start
 ) -> None:
@@ -107,6 +108,7 @@ def test_idle_cards_follow_the_label_and_a_pod_gets_one_vf(
     assert vf.endswith("-of2")
 
 
+@pytest.mark.compatibility
 def test_a_card_in_use_waits_for_its_pod_and_then_follows(
     cluster: Cluster, machine: Machine, daemon: Plugin, start: Start
 ) -> None:
@@ -137,6 +139,7 @@ def test_a_card_in_use_waits_for_its_pod_and_then_follows(
     assert machine.vfs() == dict.fromkeys(machine.vfs(), 3)
 
 
+@pytest.mark.compatibility
 def test_without_the_label_the_argument_counts_again(
     cluster: Cluster, machine: Machine, daemon: Plugin, start: Start
 ) -> None:

@@ -16,7 +16,7 @@ TASKS = (
 )
 """Pages with commands for an administrator, beside docs/install.md."""
 TRANSLATED = {READMES[0]: READMES[1]} | {
-    page: page.replace("docs/", "docs/zh-CN/") for page in ("docs/install.md", *TASKS)
+    page: page.replace("docs/", "docs/zh-CN/") for page in ("docs/install.md", "docs/kubernetes.md", *TASKS)
 }
 """English page -> the same page in Chinese."""
 
