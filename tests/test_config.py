@@ -22,13 +22,21 @@ PATHS = (
     "status-socket",
     "kubeconfig",
 )
-SWITCHES = ("resource-per-profile", "vf-without-pod-resources", "node-labels", "fail-on-init-error")
+SWITCHES = (
+    "resource-per-profile",
+    "vf-without-pod-resources",
+    "node-labels",
+    "node-condition",
+    "pod-events",
+    "fail-on-init-error",
+)
 # Two values of each option, as text and as they are understood.
 VALUES: dict[str, list[tuple[str, object]]] = {
     **{name: [("/a", Path("/a")), ("/b/c", Path("/b/c"))] for name in PATHS},
     **{name: [("yes", True), ("FALSE", False)] for name in SWITCHES},
     "resource-per-profile": [("true", True), ("off", False)],
     "resource-name": [("example.com/card", "example.com/card"), ("a.b/C_d.9", "a.b/C_d.9")],
+    "startup-taint": [("baidu.com/xpu-startup", "baidu.com/xpu-startup"), ("a_B.9", "a_B.9")],
     "xpuml-library": [("/a.so", "/a.so"), ("/b.so", "/b.so")],
     "health-interval": [("0.05", 0.05), ("3600", 3600.0)],
     "health-failures": [("1", 1), ("1000", 1000)],
@@ -167,6 +175,11 @@ BAD: list[tuple[str, str, str]] = [
     ),
     ("resource-name", "kubernetes.io/xpu", "other than kubernetes.io"),
     ("resource-name", "requests.kubernetes.io/xpu", "other than kubernetes.io"),
+    *(
+        ("startup-taint", bad, "a key, such as baidu.com/xpu-startup")
+        for bad in ("/xpu", "a.b/", "a.b/-x", "a/b/c", "x y", "key:NoSchedule", "key=value", "x" * 64)
+    ),
+    ("startup-taint", "node.kubernetes.io/not-ready", "other than kubernetes.io"),
     ("xpuml-library", "libxpuml.so", "an absolute path, or 'simulator'"),
     *((name, bad, "true or false") for name in SWITCHES for bad in ("maybe", "2")),
     *((name, bad, "comma separated") for name in ("allow", "deny") for bad in (",", "a,,b", " ", "a,")),

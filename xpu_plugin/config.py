@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from xpu_plugin import legacy_arguments, log
 from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
-from xpu_plugin.model import node_labels, vf_plan
+from xpu_plugin.model import node_labels, readiness, vf_plan
 from xpu_plugin.simulation import library
 
 
@@ -103,9 +103,7 @@ def _resource(text: str) -> str:
     label = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
     fine = re.fullmatch(rf"{label}(\.{label})*", domain) and len(domain) <= 253  # noqa: PLR2004
     if fine and re.fullmatch(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", name):
-        if domain == "kubernetes.io" or domain.endswith(".kubernetes.io"):
-            _refuse(text, "a domain other than kubernetes.io, which is reserved")
-        return text
+        return _beside_kubernetes(domain, text)
     return _refuse(text, "a domain and a name, such as baidu.com/xpu")
 
 
@@ -114,6 +112,22 @@ def _object_name(text: str) -> str:
     if re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", text):
         return text
     return _refuse(text, "lower-case letters, digits, - and ., up to 253 of them")
+
+
+def _key(text: str) -> str:
+    """Parse a taint's key, by the rules of Kubernetes. Kubernetes' own taints have their own owners."""
+    domain, slash, _ = text.rpartition("/")
+    name = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+    if not re.fullmatch(rf"([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{name}", text):
+        _refuse(text, "a key, such as baidu.com/xpu-startup")
+    return _beside_kubernetes(domain, text) if slash else text
+
+
+def _beside_kubernetes(domain: str, text: str) -> str:
+    """Return the text, unless its domain is that of Kubernetes itself."""
+    if domain == "kubernetes.io" or domain.endswith(".kubernetes.io"):
+        _refuse(text, "a domain other than kubernetes.io, which is reserved")
+    return text
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -317,6 +331,20 @@ class Config:
         _switch,
         "false",
         f"label the node with {node_labels.PREFIX}model, count, memory-mib, driver-version and vf-capable",
+    )
+    startup_taint: str | None = _option(
+        _key,
+        None,
+        "remove the taint with this key from the node once its cards are ready for pods; none if not given",
+        "KEY",
+    )
+    node_condition: bool = _option(
+        _switch, "false", f"write the condition {readiness.CONDITION} to the node's status"
+    )
+    pod_events: bool = _option(
+        _switch,
+        "false",
+        "report a device that becomes unhealthy or recovers by an Event of each pod that has it",
     )
     metrics_address: tuple[str, int] | None = _option(
         _address, None, "address of /metrics, /healthz and /readyz by HTTP; none if not given", "[HOST]:PORT"

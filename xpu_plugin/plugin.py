@@ -343,6 +343,8 @@ def node_api(config: Config, follower: "Follower") -> "NodeWatcher":
         follower=follower,
         delays=delays,
         patience=config.label_timeout,
+        taint=config.startup_taint,
+        condition=config.node_condition,
     )
 
 
@@ -357,6 +359,8 @@ async def run(plugin: Plugin) -> None:
     wait for a tenure.
     """
     config, serving, tenures = plugin.config, plugin.serving, plugin.tenures
+    if plugin.node_sync is None:
+        _warn_without_api_server(config)
     picture, monitor = plugin.picture, plugin.monitor
 
     async with contextlib.AsyncExitStack() as stack:
@@ -371,6 +375,10 @@ async def run(plugin: Plugin) -> None:
 
         observe("observability", partial(_show, plugin, requests, questions))
         observe("openings", monitor.openings.run)
+        gated = bool(config.startup_taint or config.node_condition) and plugin.node_sync is not None
+        if gated:  # also on a node without a driver or without cards
+            observe("readiness", partial(_watch_readiness, plugin))
+            observe("node", partial(_follow_node, plugin))
         serving.start("tenures", _take_over(plugin))
         serving.start("monitor", monitor.run())
         serving.start("unresponsive devices", monitor.unresponsive.run())
@@ -391,8 +399,37 @@ async def run(plugin: Plugin) -> None:
                 observe(
                     "node labels", partial(plugin.node_sync.describe, picture, monitor.scanner.driver_version)
                 )
-            await wait_for(plugin.listed, plugin.timings.listed)
-            observe("node", plugin.node_sync.run)
+            if not gated:
+                observe("node", partial(_follow_node, plugin))
+
+
+async def _follow_node(plugin: Plugin) -> None:
+    """Turn to the API server, after the first list if one goes out soon."""
+    assert plugin.node_sync is not None  # noqa: S101 - or it was not started
+    await wait_for(plugin.listed, plugin.timings.listed)
+    await plugin.node_sync.run()
+
+
+async def _watch_readiness(plugin: Plugin) -> None:
+    from xpu_plugin.loops.readiness import ReadinessWatch  # noqa: PLC0415 - for two options only
+
+    await ReadinessWatch(plugin).run()
+
+
+def _warn_without_api_server(config: Config) -> None:
+    given = {
+        "--startup-taint": config.startup_taint is not None,
+        "--node-condition": config.node_condition,
+        "--pod-events": config.pod_events,
+    }
+    if options := [name for name, own in given.items() if own]:
+        logger.warning(
+            Message(
+                "options without effect, as they need the API server: give --node-name, and a service "
+                "account or --kubeconfig",
+                options=options,
+            )
+        )
 
 
 async def _take_over(plugin: Plugin) -> None:

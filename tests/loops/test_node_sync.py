@@ -8,7 +8,7 @@ import json
 import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ from xpu_plugin.model.events import Event
 from xpu_plugin.model.health import NOT_ANSWERING
 from xpu_plugin.model.inventory import Policy, after_scan, after_verdicts
 from xpu_plugin.model.node_labels import COUNT, DRIVER, MEMORY, MODEL, VFS
+from xpu_plugin.model.readiness import STARTING, Readiness
 from xpu_plugin.model.timings import USUAL
 from xpu_plugin.model.vf_label import LAST_SEEN, NEW_NODE, Kept, LabelSight
 from xpu_plugin.model.vf_plan import (
@@ -63,6 +64,8 @@ class Api:
     published: list[tuple[Mapping[str, str | None], Mapping[str, str | None]]] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)  # of what was published
     events: list[tuple[str, str, str]] = field(default_factory=list)
+    gates: list[Readiness] = field(default_factory=list)
+    conditions: list[Readiness] = field(default_factory=list)
 
     def start(self) -> None:
         if self.lacks:
@@ -79,8 +82,14 @@ class Api:
         self.parts.append(part)
         self.published.append((labels, annotations))
 
-    def event(self, *, kind: str, reason: str, message: str) -> None:
-        self.events.append((kind, reason, message))
+    def event(self, event: Event) -> None:
+        self.events.append((event.kind, event.reason, event.text))
+
+    def gate(self, readiness: Readiness) -> None:
+        self.gates.append(readiness)
+
+    def condition(self, readiness: Readiness) -> None:
+        self.conditions.append(readiness)
 
 
 class Desired(Value[DesiredVfs]):
@@ -113,11 +122,12 @@ class Tried:
     ) -> None:
         self.apis: list[Api] = []
         self.desired, self.outcome, self.events = Desired(), Value(VfOutcome()), Outbox[Event]()
+        self.exchange = Exchange(desired=self.desired, outcome=self.outcome, events=self.events)
         self.wishes, self.threads = self.desired.wishes, self.desired.threads
         self.record = record
         self._lacks = lacks
         self.node = NodeSync(
-            exchange=Exchange(desired=self.desired, outcome=self.outcome, events=self.events),
+            exchange=self.exchange,
             argument=argument,
             connect=self._connect,
             record=record,
@@ -524,3 +534,20 @@ async def test_the_node_is_labelled_with_what_it_has_beside_the_state(running: S
         await until(lambda: len(tried.api.published) == 3, "other labels")
         assert tried.api.published[-1] == ({**has, COUNT: "2"}, {})
         assert tried.api.parts == [LABELS_PART, STATE_PART, LABELS_PART], "each by patches of its own"
+
+
+# --- readiness ------------------------------------------------------------------------------------
+
+
+async def test_readiness_goes_to_the_edge_and_the_taint_comes_from_it(running: Start) -> None:
+    ready, listed = replace(STARTING, message="ready"), replace(STARTING, message="listed")
+    async with running() as tried:
+        tried.exchange.readiness.set(ready)
+        tried.exchange.condition.set(listed)
+        await until(lambda: tried.api.gates[-1:] == [ready], "the gate")
+        await until(lambda: tried.api.conditions[-1:] == [listed], "the condition")
+        assert tried.exchange.tainted.current is None
+        await asyncio.to_thread(tried.api.follower.tainted, ("NoSchedule",))
+        await until(lambda: tried.exchange.tainted.current is True, "the taint")
+        await asyncio.to_thread(tried.api.follower.tainted, ())
+        await until(lambda: tried.exchange.tainted.current is False, "no taint")

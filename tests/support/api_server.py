@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A stand-in for the API server, over real sockets: one node, watches held open, and scripted misbehaviour.
 
-Left alone it does what an API server does with a node: lists it, streams its changes, applies patches, takes
-events. A reply put into a script is given once instead. An admission webhook or policy may refuse patches by
-their keys, or write other values.
+Left alone it does what an API server does with a node: shows and lists it, streams its changes, applies
+patches, of its status too and none for another version, and takes events. A reply put into a script is given
+once instead. An admission webhook or policy may refuse patches by their keys, or write other values.
 """
 
 import json
@@ -25,7 +25,7 @@ from urllib.parse import parse_qsl, urlsplit
 from tests.support.waiting import SECONDS
 
 
-LIST, WATCH, PATCH, POST = "list", "watch", "patch", "post"
+GET, LIST, WATCH, PATCH, POST = "get", "list", "watch", "patch", "post"
 _END, _CUT = b"end", b"cut"
 
 SECRET = "nobody-logs-this"  # noqa: S105 - of a server of ours
@@ -115,13 +115,16 @@ class ApiServer:
         self.exists = True
         self.labels: dict[str, str] = {}
         self.annotations: dict[str, str] = {}
+        self.taints: list[dict[str, str]] = []
+        self.allocatable: dict[str, str] = {}
+        self.conditions: list[dict[str, str]] = []
         self.uid = "00000000-0000-0000-0000-000000000001"
         self.version = 1000
         self.admission: Callable[[dict[str, str | None]], Reply | None] = lambda _: None  # of a patch's keys
         self.mutation: Callable[[str, str], str] = lambda _, value: value  # of each key and value
         self.tokens: set[str] | None = None  # that are accepted; None: any, and none
         self.denied: set[str] = set()  # `verb resource` that a review says may not be done
-        self.scripts: dict[str, deque[Reply]] = {kind: deque() for kind in (LIST, WATCH, PATCH, POST)}
+        self.scripts: dict[str, deque[Reply]] = {kind: deque() for kind in (GET, LIST, WATCH, PATCH, POST)}
         self.requests: list[Request] = []
         self.events: list[dict[str, Any]] = []
         self.streams: list[Stream] = []
@@ -253,6 +256,8 @@ class ApiServer:
         with self._news:
             if request.kind == LIST:
                 return self.listed()
+            if request.kind == GET:
+                return self.shown() if self.exists else Reply.refusal(404, "not found")
             if request.path.endswith("/selfsubjectaccessreviews"):
                 asked = request.body["spec"]["resourceAttributes"]
                 allowed = f"{asked['verb']} {asked['resource']}" not in self.denied
@@ -261,7 +266,10 @@ class ApiServer:
                 self.events.append(request.body)
                 self._news.notify_all()
                 return reply(request.body, 201)
-        changes = request.body["metadata"]
+        changes = request.body.get("metadata", {})
+        if changes.get("resourceVersion") not in (None, str(self.version)):
+            return Reply.refusal(409, "the object has been modified; please apply your changes to the latest")
+        self._merge(request)
         labels, annotations = changes.get("labels", {}), changes.get("annotations", {})
         if (refusal := self.admission({**labels, **annotations})) is not None:
             return refusal
@@ -272,6 +280,33 @@ class ApiServer:
             )
         )
         return reply({"metadata": self.metadata()})
+
+    def _merge(self, request: Request) -> None:
+        """Apply what a patch says of taints, or of conditions by their type."""
+        with self._news:
+            if "spec" in request.body:
+                self.taints = request.body["spec"]["taints"] or []
+            if request.path.endswith("/status"):
+                assert request.headers["content-type"] == "application/strategic-merge-patch+json"
+                for new in request.body["status"]["conditions"]:
+                    old = [own for own in self.conditions if own["type"] == new["type"]]
+                    for own in old:
+                        own.update(new)
+                    self.conditions += [] if old else [dict(new)]
+
+    def shown(self) -> Reply:
+        """The whole node."""
+        status = {"allocatable": self.allocatable, "conditions": self.conditions}
+        return reply({"metadata": self.metadata(), "spec": {"taints": self.taints}, "status": status})
+
+    def renewed(self, **facts: Any) -> None:
+        """The node is deleted and made anew, with these facts."""
+        with self._news:
+            self.taints, self.allocatable, self.conditions = [], {}, []
+            for name, value in facts.items():
+                setattr(self, name, value)
+            self.uid = f"{self.uid[:-1]}{int(self.uid[-1]) + 1}"
+        self.change({})
 
     def opened(self, stream: Stream) -> None:
         with self._news:
@@ -307,7 +342,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing."""
 
     def do_GET(self) -> None:
-        self._serve(WATCH if "watch=true" in self.path else LIST)
+        whole = "?" not in self.path and self.path.endswith(f"/nodes/{self.server_of.node}")
+        self._serve(WATCH if "watch=true" in self.path else GET if whole else LIST)
 
     def do_PATCH(self) -> None:
         self._serve(PATCH)

@@ -35,7 +35,8 @@ STATE_PART, LABELS_PART = "state", "labels"  # the parts of the Node that we wri
 class NodeSync:
     """Turns the label into the desired VF count, and the report on it into a label and an annotation.
 
-    exchange: takes the desired VF count; gives the report to write, and the Events to send
+    exchange: takes the desired VF count, and whether the Node has the startup taint; gives the values to
+    write, and the Events to send
     argument: the number of VFs that counts without a label, or if the API server always refused to show the
     Node and no label was ever seen
     connect: makes the API server's edge for a follower. `run` calls it; writes wait until then.
@@ -60,6 +61,8 @@ class NodeSync:
         self._desired = exchange.desired
         self._outcome = exchange.outcome
         self._events = exchange.events
+        self._readiness, self._condition = exchange.readiness, exchange.condition
+        self.tainted = exchange.tainted
         self._labels: Value[Mapping[str, str | None]] = Value({})
         self._connect = connect
         self.api: NodeWatcher | None = None  # until `run`
@@ -88,6 +91,8 @@ class NodeSync:
                 group.create_task(self._write_state(api), name="state on the node")
                 group.create_task(self._write_labels(api), name="labels on the node")
                 group.create_task(self._send_events(api), name="events about the node")
+                group.create_task(self._open_gate(api), name="startup taint of the node")
+                group.create_task(self._write_condition(api), name="condition of the node")
                 group.create_task(self._remember(), name="record of the label")
                 group.create_task(self._lose_patience(), name="patience with the API server")
                 await _started(api)
@@ -118,8 +123,15 @@ class NodeSync:
 
     async def _send_events(self, api: "NodeWatcher") -> None:
         while True:
-            event = await self._events.get()
-            api.event(kind=event.kind, reason=event.reason, message=event.text)
+            api.event(await self._events.get())
+
+    async def _open_gate(self, api: "NodeWatcher") -> None:
+        async for readiness in self._readiness.values():
+            api.gate(readiness)
+
+    async def _write_condition(self, api: "NodeWatcher") -> None:
+        async for readiness in self._condition.values():
+            api.condition(readiness)
 
     @property
     def _current(self) -> DesiredVfs:
@@ -258,3 +270,7 @@ class _Follower:
     def denied(self, text: str) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._node.denied, text)
+
+    def tainted(self, effects: tuple[str, ...]) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._node.tainted.set, bool(effects))

@@ -37,6 +37,10 @@ class Timings:
     record: float = 10.0
     """Between two looks whether `cleanup` has removed the record of the label."""
     vfs: vf_reconcile.VfPace = vf_reconcile.VfPace()
+    stays: float = 15.0
+    """Of one reason, until an Event tells why the startup taint stays."""
+    behind: float = 15.0
+    """At most for the kubelet to take in another list, before cards that were ready count as not ready."""
 
     # The kubelet.
     again: tuple[float, float] = registration.AGAIN_SECONDS

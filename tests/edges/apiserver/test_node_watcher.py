@@ -35,10 +35,11 @@ from tests.support.api_server import (
 )
 from tests.support.waiting import PROMPT_SECONDS, SECONDS, wait_until
 from xpu_plugin.edges.apiserver import client as api_module
-from xpu_plugin.edges.apiserver import node_watcher, node_writer
+from xpu_plugin.edges.apiserver import errand, node_watcher, node_writer
 from xpu_plugin.edges.apiserver.client import has_credentials
+from xpu_plugin.edges.apiserver.errand import Delays
 from xpu_plugin.edges.apiserver.node_watcher import ApiError, NodeWatcher, remove
-from xpu_plugin.edges.apiserver.node_writer import Delays
+from xpu_plugin.model.events import Event, PodReference
 from xpu_plugin.model.vf_label import LabelSight
 from xpu_plugin.waiting import delays
 
@@ -87,6 +88,9 @@ class Plugin:
         self.sights(sight)
         self.labels(sight.label)
 
+    def tainted(self, effects: tuple[str, ...]) -> None:
+        """Of a taint that is not named here."""
+
 
 def threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name in ("api_watch", "api_write")]
@@ -94,7 +98,7 @@ def threads() -> list[threading.Thread]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (node_watcher, node_writer):
+    for module in (node_watcher, errand):
         monkeypatch.setattr(module, "AGAIN_SECONDS", (0.02, 0.1))
     monkeypatch.setattr(node_writer, "REFUSED_AGAIN_SECONDS", (0.1, 0.5))
     monkeypatch.setattr(node_watcher, "SHORT_WATCH_SECONDS", 0.02)
@@ -157,7 +161,7 @@ class Log:
         return [
             record.getMessage()
             for record in self._caplog.records
-            if record.name in (api_module.__name__, node_watcher.__name__, node_writer.__name__)
+            if record.name in {module.__name__ for module in (api_module, errand, node_watcher, node_writer)}
             and record.levelno == level
             and part in record.getMessage()
         ]
@@ -412,7 +416,7 @@ def test_what_is_not_foreseen_in_writing_is_a_failed_round(
 
     monkeypatch.setattr(node_writer, "node_metadata", metadata)
     plugin = started()
-    plugin.api.event(kind="Normal", reason="Tested", message="")
+    plugin.api.event(Event(kind="Normal", reason="Tested", text=""))
     for number, state in enumerate(("one", "two", "three"), start=1):
         plugin.api.publish("state", labels={"state": state}, annotations={})
         server.wait(PATCH, number)
@@ -650,7 +654,7 @@ def test_a_token_that_was_exchanged_is_read_again(
     stream.end()
     server.stream(2)
     assert [request.token for request in server.of(WATCH)] == [SECRET, SECRET, NEXT]
-    plugin.api.event(kind="Normal", reason="Tested", message="")
+    plugin.api.event(Event(kind="Normal", reason="Tested", text=""))
     server.wait(POST)
     assert plugin.denied.all == []
 
@@ -762,7 +766,7 @@ def test_no_token_is_logged_even_if_it_is_none(
     server.tokens = set()
     plugin = started(write_kubeconfig(tmp_path / "kubeconfig", server.url, token=token))
     plugin.api.publish("state", labels={LABEL: "1"}, annotations={})
-    plugin.api.event(kind="Normal", reason="Tested", message="")
+    plugin.api.event(Event(kind="Normal", reason="Tested", text=""))
     if token == SECRET:
         server.wait(LIST, 3)
         server.wait(POST, 2)
@@ -938,7 +942,7 @@ def test_the_last_desired_count_counts_after_an_outage(server: ApiServer, starte
 def test_a_missing_right_to_make_events_is_logged_once(server: ApiServer, started: Start, log: Log) -> None:
     server.script(POST, *[Reply.refusal(403)] * 3)
     plugin = started()
-    plugin.api.event(kind="Normal", reason="Tested", message="")
+    plugin.api.event(Event(kind="Normal", reason="Tested", text=""))
     server.wait(POST, 4)
     assert len(log.warnings("does not let us create events (HTTP 403)")) == 1
     assert plugin.denied.all == []
@@ -1104,8 +1108,8 @@ def test_what_cannot_be_removed_is_an_error(
 
 def test_an_event_is_one_that_describe_node_shows(server: ApiServer, started: Start) -> None:
     plugin = started()
-    plugin.api.event(kind="Warning", reason="Blocked", message="x" + "ü" * 1000)
-    plugin.api.event(kind="Normal", reason="Done", message="pod \ud800")
+    plugin.api.event(Event(kind="Warning", reason="Blocked", text="x" + "ü" * 1000))
+    plugin.api.event(Event(kind="Normal", reason="Done", text="pod \ud800"))
     first, second = server.wait(POST, 2)
     assert first.path == "/api/v1/namespaces/default/events"
     event = first.body
@@ -1130,13 +1134,39 @@ def test_an_event_is_one_that_describe_node_shows(server: ApiServer, started: St
     assert abs(age) < 60
 
 
+def test_an_event_about_a_pod_is_one_that_describe_pod_shows_and_waits_for_no_other(
+    server: ApiServer, started: Start, log: Log
+) -> None:
+    """A right to make Events about pods that is missing delays no Event about the node."""
+    server.script(POST, Reply.refusal(403), Reply())
+    plugin = started()
+    pod = PodReference(namespace="research", name="train", uid="uid-1")
+    plugin.api.event(Event(kind="Warning", reason="Tested", text="1", pod=pod))
+    [refused] = server.wait(POST)
+    assert refused.path == "/api/v1/namespaces/research/events"
+    assert refused.body["metadata"]["namespace"] == "research"
+    assert refused.body["metadata"]["name"].startswith("train.")
+    assert refused.body["involvedObject"] == {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "namespace": "research",
+        "name": "train",
+        "uid": "uid-1",
+    }
+    plugin.api.event(Event(kind="Normal", reason="Tested", text="2"))
+    server.wait(POST, 3)
+    [warning] = log.warnings()
+    assert "create events about pods" in warning
+    assert "deployment/pod-events.yaml" in warning
+
+
 def test_events_that_a_webhook_refuses_are_dropped_and_that_is_said_once(
     server: ApiServer, started: Start, log: Log
 ) -> None:
     server.script(POST, *[Reply.refusal(403, GATEKEEPER)] * 2)
     plugin = started()
     for number in "123":
-        plugin.api.event(kind="Normal", reason="Tested", message=number)
+        plugin.api.event(Event(kind="Normal", reason="Tested", text=number))
     wait_until(lambda: len(server.events) == 1, "the last is taken")
     [warning] = log.warnings()
     assert warning.startswith("events about this node are dropped error=")
@@ -1148,7 +1178,7 @@ def test_an_event_is_tried_until_it_is_taken_or_hopeless(server: ApiServer, star
     server.script(POST, *map(Reply.refusal, (500, 429, 409)), Reply.refusal(422, "bad"))
     plugin = started()
     for number in "1234":
-        plugin.api.event(kind="Normal", reason="Tested", message=number)
+        plugin.api.event(Event(kind="Normal", reason="Tested", text=number))
     server.wait(POST, 6)
     assert [request.body["message"] for request in server.of(POST)] == ["1", "1", "1", "2", "3", "4"]
     wait_until(lambda: len(server.events) == 2, "the last is taken")
@@ -1167,10 +1197,10 @@ def test_of_too_many_events_the_oldest_are_dropped_and_counted(
     held = threading.Event()
     server.script(POST, Reply(held=held))
     plugin = started()
-    plugin.api.event(kind="Normal", reason="Tested", message="0")
+    plugin.api.event(Event(kind="Normal", reason="Tested", text="0"))
     server.wait(POST)
     for number in "1234":
-        plugin.api.event(kind="Normal", reason="Tested", message=number)
+        plugin.api.event(Event(kind="Normal", reason="Tested", text=number))
     held.set()
     posts = server.wait(POST, 4)
     assert [post.body["message"] for post in posts] == ["0", "2", "3", "4"]
@@ -1210,6 +1240,7 @@ def test_a_process_ends_though_a_read_is_blocked(server: ApiServer, kubeconfig: 
 import sys, threading
 from pathlib import Path
 from xpu_plugin.edges.apiserver.node_watcher import NodeWatcher
+from xpu_plugin.model.events import Event
 assert not any(name.partition(".")[0] in ("kubernetes", "urllib3") for name in sys.modules)
 from xpu_plugin.waiting import delays
 answered = threading.Event()
@@ -1220,7 +1251,7 @@ class Follower:
 api = NodeWatcher(node={NODE!r}, label="x", kubeconfig=Path({str(kubeconfig)!r}), delays=delays,
               follower=Follower())
 api.publish("state", labels={{"a": "b"}}, annotations={{}})
-api.event(kind="Normal", reason="Tested", message="")
+api.event(Event(kind="Normal", reason="Tested", text=""))
 api.start()
 assert answered.wait({SECONDS})
 input()

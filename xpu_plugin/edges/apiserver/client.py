@@ -32,10 +32,19 @@ TOKEN_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 CA_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/ca.crt")
 CLUSTER_ROLE = "deployment/xpu-operator_rbac.authorization.k8s.io_v1_clusterrole.yaml"
 CLUSTER_ROLE_BINDING = "deployment/xpu-operator_rbac.authorization.k8s.io_v1_clusterrolebinding.yaml"
+POD_EVENTS = "create events about pods"
+_RIGHTS = {
+    "patch nodes/status": "deployment/node-condition.yaml",
+    POD_EVENTS: "deployment/pod-events.yaml",
+}
+"""Requests of options that need a role of their own."""
 COMPONENT = "xpu-device-plugin"
 NODES = "/api/v1/nodes"
 # A server uses the first form that it knows; servers before 1.15 send the whole object.
 ITEM = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
+
+STRATEGIC = "application/strategic-merge-patch+json"
+"""A patch that merges a list by the key of its elements, such as conditions by their type."""
 
 CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 15.0  # of silence before an answer, except for a watch
@@ -151,14 +160,18 @@ class ApiServerClient:
         accept: str,
         query: Mapping[str, str] | None = None,
         body: Mapping[str, object] | None = None,
+        content: str | None = None,
         silence: float | None = None,
     ) -> "Answer":
-        """Send a request; return an unread answer with a good status. silence: seconds that it may pause
+        """Send a request; return an unread answer with a good status.
+
+        content: the type of the body; for a patch, merge patch if not given
+        silence: seconds that it may pause
 
         Raises Failed for anything else, at once. Only a request with older credentials that the server no
         longer accepts is repeated.
         """
-        content = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        content = content or ("application/merge-patch+json" if method == "PATCH" else "application/json")
         headers = {"Accept": accept} | ({} if body is None else {"Content-Type": content})
         while True:
             fresh = self._client is None
@@ -353,9 +366,10 @@ def advice(failure: Failed) -> str:
                 "service account's token, or the kubeconfig, is valid"
             )
         case Speaker.AUTHORIZER:
+            files = _RIGHTS.get(failure.what, f"{CLUSTER_ROLE} and {CLUSTER_ROLE_BINDING}")
             return (
                 f"the API server does not let us {failure.what} (HTTP {FORBIDDEN}): the service account "
-                f"lacks that right; apply {CLUSTER_ROLE} and {CLUSTER_ROLE_BINDING}"
+                f"lacks that right; apply {files}"
             )
         case Speaker.ADMISSION:
             return (

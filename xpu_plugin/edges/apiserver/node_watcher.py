@@ -31,9 +31,13 @@ from xpu_plugin.edges.apiserver.client import (
     parsed,
     said,
 )
-from xpu_plugin.edges.apiserver.node_writer import Delays, NodeWriter, send, values
+from xpu_plugin.edges.apiserver.errand import Delays
+from xpu_plugin.edges.apiserver.node_gate import NodeCondition, StartupTaint
+from xpu_plugin.edges.apiserver.node_writer import NodeWriter, send, values
 from xpu_plugin.errors import PluginError
 from xpu_plugin.log import Message, Once
+from xpu_plugin.model.events import Event
+from xpu_plugin.model.readiness import Readiness
 from xpu_plugin.model.refusals import Speaker
 from xpu_plugin.model.vf_label import LabelSight
 
@@ -76,6 +80,9 @@ class Follower(Protocol):
         text: a sentence for the log
         """
 
+    def tainted(self, effects: tuple[str, ...], /) -> None:
+        """Take the effects of the startup taint on the Node; none without it."""
+
 
 class NodeWatcher:
     """Follows one Node's label and keeps the published keys on it, in two daemon threads.
@@ -84,6 +91,8 @@ class NodeWatcher:
     just started knows no roles, and refuses all clients. Rejected credentials are an outage like any other.
 
     An unforeseen error ends no thread: it is reported once, and the thread begins anew after a while.
+
+    taint: key of the startup taint; condition: whether to write the condition of the cards
     """
 
     def __init__(
@@ -95,6 +104,8 @@ class NodeWatcher:
         follower: Follower,
         delays: Delays,
         patience: float = 0.0,
+        taint: str | None = None,
+        condition: bool = False,
     ) -> None:
         self._node = node
         self._label = label
@@ -116,6 +127,12 @@ class NodeWatcher:
 
         self._failures = FailureCounts()
         self._writer = NodeWriter(node=node, kubeconfig=kubeconfig, delays=delays, failures=self._failures)
+        own = {"node": node, "news": self._writer.news, "delays": delays, "failures": self._failures}
+        self._taint = None if taint is None else StartupTaint(key=taint, seen=follower.tainted, **own)
+        self._condition = NodeCondition(**own) if condition else None
+        for duty in (self._taint, self._condition):
+            if duty is not None:
+                self._writer.undertake(duty)
 
     def start(self) -> None:
         """Start the threads; return at once. The import of the client blocks the interpreter for a moment.
@@ -152,12 +169,22 @@ class NodeWatcher:
         """
         self._writer.publish(part, values(labels=labels, annotations=annotations))
 
-    def event(self, *, kind: str, reason: str, message: str) -> None:
-        """Create an Event about the node (`kubectl describe node`), if possible; return at once.
+    def gate(self, readiness: Readiness) -> None:
+        """Remove the startup taint as soon as this is open, if one was named; return at once."""
+        if self._taint is not None:
+            self._taint.wish(readiness)
 
-        `kind` is Normal or Warning. If too many wait, the oldest is dropped.
+    def condition(self, readiness: Readiness) -> None:
+        """Set the condition that the Node shall have, if it shall have one; return at once."""
+        if self._condition is not None:
+            self._condition.wish(readiness)
+
+    def event(self, event: Event) -> None:
+        """Create an Event (`kubectl describe node`), if possible; return at once.
+
+        If too many wait, the oldest is dropped.
         """
-        self._writer.event(kind=kind, reason=reason, message=message)
+        self._writer.event(event)
 
     def _kept_up(self, name: str, target: Callable[[], None]) -> None:
         """Call `work` until it returns, which it does at a stop."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes labels and annotations of one Node, and Events about it.
+"""Writes labels and annotations of one Node, and Events about it and its pods.
 
 The wanted keys come in parts, each with patches of its own: a refused part delays no other. Within a part,
 refused labels and annotations are left out, named, and tried again later.
@@ -10,19 +10,19 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from xpu_plugin.edges.apiserver.client import (
-    AWAY,
     BROKEN,
     COMPONENT,
     ITEM,
     NODES,
-    REFUSED,
+    POD_EVENTS,
     ApiServerClient,
     Failed,
     FailureCounts,
@@ -30,15 +30,16 @@ from xpu_plugin.edges.apiserver.client import (
     advice,
     node_metadata,
 )
-from xpu_plugin.log import Message, Once
+from xpu_plugin.edges.apiserver.errand import Delays, Duty, Errand, Task
+from xpu_plugin.log import Message
+from xpu_plugin.model.events import Event
 from xpu_plugin.model.refusals import Speaker
 
 
 logger = logging.getLogger(__name__)
 
-AGAIN_SECONDS = (1.0, 60.0)  # back-off: first, most
 REFUSED_AGAIN_SECONDS = (10.0, 300.0)  # for refused keys: first, most
-EVENTS_MOST = 64  # that wait to be sent
+EVENTS_MOST = 64  # that wait to be sent, about the node and about its pods each
 MESSAGE_BYTES = 1024  # of an event
 REWRITTEN = (
     "an admission webhook of the cluster writes other values; ask its owner for an exception for this "
@@ -46,15 +47,12 @@ REWRITTEN = (
 )
 """Why something is not written that the API server has taken."""
 
-Delays = Callable[[float, float], Iterator[float]]
-"""A back-off: (first, most) seconds -> what to wait, time after time."""
 Key = tuple[str, str]
 """`labels` or `annotations`, and a name there."""
 Values = Mapping[Key, str | None]
 """None stands for an absent key."""
 
-_EVENTS = "/api/v1/namespaces/default/events"  # of Events about objects without a namespace
-_WHO_WE_ARE = (Speaker.AUTHENTICATOR, Speaker.AUTHORIZER)  # answers that refuse us, not the content
+_NAMESPACE = "default"  # of Events about objects without a namespace
 _CONFLICT = 409
 _HOPELESS = (400, 404, 413, 422)  # an Event with such an answer is not sent again
 
@@ -95,9 +93,9 @@ class NodeWriter:
         self._seen: Values | None = None
         self._back = False  # the API server, after an outage
         self._parts: dict[str, _Part] = {}
-        self._events: deque[dict[str, object]] = deque(maxlen=EVENTS_MOST)
-        self._lost = 0
-        self._posting = _Errand("create events", delays)
+        self._duties: list[Duty] = []
+        self._mail = _Mail(Errand("create events", delays))
+        self._pod_mail = _Mail(Errand(POD_EVENTS, delays))
 
     def stop(self) -> None:
         """Ask `run` to return; do not wait."""
@@ -105,9 +103,20 @@ class NodeWriter:
             self._stopping = True
             self._news.notify_all()
 
+    @property
+    def news(self) -> threading.Condition:
+        """The lock of all that is shared with the thread, and its notice."""
+        return self._news
+
+    def undertake(self, duty: Duty) -> None:
+        """Take on another part of the Node, before `run`."""
+        self._duties.append(duty)
+
     def saw(self, metadata: NodeMetadata) -> None:
         """Take the present Node."""
         with self._news:
+            for duty in self._duties:
+                duty.saw(metadata)
             self._seen = values(labels=metadata.labels, annotations=metadata.annotations)
             self._news.notify_all()
 
@@ -129,13 +138,11 @@ class NodeWriter:
                 own.wanted, own.anew = wanted, True
                 self._news.notify_all()
 
-    def event(self, *, kind: str, reason: str, message: str) -> None:
-        """Create an Event about the node, if possible; return at once. If too many wait, the oldest is
-        dropped."""
-        event = _event(self._node, kind=kind, reason=reason, message=message)
+    def event(self, event: Event) -> None:
+        """Create an Event, if possible; return at once. If too many wait, the oldest is dropped."""
+        mail = self._mail if event.pod is None else self._pod_mail
         with self._news:
-            self._lost += len(self._events) == self._events.maxlen
-            self._events.append(event)
+            mail.add(_event(self._node, event))
             self._news.notify_all()
 
     @property
@@ -143,7 +150,9 @@ class NodeWriter:
         """A sentence for each kind of write that failed at the last attempt."""
         with self._news:
             told = [text for part in self._parts.values() for text in part.unwritten]
-            return tuple(dict.fromkeys([*told, *self._posting.unwritten]))
+            told += [text for duty in self._duties for text in duty.unwritten]
+            told += [text for mail in (self._mail, self._pod_mail) for text in mail.errand.unwritten]
+            return tuple(dict.fromkeys(told))
 
     def run(self) -> None:
         """Write until `stop`. Unforeseen errors are raised; it can be called again."""
@@ -172,10 +181,13 @@ class NodeWriter:
             part.left_out = {key: why for key, why in part.left_out.items() if key in differing}
         if self._back:
             self._back = False
-            for errand in (self._posting, *(part.errand for part in self._parts.values())):
+            mails = (self._mail.errand, self._pod_mail.errand)
+            for errand in (*mails, *(part.errand for part in self._parts.values())):
                 errand.hurry()
+            for duty in self._duties:
+                duty.answered()
 
-    def _tasks(self) -> Iterator[tuple[float, Callable[[ApiServerClient], None]]]:
+    def _tasks(self) -> Iterator[Task]:
         """What is to be done, and when it may be."""
         for part in self._parts.values():
             differing = self._differing(part)
@@ -185,8 +197,11 @@ class NodeWriter:
                 yield part.errand.due, partial(self._patch, part, fresh)
             if again:
                 yield part.again.due, partial(self._patch_each, part, again)
-        if self._events:
-            yield self._posting.due, partial(self._post, self._events[0])
+        for duty in self._duties:
+            yield from duty.tasks()
+        for mail in (self._mail, self._pod_mail):
+            if mail.waiting:
+                yield mail.errand.due, partial(self._post, mail, mail.waiting[0])
 
     def _differing(self, part: "_Part") -> Values:
         """Return the keys that differ from the wanted values; all of them if the Node is unknown."""
@@ -258,12 +273,10 @@ class NodeWriter:
 
     # --- events ---------------------------------------------------------------------------------------
 
-    def _post(self, event: dict[str, object], server: ApiServerClient) -> None:
-        errand = self._posting
+    def _post(self, mail: "_Mail", event: dict[str, Any], server: ApiServerClient) -> None:
+        errand, path = mail.errand, f"/api/v1/namespaces/{event['metadata']['namespace']}/events"
         try:
-            with server.open(
-                "POST", _EVENTS, what=errand.what, accept="application/json", body=event
-            ) as answer:
+            with server.open("POST", path, what=errand.what, accept="application/json", body=event) as answer:
                 answer.whole()
         except Failed as failure:
             if failure.status != _CONFLICT:  # which it has with itself, if only the answer was lost
@@ -272,84 +285,39 @@ class NodeWriter:
                     errand.failed(failure)
                     return
                 errand.dropped(failure)
-                self._sent(event)
+                self._sent(mail, event)
                 return
         errand.succeeded()
-        self._sent(event)
+        self._sent(mail, event)
 
-    def _sent(self, event: dict[str, object]) -> None:
+    def _sent(self, mail: "_Mail", event: dict[str, Any]) -> None:
         """Forget the Event, which needs no further attempt."""
         with self._news:
-            if self._events and self._events[0] is event:
-                self._events.popleft()
-            lost, self._lost = self._lost, 0
+            lost = mail.remove(event)
         if lost:
             logger.warning(
                 Message("events about this node could not be sent in time and were dropped", events=lost)
             )
 
 
-class _Errand:
-    """One kind of write: its next time, and the last report on its failure."""
+class _Mail:
+    """Events that wait to be sent, the oldest first, and the errand that sends them."""
 
-    def __init__(self, what: str, delays: Delays, seconds: tuple[float, float] | None = None) -> None:
-        self.what = what
-        self.due = self._soonest = 0.0
-        self.complaint = Once()  # the kind of the present trouble
-        self.unwritten: tuple[str, ...] = ()
-        self._seconds = seconds or AGAIN_SECONDS
-        self._delays = delays
-        self._again = delays(*self._seconds)
-        self._unreachable = False
+    def __init__(self, errand: Errand) -> None:
+        self.errand = errand
+        self.waiting: deque[dict[str, Any]] = deque(maxlen=EVENTS_MOST)
+        self._lost = 0
 
-    def renew(self) -> None:
-        """Begin the waits anew, as there is new content."""
-        self._again = self._delays(*self._seconds)
-        self.due = min(self.due, self._soonest)
+    def add(self, event: dict[str, Any]) -> None:
+        self._lost += len(self.waiting) == self.waiting.maxlen
+        self.waiting.append(event)
 
-    def hurry(self) -> None:
-        """Try soon, as there are answers again, if only an answer was missing."""
-        if self._unreachable:
-            self.renew()
-
-    def put_off(self, least: float = 0.0) -> None:
-        """Wait for the next delay, and `least` seconds at least. After a quiet time the delays begin anew."""
-        now = time.monotonic()
-        if now - self.due > self._seconds[1]:
-            self.renew()
-        self.due = now + max(next(self._again), least)
-        self._soonest = now + max(self._seconds[0], least)
-
-    def failed(self, failure: Failed, others: Iterable[object] = ()) -> None:
-        """Report a failure once. The watch reports an unreachable server. others: reports of the other
-        parts"""
-        self.put_off(failure.retry_after)
-        self._unreachable = failure.status is None and failure.kind == AWAY
-        why = advice(failure) if failure.speaker in _WHO_WE_ARE else str(failure)
-        self.unwritten = (_failed(failure),)
-        complaint = REFUSED if failure.speaker in _WHO_WE_ARE else BROKEN
-        if self._unreachable or not self.complaint.changed(complaint) or complaint in others:
-            logger.debug(Message("cannot write to the API server", error=failure))
-        else:
-            logger.warning(Message("cannot write to the API server", error=why))
-
-    def dropped(self, failure: Failed) -> None:
-        """Report content that is given up; the next content may be written."""
-        if failure.speaker is not Speaker.ADMISSION:
-            logger.warning(Message("an event about this node is dropped", error=failure))
-            return
-        text = advice(failure)
-        self.unwritten = (f"events about this node are dropped: {text}",)
-        if self.complaint.changed(text):
-            logger.warning(Message("events about this node are dropped", error=text))
-
-    def succeeded(self, others: Iterable[object] = ()) -> None:
-        """Report the end of trouble, unless another part has the same trouble."""
-        self._unreachable = False
-        self.unwritten = ()
-        last = self.complaint.last
-        if self.complaint.healed() and last not in others:
-            logger.info(Message("the API server takes a request again", request=self.what))
+    def remove(self, event: dict[str, Any]) -> int:
+        """Remove an Event that was sent; return the number of those that were dropped meanwhile."""
+        if self.waiting and self.waiting[0] is event:
+            self.waiting.popleft()
+        lost, self._lost = self._lost, 0
+        return lost
 
 
 class _Part:
@@ -363,8 +331,8 @@ class _Part:
     def __init__(self, delays: Delays) -> None:
         self.wanted: Values = {}
         self.anew = False
-        self.errand = _Errand("patch nodes", delays)
-        self.again = _Errand("patch nodes", delays, REFUSED_AGAIN_SECONDS)
+        self.errand = Errand("patch nodes", delays)
+        self.again = Errand("patch nodes", delays, REFUSED_AGAIN_SECONDS)
         self.left_out: Mapping[Key, str] = {}
 
     @property
@@ -401,31 +369,33 @@ def _named(refused: Mapping[Key, str]) -> Iterator[tuple[list[str], str]]:
         yield _names(keys), why
 
 
-def _failed(failure: Failed) -> str:
-    if failure.speaker in _WHO_WE_ARE:
-        return advice(failure)
-    return f"cannot write to the API server: {failure}"
-
-
 def _names(keys: Iterable[Key]) -> list[str]:
     return [f"{where.removesuffix('s')} {name}" for where, name in keys]
 
 
-def _event(node: str, *, kind: str, reason: str, message: str) -> dict[str, object]:
+def _event(node: str, event: Event) -> dict[str, Any]:
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    pod = event.pod
+    about = node if pod is None else pod.name
+    namespace = _NAMESPACE if pod is None else pod.namespace
+    involved = (
+        # The kubelet writes the node's name as UID, and `kubectl describe node` searches for it.
+        {"kind": "Node", "name": node, "uid": node}
+        if pod is None
+        else {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": pod.name, "uid": pod.uid}
+    )
     # A name of its own: an event that is sent again because the answer was lost is not made twice.
-    name = f"{node[:200].rstrip('-.')}.{uuid.uuid4().hex[:16]}"
+    name = f"{about[:200].rstrip('-.')}.{uuid.uuid4().hex[:16]}"
     # Foreign text may hold half a surrogate pair, which is no UTF-8.
-    text = message.encode(errors="backslashreplace")[:MESSAGE_BYTES].decode(errors="ignore")
+    text = event.text.encode(errors="backslashreplace")[:MESSAGE_BYTES].decode(errors="ignore")
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": name, "namespace": "default"},
-        # The kubelet writes the node's name as UID, and `kubectl describe node` searches for it.
-        "involvedObject": {"kind": "Node", "name": node, "uid": node},
+        "metadata": {"name": name, "namespace": namespace},
+        "involvedObject": involved,
         "source": {"component": COMPONENT, "host": node},
-        "type": kind,
-        "reason": reason,
+        "type": event.kind,
+        "reason": event.reason,
         "message": text,
         "firstTimestamp": now,
         "lastTimestamp": now,

@@ -31,11 +31,13 @@ REASON = "XPUForeignPlugin"
 class _Looked:
     """The result of one look.
 
-    strange: ids in the checkpoint that we never announced
+    ids: under our resource in the checkpoint
+    strange: those of them that we never announced
     sockets: of other plugins, read before the checkpoint; None if they could not be read
     """
 
     sight: Sight = Sight.UNKNOWN
+    ids: frozenset[str] = frozenset()
     strange: frozenset[str] = frozenset()
     written_ns: int = 0
     sockets: frozenset[SocketIdentity] | None = None
@@ -73,6 +75,8 @@ class RivalWatch:
         self.resource = resource
         self.rivalry = Rivalry()
         self.displacements = 0
+        self.registered: frozenset[str] | None = None
+        """The healthy ids that this kubelet has of us at the last look; None if it has no list of ours."""
         self._plugins = plugins
         self._reading: asyncio.Future[tuple[frozenset[SocketIdentity] | None, Checkpoint | None]] | None = (
             None
@@ -131,6 +135,8 @@ class RivalWatch:
         looked = await self._look()
         before = self.rivalry
         self._become(rivals.looked(before, looked.sight, looked.strange, now, self._pace.confirm))
+        if looked.sight is not Sight.UNKNOWN:
+            self.registered = looked.ids if looked.sight is Sight.OURS else None
         if looked.sight is Sight.OURS:
             self._company, hidden = rivals.accompanied(self._company, looked.sockets, looked.written_ns)
             if hidden:
@@ -143,7 +149,7 @@ class RivalWatch:
 
     def begin(self) -> None:
         """Begin anew, as our socket is a new one without an announced list."""
-        self._announced, self._company = Announced(), Company()
+        self._announced, self._company, self.registered = Announced(), Company(), None
         if self.rivalry.phase is Phase.DISPLACED:
             logger.info(Message("coming back with all devices withheld", resource=self.resource))
         elif self.rivalry.doubted:
@@ -153,6 +159,7 @@ class RivalWatch:
     def forget(self) -> None:
         """Forget the rival, as a new kubelet instance runs: plugins register anew, and the last one
         counts."""
+        self.registered = None
         self._become(rivals.returned(self.rivalry, time.monotonic()))
 
     def mute(self, now: float) -> bool:
@@ -195,6 +202,7 @@ class RivalWatch:
         ids = checkpoint.registered.get(self.resource, frozenset()) if named else None
         return _Looked(
             sight=rivals.sight(announced, ids, checkpoint.written_ns),
+            ids=ids or frozenset(),
             strange=(ids or frozenset()) - announced.ever,
             written_ns=checkpoint.written_ns,
             sockets=sockets,
