@@ -13,6 +13,7 @@ from xpu_plugin.loops.audit import Audit
 from xpu_plugin.loops.control import Control
 from xpu_plugin.loops.device_events import DeviceEvents
 from xpu_plugin.loops.metrics import CONTENT_TYPE, GATHER_SECONDS, Metrics
+from xpu_plugin.loops.pod_events import PodEvents
 from xpu_plugin.loops.supervision import PartOf, Run
 from xpu_plugin.loops.telemetry import Telemetry
 
@@ -36,6 +37,8 @@ async def run(
         parts["status socket"] = partial(_questions, plugin, questions, meters)
     if plugin.node_sync is not None:
         parts["events"] = DeviceEvents(plugin).run
+        if plugin.config.pod_events:
+            parts["pod events"] = PodEvents(plugin).run
     async with asyncio.TaskGroup() as group:
         for part, run in parts.items():
             group.create_task(plugin.supervisor.keep(part, run), name=part)

@@ -31,6 +31,7 @@ SCHEMAS = {
     ("apps/v1", "Deployment"): "v1_deployment",
     ("rbac.authorization.k8s.io/v1", "ClusterRole"): "v1_cluster_role",
     ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"): "v1_cluster_role_binding",
+    ("rbac.authorization.k8s.io/v1", "Role"): "v1_role",
     ("rbac.authorization.k8s.io/v1", "RoleBinding"): "v1_role_binding",
     ("v1", "Pod"): "v1_pod",
     ("v1", "Service"): "v1_service",
@@ -41,10 +42,14 @@ SCHEMAS = {
 FOREIGN = {("monitoring.coreos.com/v1", "ServiceMonitor"), ("monitoring.coreos.com/v1", "PodMonitor")}
 """Kinds that a Prometheus Operator brings along; the client has no schema of them."""
 
-RULES = [
-    {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch", "patch"]},
-    {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
-]
+RULES = {
+    "": [("nodes", ["get", "list", "watch", "patch"])],
+    "default": [("events", ["create", "patch"])],
+}
+"""Namespace of a role, empty for the whole cluster -> its resources and verbs."""
+FURTHER_RULES = {"node-condition": ("nodes/status", ["patch"]), "pod-events": ("events", ["create"])}
+"""Of the options that have a role of their own."""
+FOREIGN_ROLES = ("system:openshift:scc:privileged",)
 FIELDS = {"NODE_NAME": "spec.nodeName", "POD_NAME": "metadata.name", "POD_NAMESPACE": "metadata.namespace"}
 MOUNTS = {
     "/var/lib/kubelet/device-plugins": "/var/lib/kubelet/device-plugins",
@@ -269,17 +274,30 @@ def _check_access(objects: list[Object], plugin: Plugin) -> None:
     assert plugin.spec["serviceAccountName"] == account["metadata"]["name"]
     namespace = account["metadata"]["namespace"]
     assert plugin.daemon_set["metadata"]["namespace"] == namespace
-    roles, bindings = of_kind(objects, "ClusterRole"), of_kind(objects, "ClusterRoleBinding")
-    assert len(roles) == len(bindings) <= 1
-    for role, binding in zip(roles, bindings, strict=True):
-        assert role["rules"] == RULES
-        assert binding["roleRef"] == {
-            "apiGroup": "rbac.authorization.k8s.io",
-            "kind": "ClusterRole",
-            "name": role["metadata"]["name"],
-        }
-        subject = {"kind": "ServiceAccount", "name": account["metadata"]["name"], "namespace": namespace}
-        assert binding["subjects"] == [subject]
+    subject = {"kind": "ServiceAccount", "name": account["metadata"]["name"], "namespace": namespace}
+    given: dict[str, list[tuple[str, list[str]]]] = {}
+    for kind in ("ClusterRole", "Role"):
+        roles = {title(each)[1:]: each for each in of_kind(objects, kind)}
+        own = [
+            each
+            for each in of_kind(objects, f"{kind}Binding")
+            if each["roleRef"]["name"] not in FOREIGN_ROLES
+        ]
+        assert [title(binding)[1:] for binding in own] == list(roles)
+        for binding, role in zip(own, roles.values(), strict=True):
+            name = role["metadata"]["name"]
+            assert binding["roleRef"] == {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name}
+            assert binding["subjects"] == [subject]
+            for rule in role["rules"]:
+                assert rule.keys() == {"apiGroups", "resources", "verbs"}
+                assert rule["apiGroups"] == [""]
+                (resource,) = rule["resources"]
+                given.setdefault(role["metadata"].get("namespace", ""), []).append((resource, rule["verbs"]))
+    further = [rule for name, rule in FURTHER_RULES.items() if getattr(plugin.config, name.replace("-", "_"))]
+    if given:
+        assert given == RULES | {"": [*RULES[""], *further]}
+    else:
+        assert not further
 
 
 def _check_monitoring(objects: list[Object], plugin: Plugin) -> None:

@@ -14,6 +14,7 @@ from .manifests import (
     CLUSTER_ROLE,
     CLUSTER_ROLE_BINDING,
     DEPLOYMENT,
+    FURTHER_RULES,
     MANIFEST,
     ROOT,
     Object,
@@ -93,6 +94,9 @@ def plain(objects: list[Object]) -> list[Object]:
     return sorted(objects, key=title)
 
 
+RBAC = {"rbac": {"create": True}}
+
+
 def test_lint_has_nothing_to_say(helm: Helm) -> None:
     done = helm.run("lint", "--strict", str(CHART))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -109,6 +113,26 @@ def test_rbac_adds_the_two_files(helm: Helm) -> None:
     arguments = Plugin(the(expected, "DaemonSet")).container["args"]
     arguments[arguments.index("--sriov-num-vfs=0")] = "--sriov-num-vfs=keep"
     assert rendered == expected
+
+
+def test_options_with_a_role_of_their_own_add_their_files(helm: Helm) -> None:
+    rendered = plain(helm.render({**RBAC, "nodeCondition": True, "podEvents": True}))
+    files = [DEPLOYMENT / f"{option}.yaml" for option in FURTHER_RULES]
+    names = {title(each) for each in objects_of(*files)}
+    assert [each for each in rendered if title(each) in names] == sorted(objects_of(*files), key=title)
+
+
+def test_the_plugin_tolerates_the_startup_taint(helm: Helm) -> None:
+    plugin = helm.plugin({**RBAC, "startupTaint": "a.b/c"})
+    assert {"key": "a.b/c", "operator": "Exists"} in plugin.spec["tolerations"]
+    assert {"key": "baidu.com/xpu", "operator": "Exists"} in plugin.spec["tolerations"]
+
+
+@pytest.mark.parametrize("values", [{"startupTaint": "a.b/c"}, {"nodeCondition": True}, {"podEvents": True}])
+def test_what_needs_rights_is_refused_without(helm: Helm, values: Object) -> None:
+    done = helm.template(values)
+    assert done.returncode != 0
+    assert "need rbac.create=true" in done.stderr
 
 
 def test_releases_do_not_meet(helm: Helm) -> None:
@@ -147,6 +171,9 @@ def test_on_openshift_the_account_is_bound_to_the_constraint_of_privileged_pods(
         ({"resourceName": "example.com/card"}, "resource_name", "example.com/card"),
         ({"resourcePerProfile": True}, "resource_per_profile", True),
         ({"metrics": {"port": 9999}}, "metrics_address", ("", 9999)),
+        ({**RBAC, "startupTaint": "a.b/c"}, "startup_taint", "a.b/c"),
+        ({**RBAC, "nodeCondition": True}, "node_condition", True),
+        ({**RBAC, "podEvents": True}, "pod_events", True),
         ({"options": {"health-interval": 0.5}}, "health_interval", 0.5),
         ({"options": {"pod-list-delay": 600}}, "pod_list_delay", 600),
         ({"options": {"vf-without-pod-resources": True}}, "vf_without_pod_resources", True),
@@ -248,6 +275,8 @@ def test_a_monitor(helm: Helm, kind: str) -> None:
         {"resourceName": "xpu"},
         {"options": {"sriov-num-vfs": 1}},
         {"options": {"xre-dir": "/opt/xre"}},
+        {"startupTaint": "key:NoSchedule"},
+        {"nodeCondition": "yes"},
         {"openshift": "yes"},
         {"options": {"--deny": "K200"}},
         {"image": {"pullPolicy": "Sometimes"}},

@@ -69,16 +69,18 @@ def test_the_base_is_the_manifest() -> None:
     assert render(KUSTOMIZE / "base") == sorted(objects_of(MANIFEST), key=title)
 
 
-def test_label_mode_is_the_three_manifests_but_for_an_argument() -> None:
+def test_label_mode_is_the_three_manifests_but_for_an_argument_and_the_startup_taint() -> None:
     rendered = render(KUSTOMIZE / "overlays/label-mode")
     plugin = Plugin(the(rendered, "DaemonSet"))
     assert plugin.config.sriov_num_vfs is None
     expected = objects_of(MANIFEST, CLUSTER_ROLE, CLUSTER_ROLE_BINDING)
-    container = Plugin(the(expected, "DaemonSet")).container
-    container["args"] = [
+    manifest = Plugin(the(expected, "DaemonSet"))
+    manifest.container["args"] = [
         "--sriov-num-vfs=keep" if argument == "--sriov-num-vfs=0" else argument
-        for argument in container["args"]
+        for argument in manifest.container["args"]
     ]
+    manifest.container["args"].append(f"--startup-taint={plugin.config.startup_taint}")
+    manifest.spec["tolerations"].insert(0, {"key": plugin.config.startup_taint, "operator": "Exists"})
     assert rendered == sorted(expected, key=title)
 
 

@@ -15,6 +15,7 @@ from .manifests import (
     CLUSTER_ROLE,
     CLUSTER_ROLE_BINDING,
     DEPLOYMENT,
+    FURTHER_RULES,
     MANIFEST,
     MOUNTS,
     ROOT,
@@ -90,6 +91,16 @@ def test_names_are_those_that_the_documents_have() -> None:
     assert daemon_set["metadata"]["name"] == "xpu-device-plugin-daemonset"
     assert daemon_set["metadata"]["namespace"] == "kube-system"
     assert {each["metadata"]["name"] for each in objects_of(CLUSTER_ROLE)} == {"xpu-device-plugin"}
+
+
+@pytest.mark.parametrize("option", FURTHER_RULES)
+def test_an_option_with_a_role_of_its_own_has_a_file(option: str) -> None:
+    """Beside the files of label mode, and not without the option."""
+    objects = copy.deepcopy(objects_of(*ALL, DEPLOYMENT / f"{option}.yaml"))
+    with pytest.raises(AssertionError):
+        check_plugin(objects)
+    container_of(objects)["args"].append(f"--{option}")
+    check_plugin(objects)
 
 
 def test_arguments_are_the_defaults_and_where_the_plugin_can_be_asked() -> None:
@@ -198,6 +209,10 @@ SLIPS: dict[str, Callable[[list[Object]], object]] = {
         Plugin(the(it, "DaemonSet")).spec["volumes"][2]["hostPath"].update(type="DirectoryOrCreate")
     ),
     "another service account": lambda it: the(it, "ServiceAccount")["metadata"].update(name="another"),
+    "Events of the whole cluster": lambda it: the(it, "ClusterRole")["rules"].append(
+        the(it, "Role")["rules"][0]
+    ),
+    "Events elsewhere": lambda it: the(it, "Role")["metadata"].update(namespace="kube-system"),
     "another namespace": lambda it: the(it, "ClusterRoleBinding")["subjects"][0].update(namespace="default"),
     "another role": lambda it: the(it, "ClusterRoleBinding")["roleRef"].update(name="admin"),
     "a right too many": lambda it: the(it, "ClusterRole")["rules"][0]["verbs"].append("update"),

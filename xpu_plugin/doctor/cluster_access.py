@@ -39,7 +39,8 @@ def _with_rights(server: ApiServerClient, cluster: ClusterEvidence) -> ClusterEv
         body: dict[str, object] = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": {"verb": verb, "resource": resource}},
+            # Events about a node are in this namespace; nodes are in none.
+            "spec": {"resourceAttributes": {"verb": verb, "resource": resource, "namespace": "default"}},
         }
         asked = time.time()
         try:

@@ -57,11 +57,7 @@ def notices(
     holders: device id -> containers; None if they are unknown
     """
     entries = list(entries)
-    sick = {entry.device.id: _sickness(entry.health) for entry in entries if not entry.health.well}
-    groups: dict[DeviceReason, list[Entry]] = {}
-    for entry in entries:
-        if (reason := _turn(reported.sick.get(entry.device.id), sick.get(entry.device.id))) is not None:
-            groups.setdefault(reason, []).append(entry)
+    sick, groups = turned(reported.sick, entries)
     found = []
     if driver_gone is not None and reported.driver:
         found.append(
@@ -69,12 +65,21 @@ def notices(
         )
     if driver_gone is None and not reported.driver:
         found.append(Notice(reason=DeviceReason.DRIVER_BACK, text="driver and library answer again"))
-    found += [
-        Notice(reason=reason, text=_list(groups[reason], holders))
-        for reason in DeviceReason
-        if reason in groups
-    ]
+    found += [Notice(reason=reason, text=_list(own, holders)) for reason, own in groups.items()]
     return Reported(sick=sick, driver=driver_gone is None), tuple(found)
+
+
+def turned(
+    reported: Mapping[str, DeviceReason], entries: Iterable[Entry]
+) -> tuple[dict[str, DeviceReason], dict[DeviceReason, list[Entry]]]:
+    """Return the devices that are not well, and the devices to report by the reason of their change."""
+    entries = list(entries)
+    sick = {entry.device.id: _sickness(entry.health) for entry in entries if not entry.health.well}
+    groups: dict[DeviceReason, list[Entry]] = {}
+    for entry in entries:
+        if (reason := _turn(reported.get(entry.device.id), sick.get(entry.device.id))) is not None:
+            groups.setdefault(reason, []).append(entry)
+    return sick, {reason: groups[reason] for reason in DeviceReason if reason in groups}
 
 
 def _sickness(health: Health) -> DeviceReason:
@@ -96,11 +101,14 @@ def _list(entries: list[Entry], holders: Mapping[str, Collection[str]] | None) -
 
 
 def _named(entry: Entry, holders: Mapping[str, Collection[str]] | None) -> str:
+    return f"{described(entry)}; held by: {_who([entry], holders)}"
+
+
+def described(entry: Entry) -> str:
+    """Return a device and its health, by the reason that metrics, `list` and the log have too."""
     health = entry.health
-    what = "well again"
-    if not health.well:
-        what = health.text if health.reason == _QUARANTINED else f"{health.reason}, {health.text}"
-    return f"{entry.device.id} at {entry.device.path}: {what}; held by: {_who([entry], holders)}"
+    what = "well again" if health.well else f"{health.reason}, {health.text}"
+    return f"{entry.device.id} at {entry.device.path}: {what}"
 
 
 def _held(entries: list[Entry], holders: Mapping[str, Collection[str]] | None) -> str:

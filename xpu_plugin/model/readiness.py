@@ -115,7 +115,7 @@ def in_doubt(report: Report) -> bool:
 
 
 def _waiting(report: Report, *, patient: bool) -> list[str]:
-    """Return the cards that may still get their VFs. A failed card, and one that a pod holds, is given up on."""
+    """Return the cards that may still get their VFs: none that has failed, or that a container holds."""
     return [
         step.card
         for step in report.steps

@@ -55,6 +55,18 @@ name: {{ include "xpu-device-plugin.fullname" . }}-ds
 {{- if .Values.resourcePerProfile }}
 - "--resource-per-profile"
 {{- end }}
+{{- if and (or .Values.startupTaint .Values.nodeCondition .Values.podEvents) (not .Values.rbac.create) }}
+{{- fail "startupTaint, nodeCondition and podEvents need rbac.create=true: the plugin writes to the API server" }}
+{{- end }}
+{{- with .Values.startupTaint }}
+- {{ printf "--startup-taint=%s" . | quote }}
+{{- end }}
+{{- if .Values.nodeCondition }}
+- "--node-condition"
+{{- end }}
+{{- if .Values.podEvents }}
+- "--pod-events"
+{{- end }}
 {{- range $name, $value := .Values.options }}
 {{- if kindIs "slice" $value }}
 {{- $value = join "," $value }}
