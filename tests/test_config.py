@@ -14,6 +14,7 @@ from xpu_plugin.config import LIST_OPTIONS, OPTIONS, Config, Option, UsageError,
 PATHS = (
     "device-plugin-dir",
     "pod-resources-socket",
+    "pods-api-socket",
     "state-dir",
     "dev-root",
     "sysfs-root",
@@ -292,6 +293,7 @@ def test_a_path_too_long_for_a_socket_is_refused_before_anything_runs(name: str,
         "link/own.sock",
         "pods/kubelet.sock",
         "plugins/../pods/kubelet.sock",
+        "pods-api/pods-api.sock",
         "alias",
     ],
 )
@@ -302,6 +304,7 @@ def test_a_status_socket_that_is_the_kubelets_is_refused(path: str, place: Path)
     places = (
         f"--device-plugin-dir={place}/plugins",
         f"--pod-resources-socket={place}/pods/kubelet.sock",
+        f"--pods-api-socket={place}/pods-api/pods-api.sock",
     )
     text = refused(*places, f"--status-socket={place}/{path}")
     assert text.startswith(f"--status-socket: '{place}/{path}' is the kubelet's; accepted: ")

@@ -231,6 +231,12 @@ class Config:
     pod_resources_socket: Path = _option(
         _absolute, "/var/lib/kubelet/pod-resources/kubelet.sock", "the kubelet's pod resources API", "SOCKET"
     )
+    pods_api_socket: Path = _option(
+        _absolute,
+        "/var/lib/kubelet/pods-api/pods-api.sock",
+        "the kubelet's pods API, of Kubernetes 1.37 and newer; without it the other proofs count",
+        "SOCKET",
+    )
     state_dir: Path = _option(
         _absolute,
         "/var/lib/xpu-device-plugin",
@@ -369,7 +375,7 @@ class Config:
         if self.status_socket and self._is_the_kubelets(self.status_socket):
             raise UsageError(
                 f"--status-socket: {str(self.status_socket)!r} is the kubelet's; accepted: a path outside of "
-                "--device-plugin-dir, other than --pod-resources-socket"
+                "--device-plugin-dir, other than --pod-resources-socket and --pods-api-socket"
             )
         if os.path.realpath(self.state_dir) == os.path.realpath(self.device_plugin_dir):
             raise UsageError(
@@ -386,11 +392,11 @@ class Config:
 
     def _is_the_kubelets(self, socket: Path) -> bool:
         """Return whether a kubelet serves at this path, or removes files there."""
-        real, directory, plugins, pods = map(
+        real, directory, plugins, *served = map(
             os.path.realpath,
-            (socket, socket.parent, self.device_plugin_dir, self.pod_resources_socket),
+            (socket, socket.parent, self.device_plugin_dir, self.pod_resources_socket, self.pods_api_socket),
         )
-        return real == pods or plugins in (str(Path(real).parent), directory)
+        return real in served or plugins in (str(Path(real).parent), directory)
 
     @property
     def own_pod(self) -> str | None:
@@ -460,7 +466,7 @@ def _range(first: str, last: str) -> tuple[Option, ...]:
 
 # The options of sub-commands.
 _PLACES = _range("dev-root", "deny")
-_KUBELET = _range("device-plugin-dir", "pod-resources-socket")
+_KUBELET = _range("device-plugin-dir", "pods-api-socket")
 _VFS = _range("device-plugin-dir", "pod-namespace")
 _RUNNING = tuple(
     replace(option, default=MANIFESTS_STATUS_SOCKET, help="the running plugin's --status-socket")

@@ -300,6 +300,7 @@ def kubelet_of(config: Config) -> KubeletView:
     return KubeletView(
         device_plugin_dir=config.device_plugin_dir,
         pod_resources_socket=config.pod_resources_socket,
+        pods_api_socket=config.pods_api_socket,
     )
 
 

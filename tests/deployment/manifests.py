@@ -54,6 +54,7 @@ FIELDS = {"NODE_NAME": "spec.nodeName", "POD_NAME": "metadata.name", "POD_NAMESP
 MOUNTS = {
     "/var/lib/kubelet/device-plugins": "/var/lib/kubelet/device-plugins",
     "/var/lib/kubelet/pod-resources": "/var/lib/kubelet/pod-resources (read-only)",
+    "/var/lib/kubelet/pods-api": "/var/lib/kubelet/pods-api (read-only)",
     "/host/usr/local": "/usr/local (read-only)",
     "/dev": "/dev",
     "/sys": "/sys (read-only)",
@@ -248,6 +249,7 @@ def _check_pod_of_plugin(plugin: Plugin) -> None:
     assert mounts.keys() == MOUNTS.keys()
     assert str(config.device_plugin_dir) in mounts
     assert str(config.pod_resources_socket.parent) in mounts
+    assert str(config.pods_api_socket.parent) in mounts
     assert str(config.state_dir) in mounts
     writable = {path for path, source in mounts.items() if not source.endswith("(read-only)")}
     assert writable == {

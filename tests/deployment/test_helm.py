@@ -231,6 +231,7 @@ def test_a_kubelet_elsewhere(helm: Helm) -> None:
     mounts = Plugin(the(objects_in(done.stdout), "DaemonSet")).mounts()
     assert mounts["/var/lib/kubelet/device-plugins"] == "/data/kubelet/device-plugins"
     assert mounts["/var/lib/kubelet/pod-resources"] == "/data/kubelet/pod-resources (read-only)"
+    assert mounts["/var/lib/kubelet/pods-api"] == "/data/kubelet/pods-api (read-only)"
 
 
 @pytest.mark.parametrize(

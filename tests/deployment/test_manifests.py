@@ -204,9 +204,9 @@ SLIPS: dict[str, Callable[[list[Object]], object]] = {
     ].update(name="another"),
     "a mount without a volume": lambda it: Plugin(the(it, "DaemonSet")).spec["volumes"].pop(),
     "a volume without a mount": lambda it: container_of(it)["volumeMounts"].pop(),
-    "a volume that is not read-only": lambda it: container_of(it)["volumeMounts"][4].pop("readOnly"),
+    "a volume that is not read-only": lambda it: container_of(it)["volumeMounts"][5].pop("readOnly"),
     "a directory made on the host": lambda it: (
-        Plugin(the(it, "DaemonSet")).spec["volumes"][2]["hostPath"].update(type="DirectoryOrCreate")
+        Plugin(the(it, "DaemonSet")).spec["volumes"][3]["hostPath"].update(type="DirectoryOrCreate")
     ),
     "another service account": lambda it: the(it, "ServiceAccount")["metadata"].update(name="another"),
     "Events of the whole cluster": lambda it: the(it, "ClusterRole")["rules"].append(

@@ -119,6 +119,7 @@ class Node:
         options = {
             "device-plugin-dir": self.plugins,
             "pod-resources-socket": self.place / "pods/kubelet.sock",
+            "pods-api-socket": self.place / "pods-api/pods-api.sock",
             "state-dir": self.place / "state",
             "dev-root": self.machine.dev_root,
             "sysfs-root": self.machine.sysfs_root,

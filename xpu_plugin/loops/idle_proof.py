@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from typing import NoReturn
 
 from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
@@ -12,6 +13,7 @@ from xpu_plugin.log import Message
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.model.devices import Usage
 from xpu_plugin.model.vf_plan import Card, Proof
+from xpu_plugin.observable import Value
 from xpu_plugin.waiting import Cooldown
 from xpu_plugin.xpuml import WrongDeviceError, XpumlError
 
@@ -55,6 +57,15 @@ class IdleProof:
         answers = await self._view.answers(oldest=0.0)
         answers = replace(answers, began=min(began, answers.began), usages=usages)
         return self._grants.prove(cards, answers)
+
+    @property
+    def ended(self) -> Value[float]:
+        """Time at which the end of a container was last seen; at once while `follow` runs."""
+        return self._view.ended
+
+    async def follow(self) -> NoReturn:
+        """Follow the ends of containers. Never returns."""
+        await self._view.follow()
 
     async def _usage(self, card: Card) -> Usage | str:
         """Return the answer of driver and sysfs, or the reason for its absence.

@@ -37,6 +37,7 @@ from xpu_plugin.model.vf_reconcile import (
     decide,
     inherited,
 )
+from xpu_plugin.observable import Value
 from xpu_plugin.waiting import wait_for
 from xpu_plugin.xpuml import WrongDeviceError, XpumlError
 
@@ -94,6 +95,7 @@ class VfReconciler:
         self._wake = asyncio.Event()
         self._memory = Memory(started=clock())
         self._proofs: Mapping[str, Proof] = {}
+        self._waiting: Value[bool] = Value(False)  # the end of a container may change the next decision
         self.drifts: Mapping[str, int] = {}  # card -> number of changes by another program
 
     @property
@@ -140,6 +142,7 @@ class VfReconciler:
         """Never returns."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow(), name="grants for apply")
+            group.create_task(self._attend(), name="ends of containers")
             await self._carry_out()
 
     async def _follow(self) -> None:
@@ -153,8 +156,29 @@ class VfReconciler:
             if self._memory.change is not None or self._picture.facts.kept_back:
                 self._wake.set()
 
+    async def _attend(self) -> None:
+        """Have the kubelet report ends of containers, while a card waits for one."""
+        async for waiting in self._waiting.values():
+            if waiting:
+                version = self._waiting.version
+                following = asyncio.create_task(self._proof.follow(), name="pods")
+                over = asyncio.create_task(self._waiting.beyond(version))
+                try:
+                    await asyncio.wait({following, over}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for task in (following, over):
+                        task.cancel()
+                    ended = await asyncio.gather(following, over, return_exceptions=True)
+                for outcome in ended:
+                    if isinstance(outcome, Exception):
+                        raise outcome
+
     async def _carry_out(self) -> None:
-        with self._picture.waking(self._wake), self._desired.waking(self._wake):
+        with (
+            self._picture.waking(self._wake),
+            self._desired.waking(self._wake),
+            self._proof.ended.waking(self._wake),
+        ):
             while True:
                 await self._lock.acquire()
                 if self._unread is not None:
@@ -177,14 +201,17 @@ class VfReconciler:
             unread=self._unread,
             driver=self._monitor.scanner.driver_version(),
             orders=self._orders,
+            ended=self._proof.ended.current,
             pace=self._limits.pace,
         )
 
     def _decide(self) -> Decision:
         """Decide, publish and report without an await: a grant comes before this or after it."""
         self._wake.clear()
-        decision = decide(self._memory, self._view(), self._limits)
+        view = self._view()
+        decision = decide(self._memory, view, self._limits)
         self._memory = decision.memory
+        self._waiting.set(decision.awaits_an_end or bool(view.stale_ids))
         self._keep_back(decision.kept_back)
         for news in decision.news:
             reason, card, detail = news.reason, news.card or None, news.text.removeprefix(f"{news.card}: ")

@@ -57,6 +57,12 @@ class Answers:
     usages: Mapping[str, Usage | str] = field(default_factory=dict)  # by card; a text: why there is no answer
     own: bool = False  # that instance has written the checkpoint
     checkpoint_trouble: str | None = None  # why the checkpoint cannot be read
+    # By the pods API (`roster`). List and checkpoint are without the holders that have ended.
+    witness: bool = False  # it has answered
+    refusal: str = ""  # why it refuses to answer
+    ended: Mapping[str, float] = field(default_factory=dict)  # ids of ended holders -> time of the end
+    lingering: tuple[Holding, ...] = ()  # of pods that left it before their containers were seen to end
+    fading: tuple[Holding, ...] = ()  # of the checkpoint, of pods that are not in it
 
     @property
     def listed(self) -> Listing | None:
@@ -154,6 +160,7 @@ class Word:
     trusted: bool = False  # the list counts as a proof
     checkpoint: Collection[str] | None = None  # its ids; None if it cannot be read
     own: bool = False  # this instance has written the checkpoint
+    ended: Mapping[str, float] = field(default_factory=dict)  # id -> time at which its holder ended
 
     @property
     def listed(self) -> dict[str, str]:
@@ -164,6 +171,9 @@ class Word:
 
 def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str] = ()) -> Ledger:
     """Return the remaining grants, marked by the kubelet's answers.
+
+    A grant ends when the pods API shows the end of its container. An end that may be an earlier container's,
+    or of an earlier run, does not count before `settle` seconds.
 
     A grant ends when the instance that listed it lists it no longer. It also ends when the instance that
     wrote it down has since written a checkpoint without it.
@@ -181,6 +191,8 @@ def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str
     def goes_on(id: str, grant: Grant) -> bool:
         if id in listed or grant.at >= word.began:
             return True
+        if id in word.ended:
+            return grant.at >= word.ended[id] and word.began - grant.at < settle
         if word.listing is not None and grant.shown is not None:
             if grant.shown == word.life:
                 return False
@@ -234,6 +246,7 @@ def forgotten(ledger: Ledger, word: Word, before: Collection[str] = ()) -> froze
         for id, grant in ledger.items()
         if id not in listed
         and id not in word.checkpoint
+        and id not in word.ended
         and grant.at < word.began
         and grant.known_to != word.life
         and (grant.known_to is not None or grant.holder is not None)
@@ -267,6 +280,7 @@ def examine(
     strange: Collection[str] = ()
     if not doubt:
         held, strange = by_card(_holdings(answers, terms), facts, policy)
+    fading, _ = by_card(answers.fading, facts, policy)
     # The checkpoint alone may prove that grants ended, even if it needs consent to prove a card idle.
     if not distrust(answers, replace(terms, without_pod_resources=True)):
         ledger = _strike_out(ledger, asked, answers, terms, facts)
@@ -275,6 +289,7 @@ def examine(
         granted.setdefault(card_of(id, facts), []).append(id)
     for card in asked:
         proof = _proof(card, answers.usages[card.address], held.get(card.address, ()), strange, doubt)
+        proof = replace(proof, fading=tuple(sorted(fading.get(card.address, ()))))
         if not proof.holders and card.address in granted:
             ids = ", ".join(granted[card.address])
             proof = Proof(holders=(f"a container that was granted {ids} and is not known to have ended",))
@@ -289,8 +304,8 @@ def _holdings(answers: Answers, terms: Terms) -> Iterable[Holding]:
     containers.
     """
     if answers.listed is not None and terms.own_pod is not None:
-        return answers.listed.holdings
-    return answers.holdings
+        return (*answers.listed.holdings, *answers.lingering)
+    return (*answers.holdings, *answers.lingering)
 
 
 def distrust(answers: Answers, terms: Terms) -> str:
@@ -301,6 +316,8 @@ def distrust(answers: Answers, terms: Terms) -> str:
     listing = answers.listing
     if isinstance(listing, str):
         return listing
+    if answers.refusal:
+        return answers.refusal
     if listing is None:
         if not terms.without_pod_resources:
             return (
@@ -361,6 +378,7 @@ def word_of(answers: Answers, terms: Terms) -> Word:
         trusted=listing is not None and not distrust(answers, terms),
         checkpoint=None if answers.checkpoint is None else _ids(answers.checkpoint),
         own=answers.own,
+        ended=answers.ended,
     )
 
 

@@ -147,6 +147,9 @@ class Proof:
     done: float = 0.0  # its end
     holders: tuple[str, ...] = ()
     doubt: str = ""
+    # Containers that only the kubelet's checkpoint names, and of which the pods are gone. The kubelet forgets
+    # them when it writes its next checkpoint; until then the card is not changed.
+    fading: tuple[str, ...] = ()
 
     @property
     def idle(self) -> bool:

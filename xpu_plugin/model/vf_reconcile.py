@@ -71,6 +71,7 @@ class View:
     unread: float | None = None  # since when the record of an earlier request cannot be read; None if it was
     driver: str = ""  # the driver's version
     orders: int = 0  # number of SIGHUPs
+    ended: float = float("-inf")  # time at which the kubelet last reported the end of a container
     pace: VfPace = VfPace()
 
 
@@ -212,6 +213,11 @@ class Decision:
     report: Report
     news: tuple[News, ...] = ()
 
+    @property
+    def awaits_an_end(self) -> bool:
+        """Whether the end of a container may change the next decision."""
+        return any(step.holders for step in self.report.steps)
+
 
 def decide(memory: Memory, view: View, limits: Limits) -> Decision:
     """Return the next action.
@@ -328,8 +334,9 @@ def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | P
 
 
 def _fresh(view: View, address: str) -> bool:
+    """Return whether the last check is recent, and no container was reported to end since."""
     proof = view.proofs.get(address)
-    return proof is not None and view.now - proof.done < view.pace.look
+    return proof is not None and proof.at > view.ended and view.now - proof.done < view.pace.look
 
 
 def _free(view: View, address: str) -> bool:
@@ -380,8 +387,13 @@ def _planned(memory: Memory, change: Change, card: Card | None, view: View) -> _
         return memory, Wait(change.until - view.now), ()
     if view.proofs[change.card].at < change.until:
         return memory, Prove((change.card,)), ()
-    if not view.proofs[change.card].idle:
+    proof = view.proofs[change.card]
+    if not proof.idle:
         return None
+    if proof.fading:
+        text = f"the kubelet's checkpoint still names {', '.join(proof.fading)}, of which the pod is gone"
+        memory = _pause(memory, view, change.card, text, view.pace.retry, failed=False)
+        return replace(memory, change=None), Wait(0.0), ()
     return _send(memory, change, card, view)
 
 

@@ -6,6 +6,7 @@ the survivors of a restart, left-over files, and the wording of refusals. `Relea
 newer releases. Where the model is stricter, a docstring says so.
 
 It omits CPU and memory management, NUMA alignment, the API server, and init containers that pass devices on.
+Its pods API knows the pods of containers with devices, each with its status.
 `Kubelet.api_server_away` simulates the API server's absence.
 
     async with Kubelet(directory, pod_resources_dir=other) as kubelet:
@@ -47,12 +48,18 @@ from xpu_plugin.frozen import frozen
 from xpu_plugin.proto import (
     deviceplugin_pb2,
     deviceplugin_pb2_grpc,
+    pod_v1_pb2,
     podresources_v1_pb2,
+    pods_v1alpha1_pb2,
 )
 
 
 VERSION = "v1beta1"
 SOCKET = "kubelet.sock"
+PODS_API_SOCKET = "pods-api.sock"
+WAITING_EVENTS = 100
+"""The events that may wait for a watcher of the pods API; the stream of a slower one is ended."""
+
 CHECKPOINT = "kubelet_internal_checkpoint"
 HEALTHY = "Healthy"
 UNHEALTHY = "Unhealthy"
@@ -171,6 +178,26 @@ class Assignment:
         return f"uid-of-{self.namespace}-{self.pod}"
 
 
+@dataclass(kw_only=True)
+class PodState:
+    """A pod as the pods API shows it.
+
+    exits: container -> its exit code and the time of its end, in seconds since 1970
+    sidecars: init containers that are restarted always
+    shown: off once the API has it no more, although its containers may run
+    silent: on while it is shown as Failed and its containers have no status
+    """
+
+    restart_policy: str = "Always"
+    phase: str = "Running"
+    deleted: bool = False
+    grace: int = 30
+    exits: dict[str, tuple[int, float]] = field(default_factory=dict)
+    sidecars: set[str] = field(default_factory=set)
+    shown: bool = True
+    silent: bool = False
+
+
 class Client:
     """The kubelet's end of one connection to a plugin, after a successful dial."""
 
@@ -217,6 +244,12 @@ class Kubelet:
         """If set before a *start*, the kubelet knows no pods: PodResources returns none while this stays
         true,
         although containers run and hold devices."""
+        self.pods_api_dir: Path | None = None
+        """Where the pods API is served from the next start on, as by 1.37; None: nowhere."""
+        self.pods: dict[str, PodState] = {}
+        """The pods with devices, by UID. `announce` tells the watchers of a change."""
+        self.pod_questions = 0
+        """The number of requests for the list of the pods API."""
         self.registrations: list[Registration] = []
         self.troubles: list[str] = []
         """The troubles on this side: refused registrations, failed dials, broken streams."""
@@ -238,6 +271,7 @@ class Kubelet:
         self._grants: list[Assignment] = []
         self._forgotten: list[Assignment] = []
         self._pod_numbers = itertools.count(1)
+        self._watchers: set[asyncio.Queue[bytes | None]] = set()
         self._admission = asyncio.Lock()
         self._change = asyncio.Event()
 
@@ -254,6 +288,15 @@ class Kubelet:
     @property
     def pod_resources_socket(self) -> Path | None:
         return self.pod_resources_dir / SOCKET if self.pod_resources_dir else None
+
+    @property
+    def pods_api_socket(self) -> Path | None:
+        return self.pods_api_dir / PODS_API_SOCKET if self.pods_api_dir else None
+
+    @property
+    def pod_watchers(self) -> int:
+        """The number of open streams of the pods API."""
+        return len(self._watchers)
 
     @property
     def streams_open(self) -> int:
@@ -347,6 +390,8 @@ class Kubelet:
         await self._serve(registry, self.socket)
         if path := self.pod_resources_socket:
             await self._serve_pod_resources(path)
+        if path := self.pods_api_socket:
+            await self._serve_pods_api(path)
         self._changed()
 
     async def stop(self, *, remove_sockets: bool = False) -> None:
@@ -355,6 +400,8 @@ class Kubelet:
         The socket files stay too, without a listener: a kubelet removes them at its start, not at its stop.
         """
         servers, self._servers = self._servers, []
+        for watcher in self._watchers:
+            watcher.put_nowait(None)
         for server in servers:
             await server.stop(None)
         tasks, self._tasks = self._tasks, set()
@@ -366,7 +413,7 @@ class Kubelet:
         self._wedged.clear()
         self._devices.clear()
         if remove_sockets:
-            for path in (self.socket, self.pod_resources_socket):
+            for path in (self.socket, self.pod_resources_socket, self.pods_api_socket):
                 if path:
                     path.unlink(missing_ok=True)
         self._changed()
@@ -446,19 +493,49 @@ class Kubelet:
         starts without a call. Raises StartError when the plugin refuses or its stream has ended.
         """
         endpoint = self._endpoints.get(grant.resource)
-        if endpoint is None or not endpoint.registration.pre_start_required:
-            return
-        request = deviceplugin_pb2.PreStartContainerRequest(devices_ids=grant.ids)
-        try:
-            await self._ask(endpoint, "PreStartContainer", endpoint.stub.PreStartContainer, request)
-        except AdmissionError as error:
-            raise StartError(str(error), grant) from error
+        if endpoint is not None and endpoint.registration.pre_start_required:
+            request = deviceplugin_pb2.PreStartContainerRequest(devices_ids=grant.ids)
+            try:
+                await self._ask(endpoint, "PreStartContainer", endpoint.stub.PreStartContainer, request)
+            except AdmissionError as error:
+                raise StartError(str(error), grant) from error
+        if self.pods[grant.uid].exits.pop(grant.container, None) is not None:
+            self.announce(grant)
 
     def free(self, grant: Assignment) -> None:
         """Let the grant's container end. The checkpoint keeps it until the next write: with the next list,
         the next grant, or `write_checkpoint`."""
+        if (pod := self.pods.get(grant.uid)) is not None:
+            pod.deleted = True
+            self.end(grant)
         (self._forgotten if grant in self._forgotten else self._grants).remove(grant)
+        if not any(own.uid == grant.uid for own in (*self._grants, *self._forgotten)):
+            self._remove_pod(grant)
         self._changed()
+
+    def end(self, grant: Assignment, *, code: int = 0) -> None:
+        """Let the grant's container exit. Its pod stays, with its devices in checkpoint and list."""
+        pod = self.pods[grant.uid]
+        pod.exits.setdefault(grant.container, (code, time.time()))
+        self.announce(grant)
+
+    def delete_by_force(self, grant: Assignment) -> None:
+        """Delete the grant's pod from the API server. The kubelet's APIs and its next checkpoint have it no
+        more, although its container runs until it is killed."""
+        self._grants.remove(grant)
+        self._remove_pod(grant)
+        self._changed()
+
+    def announce(self, grant: Assignment, *, added: bool = False) -> None:
+        """Tell the watchers of the pods API the present state of the grant's pod."""
+        kind = pods_v1alpha1_pb2.ADDED if added else pods_v1alpha1_pb2.MODIFIED
+        self._tell(kind, self._pod(grant.uid))
+        self._changed()
+
+    def _remove_pod(self, grant: Assignment) -> None:
+        if self.pods.pop(grant.uid, None) is not None:
+            metadata = pod_v1_pb2.ObjectMeta(name=grant.pod, namespace=grant.namespace, uid=grant.uid)
+            self._tell(pods_v1alpha1_pb2.DELETED, pod_v1_pb2.Pod(metadata=metadata))
 
     def hold(
         self,
@@ -799,6 +876,9 @@ class Kubelet:
 
     def _record(self, grant: Assignment) -> None:
         self._grants.append(grant)
+        new = grant.uid not in self.pods
+        self.pods.setdefault(grant.uid, PodState())
+        self.announce(grant, added=new)
         self.write_checkpoint()
         self._changed()
 
@@ -851,6 +931,81 @@ class Kubelet:
                 containers[*key, grant.container].devices.add(resource_name=grant.resource, device_ids=ids)
         return response
 
+    # --- the pods API ---
+
+    def pods_refusal(self) -> str | None:
+        """Return why the pods API refuses to answer."""
+        self._pods_unknown &= self.api_server_away
+        return "Kubelet is initializing" if self._pods_unknown else None
+
+    def listed_pods(self) -> list[bytes]:
+        """Return the pods of the pods API, serialized."""
+        return [self._pod(uid).SerializeToString() for uid, pod in sorted(self.pods.items()) if pod.shown]
+
+    def _pod(self, uid: str) -> pod_v1_pb2.Pod:
+        state = self.pods[uid]
+        grants = [grant for grant in (*self._grants, *self._forgotten) if grant.uid == uid]
+        pod = pod_v1_pb2.Pod()
+        pod.metadata.uid = uid
+        pod.metadata.name, pod.metadata.namespace = grants[0].pod, grants[0].namespace
+        if state.deleted:
+            pod.metadata.deletionTimestamp.seconds = int(time.time())
+        pod.spec.restartPolicy = state.restart_policy
+        pod.spec.terminationGracePeriodSeconds = state.grace
+        pod.status.phase = state.phase
+        for grant in {grant.container: grant for grant in grants}.values():
+            init = grant.init_container
+            container = (pod.spec.initContainers if init else pod.spec.containers).add(name=grant.container)
+            if grant.container in state.sidecars:
+                container.restartPolicy = "Always"
+            if state.silent:
+                continue
+            statuses = pod.status.initContainerStatuses if init else pod.status.containerStatuses
+            status = statuses.add(name=grant.container)
+            if grant.container in state.exits:
+                code, at = state.exits[grant.container]
+                end = status.state.terminated
+                end.exitCode, end.finishedAt.seconds = code, int(at)
+                end.containerID = f"containerd://{uid}-{grant.container}"
+            else:
+                status.state.running.SetInParent()
+        return pod
+
+    def _tell(self, kind: pods_v1alpha1_pb2.EventType, pod: pod_v1_pb2.Pod) -> None:
+        event = pods_v1alpha1_pb2.WatchPodsEvent(type=kind, pod=pod.SerializeToString()).SerializeToString()
+        for watcher in self._watchers:
+            watcher.put_nowait(event if watcher.qsize() < WAITING_EVENTS else None)
+
+    async def _list_pods(self, request: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
+        del request
+        self.pod_questions += 1
+        self._changed()
+        if reason := self.pods_refusal():
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
+        return pods_v1alpha1_pb2.ListPodsResponse(pods=self.listed_pods()).SerializeToString()
+
+    async def _watch_pods(
+        self, request: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]"
+    ) -> AsyncGenerator[bytes, None]:
+        del request
+        if reason := self.pods_refusal():
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
+        watcher: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._watchers.add(watcher)
+        self._changed()
+        try:
+            added = pods_v1alpha1_pb2.ADDED
+            for pod in self.listed_pods():
+                yield pods_v1alpha1_pb2.WatchPodsEvent(type=added, pod=pod).SerializeToString()
+            complete = pods_v1alpha1_pb2.INITIAL_SYNC_COMPLETE
+            yield pods_v1alpha1_pb2.WatchPodsEvent(type=complete).SerializeToString()
+            while (event := await watcher.get()) is not None:
+                yield event
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "watch client channel closed")
+        finally:
+            self._watchers.discard(watcher)
+            self._changed()
+
     # --- small parts ---
 
     def _clear(self) -> None:
@@ -860,6 +1015,9 @@ class Kubelet:
                 path.unlink(missing_ok=True)  # its owner may have removed it
         if socket := self.pod_resources_socket:
             socket.parent.mkdir(parents=True, exist_ok=True)
+            socket.unlink(missing_ok=True)
+        if socket := self.pods_api_socket:
+            socket.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
             socket.unlink(missing_ok=True)
 
     async def _serve(self, server: grpc.aio.Server, path: Path) -> None:
@@ -877,6 +1035,15 @@ class Kubelet:
         server.add_generic_rpc_handlers(
             [_pod_resources_lister(version, self.pod_resources_answer) for version in versions]
         )
+        await self._serve(server, path)
+
+    async def _serve_pods_api(self, path: Path) -> None:
+        server = grpc.aio.server()
+        handlers = {
+            "ListPods": grpc.unary_unary_rpc_method_handler(self._list_pods),
+            "WatchPods": grpc.unary_stream_rpc_method_handler(self._watch_pods),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("v1alpha1.Pods", handlers),))
         await self._serve(server, path)
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:

@@ -8,17 +8,26 @@ event loop.
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from pathlib import Path
+from typing import NoReturn
 
 from xpu_plugin.edges.kubelet.directory import KUBELET_SOCKET, identity_of
 from xpu_plugin.edges.kubelet.pod_resources import CHECKPOINT, UnknownHoldersError, checkpoint_of, list_pods
+from xpu_plugin.edges.kubelet.pods import news_of, pods_of
 from xpu_plugin.frozen import frozen
+from xpu_plugin.model import roster
 from xpu_plugin.model.ownership import Answers, Checkpoint, Listing
+from xpu_plugin.model.pods import Pod
 from xpu_plugin.model.registration import SocketIdentity
+from xpu_plugin.observable import Value
+from xpu_plugin.waiting import delays
 
 
 FRESH_SECONDS = 5.0
+AGAIN_SECONDS = (0.5, 60.0)  # between streams of the pods API: first, most
+LASTING_SECONDS = 10.0  # a stream that lasted so long makes the pauses begin anew
 READ_SECONDS = 5.0  # for a read from the disk of the kubelet's directory
 
 
@@ -53,14 +62,32 @@ class Written:
     trouble: str | None = None
 
 
+@frozen
+class Shown:
+    """An answer of the pods API.
+
+    began: as in `Listed`
+    pods: by UID; None without such an API, or without an answer; a text: why the kubelet refuses to answer
+    trouble: reason for which there is no answer
+    """
+
+    began: float
+    pods: Mapping[str, Pod] | str | None = None
+    trouble: str | None = None
+
+
 class KubeletView:
-    """Reads the state of this node's kubelet."""
+    """Reads the state of this node's kubelet.
+
+    pods_api_socket: of the pods API; None: it is not asked
+    """
 
     def __init__(
         self,
         *,
         device_plugin_dir: Path,
         pod_resources_socket: Path,
+        pods_api_socket: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -68,6 +95,10 @@ class KubeletView:
         self._kubelet = device_plugin_dir / KUBELET_SOCKET
         self._directory = device_plugin_dir
         self._socket = pod_resources_socket
+        self._pods_api = pods_api_socket
+        self._roster: roster.Roster = {}
+        self.ended: Value[float] = Value(float("-inf"))
+        """Time at which the end of a container with a device was last seen, by an answer or by `follow`."""
         self._clock = clock
         self._wall_clock = wall_clock
         self._asking = asyncio.Lock()
@@ -142,6 +173,53 @@ class KubeletView:
             number,
         )
 
+    async def shown(self) -> Shown:
+        """Ask the pods API. No state of the kubelet raises."""
+        began = self._clock()
+        try:
+            pods = None if self._pods_api is None else await pods_of(self._pods_api)
+        except UnknownHoldersError as error:
+            return Shown(began=began, trouble=str(error))
+        return Shown(began=began, pods=pods)
+
+    async def follow(self) -> NoReturn:
+        """Follow the pods with devices, so that `ended` changes at once. Never returns.
+
+        A stream that ends is opened again. It begins with all pods, so no end is missed.
+        """
+        pauses = delays(*AGAIN_SECONDS)
+        while True:
+            began = self._clock()
+            try:
+                if self._pods_api is not None:
+                    await self._read_news(self._pods_api)
+            except (UnknownHoldersError, FileNotFoundError, NotADirectoryError):
+                pass  # `answers` has the reason
+            if self._clock() - began > LASTING_SECONDS:
+                pauses = delays(*AGAIN_SECONDS)
+            await asyncio.sleep(next(pauses))
+
+    async def _read_news(self, socket: Path) -> None:
+        """Read a stream of the pods API to its end. Raises as `news_of`."""
+        first: set[str] = set()  # then grows with the pods of this stream
+        async with aclosing(news_of(socket)) as stream:
+            async for news in stream:
+                if news is None:
+                    for uid in self._roster.keys() - first:
+                        self._hear(uid, None)
+                else:
+                    first.add(news[0])
+                    self._hear(*news)
+
+    def _hear(self, uid: str, pod: Pod | None) -> None:
+        now = self._clock()
+        self._become(roster.after_event(self._roster, uid, pod, now), now)
+
+    def _become(self, after: roster.Roster, now: float) -> None:
+        before, self._roster = self._roster, after
+        if roster.open_holders(before) - roster.open_holders(after):
+            self.ended.set(now)
+
     def _still(self, instance: SocketIdentity | None) -> SocketIdentity | None:
         return instance if instance == self.instance else None
 
@@ -152,12 +230,18 @@ class KubeletView:
         """
         listed = None if checkpoint_alone else await self.listing(oldest=oldest)
         written = await self.checkpoint(oldest=oldest)
+        # After the checkpoint: so the pod of each device is known, unless it has gone.
+        shown = None if checkpoint_alone else await self.shown()
         asked = (written,) if listed is None else (listed, written)
         instance = self.instance
         life = instance if all(own.instance == instance for own in asked) else None
-        return Answers(
+        now = self._clock()
+        if shown is not None and isinstance(shown.pods, Mapping) and written.checkpoint is not None:
+            holdings = written.checkpoint.holdings
+            self._become(roster.after_list(self._roster, shown.pods, holdings, now), now)
+        answers = Answers(
             began=min(own.began for own in asked),
-            done=self._clock(),
+            done=now,
             listing=None if listed is None else listed.trouble or listed.listing,
             checkpoint=written.checkpoint.holdings if written.checkpoint else None,
             checkpoint_trouble=written.trouble,
@@ -165,6 +249,8 @@ class KubeletView:
             life=life,
             age=self._wall_clock() - life.changed_ns / 1e9 if life else 0.0,
         )
+        pods = None if shown is None else shown.pods
+        return roster.applied(answers, self._roster, pods, ahead=self._wall_clock() - now)
 
 
 def written_by(instance: SocketIdentity | None, checkpoint: Checkpoint | None) -> bool:
