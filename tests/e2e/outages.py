@@ -14,6 +14,8 @@ from .waiting import wait_until
 KUBELET_SECONDS = 60
 
 API_SERVER_SECONDS = 60
+SCHEDULER_SECONDS = 120
+"""Clients of an API server that was away wait before they try again, a scheduler more than a minute."""
 
 
 def restart_kubelet(hooks: Hooks) -> None:
@@ -30,12 +32,15 @@ def restart_kubelet(hooks: Hooks) -> None:
 
 @contextmanager
 def without_api_server(hooks: Hooks, cluster: Cluster) -> Iterator[None]:
-    """Stop it, and have it back and ready in the end, also after an error."""
+    """Stop it, and have it back and ready in the end, also after an error, and then the scheduler."""
     try:
         switch_api_server(hooks.stop_api_server, cluster, ready=False)
         yield
     finally:
         switch_api_server(hooks.start_api_server, cluster, ready=True)
+    pod = cluster.create_pod("scheduled", devices=0)
+    pod.wait_until_running(seconds=SCHEDULER_SECONDS)
+    pod.delete()
 
 
 def switch_api_server(command: tuple[str, ...], cluster: Cluster, *, ready: bool) -> None:

@@ -18,7 +18,7 @@ from .plugin import Plugin, Start
 from .waiting import wait_until, watch_that
 
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(150), pytest.mark.usefixtures("no_marks")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.usefixtures("no_marks")]
 
 CHANGE_SECONDS = 60
 PATIENCE_SECONDS = 5

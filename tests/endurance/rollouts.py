@@ -14,6 +14,7 @@ refused (by the kubelet, for good), and how many were stuck (by the plugin, unti
 
 import argparse
 import json
+import random
 import sys
 import threading
 import time
@@ -49,6 +50,8 @@ FORMER = Path(__file__).parents[1] / "e2e"
 POD_PERIOD_SECONDS = 1.0
 POD_LIFE_SECONDS = 1
 LAST_PODS_SECONDS = 90
+REST_SECONDS = 3.0
+"""Between two rounds, at most."""
 ADVICE = "delete the pod"
 """In a refusal of the plugin that it repeats at each start."""
 UPTIME = "cut -d' ' -f1 /proc/uptime"
@@ -137,11 +140,12 @@ def use(pod: str, text: str) -> Use:
 
 
 class Churn(threading.Thread):
-    """Creates a pod a second, and deletes those that have ended, while the block runs."""
+    """Creates a pod a second until `enough`, and deletes those that have ended while the block runs."""
 
     def __init__(self, cluster: Cluster, pods: Watch[Outcome]) -> None:
         super().__init__(daemon=True)
         self.created = 0
+        self.enough = False
         self.errors: list[KubectlError] = []
         self._cluster = cluster
         self._pods = pods
@@ -159,14 +163,18 @@ class Churn(threading.Thread):
         due = time.monotonic()
         while not self._end.wait(max(due - time.monotonic(), 0.0)):
             due += POD_PERIOD_SECONDS
-            manifest = user_manifest(self._cluster, str(self.created), life=f"sleep {POD_LIFE_SECONDS}")
             try:
-                self._cluster.kubectl("create", "--filename=-", stdin=json.dumps(manifest))
-                self.created += 1
+                if not self.enough:
+                    self._create()
                 if ended := [own.pod for own in self._pods.present.values() if own.ended]:
                     self._cluster.kubectl("delete", "pods", "--wait=false", "--ignore-not-found", *ended)
             except KubectlError as error:
                 self.errors.append(error)
+
+    def _create(self) -> None:
+        manifest = user_manifest(self._cluster, str(self.created), life=f"sleep {POD_LIFE_SECONDS}")
+        self._cluster.kubectl("create", "--filename=-", stdin=json.dumps(manifest))
+        self.created += 1
 
 
 # --- a run ----------------------------------------------------------------------------------------
@@ -207,6 +215,7 @@ def installed(node: Node, text: str) -> Iterator[Installation]:
 
 def run(node: Node, options: argparse.Namespace) -> int:
     text, rolling = manifest(options)
+    chance = random.Random(options.seed)
     promises = rolling.get("maxUnavailable") == 0
     hooks, cluster = node.hooks, node.cluster
     command = (*hooks.kubectl, "--namespace", hooks.namespace)
@@ -218,33 +227,30 @@ def run(node: Node, options: argparse.Namespace) -> int:
         before, held = holder.state().identity, node.machine.view_from(holder).openable - {CONTROL}
         kubelet = Kubelet(hooks.pod_resources_socket, hooks.device_plugin_directory)
         samples = Samples(kubelet, hertz=options.hertz)
-        with users, plugins, nodes, samples, closing(kubelet):
-            began = time.monotonic()
-            lost = ""
-            with Churn(cluster, users) as churn:
-                try:
-                    for _ in range(options.rounds):
-                        roll(installation, plugins, nodes)
-                except AssertionError as error:
-                    lost = f"round without an end: {error}"
-            seconds = time.monotonic() - began
-            outcomes = users.latest
+        with users, plugins, nodes, samples, closing(kubelet), Churn(cluster, users) as churn:
+            began, lost = time.monotonic(), ""
             try:
+                for _ in range(options.rounds):
+                    roll(installation, plugins, nodes)
+                    time.sleep(chance.uniform(0, REST_SECONDS))  # pods are at any point when the next begins
+                churn.enough = True
                 users.until(
                     "every pod has ended",
                     lambda: (
-                        churn.created == sum(own.ended or uid in users.gone for uid, own in outcomes.items())
+                        len(users.latest) == 1 + churn.created
+                        and all(own.ended for uid, own in users.present.items() if uid != before[0])
                     ),
                     seconds=LAST_PODS_SECONDS,
                 )
             except AssertionError as error:
-                lost = lost or f"pods that never end: {error}"
+                lost = str(error)
             end = time.monotonic()
         in_kubelet = gaps(samples.counts, CARDS, end)
         on_node = gaps(nodes.changes, CARDS, end)
         untouched = holder.state().identity == before and (
             node.machine.view_from(holder).openable - {CONTROL} == held
         )
+    outcomes = users.latest
     uses = [use(own.pod, own.message) for own in outcomes.values() if own.ran]
     stuck = {own.pod: own for _, own in users.changes if own.stuck}
     refused = [own for own in outcomes.values() if own.phase == "Failed" and own.pod not in stuck]
@@ -255,7 +261,8 @@ def run(node: Node, options: argparse.Namespace) -> int:
     ]
     reasons = Counter(own.reason for own in refused)
     print(
-        f"{options.rounds} rollouts of {options.plugin} with {rolling} in {seconds:.0f} s\n"
+        f"{options.rounds} rollouts of {options.plugin} with {rolling} in {end - began:.0f} s, "
+        f"seed {options.seed}\n"
         f"pods: {churn.created} created, {len(uses)} ran, {len(refused)} refused {dict(reasons) or ''}, "
         f"{len(stuck)} stuck\n"
         f"kubelet, by {kubelet.source}, {samples.number} samples at {options.hertz:g} Hz with pauses "
@@ -304,6 +311,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=100, metavar="N")
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--plugin", choices=["shipped", "fixed-socket"], default="shipped")
     parser.add_argument(
         "--manifest", type=Path, default=MANIFEST, help="of the shipped plugin, one DaemonSet in it"
