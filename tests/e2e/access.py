@@ -21,6 +21,9 @@ RIGHTS = tuple(
     for kind in ("clusterrole", "clusterrolebinding")
 )
 
+FURTHER = {name: f"--filename={DEPLOYMENT / f'{name}.yaml'}" for name in ("node-condition", "pod-events")}
+"""The rights of options that have a role of their own."""
+
 RIGHTS_SECONDS = 10
 """For the API server to act by new rights: it follows them at a little distance."""
 TOKEN_SECONDS = 3600
@@ -54,9 +57,23 @@ class Access:
         self._cluster.kubectl("apply", *RIGHTS)
         self._wait(allowed=True)
 
+    def give_further(self) -> None:
+        """Apply those of the options with a role of their own too, and wait until they count."""
+        self._cluster.kubectl("apply", *FURTHER.values())
+        for right in (
+            ("patch", "nodes", "--subresource=status"),
+            ("create", "events", "--namespace=kube-system"),
+        ):
+            wait_until(
+                f"{USER} may {' '.join(right)}",
+                lambda right=right: self.may(*right),  # type: ignore[misc]  # of this turn of the loop
+                bool,
+                seconds=RIGHTS_SECONDS,
+            )
+
     def take(self) -> None:
         """Delete the rights, and wait until they do not count any more."""
-        self._cluster.kubectl("delete", "--ignore-not-found", *RIGHTS)
+        self._cluster.kubectl("delete", "--ignore-not-found", *RIGHTS, *FURTHER.values())
         self._wait(allowed=False)
 
     def remove(self) -> None:

@@ -138,17 +138,45 @@ class Cluster:
 
     def versions(self) -> str:
         """The releases of the node's kubelet, of its container runtime, and of the API server."""
-        node = self._node()["status"]["nodeInfo"]
+        node = self.shown()["status"]["nodeInfo"]
         server = json.loads(self.kubectl("get", "--raw=/version"))
         return (
             f"kubelet {node['kubeletVersion']}, {node['containerRuntimeVersion'].replace('://', ' ')}, "
             f"API server {server['gitVersion']}, node {self.node}"
         )
 
+    def shown(self) -> Json:
+        """The whole node."""
+        node: Json = json.loads(self.kubectl("get", "node", self.node, "--output=json"))
+        return node
+
     def metadata(self) -> Json:
         """The node's."""
-        metadata: Json = self._node()["metadata"]
+        metadata: Json = self.shown()["metadata"]
         return metadata
+
+    def version(self) -> tuple[int, int]:
+        """The release of the node's kubelet."""
+        major, minor, _ = self.shown()["status"]["nodeInfo"]["kubeletVersion"].removeprefix("v").split(".", 2)
+        return int(major), int(minor)
+
+    def taints(self) -> list[str]:
+        """The keys of the node's taints."""
+        return [taint["key"] for taint in self.shown()["spec"].get("taints", [])]
+
+    def condition(self, kind: str) -> tuple[str, str] | None:
+        """Status and reason of a condition of the node; None without it."""
+        found = [own for own in self.shown()["status"]["conditions"] if own["type"] == kind]
+        return (found[0]["status"], found[0]["reason"]) if found else None
+
+    def forget_condition(self, kind: str) -> None:
+        """Take a condition off the node's status, which kubectl of all releases can only do as a whole."""
+        node = self.shown()
+        node["status"]["conditions"] = [own for own in node["status"]["conditions"] if own["type"] != kind]
+        del node["metadata"]["resourceVersion"]  # the kubelet writes all the time
+        self.kubectl(
+            "replace", f"--raw=/api/v1/nodes/{self.node}/status", "--filename=-", stdin=json.dumps(node)
+        )
 
     def set_vfs(self, vfs: str | None) -> None:
         """Put the label onto the node that says how many VFs each card is to have, or take it off."""
@@ -203,7 +231,7 @@ class Cluster:
 
     def amount(self) -> Amount:
         """What the node's status says of the resource."""
-        status = self._node()["status"]
+        status = self.shown()["status"]
         return Amount(*(int(status[kind].get(RESOURCE, 0)) for kind in ("capacity", "allocatable")))
 
     def described_amount(self) -> Amount:
@@ -233,9 +261,11 @@ class Cluster:
             seconds=STATUS_SECONDS,
         )
 
-    def create_pod(self, name: str, *, devices: int) -> "Pod":
-        """Ask for a pod; whether it comes to run is another question."""
+    def create_pod(self, name: str, *, devices: int, tolerates: str | None = None) -> "Pod":
+        """Ask for a pod; whether it comes to run is another question. tolerates: the key of a taint"""
         manifest = pod_manifest(f"{LABEL}-{name}", node=self.node, image=self.image, devices=devices)
+        if tolerates is not None:
+            manifest["spec"]["tolerations"] = [{"key": tolerates, "operator": "Exists"}]
         self.kubectl("create", "--filename", "-", stdin=json.dumps(manifest))
         return Pod(self, manifest["metadata"]["name"])
 
@@ -252,10 +282,6 @@ class Cluster:
     def delete_pods(self) -> None:
         """Remove every pod of the suite and wait until they are gone."""
         self.kubectl("delete", "pods", f"--selector={LABEL}", f"--timeout={KUBECTL_SECONDS - 5}s")
-
-    def _node(self) -> Json:
-        node: Json = json.loads(self.kubectl("get", "node", self.node, "--output=json"))
-        return node
 
     def _only_node(self) -> str:
         nodes = self.kubectl("get", "nodes", "--output=name").split()
@@ -314,6 +340,16 @@ class Pod:
             lambda state: state.running and state.container != before,
             seconds=RESTART_SECONDS,
         )
+
+    def device_health(self) -> dict[str, str]:
+        """What the kubelet says in the pod's status of each device."""
+        pod = json.loads(self._cluster.kubectl("get", "pod", self.name, "--output=json"))
+        return {
+            device["resourceID"]: device["health"]
+            for container in pod["status"].get("containerStatuses", [])
+            for own in container.get("allocatedResourcesStatus") or []
+            for device in own["resources"]
+        }
 
     def describe(self) -> str:
         return self._cluster.kubectl("describe", "pod", self.name)
