@@ -43,8 +43,15 @@ def test_all_that_was_written_is_removed_and_the_desired_count_stays(
     assert server.labels == {LABEL: "2", "kubernetes.io/hostname": NODE}
     assert server.annotations == {"another": "x"}
     captured = capsys.readouterr()
-    expected = f"{NODE}: labels and annotation of xpu-device-plugin are removed\n"
+    expected = f"{NODE}: labels, annotation and condition of xpu-device-plugin are removed\n"
     assert (captured.out, captured.err) == (expected, "")
+
+
+def test_the_condition_is_removed_and_no_other(server: ApiServer, kubeconfig: Path) -> None:
+    ready = {"type": "Ready", "status": "True"}
+    server.conditions = [{"type": "XPUReady", "status": "True"}, ready]
+    assert main(["cleanup", f"--kubeconfig={kubeconfig}", f"--node-name={NODE}"]) == 0
+    assert server.conditions == [ready]
 
 
 def test_the_label_last_seen_is_forgotten_whatever_the_api_server_does(

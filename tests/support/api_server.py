@@ -290,6 +290,9 @@ class ApiServer:
                 assert request.headers["content-type"] == "application/strategic-merge-patch+json"
                 for new in request.body["status"]["conditions"]:
                     old = [own for own in self.conditions if own["type"] == new["type"]]
+                    if new.get("$patch") == "delete":
+                        self.conditions = [own for own in self.conditions if own not in old]
+                        continue
                     for own in old:
                         own.update(new)
                     self.conditions += [] if old else [dict(new)]

@@ -18,10 +18,10 @@ def main(arguments: list[str]) -> int:
     """Return the exit status: 0 all is removed, 1 the API server or the disk refuses, 2 bad usage."""
     parser = Parser(
         prog=f"{PROGRAM} cleanup",
-        description="Remove the labels and the annotation that the plugin has written on a node. Use it "
-        "after you uninstall the plugin: a running plugin writes them again. The label with the desired VF "
-        "count is yours and stays. The record of that label in --state-dir is removed, so that the argument "
-        "counts if the label cannot be read, or if the Node was created again without it.",
+        description="Remove the labels, the annotation and the condition that the plugin has written on a "
+        "node. Use it after you uninstall the plugin: a running plugin writes them again. The label with the "
+        "desired VF count is yours and stays. The record of that label in --state-dir is removed, so that "
+        "the argument counts if the label cannot be read, or if the Node was created again without it.",
     )
     config, _, _ = read_config(arguments, os.environ, options=CLEANUP_OPTIONS, parser=parser)
     if not has_credentials(config.kubeconfig):
@@ -45,5 +45,5 @@ def main(arguments: list[str]) -> int:
     except ApiError as error:
         print(f"{PROGRAM}: cannot clean up node {node}: {error}", file=sys.stderr)
         return 1
-    print(f"{node}: labels and annotation of {PROGRAM} are removed")
+    print(f"{node}: labels, annotation and condition of {PROGRAM} are removed")
     return 0

@@ -35,6 +35,7 @@ LOOK_SECONDS = (1.0, 10.0)  # between looks at a Node that does not show the dev
 CONFLICTS = 5  # in a row, before a pause: the kubelet writes to the same object
 _CONFLICT = 409
 _JSON = "application/json"
+_STATUS = "patch nodes/status"
 
 
 class _NodeDuty:
@@ -44,7 +45,7 @@ class _NodeDuty:
         self, *, node: str, what: str, news: threading.Condition, delays: Delays, failures: FailureCounts
     ) -> None:
         self._what = what
-        self._path = f"{NODES}/{quote(node, safe='')}"
+        self._path = _path(node)
         self._news = news
         self._failures = failures
         self._uid: str | None = None
@@ -67,14 +68,6 @@ class _NodeDuty:
     def _anew(self) -> None:
         """Forget what is known of the Node."""
         raise NotImplementedError
-
-    def _node(self, server: ApiServerClient) -> dict[str, Any]:
-        with server.open("GET", self._path, what="get nodes", accept=_JSON) as answer:
-            return answer.whole(BROKEN)
-
-    def _patch(self, server: ApiServerClient, path: str, body: dict[str, object], content: str) -> None:
-        with server.open("PATCH", path, what=self._what, accept=ITEM, body=body, content=content) as answer:
-            node_metadata(answer.whole(BROKEN), self._what)
 
     def _tried(self, work: Callable[[ApiServerClient], None], server: ApiServerClient) -> bool:
         """Do the work; return whether it succeeded."""
@@ -126,7 +119,7 @@ class StartupTaint(_NodeDuty):
     def _look_and_remove(self, server: ApiServerClient) -> None:
         with self._news:
             wish, uid = self._wish, self._uid
-        node = self._node(server)
+        node = _read(server, self._path)
         metadata, taints = node_metadata(node, "get nodes"), _objects(member(node, "spec").get("taints"))
         others = [taint for taint in taints if taint.get("key") != self._key]
         effects = tuple(str(taint.get("effect")) for taint in taints if taint.get("key") == self._key)
@@ -138,7 +131,7 @@ class StartupTaint(_NodeDuty):
                 "spec": {"taints": others or None},
             }
             try:
-                self._patch(server, self._path, body, "application/merge-patch+json")
+                _patch(server, self._path, self._what, body, "application/merge-patch+json")
             except Failed as failure:
                 if failure.status == _CONFLICT:
                     raise _ConflictError from None
@@ -166,7 +159,7 @@ class NodeCondition(_NodeDuty):
     """The condition XPUReady in the Node's status. It is written at a change, and not as a heartbeat."""
 
     def __init__(self, **node: Any) -> None:
-        super().__init__(what="patch nodes/status", **node)
+        super().__init__(what=_STATUS, **node)
         self._wish = STARTING
         self._written: Readiness | None = None
         self._status: str | None = None  # in the Node, at our last look or write; None without the condition
@@ -192,8 +185,7 @@ class NodeCondition(_NodeDuty):
         with self._news:
             wish, uid, status, looked = self._wish, self._uid, self._status, self._looked
         if not looked:
-            found = _objects(member(self._node(server), "status").get("conditions"))
-            status = next((own.get("status") for own in found if own.get("type") == CONDITION), None)
+            status = _status(_read(server, self._path))
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         condition = {
             "type": CONDITION,
@@ -204,11 +196,17 @@ class NodeCondition(_NodeDuty):
         }
         if status != wish.status:
             condition["lastTransitionTime"] = now
-        body: dict[str, object] = {"status": {"conditions": [condition]}}
-        self._patch(server, f"{self._path}/status", body, STRATEGIC)
+        _write_status(server, self._path, condition)
         with self._news:
             if self._uid == uid:
                 self._written, self._status, self._looked = wish, str(wish.status), True
+
+
+def remove_condition(server: ApiServerClient, node: str) -> None:
+    """Remove the condition from a Node that has it. Raises Failed."""
+    path = _path(node)
+    if _status(_read(server, path)) is not None:
+        _write_status(server, path, {"type": CONDITION, "$patch": "delete"})
 
 
 def _content(readiness: Readiness) -> tuple[str, str, str]:
@@ -221,3 +219,27 @@ def _objects(found: Any) -> list[dict[str, Any]]:
     if isinstance(objects, list) and all(isinstance(own, dict) for own in objects):
         return objects
     raise Failed("get nodes: the answer is no node", kind=BROKEN)
+
+
+def _status(node: dict[str, Any]) -> str | None:
+    """Return the status of our condition in a Node; None without the condition."""
+    found = _objects(member(node, "status").get("conditions"))
+    return next((str(own.get("status")) for own in found if own.get("type") == CONDITION), None)
+
+
+def _path(node: str) -> str:
+    return f"{NODES}/{quote(node, safe='')}"
+
+
+def _read(server: ApiServerClient, path: str) -> dict[str, Any]:
+    with server.open("GET", path, what="get nodes", accept=_JSON) as answer:
+        return answer.whole(BROKEN)
+
+
+def _write_status(server: ApiServerClient, path: str, condition: dict[str, str]) -> None:
+    _patch(server, f"{path}/status", _STATUS, {"status": {"conditions": [condition]}}, STRATEGIC)
+
+
+def _patch(server: ApiServerClient, path: str, what: str, body: dict[str, object], content: str) -> None:
+    with server.open("PATCH", path, what=what, accept=ITEM, body=body, content=content) as answer:
+        node_metadata(answer.whole(BROKEN), what)

@@ -32,7 +32,7 @@ from xpu_plugin.edges.apiserver.client import (
     said,
 )
 from xpu_plugin.edges.apiserver.errand import Delays
-from xpu_plugin.edges.apiserver.node_gate import NodeCondition, StartupTaint
+from xpu_plugin.edges.apiserver.node_gate import NodeCondition, StartupTaint, remove_condition
 from xpu_plugin.edges.apiserver.node_writer import NodeWriter, send, values
 from xpu_plugin.errors import PluginError
 from xpu_plugin.log import Message, Once
@@ -60,10 +60,13 @@ class ApiError(PluginError):
 def remove(
     node: str, kubeconfig: Path | None, *, labels: Collection[str], annotations: Collection[str]
 ) -> None:
-    """Remove labels and annotations from a Node, present or not. Wait for the answer; raises ApiError."""
+    """Remove labels and annotations, present or not, and our condition from a Node. Wait for the answers;
+    raises ApiError."""
     changes = values(labels=dict.fromkeys(labels), annotations=dict.fromkeys(annotations))
+    server = ApiServerClient(kubeconfig)
     try:
-        send(ApiServerClient(kubeconfig), node, "patch nodes", changes)
+        send(server, node, "patch nodes", changes)
+        remove_condition(server, node)
     except Failed as failure:
         raise ApiError(advice(failure)) from None
 
