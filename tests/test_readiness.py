@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No pod before the cards are ready: the whole plugin with a kubelet, an API server and a startup taint."""
+"""The whole plugin with a kubelet and an API server: no pod before the cards are ready, and each pod hears of
+its devices."""
 
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +14,7 @@ from tests.support.daemon import IDS, Daemon, Node, a_node, shows
 from tests.support.impatient import impatient
 from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE
-from tests.support.waiting import SECONDS, until
+from tests.support.waiting import PROMPT_SECONDS, SECONDS, until
 from xpu_plugin.model import vf_reconcile
 from xpu_plugin.model.timings import Timings
 from xpu_plugin.simulation.kubelet import Kubelet
@@ -165,6 +168,37 @@ async def shows_well(kubelet: Kubelet, ids: list[str]) -> None:
         timeout=SECONDS,
         what=f"{ids} are healthy",
     )
+
+
+async def test_a_pod_hears_of_its_device_by_the_reason_of_the_log(
+    node: Node, kubelet: Kubelet, cluster: Cluster
+) -> None:
+    daemon = begin(node, "--pod-events", "--health-interval=1")
+    await shows(kubelet, IDS)
+    grant = await kubelet.allocate(RESOURCE, 2, pod="train", namespace="research")
+    await until(lambda: cluster.condition == ("True", "DevicesListed"), "the condition")
+    began = time.monotonic()
+    for id in grant.ids:
+        node.machine.set_card(IDS.index(id), {"state": "207"})
+    await until(lambda: of_pods(cluster), "an Event of the pod")
+    print(f"from the fault to the Event: {time.monotonic() - began:.2f} s")
+    assert time.monotonic() - began < PROMPT_SECONDS
+    event = of_pods(cluster)[0]
+    assert event["involvedObject"] == {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "namespace": "research",
+        "name": "train",
+        "uid": grant.uid,
+    }
+    assert (event["type"], event["reason"]) == ("Warning", "XPUUnhealthy")
+    assert "state-error, state 207" in event["message"]
+    assert "device unhealthy" in daemon.log
+    assert "reason=state-error" in daemon.log
+
+
+def of_pods(cluster: Cluster) -> list[dict[str, Any]]:
+    return [event for event in cluster.events if event["involvedObject"]["kind"] == "Pod"]
 
 
 async def test_without_an_api_server_the_options_are_named_in_one_line(node: Node, kubelet: Kubelet) -> None:
