@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from xpu_plugin.config import HOST_ROOT, VF_POLICIES, Config
 from xpu_plugin.edges import memory
+from xpu_plugin.edges.haste import Haste
 from xpu_plugin.edges.host import identity
 from xpu_plugin.edges.kubelet.directory import PluginDirectory, socket_stem
 from xpu_plugin.edges.kubelet.endpoint import Endpoint
@@ -174,7 +175,7 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
         orders, picture, monitor, grants, proof, exchange=between, limits=limits(config, timings)
     )
 
-    plugins = PluginDirectory(config.device_plugin_dir)
+    plugins, haste = PluginDirectory(config.device_plugin_dir), Haste()
 
     def endpoint(resource: str) -> Endpoint:
         watch = RivalWatch(
@@ -202,6 +203,7 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
             watch=watch,
             holders=aliases,
             again=timings.again,
+            haste=haste,
         )
 
     always = frozenset() if config.resource_per_profile else frozenset({config.resource_name})

@@ -41,6 +41,21 @@ def held(path: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def running() -> Iterator[None]:
+    """Have gRPC run within the context, with or without a channel or a server. Call
+    `engine.require_room` before.
+
+    The end and the start of its threads would take some tenths of a second of a kubelet's restart on a busy
+    node.
+    """
+    grpc.aio.init_grpc_aio()  # type: ignore[attr-defined]  # grpc-stubs lack both
+    try:
+        yield
+    finally:
+        grpc.aio.shutdown_grpc_aio()  # type: ignore[attr-defined]
+
+
 def reached(path: Path) -> int:
     """The errno of a connection to a socket; 0 when it is taken. It does not wait, and it sends nothing."""
     try:

@@ -19,7 +19,8 @@ from typing import Protocol
 
 import grpc
 
-from xpu_plugin.edges.kubelet.channel import address, held, reached, told
+from xpu_plugin.edges.haste import Haste
+from xpu_plugin.edges.kubelet.channel import address, held, reached, running, told
 from xpu_plugin.edges.kubelet.directory import (
     KUBELET_SOCKET,
     SOCKET_SUFFIX,
@@ -47,6 +48,7 @@ RANDOM_BYTES = 4  # random bytes in a socket's name, as hexadecimal digits
 
 REGISTER_SECONDS = 5.0  # deadline of Register
 STOP_SECONDS = 0.2  # for calls in progress at the stop of a server
+FRESH_SECONDS = 1.0  # for which looks for room for gRPC, and at holders, count
 MARGIN_SECONDS = 1.0  # beyond both: without a thread, gRPC does not keep its deadlines
 
 _CHANNEL_OPTIONS = (
@@ -69,6 +71,7 @@ class Endpoint:
 
     watch: of the resource's name, the same as the service's
     holders: asked before each registration, and before devices that another plugin may have granted return
+    haste: while a kubelet waits for a list
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Endpoint:
         watch: RivalWatch | None = None,
         holders: HolderCheck | None = None,
         again: tuple[float, float] | None = None,
+        haste: Haste | None = None,
     ) -> None:
         self.service = service
         self._directory = directory
@@ -90,7 +94,12 @@ class Endpoint:
         self.watch = watch or RivalWatch(service.resource)
         self._holders = holders
         self._again = again
+        self._haste = haste or Haste()
         self._server: grpc.aio.Server | None = None
+        self._engine, self._kept = contextlib.ExitStack(), False  # gRPC, and whether it is kept running
+        self._room_at = float("-inf")  # when there was room for gRPC
+        self._looking: asyncio.Task[None] | None = None  # at holders, from a bind on
+        self._looked_at = 0.0  # when that began
         self._bound: SocketIdentity | None = None
         self._said = Once()
         self._noted = Once()
@@ -104,9 +113,14 @@ class Endpoint:
     async def run(self) -> None:
         """Serve and stay registered until cancelled; then end the streams and remove the socket."""
         try:
-            await self._live()
+            with self._engine:
+                try:
+                    await self._live()
+                finally:
+                    await self._stop()
         finally:
-            await self._stop()
+            self._forget_look()
+            self._haste.set(self.resource, present=False)
 
     async def _live(self) -> None:
         standing = Standing(idle_since=time.monotonic())
@@ -120,6 +134,7 @@ class Endpoint:
                 await self._stop()
             look = self._look_around()
             former, standing = standing, registration.seen(standing, look)
+            self._haste.set(self.resource, present=self._is_late(standing, look))
             if former.opened_at is not None and standing.opened_at is None:
                 logger.info(Message("the kubelet ended its stream", resource=self.resource))
             if standing.instances != former.instances:
@@ -176,6 +191,11 @@ class Endpoint:
                 )
             )
 
+    def _is_late(self, standing: Standing, look: Look) -> bool:
+        """Return whether a kubelet may wait for this resource, and end pods if it waits long."""
+        waiting = look.now - standing.idle_since < registration.FAST_FOR_SECONDS
+        return waiting and self.registrations > 0 and (not look.streaming or self.service.waited_for)
+
     async def _pause(self, seconds: float) -> None:
         """Wait; a stream that opens or ends, ends the wait."""
         try:
@@ -187,6 +207,11 @@ class Endpoint:
     async def _see_holders(self) -> None:
         if self._holders is not None:
             await self._holders.before_registration()
+
+    def _forget_look(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
 
     def _complain(self, message: Message) -> None:
         """Warn of trouble, once until it changes."""
@@ -204,6 +229,10 @@ class Endpoint:
         """Bind a socket with a new name; the streams of the former one end."""
         await self._lock.acquire()
         self.watch.begin()
+        self._forget_look()
+        # Beside the bind: each wait for a thread takes milliseconds on a busy node.
+        self._looking = asyncio.create_task(self._see_holders(), name=f"holders before {self.resource}")
+        self._looked_at = time.monotonic()
         try:
             await self._serve()
         except (OSError, RuntimeError) as error:  # the latter is what gRPC raises
@@ -223,13 +252,17 @@ class Endpoint:
     async def _register_for(self, standing: Standing) -> Standing:
         """Register our socket with the present kubelet."""
         await self._lock.acquire()
-        await self._see_holders()
+        if self._looking is not None and time.monotonic() - self._looked_at < FRESH_SECONDS:
+            await self._looking
+        else:
+            await self._see_holders()
+        self._forget_look()
         with contextlib.ExitStack() as stack:
             try:
                 kubelet = stack.enter_context(
                     held(self._kubelet)
                 )  # that very socket, also after its name has changed hands
-                require_room()
+                self._require_room()
             except (FileNotFoundError, NotADirectoryError):
                 return self._told(standing, Outcome.AWAY, None, asked=None)
             except OSError as error:
@@ -307,7 +340,7 @@ class Endpoint:
     async def _serve(self) -> None:
         """Bind a name that no kubelet has seen. The streams of the old server end first."""
         await self._stop()
-        require_room()
+        self._require_room()
         remove_stale(self._directory)
         self.path = path = self._directory / f"{self._stem}-{os.urandom(RANDOM_BYTES).hex()}{SOCKET_SUFFIX}"
         _require_bindable(path)
@@ -326,6 +359,16 @@ class Endpoint:
                 await asyncio.shield(starting)
             finally:
                 await starting
+
+    def _require_room(self) -> None:
+        """Raise OSError without room for gRPC. Keep it running from the first time on: a kubelet waits."""
+        if time.monotonic() - self._room_at < FRESH_SECONDS:
+            return
+        require_room()
+        self._room_at = time.monotonic()
+        if not self._kept:
+            self._engine.enter_context(running())
+            self._kept = True
 
     async def _stop(self) -> None:
         path, bound, self.path, self._bound = self.path, self._bound, None, None

@@ -137,6 +137,7 @@ class DevicePluginService:
         self.timings = timings
         self.resource = resource
         self._streams: set[object] = set()
+        self._unlisted: set[object] = set()  # streams without a list yet
         self.streams_changed = asyncio.Event()
         self._inventories = picture
         self._node = node
@@ -154,6 +155,11 @@ class DevicePluginService:
     def streams(self) -> int:
         """Number of open streams, without those that `close` is ending."""
         return len(self._streams)
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether a stream has had no list yet."""
+        return bool(self._streams & self._unlisted)
 
     def close(self) -> None:
         """End all streams: the kubelet sees an end, not an error. New streams come by a new socket."""
@@ -173,6 +179,7 @@ class DevicePluginService:
         """Send the list at once, and again after each change. A slow reader skips lists."""
         stream, streams, closing = object(), self._streams, self._closing
         streams.add(stream)
+        self._unlisted.add(stream)
         self.streams_changed.set()
         try:
             sent, generation, change = None, 0, self._watch.change
@@ -197,8 +204,12 @@ class DevicePluginService:
                 sent = answer
                 self.lists += 1
                 self._listed.set()
+                if stream in self._unlisted:
+                    self._unlisted.discard(stream)
+                    self.streams_changed.set()
         finally:
             streams.discard(stream)
+            self._unlisted.discard(stream)
             self.streams_changed.set()
 
     @_timed

@@ -63,7 +63,9 @@ def replace(path: str, text: bytes, *, tidy: bool = False, aside: bool = False, 
 
 def replace_apart(path: str, text: bytes, *, tidy: bool = False, aside: bool = False) -> None:
     """Call `replace` in a child process, or here if none can be started. Raises OSError."""
-    import subprocess  # noqa: PLC0415 - the child does not need it
+    import subprocess  # noqa: PLC0415 - the child does not need them
+
+    from xpu_plugin.edges.haste import unhurried  # noqa: PLC0415
 
     parts = (str(os.getpid()).encode(), f"{tidy:d}{aside:d}".encode(), os.fsencode(path), text)
     try:
@@ -77,6 +79,7 @@ def replace_apart(path: str, text: bytes, *, tidy: bool = False, aside: bool = F
     except OSError:  # out of processes, descriptors or memory
         replace(path, text, tidy=tidy, aside=aside)
         return
+    unhurried(child.pid)
     with child:
         try:
             said, _ = child.communicate(b"\0".join(parts), timeout=GIVE_UP_SECONDS)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+from xpu_plugin.edges.haste import unhurried
 from xpu_plugin.edges.memory import taken
 from xpu_plugin.xpuml import Call
 
@@ -44,6 +45,7 @@ class WorkerProcess:
                 stdout=subprocess.DEVNULL,  # the library prints
                 env={**os.environ, **environment},
             )
+            unhurried(self._child.pid)
             on_failure.pop_all()
         ours.setblocking(False)
         self.pid = self._child.pid
