@@ -261,11 +261,28 @@ class Cluster:
             seconds=STATUS_SECONDS,
         )
 
-    def create_pod(self, name: str, *, devices: int, tolerates: str | None = None) -> "Pod":
-        """Ask for a pod; whether it comes to run is another question. tolerates: the key of a taint"""
+    def create_pod(
+        self,
+        name: str,
+        *,
+        devices: int,
+        before: str | None = None,
+        beside: str | None = None,
+        tolerates: str | None = None,
+    ) -> "Pod":
+        """Ask for a pod; whether it comes to run is another question.
+
+        before, beside: script of an init container, or of a second container, with one device
+        tolerates: the key of a taint
+        """
         manifest = pod_manifest(f"{LABEL}-{name}", node=self.node, image=self.image, devices=devices)
+        spec = manifest["spec"]
+        if before is not None:
+            spec["initContainers"] = [container("before", image=self.image, script=before, devices=1)]
+        if beside is not None:
+            spec["containers"].append(container("other", image=self.image, script=beside, devices=1))
         if tolerates is not None:
-            manifest["spec"]["tolerations"] = [{"key": tolerates, "operator": "Exists"}]
+            spec["tolerations"] = [{"key": tolerates, "operator": "Exists"}]
         self.kubectl("create", "--filename", "-", stdin=json.dumps(manifest))
         return Pod(self, manifest["metadata"]["name"])
 
@@ -300,6 +317,11 @@ class Pod:
     def state(self) -> PodState:
         text = self._cluster.kubectl("get", "pod", self.name, "--ignore-not-found", "--output=json")
         return PodState.of(json.loads(text)) if text else PodState("Gone")
+
+    def status(self) -> Json:
+        """Its status, as the API server has it."""
+        status: Json = json.loads(self._cluster.kubectl("get", "pod", self.name, "--output=json"))["status"]
+        return status
 
     def wait_until_running(self, *, seconds: float = POD_SECONDS) -> PodState:
         """Wait for the container to run; a pod that was refused for good fails at once."""
@@ -365,7 +387,6 @@ class Pod:
 
 def pod_manifest(name: str, *, node: str, image: str, devices: int) -> Json:
     """A pod that waits for ever with so many devices on that node, sent there by the scheduler."""
-    limits: Mapping[str, str] = {RESOURCE: str(devices)} if devices else {}
     this_node = {"key": "metadata.name", "operator": "In", "values": [node]}
     return {
         "apiVersion": "v1",
@@ -383,14 +404,18 @@ def pod_manifest(name: str, *, node: str, image: str, devices: int) -> Json:
                     }
                 }
             },
-            "containers": [
-                {
-                    "name": "main",
-                    "image": image,
-                    "imagePullPolicy": "IfNotPresent",
-                    "command": ["sh", "-c", WAIT_FOR_EVER],
-                    "resources": {"limits": limits},
-                }
-            ],
+            "containers": [container("main", image=image, script=WAIT_FOR_EVER, devices=devices)],
         },
+    }
+
+
+def container(name: str, *, image: str, script: str, devices: int) -> Json:
+    """A container of a pod, with so many devices."""
+    limits: Mapping[str, str] = {RESOURCE: str(devices)} if devices else {}
+    return {
+        "name": name,
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["sh", "-c", script],
+        "resources": {"limits": limits},
     }

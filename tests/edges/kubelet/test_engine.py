@@ -13,6 +13,7 @@ import pytest
 from tests.support.processes import descriptors
 from tests.support.waiting import until
 from xpu_plugin.edges.kubelet import engine
+from xpu_plugin.edges.kubelet.channel import running
 from xpu_plugin.edges.kubelet.engine import DESCRIPTORS, GRPC_THREADS, require_room
 
 
@@ -29,6 +30,17 @@ async def test_while_grpc_runs_it_needs_no_room_to_start(
         await until(engine._runs, "gRPC's threads")
         monkeypatch.setattr(engine, "GRPC_THREADS", 1 << 20)
         require_room()
+
+
+async def test_it_runs_on_between_two_servers() -> None:
+    """Its end and start would take a busy machine a tenth of a second of a kubelet's restart."""
+    with running():
+        server = grpc.aio.server()
+        await server.start()
+        await until(engine._runs, "gRPC's threads")
+        await server.stop(None)
+        del server
+        assert engine._runs()
 
 
 @pytest.mark.parametrize("left", [0, 1, GRPC_THREADS - 1])

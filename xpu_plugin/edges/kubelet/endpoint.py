@@ -71,7 +71,7 @@ class Endpoint:
 
     watch: of the resource's name, the same as the service's
     holders: asked before each registration, and before devices that another plugin may have granted return
-    haste: while a kubelet waits for a list
+    haste: for the time in which a kubelet waits for a list
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Endpoint:
         self.watch = watch or RivalWatch(service.resource)
         self._holders = holders
         self._again = again
-        self._haste = haste or Haste()
+        self._haste = haste
         self._server: grpc.aio.Server | None = None
         self._engine, self._kept = contextlib.ExitStack(), False  # gRPC, and whether it is kept running
         self._room_at = float("-inf")  # when there was room for gRPC
@@ -120,7 +120,7 @@ class Endpoint:
                     await self._stop()
         finally:
             self._forget_look()
-            self._haste.set(self.resource, present=False)
+            self._hurry(late=False)
 
     async def _live(self) -> None:
         standing = Standing(idle_since=time.monotonic())
@@ -134,7 +134,7 @@ class Endpoint:
                 await self._stop()
             look = self._look_around()
             former, standing = standing, registration.seen(standing, look)
-            self._haste.set(self.resource, present=self._is_late(standing, look))
+            self._hurry(late=self._is_late(standing, look))
             if former.opened_at is not None and standing.opened_at is None:
                 logger.info(Message("the kubelet ended its stream", resource=self.resource))
             if standing.instances != former.instances:
@@ -195,6 +195,10 @@ class Endpoint:
         """Return whether a kubelet may wait for this resource, and end pods if it waits long."""
         waiting = look.now - standing.idle_since < registration.FAST_FOR_SECONDS
         return waiting and self.registrations > 0 and (not look.streaming or self.service.waited_for)
+
+    def _hurry(self, *, late: bool) -> None:
+        if self._haste is not None:
+            self._haste.set(self.resource, present=late)
 
     async def _pause(self, seconds: float) -> None:
         """Wait; a stream that opens or ends, ends the wait."""
