@@ -13,7 +13,7 @@ from tests.support.kubelets import NotingKubelet, own_pod
 from tests.support.machines import RESOURCE
 from xpu_plugin.model import vf_reconcile
 from xpu_plugin.model.timings import Timings
-from xpu_plugin.simulation.kubelet import Assignment, Kubelet
+from xpu_plugin.simulation.kubelet import Assignment, Kubelet, StartError
 
 
 CARDS = [f"0000:{bus}:00.0" for bus in ("3b", "3c", "3d", "3e")]
@@ -88,6 +88,8 @@ async def test_a_container_that_is_not_started_again_is_no_user_although_its_pod
     kubelet.pods[grant.uid].restart_policy = policy
     kubelet.end(grant, code=code)
     await shows(kubelet, ALL_SPLIT)
+    with pytest.raises(StartError, match="does not exist on this node"):  # after the loss of its sandbox
+        await kubelet.restart_container(grant)
 
 
 async def looked(kubelet: Kubelet, times: int = 10) -> None:

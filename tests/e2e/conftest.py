@@ -82,6 +82,7 @@ def daemon(hooks: Hooks, cluster: Cluster, machine: Machine, tmp_path: Path) -> 
         *machine.options,
         f"--device-plugin-dir={hooks.device_plugin_directory}",
         f"--pod-resources-socket={hooks.pod_resources_socket}",
+        f"--pods-api-socket={hooks.pods_api_socket}",
         f"--state-dir={tmp_path / 'state'}",
     )
     daemon = Plugin(command, directory=hooks.device_plugin_directory, log=tmp_path / "plugin.log")

@@ -15,6 +15,7 @@ import pytest
 
 DEVICE_PLUGIN_DIRECTORY = Path("/var/lib/kubelet/device-plugins")
 POD_RESOURCES_SOCKET = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
+PODS_API = Path("pods-api/pods-api.sock")  # below the kubelet's directory
 CAP_MKNOD = 27  # its bit in the masks of /proc/self/status
 
 
@@ -40,6 +41,10 @@ class Hooks:
     plugin: tuple[str, ...]
     device_plugin_directory: Path
     pod_resources_socket: Path
+
+    @property
+    def pods_api_socket(self) -> Path:
+        return self.pod_resources_socket.parent.parent / PODS_API
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> "Hooks":
@@ -92,6 +97,12 @@ def leave_out(hooks: Hooks, reason: str) -> NoReturn:
     if hooks.required:
         pytest.fail(f"XPU_E2E_REQUIRED is set, and {reason}")
     pytest.skip(reason)
+
+
+def require_pods_api(hooks: Hooks) -> None:
+    """Skip on kubelets before 1.37, also where nothing is to be left out."""
+    if not hooks.pods_api_socket.is_socket():
+        pytest.skip(f"this kubelet has no pods API: there is no {hooks.pods_api_socket}")
 
 
 def require_restart(hooks: Hooks) -> None:

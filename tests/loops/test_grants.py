@@ -131,6 +131,7 @@ def make(kubelet: Kubelet, client: WorkerClient, picture: Picture, clock: Clock,
         view = KubeletView(
             device_plugin_dir=kubelet.directory,
             pod_resources_socket=socket or kubelet.pod_resources_socket,
+            pods_api_socket=kubelet.pods_api_socket,
             clock=clock,
             wall_clock=wall_clock,
         )
@@ -448,6 +449,39 @@ async def test_the_loop_asks_only_until_all_has_been_listed(
     await asyncio.sleep(5 * SETTLE)
     assert kubelet.questions <= asked + 1
     assert not loop.done()
+
+
+async def test_a_finished_init_container_is_no_holder_and_stays_on_record_for_as_long_as_its_pod(
+    *,
+    make: Make,
+    kubelet: HookedKubelet,
+    picture: Picture,
+    clock: Clock,
+    record: GrantRecord,
+    place: Path,
+) -> None:
+    kubelet.pods_api_dir = place / "pods-api"
+    await kubelet.restart()
+    tried = make()
+    async with running(tried.grants.run(Lock())):
+        first = kubelet.hold([A], resource=RESOURCE, init_container=True)
+        other = kubelet.hold([FIRST], resource=RESOURCE, init_container=True)
+        tried.granted(A, FIRST)
+        clock.now += 10.0
+        assert not any(proof.idle for proof in (await look(tried, picture)).values())
+        kubelet.end(first)
+        kubelet.free(other)
+        kubelet.write_checkpoint()
+        assert (await look(tried, picture))[A].idle
+        assert A not in tried.grants.ledger
+        clock.now += 10.0
+        await look(tried, picture)
+        await until(lambda: FIRST not in record.paths, "the other's end on record")
+        assert A in record.paths
+        kubelet.free(first)
+        kubelet.write_checkpoint()
+        await look(tried, picture)
+        await until(lambda: A not in record.paths, "the end of the pod on record")
 
 
 async def test_the_loop_gives_up_on_what_is_never_listed(

@@ -20,6 +20,7 @@ import argparse
 import random
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -51,6 +52,9 @@ from xpu_plugin.model.ownership import (
     forgotten,
     word_of,
 )
+from xpu_plugin.model.pods import Container, Exit, Kind
+from xpu_plugin.model.pods import Pod as Shown
+from xpu_plugin.model.roster import Roster, after_list, applied, open_holders
 from xpu_plugin.model.vf_plan import UNKNOWN, Card, VfAction, by_argument, by_label, cards, plan
 from xpu_plugin.model.vf_reconcile import (
     MOST_REFUSALS,
@@ -76,6 +80,8 @@ POLICY = Policy(resource="baidu.com/xpu")
 LIMITS = Limits(settle=10.0, timeout=60.0, pending=60.0)
 OWN_POD = "kube-system/plugin"
 LIST_SECONDS = 3.0
+STATUS_SECONDS = 2.0  # until the pods API shows the end or the new start of a container
+GRACE_SECONDS = 30.0  # that the container of a pod runs on which is deleted by force
 LATE_SECONDS = 60.0  # that a wait may last at rest, also a shorter one: or most steps would be looks there
 REST_SECONDS = 3 * 3600.0  # longer than any back-off
 
@@ -90,6 +96,9 @@ class Pod:
 
     init: its container is an init container, which the kubelet never lists
     forgotten: the kubelet has lost its record of it; known: the plugin has seen it listed
+    exit: when its container last ended; restarted: when that was started again
+    failing: the pods API shows it as failed, and has no status of its container, which runs
+    until: when its container is killed at the latest, as it was deleted by force and is in no list any more
     """
 
     name: str
@@ -100,6 +109,18 @@ class Pod:
     computes: bool = False
     forgotten: bool = False
     known: bool = False
+    exit: float | None = None
+    restarted: float | None = None
+    failing: bool = False
+    until: float | None = None
+
+    @property
+    def uid(self) -> str:
+        return f"uid-{self.name}"
+
+    @property
+    def holding(self) -> Holding:
+        return Holding(container=f"{self.uid}/main", resource=POLICY.resource, ids=(self.id,))
 
     @property
     def split(self) -> str:
@@ -134,25 +155,56 @@ class World:
     request: Request | None = None  # on record
     late: tuple[Request, float] | None = None  # what a killed plugin has asked for, and when it is done
     recorded: dict[str, str | None] = field(default_factory=dict)  # id -> the pod it was seen listed with
+    pods_api: bool = False  # the kubelet has it
+    ended: list[Pod] = field(
+        default_factory=list
+    )  # pods that go on, with a container that has ended for good
 
     def lists(self, pod: Pod) -> bool:
         """Whether the kubelet lists a pod's device: soon after it was granted."""
-        return self.synced and not pod.init and not pod.forgotten and self.now - pod.born > LIST_SECONDS
+        shown = self.synced and not pod.init and not pod.forgotten and pod.until is None
+        return shown and self.now - pod.born > LIST_SECONDS
 
     def listing(self) -> Listing:
         """The kubelet's list: of every pod, but not of each device."""
+        active = [pod for pod in (*self.pods, *self.ended) if pod.until is None]
         return Listing(
-            pods=frozenset({OWN_POD, *(f"default/{pod.name}" for pod in self.pods)} if self.synced else ()),
+            pods=frozenset({OWN_POD, *(f"default/{pod.name}" for pod in active)} if self.synced else ()),
             holdings=tuple(
                 Holding(container=f"default/{pod.name}/main", resource=POLICY.resource, ids=(pod.id,))
-                for pod in self.pods
+                for pod in active
                 if self.lists(pod)
             ),
         )
 
+    def api_pods(self) -> dict[str, Shown] | str | None:
+        """The answer of the pods API."""
+        if not self.pods_api:
+            return None
+        if not self.synced:
+            return "the kubelet initializes"
+        return {pod.uid: self._shown(pod) for pod in (*self.pods, *self.ended) if pod.until is None}
+
+    def _shown(self, pod: Pod) -> Shown:
+        """A pod with the status of its container, which is late."""
+        changed = pod.exit if pod in self.ended else pod.restarted
+        late = changed is not None and self.now - changed < STATUS_SECONDS
+        over = pod.exit is not None and (pod in self.ended) != late
+        end = Exit(code=0, finished=float(int(pod.exit))) if over and pod.exit is not None else None
+        kind = Kind.INIT if pod.init else Kind.MAIN
+        policy = "Always" if pod.init else "Never"
+        return Shown(
+            uid=pod.uid,
+            name=f"default/{pod.name}",
+            containers={"main": Container(kind=kind, policy=policy, exit=None if pod.failing else end)},
+            over=pod.failing,
+            grace=GRACE_SECONDS,
+        )
+
     def write_checkpoint(self) -> None:
-        """A kubelet that admits forgets the dead."""
-        self.checkpoint = {pod.id: f"uid-{pod.name}/main" for pod in self.pods if not pod.forgotten}
+        """A kubelet that admits, or gets a list, forgets the dead, and those that were deleted by force."""
+        active = [pod for pod in (*self.pods, *self.ended) if not pod.forgotten and pod.until is None]
+        self.checkpoint = {pod.id: f"{pod.uid}/main" for pod in active}
         self.wrote = self.life
 
 
@@ -202,6 +254,8 @@ class Plugin:
         self.kept_back: dict[str, Health] = {}
         self.forgotten: frozenset[str] = frozenset()
         self.withheld: dict[str, Health] = {}
+        self.roster: Roster = {}
+        self.ended = 0.0  # when the end of a container was last seen
         self.scans = 1
         self.decision: Decision | None = None
         self.listen()
@@ -246,17 +300,25 @@ class Plugin:
         self.world.recorded[id] = None
         return True
 
+    def start(self, id: str) -> None:
+        """A container is started again with its device."""
+        self.ledger = {**self.ledger, id: Grant(at=self.world.now, known_to=self.world.life)}
+        self.world.recorded[id] = None
+
     def listen(self, *, checkpoint_alone: bool = False) -> None:
         """The kubelet is asked who holds what, and what becomes of grants is written down."""
         world = self.world
-        listing = None if checkpoint_alone else world.listing()
+        answers = self.answers(world.now, checkpoint_alone=checkpoint_alone)
+        listing = answers.listed
         word = Word(
             began=world.now,
             life=world.life,
             listing=listing,
             whole=listing is not None and self.terms.own_pod in listing.pods,
-            checkpoint=frozenset(world.checkpoint),
+            checkpoint=frozenset(id for holding in answers.checkpoint or () for id in holding.ids),
             own=world.wrote == world.life,
+            ended=answers.ended,
+            finished=answers.finished,
         )
         found = {
             id: Grant(at=world.now, inherited=True, shown=world.life, holder=container, known_to=world.life)
@@ -267,6 +329,30 @@ class Plugin:
         for pod in world.pods:
             pod.known |= pod.id in word.listed
         self.conclude(word)
+
+    def answers(self, began: float, cards: Iterable[Card] = (), *, checkpoint_alone: bool = False) -> Answers:
+        """The kubelet's answers, and those of the driver about the cards."""
+        world = self.world
+        answers = Answers(
+            began=began,
+            done=world.now,
+            listing=None if checkpoint_alone else world.listing(),
+            own=world.wrote == world.life,
+            checkpoint=tuple(
+                Holding(container=container, resource=POLICY.resource, ids=(id,))
+                for id, container in world.checkpoint.items()
+            ),
+            life=world.life,
+            age=world.now - world.born,
+            usages={card.address: self._usage(card) for card in cards},
+        )
+        shown = None if checkpoint_alone else world.api_pods()
+        if isinstance(shown, dict):
+            before = self.roster
+            self.roster = after_list(before, shown, answers.checkpoint or (), world.now)
+            if open_holders(before) - open_holders(self.roster):
+                self.ended = world.now
+        return applied(answers, self.roster, shown, ahead=0.0)
 
     def conclude(self, word: Word) -> None:
         """What follows from it."""
@@ -295,10 +381,13 @@ class Plugin:
             unread=self.unread,
             driver=self.driver,
             orders=self.orders,
+            ended=self.ended,
         )
 
     def decide(self) -> Decision:
         decision = decide(self.memory, self.view(), LIMITS)
+        if decision.kept_back != self.kept_back:
+            self.world.write_checkpoint()  # as with each list
         self.memory, self.kept_back = decision.memory, dict(decision.kept_back)
         if self.unread is None and self.memory.request is None:
             self.world.request = None
@@ -313,20 +402,8 @@ class Plugin:
         self.scans += 1
 
     def look(self, addresses: tuple[str, ...], began: float) -> None:
-        world, known = self.world, cards_of(self.scanned)
-        answers = Answers(
-            began=began,
-            done=world.now,
-            listing=world.listing(),
-            own=world.wrote == world.life,
-            checkpoint=tuple(
-                Holding(container=container, resource=POLICY.resource, ids=(id,))
-                for id, container in world.checkpoint.items()
-            ),
-            life=world.life,
-            age=world.now - world.born,
-            usages={address: self._usage(known[address]) for address in addresses},
-        )
+        known = cards_of(self.scanned)
+        answers = self.answers(began, [known[address] for address in addresses])
         self.ledger, proofs = examine(
             self.ledger,
             [known[address] for address in addresses],
@@ -361,6 +438,7 @@ class Explorer:
         self.world = World(argument=self.random.choice((0, 0, 2, 3)))
         self.own_pod = OWN_POD if self.random.random() < 0.8 else None
         self.label_mode = self.random.random() < 0.7
+        self.world.pods_api = self.random.random() < 0.6
         # Granted by the former plugin, of which there is no record.
         self.world.pods = [
             Pod(f"former{n}", str(n), card) for n, card in enumerate(CARDS) if self.random.random() < 0.3
@@ -395,6 +473,10 @@ class Explorer:
             (6, self.pod_starts),
             (5, self.pod_ends),
             (3, self.pod_turns),
+            (2, self.container_ends),
+            (1, self.container_starts_again),
+            (1, self.pod_fails),
+            (1, self.pod_is_deleted_by_force),
             (3, self.plugin.see_listed),
             (2, self.list_goes_out),
             (2, self.label_changes),
@@ -417,6 +499,7 @@ class Explorer:
         """Time passes, and the driver comes to what it was asked for."""
         world = self.world
         world.now += seconds
+        world.pods = [pod for pod in world.pods if pod.until is None or world.now < pod.until]
         if world.late is None or world.now < world.late[1]:
             return
         (request, _), world.late = world.late, None
@@ -464,7 +547,7 @@ class Explorer:
 
     def pod_starts(self) -> None:
         world = self.world
-        counted = [pod for pod in world.pods if not pod.forgotten]
+        counted = [pod for pod in (*world.pods, *world.ended) if not pod.forgotten and pod.until is None]
         held = {pod.id for pod in counted} | {pod.card for pod in counted if pod.id.isdecimal()}
         free = [id for id, entry in world.shown.items() if entry.health.healthy and id not in held]
         if not free:
@@ -483,7 +566,9 @@ class Explorer:
         others = [
             pod
             for pod in world.pods
-            if pod.card == card and (pod.split != split_of(id) or pod.id == id or pod.id.isdecimal())
+            if pod.until is None  # the kubelet itself gives away what it does not know any more
+            and pod.card == card
+            and (pod.split != split_of(id) or pod.id == id or pod.id.isdecimal())
         ]
         if others:
             raise BrokenInvariantError(f"{id} was granted, and {others[0].name} has {others[0].id}")
@@ -493,7 +578,10 @@ class Explorer:
         world.write_checkpoint()
 
     def pod_ends(self) -> None:
-        if self.world.pods:
+        if self.world.ended and self.random.random() < 0.3:
+            pod = self.world.ended.pop(self.random.randrange(len(self.world.ended)))
+            self.note(f"ends {pod.name}, its container did before")
+        elif self.world.pods:
             number = self.random.randrange(len(self.world.pods))
             if self.world.pods[number].id.isdecimal() and self.random.random() < 0.9:
                 return  # those live long
@@ -506,6 +594,50 @@ class Explorer:
             pod = self.random.choice(self.world.pods)
             pod.computes = not pod.computes
             self.note(f"computes {pod.name} {pod.computes}")
+
+    def container_ends(self) -> None:
+        """For good, while its pod goes on. Without the pods API that is not known before the pod's end."""
+        world = self.world
+        pods = [pod for pod in world.pods if not (pod.id.isdecimal() or pod.forgotten or pod.until)]
+        if world.pods_api and pods:
+            pod = self.random.choice(pods)
+            world.pods.remove(pod)
+            pod.exit, pod.restarted, pod.computes, pod.failing = world.now, None, False, False
+            world.ended.append(pod)
+            self.note(f"exits {pod.name}")
+
+    def container_starts_again(self) -> None:
+        """An init container, as its sandbox was lost, if the plugin lets it."""
+        world = self.world
+        pods = [pod for pod in world.ended if pod.init and not pod.forgotten]
+        if not pods:
+            return
+        pod = self.random.choice(pods)
+        entry = self.plugin.entries().get(pod.id)
+        if entry is None or entry.health.in_change:
+            return
+        self.plugin.start(pod.id)
+        world.ended.remove(pod)
+        pod.restarted = world.now
+        world.pods.append(pod)
+        self.note(f"restarts {pod.name}")
+
+    def pod_fails(self) -> None:
+        """It is shown as failed before its container has ended."""
+        pods = [pod for pod in self.world.pods if not pod.failing]
+        if self.world.pods_api and pods:
+            pod = self.random.choice(pods)
+            pod.failing = True
+            self.note(f"fails {pod.name}")
+
+    def pod_is_deleted_by_force(self) -> None:
+        """No source names its container any more, which runs on. The plugin has seen it by the pods API."""
+        world = self.world
+        seen = [pod for pod in world.pods if pod.uid in self.plugin.roster and not pod.forgotten]
+        if seen and world.synced:
+            pod = self.random.choice(seen)
+            pod.until = world.now + self.random.uniform(0.0, GRACE_SECONDS)
+            self.note(f"forced {pod.name}")
 
     def label_changes(self) -> None:
         self.world.label = self.random.choice((None, "0", "1", "2", "3", "4", "keep", "abc", ""))
@@ -540,7 +672,7 @@ class Explorer:
             return
         self.passes(0.1)
         world.checkpoint, world.wrote = {}, 0
-        for pod in world.pods:
+        for pod in (*world.pods, *world.ended):
             pod.forgotten = True
         world.life += 1
         world.born = world.now
@@ -583,6 +715,8 @@ class Explorer:
             self.world.request = None
             self.world.pods = [pod for pod in self.world.pods if self.world.lists(pod)]
             self.world.recorded = {}
+        # Nothing but its memory knows the pods that were deleted by force.
+        self.world.pods = [pod for pod in self.world.pods if pod.until is None]
         for pod in self.world.pods:
             pod.known = bool(self.world.recorded.get(pod.id))
         # A pod that was never on record and is forgotten by both is not known any more.
@@ -742,13 +876,15 @@ class Explorer:
                 raise BrokenInvariantError(f"{address} is as wished and said to be {told}")
 
     def _really_blocked(self, card: str) -> bool:
-        """A pod's device, or one that only the kubelet's checkpoint still names."""
+        """A pod's device, or one that only the kubelet's checkpoint still names, of a container without an
+        end."""
         world = self.world
         facts = self.plugin.facts
+        over = {f"{pod.uid}/main" for pod in world.ended}
         return (
             card in world.busy
             or any(pod.card == card for pod in world.pods)
-            or any(card_of(id, facts) == card for id in world.checkpoint)
+            or any(card_of(id, facts) == card and by not in over for id, by in world.checkpoint.items())
         )
 
 

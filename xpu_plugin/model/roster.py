@@ -104,8 +104,8 @@ def applied(
         if holding not in over:
             ended = {id: at for id, at in ended.items() if id not in holding.ids}
     listing = answers.listed
-    if listing is not None and isinstance(pods, Mapping):
-        finished = _finished(pods.values())
+    finished = _finished(pods.values(), ahead) if isinstance(pods, Mapping) else {}
+    if listing is not None:
         listing = replace(
             listing, holdings=tuple(own for own in listing.holdings if own.container not in finished)
         )
@@ -126,6 +126,7 @@ def applied(
         listing=listing if answers.listed is not None else answers.listing,
         checkpoint=kept if answers.checkpoint is not None else None,
         ended=ended,
+        finished=finished,
         lingering=lingering,
         fading=fading,
         refusal=refusal,
@@ -133,11 +134,12 @@ def applied(
     )
 
 
-def _finished(pods: Collection[Pod]) -> frozenset[str]:
-    """Return `namespace/pod/container` of each container that has ended in each pod of that name."""
-    over = {f"{pod.name}/{name}" for pod in pods for name in ends(pod)}
+def _finished(pods: Collection[Pod], ahead: float) -> dict[str, float]:
+    """Return `namespace/pod/container` of each container that has ended in each pod of that name, with the
+    time."""
+    over = {f"{pod.name}/{name}": end.finished - ahead for pod in pods for name, end in ends(pod).items()}
     open_ = {f"{pod.name}/{name}" for pod in pods for name in pod.containers.keys() - ends(pod).keys()}
-    return frozenset(over - open_)
+    return {name: at for name, at in over.items() if name not in open_}
 
 
 def _uid(holding: Holding) -> str:

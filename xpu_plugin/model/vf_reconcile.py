@@ -336,7 +336,7 @@ def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | P
 def _fresh(view: View, address: str) -> bool:
     """Return whether the last check is recent, and no container was reported to end since."""
     proof = view.proofs.get(address)
-    return proof is not None and proof.at > view.ended and view.now - proof.done < view.pace.look
+    return proof is not None and proof.at >= view.ended and view.now - proof.done < view.pace.look
 
 
 def _free(view: View, address: str) -> bool:
