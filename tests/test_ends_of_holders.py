@@ -133,7 +133,8 @@ async def test_while_a_kubelet_has_not_heard_from_the_api_server_nothing_is_free
     kubelet.api_server_away = True
     await kubelet.restart()
     await looked(kubelet, 1)
-    kubelet.free(grant)
+    kubelet.pods[grant.uid].restart_policy = "Never"
+    kubelet.end(grant)
     await looked(kubelet)
     assert grant.ids[0] in kubelet.devices(RESOURCE)
     kubelet.api_server_away = False

@@ -195,6 +195,7 @@ async def test_what_is_broken_in_the_machine_and_nothing_else(
         ("--pod-name=other", {"pod-resources": "warning"}),
         ("--pod-resources-socket={}/none", {"pod-resources": "warning"}),
         ("--pod-resources-socket={}/broken.sock", {"pod-resources": "error"}),
+        ("--pods-api-socket={}/broken.sock", {"pods-api": "warning"}),
         ("--device-plugin-dir={}/none", {"kubelet-directory": "error", "kubelet-socket": "error"}),
     ],
 )

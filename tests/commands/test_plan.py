@@ -41,6 +41,7 @@ def options(machine: Machine, place: Path) -> list[str]:
         f"--sysfs-root={machine.sysfs_root}",
         f"--device-plugin-dir={place / 'plugins'}",
         f"--pod-resources-socket={place / 'pods/kubelet.sock'}",
+        f"--pods-api-socket={place / 'pods-api/pods-api.sock'}",
         f"--state-dir={place / 'state'}",
         "--pod-name=plugin",
     ]
@@ -117,6 +118,20 @@ async def test_as_a_table(plan: Planner) -> None:
     assert lines[0] == "desired VF count: 2, by argument --sriov-num-vfs"
     assert lines[1].split() == ["CARD", "DESIRED", "ACTUAL", "ACTION", "REASON"]
     assert lines[2].split() == [A, "2", "0", "apply", "-"]
+    assert lines[-1] == "kubelet: pod resources answers; checkpoint answers; pods API is not there"
+
+
+async def test_the_sources_of_the_kubelet_are_named_with_their_answers(
+    plan: Planner, kubelet: Kubelet, place: Path
+) -> None:
+    kubelet.pods_api_dir = place / "pods-api"
+    await kubelet.restart()
+    _, document = await plan.document("--sriov-num-vfs=2")
+    assert set(document["witnesses"].values()) == {"answers"}
+    kubelet.api_server_away = True
+    await kubelet.restart()
+    _, document = await plan.document("--sriov-num-vfs=2")
+    assert document["witnesses"]["pods API"].endswith("Kubelet is initializing")
 
 
 def test_a_library_that_cannot_tell(

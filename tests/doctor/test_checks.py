@@ -201,6 +201,7 @@ BROKEN: list[tuple[str, Evidence, Verdict, str]] = [
     ("pod-resources", kubelet(checkpoint_trouble="/x: bad"), E, "/x: bad"),
     ("pod-resources", kubelet(pods=None), W, "no pod resources API"),
     ("pod-resources", kubelet(pods=frozenset()), W, "kube-system/plugin"),
+    ("pods-api", kubelet(ends_trouble="/x: UNAVAILABLE"), W, "UNAVAILABLE"),
     (
         "former-ids",
         kubelet(holdings=(Holding(container="a/b/c", resource="baidu.com/xpu", ids=("2",)),)),

@@ -142,6 +142,8 @@ async def _kubelet(config: Config) -> KubeletEvidence:
         pods=answers.listed.pods if answers.listed else None,
         list_trouble=answers.listing if isinstance(answers.listing, str) else None,
         checkpoint_trouble=answers.checkpoint_trouble,
+        reports_ends=answers.witness,
+        ends_trouble=answers.refusal or answers.witness_trouble,
         holdings=answers.shown,
     )
 

@@ -55,7 +55,11 @@ def _text(answer: dict[str, Any]) -> str:
     ]
     problem = f"; {desired['problem']}" if desired["problem"] else ""
     first = f"desired VF count: {desired['number']}, {origin}{problem}"
-    return f"{first}\n{table(_COLUMNS, rows, 'no cards')}"
+    witnesses = answer.get("witnesses")  # older releases lack them
+    last = ""
+    if isinstance(witnesses, dict) and witnesses:
+        last = "\nkubelet: " + "; ".join(f"{name} {state}" for name, state in witnesses.items())
+    return f"{first}\n{table(_COLUMNS, rows, 'no cards')}{last}"
 
 
 async def _plan(config: Config, number: str | None) -> dict[str, Any]:

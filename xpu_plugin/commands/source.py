@@ -143,7 +143,8 @@ class OwnWorker:
         picture.submit(lambda facts: after_scan(facts, self._found))
         grants = Grants(picture, self._view, GrantRecord(config.state_dir), terms(config), settled=True)
         proof = IdleProof(self._worker, self._view, grants)
-        return document(desired, await planned(desired, picture.facts, picture.policy, proof))
+        report = await planned(desired, picture.facts, picture.policy, proof)
+        return document(desired, report, proof.witnesses)
 
     async def _look(self) -> None:
         try:

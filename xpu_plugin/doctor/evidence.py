@@ -87,6 +87,8 @@ class KubeletEvidence:
     pods: frozenset[str] | None = None  # `namespace/name` of listed pods; None without the API
     list_trouble: str | None = None
     checkpoint_trouble: str | None = None
+    reports_ends: bool = False  # the pods API answers
+    ends_trouble: str | None = None  # why it does not; None without it
     holdings: tuple[Holding, ...] = ()  # by list and checkpoint
 
 

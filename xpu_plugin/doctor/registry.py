@@ -28,6 +28,7 @@ CHECKS = tuple(
         ("plugin-parts", "every part of the running plugin runs", kubelet.parts),
         ("second-plugin", "other plugins that offer XPUs", kubelet.second_plugin),
         ("pod-resources", "whether the kubelet's list of holders counts as complete", kubelet.pod_resources),
+        ("pods-api", "whether the kubelet reports the ends of containers", kubelet.pods_api),
         ("former-ids", "containers with ids of the former plugin", kubelet.former_ids),
         ("xpuctrl-exposure", "containers that could split idle cards", kubelet.exposure),
         ("node-label", "the label's syntax", cluster.label),

@@ -70,7 +70,7 @@ class Control:
         if number is not None or not report.steps:
             desired = desired if number is None else by_argument(parse(number))
             report = await planned(desired, self._picture.facts, self._picture.policy, self._plugin.proof)
-        return document(desired, report)
+        return document(desired, report, self._plugin.proof.witnesses)
 
     async def top(self) -> dict[str, object]:
         """Return the measurements by device id, a few seconds old. A device without any is left out."""

@@ -3,7 +3,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import NoReturn
 
@@ -38,6 +38,8 @@ class IdleProof:
         self._view = view
         self._grants = grants
         self._clock = clock
+        self.witnesses: Mapping[str, str] = {}
+        """Each source of the kubelet, and whether it has answered at the last look."""
         self._mute: Cooldown[str] = Cooldown(*MUTE_SECONDS, clock=clock)  # cards
 
     async def look(self, cards: Collection[Card]) -> dict[str, Proof]:
@@ -56,6 +58,7 @@ class IdleProof:
             usages[card.address] = await self._usage(card)
         answers = await self._view.answers(oldest=0.0)
         answers = replace(answers, began=min(began, answers.began), usages=usages)
+        self.witnesses = answers.witnesses
         return self._grants.prove(cards, answers)
 
     @property

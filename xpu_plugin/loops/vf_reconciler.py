@@ -247,6 +247,7 @@ class VfReconciler:
                 for card, proof in self._proofs.items()
             },
             "taken": sorted(self._grants.taken()),
+            "witnesses": dict(self._proof.witnesses),
         }
         if self._noted.changed(noted):
             note("vfs", **noted)

@@ -59,6 +59,7 @@ class Answers:
     checkpoint_trouble: str | None = None  # why the checkpoint cannot be read
     # By the pods API (`roster`). List and checkpoint are without the holders that have ended.
     witness: bool = False  # it has answered
+    witness_trouble: str | None = None  # why it does not answer; None without it
     refusal: str = ""  # why it refuses to answer
     ended: Mapping[str, float] = field(default_factory=dict)  # ids of ended holders -> time of the end
     finished: Mapping[str, float] = field(default_factory=dict)  # `namespace/pod/container` -> the same
@@ -77,6 +78,16 @@ class Answers:
         return tuple(trouble for trouble in troubles if trouble)
 
     @property
+    def witnesses(self) -> dict[str, str]:
+        """Each source of the kubelet, and whether it has answered."""
+        pods = self.refusal or self.witness_trouble or (ANSWERS if self.witness else ABSENT)
+        return {
+            "pod resources": self.listing if isinstance(self.listing, str) else _presence(self.listing),
+            "checkpoint": self.checkpoint_trouble or _presence(self.checkpoint),
+            "pods API": pods,
+        }
+
+    @property
     def holdings(self) -> tuple[Holding, ...]:
         """All holdings of the list and of the checkpoint, those of the list first."""
         return (*(self.listed.holdings if self.listed else ()), *(self.checkpoint or ()))
@@ -91,6 +102,13 @@ class Answers:
             for holding in self.checkpoint or ()
         )
         return (*listed, *(holding for holding in rest if holding.ids))
+
+
+ANSWERS, ABSENT = "answers", "is not there"
+
+
+def _presence(answer: object) -> str:
+    return ABSENT if answer is None else ANSWERS
 
 
 @frozen

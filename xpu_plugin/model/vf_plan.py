@@ -264,8 +264,11 @@ class VfOutcome:
     report: Report = Report(steps=())
 
 
-def document(desired: DesiredVfs, report: Report) -> dict[str, object]:
-    """Return the JSON of `plan`. Its names are an interface: none is renamed or removed."""
+def document(desired: DesiredVfs, report: Report, witnesses: Mapping[str, str]) -> dict[str, object]:
+    """Return the JSON of `plan`. Its names are an interface: none is renamed or removed.
+
+    witnesses: sources of the kubelet, and whether each has answered
+    """
     return {
         "desired": {
             "number": KEEP if desired.number is None else desired.number,
@@ -277,6 +280,7 @@ def document(desired: DesiredVfs, report: Report) -> dict[str, object]:
             {**card, "action": str(step.action)}
             for card, step in zip(described(report.steps), report.steps, strict=True)
         ],
+        "witnesses": dict(witnesses),
     }
 
 

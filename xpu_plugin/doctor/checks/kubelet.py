@@ -77,6 +77,21 @@ def pod_resources(evidence: Evidence) -> Finding:
     return ok(f"the kubelet lists {len(kubelet.pods)} pods" + (f", {own} among them" if own else ""))
 
 
+def pods_api(evidence: Evidence) -> Finding:
+    """Check whether the kubelet reports the ends of containers."""
+    kubelet = evidence.kubelet
+    if kubelet.ends_trouble:
+        return warning(
+            kubelet.ends_trouble,
+            "see that the kubelet runs and reaches the API server; the other proofs count meanwhile",
+        )
+    if not kubelet.reports_ends:
+        return ok(
+            "this kubelet has no pods API, which came with Kubernetes 1.37: the other sources are asked"
+        )
+    return ok("the kubelet reports the ends of containers")
+
+
 def second_plugin(evidence: Evidence) -> Finding:
     plugin, strangers = evidence.plugin, evidence.kubelet.strangers
     if not isinstance(plugin, str) and not plugin.alone:

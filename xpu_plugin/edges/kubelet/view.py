@@ -248,6 +248,7 @@ class KubeletView:
             own=written_by(life, written.checkpoint),
             life=life,
             age=self._wall_clock() - life.changed_ns / 1e9 if life else 0.0,
+            witness_trouble=None if shown is None else shown.trouble,
         )
         pods = None if shown is None else shown.pods
         return roster.applied(answers, self._roster, pods, ahead=self._wall_clock() - now)
