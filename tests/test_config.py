@@ -58,6 +58,7 @@ VALUES: dict[str, list[tuple[str, object]]] = {
     "node-name": [("node-1", "node-1"), ("a.b", "a.b")],
     "pod-name": [("plugin-x7", "plugin-x7"), ("p", "p")],
     "pod-namespace": [("xpu", "xpu"), ("default", "default")],
+    "pod-uid": [("6c3b5dcb-9d54-4c5c-8d61-0a4a3a0b8f11", "6c3b5dcb-9d54-4c5c-8d61-0a4a3a0b8f11"), ("u", "u")],
     "metrics-address": [(":9476", ("", 9476)), ("[::1]:0", ("::1", 0))],
     "log-level": [("debug", "debug"), ("error", "error")],
     "log-format": [("json", "json"), ("text", "text")],

@@ -291,6 +291,9 @@ class Config:
     pod_namespace: str = _option(
         _object_name, "kube-system", "the namespace of our own pod", "NAME", also=("POD_NAMESPACE",)
     )
+    pod_uid: str | None = _option(
+        _object_name, None, "the UID of our own pod, for the record of hand-overs", "UID", also=("POD_UID",)
+    )
     health_interval: float = _option(
         _seconds(0.05, 3600), "1", "seconds between two rounds of all states", "SECONDS"
     )

@@ -73,11 +73,19 @@ async def _questions(plugin: "Plugin", listener: socket.socket, meters: Telemetr
 
 
 def _ready(plugin: "Plugin") -> str:
-    """Return the state for `/readyz`. A missing driver does not make the pod unready: an update would stall
-    at the first node without a driver."""
+    """Return the state for `/readyz`. Raises UnreadyError while another instance serves that can hand over.
+
+    A missing driver does not make the pod unready: an update would stall at the first node without a driver.
+    """
+    from xpu_plugin.edges.http import UnreadyError  # noqa: PLC0415 - as above
+
+    waits = plugin.taker.waits
     lines = (
         f"library: {plugin.monitor.trouble or 'ok'}",
         f"kubelet: open streams: {plugin.streams}",
         *(f"kubelet: {trouble}" for trouble in (*plugin.obstacles, *plugin.displaced)),
     )
-    return "\n".join(lines)
+    text = "\n".join((*lines, *(() if waits is None else (f"node: {waits}",))))
+    if waits is not None:
+        raise UnreadyError(text)
+    return text

@@ -74,6 +74,13 @@ class Value(Generic[T]):
             self._wakes.remove(event)
 
 
+async def until(value: Value[T], wanted: T) -> None:
+    """Wait until a value is this one."""
+    async for current in value.values():
+        if current == wanted:
+            return
+
+
 class Signal(Value[int]):
     """An event that happens repeatedly, with its number."""
 

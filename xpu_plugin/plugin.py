@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from xpu_plugin.config import HOST_ROOT, VF_POLICIES, Config
 from xpu_plugin.edges import memory
+from xpu_plugin.edges.handover import Door
 from xpu_plugin.edges.haste import Haste
 from xpu_plugin.edges.host import identity
 from xpu_plugin.edges.kubelet.directory import PluginDirectory, socket_stem
@@ -24,6 +26,7 @@ from xpu_plugin.edges.kubelet.service import DevicePluginService
 from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.edges.listeners import listen, listening_at
 from xpu_plugin.edges.state.grants import GrantRecord
+from xpu_plugin.edges.state.handover import HandoverRecord
 from xpu_plugin.edges.state.quarantine import QuarantineRecord
 from xpu_plugin.edges.state.vf_request import VfRecord
 from xpu_plugin.edges.worker.client import Target, WorkerClient
@@ -35,6 +38,7 @@ from xpu_plugin.loops.aliases import Aliases
 from xpu_plugin.loops.endpoints import Endpoints
 from xpu_plugin.loops.exchange import Exchange, exchange
 from xpu_plugin.loops.grants import Grants
+from xpu_plugin.loops.handover import Giver, Means, State, Taker
 from xpu_plugin.loops.health_history import HealthHistory
 from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.monitor import Cadence, Monitor
@@ -63,6 +67,9 @@ STUCK_PROBES = 2  # of those that asked one device alone
 STUCK_CHANGERS = 2  # of those that asked for VFs; the last one may just be ending
 
 
+RANDOM_BYTES = 16  # of an id instead of a pod's UID
+
+
 class AddressError(PluginError):
     """The HTTP server cannot listen at its address."""
 
@@ -87,6 +94,8 @@ class Plugin:
     view: KubeletView
     grants: Grants
     tenures: Tenures
+    giver: Giver
+    taker: Taker
 
     # The workers: for all devices, for one device alone, for a change of VFs.
     worker: WorkerClient
@@ -184,6 +193,7 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
             settle=config.pod_list_delay,
             events=between.events,
             pace=timings.rivalry,
+            stage=tenures.stage,
         )
         service = DevicePluginService(
             resource,
@@ -199,7 +209,7 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
             service,
             directory=config.device_plugin_dir,
             stem=socket_stem(resource, config.resource_name),
-            lock=tenures,
+            turn=tenures,
             watch=watch,
             holders=aliases,
             again=timings.again,
@@ -207,6 +217,18 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
         )
 
     always = frozenset() if config.resource_per_profile else frozenset({config.resource_name})
+    endpoints = Endpoints(picture, endpoint, always=always)
+    means = Means(
+        tenures=tenures,
+        endpoints=endpoints,
+        state=State(grants=grants, history=history, reconciler=reconciler, monitor=monitor),
+        record=HandoverRecord(config.state_dir, apart=True),
+        door=Door(config.state_dir),
+        pod=config.pod_uid or secrets.token_hex(RANDOM_BYTES),
+        pace=timings.handover,
+        vf_timeout=config.vf_timeout,
+    )
+    giver = Giver(means)
     return Plugin(
         config=config,
         timings=timings,
@@ -220,6 +242,8 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
         view=view,
         grants=grants,
         tenures=tenures,
+        giver=giver,
+        taker=Taker(means, giver, picture, desired=between.desired, patience=config.vf_decision_wait),
         worker=worker,
         prober=prober,
         changer=changer,
@@ -228,7 +252,7 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
         proof=proof,
         aliases=aliases,
         reconciler=reconciler,
-        endpoints=Endpoints(picture, endpoint, always=always),
+        endpoints=endpoints,
         node_sync=node_sync,
     )
 
@@ -383,9 +407,10 @@ async def run(plugin: Plugin) -> None:
             observe("readiness", partial(_watch_readiness, plugin))
             observe("node", partial(_follow_node, plugin))
         serving.start("tenures", _take_over(plugin))
+        observe("hand-over", plugin.giver.run)
         serving.start("monitor", monitor.run())
         serving.start("unresponsive devices", monitor.unresponsive.run())
-        serving.start("quarantine", _keep_quarantine(plugin))
+        serving.start("quarantine", plugin.history.run(tenures))
         await picture.beyond(NEVER)
         for name in picture.policy.unmatched(picture.facts.devices.values()):
             logger.warning(Message("--allow or --deny names no device of this node", name=name))
@@ -395,6 +420,7 @@ async def run(plugin: Plugin) -> None:
         plugin.reconciler.begin()  # as well
         serving.start("aliases", plugin.aliases.run())
         serving.start("endpoints", plugin.endpoints.run())
+        plugin.taker.begin()
         serving.start("grants", plugin.grants.run(tenures))
         serving.start("virtual functions", plugin.supervisor.keep("virtual functions", plugin.reconciler.run))
         if plugin.node_sync is not None:
@@ -409,7 +435,8 @@ async def run(plugin: Plugin) -> None:
 async def _follow_node(plugin: Plugin) -> None:
     """Turn to the API server, after the first list if one goes out soon."""
     assert plugin.node_sync is not None  # noqa: S101 - or it was not started
-    await wait_for(plugin.listed, plugin.timings.listed)
+    if plugin.tenures.held:  # an instance that waits has to know the label before it serves
+        await wait_for(plugin.listed, plugin.timings.listed)
     await plugin.node_sync.run()
 
 
@@ -437,17 +464,8 @@ def _warn_without_api_server(config: Config) -> None:
 
 async def _take_over(plugin: Plugin) -> None:
     """Take over the state of the plugin that worked while this one waited."""
-    async for _ in plugin.tenures.begin():
-        await plugin.grants.reread()
-        await plugin.reconciler.inherit()
-        await plugin.history.reread()
-        await plugin.monitor.scanner.rescanned()
-
-
-async def _keep_quarantine(plugin: Plugin) -> None:
-    """Record the quarantine within a tenure."""
-    await plugin.tenures.acquire()
-    await plugin.history.run()
+    async for _ in plugin.tenures.begin(plugin.taker.wait):
+        await plugin.taker.take_over()
 
 
 async def _show(plugin: Plugin, requests: socket.socket | None, questions: socket.socket | None) -> None:

@@ -25,10 +25,10 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from tests.support.devices import CONTROL, device, found
+from tests.support.grants import Memory
 from xpu_plugin.config import UsageError, read_config
 from xpu_plugin.edges.kubelet.pod_resources import CHECKPOINT, UnknownHoldersError, read_checkpoint
 from xpu_plugin.edges.kubelet.service import DevicePluginService
-from xpu_plugin.edges.state.grants import GrantRecord
 from xpu_plugin.edges.worker.client import LibraryError, Target, WorkerClient, WorkerError
 from xpu_plugin.edges.worker.connection import Connection
 from xpu_plugin.edges.worker.decoding import scan_of
@@ -291,7 +291,7 @@ def _service() -> tuple[DevicePluginService, dict[str, str]]:
         POLICY.resource,
         picture,
         node=nodes.get,
-        grants=GrantRecord(_directory() / "state"),
+        grants=Memory(_directory() / "state"),
     )
     return service, {own.id: own.path for own in devices}
 
@@ -335,7 +335,7 @@ def _directory() -> Path:
 def record(data: bytes) -> None:
     directory = _directory()
     (directory / "grants.json").write_bytes(data)
-    grants = GrantRecord(directory)
+    grants = Memory(directory)
     assert all(isinstance(text, str) for pair in grants.paths.items() for text in pair)
     assert all(isinstance(id, str) for id in grants.listed)
     (directory / CHECKPOINT).write_bytes(data)

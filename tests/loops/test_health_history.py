@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.locks import Lock
 from tests.support.waiting import until
 from xpu_plugin.edges.state.quarantine import QuarantineRecord
 from xpu_plugin.loops import health_history as verdicts_module
@@ -25,7 +26,7 @@ class Life:
     def __init__(self, directory: Path) -> None:
         self.now = 0.0
         self.verdicts = HealthHistory(RULES, QuarantineRecord(directory), clock=lambda: self.now)
-        self.writing = asyncio.create_task(self.verdicts.run())
+        self.writing = asyncio.create_task(self.verdicts.run(Lock()))
 
     async def kill(self) -> None:
         self.writing.cancel()

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.clock import RunningClock
 from tests.support.grants import grants_of
+from tests.support.locks import Lock
 from tests.support.machines import RESOURCE, make_machine, target_of
 from tests.support.pictures import health, shown
 from tests.support.waiting import SECONDS, until
@@ -116,7 +117,7 @@ class Watch:
         self.task = asyncio.create_task(self.monitor.run())
         self._unresponsive = asyncio.create_task(self.monitor.unresponsive.run())
         self._openings = asyncio.create_task(self.monitor.openings.run())
-        self._record = asyncio.create_task(self.verdicts.run())
+        self._record = asyncio.create_task(self.verdicts.run(Lock()))
         self.inventories: list[Inventory] = []
         self._following = asyncio.create_task(self._follow())
 

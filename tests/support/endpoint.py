@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.devices import CONTROL, device, found
+from tests.support.grants import Memory
 from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.kubelet import endpoint as endpoint_module
@@ -19,8 +20,9 @@ from xpu_plugin.edges.kubelet.endpoint import Endpoint
 from xpu_plugin.edges.kubelet.lock import InstanceLock
 from xpu_plugin.edges.kubelet.rivals import RivalWatch
 from xpu_plugin.edges.kubelet.service import DevicePluginService
-from xpu_plugin.edges.state.grants import GrantRecord
 from xpu_plugin.loops.picture import Picture
+from xpu_plugin.loops.tenure import Tenures
+from xpu_plugin.model.handover import Stage
 from xpu_plugin.model.inventory import Policy, after_scan
 from xpu_plugin.model.registration import SocketIdentity
 from xpu_plugin.simulation.kubelet import Kubelet
@@ -43,22 +45,24 @@ class Plugin:
         self.picture.submit(lambda facts: after_scan(facts, found(*CARDS)))
         nodes = {f"xpu{card.node.number}": card.node.identity for card in CARDS} | {"xpuctrl": (CONTROL, 1)}
         self.directory = directory
-        self.watch = RivalWatch(resource, **{"plugins": PluginDirectory(directory), **watching})
+        self.lock = InstanceLock(directory)
+        self.tenures = Tenures(self.lock)
+        usual = {"plugins": PluginDirectory(directory), "stage": self.tenures.stage}
+        self.watch = RivalWatch(resource, **{**usual, **watching})
         self.looks = 0  # at holders
         self.restarts: list[Callable[[], Awaitable[None]]] = []  # what happens during such a look, once each
         self.service = DevicePluginService(
             resource,
             self.picture,
             node=nodes.get,
-            grants=GrantRecord(directory.parent / "state"),
+            grants=Memory(directory.parent / "state"),
             watch=self.watch,
         )
-        self.lock = InstanceLock(directory)
         self.endpoint = Endpoint(
             self.service,
             directory=directory,
             stem=socket_stem(resource, RESOURCE),
-            lock=self.lock,
+            turn=self.tenures,
             watch=self.watch,
             holders=self,
         )
@@ -78,15 +82,25 @@ class Plugin:
         """The names of all sockets that are called like ours."""
         return [path.name for path in self.directory.glob(f"{PREFIX}*")]
 
+    def begin(self) -> None:
+        """Take the lock at once, for an endpoint that is run alone."""
+        assert self.lock.attempt()
+        self.tenures.stage.set(Stage.WORKING)
+
+    async def _wait(self) -> None:
+        async for _ in self.tenures.begin():
+            pass  # there is nothing to take over
+
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.endpoint.run())
+        task, waiting = (asyncio.create_task(run) for run in (self.endpoint.run(), self._wait()))
         try:
             yield
             assert not task.done(), task
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            for part in (task, waiting):
+                part.cancel()
+                await asyncio.gather(part, return_exceptions=True)
             self.lock.release()
 
 

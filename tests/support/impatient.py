@@ -12,6 +12,7 @@ from typing import Any
 
 from xpu_plugin import cli
 from xpu_plugin.model import rivals, vf_reconcile
+from xpu_plugin.model.handover import HandoverPace
 from xpu_plugin.model.timings import Timings
 
 
@@ -27,8 +28,13 @@ def impatient(timings: Timings, *, before: str = "") -> tuple[str, ...]:
 def read(text: str) -> Timings:
     """The timings that `impatient` wrote."""
     document = tuples(json.loads(text))
-    vfs, rivalry = document.pop("vfs"), document.pop("rivalry")
-    return Timings(**document, vfs=vf_reconcile.VfPace(**vfs), rivalry=rivals.RivalPace(**rivalry))
+    vfs, rivalry, handover = (document.pop(name) for name in ("vfs", "rivalry", "handover"))
+    return Timings(
+        **document,
+        vfs=vf_reconcile.VfPace(**vfs),
+        rivalry=rivals.RivalPace(**rivalry),
+        handover=HandoverPace(**handover),
+    )
 
 
 def tuples(document: dict[str, Any]) -> dict[str, Any]:

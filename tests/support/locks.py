@@ -2,7 +2,8 @@
 """Locks as a test wants them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 
 async def _at_once() -> None:
@@ -15,5 +16,7 @@ class Lock:
     def __init__(self, acquire: Callable[[], Awaitable[None]] = _at_once) -> None:
         self._acquire = acquire
 
-    async def acquire(self) -> None:
+    @asynccontextmanager
+    async def work(self) -> AsyncIterator[None]:
         await self._acquire()
+        yield

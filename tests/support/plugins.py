@@ -29,4 +29,4 @@ async def built(place: Path) -> AsyncIterator[Plugin]:
         yield plugin
     finally:
         await plugin.close()
-        plugin.tenures._lock.release()
+        plugin.tenures.lock.release()

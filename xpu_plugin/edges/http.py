@@ -15,7 +15,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from xpu_plugin.errors import UNHEEDED, Failures
+from xpu_plugin.errors import UNHEEDED, Failures, PluginError
 from xpu_plugin.frozen import frozen
 
 
@@ -40,8 +40,12 @@ class Page:
     seconds: float | None = None
 
 
+class UnreadyError(PluginError):
+    """The page says that something is not ready; it is answered by 503."""
+
+
 def plain(text: Text) -> Page:
-    """Make a page with a text that the event loop returns."""
+    """Make a page with a text that the event loop returns. text: may raise UnreadyError"""
 
     async def contents() -> Text:
         made = text()
@@ -51,7 +55,8 @@ def plain(text: Text) -> Page:
 
 
 class HttpServer:
-    """Serves `pages` by path: 200, or 503 while the event loop does not answer. Takes over the listener.
+    """Serves `pages` by path: 200, or 503 for a page that is not ready, and while the event loop does not
+    answer. Takes over the listener.
 
     failures: takes the unforeseen error of a page, which is answered by 500
     """
@@ -116,6 +121,9 @@ class HttpServer:
                     made = None if text is None else text()
                 except (TimeoutError, CancelledError):
                     self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "the event loop does not answer\n")
+                    return
+                except UnreadyError as error:
+                    self._answer(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}\n")
                     return
                 except Exception as error:  # noqa: BLE001 - other pages are served
                     failed(error)

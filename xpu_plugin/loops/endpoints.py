@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from xpu_plugin.edges.kubelet.endpoint import Endpoint
 from xpu_plugin.loops.picture import Picture
+from xpu_plugin.observable import until
 
 
 class Endpoints:
@@ -27,6 +28,22 @@ class Endpoints:
     @property
     def all(self) -> Sequence[Endpoint]:
         return tuple(self._all.values())
+
+    async def held(self) -> None:
+        """Wait until no list and no registration is under way."""
+        for endpoint in self.all:
+            await until(endpoint.service.sending, 0)
+            await until(endpoint.registering, False)
+
+    async def ended(self) -> None:
+        """Wait for the end of all sockets and streams."""
+        for endpoint in self.all:
+            await until(endpoint.serving, False)
+
+    async def shown(self) -> None:
+        """Wait until each resource has an open stream that has had a list."""
+        while hidden := [shown for endpoint in self.all if not (shown := endpoint.service.shown).current]:
+            await hidden[0].beyond(hidden[0].version)
 
     async def run(self) -> None:
         """Run all endpoints. Never returns; a cancellation ends them first."""

@@ -11,6 +11,7 @@ from xpu_plugin.edges.kubelet.lock import Alone
 from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.edges.state.grants import GrantRecord, Shown
 from xpu_plugin.loops.picture import Picture
+from xpu_plugin.loops.relay import Passed, Relay
 from xpu_plugin.model.inventory import card_of, is_old, ours, released
 from xpu_plugin.model.ownership import (
     FORMER,
@@ -65,6 +66,8 @@ class Grants:
         self.terms = terms
         self._listed = listed or asyncio.Event()
         self._clock = clock
+        self.relay = Relay()
+        """Takes each grant while another instance has to know it."""
         self._given = asyncio.Event()  # some grant has not been listed yet
         self._unwritten = asyncio.Event()
         self._behind = asyncio.Event()  # the ledger lacks the content of the record
@@ -136,6 +139,11 @@ class Grants:
         """Take note of an Allocate answer with these devices, id -> path."""
         self._record.granted(paths)
         self._give(dict.fromkeys(paths, self._clock()))
+        self.relay.put(Passed(paths, started=False))
+
+    async def passed_on(self) -> bool:
+        """Wait until the other instance of a hand-over knows all grants; False if it serves already."""
+        return await self.relay.settled()
 
     async def started(self, paths: Mapping[str, str]) -> None:
         """Take note of a container that starts with these devices, in memory at once and then on the disk.
@@ -144,6 +152,7 @@ class Grants:
         """
         self._record.granted(paths)
         self._give({id: self.ledger[id].allocated if id in self.ledger else None for id in paths})
+        self.relay.put(Passed(paths, started=True))
         await self._record.started(paths)
 
     def _give(self, allocated: Mapping[str, float | None]) -> None:
@@ -153,8 +162,46 @@ class Grants:
         self._ledger.set({**self.ledger, **given})
         self._given.set()
 
+    # --- two instances --------------------------------------------------------------------------
+
+    async def written(self) -> None:
+        """Write the ends of grants at once, and wait for all writes in progress."""
+        await self._record.forget(self._over)
+        await self._record.saw(self._shown)
+        await self._record.written()
+
+    async def hold(self) -> None:
+        """Write nothing until `keep` or `disown`; return when no write is in progress."""
+        self._record.hold()
+        await self._record.written()
+
+    def share(self) -> tuple[Passed, Passed]:
+        """Return the grants of this process, and pass on each later one by the relay."""
+        self.relay.begin()
+        own = {id: self.paths[id] for id, grant in self.ledger.items() if not grant.inherited}
+        return Passed(own, started=False), Passed(dict(self._record.due), started=True)
+
+    async def learn(self, passed: Passed) -> None:
+        """Take note of a grant by the other instance."""
+        self._record.granted(passed.paths)
+        self._give(dict.fromkeys(passed.paths, self._clock()))
+        if passed.started:
+            await self._record.started(passed.paths)
+
+    async def keep(self) -> None:
+        """Write the record again, as its only writer."""
+        self.relay.end()
+        await self._record.release()
+
+    def disown(self) -> None:
+        """Leave the grants to another instance, which writes the record."""
+        self.relay.end(refuse=True)
+        self._record.disown()
+        self._ledger.set(self._recorded())
+
     async def reread(self) -> None:
         """Take over the record as another process has written it meanwhile."""
+        self.relay.end()
         await self._record.reread()
         self.inherit()
 
@@ -318,10 +365,10 @@ class Grants:
     async def _write(self, lock: Alone) -> None:
         while True:
             await self._unwritten.wait()
-            await lock.acquire()
-            self._unwritten.clear()
-            await self._record.forget(self._over)
-            await self._record.saw(self._shown)
+            async with lock.work():
+                self._unwritten.clear()
+                await self._record.forget(self._over)
+                await self._record.saw(self._shown)
 
     def _over(self) -> frozenset[str]:
         """Return the ended grants at the moment of writing: one may be granted anew before that."""

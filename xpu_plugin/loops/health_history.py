@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 
+from xpu_plugin.edges.kubelet.lock import Alone
 from xpu_plugin.edges.state.quarantine import QuarantineRecord
 from xpu_plugin.log import Message
 from xpu_plugin.model.health import Health, History, Rules, begin, cleared, heard, inherited, missed
@@ -78,8 +79,18 @@ class HealthHistory:
         for id, history in self._histories.items():
             self._write(id, inherited(history, self._quarantine.get(id)))
 
-    async def run(self) -> None:
-        """Keep the record equal to the quarantine. Never returns."""
+    async def written(self) -> None:
+        """Write the quarantine at once, if that is possible."""
+        if not self._record.unread and self._quarantine != self._record.reasons:
+            await self._record.write(dict(self._quarantine))
+
+    async def run(self, lock: Alone) -> None:
+        """Keep the record equal to the quarantine. Never returns.
+
+        lock: allows to write the record
+        """
+        async with lock.work():
+            pass  # nothing is read earlier
         pauses = delays(*RETRY_SECONDS)
         while self._record.unread:
             await asyncio.sleep(next(pauses))
@@ -88,9 +99,10 @@ class HealthHistory:
                 self._inherit({**self._record.reasons, **self._quarantine})
         while True:
             self._changed.clear()
-            wanted = dict(self._quarantine)
-            if wanted != self._record.reasons:
-                await self._record.write(wanted)
+            async with lock.work():
+                wanted = dict(self._quarantine)
+                if wanted != self._record.reasons:
+                    await self._record.write(wanted)
             if wanted == self._record.reasons:
                 pauses = delays(*RETRY_SECONDS)
                 await self._changed.wait()

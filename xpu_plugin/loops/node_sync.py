@@ -206,14 +206,16 @@ class NodeSync:
             self._begin_with(self._written)
         if self._lock is None:
             return
-        await self._lock.acquire()
-        self._written = await self._read()  # the instance before us may have written
+        async with self._lock.work():
+            self._written = await self._read()  # the instance before us may have written
         if not isinstance(self._sight, LabelSight):
             self._begin_with(self._written)
         again = delays(*AGAIN_SECONDS)
         while True:
-            kept = self._kept
-            if kept != self._written and not await self._record.write(kept):
+            async with self._lock.work():
+                kept = self._kept
+                failed = kept != self._written and not await self._record.write(kept)
+            if failed:
                 await pause(self._changed, next(again))
                 continue
             self._written, again = kept, delays(*AGAIN_SECONDS)

@@ -34,7 +34,7 @@ def _reader() -> DiskThread:
 class ReadinessWatch:
     """Writes `exchange.readiness` and `exchange.condition`, within a tenure.
 
-    A plugin that waits for the lock has no list of its own.
+    A plugin without the lock has no list of its own.
     """
 
     def __init__(self, plugin: "Plugin", *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -50,7 +50,6 @@ class ReadinessWatch:
     async def run(self) -> None:
         """Never returns."""
         plugin = self._plugin
-        await plugin.tenures.acquire()
         with (
             plugin.picture.waking(self._wake),
             plugin.exchange.outcome.waking(self._wake),
@@ -58,8 +57,9 @@ class ReadinessWatch:
             plugin.exchange.tainted.waking(self._wake),
         ):
             while True:
-                await self._count_functions()
-                self._look()
+                async with plugin.tenures.work():
+                    await self._count_functions()
+                    self._look()
                 await pause(self._wake, LOOK_SECONDS)
 
     async def _count_functions(self) -> None:

@@ -2,47 +2,89 @@
 """Tenures: the times in which this plugin alone may work on the node."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from xpu_plugin.edges.kubelet.lock import InstanceLock
+from xpu_plugin.model.handover import Stage
+from xpu_plugin.observable import Signal, Value, until
 
 
 class Tenures:
-    """Lets parts work once the lock is ours and the state of the previous plugin is taken over."""
+    """Lets parts serve and work once the lock is ours and the state of the previous plugin is taken over.
+
+    A hand-over passes through the stages between, so that one instance serves at any time (`loops.handover`).
+
+    stage: the present rights; each endpoint follows it
+    anew: fires when all resources have to be registered anew
+    """
 
     def __init__(self, lock: InstanceLock) -> None:
-        self._lock = lock
+        self.lock = lock
         self._wanted = asyncio.Event()
-        self._begun = asyncio.Event()
-        if lock.held():
-            self._begun.set()  # no record was read before that, so there is nothing to take over
+        self._works = Value(0)
+        self.anew = Signal()
+        # With the lock no record was read before, so there is nothing to take over.
+        self.stage = Value(Stage.WORKING if lock.held() else Stage.WAITING)
 
     @property
     def held(self) -> bool:
-        return self._lock.held()
+        return self.lock.held()
 
     @property
     def rival(self) -> bool:
         """Whether another plugin had the lock at the last attempt."""
-        return self._lock.rival
+        return self.lock.rival
 
     async def acquire(self) -> None:
-        """Wait until a tenure of ours has begun."""
-        while not (self._begun.is_set() and self._lock.held()):
-            self._begun.clear()
+        """Wait until we may register."""
+        while True:
+            version = self.stage.version
+            if self.look() >= Stage.QUIET:
+                return
             self._wanted.set()
-            await self._begun.wait()
+            await self.stage.beyond(version)
 
-    async def begin(self) -> AsyncIterator[None]:
+    @asynccontextmanager
+    async def work(self) -> AsyncIterator[None]:
+        """Wait until a tenure of ours has begun. It does not end within this context, except with the
+        lock."""
+        while True:
+            version = self.stage.version
+            if self.look() is Stage.WORKING:
+                break
+            self._wanted.set()
+            await self.stage.beyond(version)
+        self._works.set(self._works.current + 1)
+        try:
+            yield
+        finally:
+            self._works.set(self._works.current - 1)
+
+    def look(self) -> Stage:
+        """Return the present stage. With its directory the lock is gone, too."""
+        if self.stage.current is Stage.WORKING and not self.lock.held():
+            self.stage.set(Stage.WAITING)
+            self._wanted.set()
+        return self.stage.current
+
+    async def idle(self) -> None:
+        """Wait for the end of all work in progress."""
+        await until(self._works, 0)
+
+    async def begin(self, wait: Callable[[], Awaitable[None]] | None = None) -> AsyncIterator[None]:
         """Yield each time that the lock was taken after a wait. The tenure begins with the request for the
         next.
 
-        `acquire` takes the lock, and nothing takes it earlier. For one reader.
+        `acquire` and `work` take the lock, and nothing takes it earlier. For one reader.
+
+        wait: waits until the next attempt; it may begin a tenure itself
         """
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            if not (self._begun.is_set() and self._lock.held()):
-                await self._lock.acquire()
+            while self.look() is Stage.WAITING and not self.lock.attempt():
+                await (wait or self.lock.pause)()
+            if self.look() is Stage.WAITING:
                 yield
-                self._begun.set()
+                self.stage.set(Stage.WORKING)

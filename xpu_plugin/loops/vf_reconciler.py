@@ -108,8 +108,10 @@ class VfReconciler:
         return self._outcome.current.report
 
     async def inherit(self) -> None:
-        """Withhold the card of a former process's request. Call this once the lock is ours, and before the
-        first list or the scan that replaces the picture."""
+        """Begin anew, and withhold the card of a former process's request. Call this once the node is ours,
+        and before the first list or the scan that replaces the picture."""
+        # Proofs and a change of an earlier tenure do not count any more.
+        self._memory, self._proofs = Memory(started=self._clock()), {}
         self._unread = self._clock()
         await self._read()
         if self._picture.current is not None:
@@ -180,11 +182,14 @@ class VfReconciler:
             self._proof.ended.waking(self._wake),
         ):
             while True:
-                await self._lock.acquire()
-                if self._unread is not None:
-                    await self._read()
-                decision = self._decide()
-                await self._clear()
+                async with self._lock.work():
+                    if self._unread is not None:
+                        await self._read()
+                    decision = self._decide()
+                    await self._clear()
+                    if isinstance(decision.action, SetVfs):
+                        await self._act(decision)
+                        continue
                 await self._act(decision)
 
     def _view(self) -> View:

@@ -3,6 +3,7 @@
 
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model import registration, rivals, vf_reconcile
+from xpu_plugin.model.handover import HandoverPace
 
 
 @frozen
@@ -50,6 +51,7 @@ class Timings:
     """For a peer to say that it speaks HTTP/2."""
     idle: float = 60.0
     """Of a connection without a call; a kubelet's has its stream."""
+    handover: HandoverPace = HandoverPace()
 
 
 USUAL = Timings()

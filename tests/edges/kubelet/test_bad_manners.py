@@ -531,6 +531,7 @@ async def test_stopping_while_our_socket_is_bound_leaves_none(
     place: Path, plugin: Plugin, meanwhile: list[Callable[[], object]]
 ) -> None:
     async with Kubelet(place / "plugins") as kubelet:
+        plugin.begin()
         task = asyncio.create_task(plugin.endpoint.run())
         paths: list[Path] = []
 

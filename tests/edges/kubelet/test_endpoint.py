@@ -94,7 +94,7 @@ async def test_sockets_left_by_killed_plugins_are_removed_and_no_others(
         living.bind(str(directory / f"{PREFIX}-fedcba98.sock"))
         living.listen()
         rival = InstanceLock(directory)
-        await rival.acquire()
+        rival.acquire_at_once()
         async with plugin.run():
             await until(lambda: plugin.lock.rival, "a plugin that waits for the lock")
             assert set(stale) < set(plugin.sockets())
@@ -154,14 +154,14 @@ async def test_a_kubelet_that_is_replaced_just_before_it_is_asked_is_registered_
 ) -> None:
     """Between our look at its socket and the call another life may begin: that one then knows us."""
 
-    acquire = plugin.lock.acquire
+    acquire = plugin.tenures.acquire
 
     async def acquire_late() -> None:
         await acquire()
-        monkeypatch.setattr(plugin.lock, "acquire", acquire)
+        monkeypatch.setattr(plugin.tenures, "acquire", acquire)
         await kubelet.restart()
 
-    monkeypatch.setattr(plugin.lock, "acquire", acquire_late)
+    monkeypatch.setattr(plugin.tenures, "acquire", acquire_late)
     async with plugin.run():
         await listed(kubelet)
         await looks.more(40)
@@ -350,7 +350,7 @@ async def test_a_socket_nobody_listens_on_is_tried_again(
 
 async def test_each_resource_has_a_socket_of_its_own(kubelet: Kubelet, place: Path) -> None:
     one, two = Plugin(place / "plugins"), Plugin(place / "plugins", "baidu.com/R200-VF-8G")
-    two.endpoint._lock = one.lock
+    two.endpoint._turn, two.watch.stage = one.tenures, one.tenures.stage
     async with one.run(), two.run():
         await kubelet.until(lambda: kubelet.streams_open == 2, timeout=SECONDS)
         await listed(kubelet, "baidu.com/R200-VF-8G")
@@ -404,6 +404,7 @@ async def test_stopping_is_not_lost_in_the_stop_of_a_server(
     kubelet: Kubelet, plugin: Plugin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when a kubelet ends just before us, and gRPC swallows the cancellation of the bind that follows."""
+    plugin.begin()
     task = asyncio.create_task(plugin.endpoint.run())
     await listed(kubelet)
     stop = plugin.endpoint._stop

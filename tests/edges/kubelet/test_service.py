@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from tests.support.devices import CONTROL, MAJOR, device, found
-from tests.support.grants import kubelet_at
+from tests.support.grants import Memory, kubelet_at
 from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.kubelet.service import LONGEST_NOTED_ID, NOTED_IDS, DevicePluginService, server_of
@@ -56,7 +56,7 @@ class Plugin:
 
     def remembered(self) -> Grants:
         """The memory of a plugin that starts now."""
-        self.record = GrantRecord(self.state)
+        self.record = Memory(self.state)
         return Grants(self.picture, kubelet_at(self.state), self.record, Terms())
 
     @property

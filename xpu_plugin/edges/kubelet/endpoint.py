@@ -29,14 +29,16 @@ from xpu_plugin.edges.kubelet.directory import (
     remove_stale,
 )
 from xpu_plugin.edges.kubelet.engine import require_room
-from xpu_plugin.edges.kubelet.lock import Alone
+from xpu_plugin.edges.kubelet.lock import Turn
 from xpu_plugin.edges.kubelet.rivals import RivalWatch
 from xpu_plugin.edges.kubelet.service import OPTIONS, DevicePluginService, server_of
 from xpu_plugin.edges.mounts import deleted
 from xpu_plugin.log import Message, Once, note
 from xpu_plugin.model import registration
+from xpu_plugin.model.handover import Stage
 from xpu_plugin.model.obstacles import Obstacle
 from xpu_plugin.model.registration import Action, Look, Outcome, SocketIdentity, Standing
+from xpu_plugin.observable import Value
 from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import deviceplugin_pb2_grpc as api_grpc
 
@@ -69,6 +71,7 @@ class HolderCheck(Protocol):
 class Endpoint:
     """One resource's socket and its registration with the present kubelet.
 
+    turn: tells when the endpoint may serve and register
     watch: of the resource's name, the same as the service's
     holders: asked before each registration, and before devices that another plugin may have granted return
     haste: for the time in which a kubelet waits for a list
@@ -80,7 +83,7 @@ class Endpoint:
         *,
         directory: Path,
         stem: str,
-        lock: Alone,
+        turn: Turn,
         watch: RivalWatch | None = None,
         holders: HolderCheck | None = None,
         again: tuple[float, float] | None = None,
@@ -90,7 +93,8 @@ class Endpoint:
         self._directory = directory
         self._stem = stem
         self._kubelet = directory / KUBELET_SOCKET
-        self._lock = lock
+        self._turn = turn
+        self._anew = turn.anew.current
         self.watch = watch or RivalWatch(service.resource)
         self._holders = holders
         self._again = again
@@ -107,13 +111,16 @@ class Endpoint:
         self.obstacle: Obstacle | None = None  # reason why the kubelet's socket cannot be used
         self.path: Path | None = None  # identity of our socket, which has a new name for each bind
         self.resource = service.resource
+        self.serving = Value(False)  # at a socket
+        self.registering = Value(False)  # right now
         self.registrations = 0
         self.failures = 0  # of registrations
 
     async def run(self) -> None:
         """Serve and stay registered until cancelled; then end the streams and remove the socket."""
+        wake = self.service.streams_changed
         try:
-            with self._engine:
+            with self._engine, self._turn.stage.waking(wake), self._turn.anew.waking(wake):
                 try:
                     await self._live()
                 finally:
@@ -132,6 +139,9 @@ class Endpoint:
             if self._server is not None and (crash := await _crash(self._server)):
                 logger.warning(Message("gRPC gave up; serving anew", resource=self.resource, error=crash))
                 await self._stop()
+            if self._server is not None and self._turn.stage.current is Stage.WAITING:
+                await self._stop()  # another instance serves now
+                standing = Standing(idle_since=time.monotonic())
             look = self._look_around()
             former, standing = standing, registration.seen(standing, look)
             self._hurry(late=self._is_late(standing, look))
@@ -155,7 +165,7 @@ class Endpoint:
             elif action is Action.REGISTER:
                 standing = await self._register_for(standing)
             else:
-                if look.streaming:
+                if look.streaming and self._turn.stage.current >= Stage.QUIET:
                     await self.watch.follow(self._see_holders)
                 await self._pause(registration.wait(standing, look))
 
@@ -166,8 +176,8 @@ class Endpoint:
             kubelet=kubelet,
             streaming=self.service.streams > 0,
             bound=kubelet is not None and path is not None and identity_of(path) == self._bound,
-            mute=self.watch.mute(now),
-            take_back=self.watch.take_back(now),
+            mute=self.watch.mute(now) or self._turn.stage.current is Stage.FROZEN,
+            take_back=self.watch.take_back(now) or self._anew != self._turn.anew.current,
             chance=random.random(),  # noqa: S311 - nothing secret
             again=self._again or registration.AGAIN_SECONDS,
         )
@@ -231,7 +241,8 @@ class Endpoint:
 
     async def _bind_for(self, standing: Standing) -> Standing:
         """Bind a socket with a new name; the streams of the former one end."""
-        await self._lock.acquire()
+        await self._turn.acquire()
+        self._anew = self._turn.anew.current
         self.watch.begin()
         self._forget_look()
         # Beside the bind: each wait for a thread takes milliseconds on a busy node.
@@ -255,7 +266,6 @@ class Endpoint:
 
     async def _register_for(self, standing: Standing) -> Standing:
         """Register our socket with the present kubelet."""
-        await self._lock.acquire()
         if self._looking is not None and time.monotonic() - self._looked_at < FRESH_SECONDS:
             await self._looking
         else:
@@ -275,7 +285,13 @@ class Endpoint:
             asked, path = identity_of(kubelet), self.path
             if path is None or identity_of(path) != self._bound:
                 return standing  # this kubelet has just started and has removed our socket
-            outcome, trouble = await self._say_so(kubelet, path.name)
+            if self._turn.stage.current < Stage.QUIET:
+                return standing  # another instance registers meanwhile
+            self.registering.set(True)
+            try:
+                outcome, trouble = await self._say_so(kubelet, path.name)
+            finally:
+                self.registering.set(False)
             return self._told(standing, outcome, trouble, asked=asked)
 
     async def _say_so(self, kubelet: Path, endpoint: str) -> tuple[Outcome, str | None]:
@@ -345,12 +361,14 @@ class Endpoint:
         """Bind a name that no kubelet has seen. The streams of the old server end first."""
         await self._stop()
         self._require_room()
-        remove_stale(self._directory)
+        if self._turn.stage.current is Stage.WORKING:
+            remove_stale(self._directory)
         self.path = path = self._directory / f"{self._stem}-{os.urandom(RANDOM_BYTES).hex()}{SOCKET_SUFFIX}"
         _require_bindable(path)
         server = server_of(self.service)
         server.add_insecure_port(address(path))
         self._server = server
+        self.serving.set(True)
         try:
             path.chmod(0o600)
             self._bound = identity_of(path)
@@ -380,9 +398,12 @@ class Endpoint:
             return
         self.service.close()
         server, self._server = self._server, None
-        await self._end(server)
-        if path is not None and bound is not None and identity_of(path) == bound:
-            path.unlink(missing_ok=True)
+        try:
+            await self._end(server)
+            if path is not None and bound is not None and identity_of(path) == bound:
+                path.unlink(missing_ok=True)
+        finally:
+            self.serving.set(False)
 
     async def _end(self, server: grpc.aio.Server) -> None:
         """Stop a server within a bounded time. A server that does not end by then is left behind."""

@@ -6,11 +6,14 @@ import errno
 import fcntl
 import logging
 import os
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
 from xpu_plugin.log import Message, Once
+from xpu_plugin.model.handover import Stage
 from xpu_plugin.model.obstacles import Obstacle
+from xpu_plugin.observable import Signal, Value
 
 
 logger = logging.getLogger(__name__)
@@ -23,8 +26,22 @@ LOCK_SECONDS = 1.0  # between attempts to take the lock
 class Alone(Protocol):
     """Tells when no other plugin may work on this node."""
 
+    def work(self) -> AbstractAsyncContextManager[None]:
+        """Wait until no other plugin may work; none does within this context."""
+
+
+class Turn(Protocol):
+    """Tells when we may register.
+
+    stage: the present rights
+    anew: fires when each resource has to be registered anew, also with an open stream
+    """
+
+    stage: Value[Stage]
+    anew: Signal
+
     async def acquire(self) -> None:
-        """Wait until no other plugin may work."""
+        """Wait until we may register."""
 
 
 class InstanceLock:
@@ -34,7 +51,6 @@ class InstanceLock:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._acquiring = asyncio.Lock()
         self._descriptor: int | None = None
         self._complaint = Once()
         self.rival = False  # another plugin had the lock at the last attempt
@@ -44,14 +60,35 @@ class InstanceLock:
         change."""
         self._try()
 
-    async def acquire(self) -> None:
-        """Wait until the directory exists and no other plugin has the lock."""
-        async with self._acquiring:
-            if self.held():
-                return
-            while not self._try():  # noqa: ASYNC110 - no event tells when another process releases the lock
-                await asyncio.sleep(LOCK_SECONDS)
+    async def pause(self) -> None:
+        """Wait until the next attempt: no event tells when another process releases the lock."""
+        await asyncio.sleep(LOCK_SECONDS)
+
+    def attempt(self) -> bool:
+        """Take the lock if it is free; return whether it is ours."""
+        ours = self._try()
+        if ours:
             self._complaint.healed()
+        return ours
+
+    def part_with(self) -> int | None:
+        """Return the open file that has the lock, for another process. The caller closes it. The lock belongs
+        to the open file, not to a process."""
+        descriptor, self._descriptor = self._descriptor, None
+        return descriptor
+
+    def adopt(self, descriptor: int) -> bool:
+        """Take over an open file from another process; return whether it has the lock. Closes it
+        otherwise."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # no change for the file that has it
+        except OSError:
+            os.close(descriptor)
+            return False
+        self.release()
+        self._descriptor, self.rival = descriptor, False
+        self._complaint.healed()
+        return self.held()
 
     def held(self) -> bool:
         """Whether the locked directory is still the one at that path."""

@@ -14,10 +14,11 @@ from xpu_plugin.frozen import frozen
 from xpu_plugin.log import Message
 from xpu_plugin.model import rivals
 from xpu_plugin.model.events import WARNING, Event
+from xpu_plugin.model.handover import Stage
 from xpu_plugin.model.ownership import Checkpoint
 from xpu_plugin.model.registration import SocketIdentity
 from xpu_plugin.model.rivals import Announced, Company, Phase, Rivalry, Sight
-from xpu_plugin.observable import Outbox
+from xpu_plugin.observable import Outbox, Value
 
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class RivalWatch:
     plugins: the kubelet's directory; without one no rival is seen
     settle: seconds until a grant shows in the kubelet's lists
     events: for the administrator
+    stage: our rights; in some stages no list goes out
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class RivalWatch:
         settle: float = 0.0,
         events: Outbox[Event] | None = None,
         pace: rivals.RivalPace | None = None,
+        stage: Value[Stage] | None = None,
     ) -> None:
+        self.stage = stage or Value(Stage.WORKING)
         self.resource = resource
         self.rivalry = Rivalry()
         self.displacements = 0
@@ -102,6 +106,11 @@ class RivalWatch:
     def away(self) -> bool:
         """Whether another plugin has the name, or we are taking it back."""
         return self.rivalry.away
+
+    @property
+    def silent(self) -> bool:
+        """Whether no list may go out."""
+        return self.rivalry.silent or self.stage.current < Stage.QUIET
 
     @property
     def trouble(self) -> str | None:

@@ -36,6 +36,7 @@ from xpu_plugin.model.health import Health
 from xpu_plugin.model.histogram import Durations, none_yet
 from xpu_plugin.model.inventory import Entry, Inventory
 from xpu_plugin.model.timings import USUAL, Timings
+from xpu_plugin.observable import Value
 from xpu_plugin.proto import deviceplugin_pb2 as api
 
 
@@ -108,6 +109,9 @@ class GrantMemory(Protocol):
     def granted(self, paths: Mapping[str, str], /) -> None:
         """Take note of an Allocate answer with these devices."""
 
+    async def passed_on(self) -> bool:
+        """Wait until another instance that takes over knows all grants; False if it serves already."""
+
     async def started(self, paths: Mapping[str, str], /) -> None:
         """Take note of a container that starts with these devices."""
 
@@ -137,7 +141,6 @@ class DevicePluginService:
         self.timings = timings
         self.resource = resource
         self._streams: set[object] = set()
-        self._unlisted: set[object] = set()  # streams without a list yet
         self.streams_changed = asyncio.Event()
         self._inventories = picture
         self._node = node
@@ -150,6 +153,9 @@ class DevicePluginService:
         self.durations: dict[str, Durations] = {method: none_yet(*_LENGTHS) for method in METHODS}
         self.refusals: dict[tuple[str, str], int] = {}  # by method and gRPC code
         self._closing = asyncio.Event()
+        self._shown: set[object] = set()
+        self.shown = Value(0)  # open streams that have had a list
+        self.sending = Value(0)  # lists
 
     @property
     def streams(self) -> int:
@@ -159,12 +165,13 @@ class DevicePluginService:
     @property
     def waited_for(self) -> bool:
         """Whether a stream has had no list yet."""
-        return bool(self._streams & self._unlisted)
+        return bool(self._streams - self._shown)
 
     def close(self) -> None:
         """End all streams: the kubelet sees an end, not an error. New streams come by a new socket."""
         self._closing.set()
-        self._closing, self._streams = asyncio.Event(), set()
+        self._closing, self._streams, self._shown = asyncio.Event(), set(), set()
+        self.shown.set(0)
 
     # --- the service ----------------------------------------------------------------------------
 
@@ -177,14 +184,14 @@ class DevicePluginService:
         self, request: object, context: Context
     ) -> AsyncGenerator[bytes, None]:
         """Send the list at once, and again after each change. A slow reader skips lists."""
-        stream, streams, closing = object(), self._streams, self._closing
+        stream, streams, shown, closing = object(), self._streams, self._shown, self._closing
         streams.add(stream)
-        self._unlisted.add(stream)
         self.streams_changed.set()
         try:
-            sent, generation, change = None, 0, self._watch.change
-            while (inventory := await self._next(generation, closing, change)) is not None:
+            sent, generation, change, stage = None, 0, self._watch.change, self._watch.stage.version
+            while (inventory := await self._next(generation, closing, change, stage)) is not None:
                 generation, change = inventory.generation, self._watch.change
+                stage = self._watch.stage.version
                 entries = inventory.of(self.resource)
                 if self._watch.rivalry.withheld:
                     entries = [replace(entry, health=WITHHELD) for entry in entries]
@@ -195,21 +202,27 @@ class DevicePluginService:
                     await self._watch.look_before_list()
                 if closing.is_set():
                     return
-                if self._watch.rivalry.silent:
+                if self._watch.silent:
                     continue
                 self._watch.announce(
                     [entry.id for entry in entries], [entry.id for entry in entries if entry.health.healthy]
                 )
-                yield answer
+                self.sending.set(self.sending.current + 1)
+                try:
+                    yield answer
+                finally:
+                    self.sending.set(self.sending.current - 1)
                 sent = answer
                 self.lists += 1
                 self._listed.set()
-                if stream in self._unlisted:
-                    self._unlisted.discard(stream)
+                if stream not in shown:
+                    shown.add(stream)
+                    self.shown.set(len(self._shown))
                     self.streams_changed.set()
         finally:
             streams.discard(stream)
-            self._unlisted.discard(stream)
+            shown.discard(stream)
+            self.shown.set(len(self._shown))
             self.streams_changed.set()
 
     @_timed
@@ -242,6 +255,7 @@ class DevicePluginService:
                 ",".join(entry.id for entry in grant.entries),
                 ",".join(grant.paths),
             )
+        await self._pass_on(context, "Allocate", "allocation", [id for ids in requests for id in ids])
         return api.AllocateResponse(container_responses=[_answer(grant) for grant in grants])
 
     @_timed
@@ -285,6 +299,7 @@ class DevicePluginService:
             await self._refuse(context, "PreStartContainer", "container start", refusal, asked)
         # The start proves a holder, also an ordinary init container, which is never listed.
         await self._grants.started(paths)
+        await self._pass_on(context, "PreStartContainer", "container start", list(request.devices_ids))
         return api.PreStartContainerResponse()
 
     # --- within ---------------------------------------------------------------------------------
@@ -299,16 +314,25 @@ class DevicePluginService:
         inventory = self._inventories.current
         return allocation.prefer(inventory, self.resource, available, must, size) if inventory else []
 
-    async def _next(self, generation: int, closing: asyncio.Event, change: asyncio.Event) -> Inventory | None:
-        """The newest picture: one not of this generation, or any after a change.
+    async def _pass_on(self, context: Context, method: str, what: str, ids: list[str]) -> None:
+        """Tell another instance of a grant before the kubelet has the answer."""
+        if not await self._grants.passed_on():
+            refusal = Refusal(Cause.NOT_READY, "another instance of this plugin serves the node")
+            await self._refuse(context, method, what, refusal, ids)
+
+    async def _next(
+        self, generation: int, closing: asyncio.Event, change: asyncio.Event, stage: int
+    ) -> Inventory | None:
+        """The newest picture: one not of this generation, or any after a change, or a change of our stage.
 
         None when the service closes.
         """
         picture = asyncio.ensure_future(self._inventories.beyond(generation))
         closed = asyncio.ensure_future(closing.wait())
         changed = asyncio.ensure_future(change.wait())
+        staged = asyncio.ensure_future(self._watch.stage.beyond(stage))
         try:
-            await asyncio.wait({picture, closed, changed}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({picture, closed, changed, staged}, return_when=asyncio.FIRST_COMPLETED)
             if closing.is_set():
                 return None
             return picture.result() if picture.done() else self._inventories.current or await picture
@@ -316,6 +340,7 @@ class DevicePluginService:
             picture.cancel()
             closed.cancel()
             changed.cancel()
+            staged.cancel()
 
     async def _refuse(
         self, context: Context, method: str, what: str, refusal: Refusal, ids: Iterable[str]

@@ -76,6 +76,7 @@ class GrantRecord:
         self._due: dict[str, str] = {}  # devices of started containers that are not written yet
         self._writer: asyncio.Task[None] | None = None
         self._working: set[asyncio.Task[None]] = set()
+        self._held = False  # nothing is written: two instances serve, and either may become the writer
         self._late = False  # the disk missed a deadline and has not answered since
         if self._record.read_now():
             self._take_in(_EMPTY)
@@ -100,6 +101,32 @@ class GrantRecord:
         self.listed.difference_update(paths)
         self.holders = {id: shown for id, shown in self.holders.items() if id not in paths}
 
+    def hold(self) -> None:
+        """Keep devices of started containers in memory until `release` or `disown`."""
+        self._held = True
+
+    async def release(self) -> None:
+        """Write down what was kept in memory. This is the only writer from now on."""
+        self._held = False
+        if self._due:
+            await self.started({})
+
+    def disown(self) -> None:
+        """Forget all that is not in the file: another instance writes it from now on."""
+        self._held = False
+        self._due = {}
+        self._take_in(self._record.content)
+
+    async def written(self) -> None:
+        """Wait for writes in progress."""
+        async with self._writing:
+            pass
+
+    @property
+    def due(self) -> Mapping[str, str]:
+        """Devices of started containers that are not in the file yet."""
+        return self._due
+
     async def started(self, paths: Mapping[str, str]) -> None:
         """Write down the devices of a container that starts.
 
@@ -108,6 +135,8 @@ class GrantRecord:
         write.
         """
         self._due.update(paths)
+        if self._held:
+            return
         if self._writer is None or self._writer.done():
             self._writer = asyncio.ensure_future(self._write_due())
         await self._wait_for(self._writer)

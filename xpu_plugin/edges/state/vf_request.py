@@ -14,7 +14,7 @@ from xpu_plugin.model.vf_reconcile import Request
 
 WRITE_SECONDS = 10.0  # for the disk
 _FILE = "vf-change.json"
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class VfRecord:
@@ -23,7 +23,7 @@ class VfRecord:
     A request of another boot is void.
     """
 
-    def __init__(self, directory: Path, *, apart: bool = False, boot_id: Path = _BOOT_ID) -> None:
+    def __init__(self, directory: Path, *, apart: bool = False, boot_id: Path = BOOT_ID) -> None:
         self._record: Record[Request | None] = Record(
             directory / _FILE,
             name="a change of VFs",
@@ -34,7 +34,7 @@ class VfRecord:
             lost="no card is changed",
             apart=apart,
         )
-        self._boot = _boot(boot_id)
+        self._boot = boot(boot_id)
         self._doubtful = False  # a write began and its end is unknown
 
     @property
@@ -79,7 +79,7 @@ class VfRecord:
         return Request(card, number)
 
 
-def _boot(file: Path) -> str:
+def boot(file: Path) -> str:
     """Return an id of this boot of the host; empty if there is none."""
     try:
         return file.read_text(encoding="ascii").strip()
