@@ -50,7 +50,12 @@ RULES = {
 FURTHER_RULES = {"node-condition": ("nodes/status", ["patch"]), "pod-events": ("events", ["create"])}
 """Of the options that have a role of their own."""
 FOREIGN_ROLES = ("system:openshift:scc:privileged",)
-FIELDS = {"NODE_NAME": "spec.nodeName", "POD_NAME": "metadata.name", "POD_NAMESPACE": "metadata.namespace"}
+FIELDS = {
+    "NODE_NAME": "spec.nodeName",
+    "POD_NAME": "metadata.name",
+    "POD_NAMESPACE": "metadata.namespace",
+    "POD_UID": "metadata.uid",
+}
 MOUNTS = {
     "/var/lib/kubelet/device-plugins": "/var/lib/kubelet/device-plugins",
     "/var/lib/kubelet/pod-resources": "/var/lib/kubelet/pod-resources (read-only)",

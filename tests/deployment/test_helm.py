@@ -226,6 +226,14 @@ def test_image_resources_and_metadata(helm: Helm) -> None:
     assert metadata["annotations"] == {"mine.example.com/x": "1"}
 
 
+def test_a_surge_starts_the_new_plugin_first(helm: Helm) -> None:
+    plugin = helm.plugin({"surge": True, "maxUnavailable": "10%"})
+    assert plugin.daemon_set["spec"]["updateStrategy"]["rollingUpdate"] == {
+        "maxSurge": "10%",
+        "maxUnavailable": 0,
+    }
+
+
 def test_a_kubelet_elsewhere(helm: Helm) -> None:
     done = helm.template({"kubeletDir": "/data/kubelet"})
     mounts = Plugin(the(objects_in(done.stdout), "DaemonSet")).mounts()
@@ -284,6 +292,7 @@ def test_a_monitor(helm: Helm, kind: str) -> None:
         {"metrics": {"port": 0}},
         {"metrics": {"serviceMonitor": {"enabled": "yes"}}},
         {"maxUnavailable": 0},
+        {"surge": 1},
         {"kubeletDir": "var/lib/kubelet"},
         {"nodeSelector": {"pool": 1}},
     ],

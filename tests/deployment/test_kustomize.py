@@ -57,7 +57,7 @@ def test_a_copy_is_its_original(copy: Path) -> None:
 
 def test_every_directory_is_tested() -> None:
     names = [directory.relative_to(KUSTOMIZE).as_posix() for directory in DIRECTORIES]
-    assert names == ["base", "overlays/label-mode", "overlays/metrics"]
+    assert names == ["base", "overlays/label-mode", "overlays/metrics", "overlays/surge"]
 
 
 @pytest.mark.parametrize("directory", DIRECTORIES, ids=lambda path: path.name)
@@ -81,6 +81,16 @@ def test_label_mode_is_the_three_manifests_but_for_an_argument_and_the_startup_t
     ]
     manifest.container["args"].append(f"--startup-taint={plugin.config.startup_taint}")
     manifest.spec["tolerations"].insert(0, {"key": plugin.config.startup_taint, "operator": "Exists"})
+    assert rendered == sorted(expected, key=title)
+
+
+def test_surge_is_the_manifest_but_for_the_order_of_an_update() -> None:
+    rendered = render(KUSTOMIZE / "overlays/surge")
+    expected = objects_of(MANIFEST)
+    the(expected, "DaemonSet")["spec"]["updateStrategy"]["rollingUpdate"] = {
+        "maxSurge": 1,
+        "maxUnavailable": 0,
+    }
     assert rendered == sorted(expected, key=title)
 
 

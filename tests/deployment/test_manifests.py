@@ -109,6 +109,7 @@ def test_arguments_are_the_defaults_and_where_the_plugin_can_be_asked() -> None:
         node_name="a-name",
         pod_name="a-name",
         pod_namespace="a-name",
+        pod_uid="a-name",
         metrics_address=("", 9476),
         status_socket=RUNNING,
     )

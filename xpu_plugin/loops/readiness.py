@@ -57,8 +57,8 @@ class ReadinessWatch:
             plugin.exchange.tainted.waking(self._wake),
         ):
             while True:
+                await self._count_functions()
                 async with plugin.tenures.work():
-                    await self._count_functions()
                     self._look()
                 await pause(self._wake, LOOK_SECONDS)
 
