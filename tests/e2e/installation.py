@@ -24,6 +24,7 @@ from .waiting import wait_until
 XRE = Path("/usr/local/xpu")
 STATE = Path("/var/lib/xpu-device-plugin")
 POD_RESOURCES = Path("/var/lib/kubelet/pod-resources")
+PODS_API = Path("/var/lib/kubelet/pods-api")
 MANIFEST = DEPLOYMENT / "xpu-device-plugin.yml"
 NAMESPACE = "kube-system"
 IN_ITS_NAMESPACE = f"--namespace={NAMESPACE}"
@@ -123,17 +124,17 @@ def vendor_library(machine: Machine) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def at_its_place(pod_resources_socket: Path) -> Iterator[None]:
-    """The kubelet's directory of the pod resources API where the manifest looks for it."""
-    if pod_resources_socket.parent == POD_RESOURCES:
+def at_its_place(socket: Path, place: Path) -> Iterator[None]:
+    """The directory of one of the kubelet's APIs where the manifest looks for it."""
+    if socket.parent == place or not socket.exists():
         yield
         return
-    POD_RESOURCES.mkdir(parents=True, exist_ok=True)
-    mount("--bind", str(pod_resources_socket.parent), str(POD_RESOURCES))
+    place.mkdir(parents=True, exist_ok=True)
+    mount("--bind", str(socket.parent), str(place))
     try:
         yield
     finally:
-        subprocess.run(["umount", POD_RESOURCES], check=True)
+        subprocess.run(["umount", place], check=True)
 
 
 def mount(*arguments: str) -> None:

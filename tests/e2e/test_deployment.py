@@ -11,6 +11,8 @@ import pytest
 from .cluster import LABEL, RESOURCE, Amount, Cluster, Pod
 from .hooks import Hooks, leave_out
 from .installation import (
+    POD_RESOURCES,
+    PODS_API,
     XRE,
     Installation,
     at_its_place,
@@ -40,7 +42,11 @@ def installation(hooks: Hooks, cluster: Cluster, machine: Machine) -> Iterator[I
         leave_out(hooks, f"{XRE} is there already, and is not to be touched")
     installation = Installation(cluster, hooks.plugin_image)
     cluster.wait_for_allocatable(0)
-    with vendor_library(machine), at_its_place(hooks.pod_resources_socket):
+    with (
+        vendor_library(machine),
+        at_its_place(hooks.pod_resources_socket, POD_RESOURCES),
+        at_its_place(hooks.pods_api_socket, PODS_API),
+    ):
         try:
             installation.create()
             cluster.wait_for_allocatable(CARDS)
@@ -103,14 +109,15 @@ def test_its_commands_work_within_its_pod(
     # By the running plugin; that the nodes' major is no driver's is seen, too.
     found = json.loads(installation.execute("xpu-device-plugin", "doctor", "--json", accept=(0, 1, 3)))
     verdicts = {check["name"]: check["verdict"] for check in found["checks"]}
-    content = ("library", "devices-answer", "kubelet-socket", "registration", "pod-resources")
+    content = ("library", "devices-answer", "kubelet-socket", "registration", "pod-resources", "pods-api")
     assert {verdicts[name] for name in content} == {"ok"}, found
 
 
 def test_it_may_do_no_more_than_it_has_to(cluster: Cluster, installation: Installation) -> None:
     script = (
         "import os, errno\n"
-        "for path in ('/x', '/opt/x', '/sys/x', '/host/usr/local/x', '/var/lib/kubelet/pod-resources/x'):\n"
+        "apis = ('/var/lib/kubelet/pod-resources/x', '/var/lib/kubelet/pods-api/x')\n"
+        "for path in ('/x', '/opt/x', '/sys/x', '/host/usr/local/x', *apis):\n"
         "    try: os.open(path, os.O_CREAT | os.O_WRONLY)\n"
         "    except OSError as error: print(path, errno.errorcode[error.errno])\n"
         "    else: print(path, 'written')\n"

@@ -5,6 +5,7 @@ answers     what a worker says -> a scan and the devices in it, or one of the dr
 label       the node's label -> a wish
 options     arguments and environment -> a configuration, or a usage error of one line
 allocate    the kubelet's requests -> what may be granted, or a refusal
+pods        the pods API of the kubelet -> pods, and the containers that have ended
 record      the file of grants -> id by path; and the kubelet's checkpoint -> holders, or "unknown"
 """
 
@@ -28,6 +29,7 @@ from tests.support.devices import CONTROL, device, found
 from tests.support.grants import Memory
 from xpu_plugin.config import UsageError, read_config
 from xpu_plugin.edges.kubelet.pod_resources import CHECKPOINT, UnknownHoldersError, read_checkpoint
+from xpu_plugin.edges.kubelet.pods import parsed
 from xpu_plugin.edges.kubelet.service import DevicePluginService
 from xpu_plugin.edges.worker.client import LibraryError, Target, WorkerClient, WorkerError
 from xpu_plugin.edges.worker.connection import Connection
@@ -38,8 +40,12 @@ from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.devices import Scan, identify
 from xpu_plugin.model.health import HEALTHY, Health, judge
 from xpu_plugin.model.inventory import Facts, Policy, after_scan, after_verdicts, entries
+from xpu_plugin.model.ownership import Holding
+from xpu_plugin.model.pods import ends
+from xpu_plugin.model.roster import after_event, after_list, open_holders
 from xpu_plugin.model.vf_plan import ACCEPTED, KEEP, MOST_VFS, UNKNOWN, by_label, cards, parse
 from xpu_plugin.proto import deviceplugin_pb2 as api
+from xpu_plugin.proto import pod_v1_pb2 as core
 from xpu_plugin.xpuml import StateAnswer, WrongDeviceError, XpumlError
 
 
@@ -324,6 +330,21 @@ def allocate(data: bytes) -> None:
                     assert not ids or set(ids) >= set(own.must_include_deviceIDs)
 
 
+# --- pods -----------------------------------------------------------------------------------------
+
+
+def pods(data: bytes) -> None:
+    with contextlib.suppress(DecodeError):
+        pod = parsed(data)
+        over = ends(pod)
+        assert over.keys() <= pod.containers.keys()
+        assert all(pod.containers[name].exit == end for name, end in over.items())
+        known = after_list(
+            {}, {pod.uid: pod}, [Holding(container=f"{pod.uid}/c", resource="r", ids=("a",))], 1.0
+        )
+        hash(open_holders(after_event(known, pod.uid, None, 2.0)))
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 
@@ -353,6 +374,7 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "options": options,
     "allocate": allocate,
     "record": record,
+    "pods": pods,
 }
 
 
@@ -381,6 +403,23 @@ def seeds(target: str) -> Iterator[bytes]:
                     b"\1"
                     + api.PreferredAllocationRequest(container_requests=[preference]).SerializeToString()
                 )
+        case "pods":
+            end = core.ContainerStateTerminated(
+                exitCode=1, containerID="containerd://1", finishedAt=core.Time(seconds=7)
+            )
+            status = core.ContainerStatus(name="c", state=core.ContainerState(terminated=end))
+            for policy in ("Always", "OnFailure", "Never"):
+                spec = core.PodSpec(
+                    restartPolicy=policy,
+                    containers=[core.Container(name="c")],
+                    initContainers=[core.Container(name="i", restartPolicy="Always")],
+                )
+                pod = core.Pod(
+                    metadata=core.ObjectMeta(name="p", namespace="n", uid="u"),
+                    spec=spec,
+                    status=core.PodStatus(phase="Running", containerStatuses=[status]),
+                )
+                yield pod.SerializeToString()
         case "record":
             yield json.dumps({"grants": {"a": "/dev/xpu0"}, "listed": ["a"]}).encode()
             entry = {"PodUID": "u", "ContainerName": "c", "ResourceName": "r", "DeviceIDs": {"0": ["a"]}}
@@ -392,6 +431,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "label": (KEEP, "99"),
     "options": ("--", "=", "\\x00", "true", "XPU_PLUGIN_", "keep", "simulator", "/", "[::]:"),
     "allocate": (*HEALTHY_IDS, SICK_ID, "\\x0a", "\\x18"),
+    "pods": ("Always", "OnFailure", "Never", "Failed", "Succeeded", "\\x0a", "\\xa2\\x01"),
     "record": ("grants", "listed", "Data", "PodDeviceEntries", "DeviceIDs", "null", "[]", "{}"),
 }
 """What a search may put anywhere."""

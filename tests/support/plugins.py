@@ -20,6 +20,7 @@ async def built(place: Path) -> AsyncIterator[Plugin]:
             sysfs_root=place / "sys",
             device_plugin_dir=place / "plugins",
             pod_resources_socket=place / "pods/kubelet.sock",
+            pods_api_socket=place / "pods-api/pods-api.sock",
             state_dir=place / "state",
             pod_name="plugin",
             call_timeout=0.4,

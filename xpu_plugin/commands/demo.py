@@ -30,6 +30,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from xpu_plugin.simulation.kubelet import (
     HEALTHY,
+    PODS_API_SOCKET,
     UNHEALTHY,
     AdmissionError,
     Assignment,
@@ -141,6 +142,10 @@ class Layout:
         return self.root / "pod-resources"
 
     @property
+    def pods_api(self) -> Path:
+        return self.root / "pods-api"
+
+    @property
     def state(self) -> Path:
         return self.root / "state"
 
@@ -175,6 +180,7 @@ class PluginProcess:
             "--resource-name": RESOURCE,
             "--device-plugin-dir": layout.plugins,
             "--pod-resources-socket": layout.pod_resources / "kubelet.sock",
+            "--pods-api-socket": layout.pods_api / PODS_API_SOCKET,
             "--state-dir": layout.state,
             "--dev-root": layout.dev,
             "--sysfs-root": layout.sysfs,
@@ -453,7 +459,9 @@ async def _status(demo: Demo, part: "asyncio.Task[None]") -> int:
 async def _run(screen: Screen, layout: Layout, *, once: bool) -> int:
     machine = Machine(layout.machine, dev_root=layout.dev, sysfs_root=layout.sysfs)
     machine.init(CARDS)
-    async with Kubelet(layout.plugins, pod_resources_dir=layout.pod_resources) as kubelet:
+    kubelet = Kubelet(layout.plugins, pod_resources_dir=layout.pod_resources)
+    kubelet.pods_api_dir = layout.pods_api
+    async with kubelet:
         plugin = await PluginProcess.start(layout)
         demo = Demo(screen, layout, machine, kubelet, plugin)
         playing = asyncio.create_task(_play(demo, once=once))

@@ -26,7 +26,7 @@ from xpu_plugin.waiting import delays
 
 
 FRESH_SECONDS = 5.0
-AGAIN_SECONDS = (0.5, 60.0)  # between streams of the pods API: first, most
+AGAIN_SECONDS = (0.5, 5.0)  # between streams of the pods API: first, most
 LASTING_SECONDS = 10.0  # a stream that lasted so long makes the pauses begin anew
 READ_SECONDS = 5.0  # for a read from the disk of the kubelet's directory
 
