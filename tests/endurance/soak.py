@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole plugin in a storm: `python -m tests.endurance.soak [--minutes N] [--seed S] [--restarts N]`
 
-Over the simulator, a kubelet and a stand-in for the API server, at random: faults of the library, sick cards,
-cards that are pulled out, drivers unloaded, workers killed and stopped, plugins killed, stopped, ended and
-doubled, kubelets restarted, streams cut, sockets deleted and touched, other plugins that register the same
-resource and end, pods admitted, restarted and ended, the node's label changed, cards split by another
-program, also under a container, logs that find no reader, disks that do not answer, odd answers of the
-kubelet, odd checkpoints. What the hardware is, is read from the simulated sysfs alone.
+Over the simulator, a kubelet and a stand-in for the API server, at random: faults of the library, sick
+cards, cards that are pulled out, drivers unloaded, workers killed and stopped, plugins killed, stopped,
+ended, doubled and rolled out, kubelets restarted, streams cut, sockets deleted and touched, other plugins
+that register the same resource and end, pods admitted, restarted and ended, the node's label changed, cards
+split by another program, also under a container, logs that find no reader, disks that do not answer, odd
+answers of the kubelet, odd checkpoints. What the hardware is, is read from the simulated sysfs alone.
 
 At every step: no hardware is held by two containers, each has the node of the very device that its kubelet
 asked for, and no card that is held has been changed by the plugin. Now and then the storm lies: then the
@@ -55,6 +55,7 @@ CARDS = 4
 STEPS_BETWEEN_LOOKS = 60
 QUIET_SECONDS = 90.0  # for everything to come to rest on a busy machine
 ANOTHER = 0.15  # chance of another plugin after a rest
+ROLLOUT_SECONDS = 8.0  # for a hand-over, at most
 HUP_SECONDS = 5.0  # between two signals to look again
 PAUSE_SECONDS = 0.15  # between steps, at most
 GROWTH = 24 * MIB  # of a plugin between its second rest and any later one
@@ -84,7 +85,8 @@ replacing.replace_apart = replace
 STEPS = {
     "admit": 12, "end": 6, "restart_container": 2, "kubelet": 2, "cut": 2, "sockets": 1, "touch": 1,
     "rival": 1, "fault": 3, "mend": 4, "count": 1, "sick": 2, "pull": 1, "plug": 2, "driver": 1, "hup": 1,
-    "label": 1, "foreign": 2, "worker": 2, "stop": 1, "second": 1, "pipe": 2, "disk": 2, "odd": 2,
+    "label": 1, "foreign": 2, "worker": 2, "stop": 1, "second": 1, "rollout": 1, "pipe": 2, "disk": 2,
+    "odd": 2,
 }  # fmt: skip
 """What happens, and how often beside the others."""
 
@@ -407,13 +409,43 @@ class Storm:
         self._signal(signal.SIGCONT)
 
     async def step_second(self) -> None:
-        """Another plugin waits for the first one's end, or is ended while it does."""
+        """Another plugin takes over, and is ended then or before: the first one takes the node back."""
         if self.second is None:
             self.second = self.begin()
         else:
+            await self._recorded()
             self.second.process.send_signal(signal.SIGTERM)
             await self._gone(self.second)
             self.second = None
+
+    async def step_rollout(self) -> None:
+        """Another plugin takes over, and the first one is ended; or it is late."""
+        assert self.daemon
+        if self.second is None:
+            self.second = self.begin()
+        with suppress(AssertionError):
+            await until(self._taken_over, seconds=ROLLOUT_SECONDS * self.chance.random())
+        if not self._taken_over():
+            return
+        self.counts["rollout done"] += 1
+        former, self.daemon, self.second = self.daemon, self.second, None
+        with self._no_split_begun():
+            former.process.send_signal(self.chance.choice((signal.SIGTERM, signal.SIGTERM, signal.SIGKILL)))
+        pid = former.pid
+        await until(lambda: has_ended(pid), "the end of a plugin")
+        await self._gone(former)
+        self.young, self.rests = None, 0
+
+    async def _recorded(self) -> None:
+        """Wait until the record has each grant of a container: the end of a plugin would lose it."""
+        self.frozen.unlink(missing_ok=True)
+        file = self.scene.place / "state/grants.json"
+        ids = {id for holder in self.holders for id in holder.grant.ids}
+        with suppress(AssertionError):
+            await until(lambda: file.exists() and all(id in file.read_text() for id in ids), seconds=5.0)
+
+    def _taken_over(self) -> bool:
+        return self.second is not None and "this instance has taken the node over" in self.second.log
 
     async def step_pipe(self) -> None:
         """The reader of the log stops to read, or goes on."""
@@ -436,9 +468,9 @@ class Storm:
         return daemon.relay
 
     def _signal(self, number: signal.Signals) -> None:
-        begun = self.daemon is not None and "starting" in self.daemon.log
-        if self.daemon is not None and begun and self.daemon.process.poll() is None:
-            self.daemon.process.send_signal(number)
+        for daemon in (self.daemon, self.second):
+            if daemon is not None and "starting" in daemon.log and daemon.process.poll() is None:
+                daemon.process.send_signal(number)
 
     async def another(self) -> None:
         """The plugin ends, in any way, and another takes over."""
@@ -522,8 +554,12 @@ class Storm:
         for holder in list(self.robbed):
             self._end(holder)
         assert self.daemon
-        self._relay(self.daemon).reads.set()
+        for daemon in (self.daemon, self.second):
+            if daemon is not None:
+                self._relay(daemon).reads.set()
         self.frozen.unlink(missing_ok=True)
+        if self.second is not None:  # one that serves beside a plugin that waits is weighed later
+            await self.step_second()
         self._even()
         await self.step_mend()
         await self.step_plug()

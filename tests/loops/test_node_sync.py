@@ -479,6 +479,17 @@ async def test_nothing_is_published_before_there_is_a_desired_count_and_then_the
     assert tried.api.published == [({STATE_LABEL: "pending"}, {DETAIL_ANNOTATION: PENDING.detail()})]
 
 
+async def test_without_a_report_the_state_is_left_to_another_instance(running: Start) -> None:
+    async with running() as tried:
+        await tried.label("2")
+        await tried.report(DONE)
+        tried.outcome.set(VfOutcome())
+        await settled()
+        assert tried.api.published[1:] == [({}, {})]
+        await tried.report(DONE)
+        assert tried.api.published[2:] == tried.api.published[:1]
+
+
 async def test_only_what_has_changed_is_published(running: Start) -> None:
     async with running() as tried:
         await tried.label("2")

@@ -12,6 +12,7 @@ from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.kubelet import lock as lock_module
 from xpu_plugin.edges.kubelet.lock import InstanceLock
 from xpu_plugin.loops.tenure import Tenures
+from xpu_plugin.model.handover import Stage
 
 
 pytestmark = pytest.mark.usefixtures("leaves_no_task")
@@ -98,4 +99,33 @@ async def test_another_directory_at_that_path_is_another_tenure(place: Path) -> 
         await tenures.acquire()
         assert heir.begun == 1
         assert tenures.held
+    lock.release()
+
+
+async def test_within_a_hand_over_no_work_begins_and_that_in_progress_is_awaited(place: Path) -> None:
+    lock = InstanceLock(place)
+    lock.acquire_at_once()
+    tenures = Tenures(lock)
+    end = asyncio.Event()
+    begun: list[int] = []
+
+    async def work(number: int) -> None:
+        async with tenures.work():
+            begun.append(number)
+            await end.wait()
+
+    first = asyncio.create_task(work(1))
+    await until(lambda: begun, "work in progress")
+    tenures.stage.set(Stage.QUIET)
+    second, idle = asyncio.create_task(work(2)), asyncio.create_task(tenures.idle())
+    assert await at_once(tenures), "it may register"
+    assert (begun, idle.done()) == ([1], False)
+    end.set()
+    async with asyncio.timeout(SECONDS):
+        await asyncio.gather(first, idle)
+        assert begun == [1]
+        tenures.stage.set(Stage.WORKING)
+        await second
+    tenures.stage.set(Stage.FROZEN)
+    assert not await at_once(tenures)
     lock.release()

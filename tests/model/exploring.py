@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node in virtual time, for random search: cards, pods, a kubelet, an API server, and a plugin that may be
-killed at every step. What decides is the real thing; only the world and the carrying out are made here.
+killed at every step, or hand the node to another one. What decides is the real thing; only the world and the
+carrying out are made here.
 
     python -m tests.model.exploring [--steps N] [--seed S]
 
@@ -237,17 +238,7 @@ class Plugin:
         self.label_mode = label_mode
         self.desired = UNKNOWN if label_mode else by_argument(world.argument)
         self.memory = Memory(started=world.now)
-        self.ledger: Ledger = {
-            id: Grant(
-                at=world.now - 0.001,
-                inherited=True,
-                shown=FORMER if seen else None,
-                holder=seen,
-                known_to=seen,
-                noted=seen is not None,
-            )
-            for id, seen in world.recorded.items()
-        }
+        self.ledger: Ledger = self.recorded()
         self.proofs: dict[str, object] = {}
         self.scanned = tuple(world.vfs.values())
         self.facts = after_scan(Facts(), found_of(self.scanned), claimed=self.ledger)
@@ -264,6 +255,20 @@ class Plugin:
         self.unread: float | None = world.now
         if readable:
             self.read_record()
+
+    def recorded(self) -> Ledger:
+        """The grants on record."""
+        return {
+            id: Grant(
+                at=self.world.now - 0.001,
+                inherited=True,
+                shown=FORMER if seen else None,
+                holder=seen,
+                known_to=seen,
+                noted=seen is not None,
+            )
+            for id, seen in self.world.recorded.items()
+        }
 
     def read_record(self) -> None:
         if self.unread is not None and self.world.request is not None:
@@ -304,6 +309,11 @@ class Plugin:
         """A container is started again with its device."""
         self.ledger = {**self.ledger, id: Grant(at=self.world.now, known_to=self.world.life)}
         self.world.recorded[id] = None
+    def learn(self, other: "Plugin") -> None:
+        """Take note of the grants of another instance."""
+        own = {id: grant for id, grant in other.ledger.items() if not grant.inherited}
+        self.ledger = {**self.ledger, **own}
+        self.claim()
 
     def listen(self, *, checkpoint_alone: bool = False) -> None:
         """The kubelet is asked who holds what, and what becomes of grants is written down."""
@@ -486,6 +496,7 @@ class Explorer:
             (1, self.api_turns),
             (1, self.foreign_split),
             (1, self.plugin_dies),
+            (1, self.hands_over),
             (2, self.driver_turns),
             (1, self.order),
             (1, self.driver_is_another),
@@ -717,13 +728,56 @@ class Explorer:
             self.world.recorded = {}
         # Nothing but its memory knows the pods that were deleted by force.
         self.world.pods = [pod for pod in self.world.pods if pod.until is None]
-        for pod in self.world.pods:
-            pod.known = bool(self.world.recorded.get(pod.id))
-        # A pod that was never on record and is forgotten by both is not known any more.
-        self.world.pods = [pod for pod in self.world.pods if pod.known or not pod.forgotten]
+        self._forget_unknown()
         self.plugin = self._start()
         if self.world.api:
             self.plugin.hear()
+
+    def _ask_what_is_known(self) -> None:
+        """The other plugin may have seen a pod listed that this one has not."""
+        for pod in self.world.pods:
+            grant = self.plugin.ledger.get(pod.id)
+            pod.known = grant is not None and grant.shown is not None
+
+    def _forget_unknown(self) -> None:
+        """A pod that was never on record and is forgotten by the kubelet is not known to the next plugin."""
+        for pod in self.world.pods:
+            pod.known = bool(self.world.recorded.get(pod.id))
+        self.world.pods = [pod for pod in self.world.pods if pod.known or not pod.forgotten]
+
+    def hands_over(self) -> None:
+        """Another plugin is started beside the first one, and takes over; or the first one goes on.
+
+        Here the memories count: each knows the grants of the other, and neither decides meanwhile. The tables
+        of `model.handover` are searched by tests/model/test_handover.py.
+        """
+        self._forget_unknown()
+        first, second = self.plugin, self._start()
+        if self.world.api:
+            second.hear()
+        for given, taken in ((first, second), (second, first)):
+            self.plugin = given
+            self.passes(self.random.choice((0.0, 0.1, 2.0)))
+            self.pod_starts()
+            taken.learn(given)
+            if given is first:
+                second.scan()
+                self.plugin = second
+                self.registers()
+        if self.random.random() < 0.7:
+            self.plugin = second
+            self._ask_what_is_known()
+            self.note("handover")
+            return
+        self.note("resumed")
+        first.memory, first.proofs, first.unread = Memory(started=self.world.now), {}, self.world.now
+        first.ledger = {**first.recorded(), **first.ledger}
+        first.read_record()
+        first.scan()
+        first.decide()
+        self.plugin = first
+        self._ask_what_is_known()
+        self.registers()
 
     def driver_turns(self) -> None:
         self.world.refuses = self.random.random() < 0.3

@@ -37,6 +37,8 @@ def test_no_walk_breaks_an_invariant() -> None:
         "exits",
         "fails",
         "forced",
+        "handover",
+        "resumed",
     )
     assert all(counts[move] > 20 for move in moves), counts
 
@@ -79,6 +81,14 @@ def test_the_search_finds_a_plugin_that_asks_on_and_on(monkeypatch: pytest.Monke
     monkeypatch.setattr(vf_reconcile, "_left_alone", lambda *_: False)
     with pytest.raises(exploring.BrokenInvariantError, match="which was refused 5 times"):
         exploring.explore(20 * STEPS, seed=180)  # from 0 it takes ten seconds longer
+
+
+def test_the_search_finds_a_plugin_that_does_not_learn_the_grants_of_another_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exploring.Plugin, "learn", lambda *_: None)
+    with pytest.raises(exploring.BrokenInvariantError, match=r"hold it|was granted, and"):
+        exploring.explore(20 * STEPS, seed=0)
 
 
 def test_the_search_finds_a_plugin_that_grants_a_card_in_change(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,8 @@ def holding(id: str, resource: str = POLICY.resource, container: str = "default/
         ([], [A], [A], {A: "forgotten-holder"}),
         ([], ["1"], ["1"], {B: "forgotten-holder"}),
         ([], ["99"], ["99"], {}),
+        # Another program may make it again.
+        ([], [f"{A}-of3"], [f"{A}-of3"], {f"{A}-of3": "forgotten-holder"}),
         # The former plugin has granted N: listed as N, the kubelet counts it.
         ([holding("0")], [], [], {}),
         ([holding("0")], [B], [], {}),

@@ -205,6 +205,13 @@ class Grants:
         await self._record.reread()
         self.inherit()
 
+    async def complete(self) -> None:
+        """Take over the record, and forget nothing: the other instance of a hand-over may have written it."""
+        await self._record.reread()
+        self._ledger.set({**self._recorded(), **self.ledger})
+        self.inherited += 1
+        self._claim()
+
     async def catch_up(self) -> bool:
         """Complete the ledger by the record, if that could not be read before. Return whether it is complete.
         The ledger forgets nothing."""

@@ -51,6 +51,14 @@ class State:
     async def take_over(self) -> None:
         """Read the records that another instance has written, and scan."""
         await self.grants.reread()
+        await self._begin_anew()
+
+    async def go_on(self) -> None:
+        """Do the same after a hand-over that failed; no grant is forgotten."""
+        await self.grants.complete()
+        await self._begin_anew()
+
+    async def _begin_anew(self) -> None:
         await self.reconciler.inherit()
         await self.history.reread()
         await self.monitor.scanner.rescanned()
@@ -358,6 +366,7 @@ class Giver:
                 self.parting.set(True)
                 self._lock = means.tenures.lock.part_with()
                 means.tenures.stage.set(Stage.WAITING)
+                means.state.reconciler.leave()
                 session.spawn(self._end(), Event.ENDED)
             case Do.SAY_DONE:
                 await peer.send(Event.DONE, descriptor=self._lock)
@@ -408,7 +417,7 @@ class Giver:
         tenures.stage.set(Stage.QUIET)
         tenures.anew.fire()
         await state.grants.keep()
-        await state.take_over()
+        await state.go_on()
         tenures.stage.set(Stage.WORKING)
 
     def _release(self) -> None:
@@ -593,7 +602,7 @@ class Taker:
                 means.tenures.stage.set(Stage.QUIET)
                 means.tenures.anew.fire()
                 await means.state.grants.keep()
-                session.spawn(means.state.take_over(), Event.PREPARED)
+                session.spawn(means.state.go_on(), Event.PREPARED)
             case Do.WORK:
                 means.tenures.stage.set(Stage.WORKING)
                 logger.info("this instance has taken the node over")

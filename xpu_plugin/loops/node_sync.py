@@ -107,12 +107,18 @@ class NodeSync:
             self._labels.set(node_labels((*expected, *facts.devices.values()), driver_version()))
 
     async def _write_state(self, api: "NodeWatcher") -> None:
-        """Publish the report; nothing before the desired VF count is known."""
+        """Publish the report. Without one leave the state to another instance; before the desired VF count is
+        known, too."""
         last: tuple[str, str] | None = None
         async for outcome in self._outcome.values():
-            written = (str(outcome.report.state), outcome.report.detail())
-            if outcome.desired.origin is not None and written != last:
-                last = written
+            known = outcome.desired.origin is not None
+            written = (str(outcome.report.state), outcome.report.detail()) if known else None
+            if written == last:
+                continue
+            last = written
+            if written is None:
+                api.publish(STATE_PART, labels={}, annotations={})
+            else:
                 state, detail = written
                 api.publish(STATE_PART, labels={STATE_LABEL: state}, annotations={DETAIL_ANNOTATION: detail})
 

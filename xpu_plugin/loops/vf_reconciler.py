@@ -140,6 +140,10 @@ class VfReconciler:
         self._orders += 1
         self._wake.set()
 
+    def leave(self) -> None:
+        """Report nothing any more, as another instance does."""
+        self._outcome.set(VfOutcome())
+
     async def run(self) -> None:
         """Never returns."""
         async with asyncio.TaskGroup() as group:

@@ -21,7 +21,8 @@ def withheld(
     facts: Facts,
     policy: Policy,
 ) -> dict[str, Health]:
-    """Return device id -> why it is withheld.
+    """Return device id -> why it is withheld. A device that is not there now is in it too: another program may
+    make it again, and the next list has it.
 
     holdings: by the kubelet, those of its list first
     ledger: grants that may last
@@ -29,8 +30,9 @@ def withheld(
     """
     closed = {}
     for id in sorted(forgotten):
-        if (own := device_of(id, facts)) is not None:
-            closed[own] = forgotten_holder(ledger[id].holder)
+        own = device_of(id, facts)
+        if own is not None or not is_old(id):
+            closed[own or id] = forgotten_holder(ledger[id].holder)
     ours = our_resources((*facts.lost.values(), *facts.devices.values()), policy)
     for holding in holdings:
         for id in holding.ids:
