@@ -309,6 +309,7 @@ class Plugin:
         """A container is started again with its device."""
         self.ledger = {**self.ledger, id: Grant(at=self.world.now, known_to=self.world.life)}
         self.world.recorded[id] = None
+
     def learn(self, other: "Plugin") -> None:
         """Take note of the grants of another instance."""
         own = {id: grant for id, grant in other.ledger.items() if not grant.inherited}
