@@ -626,7 +626,7 @@ class Explorer:
             return
         pod = self.random.choice(pods)
         entry = self.plugin.entries().get(pod.id)
-        if entry is None or entry.health.in_change:
+        if entry is None or entry.health.in_change or entry.health.lost:
             return
         self.plugin.start(pod.id)
         world.ended.remove(pod)
