@@ -330,6 +330,7 @@ class Plugin:
             own=world.wrote == world.life,
             ended=answers.ended,
             finished=answers.finished,
+            lingering=frozenset(id for holding in answers.lingering for id in holding.ids),
         )
         found = {
             id: Grant(at=world.now, inherited=True, shown=world.life, holder=container, known_to=world.life)

@@ -172,6 +172,16 @@ def test_an_end_from_before_a_grant_does_not_end_it_before_the_kubelet_must_have
     assert after_word(ledger, word(100.5, ended=90.0), SETTLE) == {}
 
 
+def test_a_grant_goes_on_while_its_pod_lingers() -> None:
+    gone = after_event(roster_of(pod()), "u", None, 110.0)
+    terms = Terms(own_pod="default/train")
+    ledger = {CARD: Grant(at=50.0, shown="life", known_to="life", noted=True)}
+    lingers = word_of(said(gone, {}, answers(111.0, checkpoint=(), listed=False)), terms)
+    assert after_word(ledger, lingers, SETTLE).keys() == {CARD}
+    over = word_of(said(gone, {}, answers(200.0, checkpoint=(), listed=False)), terms)
+    assert after_word(ledger, over, SETTLE) == {}
+
+
 def test_the_word_of_the_kubelet_has_the_ends() -> None:
     own = pod(finished=90.0)
     told = word_of(said(roster_of(own), {"u": own}), Terms(own_pod="default/train"))

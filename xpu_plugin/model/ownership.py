@@ -181,6 +181,7 @@ class Word:
     own: bool = False  # this instance has written the checkpoint
     ended: Mapping[str, float] = field(default_factory=dict)  # id -> time at which its holder ended
     finished: Mapping[str, float] = field(default_factory=dict)  # container -> time at which it ended
+    lingering: Collection[str] = ()  # ids of containers that may run although their pods are gone
 
     @property
     def listed(self) -> dict[str, str]:
@@ -193,7 +194,7 @@ def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str
     """Return the remaining grants, marked by the kubelet's answers.
 
     A grant ends when the pods API shows the end of its container. An end that may be an earlier container's,
-    or of an earlier run, does not count before `settle` seconds.
+    or of an earlier run, does not count before `settle` seconds. A grant goes on while its pod lingers.
 
     A grant ends when the instance that listed it lists it no longer. It also ends when the instance that
     wrote it down has since written a checkpoint without it.
@@ -209,7 +210,7 @@ def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str
     listed, checkpoint = word.listed, word.checkpoint
 
     def goes_on(id: str, grant: Grant) -> bool:
-        if id in listed or grant.at >= word.began:
+        if id in listed or id in word.lingering or grant.at >= word.began:
             return True
         end = word.ended.get(id, word.finished.get(grant.holder or ""))
         if end is not None:
@@ -401,6 +402,7 @@ def word_of(answers: Answers, terms: Terms) -> Word:
         own=answers.own,
         ended=answers.ended,
         finished=answers.finished,
+        lingering=_ids(answers.lingering),
     )
 
 
