@@ -32,6 +32,8 @@ from tests.e2e.cluster import LABEL, RESOURCE, STATUS_SECONDS, Cluster, KubectlE
 from tests.e2e.installation import (
     MANIFEST,
     NAMESPACE,
+    POD_RESOURCES,
+    PODS_API,
     ROLLOUT_SECONDS,
     SELECTOR,
     Installation,
@@ -199,7 +201,11 @@ def installed(node: Node, text: str) -> Iterator[Installation]:
         raise SystemExit("the vendor's library is there already, and is not to be touched")
     installation = Installation(node.cluster, node.hooks.plugin_image, manifest=text)
     node.cluster.wait_for_allocatable(0)
-    with vendor_library(node.machine), at_its_place(node.hooks.pod_resources_socket):
+    with (
+        vendor_library(node.machine),
+        at_its_place(node.hooks.pod_resources_socket, POD_RESOURCES),
+        at_its_place(node.hooks.pods_api_socket, PODS_API),
+    ):
         try:
             installation.create()
             node.cluster.wait_for_allocatable(CARDS)

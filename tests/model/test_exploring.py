@@ -148,7 +148,7 @@ def test_the_search_finds_a_plugin_that_believes_the_pods_api_too_soon(
             monkeypatch.setattr(exploring, "after_list", failed)
         case "a new run has ended":
             monkeypatch.setattr(exploring, "applied", applied)
-    seed = {"a pod that is gone has ended": 226, "a failed pod has ended": 9, "a new run has ended": 108}[
+    seed = {"a pod that is gone has ended": 226, "a failed pod has ended": 0, "a new run has ended": 108}[
         flaw
     ]
     with pytest.raises(exploring.BrokenInvariantError, match=r"was granted, and (pod|former)|hold it"):

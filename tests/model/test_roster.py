@@ -118,6 +118,12 @@ def test_without_an_answer_nothing_fades_and_what_has_ended_has_ended() -> None:
         assert told.refusal == (nothing or "")
 
 
+def test_a_pod_that_leaves_while_ends_are_not_followed_is_named_by_the_checkpoint_alone() -> None:
+    assert after_list(roster_of(pod()), {}, (HELD,), 110.0, followed=False) == {}
+    over = after_list(roster_of(pod(finished=90.0)), {}, (HELD,), 110.0, followed=False)
+    assert over.keys() == {"u"}
+
+
 def test_what_is_gone_is_forgotten_once_it_cannot_run_and_the_checkpoint_does_not_name_it() -> None:
     roster = after_list(roster_of(pod(grace=5.0)), {}, (), 110.0)
     assert roster["u"].gone == 110.0

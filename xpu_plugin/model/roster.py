@@ -41,9 +41,18 @@ Roster = Mapping[str, Known]
 """The pods with devices, by UID."""
 
 
-def after_list(roster: Roster, pods: Mapping[str, Pod], checkpoint: Iterable[Holding], now: float) -> Roster:
+def after_list(
+    roster: Roster,
+    pods: Mapping[str, Pod],
+    checkpoint: Iterable[Holding],
+    now: float,
+    *,
+    followed: bool = True,
+) -> Roster:
     """Return the roster after a complete answer of the API.
 
+    followed: each end was reported until now. If not, a pod that is missing has ended in most cases; only the
+    checkpoint may still name it.
     checkpoint: as it was before that answer
     """
     named: dict[str, tuple[Holding, ...]] = {}
@@ -58,6 +67,8 @@ def after_list(roster: Roster, pods: Mapping[str, Pod], checkpoint: Iterable[Hol
                 new[uid] = Known(pod=pods[uid], holdings=named[uid])
         elif before is not None:
             known = replace(before, holdings=named.get(uid, before.holdings))
+            if not followed and known.gone is None and not all(map(known.ended, known.holdings)):
+                continue
             known = known if known.gone is not None else replace(known, gone=now)
             if uid in named or known.lingers(now):
                 new[uid] = known

@@ -97,6 +97,7 @@ class KubeletView:
         self._socket = pod_resources_socket
         self._pods_api = pods_api_socket
         self._roster: roster.Roster = {}
+        self._following = False  # each end is reported
         self.ended: Value[float] = Value(float("-inf"))
         """Time at which the end of a container with a device was last seen, by an answer or by `follow`."""
         self._clock = clock
@@ -195,6 +196,8 @@ class KubeletView:
                     await self._read_news(self._pods_api)
             except (UnknownHoldersError, FileNotFoundError, NotADirectoryError):
                 pass  # `answers` has the reason
+            finally:
+                self._following = False
             if self._clock() - began > LASTING_SECONDS:
                 pauses = delays(*AGAIN_SECONDS)
             await asyncio.sleep(next(pauses))
@@ -205,6 +208,7 @@ class KubeletView:
         async with aclosing(news_of(socket)) as stream:
             async for news in stream:
                 if news is None:
+                    self._following = True
                     for uid in self._roster.keys() - first:
                         self._hear(uid, None)
                 else:
@@ -238,7 +242,8 @@ class KubeletView:
         now = self._clock()
         if shown is not None and isinstance(shown.pods, Mapping) and written.checkpoint is not None:
             holdings = written.checkpoint.holdings
-            self._become(roster.after_list(self._roster, shown.pods, holdings, now), now)
+            after = roster.after_list(self._roster, shown.pods, holdings, now, followed=self._following)
+            self._become(after, now)
         answers = Answers(
             began=min(own.began for own in asked),
             done=now,
