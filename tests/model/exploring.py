@@ -728,8 +728,6 @@ class Explorer:
             self.world.request = None
             self.world.pods = [pod for pod in self.world.pods if self.world.lists(pod)]
             self.world.recorded = {}
-        # Nothing but its memory knows the pods that were deleted by force.
-        self.world.pods = [pod for pod in self.world.pods if pod.until is None]
         self._forget_unknown()
         self.plugin = self._start()
         if self.world.api:
@@ -742,7 +740,11 @@ class Explorer:
             pod.known = grant is not None and grant.shown is not None
 
     def _forget_unknown(self) -> None:
-        """A pod that was never on record and is forgotten by the kubelet is not known to the next plugin."""
+        """A pod that was never on record and is forgotten by the kubelet is not known to the next plugin.
+
+        Nothing but the memory of the plugin before knows the pods that were deleted by force.
+        """
+        self.world.pods = [pod for pod in self.world.pods if pod.until is None]
         for pod in self.world.pods:
             pod.known = bool(self.world.recorded.get(pod.id))
         self.world.pods = [pod for pod in self.world.pods if pod.known or not pod.forgotten]
