@@ -15,6 +15,8 @@ from tests.endurance.witnesses import Gaps, gaps, granted_twice, registered
         ([(1, 4), (2, 0), (5, 4)], Gaps(0, (3,))),
         ([(1, 4), (2, 0), (3, 2), (5, 4), (6, 3), (7, 8)], Gaps(0, (3, 1))),
         ([(1, 4), (2, 3)], Gaps(3, (8,))),
+        ([(1, 0), (2, 4), (3, 2), (4, 4)], Gaps(2, (1,))),
+        ([(1, 0), (2, 3)], Gaps(0, (9,))),
     ],
 )
 def test_gaps_last_until_the_number_is_whole_again(counts: list[tuple[float, int]], expected: Gaps) -> None:

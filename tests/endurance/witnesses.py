@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -208,10 +208,14 @@ class Gaps:
         )
 
 
-def gaps(counts: Iterable[Count], wanted: int, end: float) -> Gaps:
-    """What changes of a number say. end: when the last of them was still so"""
+def gaps(counts: Sequence[Count], wanted: int, end: float) -> Gaps:
+    """What changes of a number say, from the first on that is whole: a watch may begin with an old state.
+
+    end: when the last of them was still so
+    """
+    whole = next((turn for turn, (_, count) in enumerate(counts) if count >= wanted), 0)
     least, since, found = wanted, None, []
-    for at, count in counts:
+    for at, count in counts[whole:]:
         least = min(least, count)
         if count < wanted and since is None:
             since = at
