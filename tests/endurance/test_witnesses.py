@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the long proofs judge what they saw."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from tests.e2e.cluster import RESOURCE
 from tests.endurance.rollouts import Use, shared
-from tests.endurance.witnesses import Gaps, gaps, granted_twice, registered
+from tests.endurance.witnesses import Gaps, Watch, gaps, granted_twice, registered
+from tests.support.waiting import PROMPT_SECONDS
+
+
+LONG_SECONDS = 100.0
 
 
 @pytest.mark.parametrize(
@@ -36,6 +43,25 @@ def test_a_checkpoint_tells_what_two_containers_have(per_numa: bool) -> None:
     assert registered(checkpoint) == 2
     assert granted_twice(checkpoint) == {"a"}
     assert granted_twice(checkpoint | {"PodDeviceEntries": None}) == set()
+
+
+def test_a_watch_keeps_each_state_and_does_not_wait_beyond_its_end(tmp_path: Path) -> None:
+    events = [
+        {"type": type, "object": {"metadata": {"uid": uid}, "number": number}}
+        for type, uid, number in (
+            ("ADDED", "a", 1),
+            ("MODIFIED", "a", 2),
+            ("ADDED", "b", 3),
+            ("DELETED", "a", 2),
+        )
+    ]
+    lines = tmp_path / "lines"
+    lines.write_text("".join(json.dumps(event) + "\n" for event in events))
+    with Watch(("sh", "-c", f"cat {lines}"), "/nodes?all=1", lambda own: own["number"]) as watch:
+        watch.until("a is gone", lambda: watch.present == {"b": 3}, seconds=PROMPT_SECONDS)
+        assert [state for _, state in watch.changes] == [1, 2, 3]
+        with pytest.raises(AssertionError, match="the watch has ended"):
+            watch.until("b is gone", lambda: not watch.present, seconds=LONG_SECONDS)
 
 
 def test_a_node_that_two_containers_have_at_once_is_shared() -> None:

@@ -50,6 +50,7 @@ class Watch(threading.Thread, Generic[T]):
         self.gone: set[str] = set()
         self._read = read
         self._news = threading.Condition()
+        self._ended = False
         self._process = subprocess.Popen(
             (*command, "get", f"--raw={path}&watch=1&timeoutSeconds={WATCH_SECONDS}"),
             stdin=subprocess.DEVNULL,
@@ -62,14 +63,16 @@ class Watch(threading.Thread, Generic[T]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait()
-        self.join()
+        with self._process:
+            self._process.terminate()
+            self.join()
 
     def run(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             event = json.loads(line)
+            if event["type"] == "ERROR":
+                break
             uid, state = event["object"]["metadata"]["uid"], self._read(event["object"])
             with self._news:
                 if event["type"] == "DELETED":
@@ -78,6 +81,9 @@ class Watch(threading.Thread, Generic[T]):
                     self.latest[uid] = state
                     self.changes.append((time.monotonic(), state))
                 self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
 
     @property
     def present(self) -> dict[str, T]:
@@ -88,8 +94,9 @@ class Watch(threading.Thread, Generic[T]):
     def until(self, what: str, accept: Callable[[], object], *, seconds: float) -> None:
         """Wait for news that make the state acceptable; fail with the last one."""
         with self._news:
-            if not self._news.wait_for(accept, seconds):
-                raise AssertionError(f"{what}: not within {seconds:g} s; last seen: {self.present}")
+            self._news.wait_for(lambda: accept() or self._ended, seconds)
+            why = "the watch has ended" if self._ended else f"not within {seconds:g} s"
+            assert accept(), f"{what}: {why}; last seen: {self.present}"
 
 
 # --- the kubelet ----------------------------------------------------------------------------------
@@ -105,7 +112,6 @@ class Kubelet:
     def __init__(self, socket: Path, directory: Path) -> None:
         self.source = "GetAllocatableResources"
         self._checkpoint = directory / CHECKPOINT_NAME
-        # The kubelet may be restarted, and stands still for a while: each call waits for it.
         self._channel = grpc.insecure_channel(f"unix://{socket}")
         self._ask = PodResourcesListerStub(self._channel).GetAllocatableResources  # type: ignore[no-untyped-call]
         try:
