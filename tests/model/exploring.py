@@ -498,12 +498,12 @@ class Explorer:
             (1, self.api_turns),
             (1, self.foreign_split),
             (1, self.plugin_dies),
-            (1, self.hands_over),
             (2, self.driver_turns),
             (1, self.order),
             (1, self.driver_is_another),
             (4, self.record_is_read),
-            (12, lambda: None),
+            (1, self.hands_over),
+            (11, lambda: None),
         )
         weights, calls = zip(*moves, strict=True)
         self.random.choices(calls, weights)[0]()

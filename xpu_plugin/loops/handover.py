@@ -369,6 +369,8 @@ class Giver:
                 means.state.reconciler.leave()
                 session.spawn(self._end(), Event.ENDED)
             case Do.SAY_DONE:
+                if self._lock is None:
+                    raise LostError("the lock was lost with its directory")
                 await peer.send(Event.DONE, descriptor=self._lock)
                 self._release()
                 session.put(Event.SENT)

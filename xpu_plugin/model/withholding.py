@@ -21,8 +21,9 @@ def withheld(
     facts: Facts,
     policy: Policy,
 ) -> dict[str, Health]:
-    """Return device id -> why it is withheld. A device that is not there now is in it too: another program may
-    make it again, and the next list has it.
+    """Return device id -> why it is withheld.
+
+    A forgotten device that is not there now is in it too: another program may make it again.
 
     holdings: by the kubelet, those of its list first
     ledger: grants that may last
