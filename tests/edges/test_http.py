@@ -14,7 +14,7 @@ import pytest
 from tests.support.failures import Failed
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges import http as http_module
-from xpu_plugin.edges.http import MOST_CONNECTIONS, HttpServer, Page, plain
+from xpu_plugin.edges.http import MOST_CONNECTIONS, HttpServer, Page, UnreadyError, plain
 from xpu_plugin.edges.listeners import listen
 from xpu_plugin.errors import UNHEEDED, Failures
 
@@ -61,6 +61,17 @@ def ask_whole(
         return answer.status, answer.getheader("Content-Type"), answer.read().decode()
     finally:
         connection.close()
+
+
+async def test_a_page_may_tell_why_it_is_not_ready(start: Start) -> None:
+    failures = Failed()
+
+    def page() -> str:
+        raise UnreadyError("node: another one has it")
+
+    server = start({"/readyz": page}, failures=failures)
+    assert await asyncio.to_thread(ask, server.port, "/readyz") == (503, "node: another one has it\n")
+    assert failures.errors == []
 
 
 async def test_a_page_is_made_on_the_event_loop(start: Start) -> None:

@@ -456,3 +456,21 @@ async def test_a_record_that_is_not_read_in_time_cannot_be_read_now(
     monkeypatch.setattr(record_module, "READ_SECONDS", 5.0)
     assert await record.reread()
     assert record.paths == {A: "/dev/xpu0"}
+
+
+async def test_between_two_instances_nothing_is_written_and_then_all_or_nothing(tmp_path: Path) -> None:
+    kept, left = GrantRecord(tmp_path), GrantRecord(tmp_path)
+    await kept.started({A: "/dev/xpu0"})
+    await left.reread()
+    for record in (kept, left):
+        record.hold()
+        record.granted({B: "/dev/xpu1"})
+        await record.started({B: "/dev/xpu1"})
+        assert record.due == {B: "/dev/xpu1"}
+        assert written(tmp_path) == {A: "/dev/xpu0"}
+    left.disown()
+    assert left.paths == {A: "/dev/xpu0"}
+    await left.written()
+    assert written(tmp_path) == {A: "/dev/xpu0"}
+    await kept.release()
+    assert written(tmp_path) == {A: "/dev/xpu0", B: "/dev/xpu1"}

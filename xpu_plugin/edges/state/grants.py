@@ -114,7 +114,7 @@ class GrantRecord:
     def disown(self) -> None:
         """Forget all that is not in the file: another instance writes it from now on."""
         self._held = False
-        self._due = {}
+        self._due, self.paths = {}, {}
         self._take_in(self._record.content)
 
     async def written(self) -> None:
