@@ -21,6 +21,7 @@ import contextlib
 import os
 import random
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -161,6 +162,7 @@ def main() -> int:
         return 2
     cluster = Cluster(kubectl=hooks.kubectl, node=hooks.node, namespace=hooks.namespace, image=hooks.image)
     access = Access(cluster)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind
     remove_nodes()
     access.remove()
     access.create()
