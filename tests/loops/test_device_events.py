@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import tasks
 from tests.support.devices import device, found
 from tests.support.events import outbox_into
 from tests.support.machines import RESOURCE
@@ -56,12 +57,14 @@ async def kubelet(place: Path) -> AsyncIterator[Kubelet]:
 
 
 @pytest.fixture
-async def tried(
-    place: Path, kubelet: Kubelet, leaves_no_task: None, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Tried]:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults_module, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(faults_module, "TOGETHER_SECONDS", 0.1)
     monkeypatch.setattr(faults_module, "PAUSE_SECONDS", (0.02, 0.02))
+
+
+@pytest.fixture
+async def tried(place: Path, kubelet: Kubelet, leaves_no_task: None, quick: None) -> AsyncIterator[Tried]:
     async with built(place) as plugin:
         tried = Tried(plugin)
         yield tried
@@ -95,6 +98,24 @@ async def test_driver_loss_and_return(tried: Tried, kubelet: Kubelet) -> None:
         ("Normal", "XPUDriverBack"),
     ]
     assert tried.events[0].text == "2 devices, held by: default/train/main: no driver: load it"
+
+
+async def test_a_driver_that_was_never_there_is_no_loss(place: Path, quick: None) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        await asyncio.sleep(0)
+
+    async with built(place) as plugin:
+        plugin.monitor.driver_gone.set("no driver: load it")
+        async with tasks.running(DeviceEvents(plugin, sleep=sleep).run()):
+            for _ in range(10):  # turns of the loop, for its first look
+                await asyncio.sleep(0)
+            assert waits == []
+            plugin.picture.submit(lambda facts: after_scan(facts, found(device(A))))
+            event = await plugin.exchange.events.get()
+    assert event.text.startswith("1 devices, held by: not known: no driver")
 
 
 async def test_who_cannot_be_asked_does_not_keep_it_from_telling(tried: Tried, kubelet: Kubelet) -> None:

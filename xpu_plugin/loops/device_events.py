@@ -61,16 +61,21 @@ class DeviceEvents:
 
     async def _awaited(self) -> None:
         """Wait for another picture, or for a change of the driver since the last report."""
-        while (self._driver_gone.current is None) is self._told.driver:
+        while (self._gone is None) is self._told.driver:
             if await wait_for(self._wake, LOOK_SECONDS):
                 self._wake.clear()
                 return
+
+    @property
+    def _gone(self) -> str | None:
+        """Why the driver is gone; None before the first scan, as on a node without cards."""
+        return self._driver_gone.current if self._picture.current is not None else None
 
     def _news(self, listing: Listing | None) -> tuple[Reported, tuple[Notice, ...]]:
         entries = self._picture.current.entries if self._picture.current else {}
         picture = self._picture
         held = None if listing is None else holders(listing.holdings, picture.facts, picture.policy)
-        return notices(self._told, entries.values(), self._driver_gone.current, held)
+        return notices(self._told, entries.values(), self._gone, held)
 
     def _say(self, found: Iterable[Notice]) -> None:
         for notice in found:
