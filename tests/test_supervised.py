@@ -170,6 +170,8 @@ async def test_a_kubelet_that_restarts_while_there_are_no_threads_is_served_when
     """gRPC breaks for ever when it is started without; so it is not."""
     flaw = """
 import os
+from xpu_plugin.edges.kubelet import endpoint
+endpoint.FRESH_SECONDS = 0.0
 was = threading.Thread.start
 def start(self):
     if os.path.exists("lack"):

@@ -5,7 +5,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -224,7 +223,7 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
         state=State(grants=grants, history=history, reconciler=reconciler, monitor=monitor),
         record=HandoverRecord(config.state_dir, apart=True),
         door=Door(config.state_dir),
-        pod=config.pod_uid or secrets.token_hex(RANDOM_BYTES),
+        pod=config.pod_uid or os.urandom(RANDOM_BYTES).hex(),
         pace=timings.handover,
         vf_timeout=config.vf_timeout,
     )
