@@ -382,6 +382,7 @@ async def test_beside_an_old_instance_that_has_stopped_the_new_one_grants_and_wr
     async with predecessor(node) as former:
         new = instance(node, "b")
         other = await former.until_streaming()
+        await shows(newest, IDS)
         held = await newest.allocate(RESOURCE, 1)
         assert (await other.hear("granted")).fields["grants"].keys() == set(held.ids)
         assert (await other.hear("granted")).fields["started"]

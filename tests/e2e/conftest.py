@@ -13,6 +13,16 @@ import pytest
 from .access import Access
 from .cluster import RESOURCE, Cluster, KubectlError, Pod
 from .hooks import Hooks, leave_out
+from .installation import (
+    POD_RESOURCES,
+    PODS_API,
+    XRE,
+    Installation,
+    at_its_place,
+    occupied,
+    remove_state,
+    vendor_library,
+)
 from .machine import CARDS, Machine, real_nodes, remove_nodes
 from .plugin import FORMER_SOCKET, Plugin, Start, closing, leftovers, serve
 
@@ -170,3 +180,29 @@ def start(access: Access, start_by_argument: Start, cluster: Cluster, tmp_path: 
         start_by_argument(argument, f"--kubeconfig={kubeconfig}", f"--node-name={cluster.node}", *options)
 
     return start
+
+
+@pytest.fixture
+def installation(hooks: Hooks, cluster: Cluster, machine: Machine) -> Iterator[Installation]:
+    """Installed: the node shows all four cards."""
+    if not hooks.plugin_image:
+        leave_out(hooks, "XPU_E2E_PLUGIN_IMAGE is not set: the name of the plugin's image on the node")
+    if occupied():
+        leave_out(hooks, f"{XRE} is there already, and is not to be touched")
+    installation = Installation(cluster, hooks.plugin_image)
+    cluster.wait_for_allocatable(0)
+    with (
+        vendor_library(machine),
+        at_its_place(hooks.pod_resources_socket, POD_RESOURCES),
+        at_its_place(hooks.pods_api_socket, PODS_API),
+    ):
+        try:
+            installation.create()
+            cluster.wait_for_allocatable(CARDS)
+            yield installation
+            cluster.delete_pods()
+        finally:
+            print(installation.log())
+            installation.delete()
+            cluster.forget_marks()
+            remove_state()

@@ -3,22 +3,14 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from .cluster import LABEL, RESOURCE, Amount, Cluster, Pod
-from .hooks import Hooks, leave_out
+from .hooks import Hooks
 from .installation import (
-    POD_RESOURCES,
-    PODS_API,
-    XRE,
     Installation,
-    at_its_place,
-    occupied,
-    remove_state,
-    vendor_library,
 )
 from .machine import CARDS, Machine, granted
 from .plugin import SOCKETS
@@ -31,32 +23,6 @@ README = Path(__file__).parents[2] / "README.md"
 SECONDS = 60
 MIB = 1 << 20
 PYTHON = "/opt/xpu-device-plugin/bin/python"
-
-
-@pytest.fixture
-def installation(hooks: Hooks, cluster: Cluster, machine: Machine) -> Iterator[Installation]:
-    """Installed: the node shows all four cards."""
-    if not hooks.plugin_image:
-        leave_out(hooks, "XPU_E2E_PLUGIN_IMAGE is not set: the name of the plugin's image on the node")
-    if occupied():
-        leave_out(hooks, f"{XRE} is there already, and is not to be touched")
-    installation = Installation(cluster, hooks.plugin_image)
-    cluster.wait_for_allocatable(0)
-    with (
-        vendor_library(machine),
-        at_its_place(hooks.pod_resources_socket, POD_RESOURCES),
-        at_its_place(hooks.pods_api_socket, PODS_API),
-    ):
-        try:
-            installation.create()
-            cluster.wait_for_allocatable(CARDS)
-            yield installation
-            cluster.delete_pods()
-        finally:
-            print(installation.log())
-            installation.delete()
-            cluster.forget_marks()
-            remove_state()
 
 
 def pod_template() -> str:

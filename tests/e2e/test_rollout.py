@@ -13,15 +13,14 @@ from .hooks import Hooks
 from .installation import DAEMON_SET, IN_ITS_NAMESPACE, Installation
 from .machine import CARDS, Machine, granted
 from .plugin import CHECKPOINT_NAME
-from .test_deployment import installation  # noqa: F401 - a fixture
 
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 LOOK_SECONDS = 0.005
 SURGE = {"spec": {"updateStrategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}}}
-OLDEST = 25
-"""The minor version of the first Kubernetes that has `maxSurge` of DaemonSets for good."""
+OLDEST = (1, 25)
+"""The first Kubernetes that has `maxSurge` of DaemonSets for good."""
 
 
 class Watch:
@@ -50,19 +49,14 @@ class Watch:
             thread.join()
 
 
-def minor(cluster: Cluster) -> int:
-    version = json.loads(cluster.kubectl("version", "--output=json"))["serverVersion"]
-    return int(version["minor"].rstrip("+"))
-
-
 def test_an_update_with_surge_leaves_no_gap(
     hooks: Hooks,
     cluster: Cluster,
     machine: Machine,
-    installation: Installation,  # noqa: F811 - the fixture
+    installation: Installation,
 ) -> None:
-    if minor(cluster) < OLDEST:
-        pytest.skip(f"Kubernetes before 1.{OLDEST} has no maxSurge")
+    if cluster.version() < OLDEST:
+        pytest.skip("Kubernetes before 1.25 has no maxSurge of DaemonSets for good")
     cluster.kubectl("patch", DAEMON_SET, IN_ITS_NAMESPACE, f"--patch={json.dumps(SURGE)}")
     held = cluster.run_pod("held", devices=1)
     ids = granted(machine, held, 1)
