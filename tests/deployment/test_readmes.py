@@ -323,7 +323,7 @@ def test_every_option_that_is_named_is_one(readme: str) -> None:
         "make run ARG=--once",
         "./build.sh --fast",
         "docker build -t kunlunxpu/xpu-device-plugin:v0.9 -f docker/Dockerfile .",
-        "docker build -t kunlunxpu/xpu-device-plugin:v1.0.0 -f Dockerfile .",
+        "docker build -t kunlunxpu/xpu-device-plugin:v1.1.0 -f Dockerfile .",
         "kubectl create -f ./deployment/xpu-plugin.yml",
         "kubectl create ./deployment/xpu-device-plugin.yml",
         "kubectl apply -k deployment/kustomize/overlays",
