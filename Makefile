@@ -106,7 +106,7 @@ ROLLOUTS ?= 100
 REBINDS ?= 300
 STORM ?= 240
 endurance: .stamps/dev ## long proofs: rollouts and rebinds on a real kubelet, a storm; ROLLOUTS=N REBINDS=N STORM=MINUTES
-	[ "$(ROLLOUTS)" = 0 ] || $(BIN)/python -u -m tests.endurance.rollouts --rounds $(ROLLOUTS) $(ARGS)
+	[ "$(ROLLOUTS)" = 0 ] || $(BIN)/python -u -m tests.endurance.rollouts --surge --rounds $(ROLLOUTS) $(ARGS)
 	[ "$(REBINDS)" = 0 ] || $(BIN)/python -u -m tests.endurance.rebinds --rounds $(REBINDS)
 	[ "$(STORM)" = 0 ] || $(BIN)/python -u -m tests.endurance.soak --minutes $(STORM) --restarts 10000
 
