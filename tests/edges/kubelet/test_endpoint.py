@@ -190,6 +190,20 @@ async def test_each_registration_is_by_a_socket_with_a_name_of_its_own(
     assert plugin.looks >= 7, "holders are looked at before each registration"
 
 
+async def test_a_look_at_holders_does_not_count_for_a_kubelet_that_has_started_since(
+    kubelet: Kubelet, plugin: Plugin
+) -> None:
+    """It may have lost its checkpoint."""
+
+    async def another() -> None:
+        kubelet.socket.chmod(0o600)  # by its times it may be another one
+
+    plugin.restarts.append(another)
+    async with plugin.run():
+        await listed(kubelet)
+    assert plugin.looks == 2
+
+
 @pytest.mark.parametrize(
     "touch",
     [lambda path: path.chmod(0o700), os.utime, lambda path: os.chown(path, -1, -1)],

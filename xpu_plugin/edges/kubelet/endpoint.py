@@ -104,6 +104,7 @@ class Endpoint:
         self._room_at = float("-inf")  # when there was room for gRPC
         self._looking: asyncio.Task[None] | None = None  # at holders, from a bind on
         self._looked_at = 0.0  # when that began
+        self._looked_for: SocketIdentity | None = None  # the kubelet at that moment
         self._bound: SocketIdentity | None = None
         self._said = Once()
         self._noted = Once()
@@ -246,6 +247,7 @@ class Endpoint:
         self.watch.begin()
         self._forget_look()
         # Beside the bind: each wait for a thread takes milliseconds on a busy node.
+        self._looked_for = identity_of(self._kubelet)
         self._looking = asyncio.create_task(self._see_holders(), name=f"holders before {self.resource}")
         self._looked_at = time.monotonic()
         try:
@@ -266,7 +268,9 @@ class Endpoint:
 
     async def _register_for(self, standing: Standing) -> Standing:
         """Register our socket with the present kubelet."""
-        if self._looking is not None and time.monotonic() - self._looked_at < FRESH_SECONDS:
+        fresh = time.monotonic() - self._looked_at < FRESH_SECONDS
+        # A kubelet that has started since may have lost its checkpoint.
+        if self._looking is not None and fresh and self._looked_for == identity_of(self._kubelet):
             await self._looking
         else:
             await self._see_holders()
