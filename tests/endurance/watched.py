@@ -137,7 +137,7 @@ async def unharmed(
     yield before
     await shows(kubelet, IDS)
     kubelet.free(await kubelet.allocate(RESOURCE, 4))
-    assert kubelet.sick == set(sick)
+    assert kubelet.sick == set(sick), kubelet.sick
     assert kubelet.known == set(IDS)
     assert len(kubelet.registrations) == asked + registrations
     assert daemon.process.poll() is None
