@@ -125,11 +125,7 @@ async def test_a_grant_that_no_record_has_passes_with_the_node(node: Node, newes
 
     instance(node, "a")
     await shows(newest, IDS)
-    async with newest._admission:
-        admitted = await newest._admit(
-            RESOURCE, 1, pod="slow", container="main", namespace="default", init_container=False
-        )
-        newest._record(admitted)
+    admitted = await newest.admit(RESOURCE, 1)
     new = instance(node, "b")
     await new.says(TAKEN)
     await newest.restart_container(admitted)

@@ -651,6 +651,25 @@ async def succeeded(plugin: ScriptedPlugin) -> AsyncIterator[None]:
         await successor.stop()
 
 
+async def test_the_checkpoint_has_a_grant_before_its_container_starts(
+    kubelet: Kubelet, plugin: ScriptedPlugin
+) -> None:
+    await plugin.join(pre_start=True)
+    grant = await kubelet.admit(RESOURCE, 1, pod="p")
+    former = kubelet.hold(["z"], resource=RESOURCE, nodes=["/dev/z"])
+    assert plugin.calls == [("Allocate", ["a"])]
+    entries = checkpoint(kubelet)["Data"]["PodDeviceEntries"]
+    assert [entry["DeviceIDs"] for entry in entries] == [{"0": ["a"]}, {"-1": ["z"]}]
+    answers = [
+        api.ContainerAllocateResponse.FromString(base64.b64decode(entry["AllocResp"])) for entry in entries
+    ]
+    given = [tuple(spec.host_path for spec in answer.devices) for answer in answers]
+    assert given == [tuple(node.host_path for node in own.nodes) for own in (grant, former)]
+    assert given[1] == ("/dev/z",)
+    await kubelet.restart_container(grant)
+    assert plugin.calls[1:] == [("PreStartContainer", ["a"])]
+
+
 async def test_the_checkpoint_has_the_shape_of_kubelet_1_20(kubelet: Kubelet, plugin: ScriptedPlugin) -> None:
     await plugin.join()
     await kubelet.allocate(RESOURCE, 3, pod="p", container="c")

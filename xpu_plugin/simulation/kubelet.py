@@ -458,11 +458,34 @@ class Kubelet:
         namespace: str = "default",
         init_container: bool = False,
     ) -> Assignment:
-        """Admit a pod with one container that asks for `count` devices, and start that container.
+        """Call `admit`, and start the container. Raises also StartError when it may not start."""
+        held = await self.admit(
+            resource,
+            count,
+            pod=pod,
+            container=container,
+            namespace=namespace,
+            init_container=init_container,
+        )
+        await self.restart_container(held)
+        return held
+
+    async def admit(
+        self,
+        resource: str,
+        count: int,
+        *,
+        pod: str = "",
+        container: str = "main",
+        namespace: str = "default",
+        init_container: bool = False,
+    ) -> Assignment:
+        """Admit a pod with one container that asks for `count` devices. The container does not start: a real
+        one waits for its image, its volumes and the network.
 
         A container that holds this resource already gets its grant again, without any call. Raises
-        AdmissionError when the pod cannot be admitted, StartError when its container may not start. Pods
-        without a name are given one. Pods are admitted one after the other.
+        AdmissionError when the pod cannot be admitted. Pods without a name are given one. Pods are admitted
+        one after the other.
         """
         async with self._admission:
             name = pod or self._next_pod()
@@ -482,7 +505,6 @@ class Kubelet:
                     f"pod {held.uid!r} container {container!r} changed request for resource {resource!r} "
                     f"from {len(held.ids)} to {count}"
                 )
-        await self.restart_container(held)
         return held
 
     async def restart_container(self, grant: Assignment) -> None:
@@ -546,10 +568,18 @@ class Kubelet:
         container: str = "main",
         namespace: str = "default",
         init_container: bool = False,
+        nodes: Sequence[str] = (),
     ) -> Assignment:
         """Add a container with `ids`, of any form, to PodResources and checkpoint, without a call to a
         plugin:
-        the knowledge that a kubelet keeps from a former plugin's time."""
+        the knowledge that a kubelet keeps from a former plugin's time. nodes: paths in that plugin's
+        answer"""
+        answer = deviceplugin_pb2.ContainerAllocateResponse(
+            devices=[
+                deviceplugin_pb2.DeviceSpec(container_path=path, host_path=path, permissions="rw")
+                for path in nodes
+            ]
+        )
         grant = Assignment(
             pod=pod or self._next_pod(),
             namespace=namespace,
@@ -557,6 +587,8 @@ class Kubelet:
             resource=resource,
             ids=tuple(ids),
             ids_per_numa={WITHOUT_NUMA: tuple(ids)},
+            nodes=_nodes(answer),
+            answer=answer.SerializeToString(),
             init_container=init_container,
         )
         self._record(grant)
@@ -813,14 +845,7 @@ class Kubelet:
             ids=ids,
             ids_per_numa=_per_numa(devices[id_] for id_ in ids),
             env=dict(response.envs),
-            nodes=tuple(
-                DeviceNode(
-                    host_path=spec.host_path,
-                    container_path=spec.container_path,
-                    permissions=spec.permissions,
-                )
-                for spec in response.devices
-            ),
+            nodes=_nodes(response),
             answer=response.SerializeToString(),
             init_container=init_container,
         )
@@ -1110,6 +1135,13 @@ def _per_numa(devices: Iterable[ListedDevice]) -> dict[int, tuple[str, ...]]:
         for numa in device.numa or (WITHOUT_NUMA,):
             ids[numa] = (*ids.get(numa, ()), device.id)
     return ids
+
+
+def _nodes(answer: deviceplugin_pb2.ContainerAllocateResponse) -> tuple[DeviceNode, ...]:
+    return tuple(
+        DeviceNode(host_path=spec.host_path, container_path=spec.container_path, permissions=spec.permissions)
+        for spec in answer.devices
+    )
 
 
 def _reason(error: grpc.aio.AioRpcError) -> str:
