@@ -343,9 +343,19 @@ class Pod:
             seconds=POD_SECONDS,
         )
 
-    def execute(self, script: str) -> str:
-        """What a shell script prints inside the container."""
-        return self._cluster.kubectl("exec", "--stdin", self.name, "--", "sh", stdin=script)
+    def wait_until_before_runs(self) -> None:
+        """Wait for the init container to run; the pod has all its devices then."""
+        wait_until(
+            f"the init container of pod {self.name} runs",
+            lambda: self.status().get("initContainerStatuses", ()),
+            lambda own: own and "running" in own[0]["state"],
+            seconds=POD_SECONDS,
+        )
+
+    def execute(self, script: str, *, container: str = "main") -> str:
+        """What a shell script prints inside a container."""
+        inside = f"--container={container}"
+        return self._cluster.kubectl("exec", "--stdin", inside, self.name, "--", "sh", stdin=script)
 
     def end_container(self) -> None:
         """Let the container's main process exit; the kubelet starts the container again."""

@@ -137,6 +137,25 @@ def test_a_killed_plugin_resumes_where_it_was(cluster: Cluster, machine: Machine
     assert identities([pod]) == before
 
 
+def test_a_container_starts_although_the_plugin_that_granted_its_devices_was_killed_before(
+    cluster: Cluster, machine: Machine, plugin: Plugin
+) -> None:
+    """It starts by the kubelet's checkpoint. The device of its init container is on our record, the others
+    are not."""
+    pod = cluster.create_pod("slow", devices=3, before="until [ -e /go ]; do sleep 0.1; done")
+    pod.wait_until_before_runs()
+    plugin.kill()
+    plugin.wait_for_no_process()
+    plugin.start()
+    cluster.wait_for_allocatable(CARDS)
+    pod.execute("touch /go", container="before")
+    pod.wait_until_running()
+    ids = granted(machine, pod, 3)
+    assert plugin.refusals_to_start() == []
+    pod.restart_container()
+    assert granted(machine, pod, 3) == ids
+
+
 def test_a_plugin_comes_back_to_another_kubelet(
     hooks: Hooks, cluster: Cluster, machine: Machine, plugin: Plugin
 ) -> None:

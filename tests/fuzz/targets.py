@@ -6,10 +6,11 @@ label       the node's label -> a wish
 options     arguments and environment -> a configuration, or a usage error of one line
 allocate    the kubelet's requests -> what may be granted, or a refusal
 pods        the pods API of the kubelet -> pods, and the containers that have ended
-record      the file of grants -> id by path; and the kubelet's checkpoint -> holders, or "unknown"
+record      the file of grants -> id by path; and the kubelet's checkpoint -> holders and nodes, or "unknown"
 """
 
 import asyncio
+import base64
 import contextlib
 import io
 import json
@@ -28,7 +29,7 @@ from google.protobuf.message import DecodeError
 from tests.support.devices import CONTROL, device, found
 from tests.support.grants import Memory
 from xpu_plugin.config import UsageError, read_config
-from xpu_plugin.edges.kubelet.pod_resources import CHECKPOINT, UnknownHoldersError, read_checkpoint
+from xpu_plugin.edges.kubelet.pod_resources import CHECKPOINT, UnknownHoldersError, read_checkpoint, read_kept
 from xpu_plugin.edges.kubelet.pods import parsed
 from xpu_plugin.edges.kubelet.service import DevicePluginService
 from xpu_plugin.edges.worker.client import LibraryError, Target, WorkerClient, WorkerError
@@ -364,6 +365,10 @@ def record(data: bytes) -> None:
         for holding in read_checkpoint(directory).holdings:
             assert all(isinstance(id, str) for id in holding.ids)
             hash(holding)
+    kept = read_kept(directory, "r", ["a"])
+    assert kept.trouble is None or not kept.nodes
+    for nodes in kept.nodes:
+        assert nodes is None or all(path.removeprefix("/dev/xpu").isdecimal() for path in nodes)
 
 
 # --- all of them ----------------------------------------------------------------------------------
@@ -423,7 +428,9 @@ def seeds(target: str) -> Iterator[bytes]:
         case "record":
             yield json.dumps({"grants": {"a": "/dev/xpu0"}, "listed": ["a"]}).encode()
             entry = {"PodUID": "u", "ContainerName": "c", "ResourceName": "r", "DeviceIDs": {"0": ["a"]}}
-            yield json.dumps({"Data": {"PodDeviceEntries": [entry, {**entry, "DeviceIDs": ["b"]}]}}).encode()
+            answer = api.ContainerAllocateResponse(devices=[api.DeviceSpec(host_path="/dev/xpu0")])
+            given = {**entry, "AllocResp": base64.b64encode(answer.SerializeToString()).decode()}
+            yield json.dumps({"Data": {"PodDeviceEntries": [given, {**entry, "DeviceIDs": ["b"]}]}}).encode()
 
 
 WORDS: Mapping[str, tuple[str, ...]] = {
@@ -432,6 +439,6 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "options": ("--", "=", "\\x00", "true", "XPU_PLUGIN_", "keep", "simulator", "/", "[::]:"),
     "allocate": (*HEALTHY_IDS, SICK_ID, "\\x0a", "\\x18"),
     "pods": ("Always", "OnFailure", "Never", "Failed", "Succeeded", "\\x0a", "\\xa2\\x01"),
-    "record": ("grants", "listed", "Data", "PodDeviceEntries", "DeviceIDs", "null", "[]", "{}"),
+    "record": ("grants", "listed", "Data", "PodDeviceEntries", "DeviceIDs", "AllocResp", "null", "[]", "{}"),
 }
 """What a search may put anywhere."""

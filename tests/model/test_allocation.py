@@ -13,11 +13,13 @@ from tests.support.devices import CONTROL, device
 from xpu_plugin.model.allocation import (
     IDS_VARIABLE,
     Cause,
+    Kept,
     NodeIdentity,
     Refusal,
     check_start,
     grant,
     prefer,
+    unrecorded,
 )
 from xpu_plugin.model.devices import Identity
 from xpu_plugin.model.health import (
@@ -211,6 +213,111 @@ def test_a_start_without_a_record_that_can_be_read_is_refused_and_no_pod_is_to_b
         check_start(THREE, XPU, [A, B], {A: "/dev/xpu4"}, nodes_of(THREE), unread=True)
     assert f"device {B}: the record of the node it was granted as" in str(refusal.value)
     assert "delete" not in str(refusal.value)
+
+
+BOTH = Kept(nodes=frozenset({("/dev/xpu0", "/dev/xpu4")}))
+
+
+@pytest.mark.parametrize("granted", [{}, {A: "/dev/xpu4"}])
+def test_a_device_without_a_record_starts_as_the_node_that_the_kubelet_has_for_its_container(
+    granted: dict[str, str],
+) -> None:
+    assert unrecorded(THREE, [A, B], granted)
+    paths = check_start(THREE, XPU, [A, B], granted, nodes_of(THREE), kept=BOTH)
+    assert paths == {A: "/dev/xpu4", B: "/dev/xpu0"}
+
+
+def test_the_kubelet_is_asked_only_for_devices_that_could_start_by_its_answer() -> None:
+    old = inventory(entry("2", own=A, number=2), entry(B, number=0))
+    assert not unrecorded(old, ["2", B, C], {B: "/dev/xpu9"})
+    assert unrecorded(old, ["2", B, C], {})
+
+
+def test_an_old_id_beside_a_device_without_a_record_is_a_node_of_the_container_too() -> None:
+    picture = inventory(entry("2", own=A, number=2), entry(B, number=0))
+    kept = Kept(nodes=frozenset({("/dev/xpu0", "/dev/xpu2")}))
+    paths = check_start(picture, XPU, ["2", B], {}, nodes_of(picture), kept=kept)
+    assert paths == {"2": "/dev/xpu2", B: "/dev/xpu0"}
+    with pytest.raises(Refusal, match="has /dev/xpu0 for /dev/xpu0, /dev/xpu2"):
+        check_start(
+            picture,
+            XPU,
+            ["2", B],
+            {},
+            nodes_of(picture),
+            kept=Kept(nodes=frozenset({("/dev/xpu0",)})),
+        )
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([], "has no container with exactly its devices"),
+        ([None], "cannot be parsed"),
+        ([None, ("/dev/xpu4",)], "cannot be parsed"),
+        ([()], "has no XPU for /dev/xpu4"),
+        ([("/dev/xpu7",)], "has /dev/xpu7 for /dev/xpu4"),  # renumbered meanwhile
+        ([("/dev/xpu0", "/dev/xpu4")], "has /dev/xpu0, /dev/xpu4 for /dev/xpu4"),
+        ([("/dev/xpu4", "/dev/xpu4")], "has /dev/xpu4, /dev/xpu4 for /dev/xpu4"),
+        ([("/dev/xpu4",), ("/dev/xpu7",)], "differ"),
+    ],
+)
+def test_in_doubt_the_kubelets_record_starts_no_container(
+    answers: list[tuple[str, ...] | None], said: str
+) -> None:
+    with pytest.raises(Refusal) as refusal:
+        check_start(THREE, XPU, [A], {}, nodes_of(THREE), kept=Kept(nodes=frozenset(answers)))
+    assert refusal.value.cause is Cause.NOT_READY
+    assert f"device {A}: there is no record of the node it was granted as, and" in str(refusal.value)
+    assert said in str(refusal.value)
+    assert "delete the pod" in str(refusal.value)
+
+
+def test_a_kubelets_record_that_cannot_be_read_is_no_reason_to_delete_a_pod() -> None:
+    with pytest.raises(Refusal, match="checkpoint: no answer; the kubelet starts the container") as refusal:
+        check_start(THREE, XPU, [A], {}, nodes_of(THREE), kept=Kept(trouble="checkpoint: no answer"))
+    assert "delete" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("granted", "changed", "said"),
+    [
+        ({A: "/dev/xpu9"}, {}, "was granted as /dev/xpu9 and is /dev/xpu4 now"),
+        ({}, {"xpu4": (1, 1)}, "/dev/xpu4 is another device's node now"),
+        ({}, {"xpu4": None}, "its node /dev/xpu4 is gone"),
+    ],
+)
+def test_the_kubelets_record_overrules_neither_ours_nor_the_nodes(
+    granted: dict[str, str], changed: dict[str, Identity | None], said: str
+) -> None:
+    with pytest.raises(Refusal, match=said):
+        check_start(THREE, XPU, [A, B], granted, nodes_of(THREE, **changed), kept=BOTH)
+
+
+def test_while_our_record_is_unread_the_kubelets_does_not_count() -> None:
+    """Ours may name another node."""
+    with pytest.raises(Refusal, match="cannot be read for now"):
+        check_start(THREE, XPU, [A, B], {}, nodes_of(THREE), unread=True, kept=BOTH)
+
+
+@given(
+    numbers=st.lists(st.integers(0, 5), min_size=1, max_size=3, unique=True),
+    answers=st.sets(st.lists(st.integers(0, 5), max_size=3).map(tuple), max_size=2),
+)
+def test_a_container_starts_by_the_kubelets_record_only_with_the_nodes_of_its_own_devices(
+    numbers: list[int], answers: set[tuple[int, ...]]
+) -> None:
+    picture = inventory(*(entry(f"0000:{number + 16}:00.0", number=number) for number in numbers))
+    kept = Kept(
+        nodes=frozenset(tuple(f"/dev/xpu{number}" for number in sorted(answer)) for answer in answers)
+    )
+    try:
+        check_start(picture, XPU, list(picture.entries), {}, nodes_of(picture), kept=kept)
+    except Refusal:
+        started = False
+    else:
+        started = True
+    assert started == (bool(answers) and all(sorted(answer) == sorted(numbers) for answer in answers))
 
 
 # --- preference ---------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.edges.state.grants import GrantRecord, Shown
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.relay import Passed, Relay
+from xpu_plugin.model.allocation import Kept
 from xpu_plugin.model.inventory import card_of, is_old, ours, released
 from xpu_plugin.model.ownership import (
     FORMER,
@@ -111,6 +112,10 @@ class Grants:
     def unread(self) -> bool:
         """Whether the record cannot be read now; it may hold more paths."""
         return self._record.unread
+
+    async def kept(self, resource: str, ids: Collection[str]) -> Kept:
+        """Return the kubelet's record of the grant of exactly these ids; it waits a few seconds at most."""
+        return await self._view.kept(resource, ids)
 
     @property
     def forgotten(self) -> frozenset[str]:

@@ -2,7 +2,7 @@
 """Device ids -> a container's devices and environment, or a refusal; and the preferred choice of ids."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import Enum
 
 from xpu_plugin.errors import PluginError
@@ -100,6 +100,23 @@ def check_node(entry: Entry, node: NodeIdentity) -> None:
         raise Refusal(Cause.NOT_READY, f"device {entry.id}: {entry.device.path} is another device's node now")
 
 
+@frozen
+class Kept:
+    """The kubelet's own record of grants: the Allocate answers for exactly the devices of one request.
+
+    nodes: the paths of an answer's XPU nodes, sorted; None for an answer that cannot be parsed
+    trouble: reason for which the kubelet's record cannot be read
+    """
+
+    nodes: frozenset[tuple[str, ...] | None] = frozenset()
+    trouble: str | None = None
+
+
+def unrecorded(inventory: Inventory, ids: Iterable[str], granted: Mapping[str, str]) -> bool:
+    """Return whether `check_start` needs the kubelet's record, as ours lacks the path of a device."""
+    return any(id in inventory.entries and id not in granted and not is_old(id) for id in ids)
+
+
 def check_start(
     inventory: Inventory,
     resource: str,
@@ -108,6 +125,7 @@ def check_start(
     node: NodeIdentity,
     *,
     unread: bool = False,
+    kept: Kept | None = None,
 ) -> dict[str, str]:
     """Return the paths on which a starting container may rely. Raises Refusal.
 
@@ -116,7 +134,11 @@ def check_start(
     granted as /dev/xpu2. Health is ignored, as a restart may heal the device. Two things are not ignored: the
     device is not there, or its card's VFs are being changed.
 
+    A device without a granted path counts as granted by its present path if the kubelet's record proves that:
+    the container has the present nodes of all its devices, and no other XPU node.
+
     unread: the record could not be read yet, so `granted` lacks its content
+    kept: the kubelet's record; None: it has no such container
     """
     paths = {}
     for id in ids:
@@ -131,11 +153,10 @@ def check_start(
                 "be read for now; the kubelet starts the container again later",
             )
         if then is None:
-            raise Refusal(
-                Cause.NOT_READY,
-                f"device {id}: there is no record of the node it was granted as; delete the pod so that "
-                "it is granted anew",
-            )
+            here = {other: lookup(inventory, resource, other).device.path for other in ids}
+            _check_kept(id, here.values(), kept or Kept())
+            granted = {**here, **granted}
+            then = granted[id]
         if then != entry.device.path:
             raise Refusal(
                 Cause.NOT_READY,
@@ -145,6 +166,39 @@ def check_start(
         check_node(entry, node)
         paths[id] = then
     return paths
+
+
+def _check_kept(id: str, here: Collection[str], kept: Kept) -> None:
+    """Refuse a device if the kubelet's record does not prove that its container has these nodes.
+
+    The record says which nodes a container has, and not which device each of them was. It has no order in
+    time: an ended container may be in it beside the one that starts. So all its answers must agree.
+
+    here: present paths of all devices of the container
+    """
+    if kept.trouble is not None:
+        raise Refusal(
+            Cause.NOT_READY,
+            f"device {id}: there is no record of the node it was granted as, and {kept.trouble}; the kubelet "
+            "starts the container again later",
+        )
+    now = tuple(sorted(here))
+    if kept.nodes == {now}:
+        return
+    if not kept.nodes:
+        why = "the kubelet's checkpoint has no container with exactly its devices"
+    elif None in kept.nodes:
+        why = "the answer in the kubelet's checkpoint cannot be parsed"
+    elif len(kept.nodes) > 1:
+        why = "containers in the kubelet's checkpoint differ in its node"
+    else:
+        [nodes] = kept.nodes
+        why = f"the kubelet's checkpoint has {', '.join(nodes or ()) or 'no XPU'} for {', '.join(now)}"
+    raise Refusal(
+        Cause.NOT_READY,
+        f"device {id}: there is no record of the node it was granted as, and {why}; delete the pod so that "
+        "it is granted anew",
+    )
 
 
 # --- preference ---------------------------------------------------------------------------------

@@ -68,12 +68,18 @@ FORMER_RESOURCE = "baidu.com/xpu"
 
 
 LONGEST_NUMBER = 4  # digits of the number of a node /dev/xpuN
+_XPU_NODE = "/dev/xpu"
 _OLD_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 def is_old(id: str) -> bool:
     """Return whether an id is one of the former plugin: N of /dev/xpuN, in decimal."""
     return _OLD_ID.fullmatch(id) is not None
+
+
+def is_xpu_node(path: str) -> bool:
+    """Return whether a path is that of a device's node, /dev/xpuN."""
+    return path.startswith(_XPU_NODE) and is_old(path.removeprefix(_XPU_NODE))
 
 
 def may_be_ours(id: str) -> bool:
@@ -243,7 +249,7 @@ def _domain(resource: str) -> str:
 def remembered(id: str, resource: str, path: str | None, *, card: str | None = None) -> Device:
     """Return a device of which only id, resource and node path are known. card: None for that by the rule"""
     address, _, part = id.partition("-")
-    number = path.removeprefix("/dev/xpu") if path else ""
+    number = path.removeprefix(_XPU_NODE) if path else ""
     kind = DeviceKind.HALF if part.startswith("half") else DeviceKind.VF if part else DeviceKind.WHOLE
     return Device(
         id=id,

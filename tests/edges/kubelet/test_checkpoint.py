@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kubelet's checkpoint as a second witness: understood, or said to be not."""
 
+import base64
 import json
 import os
 from collections.abc import Callable
@@ -11,8 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xpu_plugin.edges.kubelet.pod_resources import CHECKPOINT, MOST_IDS, UnknownHoldersError, read_checkpoint
+from xpu_plugin.edges.kubelet.pod_resources import (
+    CHECKPOINT,
+    LONGEST_GRANT,
+    MOST_IDS,
+    UnknownHoldersError,
+    read_checkpoint,
+    read_kept,
+)
+from xpu_plugin.model.allocation import Kept
 from xpu_plugin.model.ownership import Checkpoint, Holding
+from xpu_plugin.proto import deviceplugin_pb2 as api
 
 
 XPU = "baidu.com/xpu"
@@ -174,6 +184,97 @@ def test_the_devices_that_the_kubelet_has_from_a_plugin(tmp_path: Path) -> None:
     assert checkpoint.written_ns == 7
 
 
+# --- Allocate answers -----------------------------------------------------------------------------
+
+
+def answer(*paths: str, inside: str | None = None) -> str:
+    """An answer with these nodes, as a kubelet writes it."""
+    specs = [api.DeviceSpec(host_path=path, container_path=inside or path) for path in paths]
+    return base64.b64encode(api.ContainerAllocateResponse(devices=specs).SerializeToString()).decode()
+
+
+def granted(*entries: tuple[object, object], resource: str = XPU) -> dict[str, Any]:
+    """A checkpoint with these ids and answers."""
+    return {
+        "Data": {
+            "PodDeviceEntries": [
+                {
+                    "PodUID": f"u{number}",
+                    "ContainerName": "c",
+                    "ResourceName": resource,
+                    "DeviceIDs": ids,
+                    "AllocResp": given,
+                }
+                for number, (ids, given) in enumerate(entries)
+            ]
+        }
+    }
+
+
+def kept(document: object, *ids: str, directory: Path) -> Kept:
+    return read_kept(write(directory, document), XPU, ids)
+
+
+def test_the_answer_for_a_container_is_that_for_exactly_its_devices(tmp_path: Path) -> None:
+    document = granted(
+        ({"0": ["a"], "1": ["b"]}, answer("/dev/xpu1", "/dev/xpu0", "/dev/xpuctrl", "/dev/null")),
+        ({"0": ["a"]}, answer("/dev/xpu7", inside="/dev/xpu0")),
+        (["c"], answer("/dev/xpu2")),
+        ({"-1": ["c"]}, answer("/dev/xpu3")),
+        ({"0": ["d"], "1": ["d"]}, answer()),
+    )
+    expected: dict[tuple[str, ...], set[tuple[str, ...]]] = {
+        ("b", "a"): {("/dev/xpu0", "/dev/xpu1")},
+        ("a",): {("/dev/xpu7",)},
+        ("c",): {("/dev/xpu2",), ("/dev/xpu3",)},
+        ("d",): {()},
+        ("a", "c"): set(),
+        ("b",): set(),
+    }
+    for ids, nodes in expected.items():
+        assert kept(document, *ids, directory=tmp_path) == Kept(nodes=frozenset(nodes))
+
+
+def test_the_answer_for_another_resource_does_not_count(tmp_path: Path) -> None:
+    document = granted((["a"], answer("/dev/xpu1")), resource="example.com/xpu")
+    assert kept(document, "a", directory=tmp_path) == Kept()
+
+
+def test_without_a_checkpoint_there_is_no_answer(tmp_path: Path) -> None:
+    assert read_kept(tmp_path, XPU, ["a"]) == Kept()
+
+
+DAMAGED = {
+    "no base64": "CgsKB!FhQVVMSAzAsMQ==",
+    "cut off": answer("/dev/xpu0")[:-4],
+    "no message": base64.b64encode(b"\xff" * 20).decode(),
+    "not ASCII": "\u00e9\ud800",
+    "a number": 7,
+    "null": None,
+    "a list": ["/dev/xpu0"],
+    "too long": answer(*["/dev/xpu0"] * (LONGEST_GRANT // 20)),
+}
+
+
+@pytest.mark.parametrize("given", DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_damaged_answer_is_a_doubt_for_its_own_devices_alone(given: object, tmp_path: Path) -> None:
+    document = granted((["a"], given), (["b"], answer("/dev/xpu1")))
+    assert kept(document, "a", directory=tmp_path).nodes == {None}
+    assert kept(document, "b", directory=tmp_path).nodes == {("/dev/xpu1",)}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
+def test_a_checkpoint_that_is_not_understood_has_a_reason_and_no_answer(
+    garbage: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / CHECKPOINT).write_bytes(garbage)
+    result = read_kept(tmp_path, XPU, ["0000:3b:00.0"])
+    assert result.nodes == frozenset()
+    assert CHECKPOINT in (result.trouble or "")
+
+
+# --- anything -------------------------------------------------------------------------------------
+
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -197,3 +298,10 @@ def test_any_document_is_understood_or_said_to_be_not(
         return
     assert all(isinstance(holding, Holding) for holding in holdings)
     assert all(isinstance(id, str) for holding in holdings for id in holding.ids)
+
+
+@settings(deadline=None)
+@given(document=st.builds(lambda ids, given: granted((ids, given)), ANYTHING | st.just(["a"]), ANYTHING))
+def test_any_answer_is_nodes_or_a_doubt(document: object, tmp_path_factory: pytest.TempPathFactory) -> None:
+    result = kept(document, "a", directory=tmp_path_factory.mktemp("checkpoint"))
+    assert all(nodes in (None, ()) for nodes in result.nodes), "no text of these is a grant"

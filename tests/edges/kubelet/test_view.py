@@ -3,7 +3,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,9 @@ from tests.support.kubelets import CountingKubelet
 from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS
 from xpu_plugin.edges.kubelet import view as module
-from xpu_plugin.edges.kubelet.pod_resources import checkpoint_of
+from xpu_plugin.edges.kubelet.pod_resources import checkpoint_of, kept_in
 from xpu_plugin.edges.kubelet.view import KubeletView, Written, written_by
+from xpu_plugin.model.allocation import Kept
 from xpu_plugin.model.ownership import Checkpoint
 from xpu_plugin.model.registration import SocketIdentity
 from xpu_plugin.simulation.kubelet import CHECKPOINT, Kubelet
@@ -154,6 +155,38 @@ async def test_a_disk_that_does_not_answer_is_a_trouble(
     monkeypatch.setattr(module, "READ_SECONDS", SECONDS)
     gate.set()
     assert ids(await view.checkpoint()) == [("0",)]
+
+
+async def test_a_grant_is_read_from_the_checkpoint_of_now(kubelet: Kubelet, view: KubeletView) -> None:
+    assert (await view.kept(RESOURCE, ["1"])).nodes == frozenset()
+    kubelet.hold(["1", "2"], resource=RESOURCE, nodes=["/dev/xpu7", "/dev/xpu3", "/dev/xpuctrl"])
+    assert (await view.kept(RESOURCE, ["2", "1"])).nodes == {("/dev/xpu3", "/dev/xpu7")}
+
+
+async def test_a_grant_on_a_disk_that_does_not_answer_is_a_trouble_and_one_search_waits_for_it(
+    kubelet: Kubelet, view: KubeletView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = asyncio.Event()
+    searches: list[Collection[str]] = []
+
+    async def frozen(directory: Path, resource: str, ids: Collection[str]) -> Kept:
+        searches.append(ids)
+        await gate.wait()
+        return await kept_in(directory, resource, ids)
+
+    kubelet.hold(["1"], resource=RESOURCE, nodes=["/dev/xpu1"])
+    monkeypatch.setattr(module, "kept_in", frozen)
+    monkeypatch.setattr(module, "READ_SECONDS", 0.01)
+    for _ in range(3):
+        late = await view.kept(RESOURCE, ["0"])
+        assert "no answer within" in (late.trouble or "")
+    assert searches == [["0"]]
+    monkeypatch.setattr(module, "READ_SECONDS", SECONDS)
+    asked = [asyncio.create_task(view.kept(RESOURCE, [id])) for id in ("1", "2")]
+    await asyncio.sleep(0)
+    gate.set()
+    found = await asyncio.gather(*asked)
+    assert [kept.nodes for kept in found] == [{("/dev/xpu1",)}, frozenset()]
 
 
 async def test_what_cannot_be_read_is_a_trouble_and_not_an_empty_answer(

@@ -251,7 +251,7 @@ def test_a_directory_that_cannot_be_written_costs_the_record_only(
     assert record.paths == {A: "/dev/xpu0", B: "/dev/xpu1"}
     (event,) = caplog.records  # once, not for each start
     assert str(read_only) in event.getMessage()
-    assert "containers that restart will be refused" in event.getMessage()
+    assert "containers that restart may be refused" in event.getMessage()
 
 
 def test_what_could_not_be_written_is_tried_again_at_the_next_start(

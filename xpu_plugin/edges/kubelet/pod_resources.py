@@ -3,10 +3,12 @@
 
 Neither is complete. The API leaves out ordinary init containers (it lists sidecars, from 1.29 on), lags a
 grant, and lists no pods while a restarted kubelet cannot reach its API server. The checkpoint names no pods,
-and keeps the devices of a dead pod until the next grant. A holder that either of them names counts.
+and keeps the devices of a dead pod until the next grant. A holder that either of them names counts. The
+checkpoint also has the Allocate answer of each container.
 """
 
 import asyncio
+import base64
 import contextlib
 import errno
 import json
@@ -26,9 +28,11 @@ from xpu_plugin.edges.state import state_file
 from xpu_plugin.edges.state.disk import DiskThread
 from xpu_plugin.errors import PluginError
 from xpu_plugin.log import Message
-from xpu_plugin.model.inventory import may_be_ours
+from xpu_plugin.model.allocation import Kept
+from xpu_plugin.model.inventory import is_xpu_node, may_be_ours
 from xpu_plugin.model.obstacles import Obstacle
 from xpu_plugin.model.ownership import Checkpoint, Holding, Listing
+from xpu_plugin.proto import deviceplugin_pb2 as api
 from xpu_plugin.proto import podresources_v1_pb2 as v1
 from xpu_plugin.proto import podresources_v1alpha1_pb2 as v1alpha1
 
@@ -38,6 +42,7 @@ logger = logging.getLogger(__name__)
 LIST_SECONDS = 2.0
 CHECKPOINT = "kubelet_internal_checkpoint"
 LONGEST_ANSWER = 16 << 20  # bytes; a node's 250 pods with a hundred devices each have about two mebibytes
+LONGEST_GRANT = 1 << 17  # characters in base64 of one Allocate answer; a thousand devices have half of that
 LONGEST_ID = 256  # characters of a device id; newer kubelets take 63
 MOST_IDS = 8192  # in one answer; a node of 64 cards with 64 functions each has half of that
 DOMAINS = frozenset({"baidu.com"})
@@ -190,7 +195,7 @@ def read_checkpoint(device_plugin_dir: Path, *, domains: Collection[str] = DOMAI
     file = device_plugin_dir / CHECKPOINT
     try:
         written_ns = file.stat().st_mtime_ns  # before the read: newer content must not count as older
-        data = json.loads(state_file.read(file))["Data"]
+        data = _data(file)
         registered = data.get("RegisteredDevices")
         return Checkpoint(
             holdings=checked(_holdings(data["PodDeviceEntries"] or []), domains),
@@ -203,6 +208,51 @@ def read_checkpoint(device_plugin_dir: Path, *, domains: Collection[str] = DOMAI
         return Checkpoint()
     except (OSError, *state_file.DAMAGED) as error:
         raise UnknownHoldersError(f"{file}: {state_file.reason(error)}") from None
+
+
+async def kept_in(device_plugin_dir: Path, resource: str, ids: Collection[str]) -> Kept:
+    """Call `read_kept` without blocking the event loop."""
+    try:
+        return await reader().call(read_kept, device_plugin_dir, resource, ids)
+    except OSError as error:
+        return Kept(trouble=f"{device_plugin_dir / CHECKPOINT}: {error}")
+
+
+def read_kept(device_plugin_dir: Path, resource: str, ids: Collection[str]) -> Kept:
+    """Return the Allocate answers in the checkpoint for containers with exactly these ids of a resource."""
+    file, wanted = device_plugin_dir / CHECKPOINT, frozenset(ids)
+    try:
+        entries = _data(file)["PodDeviceEntries"] or []
+        return Kept(
+            nodes=frozenset(
+                _xpu_nodes(entry.get("AllocResp"))
+                for entry, holding in zip(entries, _holdings(entries), strict=True)
+                if holding.resource == resource and wanted == frozenset(holding.ids)
+            )
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return Kept()
+    except (OSError, *state_file.DAMAGED) as error:
+        return Kept(trouble=f"{file}: {state_file.reason(error)}")
+
+
+def _xpu_nodes(answer: object) -> tuple[str, ...] | None:
+    """Return the host's paths of the XPU nodes in a ContainerAllocateResponse in base64, sorted.
+
+    A container's name of a node may differ. None if the answer cannot be parsed.
+    """
+    if not isinstance(answer, str) or len(answer) > LONGEST_GRANT:
+        return None
+    try:
+        parsed = api.ContainerAllocateResponse.FromString(base64.b64decode(answer, validate=True))
+    except (ValueError, DecodeError):
+        return None
+    return tuple(sorted(spec.host_path for spec in parsed.devices if is_xpu_node(spec.host_path)))
+
+
+def _data(file: Path) -> Any:
+    """Return the content of the checkpoint without its checksum. `Any`: JSON from outside."""
+    return json.loads(state_file.read(file))["Data"]
 
 
 def _holdings(entries: list[dict[str, Any]]) -> Iterator[Holding]:

@@ -31,7 +31,7 @@ from xpu_plugin.edges.kubelet.rivals import RivalWatch
 from xpu_plugin.errors import UNHEEDED, Failures
 from xpu_plugin.log import Message, note
 from xpu_plugin.model import allocation
-from xpu_plugin.model.allocation import Cause, NodeIdentity, Refusal
+from xpu_plugin.model.allocation import Cause, Kept, NodeIdentity, Refusal
 from xpu_plugin.model.health import Health
 from xpu_plugin.model.histogram import Durations, none_yet
 from xpu_plugin.model.inventory import Entry, Inventory
@@ -105,6 +105,9 @@ class GrantMemory(Protocol):
     @property
     def unread(self) -> bool:
         """Whether the grants of former processes could not be read yet."""
+
+    async def kept(self, resource: str, ids: Sequence[str], /) -> Kept:
+        """Return the kubelet's record of the grant of exactly these ids, within a deadline."""
 
     def granted(self, paths: Mapping[str, str], /) -> None:
         """Take note of an Allocate answer with these devices."""
@@ -285,21 +288,27 @@ class DevicePluginService:
     async def PreStartContainer(  # noqa: N802
         self, request: api.PreStartContainerRequest, context: Context
     ) -> api.PreStartContainerResponse:
+        ids, kept = list(request.devices_ids), None
         try:
+            # A plugin that ended between grant and start has written nothing; the kubelet has.
+            if not self._grants.unread and allocation.unrecorded(self._picture(), ids, self._grants.paths):
+                kept = await self._grants.kept(self.resource, ids)
             paths = allocation.check_start(
                 self._picture(),
                 self.resource,
-                list(request.devices_ids),
+                ids,
                 self._grants.paths,
                 self._node,
                 unread=self._grants.unread,
+                kept=kept,
             )
         except Refusal as refusal:
-            asked = request.devices_ids
-            await self._refuse(context, "PreStartContainer", "container start", refusal, asked)
+            await self._refuse(context, "PreStartContainer", "container start", refusal, ids)
+        if kept is not None:
+            note("start", resource=self.resource, ids=ids, paths=list(paths.values()), by="checkpoint")
         # The start proves a holder, also an ordinary init container, which is never listed.
         await self._grants.started(paths)
-        await self._pass_on(context, "PreStartContainer", "container start", list(request.devices_ids))
+        await self._pass_on(context, "PreStartContainer", "container start", ids)
         return api.PreStartContainerResponse()
 
     # --- within ---------------------------------------------------------------------------------

@@ -8,16 +8,23 @@ event loop.
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import NoReturn
 
 from xpu_plugin.edges.kubelet.directory import KUBELET_SOCKET, identity_of
-from xpu_plugin.edges.kubelet.pod_resources import CHECKPOINT, UnknownHoldersError, checkpoint_of, list_pods
+from xpu_plugin.edges.kubelet.pod_resources import (
+    CHECKPOINT,
+    UnknownHoldersError,
+    checkpoint_of,
+    kept_in,
+    list_pods,
+)
 from xpu_plugin.edges.kubelet.pods import news_of, pods_of
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model import roster
+from xpu_plugin.model.allocation import Kept
 from xpu_plugin.model.ownership import Answers, Checkpoint, Listing
 from xpu_plugin.model.pods import Pod
 from xpu_plugin.model.registration import SocketIdentity
@@ -106,6 +113,7 @@ class KubeletView:
         self._listed: Listed | None = None
         self._written: Written | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._searching: asyncio.Task[Kept] | None = None
         self._asked = self._read = self._done = (
             0  # numbers of requests for a list, of reads of the checkpoint begun, and ended
         )
@@ -150,10 +158,12 @@ class KubeletView:
             reading = self._reading  # another caller may begin the next one meanwhile
             await asyncio.wait({reading}, timeout=READ_SECONDS)
             if not reading.done():
-                why = f"{self._checkpoint}: no answer within {READ_SECONDS:g} s"
-                return Written(began=asked, trouble=why)
+                return Written(began=asked, trouble=self._late())
             reading.result()
         return self._written
+
+    def _late(self) -> str:
+        return f"{self._checkpoint}: no answer within {READ_SECONDS:g} s"
 
     async def _look(self) -> None:
         self._read += 1
@@ -173,6 +183,21 @@ class KubeletView:
             ),
             number,
         )
+
+    async def kept(self, resource: str, ids: Collection[str]) -> Kept:
+        """Return the Allocate answers that the checkpoint has now for exactly these ids. Nothing raises.
+
+        One search goes on at a time, also after a cancellation or a deadline.
+        """
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                while self._searching is not None and not self._searching.done():
+                    await asyncio.wait({self._searching})
+                search = kept_in(self._directory, resource, ids)
+                self._searching = asyncio.create_task(search, name="kubelet's record of a grant")
+                return await asyncio.shield(self._searching)
+        except TimeoutError:
+            return Kept(trouble=self._late())
 
     async def shown(self) -> Shown:
         """Ask the pods API. No state of the kubelet raises."""

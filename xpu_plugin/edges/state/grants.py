@@ -2,8 +2,9 @@
 """The record of grants: the node path of each device id at its last grant.
 
 A restarting container gets its old Allocate answer again from the kubelet, after any change of the devices.
-PreStartContainer reads that answer from this record. Without the record, such containers are refused until
-their pod is created anew; none gets a wrong device.
+PreStartContainer reads that answer from this record. Without the record, the kubelet's checkpoint counts. If
+that does not help either, such containers are refused until their pod is created anew; none gets a wrong
+device.
 """
 
 import asyncio
@@ -64,7 +65,7 @@ class GrantRecord:
             decode=_decoded,
             empty=_EMPTY,
             waits="no card is split before, and a container that restarts waits",
-            lost="after a restart of this plugin, containers that restart will be refused until their pods "
+            lost="after a restart of this plugin, containers that restart may be refused until their pods "
             "are created anew",
             apart=apart,
         )
