@@ -16,9 +16,11 @@ from tests.support.events import outbox_into
 from tests.support.machines import RESOURCE
 from tests.support.plugins import built
 from tests.support.waiting import until
+from xpu_plugin.edges.kubelet.lock import InstanceLock
 from xpu_plugin.loops import device_events as faults_module
 from xpu_plugin.loops.device_events import TOGETHER_SECONDS, DeviceEvents
 from xpu_plugin.model.events import Event
+from xpu_plugin.model.handover import Stage
 from xpu_plugin.model.health import HEALTHY, Health
 from xpu_plugin.model.inventory import after_scan, after_verdicts
 from xpu_plugin.plugin import Plugin
@@ -85,6 +87,33 @@ async def test_a_fault_and_its_end_are_told_with_the_pods(tried: Tried, kubelet:
     assert f"{B} at /dev/xpu1: state-error, state 207; held by: no container" in fault.text
     assert (end.kind, end.reason) == ("Normal", "XPURecovered")
     assert end.text == f"{A} at /dev/xpu0: well again; held by: research/train/main"
+
+
+async def test_an_instance_that_stands_by_leaves_events_to_the_other_one(
+    place: Path, kubelet: Kubelet, quick: None
+) -> None:
+    """Once it has the node, it tells of what is new."""
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        await asyncio.sleep(0)
+
+    other = InstanceLock(place / "plugins")
+    assert other.attempt()
+    async with built(place) as plugin:
+        tried = Tried(plugin, sleep=sleep)
+        tried.judge(a=SICK)
+        await until(lambda: len(slept) == 2, "a report and the pause after it")
+        other.release()
+        plugin.tenures.stage.set(Stage.WORKING)
+        tried.judge(b=SICK)
+        await tried.tells(1)
+        tried.task.cancel()
+        await asyncio.gather(tried.task, return_exceptions=True)
+    (event,) = tried.events
+    assert B in event.text
+    assert A not in event.text
 
 
 async def test_driver_loss_and_return(tried: Tried, kubelet: Kubelet) -> None:

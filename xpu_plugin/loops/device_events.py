@@ -36,6 +36,7 @@ class DeviceEvents:
         self._view = plugin.view
         self._driver_gone = plugin.monitor.driver_gone
         self._events = plugin.exchange.events
+        self._tenures = plugin.tenures
         self._clock = clock
         self._sleep = sleep
         self._told = Reported()
@@ -78,6 +79,8 @@ class DeviceEvents:
         return notices(self._told, entries.values(), self._gone, held)
 
     def _say(self, found: Iterable[Notice]) -> None:
+        if self._tenures.aside:
+            return  # the other instance reports it
         for notice in found:
             kind = WARNING if notice.reason in BAD else NORMAL
             self._events.put(Event(kind=kind, reason=notice.reason, text=notice.text))

@@ -33,6 +33,7 @@ class PodEvents:
         self._picture = plugin.picture
         self._view = plugin.view
         self._events = plugin.exchange.events
+        self._tenures = plugin.tenures
         self._own_pod = plugin.config.own_pod
         self._clock = clock
         self._wake = asyncio.Event()
@@ -78,6 +79,8 @@ class PodEvents:
             before = self._told.get(key, {})
             own = [entries[id] for id in sorted(ids & entries.keys())]
             sick, events = pod_events(pod, before, own)
+            if self._tenures.aside:
+                events = ()  # the other instance reports it
             if events and (key in self._pauses or sent + len(events) > MOST_AT_ONCE):
                 later.append(max(self._pauses.until(key), now + (AGAIN_SECONDS if sent else 0.0)))
                 sick = dict(before)

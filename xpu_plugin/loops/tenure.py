@@ -36,6 +36,11 @@ class Tenures:
         """Whether another plugin had the lock at the last attempt."""
         return self.lock.rival
 
+    @property
+    def aside(self) -> bool:
+        """Whether another instance works on the node, and this one has no part in it."""
+        return self.stage.current is Stage.WAITING and self.rival
+
     async def acquire(self) -> None:
         """Wait until we may register."""
         while True:
