@@ -4,6 +4,7 @@
 import asyncio
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from tests.support.waiting import SECONDS
 from xpu_plugin.edges import handover
 from xpu_plugin.edges.handover import SOCKET, Door, LostError, Peer, connected
+from xpu_plugin.edges.state.disk import state_thread
 
 
 pytestmark = pytest.mark.usefixtures("leaves_no_task")
@@ -119,3 +121,20 @@ async def test_another_user_is_not_heard(place: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "getuid", lambda: 4711)
     assert await connected(place) is None
     await door.close()
+
+
+async def test_a_disk_that_does_not_answer_does_not_delay_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "DISK_SECONDS", 600.0)
+    door = Door(tmp_path)
+    await door.open()
+    answers = threading.Event()
+    hanging = asyncio.create_task(state_thread().call(answers.wait))
+    try:
+        async with asyncio.timeout(SECONDS):
+            await door.close()
+    finally:
+        answers.set()
+        await hanging
+    assert await connected(tmp_path) is None

@@ -19,6 +19,7 @@ from xpu_plugin.frozen import frozen
 SOCKET = "handover.sock"
 LONGEST_LINE = 4 << 20  # bytes; the grants of ten thousand devices need about one mebibyte
 DISK_SECONDS = 5.0  # for the directory
+HIDE_SECONDS = 0.2  # for the removal of the socket: one without a listener does no harm, and the end is near
 _CHUNK = 1 << 16  # bytes of one read
 _CREDENTIALS = struct.Struct("3i")  # process, user and group of a peer
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
@@ -173,7 +174,7 @@ class Door:
         identity, self._identity = self._identity, None
         if identity is not None:
             with contextlib.suppress(OSError):
-                await _on_disk(_remove, self.path, identity)
+                await _on_disk(_remove, self.path, identity, seconds=HIDE_SECONDS)
 
     async def close(self) -> None:
         """Stop listening. No `caller` may be awaited any more."""
@@ -195,9 +196,9 @@ async def connected(directory: Path) -> Peer | None:
     return None
 
 
-async def _on_disk(function: Any, *arguments: Any) -> Any:
+async def _on_disk(function: Any, *arguments: Any, seconds: float = DISK_SECONDS) -> Any:
     """Call a function on the thread that may wait for the disk. Raises OSError."""
-    async with asyncio.timeout(DISK_SECONDS):
+    async with asyncio.timeout(seconds):
         return await state_thread().call(function, *arguments)
 
 
