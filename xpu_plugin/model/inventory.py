@@ -415,33 +415,37 @@ def entries(facts: Facts, policy: Policy) -> dict[str, Entry]:
         # A withheld device is listed under the id that its other holder knows.
         is_held = old in facts.held and at[device.node.number] == own and own not in facts.withheld
         id = old if is_held else own
+        if own in facts.lost:
+            health = _absence(facts, device)
+        elif offers:
+            health = _health(facts, device, others)
+        else:
+            health = _unoffered(facts, device, others)
         offered[id] = Entry(
             id=id,
             resource=facts.held.get(id, policy.resource_of(device)),
             device=device,
-            health=_absence(facts, device) or _present(facts, device, others, offers=offers),
+            health=health,
         )
     return offered
 
 
-def _absence(facts: Facts, device: Device) -> Health | None:
-    """Return the health of a device that is not there, which is never healthy; None for a present one."""
-    lost = device.id in facts.lost
-    if _is_pf(device) and not lost:
+def _unoffered(facts: Facts, device: Device, held: Mapping[str, Collection[str]]) -> Health:
+    """Return the health of a device that is listed for its holder only, which is never healthy."""
+    if _is_pf(device):  # the whole card is not there any more
         return SPLIT_OTHERWISE
-    if not lost:
-        return None
+    health = _health(facts, device, held)
+    return EXCLUDED if health.grantable else health
+
+
+def _absence(facts: Facts, device: Device) -> Health:
+    """Return the health of a device that is not there, which is never healthy."""
     if device.id in facts.lingering and any(
         other.card == device.card and other.split != device.split for other in facts.devices.values()
     ):
         return SPLIT_OTHERWISE
     verdict = facts.verdicts.get(device.id, LOST)
     return LOST if verdict.healthy else verdict
-
-
-def _present(facts: Facts, device: Device, held: Mapping[str, Collection[str]], *, offers: bool) -> Health:
-    health = _health(facts, device, held)
-    return EXCLUDED if health.grantable and not offers else health
 
 
 def _health(facts: Facts, device: Device, held: Mapping[str, Collection[str]]) -> Health:
