@@ -143,6 +143,7 @@ async def test_the_node_returns_when_the_new_instance_ends_and_goes_to_the_next_
     await new.says(TAKEN)
     await old.says(GIVEN)
     await new.kill()
+    await old.says("registered resource=", 2)  # before that the lock is free for any instance
     await called(newest, not_by=None)
     again = instance(node, "b")
     await again.says(TAKEN)
