@@ -18,12 +18,10 @@ from types import FunctionType
 
 import atheris
 
-from tests.fuzz.targets import TARGETS, WORDS, seeds
+from tests.fuzz.targets import RUNS, TARGETS, WORDS, seeds
 
 
 CORPUS = Path(__file__).parents[2] / "build/fuzz"
-RUNS = {"answers": 15_000, "label": 100_000, "options": 8_000, "allocate": 300_000, "record": 10_000}
-"""By default: about a minute for all."""
 LONGEST = 4096  # bytes
 HUNG_SECONDS = 10  # of one run
 

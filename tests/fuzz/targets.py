@@ -381,6 +381,15 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "record": record,
     "pods": pods,
 }
+RUNS = {
+    "answers": 15_000,
+    "label": 100_000,
+    "options": 8_000,
+    "allocate": 300_000,
+    "pods": 30_000,
+    "record": 10_000,
+}
+"""By default: about a minute for all."""
 
 
 def seeds(target: str) -> Iterator[bytes]:

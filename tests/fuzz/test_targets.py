@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from tests.fuzz import targets
 from tests.fuzz.targets import TARGETS, WORDS, seeds
 
 
@@ -39,3 +40,7 @@ def test_what_must_hold_holds_for_garbled_input(name: str) -> None:
             TARGETS[name](raw)
         except BaseException as error:
             raise AssertionError(f"{name}: {raw!r}") from error
+
+
+def test_each_target_has_its_number_of_runs() -> None:
+    assert targets.RUNS.keys() == TARGETS.keys() == WORDS.keys()
