@@ -384,10 +384,13 @@ class Storm:
         await self._until(self._unseen)
 
     def _unseen(self) -> str:
-        listed, there = sorted(self.kubelet.devices(RESOURCE)), sorted(self.hardware())
-        return (
-            "" if self.kubelet.streams_open and listed == there else f"{there} is there, {listed} is listed"
-        )
+        """What the list lacks or has too much. What a container holds stays on it, as unhealthy."""
+        listed, there = self.kubelet.devices(RESOURCE), set(self.hardware())
+        held = {id for holder in self.holders for id in holder.grant.ids}
+        more = {id for id in listed.keys() - there if listed[id].healthy or id not in held}
+        if self.kubelet.streams_open and there <= listed.keys() and not more:
+            return ""
+        return f"{sorted(there)} is there, {sorted(listed)} is listed"
 
     # --- processes ----------------------------------------------------------------------------------
 
