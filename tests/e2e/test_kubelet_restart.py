@@ -37,7 +37,7 @@ def beside_a_container(cluster: Cluster) -> Pod:
     wait_until(
         "the other container is down for a while",
         lambda: [own for own in pod.status().get("containerStatuses", ()) if own["name"] == "other"],
-        lambda own: own and own[0]["restartCount"] >= 2 and "waiting" in own[0]["state"],
+        lambda own: own and own[0]["restartCount"] >= 2 and "running" not in own[0]["state"],
         seconds=DOWN_SECONDS,
     )
     return pod
