@@ -4,13 +4,12 @@ its devices."""
 
 import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.api_server import PATCH, ApiServer, Reply, write_kubeconfig
-from tests.support.daemon import IDS, Daemon, Node, a_node, shows
+from tests.support.daemon import IDS, Daemon, Node, shows
 from tests.support.impatient import impatient
 from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE
@@ -60,12 +59,6 @@ class Cluster(ApiServer):
     @property
     def condition(self) -> tuple[str, str] | None:
         return next(((own["status"], own["reason"]) for own in self.conditions), None)
-
-
-@pytest.fixture
-async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
-    async with a_node(place, Node) as node:
-        yield node
 
 
 @pytest.fixture

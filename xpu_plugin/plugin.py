@@ -36,13 +36,15 @@ from xpu_plugin.log import Message, RingHandler
 from xpu_plugin.loops.aliases import Aliases
 from xpu_plugin.loops.endpoints import Endpoints
 from xpu_plugin.loops.exchange import Exchange, exchange
+from xpu_plugin.loops.giver import Giver
 from xpu_plugin.loops.grants import Grants
-from xpu_plugin.loops.handover import Giver, Means, State, Taker
+from xpu_plugin.loops.handover import Means, State
 from xpu_plugin.loops.health_history import HealthHistory
 from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.monitor import Cadence, Monitor
 from xpu_plugin.loops.picture import NEVER, Picture
 from xpu_plugin.loops.supervision import PartOf, Run, Supervisor, Vital
+from xpu_plugin.loops.taker import Taker
 from xpu_plugin.loops.tenure import Tenures
 from xpu_plugin.loops.vf_reconciler import Orders, VfReconciler
 from xpu_plugin.model.health import Rules

@@ -16,7 +16,6 @@ import argparse
 import json
 import random
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import yaml
 
@@ -44,7 +43,7 @@ from tests.e2e.installation import (
 )
 from tests.e2e.machine import CARDS, CONTROL, device_nodes, read_view, view_script
 from tests.endurance.node import Node, a_node, verdict
-from tests.endurance.witnesses import Gaps, Kubelet, Samples, Watch, gaps
+from tests.endurance.witnesses import Beside, Gaps, Kubelet, Samples, Watch, gaps
 
 
 FIXED_SOCKET = Path(__file__).with_name("fixed_socket.yml")
@@ -141,29 +140,20 @@ def use(pod: str, text: str) -> Use:
     return Use(pod, read_view(text, device_nodes()).openable - {CONTROL}, since, until)
 
 
-class Churn(threading.Thread):
+class Churn(Beside):
     """Creates a pod a second until `enough`, and deletes those that have ended while the block runs."""
 
     def __init__(self, cluster: Cluster, pods: Watch[Outcome]) -> None:
-        super().__init__(daemon=True)
+        super().__init__()
         self.created = 0
         self.enough = False
         self.errors: list[KubectlError] = []
         self._cluster = cluster
         self._pods = pods
-        self._end = threading.Event()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self.join()
 
     def run(self) -> None:
         due = time.monotonic()
-        while not self._end.wait(max(due - time.monotonic(), 0.0)):
+        while self.waits(due):
             due += POD_PERIOD_SECONDS
             try:
                 if not self.enough:

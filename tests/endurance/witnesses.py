@@ -136,11 +136,31 @@ class Kubelet:
         return data
 
 
-class Samples(threading.Thread):
+class Beside(threading.Thread):
+    """A thread that runs beside a block of code, and ends with it."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._end = threading.Event()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self.join()
+
+    def waits(self, due: float) -> bool:
+        """Wait until a time of the monotonic clock; False at the end of the block."""
+        return not self._end.wait(max(due - time.monotonic(), 0.0))
+
+
+class Samples(Beside):
     """The kubelet's number of devices, and ids that it has granted twice, while the block runs."""
 
     def __init__(self, kubelet: Kubelet, *, hertz: float) -> None:
-        super().__init__(daemon=True)
+        super().__init__()
         self.number = 0
         self.counts: list[Count] = []
         """Each number of devices that differs from the one before."""
@@ -152,15 +172,6 @@ class Samples(threading.Thread):
         """Why there are no more samples."""
         self._kubelet = kubelet
         self._period = 1 / hertz
-        self._end = threading.Event()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self.join()
 
     def run(self) -> None:
         try:
@@ -170,7 +181,7 @@ class Samples(threading.Thread):
 
     def _sample(self) -> None:
         last = due = time.monotonic()
-        while not self._end.wait(max(due - time.monotonic(), 0.0)):
+        while self.waits(due):
             count, now = self._kubelet.count(), time.monotonic()
             if not self.counts or self.counts[-1][1] != count:
                 self.counts.append((now, count))

@@ -13,7 +13,7 @@ from xpu_plugin.observable import Signal, Value, until
 class Tenures:
     """Lets parts serve and work once the lock is ours and the state of the previous plugin is taken over.
 
-    A hand-over passes through the stages between, so that one instance serves at any time (`loops.handover`).
+    A hand-over passes through the stages between, so that one instance serves at any time (`giver`, `taker`).
 
     stage: the present rights; each endpoint follows it
     anew: fires when all resources have to be registered anew

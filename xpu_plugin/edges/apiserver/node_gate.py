@@ -59,15 +59,13 @@ class _NodeDuty:
     def answered(self) -> None:
         self._errand.hurry()
 
-    def saw(self, metadata: NodeMetadata) -> None:
-        if not self._known or metadata.uid != self._uid:
-            self._known, self._uid = True, metadata.uid
-            self._anew()
-            self._errand.renew()
-
-    def _anew(self) -> None:
-        """Forget what is known of the Node."""
-        raise NotImplementedError
+    def _is_new(self, metadata: NodeMetadata) -> bool:
+        """Take the present Node; return whether it is the first one, or was made anew."""
+        if self._known and metadata.uid == self._uid:
+            return False
+        self._known, self._uid = True, metadata.uid
+        self._errand.renew()
+        return True
 
     def _tried(self, work: Callable[[ApiServerClient], None], server: ApiServerClient) -> bool:
         """Do the work; return whether it succeeded."""
@@ -105,8 +103,9 @@ class StartupTaint(_NodeDuty):
         if self._known and (self._present is None or (self._present and self._wish.open)):
             yield self._errand.due, self._look
 
-    def _anew(self) -> None:
-        self._present = None
+    def saw(self, metadata: NodeMetadata) -> None:
+        if self._is_new(metadata):
+            self._present = None
 
     def _look(self, server: ApiServerClient) -> None:
         for _ in range(CONFLICTS):
@@ -174,8 +173,9 @@ class NodeCondition(_NodeDuty):
         if self._known and (self._written is None or _content(self._written) != _content(self._wish)):
             yield self._errand.due, self._write
 
-    def _anew(self) -> None:
-        self._written, self._status, self._looked = None, None, False
+    def saw(self, metadata: NodeMetadata) -> None:
+        if self._is_new(metadata):
+            self._written, self._status, self._looked = None, None, False
 
     def _write(self, server: ApiServerClient) -> None:
         if self._tried(self._look_and_write, server):
