@@ -96,8 +96,8 @@ async def test_a_first_scan_that_must_not_be_offered_ends_it_with_status_1(
         node.machine.set({"driver": "gone"})
     daemon = node.start(option)
     assert await daemon.ends() == 1
-    assert daemon.log.count("ERROR") == 1
-    assert reason in daemon.log
+    await daemon.says_exactly("ERROR", times=1)
+    await daemon.says(reason)
     assert kubelet.registrations == []
     node.assert_tidy()
 
@@ -315,4 +315,4 @@ async def test_an_address_that_is_taken_ends_it_with_one_line(node: Node) -> Non
     with socket.create_server(("127.0.0.1", 0)) as server:
         daemon = node.start(f"--metrics-address=127.0.0.1:{server.getsockname()[1]}")
         assert await daemon.ends() == 1
-    assert "--metrics-address: cannot listen at 127.0.0.1:" in daemon.log
+    await daemon.says("--metrics-address: cannot listen at 127.0.0.1:")

@@ -113,7 +113,7 @@ async def test_what_a_kubelet_has_forgotten_is_withheld_until_its_pod_is_gone(
         free = set(IDS) - set(held.ids)
         assert kubelet.first_list() == free, "not even for a moment"
         await daemon.says("audit finding kind=unknown-grant ")
-        assert f"{held.ids[0]} was held by default/train/main before the kubelet was restarted" in daemon.log
+        await daemon.says(f"{held.ids[0]} was held by default/train/main before the kubelet was restarted")
         grants = await all_the_rest(kubelet)
         assert set(paths(*grants)).isdisjoint(paths(held))
         assert len(grants) == 2
@@ -166,7 +166,7 @@ async def test_a_plain_restart_of_the_kubelet_withholds_nothing(node: Node) -> N
         node.machine.set_card(3, {"state": "207"})  # the next thing to be seen
         await kubelet.until(lambda: IDS[3] not in healthy(kubelet), timeout=SECONDS)
         assert healthy(kubelet) == set(IDS[:3])
-        assert daemon.log.count("reason=forgotten-holder") == said
+        await daemon.says_exactly("reason=forgotten-holder", times=said)
 
 
 async def recorded(node: Node, container: str, *, there: bool = True) -> None:

@@ -186,8 +186,8 @@ async def test_a_pod_hears_of_its_device_by_the_reason_of_the_log(
     }
     assert (event["type"], event["reason"]) == ("Warning", "XPUUnhealthy")
     assert "state-error, state 207" in event["message"]
-    assert "device unhealthy" in daemon.log
-    assert "reason=state-error" in daemon.log
+    await daemon.says("device unhealthy")
+    await daemon.says("reason=state-error")
 
 
 def of_pods(cluster: Cluster) -> list[dict[str, Any]]:
@@ -197,5 +197,5 @@ def of_pods(cluster: Cluster) -> list[dict[str, Any]]:
 async def test_without_an_api_server_the_options_are_named_in_one_line(node: Node, kubelet: Kubelet) -> None:
     daemon = node.start(f"--startup-taint={KEY}", "--node-condition")
     await shows(kubelet, IDS)
-    assert daemon.log.count("options without effect, as they need the API server") == 1
-    assert 'options=["--startup-taint", "--node-condition"]' in daemon.log
+    await daemon.says_exactly("options without effect, as they need the API server", times=1)
+    await daemon.says('options=["--startup-taint", "--node-condition"]')

@@ -99,8 +99,8 @@ async def test_a_part_that_only_watches_or_changes_ends_nothing_and_is_shown(
     daemon = node.start(f"--status-socket={node.place}/status.sock", program=flawed(OUTER[part]))
     assert "LookupError: planted" in await down(node, part)
     await serves(node, kubelet)
-    assert daemon.log.count(f'{Message("", part=part)} error="LookupError: planted') == 1
-    assert daemon.log.count("a part of the plugin failed") == 1
+    await daemon.says_exactly(f'{Message("", part=part)} error="LookupError: planted', times=1)
+    await daemon.says_exactly("a part of the plugin failed", times=1)
     found = await doctor(node)
     assert found["plugin-parts"]["verdict"] == "error"
     assert part in found["plugin-parts"]["evidence"]
@@ -145,7 +145,7 @@ sys.meta_path.insert(0, Broken())
     await daemon.says(f'{Message("", part=part)} error="OSError: [Errno 24] Too many open files')
     await serves(node, kubelet)
     assert (await state(node))["parts_down"].keys() == {part}, "until it has run for a while"
-    assert daemon.log.count("a part of the plugin failed") == 1
+    await daemon.says_exactly("a part of the plugin failed", times=1)
     assert await daemon.stop() < EXIT_SECONDS
 
 
@@ -290,7 +290,7 @@ Unresponsive.run = uncancelled
     daemon = node.start(program=flawed(flaw))
     await shows(kubelet, IDS)
     assert await daemon.stop() < EXIT_SECONDS
-    assert "parts that do not end are left behind" in daemon.log
+    await daemon.says("parts that do not end are left behind")
     assert "unresponsive devices" in daemon.log.partition("left behind")[2]
 
 

@@ -83,8 +83,8 @@ async def test_a_call_that_hangs_or_crashes_for_one_device_costs_that_device_alo
         in daemon.log
     )
     for number in SIGNALS.values():
-        assert f"(killed by signal {number:d}) in {function} of device index 1" in daemon.log
-    assert daemon.log.count("reason=not-answering") == 5
+        await daemon.says(f"(killed by signal {number:d}) in {function} of device index 1")
+    await daemon.says_exactly("reason=not-answering", times=5)
 
 
 @pytest.mark.parametrize("function", ["xpumlInit", "xpumlDeviceGetCount"])
@@ -102,7 +102,7 @@ async def test_a_call_that_hangs_or_crashes_for_all_costs_no_more_than_the_grace
                 await kubelet.allocate(RESOURCE, 1)
             scene.machine.clear_faults()
             await shows(kubelet, IDS)
-    assert daemon.log.count("the library answers again") == 2
+    await daemon.says_exactly("the library answers again", times=2)
 
 
 @pytest.mark.parametrize("count", ["0", "2", "9", "99", "16384"])
@@ -123,7 +123,7 @@ async def test_a_wrong_count_names_no_device_that_there_is_not_and_is_forgotten(
     scene.machine.set({"wrong-count": ""})
     daemon.process.send_signal(signal.SIGHUP)
     await shows(kubelet, IDS)
-    assert daemon.log.count("library opened") == asked
+    await daemon.says_exactly("library opened", times=asked)
     granted = await kubelet.allocate(RESOURCE, 4)
     assert [node.host_path for node in granted.nodes] == [*(f"/dev/xpu{n}" for n in range(4)), "/dev/xpuctrl"]
 
@@ -161,7 +161,7 @@ async def test_a_driver_that_is_unloaded_and_loaded_again(scene: Scene, kubelet:
         await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 0, timeout=SECONDS)
         await daemon.says("no driver: ")
         scene.machine.set({"driver": ""})
-    assert daemon.log.count("no driver: ") == 1
+    await daemon.says_exactly("no driver: ", times=1)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
@@ -257,7 +257,7 @@ async def test_a_disk_that_takes_nothing_costs_no_more_than_the_record(
             protected(state, how=False)
         kubelet.free(await kubelet.allocate(RESOURCE, 1))
         assert IDS[0] in (state / "grants.json").read_text()
-    assert daemon.log.count("cannot write a record") == 1
+    await daemon.says_exactly("cannot write a record", times=1)
     assert sorted(os.listdir(state)) == ["grants.json", "handover.sock"]  # noqa: PTH208 - which may block as well
 
 
@@ -299,7 +299,7 @@ async def test_a_worker_that_is_stopped_is_replaced(scene: Scene, kubelet: Watch
             os.kill(worker, signal.SIGSTOP)
             await daemon.says("the library answers again", times)
             await until(lambda worker=worker: worker not in tree(daemon.pid), "its end")  # type: ignore[misc]
-    assert daemon.log.count("no answer within") == 3
+    await daemon.says_exactly("no answer within", times=3)
 
 
 # --- the kubelet ----------------------------------------------------------------------------------

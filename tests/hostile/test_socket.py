@@ -192,7 +192,7 @@ async def test_frames_that_no_client_sends(node: Node, kubelet: Kubelet) -> None
                 async with meanwhile(peer.listens(), peer.says(raw)):
                     await works(kubelet)
                     await until(partial(OUTCOMES[outcome], peer), f"{name}: {outcome}")
-    assert daemon.log.count("granted") == len(FRAMES) + 2, "what the kubelet has asked for"
+    await daemon.says_exactly("granted", times=len(FRAMES) + 2)  # what the kubelet has asked for
 
 
 async def test_a_conversation_with_any_byte_changed(node: Node, kubelet: Kubelet) -> None:
@@ -413,7 +413,7 @@ async def test_messages_that_no_kubelet_sends(node: Node, kubelet: Kubelet) -> N
     assert max(map(len, lines[1:])) < LONGEST_REFUSAL + 300
     assert "ERROR" not in {line.split()[1] for line in lines if len(line.split()) > 1}
     assert daemon.log.count("malformed") == 0
-    assert daemon.log.count("no message of the kubelet's path=/v1beta1.DevicePlugin/") == 6
+    await daemon.says_exactly("no message of the kubelet's path=/v1beta1.DevicePlugin/", times=6)
 
 
 async def test_a_stream_asked_for_with_noise_is_a_stream(node: Node, kubelet: Kubelet) -> None:

@@ -80,6 +80,11 @@ class Daemon:
             await until(lambda: said() or self.process.poll() is not None)
         assert said(), f"{words!r} is not in the log:\n{self.log}"
 
+    async def says_exactly(self, words: str, times: int) -> None:
+        """Wait as `says` does: the log is written beside the work that it tells of. More often is a fault."""
+        await self.says(words, times)
+        assert self.log.count(words) == times
+
     async def ends(self) -> int:
         await until(lambda: self.process.poll() is not None, "the end of the plugin")
         assert self.process.returncode is not None
