@@ -40,6 +40,26 @@ static void pci_print(const struct key *key, const void *field, char *text, size
     snprintf(text, size, "%s", pci_address(*(const unsigned *)field).text);
 }
 
+static bool bridges_read(const struct key *key, const char *text, void *field) {
+    struct bridges *bridges = field;
+    char copy[128];
+    char *rest = copy, *item;
+    if (snprintf(copy, sizeof copy, "%s", text) >= (int)sizeof copy)
+        return false;
+    for (bridges->count = 0; (item = strsep(&rest, ",")) != NULL; bridges->count++)
+        if (bridges->count == MAX_BRIDGES || !pci_read(key, item, &bridges->items[bridges->count]))
+            return false;
+    return true;
+}
+
+static void bridges_print(const struct key *key, const void *field, char *text, size_t size) {
+    const struct bridges *bridges = field;
+    (void)key;
+    for (int i = 0, length = 0; i < bridges->count; i++)
+        length += snprintf(text + length, size - (size_t)length, "%s%s", i ? "," : "",
+                           pci_address(bridges->items[i]).text);
+}
+
 static bool model_read(const struct key *key, const char *text, void *field) {
     (void)key;
     return (*(const struct model **)field = model_named(text)) != NULL;
@@ -107,6 +127,7 @@ static void drivers_print(const struct key *key, const void *field, char *text, 
 }
 
 static const struct kind pci_kind = {pci_read, pci_print};
+static const struct kind bridges_kind = {bridges_read, bridges_print};
 static const struct kind model_kind = {model_read, model_print};
 static const struct kind drivers_kind = {drivers_read, drivers_print};
 static const struct kind action_kind = {action_read, NULL};
@@ -177,6 +198,7 @@ static const struct key card_keys[] = {
          "K100, K200, R200, R300, R200-8F, R200-8FS, R100, R420, RG800, RG800-PRO, P800")},
     {"pci", CARD(pci), OWN(&pci_kind, "an address dddd:bb:ss.f, such as 0000:3b:00.0")},
     {"numa", CARD(numa), NUMBER(-1, 1023, 0)},
+    {"bridges", CARD(bridges), OWN(&bridges_kind, "1 to 6 PCI addresses, the outermost first")},
     {"memory", CARD(memory), NUMBER(0, 1048576, UNSET)},
     {"serial", CARD(serial), TEXT(struct card, serial)},
     {"nodes", CARD(nodes), NUMBERS(0, MAX_NODES - 1)},

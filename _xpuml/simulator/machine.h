@@ -14,6 +14,7 @@ enum {
     MAX_MINOR = 65535,
     MAX_HALVES = 2,
     MAX_VFS = 3,
+    MAX_BRIDGES = 6, // above a card
     CONTROL_MINOR = 128,
 };
 
@@ -53,6 +54,12 @@ struct settings {
     char dev_root[2048], sysfs_root[2048];
 };
 
+// PCI addresses, the outermost first.
+struct bridges {
+    int count;
+    unsigned items[MAX_BRIDGES];
+};
+
 struct card {
     int number;
     unsigned line; // its line in the file
@@ -65,6 +72,7 @@ struct card {
     char serial[17];
     struct numbers nodes, minors, states, vf_nodes, vf_minors, vf_states;
     struct numbers vf_drivers; // indexes in vf_driver_names
+    struct bridges bridges;
 };
 
 // The target of a fault or a process: a card's half or VF, a whole card, or (faults only) all

@@ -17,7 +17,7 @@
 #include <sys/statfs.h>
 #include <unistd.h>
 
-enum { PATH = 256 };
+enum { PATH = 512 };
 
 // All files that a PCI function's directory may hold, for its removal.
 static const char *const attributes[] = {
@@ -91,9 +91,25 @@ static bool point(int root, const char *directory, const char *name, const char 
     return symlinkat(target, root, draft) == 0 && renameat(root, draft, root, path) == 0;
 }
 
-static const char *directory_of(unsigned pci, char *path) {
-    struct address address = pci_address(pci);
-    print(path, "devices/pci%.7s/%s", address.text, address.text);
+// A card's functions are below its bridges; without any, at the root complex of their own bus.
+static const char *directory_of(const struct card *card, unsigned pci, char *path) {
+    const struct bridges *bridges = &card->bridges;
+    int length = snprintf(path, PATH, "devices/pci%.7s/",
+                          pci_address(bridges->count ? bridges->items[0] : pci).text);
+    for (int i = 0; i < bridges->count; i++)
+        length += snprintf(path + length, (size_t)(PATH - length), "%s/",
+                           pci_address(bridges->items[i]).text);
+    snprintf(path + length, (size_t)(PATH - length), "%s", pci_address(pci).text);
+    return path;
+}
+
+// Returns the directory to which the bus's entry of a function leads, empty without one.
+static const char *present_directory(int root, const char *name, char *path) {
+    static const char up[] = "../../../";
+    char link[PATH], target[PATH];
+    print(link, "bus/pci/devices/%s", name);
+    look(root, link, target);
+    print(path, "%s", strncmp(target, up, strlen(up)) == 0 ? target + strlen(up) : "");
     return path;
 }
 
@@ -101,6 +117,21 @@ static void drop_attribute(int root, const char *directory, const char *name) {
     char path[PATH];
     print(path, "%s/%s", directory, name);
     unlinkat(root, path, 0);
+}
+
+static void take_away(int root, const char *directory, const char *const *names) {
+    for (; *names != NULL; names++)
+        drop_attribute(root, directory, *names);
+    unlinkat(root, directory, AT_REMOVEDIR);
+}
+
+// Removes a function's directory, and the bridges and the bus above it if they are empty.
+static void take_function(int root, char *directory) {
+    take_away(root, directory, attributes);
+    for (char *end; (end = strrchr(directory, '/')) != strchr(directory, '/');) {
+        *end = '\0';
+        unlinkat(root, directory, AT_REMOVEDIR);
+    }
 }
 
 // The link of a function to its driver.
@@ -119,7 +150,11 @@ static bool put_function(int root, const struct card *card, unsigned pci, bool v
                          const char *driver) {
     char directory[PATH], target[PATH];
     const struct model *model = card->model;
-    directory_of(pci, directory);
+    char former[PATH];
+    directory_of(card, pci, directory);
+    present_directory(root, pci_address(pci).text, former);
+    if (*former != '\0' && strcmp(former, directory) != 0)
+        take_function(root, former);
     print(target, "../../../%s", directory);
     return make_directories(root, directory) &&
            put(root, directory, "vendor", "0x%04x\n", PCI_VENDOR) &&
@@ -137,11 +172,11 @@ static bool put_card(int root, const struct card *card, const char *driver) {
     print(pf, "../%s", pci_address(card->pci).text);
     for (int vf = 0; vf < card->vfs; vf++)
         if (!put_function(root, card, vf_pci(card, vf), true, vf_driver(card, vf)) ||
-            !point(root, directory_of(vf_pci(card, vf), directory), "physfn", pf))
+            !point(root, directory_of(card, vf_pci(card, vf), directory), "physfn", pf))
             return false;
     if (!put_function(root, card, card->pci, false, driver))
         return false;
-    directory_of(card->pci, directory);
+    directory_of(card, card->pci, directory);
     for (int vf = 0; vf < MAX_VFS; vf++) {
         print(name, "virtfn%d", vf);
         print(target, "../%s", pci_address(vf_pci(card, vf)).text);
@@ -161,16 +196,10 @@ static bool put_card(int root, const struct card *card, const char *driver) {
 static bool put_unit(int root, const struct machine *machine, const struct unit *unit) {
     char directory[PATH], device[PATH], target[PATH];
     print(directory, "class/xpu/xpu%d", unit->node);
-    print(target, "../../../%s", directory_of(unit_pci(unit), device));
+    print(target, "../../../%s", directory_of(unit->card, unit_pci(unit), device));
     return make_directories(root, directory) &&
            put(root, directory, "dev", "%d:%d\n", machine->settings.major, unit->minor) &&
            point(root, directory, "device", target);
-}
-
-static void take_away(int root, const char *directory, const char *const *names) {
-    for (; *names != NULL; names++)
-        drop_attribute(root, directory, *names);
-    unlinkat(root, directory, AT_REMOVEDIR);
 }
 
 static void drop_unit(int root, const struct machine *machine, const char *name) {
@@ -191,14 +220,12 @@ static void drop_function(int root, const struct machine *machine, const char *n
     unsigned pci = domain << 16 | bus << 8 | slot << 3 | function;
     if (machine_has_address(machine, pci))
         return;
-    print(path, "%s/vendor", directory_of(pci, directory));
+    print(path, "%s/vendor", present_directory(root, name, directory));
     if (strtol(look(root, path, there), NULL, 16) != PCI_VENDOR)
         return;
     print(path, "bus/pci/devices/%s", name);
     unlinkat(root, path, 0);
-    take_away(root, directory, attributes);
-    *strrchr(directory, '/') = '\0';
-    unlinkat(root, directory, AT_REMOVEDIR); // the bus, if it is empty
+    take_function(root, directory);
 }
 
 static void drop(int root, const struct machine *machine, const char *path,

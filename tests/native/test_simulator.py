@@ -12,7 +12,7 @@ from struct import unpack_from
 import pytest
 
 from tests.support.waiting import wait_until
-from xpu_plugin.simulation.machine import Machine
+from xpu_plugin.simulation.machine import Machine, MachineError
 from xpu_plugin.xpuml import OPTIONAL_FUNCTIONS, REQUIRED_FUNCTIONS
 
 from .guest import NULL, DiedError, Guest, MakeGuest, Output
@@ -404,6 +404,28 @@ def test_the_sysfs_tree_follows_a_split(make_machine: MakeMachine, make_guest: M
     assert not vf.exists()
     assert not (pf / "virtfn0").is_symlink()
     assert [path.name for path in (machine.sysfs_root / "bus/pci/devices").iterdir()] == ["0000:3b:00.0"]
+
+
+def test_cards_are_below_their_bridges(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
+    root, port, switch = "0000:3a", "0000:3a:01.0", "0000:3a:00.0"
+    machine = make_machine(card(bridges=f"{port},{switch}"), card(bus=0x3C, bridges=port), card(bus=0x3D))
+    assert machine.sysfs_root
+    devices, bus = machine.sysfs_root / "devices", machine.sysfs_root / "bus/pci/devices"
+    assert (bus / "0000:3b:00.0").resolve() == devices / f"pci{root}/{port}/{switch}/0000:3b:00.0"
+    assert (bus / "0000:3c:00.0").resolve() == devices / f"pci{root}/{port}/0000:3c:00.0"
+    assert (bus / "0000:3d:00.0").resolve() == devices / "pci0000:3d/0000:3d:00.0"
+    assert make_guest(machine).split(0, 2) == 0
+    vf = machine.sysfs_root / "class/xpu/xpu3/device"
+    assert vf.resolve() == devices / f"pci{root}/{port}/{switch}/0000:3b:01.0"
+    assert (vf / "physfn").resolve() == (bus / "0000:3b:00.0").resolve()
+
+    machine.set_card(1, {"bridges": ""})  # it is plugged in elsewhere
+    assert (bus / "0000:3c:00.0").resolve() == devices / "pci0000:3c/0000:3c:00.0"
+    assert not (devices / f"pci{root}/{port}/0000:3c:00.0").exists()
+    with pytest.raises(MachineError, match="accepted: 1 to 6 PCI addresses, the outermost first"):
+        machine.set_card(1, {"bridges": "3a:01.0"})
+    machine.remove()
+    assert list(devices.iterdir()) == []
 
 
 def test_a_bad_number_on_a_split_card_destroys_its_vfs(make_both: MakeBoth) -> None:
