@@ -30,6 +30,7 @@ from xpu_plugin.edges.worker.decoding import states_of
 from xpu_plugin.model.allocation import grant, prefer
 from xpu_plugin.model.devices import Device
 from xpu_plugin.model.inventory import Facts, Inventory, Policy, after_scan, entries
+from xpu_plugin.model.topology import Links, LinkSource
 
 
 HERE = Path(__file__).parent
@@ -56,9 +57,19 @@ def paths() -> dict[str, Callable[[], object]]:
     }
     nodes["xpuctrl"] = (CONTROL, 1)
     ids = list(inventory.entries)
+    # Four pairs across NUMA nodes: as many choices as eight cards can have.
+    eight = entries(after_scan(Facts(), found(*cards(8))), policy)
+    pairs = tuple(frozenset([*eight][n::4]) for n in range(4))
+    linked = Inventory(
+        generation=1,
+        control=CONTROL,
+        entries=eight,
+        links=Links(source=LinkSource.FILE, groups=pairs),
+    )
     answer = json.dumps({"id": 1, "result": [(0, 201)] * 512})
     return {
         "allocate 8 of 512": lambda: grant(inventory, RESOURCE, [ids[:8]], nodes.get),
+        "prefer 4 of 8, linked": lambda: prefer(linked, RESOURCE, list(linked.entries), [], 4),
         "prefer 8 of 64": lambda: prefer(inventory, RESOURCE, ids[:64], [], 8),
         "list of 512": lambda: listing(inventory.of(RESOURCE)),
         "sweep of 512, decoded": lambda: states_of(json.loads(answer)["result"]),

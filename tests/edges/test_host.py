@@ -30,9 +30,9 @@ class Tree:
     def node(self, name: str, device: str = "null") -> None:
         (self.dev / name).symlink_to(f"/dev/{device}")
 
-    def function(self, address: str, **files: object) -> Path:
+    def function(self, address: str, *, below: str = "pci", **files: object) -> Path:
         """A PCI function with so many attribute files."""
-        directory = self.sys / "devices/pci" / address
+        directory = self.sys / "devices" / below / address
         directory.mkdir(parents=True)
         for name, content in files.items():
             (directory / name).write_text(f"{content}\n")
@@ -144,6 +144,23 @@ def test_a_host_has_nodes_control_node_addresses_and_functions(tree: Tree) -> No
     assert host.functions == {
         A: Function(vendor=0x1D22, device=0x3684, subsystem=1, numa=1, num_vfs=0, physfn=None)
     }
+
+
+@pytest.mark.parametrize(
+    ("below", "bridges"),
+    [
+        ("pci0000:3a", "pci0000:3a"),
+        ("pci0000:3a/0000:3a:01.0/0000:3b:00.0", "pci0000:3a/0000:3a:01.0/0000:3b:00.0"),
+        ("pci10000:3a/10000:3a:01.0", "pci10000:3a/10000:3a:01.0"),
+        ("platform/board/pci0002:00/0002:00:00.0", "pci0002:00/0002:00:00.0"),  # not on x86
+        ("platform/vmd", None),
+    ],
+)
+def test_the_bridges_above_a_function_are_those_of_its_path(
+    below: str, bridges: str | None, tree: Tree
+) -> None:
+    tree.function(A, below=below)
+    assert read_function(tree.sys, A).bridges == bridges
 
 
 def test_an_empty_host_is_told_as_such(tmp_path: Path) -> None:

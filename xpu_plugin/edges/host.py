@@ -17,6 +17,7 @@ from xpu_plugin.model.devices import CONTROL_NODE, Function, Host, Identity, Nod
 
 _VENDORS = frozenset({0x1D22, 0x2057})
 _ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_BRIDGES = re.compile(rf"/(pci[0-9a-f]{{4,}}:[0-9a-f]{{2}}(?:/{_ADDRESS.pattern})*)/{_ADDRESS.pattern}$")
 _LONGEST_NUMBER = 64  # bytes of a file in sysfs that holds one
 _CLASS = "class/xpu"  # below the root of sysfs, as the next
 _FUNCTIONS = "bus/pci/devices"
@@ -193,7 +194,18 @@ def read_function(sysfs_root: Path, address: str) -> Function:
         total_vfs=_number(f"{directory}/sriov_totalvfs"),
         physfn=parent,
         driver=_link(f"{directory}/driver"),
+        bridges=_bridges(directory),
     )
+
+
+def _bridges(function: str) -> str | None:
+    """Return the root complex of a function and the bridges above it, as sysfs's path of devices has them."""
+    try:
+        path = os.readlink(function)  # noqa: PTH115 - as for `directory` above
+    except OSError:
+        return None
+    match = _BRIDGES.search(path)
+    return match[1] if match else None
 
 
 def _link(path: str) -> str | None:

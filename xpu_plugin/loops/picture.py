@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 
 from xpu_plugin.log import Message, note
 from xpu_plugin.model.inventory import Entry, Facts, Inventory, Policy, entries
+from xpu_plugin.model.topology import NO_LINKS, Links
 from xpu_plugin.observable import Value
 
 
@@ -23,9 +24,9 @@ NEVER = 0
 class Picture:
     """Turns facts into inventories. `current` is None until the first facts are submitted."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, links: Links = NO_LINKS) -> None:
         self.policy = policy
-        self.facts = Facts()
+        self.facts = Facts(links=links)
         self._published: Value[Inventory | None] = Value(None)  # its version is the generation
         self.turns: Mapping[
             str, tuple[int, int]
@@ -43,14 +44,14 @@ class Picture:
         self.facts = facts
         for turn in _verdicts_changed(before, facts):
             note("verdict", **turn)
-        offered, control = entries(self.facts, self.policy), self.facts.control
+        offered, control, links = entries(self.facts, self.policy), self.facts.control, self.facts.links
         last = self.current
-        if last is not None and (offered, control) == (last.entries, last.control):
+        if last is not None and (offered, control, links) == (last.entries, last.control, last.links):
             return
         _log_changes(last.entries if last else {}, offered, expected=before.lingering)
         self.turns = _turns(self.turns, last.entries if last else {}, offered)
         generation = self._published.version + 1
-        self._published.set(Inventory(generation=generation, control=control, entries=offered))
+        self._published.set(Inventory(generation=generation, control=control, entries=offered, links=links))
 
     async def beyond(self, generation: int) -> Inventory:
         """Return the newest inventory as soon as its generation is not this one. Inventories between are

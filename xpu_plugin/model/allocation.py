@@ -2,13 +2,15 @@
 """Device ids -> a container's devices and environment, or a refusal; and the preferred choice of ids."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
+from math import prod
 
 from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import CONTROL_NODE, CONTROL_PATH, Identity
 from xpu_plugin.model.inventory import Entry, Inventory, is_old
+from xpu_plugin.model.topology import Place, places
 
 
 IDS_VARIABLE = "BAIDU_COM_XPU_DEVICE_IDS"
@@ -207,11 +209,25 @@ def _check_kept(id: str, here: Collection[str], kept: Kept) -> None:
 def prefer(
     inventory: Inventory, resource: str, available: Sequence[str], must: Sequence[str], size: int
 ) -> list[str]:
-    """Choose `size` of the available ids: in one NUMA node, and VFs or halves of as few cards as possible.
+    """Choose `size` of the available ids, the `must` ids among them, by the links of their cards.
 
-    Within that, prefer the tightest fit, so that whole NUMA nodes and unsplit cards stay free. Old ids come
-    last: a kubelet frees the ids of an ended container only at its next grant. In any doubt the result is
-    empty: an error here would fail the pod.
+    For whole cards it is the choice with the least of these tuples:
+
+    1. link groups (`topology.places`) of which it has a card
+    2. link groups that it breaks: all their cards are available, and it takes some of them
+    3. available cards that it leaves in the groups of which it has a card
+    4. NUMA nodes; 5. PCIe switches, where a card without a shared switch counts as one
+    6. and 7. the same as 2. and 3. for switches
+    8. the ids, sorted
+
+    So a request of a group's size gets a whole group, and a small one gets the rest of a broken group.
+
+    Where cards are split, the choice is in one NUMA node, and of as few cards as possible. Within that it is
+    the tightest fit, so that whole NUMA nodes and unsplit cards stay free. So it is also for whole cards that
+    have too many choices.
+
+    Old ids come last: a kubelet frees the ids of an ended container only at its next grant. In any doubt the
+    result is empty: an error here would fail the pod.
     """
     entries = inventory.entries
     ids = set(available)
@@ -221,11 +237,112 @@ def prefer(
     if not max(len(must), 1) <= size <= len(ids):
         return []
 
+    lasting = {id for id in ids if not is_old(id)} | set(must)
+    pool = lasting.union(sorted(ids - lasting)[: max(size - len(lasting), 0)])
+    if len(pool) <= MOST_WEIGHED and len({entries[id].device.card for id in pool}) == len(pool):
+        cells = _Cells(inventory, pool, must)
+        if cells.choices() <= MOST_CHOICES:
+            return cells.best(size)
+    return _tightest(entries, pool, must, size)
+
+
+MOST_WEIGHED = 16  # cards; nodes have 16 at most
+MOST_CHOICES = 2000  # of which each takes some microseconds
+
+
+class _Cells:
+    """The available whole cards, divided into cells of equal ones: one link group, NUMA node and PCIe switch.
+
+    Cards of a cell differ in their ids only. So a choice is a number of cards for each cell.
+    """
+
+    def __init__(self, inventory: Inventory, pool: Collection[str], must: Sequence[str]) -> None:
+        entries = inventory.entries
+        self._must = list(must)
+        found = places([entry.device for entry in entries.values()], inventory.links)
+        cells: dict[Place, list[str]] = defaultdict(list)
+        for id in (*sorted(must), *sorted(set(pool).difference(must))):
+            cells[found[entries[id].device.card]].append(id)
+        self._ids, self._numa = list(cells.values()), [place.numa for place in cells]
+        self._least = [sum(id in self._must for id in ids) for ids in self._ids]
+        sizes = [len(ids) for ids in self._ids]
+        self._groups = _Blocks(
+            [place.group or "" for place in cells], sizes, [place.group or "" for place in found.values()]
+        )
+        self._switches = _Blocks(
+            [place.switch for place in cells], sizes, [place.switch for place in found.values()]
+        )
+
+    def choices(self) -> int:
+        """Return a bound for the number of choices."""
+        return prod(len(ids) - least + 1 for ids, least in zip(self._ids, self._least, strict=True))
+
+    def best(self, size: int) -> list[str]:
+        """Return the ids of the best choice by the rule of `prefer`, the `must` ids first."""
+        keys = {counts: self._key(counts) for counts in self._counts(0, size)}
+        least = min(keys.values())
+        chosen = min(self._chosen(counts) for counts, key in keys.items() if key == least)
+        return self._must + [id for id in chosen if id not in self._must]
+
+    def _chosen(self, counts: Sequence[int]) -> list[str]:
+        return sorted(id for ids, count in zip(self._ids, counts, strict=True) for id in ids[:count])
+
+    def _counts(self, cell: int, wanted: int) -> Iterator[tuple[int, ...]]:
+        """Yield the choices of so many cards from this cell on."""
+        if cell == len(self._ids):
+            yield ()
+            return
+        least, most = self._least[cell], len(self._ids[cell])
+        others = range(cell + 1, len(self._ids))
+        least = max(least, wanted - sum(len(self._ids[n]) for n in others))
+        most = min(most, wanted - sum(self._least[n] for n in others))
+        for count in range(least, most + 1):
+            for rest in self._counts(cell + 1, wanted - count):
+                yield (count, *rest)
+
+    def _key(self, counts: Sequence[int]) -> tuple[int, ...]:
+        """Return the tuple of `prefer` without the ids."""
+        numa_nodes = {numa for numa, count in zip(self._numa, counts, strict=True) if count}
+        return (*self._groups.cost(counts), len(numa_nodes), *self._switches.cost(counts))
+
+
+class _Blocks:
+    """The link groups, or the PCIe switches, of cells. A card without one is a block of its own.
+
+    names: of each cell's block
+    sizes: available cards of each cell
+    all: the name of each card's block on the node, also of cards that are not available
+    """
+
+    def __init__(self, names: Sequence[str | None], sizes: Sequence[int], all: Iterable[str | None]) -> None:
+        self._names = names
+        self._free: Counter[str | None] = Counter()
+        for name, size in zip(names, sizes, strict=True):
+            self._free[name] += size
+        self._whole = {name for name, times in Counter(all).items() if times == self._free[name]}
+
+    def cost(self, counts: Sequence[int]) -> tuple[int, int, int]:
+        """Return the number of a choice's blocks and of those it breaks, and the cards that it leaves."""
+        taken: dict[str | None, int] = {}
+        for name, count in zip(self._names, counts, strict=True):
+            if count:
+                taken[name] = taken.get(name, 0) + count
+        blocks = taken.pop(None, 0) + len(taken)
+        breaks = left = 0
+        for name, count in taken.items():
+            if rest := self._free[name] - count:
+                left += rest
+                breaks += name in self._whole
+        return blocks, breaks, left
+
+
+def _tightest(
+    entries: Mapping[str, Entry], pool: Collection[str], must: Sequence[str], size: int
+) -> list[str]:
+    """Choose by NUMA node and card, at a cost linear in the number of devices."""
     chosen = list(must)
     free: dict[int | None, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    lasting = {id for id in ids if not is_old(id)} | set(must)
-    spare = sorted(ids - lasting)[: max(size - len(lasting), 0)]
-    for id in sorted(lasting.union(spare) - set(must)):
+    for id in sorted(set(pool) - set(must)):
         free[entries[id].device.numa][entries[id].device.card].append(id)
     begun = {entries[id].device.card for id in must}
     rooms = {numa: _Room(cards, begun) for numa, cards in free.items()}

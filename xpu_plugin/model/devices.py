@@ -55,6 +55,7 @@ class Function:
     total_vfs: int | None = None
     physfn: str | None = None
     driver: str | None = None  # the driver to which it is bound
+    bridges: str | None = None  # root complex and bridges above it: `pci0000:3a/0000:3a:01.0`
 
 
 @frozen
@@ -180,6 +181,7 @@ class Device:
     arch: int | None
     state: int | None  # raw; None if the call failed
     failure: Failure | None  # of that call
+    bridges: str | None = None  # above its card, as in `Function`; None if unknown
 
     @property
     def address(self) -> str:
@@ -622,4 +624,5 @@ class _Cards:
             arch=reading.arch,
             state=reading.state,
             failure=_last_failure(reading) if reading.state is None else None,
+            bridges=self._function(card).bridges,
         )

@@ -17,6 +17,7 @@ from xpu_plugin.model.devices import (
     resource_name,
 )
 from xpu_plugin.model.health import EXCLUDED, LOST, NOT_SEEN, SPLIT_OTHERWISE, Health, card_held, judge
+from xpu_plugin.model.topology import NO_LINKS, Links
 from xpu_plugin.xpuml import ReturnCode
 
 
@@ -137,6 +138,7 @@ class Facts:
     # Device id -> why it is withheld: a container holds it and the kubelet does not count that.
     withheld: Mapping[str, Health] = field(default_factory=dict)
     control: int | None = None  # st_rdev of the control node at the last scan
+    links: Links = NO_LINKS
 
 
 def after_scan(
@@ -365,6 +367,12 @@ def stale_ids(facts: Facts) -> dict[str, list[str]]:
     return found
 
 
+def unlinked(facts: Facts) -> list[str]:
+    """Return the cards of the link groups that this node does not have: likely typing errors."""
+    cards = {device.card for device in (*facts.devices.values(), *facts.lost.values())}
+    return sorted({card for group in facts.links.groups for card in group} - cards)
+
+
 def _is_pf(device: Device) -> bool:
     return device.kind is DeviceKind.PF
 
@@ -392,6 +400,7 @@ class Inventory:
     generation: int
     control: int | None
     entries: Mapping[str, Entry]  # by the offered id, sorted
+    links: Links = NO_LINKS
 
     def of(self, resource: str) -> list[Entry]:
         return [entry for entry in self.entries.values() if entry.resource == resource]

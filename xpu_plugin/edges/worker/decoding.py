@@ -20,6 +20,7 @@ NONSENSE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 # Errors of the form. A wrong number by the library concerns one device only.
 _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2,8}:[0-9a-f]{2,8}\.[0-9a-f]{1,8}")
+_BRIDGES = re.compile(rf"pci[0-9a-f]{{4,8}}:[0-9a-f]{{2,8}}(/{_ADDRESS.pattern}){{0,32}}")
 _MOST = 1 << 64  # of any integer of C
 _MOST_NUMBER = 1 << 20  # of majors and minors, as Linux has them
 _ACCEPTED = {int: "an integer", str: "a text", type(None): "null"}
@@ -119,6 +120,8 @@ def _function(own: Mapping[str, Any]) -> Function:
     function = _record(Function, own)
     if function.physfn is not None:
         _address(function.physfn)
+    if function.bridges is not None and not _BRIDGES.fullmatch(function.bridges):
+        raise ValueError("bridges that are no path of PCI addresses")
     return function
 
 
