@@ -210,6 +210,7 @@ PRINTING = [
     "list",
     "list --json",
     "top --once",
+    "topo",
     "plan",
     "doctor",
     "bundle --output=-",

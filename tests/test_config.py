@@ -22,6 +22,8 @@ PATHS = (
     "simulator-file",
     "status-socket",
     "kubeconfig",
+    "topology-file",
+    "xpu-smi",
 )
 SWITCHES = (
     "resource-per-profile",

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from xpu_plugin import log
 from xpu_plugin.config import PROGRAM, Config, UsageError, read_config
+from xpu_plugin.edges import topology_file
 from xpu_plugin.edges.kubelet.engine import NoRoomError, require_limits
+from xpu_plugin.edges.topology_file import TopologyFileError
 from xpu_plugin.edges.worker.process import WorkerProcess
 from xpu_plugin.errors import PluginError
 
@@ -31,7 +33,7 @@ GRPC_ENVIRONMENT = {
     # again, and gRPC hangs for ever.
     "GRPC_ENABLE_FORK_SUPPORT": "0",
 }
-COMMANDS = ("list", "plan", "top", "doctor", "bundle", "clear", "cleanup", "simulate", "demo")
+COMMANDS = ("list", "plan", "top", "topo", "doctor", "bundle", "clear", "cleanup", "simulate", "demo")
 
 
 def main(arguments: list[str] | None = None, *, timings: "Timings | None" = None) -> int:
@@ -108,6 +110,10 @@ def _run(arguments: list[str], timings: "Timings | None") -> int:
 
 def _daemon(arguments: list[str], timings: "Timings | None") -> int:
     config, _, warnings = read_config(arguments, os.environ)
+    try:
+        topology_file.read(config.topology_file)  # bad input is refused before anything begins
+    except TopologyFileError as error:
+        raise UsageError(str(error)) from None
     worker: WorkerProcess | None = None
 
     def end(*_: object) -> None:

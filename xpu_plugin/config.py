@@ -225,6 +225,19 @@ class Config:
     deny: tuple[str, ...] = _option(
         _names, None, "never offer these: ids, models or serial numbers", "A,B", absent=()
     )
+    topology_file: Path | None = _option(
+        _absolute,
+        None,
+        "file of link groups: the PCI addresses of the cards of one group in a line; if not given, those of "
+        "--xpu-smi, else of sysfs",
+        "FILE",
+    )
+    xpu_smi: Path | None = _option(
+        _absolute,
+        None,
+        "xpu-smi, of which `topo -m` tells the link groups; not run if not given",
+        "PATH",
+    )
     device_plugin_dir: Path = _option(
         _absolute, "/var/lib/kubelet/device-plugins", "the kubelet's directory of device plugins", "DIR"
     )
@@ -480,6 +493,7 @@ CLEAR_OPTIONS = _RUNNING
 LIST_OPTIONS = (*_PLACES, *_KUBELET, *_RUNNING)
 PLAN_OPTIONS = (*_PLACES, *_VFS, *_RUNNING)
 TOP_OPTIONS = (*_PLACES, *_RUNNING)
+TOPO_OPTIONS = (*_PLACES, *_range("topology-file", "xpu-smi"), *_RUNNING)
 DOCTOR_OPTIONS = BUNDLE_OPTIONS = PLAN_OPTIONS
 
 
@@ -524,8 +538,8 @@ def daemon_parser() -> Parser:
     return Parser(
         prog=PROGRAM,
         description="Kubernetes device plugin for Kunlunxin XPUs.",
-        epilog="Sub-commands, each with its own --help: list, plan, top, doctor, bundle, clear, cleanup, "
-        "simulate, demo. Each option can be set by its environment variable too. Durations are in "
+        epilog="Sub-commands, each with its own --help: list, plan, top, topo, doctor, bundle, clear, "
+        "cleanup, simulate, demo. Each option can be set by its environment variable too. Durations are in "
         "seconds.",
     )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xpu_plugin.config import HOST_ROOT, VF_POLICIES, Config
-from xpu_plugin.edges import memory
+from xpu_plugin.edges import memory, topology_file
 from xpu_plugin.edges.handover import Door
 from xpu_plugin.edges.haste import Haste
 from xpu_plugin.edges.host import identity
@@ -30,6 +30,7 @@ from xpu_plugin.edges.state.quarantine import QuarantineRecord
 from xpu_plugin.edges.state.vf_request import VfRecord
 from xpu_plugin.edges.worker.client import Target, WorkerClient
 from xpu_plugin.edges.worker.process import WorkerProcess
+from xpu_plugin.edges.xpu_smi import XpuSmi
 from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.log import Message, RingHandler
@@ -48,7 +49,7 @@ from xpu_plugin.loops.taker import Taker
 from xpu_plugin.loops.tenure import Tenures
 from xpu_plugin.loops.vf_reconciler import Orders, VfReconciler
 from xpu_plugin.model.health import Rules
-from xpu_plugin.model.inventory import Policy
+from xpu_plugin.model.inventory import Policy, unlinked
 from xpu_plugin.model.ownership import Terms
 from xpu_plugin.model.timings import USUAL, Timings
 from xpu_plugin.model.vf_plan import LABEL, UNKNOWN, by_argument
@@ -158,7 +159,7 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
     prober = WorkerClient(opened, call_timeout=config.call_timeout, most_stuck=STUCK_PROBES)
     changer = WorkerClient(opened, call_timeout=config.call_timeout, most_stuck=STUCK_CHANGERS)
 
-    picture, listed = Picture(policy(config)), asyncio.Event()
+    picture, listed = Picture(policy(config), topology_file.read(config.topology_file)), asyncio.Event()
     between = exchange(UNKNOWN if has_api_server(config) else by_argument(config.sriov_num_vfs))
     view = kubelet_of(config)
     grants = Grants(
@@ -279,6 +280,13 @@ def policy(config: Config) -> Policy:
         allow=config.allow,
         deny=config.deny,
     )
+
+
+def xpu_smi(config: Config) -> XpuSmi | None:
+    """Return the program that reports the link groups; None where it is not asked."""
+    if config.xpu_smi is None or config.topology_file is not None:
+        return None
+    return XpuSmi(path=config.xpu_smi, host_root=HOST_ROOT)
 
 
 def rules(config: Config) -> Rules:
@@ -415,12 +423,16 @@ async def run(plugin: Plugin) -> None:
         await picture.beyond(NEVER)
         for name in picture.policy.unmatched(picture.facts.devices.values()):
             logger.warning(Message("--allow or --deny names no device of this node", name=name))
+        for card in unlinked(picture.facts):
+            logger.warning(Message("--topology-file names no card of this node", card=card))
         await plugin.aliases.first_look()  # before the first list goes out
         if tenures.held:
             await plugin.reconciler.inherit()
         plugin.reconciler.begin()  # as well
         serving.start("aliases", plugin.aliases.run())
         serving.start("endpoints", plugin.endpoints.run())
+        if (program := xpu_smi(config)) is not None:
+            observe("links", partial(_find_links, plugin, program))
         plugin.taker.begin()
         serving.start("grants", plugin.grants.run(tenures))
         serving.start("virtual functions", plugin.supervisor.keep("virtual functions", plugin.reconciler.run))
@@ -439,6 +451,13 @@ async def _follow_node(plugin: Plugin) -> None:
     if plugin.tenures.held:  # an instance that waits has to know the label before it serves
         await wait_for(plugin.listed, plugin.timings.listed)
     await plugin.node_sync.run()
+
+
+async def _find_links(plugin: Plugin, program: XpuSmi) -> None:
+    await wait_for(plugin.listed, plugin.timings.listed)  # no pod waits for it
+    from xpu_plugin.loops.links import LinkFinder  # noqa: PLC0415 - for one option only
+
+    await LinkFinder(program, plugin.picture, pauses=plugin.timings.links).run()
 
 
 async def _watch_readiness(plugin: Plugin) -> None:

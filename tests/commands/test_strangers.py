@@ -18,8 +18,8 @@ from xpu_plugin.commands.shapes import MOST, SHAPES, Each, misfit, shown
 
 
 COMMANDS = (
-    "list", "list --wide", "list --json", "plan", "plan --json", "top --once", "top --json", "doctor",
-    "doctor --json",
+    "list", "list --wide", "list --json", "plan", "plan --json", "top --once", "top --json", "topo",
+    "topo --json", "doctor", "doctor --json",
 )  # fmt: skip
 ESCAPES = "\x1b[31mEVIL\n\x1b]0;x\x07\udcff"
 STRANGE: list[Any] = [

@@ -27,11 +27,15 @@ def table(columns: Sequence[str], rows: Sequence[tuple[str, ...]], nothing: str)
     """Return rows below their columns' names, or `nothing`."""
     if not rows:
         return nothing
-    lines = [tuple(name.upper() for name in columns), *rows]
-    widths = [max(len(row[column]) for row in lines) for column in range(len(columns))]
+    return aligned([tuple(name.upper() for name in columns), *rows])
+
+
+def aligned(lines: Sequence[tuple[str, ...]]) -> str:
+    """Return lines of equally many cells, in columns."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in lines
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
     )
 
 

@@ -52,9 +52,19 @@ _CARD = {
     "action": _TEXT,
     "reason": _TEXT,
 }
+_PLACED = {
+    "card": _TEXT,
+    "paths": [_TEXT],
+    "group": _TEXT_OR_NONE,
+    "numa": (int, NoneType),
+    "root": _TEXT_OR_NONE,
+    "switch": _TEXT_OR_NONE,
+    "links": Each(_TEXT),
+}
 SHAPES: Mapping[str, Shape] = {
     "list": _LISTED,
     "list wide": {**_LISTED, "holders": Each([_TEXT])},
+    "topo": {"source": _TEXT, "cards": [_PLACED], "trouble": _TEXT_OR_NONE},
     "top": {**_LISTED, "readings": Each(_fields(Gauges))},
     "plan": {"desired": _DESIRED, "state": tuple(map(str, vf_plan.VfState)), "cards": [_CARD]},
     "plan trouble": {"trouble": _TEXT},

@@ -11,22 +11,25 @@ from typing import Any, Protocol
 from xpu_plugin.commands.output import scanned
 from xpu_plugin.commands.shapes import SHAPES, misfit, shown
 from xpu_plugin.config import PROGRAM, Config
+from xpu_plugin.edges import topology_file
 from xpu_plugin.edges.control_socket import ControlError, ask
 from xpu_plugin.edges.state.grants import GrantRecord
 from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
 from xpu_plugin.errors import PluginError
 from xpu_plugin.log import Once
-from xpu_plugin.loops.control import listed, planned
+from xpu_plugin.loops.control import listed, planned, topo
 from xpu_plugin.loops.exchange import exchange
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.idle_proof import IdleProof
+from xpu_plugin.loops.links import links_of
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.device_table import holders
 from xpu_plugin.model.devices import Found, Host, identify
 from xpu_plugin.model.inventory import Facts, after_scan, unusable_serials
+from xpu_plugin.model.topology import ranked
 from xpu_plugin.model.unlisted import Unlisted, unlisted
 from xpu_plugin.model.vf_plan import DesiredVfs, by_argument, document
-from xpu_plugin.plugin import kubelet_of, node_of, policy, target, terms
+from xpu_plugin.plugin import kubelet_of, node_of, policy, target, terms, xpu_smi
 from xpu_plugin.xpuml import Failure, XpumlError
 
 
@@ -96,12 +99,14 @@ class OwnWorker:
             "list": self._list,
             "plan": self._plan,
             "top": self._top,
+            "topo": self._topo,
         }
 
     async def ask(self, name: str, **arguments: object) -> Any:
         """Return an answer like the running plugin's.
 
-        Raises WorkerError, LibraryError, XpumlError; for a plan UnknownDesiredVfsError.
+        Raises WorkerError, LibraryError, XpumlError; UnknownDesiredVfsError for a plan; NoLinksError and
+        TopologyFileError for `topo`.
         """
         return await self._answers[name](**arguments)
 
@@ -133,6 +138,13 @@ class OwnWorker:
             if (key := (device.index, device.address)) in gauges
         }
         return answer
+
+    async def _topo(self) -> dict[str, Any]:
+        await self._look()
+        links, cards = topology_file.read(self._config.topology_file), ranked(self._found.devices.values())
+        if (program := xpu_smi(self._config)) is not None and cards:
+            links = await links_of(program, cards)
+        return topo(after_scan(Facts(links=links), self._found)) | {"trouble": None}
 
     async def _plan(self, *, number: str | None = None) -> dict[str, Any]:
         """Return the changes for the configured number; without a number in the question, for the label's."""

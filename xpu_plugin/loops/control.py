@@ -10,6 +10,7 @@ from xpu_plugin import log
 from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.loops.picture import NEVER
 from xpu_plugin.loops.telemetry import Telemetry
+from xpu_plugin.model import topology
 from xpu_plugin.model.device_table import holders, rows
 from xpu_plugin.model.inventory import Facts, Policy
 from xpu_plugin.model.unlisted import Unlisted
@@ -45,6 +46,7 @@ class Control:
             "plan": self.plan,
             "state": self.state,
             "top": self.top,
+            "topo": self.topo,
         }
 
     async def list(self, *, wide: bool = False) -> dict[str, object]:
@@ -79,6 +81,10 @@ class Control:
         answer["trouble"] = self._trouble()
         answer["readings"] = {id: asdict(own) for id, own in readings.gauges.items()} if readings else {}
         return answer
+
+    def topo(self) -> dict[str, object]:
+        """Return the connections between cards."""
+        return topo(self._picture.facts) | {"trouble": self._trouble()}
 
     def state(self) -> dict[str, object]:
         """Return the state of the plugin itself, for `doctor` and `bundle`."""
@@ -121,6 +127,11 @@ def listed(
         "problems": list(problems),
         "unlisted": [asdict(node) | {"path": node.path, "why": node.why} for node in nodes],
     }
+
+
+def topo(facts: Facts) -> dict[str, object]:
+    """Return the answer for `topo`, by a plugin or by an own worker."""
+    return topology.document(list(facts.devices.values()), facts.links)
 
 
 async def planned(desired: DesiredVfs, facts: Facts, policy: Policy, proof: IdleProof) -> Report:

@@ -28,6 +28,9 @@ class Timings:
     unresponsive: tuple[float, float] = (1.0, 300.0)
     """Between two attempts at a device that hangs."""
 
+    links: tuple[float, float] = (5.0, 300.0)
+    """Before xpu-smi is asked for link groups again, after a failure."""
+
     # Holders, grants and the node.
     holders: float = 10.0
     """Between looks at both sources, while a device is held otherwise, or the holders are not known."""
