@@ -4,7 +4,6 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
-from math import prod
 
 from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
@@ -241,7 +240,7 @@ def prefer(
     pool = lasting.union(sorted(ids - lasting)[: max(size - len(lasting), 0)])
     if len(pool) <= MOST_WEIGHED and len({entries[id].device.card for id in pool}) == len(pool):
         cells = _Cells(inventory, pool, must)
-        if cells.choices() <= MOST_CHOICES:
+        if cells.choices(size) <= MOST_CHOICES:
             return cells.best(size)
     return _tightest(entries, pool, must, size)
 
@@ -273,9 +272,12 @@ class _Cells:
             [place.switch for place in cells], sizes, [place.switch for place in found.values()]
         )
 
-    def choices(self) -> int:
-        """Return a bound for the number of choices."""
-        return prod(len(ids) - least + 1 for ids, least in zip(self._ids, self._least, strict=True))
+    def choices(self, size: int) -> int:
+        """Return the number of choices of so many cards."""
+        ways = [1] + [0] * size  # by the number of cards, of the cells so far
+        for ids, least in zip(self._ids, self._least, strict=True):
+            ways = [sum(ways[max(n - len(ids), 0) : max(n - least + 1, 0)]) for n in range(size + 1)]
+        return ways[size]
 
     def best(self, size: int) -> list[str]:
         """Return the ids of the best choice by the rule of `prefer`, the `must` ids first."""

@@ -66,6 +66,9 @@ def test_good_answers_are_records() -> None:
         ("host.addresses.x", "0000:3b:00.0"),
         ("host.functions.card", {}),
         ("host.functions.0000:3b:00~0.physfn", "card"),
+        ("host.functions.0000:3b:00~0.bridges", "card"),
+        ("host.functions.0000:3b:00~0.bridges", 7),
+        ("host.functions.0000:3b:00~0.bridges", "pci0000:3a/../0000:3a:01.0"),
     ],
 )
 def test_a_scan_with_one_thing_wrong_is_nonsense(path: str, value: object) -> None:
