@@ -27,7 +27,7 @@ from xpu_plugin.simulation.kubelet import AdmissionError, Kubelet
 pytestmark = pytest.mark.usefixtures("leaves_no_process")
 
 SECRET = "s3cr3t-that-nobody-may-see"  # noqa: S105 - it is none
-OF_THE_PLUGIN = {"state.json", "list.json", "plan.json", "decisions.json", "top.json"}
+OF_THE_PLUGIN = {"state.json", "list.json", "plan.json", "decisions.json", "top.json", "topo.json"}
 OF_THE_NODE = {"configuration.txt", "versions.json", "doctor.json", "doctor.txt", "listings.txt"}
 
 

@@ -27,7 +27,7 @@ from xpu_plugin.doctor.registry import diagnose
 
 
 TOP = "xpu-device-plugin-bundle"
-_ANSWERS = ("state", "list", "plan", "decisions", "top")
+_ANSWERS = ("state", "list", "plan", "decisions", "top", "topo")
 _PACKAGES = ("xpu-device-plugin", "grpcio", "protobuf", "kubernetes")
 
 
