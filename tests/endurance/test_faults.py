@@ -409,13 +409,13 @@ async def test_plugins_that_take_turns_lose_nothing(scene: Scene, kubelet: Watch
     for turn in range(4):
         await until(lambda: any("registered" in daemon.log for daemon in daemons), "one that works")
         [first] = [daemon for daemon in daemons if "registered" in daemon.log]
+        times = len(kubelet.registrations)
         await (first.kill() if turn % 2 else first.stop())
         daemons.remove(first)
         daemons.append(scene.begin())
-        await until(lambda times=turn + 2: len(kubelet.registrations) == times)  # type: ignore[misc]
+        await until(lambda times=times: len(kubelet.registrations) > times)  # type: ignore[misc]
         await shows(kubelet, IDS)
         await kubelet.restart_container(grant)
         other = await kubelet.allocate(RESOURCE, 2)
         assert set(other.ids).isdisjoint(grant.ids)
         kubelet.free(other)
-    assert len(kubelet.registrations) == 5

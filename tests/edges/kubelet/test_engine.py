@@ -40,7 +40,7 @@ async def test_it_runs_on_between_two_servers() -> None:
         await until(engine._runs, "gRPC's threads")
         await server.stop(None)
         del server
-        assert engine._runs()
+        await until(engine._runs, "gRPC's threads")  # a look may miss one while others come and go
 
 
 @pytest.mark.parametrize("left", [0, 1, GRPC_THREADS - 1])
