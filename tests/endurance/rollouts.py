@@ -3,7 +3,8 @@
 
 Each round replaces the DaemonSet's pod by `kubectl rollout restart`. Meanwhile a pod a second asks for one
 device, writes down which device nodes it can open, and ends; another pod keeps its device throughout. The
-kubelet's number of devices is sampled, the Node and all pods are watched.
+kubelet's number of devices is sampled, the Node and all pods are watched. On a node before 1.22, where a
+DaemonSet has no `maxSurge`, `--surge` takes two DaemonSets by turns: one is deleted once the other is ready.
 
 In any case no device is held twice, by what containers could open and by the kubelet's checkpoint, the pod
 that stays is untouched, and after each round the node offers all devices. Where the manifest has
@@ -29,6 +30,8 @@ import yaml
 
 from tests.e2e.cluster import LABEL, RESOURCE, STATUS_SECONDS, Cluster, KubectlError, pod_manifest
 from tests.e2e.installation import (
+    DAEMON_SET,
+    IN_ITS_NAMESPACE,
     MANIFEST,
     NAMESPACE,
     POD_RESOURCES,
@@ -55,6 +58,10 @@ REST_SECONDS = 3.0
 """Between two rounds, at most."""
 ADVICE = "delete the pod"
 """In a refusal of the plugin that it repeats at each start."""
+SURGE_SINCE = 1, 22
+"""The release from which a DaemonSet has `maxSurge`; 1.21 had it behind a feature gate."""
+OTHER = f"{DAEMON_SET.partition('/')[2]}-other"
+TURN_SECONDS = 20
 UPTIME = "cut -d' ' -f1 /proc/uptime"
 
 
@@ -172,24 +179,58 @@ class Churn(Beside):
 # --- a run ----------------------------------------------------------------------------------------
 
 
-def manifest(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+class ByTurns(Installation):
+    """Two DaemonSets, of which one is installed: the other replaces it once its pod is ready."""
+
+    def __init__(self, cluster: Cluster, image: str, *, manifest: str) -> None:
+        super().__init__(cluster, image, manifest=manifest)
+        self._present, self._next = daemon_set(self._manifest), daemon_set(self._manifest)
+        self._next["metadata"]["name"] = OTHER
+        for labels in (
+            self._next["spec"]["selector"]["matchLabels"],
+            self._next["spec"]["template"]["metadata"]["labels"],
+        ):
+            labels["turn"] = "other"
+
+    def replace(self) -> None:
+        self._cluster.kubectl("create", IN_ITS_NAMESPACE, "--filename=-", stdin=yaml.safe_dump(self._next))
+        name = f"daemonset/{self._next['metadata']['name']}"
+        self._cluster.kubectl("rollout", "status", name, IN_ITS_NAMESPACE, f"--timeout={TURN_SECONDS}s")
+        self._cluster.kubectl(
+            "delete", IN_ITS_NAMESPACE, "--wait=false", f"daemonset/{self._present['metadata']['name']}"
+        )
+        self._present, self._next = self._next, self._present
+
+    def delete(self) -> None:
+        self._cluster.kubectl("delete", IN_ITS_NAMESPACE, "--ignore-not-found", f"daemonset/{OTHER}")
+        super().delete()
+
+
+def daemon_set(text: str) -> dict[str, Any]:
+    """The only one in a manifest."""
+    (own,) = (own for own in yaml.safe_load_all(text) if own["kind"] == "DaemonSet")
+    assert isinstance(own, dict)
+    return own
+
+
+def manifest(options: argparse.Namespace, *, by_turns: bool) -> tuple[str, dict[str, Any]]:
     """The text of what is installed, and its update strategy."""
     path = FIXED_SOCKET if options.plugin == "fixed-socket" else options.manifest
     documents = list(yaml.safe_load_all(path.read_text().replace("path: DIRECTORY", f"path: {FORMER}")))
-    (daemon_set,) = (own for own in documents if own["kind"] == "DaemonSet")
-    rolling = daemon_set["spec"]["updateStrategy"]["rollingUpdate"]
-    if options.surge:
+    (own,) = (own for own in documents if own["kind"] == "DaemonSet")
+    rolling = own["spec"]["updateStrategy"]["rollingUpdate"]
+    if options.surge and not by_turns:
         rolling |= {"maxSurge": 1, "maxUnavailable": 0}
     return yaml.safe_dump_all(documents), rolling
 
 
 @contextmanager
-def installed(node: Node, text: str) -> Iterator[Installation]:
+def installed(node: Node, kind: type[Installation], text: str) -> Iterator[Installation]:
     if not node.hooks.plugin_image:
         raise SystemExit("XPU_E2E_PLUGIN_IMAGE is not set: the name of the plugin's image on the node")
     if occupied():
         raise SystemExit("the vendor's library is there already, and is not to be touched")
-    installation = Installation(node.cluster, node.hooks.plugin_image, manifest=text)
+    installation = kind(node.cluster, node.hooks.plugin_image, manifest=text)
     node.cluster.wait_for_allocatable(0)
     with (
         vendor_library(node.machine),
@@ -210,15 +251,16 @@ def installed(node: Node, text: str) -> Iterator[Installation]:
 
 
 def run(node: Node, options: argparse.Namespace) -> int:
-    text, rolling = manifest(options)
+    by_turns = options.surge and node.cluster.version() < SURGE_SINCE
+    text, rolling = manifest(options, by_turns=by_turns)
     chance = random.Random(options.seed)
-    promises = rolling.get("maxUnavailable") == 0
+    promises = by_turns or rolling.get("maxUnavailable") == 0
     hooks, cluster = node.hooks, node.cluster
     command = (*hooks.kubectl, "--namespace", hooks.namespace)
     users = Watch(command, f"/api/v1/namespaces/{hooks.namespace}/pods?labelSelector={LABEL}", Outcome.of)
     plugins = Watch(command, f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={SELECTOR}", ready)
     nodes = Watch(command, f"/api/v1/nodes?fieldSelector=metadata.name={cluster.node}", offered)
-    with installed(node, text) as installation:
+    with installed(node, ByTurns if by_turns else Installation, text) as installation:
         holder = cluster.run_pod("holder", devices=1)
         before, held = holder.state().identity, node.machine.view_from(holder).openable - {CONTROL}
         kubelet = Kubelet(hooks.pod_resources_socket, hooks.device_plugin_directory)
@@ -257,7 +299,8 @@ def run(node: Node, options: argparse.Namespace) -> int:
     ]
     reasons = Counter(own.reason for own in refused)
     print(
-        f"{options.rounds} rollouts of {options.plugin} with {rolling} in {end - began:.0f} s, "
+        f"{options.rounds} rollouts of {options.plugin} with "
+        f"{'two DaemonSets by turns' if by_turns else rolling} in {end - began:.0f} s, "
         f"seed {options.seed}\n"
         f"pods: {churn.created} created, {len(uses)} ran, {len(refused)} refused {dict(reasons) or ''}, "
         f"{len(stuck)} stuck\n"
@@ -313,7 +356,9 @@ def main() -> int:
         "--manifest", type=Path, default=MANIFEST, help="of the shipped plugin, one DaemonSet in it"
     )
     parser.add_argument(
-        "--surge", action="store_true", help="maxSurge 1, maxUnavailable 0 in place of its strategy"
+        "--surge",
+        action="store_true",
+        help="maxSurge 1, maxUnavailable 0 in place of its strategy; before 1.22 two DaemonSets by turns",
     )
     parser.add_argument(
         "--hertz", type=float, default=20.0, help="samples of the kubelet's number each second"

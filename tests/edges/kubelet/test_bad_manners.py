@@ -271,7 +271,11 @@ class Levels:
                 and files <= self._descriptors + SLACK
             )
 
-        await until(back, f"as few as before, {(self._tasks, self._threads, self._descriptors)},")
+        try:
+            await until(back)
+        except AssertionError:
+            present = (*self._now(), self._plugin.service.streams, unix_sockets(self._plugin.socket))
+            pytest.fail(f"{(self._tasks, self._threads, self._descriptors)} before, {present} now")
 
 
 async def test_hundreds_of_streams_opened_and_cut_on_one_connection(

@@ -43,16 +43,18 @@ def held(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def running() -> Iterator[None]:
-    """Have gRPC run within the context, with or without a channel or a server. Call
+    """Have gRPC run within the context, with or without another channel or a server. Call
     `engine.require_room` before.
 
     The end and the start of its threads would take some tenths of a second of a kubelet's restart on a busy
     node.
     """
     grpc.aio.init_grpc_aio()  # type: ignore[attr-defined]  # grpc-stubs lack both
+    channel = grpc.insecure_channel(f"unix:{os.devnull}")  # never connects; the last channel ends the threads
     try:
         yield
     finally:
+        channel.close()
         grpc.aio.shutdown_grpc_aio()  # type: ignore[attr-defined]
 
 
