@@ -180,6 +180,7 @@ async def test_a_worker_that_no_descriptor_is_left_for(scene: Scene, kubelet: Wa
     daemon = scene.begin("--health-grace=600")
     await shows(kubelet, IDS)
     async with unharmed(kubelet, daemon):
+        await until(lambda: len(worker_of(daemon)) == 1, "a worker alone")
         [worker] = worker_of(daemon)
         former = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
         number = len(descriptors(daemon.pid)) + 1
@@ -256,7 +257,8 @@ async def test_a_disk_that_takes_nothing_costs_no_more_than_the_record(
         else:
             protected(state, how=False)
         kubelet.free(await kubelet.allocate(RESOURCE, 1))
-        assert IDS[0] in (state / "grants.json").read_text()
+        record = state / "grants.json"
+        await until(lambda: record.exists() and IDS[0] in record.read_text(), "the record")
     await daemon.says_exactly("cannot write a record", times=1)
     assert sorted(os.listdir(state)) == ["grants.json", "handover.sock"]  # noqa: PTH208 - which may block as well
 
