@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The simulator's exports besides the vendor's functions, for the tools that edit a machine file:
-// they check the text and make the host match it. Both functions return 0 for success, 1 for a
+// they check the text, make the host match it, and describe it. They return 0 for success, 1 for a
 // wrong text, 2 if the host cannot match, with the reason in one line.
 #ifndef CONTROL_H
 #define CONTROL_H
@@ -22,5 +22,10 @@ XPUML_API int xpumlSimulatorCheck(const char *text, char *error, unsigned size);
 // way, nothing is changed.
 XPUML_API int xpumlSimulatorSettle(const char *path, const char *text, const char *dev_root,
                                    const char *sysfs_root, char *error, unsigned size);
+
+// Fills in a line for each device node in the order of the library's indexes, and the last one for
+// the control node: node, major:minor, PCI address, NUMA node and model, with tabs between.
+XPUML_API int xpumlSimulatorDescribe(const char *path, char *text, unsigned size, char *error,
+                                     unsigned error_size);
 
 #endif

@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdio.h>
 
-enum { MAX_NUMBERS = 3, UNSET = -1 };
+enum { MAX_NUMBERS = 4, UNSET = -1 };
 
 struct error {
     char text[1024];

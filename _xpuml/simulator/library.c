@@ -133,10 +133,12 @@ struct site library_site(void) {
 // --- the list of devices -------------------------------------------------------------------------
 
 static int compare(const void *left, const void *right) {
-    return *(const int *)left - *(const int *)right;
+    const struct settings *settings = &library.machine->settings;
+    return library_rank(settings, *(const int *)left) - library_rank(settings, *(const int *)right);
 }
 
-// Returns the numbers of the character devices named xpuN, sorted. Links are followed: see nodes.c.
+// Returns the numbers of the character devices named xpuN, in the order of indexes. Links are
+// followed: see nodes.c.
 static unsigned find_nodes(const char *dev_root, bool quirks, int *numbers) {
     DIR *directory = opendir(dev_root);
     unsigned count = 0;

@@ -126,6 +126,31 @@ static void drivers_print(const struct key *key, const void *field, char *text, 
                            vf_driver_names[drivers->items[i]]);
 }
 
+static bool later_read(const struct key *key, const char *text, void *field) {
+    static const char *const names[] = {"serial", "id", "minor", "name", NULL};
+    char copy[128];
+    char *rest = copy, *item;
+    int functions = 0;
+    (void)key;
+    if (strcmp(text, "all") == 0 || strcmp(text, "none") == 0) {
+        *(int *)field = *text == 'a' ? LATER_ALL : 0;
+        return true;
+    }
+    if (snprintf(copy, sizeof copy, "%s", text) >= (int)sizeof copy)
+        return false;
+    while ((item = strsep(&rest, ",")) != NULL) {
+        int place = 0;
+        while (names[place] != NULL && strcmp(names[place], item) != 0)
+            place++;
+        if (names[place] == NULL)
+            return false;
+        functions |= 1 << place;
+    }
+    *(int *)field = functions;
+    return true;
+}
+
+static const struct kind later_kind = {later_read, NULL};
 static const struct kind pci_kind = {pci_read, pci_print};
 static const struct kind bridges_kind = {bridges_read, bridges_print};
 static const struct kind model_kind = {model_read, model_print};
@@ -137,6 +162,9 @@ static const struct kind action_kind = {action_read, NULL};
 static const char *const off_on[] = {"off", "on", NULL};
 static const char *const call_halfway[] = {"call", "halfway", NULL};
 static const char *const no_or_errno[] = {"no", "yes", "EIO", "ENXIO", "EBUSY", "EPERM", NULL};
+static const char *const twice_node[] = {"twice", "node", NULL};
+static const char *const by_node_scattered[] = {"by-node", "scattered", NULL};
+static const char *const next_own[] = {"next-slot", "own-slot", NULL};
 static const char *const loaded_gone[] = {"loaded", "gone", NULL};
 static const char *const calls[] = {
     [CALL_INIT] = "xpumlInit",
@@ -173,10 +201,19 @@ static const char *const calls[] = {
 #define OWN(kind, accepted) kind, 0, 0, 0, NULL, accepted
 #define END {NULL, 0, NULL, 0, 0, 0, NULL, NULL}
 
+#define MODELS                                                                                     \
+    "K100, K200, R200, R300, R200-8F, R200-8FS, R100, R420, RG800, RG800-PRO, P800, P800-PCIe"
+
 #define SETTING(field) offsetof(struct settings, field)
 static const struct key setting_keys[] = {
     {"quirks", SETTING(quirks), WORD(off_on, 1)},
-    {"major", SETTING(major), NUMBER(1, 511, 240)},
+    {"model", SETTING(model), OWN(&model_kind, MODELS)},
+    {"major", SETTING(major), NUMBER(1, 511, UNSET)},
+    {"minors", SETTING(minors), WORD(twice_node, UNSET)},
+    {"order", SETTING(order), WORD(by_node_scattered, UNSET)},
+    {"vf-functions", SETTING(vf_functions), WORD(next_own, UNSET)},
+    {"later-functions", SETTING(later_functions),
+     OWN(&later_kind, "all, none or, by commas, serial, id, minor, name")},
     {"driver", SETTING(gone), WORD(loaded_gone, 0)},
     {"driver-version", SETTING(driver_version), TEXT(struct settings, driver_version)},
     {"library-version", SETTING(library_version), TEXT(struct settings, library_version)},
@@ -193,9 +230,7 @@ static const char *const card_drivers[] = {XPU_DRIVER, "vfio-pci", "none", NULL}
 
 #define CARD(field) offsetof(struct card, field)
 static const struct key card_keys[] = {
-    {"model", CARD(model),
-     OWN(&model_kind,
-         "K100, K200, R200, R300, R200-8F, R200-8FS, R100, R420, RG800, RG800-PRO, P800")},
+    {"model", CARD(model), OWN(&model_kind, MODELS)},
     {"pci", CARD(pci), OWN(&pci_kind, "an address dddd:bb:ss.f, such as 0000:3b:00.0")},
     {"numa", CARD(numa), NUMBER(-1, 1023, 0)},
     {"bridges", CARD(bridges), OWN(&bridges_kind, "1 to 6 PCI addresses, the outermost first")},
@@ -214,6 +249,8 @@ static const struct key card_keys[] = {
     {"busy", CARD(busy), WORD(yes_no, 0)},
     {"unreadable", CARD(unreadable), WORD(no_or_errno, 0)},
     {"splits", CARD(splits), WORD(yes_no, 1)},
+    {"total-vfs", CARD(total_vfs), NUMBER(0, 256, UNSET)},
+    {"model-number", CARD(model_number), NUMBER(0, UNKNOWN_MODEL, UNSET)},
     {"cold-split", CARD(cold_split), WORD(yes_no, 0)},
     {"utilization", CARD(utilization), NUMBER(0, 42949671, 0)},
     {"temperature", CARD(temperature), NUMBER(-616, 200, 40)},
@@ -394,12 +431,25 @@ static bool has(const struct numbers *numbers, const char *what, int wanted, str
     return fail(error, "%s has %d values; accepted: %d", what, numbers->count, wanted);
 }
 
+static bool refuse_vfs(const struct card *card, struct error *error) {
+    char accepted[32] = "0";
+    for (int vfs = 1, length = 1; vfs <= MAX_VFS; vfs++)
+        if (card_allows(card, vfs))
+            length += snprintf(accepted + length, sizeof accepted - (size_t)length, ", %d", vfs);
+    if (accepted[1] == '\0')
+        return fail(error, "vfs of card: this %s has no VFs; accepted: 0", card->model->name);
+    return fail(error, "vfs of card: this %s does not have %d VFs; accepted: %s", card->model->name,
+                card->vfs, accepted);
+}
+
 static bool check_card(const struct card *card, struct numbering *numbering, struct error *error) {
     int halves = card->model->halves, slot = card->pci >> 3 & 0x1f;
-    if (card->vfs > 0 && !card_splits(card))
-        return fail(error, "vfs of card: this %s has no VFs; accepted: 0", card->model->name);
-    if (card->vfs > 0 && slot == LAST_SLOT)
+    if (card->vfs > 0 && !card_allows(card, card->vfs))
+        return refuse_vfs(card, error);
+    if (card->vfs > 0 && !card->own_slot && slot == LAST_SLOT)
         return fail(error, "pci of card: the VFs need the slot after it");
+    if (card->own_slot && (int)(card->pci & 7) + card->vfs > 7)
+        return fail(error, "pci of card: the VFs need the functions after it");
     return has(&card->nodes, "nodes", halves, error) &&
            has(&card->minors, "minors", halves, error) &&
            has(&card->states, "state", halves, error) &&
@@ -426,14 +476,22 @@ static bool give_nodes(struct card *card, struct numbers *nodes, int count,
     return true;
 }
 
-// A probed function takes the lowest free place: two minors, of which only a K200 needs the second.
-// The control node's place is never free.
+// A driver of release 5 gives a node the minor N.
+static void give_minors_by_node(struct card *card, const struct numbers *nodes,
+                                struct numbers *minors, struct numbering *numbering) {
+    for (; minors->count < nodes->count; card->changed = true) {
+        int minor = nodes->items[minors->count];
+        numbering->minors[minors->items[minors->count++] = minor] = true;
+    }
+}
+
+// One of release 4 gives a probed function the lowest free place: two minors, of which only a K200
+// needs the second. The control node's place is never free.
 static void give_minors(struct card *card, struct numbers *minors, int count, int halves,
                         struct numbering *numbering) {
     while (minors->count < count) {
         int *minor = &numbering->next_minor;
-        while (*minor == CONTROL_MINOR || numbering->minors[*minor] ||
-               numbering->minors[*minor + 1])
+        while (numbering->minors[*minor] || numbering->minors[*minor + 1])
             *minor += 2;
         for (int half = 0; half < halves; half++)
             numbering->minors[minors->items[minors->count++] = *minor + half] = true;
@@ -523,6 +581,8 @@ static bool number_cards(struct machine *machine, struct numbering *numbering,
             card->vf_drivers.count = 0; // of the former VFs
             card->changed = true;
         }
+        int own_slot = machine->settings.vf_functions;
+        card->own_slot = own_slot == UNSET ? card->model->own_slot : own_slot;
         if (!check_card(card, numbering, error))
             return fail_at(card->line, error);
     }
@@ -534,7 +594,10 @@ static bool number_cards(struct machine *machine, struct numbering *numbering,
             int count = vf ? card->vfs : card->model->halves;
             if (!give_nodes(card, nodes, count, numbering, error))
                 return false;
-            give_minors(card, minors, count, vf ? 1 : count, numbering);
+            if (machine->settings.minors)
+                give_minors_by_node(card, nodes, minors, numbering);
+            else
+                give_minors(card, minors, count, vf ? 1 : count, numbering);
             if (!add_units(machine, card, vf))
                 return fail(error, "out of memory");
         }
@@ -546,13 +609,25 @@ bool machine_number(struct machine *machine, struct error *error) {
     machine->unit_count = machine->address_count = 0;
     bool good = numbering != NULL || fail(error, "out of memory");
     if (good)
-        numbering->minors[CONTROL_MINOR] = true;
+        numbering->minors[control_minor(machine)] = true;
+    if (good && machine->settings.minors)
+        numbering->nodes[control_minor(machine)] = true;
     good = good && number_cards(machine, numbering, error) && index_addresses(machine, error);
     free(numbering);
     memset(machine->by_node, 0, sizeof machine->by_node);
     for (unsigned i = 0; i < machine->unit_count; i++)
         machine->by_node[machine->units[i].node] = &machine->units[i];
     return good;
+}
+
+// Fills in the settings that are not given.
+static void follow_release(struct settings *settings, int release) {
+    int *const facts[] = {&settings->minors, &settings->order};
+    for (size_t i = 0; i < sizeof facts / sizeof *facts; i++)
+        if (*facts[i] == UNSET)
+            *facts[i] = release > 4;
+    if (settings->later_functions == UNSET)
+        settings->later_functions = release > 4 ? LATER_ALL : 0;
 }
 
 struct machine *machine_parse(const char *text, struct error *error) {
@@ -563,7 +638,10 @@ struct machine *machine_parse(const char *text, struct error *error) {
         return NULL;
     }
     grammar_reset(setting_keys, &machine->settings);
-    bool good = read_lines(machine, error) && machine_number(machine, error);
+    machine->settings.later_functions = UNSET;
+    bool good = read_lines(machine, error);
+    follow_release(&machine->settings, machine_release(machine));
+    good = good && machine_number(machine, error);
     for (unsigned i = 0; good && i < machine->fault_count; i++)
         good = check_target(machine, &machine->faults[i].target, error) ||
                fail_at(machine->faults[i].line, error);
@@ -692,9 +770,32 @@ int card_memory(const struct card *card) {
     return card->memory == UNSET ? card->model->memory : card->memory;
 }
 
+int card_total_vfs(const struct card *card) {
+    return card->total_vfs == UNSET ? card->model->max_vfs : card->total_vfs;
+}
+
 // Boards with 12 GB have six memory channels and cannot be split, with any model.
 bool card_splits(const struct card *card) {
-    return card->model->splits && card->splits && card_memory(card) > 12288;
+    return card->model->vf_counts != 0 && card->splits && card_total_vfs(card) > 0 &&
+           card_memory(card) > 12288;
+}
+
+bool card_allows(const struct card *card, int vfs) {
+    bool possible = vfs >= 0 && vfs <= MAX_VFS && vfs <= card_total_vfs(card);
+    return vfs == 0 || (possible && card_splits(card) && card->model->vf_counts >> vfs & 1);
+}
+
+int machine_release(const struct machine *machine) {
+    return machine->settings.model == NULL ? 4 : machine->settings.model->release;
+}
+
+int control_minor(const struct machine *machine) { return machine->settings.minors ? 255 : 128; }
+
+// Scattered: 0, 2, 1, 3, 4, 6, 5, 7 and so on. The middle two of four change places.
+int library_rank(const struct settings *settings, int node) {
+    int place = node & 3;
+    bool moves = settings->order && (place == 1 || place == 2);
+    return moves ? node - place + 3 - place : node;
 }
 
 bool card_in_use(const struct machine *machine, const struct card *card) {
@@ -705,7 +806,8 @@ bool card_in_use(const struct machine *machine, const struct card *card) {
 }
 
 unsigned vf_pci(const struct card *card, int vf) {
-    return ((card->pci & ~7u) + SLOT) | (unsigned)vf;
+    return card->own_slot ? card->pci + 1 + (unsigned)vf
+                          : ((card->pci & ~7u) + SLOT) | (unsigned)vf;
 }
 
 const char *vf_driver(const struct card *card, int vf) {

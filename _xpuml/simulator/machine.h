@@ -13,10 +13,11 @@ enum {
     MAX_NODES = 16384,
     MAX_MINOR = 65535,
     MAX_HALVES = 2,
-    MAX_VFS = 3,
     MAX_BRIDGES = 6, // above a card
-    CONTROL_MINOR = 128,
 };
+
+// Later functions of the library, of which each may be missing.
+enum { LATER_SERIAL = 1, LATER_ID = 2, LATER_MINOR = 4, LATER_NAME = 8, LATER_ALL = 15 };
 
 #define XPU_DRIVER "kunlun"
 
@@ -49,7 +50,13 @@ enum call {
 };
 
 struct settings {
-    int quirks, major, gone, wrong_count, vf_delay, request_delay;
+    const struct model *model; // by its release: the defaults of the next five; NULL: release 4
+    int major;                 // UNSET: see node_major
+    int minors;                // 0: twice the place, and the control node's is 128; 1: N, and 255
+    int order;                 // 0: indexes in the order of N; 1: scattered
+    int vf_functions;          // 0: in the next slot; 1: in the card's; UNSET: by the card's model
+    int later_functions;       // bits
+    int quirks, gone, wrong_count, vf_delay, request_delay;
     char driver_version[80], library_version[80];
     char dev_root[2048], sysfs_root[2048];
 };
@@ -67,7 +74,10 @@ struct card {
     const struct model *model;
     unsigned pci; // domain, bus, slot and function in 16, 8, 5 and 3 bits
     int numa, memory, vfs, lost, busy, unreadable, splits, cold_split;
-    int driver; // index in card_drivers
+    int total_vfs;    // of its SR-IOV capability, 0 without one; UNSET: by the model
+    int model_number; // by the library; UNSET: by the model
+    bool own_slot;    // of its VFs
+    int driver;       // index in card_drivers
     int utilization, temperature, power, clock;
     char serial[17];
     struct numbers nodes, minors, states, vf_nodes, vf_minors, vf_states;
@@ -155,6 +165,8 @@ int machine_lock(const char *path, struct error *error);
 // Splits a card or removes its VFs; their numbers are forgotten.
 void card_split(struct card *card, int vfs);
 bool card_splits(const struct card *card);
+bool card_allows(const struct card *card, int vfs);
+int card_total_vfs(const struct card *card);
 bool card_in_use(const struct machine *machine, const struct card *card);
 int card_memory(const struct card *card); // MiB
 
@@ -163,6 +175,11 @@ int card_refusal(const struct card *card);
 
 unsigned unit_pci(const struct unit *unit);
 uint64_t unit_memory(const struct unit *unit); // bytes
+
+// The release of driver and library: 4, or 5 for a P800.
+int machine_release(const struct machine *machine);
+int control_minor(const struct machine *machine);
+int library_rank(const struct settings *settings, int node); // indexes ascend by it
 
 // Returns the kernel driver of a VF or a card, NULL for none.
 const char *vf_driver(const struct card *card, int vf);

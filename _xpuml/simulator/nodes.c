@@ -18,6 +18,8 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+enum { USUAL_MAJOR = 240, MAJOR_OF_RELEASE_5 = 195 };
+
 struct place {
     const char *path;
     int root; // descriptor of the directory
@@ -45,6 +47,13 @@ static bool major_is_free(int major) {
     if (devices != NULL)
         fclose(devices);
     return free;
+}
+
+int node_major(const struct machine *machine) {
+    if (machine->settings.major != UNSET)
+        return machine->settings.major;
+    bool five = machine_release(machine) > 4 && major_is_free(MAJOR_OF_RELEASE_5);
+    return five ? MAJOR_OF_RELEASE_5 : USUAL_MAJOR;
 }
 
 static bool is_link(const struct place *place, const char *name, const char *target) {
@@ -75,7 +84,7 @@ static bool is_right(const struct place *place, const char *name, int minor) {
 // Returns the machine's minor for this name, UNSET for none.
 static int wanted(const struct machine *machine, const char *name) {
     if (strcmp(name, "xpuctrl") == 0)
-        return machine->settings.gone ? UNSET : CONTROL_MINOR;
+        return machine->settings.gone ? UNSET : control_minor(machine);
     int number = node_number(name);
     return number == UNSET || !machine->by_node[number] ? UNSET : machine->by_node[number]->minor;
 }
@@ -143,7 +152,7 @@ static bool make_all(const struct machine *machine, const struct place *place,
         if (!make(place, name, machine->units[i].minor, error))
             return false;
     }
-    return machine->settings.gone || make(place, "xpuctrl", CONTROL_MINOR, error);
+    return machine->settings.gone || make(place, "xpuctrl", control_minor(machine), error);
 }
 
 static bool work(const struct machine *machine, const char *dev_root, bool change,
@@ -151,7 +160,7 @@ static bool work(const struct machine *machine, const char *dev_root, bool chang
     int root = open(dev_root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (root < 0)
         return fail(error, "dev-root %s: %s", dev_root, strerror(errno));
-    int major = machine->settings.major;
+    int major = node_major(machine);
     struct place place = {dev_root, root, major, major_is_free(major)};
     bool good;
     if (!place.driverless && geteuid() == 0)

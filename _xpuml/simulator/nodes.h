@@ -9,6 +9,10 @@
 // N of the name xpuN, UNSET for any other name.
 int node_number(const char *name);
 
+// The major of all nodes. For release 5, without a setting, it is 195 where no driver of this
+// kernel has that.
+int node_major(const struct machine *machine);
+
 // Returns false if the directory holds a node that is not the simulator's.
 bool nodes_check(const struct machine *machine, const char *dev_root, struct error *error);
 

@@ -22,8 +22,8 @@ enum { PATH = 512 };
 // All files that a PCI function's directory may hold, for its removal.
 static const char *const attributes[] = {
     "vendor",       "device", "subsystem_vendor", "subsystem_device", "numa_node", "sriov_totalvfs",
-    "sriov_numvfs", "physfn", "virtfn0",          "virtfn1",          "virtfn2",   "driver",
-    NULL,
+    "sriov_numvfs", "physfn", "virtfn0",          "virtfn1",          "virtfn2",   "virtfn3",
+    "driver",       NULL,
 };
 
 static void print(char *path, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -158,7 +158,7 @@ static bool put_function(int root, const struct card *card, unsigned pci, bool v
     print(target, "../../../%s", directory);
     return make_directories(root, directory) &&
            put(root, directory, "vendor", "0x%04x\n", PCI_VENDOR) &&
-           put(root, directory, "device", "0x%04x\n", vf ? PCI_DEVICE_VF : model->device) &&
+           put(root, directory, "device", "0x%04x\n", vf ? model->vf_device : model->device) &&
            put(root, directory, "subsystem_vendor", "0x%04x\n", model->subsystem_vendor) &&
            put(root, directory, "subsystem_device", "0x%04x\n", model->subsystem_device) &&
            put(root, directory, "numa_node", "%d\n", card->numa) &&
@@ -186,19 +186,19 @@ static bool put_card(int root, const struct card *card, const char *driver) {
             return false;
     }
     if (card_splits(card))
-        return put(root, directory, "sriov_totalvfs", "%d\n", MAX_VFS) &&
+        return put(root, directory, "sriov_totalvfs", "%d\n", card_total_vfs(card)) &&
                put(root, directory, "sriov_numvfs", "%d\n", card->vfs);
     drop_attribute(root, directory, "sriov_totalvfs"); // a board without the PCI capability
     drop_attribute(root, directory, "sriov_numvfs");
     return true;
 }
 
-static bool put_unit(int root, const struct machine *machine, const struct unit *unit) {
+static bool put_unit(int root, int major, const struct unit *unit) {
     char directory[PATH], device[PATH], target[PATH];
     print(directory, "class/xpu/xpu%d", unit->node);
     print(target, "../../../%s", directory_of(unit->card, unit_pci(unit), device));
     return make_directories(root, directory) &&
-           put(root, directory, "dev", "%d:%d\n", machine->settings.major, unit->minor) &&
+           put(root, directory, "dev", "%d:%d\n", major, unit->minor) &&
            point(root, directory, "device", target);
 }
 
@@ -245,8 +245,9 @@ static bool put_all(int root, const struct machine *machine) {
         if (!put_card(root, &machine->cards[i],
                       machine->settings.gone ? NULL : card_driver(&machine->cards[i])))
             return false;
+    int major = node_major(machine);
     for (unsigned i = 0; i < machine->unit_count; i++)
-        if (!put_unit(root, machine, &machine->units[i]))
+        if (!put_unit(root, major, &machine->units[i]))
             return false;
     return true;
 }

@@ -143,8 +143,10 @@ const char *xpumlErrorString(int code) {
     return code >= 0 && code < (int)(sizeof texts / sizeof *texts) ? texts[code] : "Unknown Error";
 }
 
-static int version(enum call call, const char *text, char *buffer, unsigned size) {
-    snprintf(buffer, size, "%s", text);
+static int version(enum call call, const char *set, const char *release_4, char *buffer,
+                   unsigned size) {
+    const char *usual = machine_release(library.machine) > 4 ? "5.0.21.47" : release_4;
+    snprintf(buffer, size, "%s", *set ? set : usual);
     fault_spoils(library.machine, call, NULL, buffer, size);
     return XPUML_SUCCESS;
 }
@@ -156,8 +158,8 @@ int xpumlSystemGetDriverVersion(char *text, unsigned size) {
         return code;
     if (library.machine->settings.gone)
         return XPUML_UNKNOWN;
-    const char *set = library.machine->settings.driver_version;
-    return version(CALL_DRIVER_VERSION, *set ? set : "4.0.third_unknown.1" COMMIT, text, size);
+    return version(CALL_DRIVER_VERSION, library.machine->settings.driver_version,
+                   "4.0.third_unknown.1" COMMIT, text, size);
 }
 
 int xpumlSystemGetXPUMLVersion(char *text, unsigned size) {
@@ -165,8 +167,8 @@ int xpumlSystemGetXPUMLVersion(char *text, unsigned size) {
     library_refresh();
     if (!enter(CALL_XPUML_VERSION, NULL, &code))
         return code;
-    const char *set = library.machine->settings.library_version;
-    return version(CALL_XPUML_VERSION, *set ? set : "4.0.12.1" COMMIT, text, size);
+    return version(CALL_XPUML_VERSION, library.machine->settings.library_version, "4.0.12.1" COMMIT,
+                   text, size);
 }
 
 // --- finding devices -----------------------------------------------------------------------------
@@ -193,29 +195,28 @@ static void fill_numbers(xpumlDeviceAttributes_t *attributes, const struct unit 
     const struct model *model = card->model;
     attributes->archId = model->arch;
     attributes->boardId = model->board;
-    attributes->modelId = model->number;
-    if (card->vfs > 0 && model->number == MODEL_R200) {
+    attributes->modelId = card->model_number == UNSET ? model->number : card->model_number;
+    if (card->vfs > 0 && attributes->modelId == MODEL_R200)
         attributes->modelId = unit->vf ? 200 + card->vfs : 200;
-    } else if (card->vfs > 0) { // the library knows the parts of no other board
-        attributes->archId = attributes->boardId = 0;
+    else if (model->release > machine_release(library.machine) ||
+             (card->vfs > 0 && model->release == 4)) // it knows the parts of no other board
         attributes->modelId = UNKNOWN_MODEL;
-    }
+    if (attributes->modelId == UNKNOWN_MODEL)
+        attributes->archId = attributes->boardId = 0;
 }
 
 static const struct engines *engines_of(const struct unit *unit) {
     if (unit->vf)
-        return engines_of_vf(unit->card->vfs);
+        return &unit->card->model->engines[unit->card->vfs];
     return unit->card->vfs > 0 ? &engines_of_pf : unit->card->model->engines;
 }
 
-#ifdef XPUML_LATER_FUNCTIONS
 static void serial_of(const struct unit *unit, char *serial, size_t size) {
     if (*unit->card->serial != '\0')
         snprintf(serial, size, "%s", unit->card->serial);
     else
         snprintf(serial, size, "02K0SIM%09d", unit->card->number);
 }
-#endif
 
 static void fill(xpumlDeviceAttributes_t *attributes, const struct unit *unit) {
     const struct engines *engines = engines_of(unit);
@@ -230,11 +231,11 @@ static void fill(xpumlDeviceAttributes_t *attributes, const struct unit *unit) {
     attributes->maxVFCount = unit->vf ? 0 : (uint32_t)unit->card->model->max_vfs;
     attributes->globalMemorySizeMB = unit_memory(unit) >> 20;
     attributes->l3MemorySizeMB = engines->l3 >> 20;
-#ifdef XPUML_LATER_FUNCTIONS
-    char serial[sizeof attributes->sn + 1];
-    serial_of(unit, serial, sizeof serial);
-    memcpy(attributes->sn, serial, strlen(serial));
-#endif
+    if (library.machine->settings.later_functions & LATER_SERIAL) {
+        char serial[sizeof attributes->sn + 1];
+        serial_of(unit, serial, sizeof serial);
+        memcpy(attributes->sn, serial, strlen(serial));
+    }
 }
 
 int xpumlDeviceGetHandleByIndex(unsigned index, xpumlDevice_t *handle) {
@@ -538,7 +539,7 @@ int xpumlDeviceSetSriovVfNum(xpumlDevice_t device, int number) {
     const struct card *card = unit->card;
     int id = card->number;
     bool slow = library.machine->settings.vf_delay > 0;
-    bool possible = number >= 0 && number <= MAX_VFS && card_splits(card);
+    bool possible = card_allows(card, number);
     if (card->model->max_vfs == 0)
         return XPUML_UNKNOWN;
     if (number == card->vfs)
@@ -563,8 +564,7 @@ int xpumlDeviceSetSriovVfNum(xpumlDevice_t device, int number) {
 
 // --- functions of later libraries ----------------------------------------------------------------
 
-#ifdef XPUML_LATER_FUNCTIONS
-int xpumlDeviceGetSerial(xpumlDevice_t device, char *serial, unsigned size) {
+static int get_serial(xpumlDevice_t device, char *serial, unsigned size) {
     int code;
     if (!enter_checked(CALL_SERIAL, device, serial, &code))
         return code;
@@ -576,7 +576,7 @@ int xpumlDeviceGetSerial(xpumlDevice_t device, char *serial, unsigned size) {
     return XPUML_SUCCESS;
 }
 
-int xpumlDeviceGetId(xpumlDevice_t device, int *number) {
+static int get_id(xpumlDevice_t device, int *number) {
     int code;
     if (!enter_checked(CALL_ID, device, number, &code))
         return code;
@@ -584,7 +584,7 @@ int xpumlDeviceGetId(xpumlDevice_t device, int *number) {
     return XPUML_SUCCESS;
 }
 
-int xpumlDeviceGetMinorNumber(xpumlDevice_t device, unsigned *minor) {
+static int get_minor(xpumlDevice_t device, unsigned *minor) {
     int code;
     if (!enter_checked(CALL_MINOR_NUMBER, device, minor, &code))
         return code;
@@ -595,20 +595,36 @@ int xpumlDeviceGetMinorNumber(xpumlDevice_t device, unsigned *minor) {
     return XPUML_SUCCESS;
 }
 
-int xpumlDeviceGetName(xpumlDevice_t device, char *name, unsigned size) {
+static int get_name(xpumlDevice_t device, char *name, unsigned size) {
     int code;
     if (!enter_checked(CALL_NAME, device, name, &code))
         return code;
     const struct unit *unit = ask(device, 1);
     if (unit == NULL)
         return XPUML_UNKNOWN;
-    const char *model = unit->card->model->name;
+    const struct model *model = unit->card->model;
     int nominal = card_memory(unit->card) > 16384 ? 32 : 16; // GB, with or without ECC
-    if (unit->vf)
-        snprintf(name, size, "%s-VF-%dG", model, nominal / unit->card->vfs);
+    if (model->product != NULL)
+        snprintf(name, size, "%s", unit->vf ? model->vf_product : model->product);
+    else if (unit->vf)
+        snprintf(name, size, "%s-VF-%dG", model->name, nominal / unit->card->vfs);
     else
-        snprintf(name, size, "%s%s", model, unit->card->vfs > 0 ? "-PF" : "");
+        snprintf(name, size, "%s%s", model->name, unit->card->vfs > 0 ? "-PF" : "");
     fault_spoils(library.machine, CALL_NAME, unit, name, size);
     return XPUML_SUCCESS;
 }
-#endif
+
+// The functions are indirect: at a dlsym the loader calls the resolver, and finds nothing by NULL.
+static bool has_later(int function) {
+    struct error error;
+    return library_load(&error) && library.machine->settings.later_functions & function;
+}
+
+#define LATER(name, own, function)                                                                 \
+    static __typeof__(name) *find_##own(void) { return has_later(function) ? own : NULL; }         \
+    __typeof__(name) name __attribute__((ifunc("find_" #own)));
+
+LATER(xpumlDeviceGetSerial, get_serial, LATER_SERIAL)
+LATER(xpumlDeviceGetId, get_id, LATER_ID)
+LATER(xpumlDeviceGetMinorNumber, get_minor, LATER_MINOR)
+LATER(xpumlDeviceGetName, get_name, LATER_NAME)

@@ -116,11 +116,10 @@ XPUML_API int xpumlDeviceGetComputeRunningProcesses(xpumlDevice_t device, unsign
 XPUML_API int xpumlDeviceGetHostVxpuMode(xpumlDevice_t device, int *mode);
 XPUML_API int xpumlDeviceSetSriovVfNum(xpumlDevice_t device, int number);
 
-#ifdef XPUML_LATER_FUNCTIONS
+// Of later libraries. Here dlsym finds those that the machine's library has.
 XPUML_API int xpumlDeviceGetSerial(xpumlDevice_t device, char *serial, unsigned size);
 XPUML_API int xpumlDeviceGetId(xpumlDevice_t device, int *number);
 XPUML_API int xpumlDeviceGetMinorNumber(xpumlDevice_t device, unsigned *minor);
 XPUML_API int xpumlDeviceGetName(xpumlDevice_t device, char *name, unsigned size);
-#endif
 
 #endif

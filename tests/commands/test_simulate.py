@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from xpu_plugin.commands.simulate import main
+from xpu_plugin.simulation.machine import Machine
 
 
 Run = Callable[..., int]
@@ -27,6 +28,7 @@ def run(tmp_path: Path) -> Run:
 
 def test_init_set_show_remove(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("init", "--cards", "3", "--model", "R300") == 0
+    capsys.readouterr()
     assert run("set", "card", "1", "state=207", "vfs=2") == 0
     assert run("set", "quirks=off", "driver-version=4.0 commit: 1") == 0
     assert run("set", "fault", "function=xpumlDeviceGetState", "card=1", "action=code:999") == 0
@@ -111,12 +113,34 @@ def test_bad_input_is_status_2_and_one_line(
     command, *words = arguments.split()
     if command == "set":
         run("init")
+        capsys.readouterr()
     assert run(command, *words) == 2
     output, errors = capsys.readouterr()
     assert output == ""
     assert errors.startswith("xpu-device-plugin simulate: ")
     assert reason in errors
     assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["init", "--model", "P800"], ["--model=P800"]])
+def test_init_prints_the_nodes_by_index(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The options of `init` imply it."""
+    places = [f"--simulator-file={tmp_path}/machine", f"--dev-root={tmp_path}/dev"]
+    assert main([*words, "--major=241", *places]) == 0
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    assert [line.split() for line in output.splitlines()] == [
+        ["INDEX", "NODE", "DEVICE", "PCI", "NUMA", "MODEL"],
+        ["0", "xpu0", "241:0", "0000:03:00.0", "0", "P800"],
+        ["1", "xpu2", "241:2", "0000:16:00.0", "1", "P800"],
+        ["2", "xpu1", "241:1", "0000:29:00.0", "0", "P800"],
+        ["3", "xpu3", "241:3", "0000:3c:00.0", "1", "P800"],
+        ["-", "xpuctrl", "241:255", "-", "-", "-"],
+    ]
+    assert main(["set", "driver=gone", *places]) == 0
+    assert Machine(tmp_path / "machine").nodes() == []
 
 
 def test_no_machine_yet(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,12 +19,6 @@ def simulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_simulator(tmp_path_factory.mktemp("simulator"))
 
 
-@pytest.fixture(scope="session")
-def later_simulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library with the functions that later ones have."""
-    return build_simulator(tmp_path_factory.mktemp("later"), "-DXPUML_LATER_FUNCTIONS")
-
-
 @pytest.fixture
 def make_machine(simulator: Path, tmp_path: Path) -> MakeMachine:
     """A machine with its roots in the test's directory: so many R200, or cards given by their keys."""

@@ -187,8 +187,8 @@ MakeBinding = Callable[..., Binding]
 def make_binding(make_machine: MakeMachine, simulator: Path, tmp_path: Path) -> MakeBinding:
     """Over a machine of cards given by their keys."""
 
-    def make(*given: dict[str, str], library: Path = simulator) -> Binding:
-        return Binding(tmp_path, library, make_machine(*given).environment())
+    def make(*given: dict[str, str], **settings: str) -> Binding:
+        return Binding(tmp_path, simulator, make_machine(*given, **settings).environment())
 
     return make
 
@@ -671,13 +671,13 @@ def test_a_version_without_end_or_cut_short_is_still_text(
 
 
 def test_texts_of_later_functions_end_somewhere(
-    make_machine: MakeMachine, later_simulator: Path, tmp_path: Path
+    make_machine: MakeMachine, simulator: Path, tmp_path: Path
 ) -> None:
-    machine = make_machine(number=2)
+    machine = make_machine(number=2, later_functions="all")
     for function in ("xpumlDeviceGetSerial", "xpumlDeviceGetName"):
         machine.add_fault(function, "garbage-strings", card=0)
         machine.add_fault(function, "truncated-strings", card=1)
-    garbage, truncated = Binding(tmp_path, later_simulator, machine.environment())("library.scan()")
+    garbage, truncated = Binding(tmp_path, simulator, machine.environment())("library.scan()")
     assert garbage["failures"] == truncated["failures"] == []
     assert set(garbage["serial"]) <= {"\N{REPLACEMENT CHARACTER}", "?"}
     assert set(garbage["name"]) <= {"\N{REPLACEMENT CHARACTER}", "?"}
@@ -688,13 +688,11 @@ def test_texts_of_later_functions_end_somewhere(
 # --- later functions ------------------------------------------------------------------------------
 
 
-def test_optional_functions_are_used_where_they_exist(
-    make_binding: MakeBinding, later_simulator: Path
-) -> None:
+def test_optional_functions_are_used_where_they_exist(make_binding: MakeBinding) -> None:
     binding = make_binding(
         {"model": "R200", "pci": "0000:3b:00.0", "serial": "02K0XYZ", "nodes": "7", "minors": "20"},
         {"model": "R200", "pci": "0000:3c:00.0"},
-        library=later_simulator,
+        later_functions="all",
     )
     scan = binding("library.scan()")
     told = {record["pci"]: [record[key] for key in ("serial", "number", "minor", "name")] for record in scan}

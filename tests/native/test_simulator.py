@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The simulated library behaves as the vendor's: answers, splits, habits and faults."""
 
+import os
 import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from struct import unpack_from
@@ -12,7 +14,7 @@ from struct import unpack_from
 import pytest
 
 from tests.support.waiting import wait_until
-from xpu_plugin.simulation.machine import Machine, MachineError
+from xpu_plugin.simulation.machine import Machine, MachineError, cards
 from xpu_plugin.xpuml import OPTIONAL_FUNCTIONS, REQUIRED_FUNCTIONS
 
 from .guest import NULL, DiedError, Guest, MakeGuest, Output
@@ -22,7 +24,7 @@ from .simulator_build import MakeBoth, MakeMachine
 MIB = 1 << 20
 SPLIT = "xpumlDeviceSetSriovVfNum"
 LONG = "60000"  # milliseconds
-CONTROL_FUNCTIONS = ("xpumlSimulatorCheck", "xpumlSimulatorSettle", "xpumlSimulatorOpen")
+CONTROL_FUNCTIONS = tuple(f"xpumlSimulator{name}" for name in ("Check", "Settle", "Open", "Describe"))
 WITH_HANDLE = [
     name
     for name in REQUIRED_FUNCTIONS
@@ -62,9 +64,8 @@ def exported(library: Path) -> set[str]:
     return {line.split()[-1] for line in table.stdout.splitlines()}
 
 
-def test_exports_the_twenty_functions_and_no_others(simulator: Path, later_simulator: Path) -> None:
-    assert exported(simulator) == {*REQUIRED_FUNCTIONS, *CONTROL_FUNCTIONS}
-    assert exported(later_simulator) == {*REQUIRED_FUNCTIONS, *OPTIONAL_FUNCTIONS, *CONTROL_FUNCTIONS}
+def test_exports_the_functions_of_libxpuml_and_no_others(simulator: Path) -> None:
+    assert exported(simulator) == {*REQUIRED_FUNCTIONS, *OPTIONAL_FUNCTIONS, *CONTROL_FUNCTIONS}
 
 
 def test_error_strings(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
@@ -159,7 +160,7 @@ def test_versions(make_both: MakeBoth) -> None:
         ("R420", (0, 0, 9999), 3, 16384),
         ("RG800", (0, 0, 9999), 3, 32768),
         ("RG800-PRO", (0, 0, 9999), 3, 32768),
-        ("P800", (0, 0, 9999), 0, 98304),
+        ("P800", (0, 0, 9999), 4, 98304),
     ],
 )
 def test_models_as_the_library_knows_them(
@@ -351,6 +352,29 @@ def test_engines_of_vfs(make_both: MakeBoth, vfs: int, engines: tuple[int, ...],
     assert guest.attributes(0)[5] == 2
 
 
+@pytest.mark.parametrize(("vfs", "size"), [(2, 49152), (4, 24576)])
+def test_vfs_of_a_p800_are_halves_or_quarters(make_both: MakeBoth, vfs: int, size: int) -> None:
+    machine, guest = make_both(card("P800"), model="P800")
+    assert machine.sysfs_root
+    bus = machine.sysfs_root / "bus/pci/devices"
+    assert (bus / "0000:3b:00.0/sriov_totalvfs").read_text() == "4\n"
+    assert guest.split(0, vfs) == 0
+    assert guest.count() == (0, 1 + vfs)
+    assert sorted(addresses(guest)) == [f"0000:3b:00.{function}" for function in range(1 + vfs)]
+    for index in range(1 + vfs):
+        vf = guest.pci(index) != "0000:3b:00.0"
+        assert guest.memory(index)[1] == (size if vf else 98304) * MIB
+        assert guest.attributes(index)[:3] == (3, 0, 300)
+        assert guest.number("xpumlDeviceGetHostVxpuMode", guest.handle(index)) == (0, 0 if vf else 2)
+    last = bus / f"0000:3b:00.0/virtfn{vfs - 1}"
+    assert last.resolve() == machine.sysfs_root / f"devices/pci0000:3b/0000:3b:00.{vfs}"
+    for number in (1, 3):
+        assert guest.split(addresses(guest).index("0000:3b:00.0"), number) == 999
+        assert guest.count() == (0, 1)
+    assert [path.name for path in bus.iterdir()] == ["0000:3b:00.0"]
+    assert not (bus / "0000:3b:00.0/virtfn0").is_symlink()
+
+
 def test_only_r200_is_known_in_parts(make_both: MakeBoth) -> None:
     _, guest = make_both(card("R300"))
     assert guest.split(0, 2) == 0
@@ -447,7 +471,8 @@ def test_a_bad_number_on_a_split_card_destroys_its_vfs(make_both: MakeBoth) -> N
         card("K200"),
         card("R100"),
         card("R420"),
-        card("P800"),
+        card("P800", total_vfs="0"),
+        card(total_vfs="1"),
         card(memory="12288"),
         card(splits="no"),
         card(busy="yes"),
@@ -461,7 +486,7 @@ def test_refusals_are_999(make_both: MakeBoth, keys: dict[str, str]) -> None:
     machine.set_card(0, keys)
     assert guest.call("xpumlDeviceSetSriovVfNum", handle, 2)[0] == 999
     assert guest.call("xpumlDeviceSetSriovVfNum", handle, 0)[0] == (
-        999 if keys["model"] in ("K100", "K200", "P800") or "lost" in keys else 0
+        999 if keys["model"] in ("K100", "K200") or "lost" in keys else 0
     )
 
 
@@ -808,9 +833,40 @@ def test_spoilt_strings(make_machine: MakeMachine, make_guest: MakeGuest) -> Non
 # --- later libraries ------------------------------------------------------------------------------
 
 
-def test_later_functions(make_machine: MakeMachine, make_guest: MakeGuest, later_simulator: Path) -> None:
-    machine = make_machine(card(serial="02K0ABC000000001", nodes="3", vfs="3"), card("K200", bus=0x3C))
-    guest = make_guest(machine, library=later_simulator)
+# By dlsym itself: ctypes expects an error text from it.
+FOUND = """
+import ctypes, sys
+library, dlsym = ctypes.CDLL(sys.argv[1]), ctypes.CDLL(None).dlsym
+dlsym.restype, dlsym.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_char_p)
+print([dlsym(library._handle, function.encode()) is not None for function in sys.argv[2:]])
+"""
+
+
+@pytest.mark.parametrize(
+    ("later", "found"),
+    [("none", [False] * 4), ("all", [True] * 4), ("id,name", [False, True, False, True])],
+)
+def test_the_machine_says_which_later_functions_the_library_has(
+    make_machine: MakeMachine, simulator: Path, later: str, found: list[bool]
+) -> None:
+    machine = make_machine(later_functions=later)
+    functions = [f"xpumlDeviceGet{name}" for name in ("Serial", "Id", "MinorNumber", "Name")]
+    assert sorted(functions) == sorted(OPTIONAL_FUNCTIONS)
+    answer = subprocess.run(
+        [sys.executable, "-c", FOUND, simulator, *functions],
+        env={**os.environ, **machine.environment()},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert answer.stdout.strip() == str(found)
+
+
+def test_later_functions(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
+    machine = make_machine(
+        card(serial="02K0ABC000000001", nodes="3", vfs="3"), card("K200", bus=0x3C), later_functions="all"
+    )
+    guest = make_guest(machine)
 
     def texts(function: str) -> list[str]:
         answers = [guest.call(function, guest.handle(index), Output(96)) for index in range(6)]
@@ -843,3 +899,85 @@ def test_without_being_told_it_takes_the_machine_beside_itself(
     assert guest.init() == 0
     assert guest.count() == (0, 3)
     guest.close()
+
+
+# --- a P800 machine -------------------------------------------------------------------------------
+
+
+def minors(machine: Machine) -> dict[str, int]:
+    """By the sysfs tree: where real nodes cannot be made, a link shows the last bit only."""
+    assert machine.sysfs_root
+    places = (machine.sysfs_root / "class/xpu").iterdir()
+    return {place.name: int((place / "dev").read_text().partition(":")[2]) for place in places}
+
+
+def majors(machine: Machine) -> set[int]:
+    assert machine.sysfs_root
+    places = (machine.sysfs_root / "class/xpu").iterdir()
+    return {int((place / "dev").read_text().partition(":")[0]) for place in places}
+
+
+def control(machine: Machine) -> tuple[int, int] | str:
+    """The device of the control node, or the target of the link in its place."""
+    assert machine.dev_root
+    path = machine.dev_root / "xpuctrl"
+    device = path.lstat().st_rdev
+    return str(path.readlink()) if path.is_symlink() else (os.major(device), os.minor(device))
+
+
+def driver_of(major: int) -> bool:
+    """Whether a driver of this kernel has the major."""
+    characters = Path("/proc/devices").read_text().partition("Block")[0]
+    return any(line.split()[:1] == [str(major)] for line in characters.splitlines())
+
+
+def test_a_p800_machine_is_as_reported(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
+    machine = make_machine(*cards(8, "P800"), model="P800")
+    assert minors(machine) == {f"xpu{n}": n for n in range(8)}
+    major = 240 if driver_of(195) else 195
+    assert majors(machine) == {major}
+    assert control(machine) in ((major, 255), "/dev/null")
+    guest = make_guest(machine)
+    assert [guest.number("xpumlDeviceGetId", guest.handle(i))[1] for i in range(8)] == [
+        0, 2, 1, 3, 4, 6, 5, 7,
+    ]  # fmt: skip
+    assert addresses(guest) == sorted(addresses(guest))
+    assert (guest.pci(1), guest.pci(6)) == ("0000:16:00.0", "0000:b6:00.0")
+    assert guest.number("xpumlDeviceGetMinorNumber", guest.handle(1)) == (0, 2)
+    assert guest.attributes(0)[:3] == (3, 0, 300)
+    assert guest.memory(0)[1] == 98304 * MIB
+    assert guest.number("xpumlDeviceGetTemperature", guest.handle(0), 0) == (0, 40)
+    for function, told in (("Name", b"P800 OAM"), ("Serial", b"02K0SIM000000000")):
+        assert guest.call(f"xpumlDeviceGet{function}", guest.handle(0), Output(96))[1].startswith(
+            told + b"\0"
+        )
+    assert guest.call("xpumlSystemGetDriverVersion", Output(80))[1].startswith(b"5.0.21.47\0")
+
+
+def test_each_fact_of_a_p800_machine_can_be_switched_off(
+    make_machine: MakeMachine, make_guest: MakeGuest
+) -> None:
+    machine = make_machine(
+        *cards(3, "P800-PCIe"), model="P800-PCIe", major="241", minors="twice", order="by-node",
+        vf_functions="next-slot", later_functions="none", driver_version="4.0 of today",
+    )  # fmt: skip
+    assert minors(machine) == {"xpu0": 0, "xpu1": 2, "xpu2": 4}
+    assert majors(machine) == {241}
+    assert control(machine) in ((241, 128), "/dev/random")
+    guest = make_guest(machine)
+    assert addresses(guest) == ["0000:03:00.0", "0000:29:00.0", "0000:16:00.0"]
+    assert guest.split(1, 2) == 0
+    assert addresses(make_guest(machine))[3:] == ["0000:29:01.0", "0000:29:01.1"]
+    assert guest.attributes(0)[:3] == (3, 0, 300)
+    machine.set_card(0, {"model-number": "9999", "total-vfs": "0"})
+    guest = make_guest(machine)
+    assert guest.attributes(0)[:3] == (0, 0, 9999)
+    assert guest.split(0, 2) == 999
+
+
+def test_the_control_node_keeps_its_minor_from_a_node(make_machine: MakeMachine) -> None:
+    machine = make_machine(card(nodes="254"), card(bus=0x3C), minors="node")
+    machine.set_card(2, {"model": "R200", "pci": "0000:3d:00.0", "nodes": "253", "vfs": "3"})
+    assert minors(machine) == {"xpu0": 0, "xpu1": 1, "xpu2": 2, "xpu3": 3, "xpu253": 253, "xpu254": 254}
+    with pytest.raises(MachineError, match="node 255 is taken twice"):
+        machine.set_card(1, {"nodes": "255", "minors": ""})

@@ -7,17 +7,22 @@ import sys
 from collections.abc import Callable, Mapping
 
 from xpu_plugin import config
+from xpu_plugin.commands.output import table
 from xpu_plugin.config import Parser, UsageError
-from xpu_plugin.simulation.machine import HostError, Machine, MachineError, cards
+from xpu_plugin.simulation.machine import MODELS, HostError, Machine, MachineError, cards
 
 
-MODELS = (
-    "K100", "K200", "R200", "R300", "R200-8F", "R200-8FS", "R100", "R420", "RG800", "RG800-PRO", "P800",
-)  # fmt: skip
 MAX_CARDS = 8192
-FREE_MAJOR = 240
 MAX_MAJOR = 511
 PROGRAM = f"{config.PROGRAM} simulate"
+COMMANDS = {
+    "init": "write a new machine, with its device nodes, and print these",
+    "set": "change it; running processes notice at once",
+    "show": "print the machine file",
+    "remove": "remove it, with its device nodes",
+}
+OF_INIT = {"--cards", "--model", "--major", "--force"}
+"""Options that no other command has: without any command they mean `init`."""
 WHAT_TO_SET = """\
 the change, one of
   KEY=VALUE...               settings of the machine, such as quirks=off
@@ -41,13 +46,7 @@ def _parser() -> Parser:
     parser = Parser(prog=PROGRAM, description=__doc__.partition(": ")[2])
     _add_place(parser, environment=os.environ)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{init,set,show,remove}")
-    texts = {
-        "init": "write a new machine, with its device nodes",
-        "set": "change it; running processes notice at once",
-        "show": "print the machine file",
-        "remove": "remove it, with its device nodes",
-    }
-    for command, text in texts.items():
+    for command, text in COMMANDS.items():
         sub = commands.add_parser(
             command,
             help=text,
@@ -87,12 +86,17 @@ def _add_place(parser: argparse.ArgumentParser, *, environment: Mapping[str, str
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cards", type=_number(0, MAX_CARDS), default=4, help="number of cards [4]")
-    parser.add_argument("--model", choices=MODELS, default="R200", metavar="MODEL", help=", ".join(MODELS))
+    parser.add_argument(
+        "--model",
+        choices=MODELS,
+        default="R200",
+        metavar="MODEL",
+        help=f"of the cards, and the machine that has such: {', '.join(MODELS)} [R200]",
+    )
     parser.add_argument(
         "--major",
         type=_number(1, MAX_MAJOR),
-        default=FREE_MAJOR,
-        help=f"of device nodes; the default is one that no driver has [{FREE_MAJOR}]",
+        help="of device nodes, one that no driver has; 240, or for P800 195 if that is free",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing machine")
 
@@ -126,17 +130,25 @@ def _set(machine: Machine, words: list[str]) -> None:
             )
 
 
+def _settings(options: argparse.Namespace) -> dict[str, str]:
+    settings = {"model": options.model}
+    return settings if options.major is None else {**settings, "major": str(options.major)}
+
+
 def _run(arguments: list[str]) -> None:
     parser = _parser()
-    options = parser.parse_args(arguments)
+    names = {word.partition("=")[0] for word in arguments}
+    implied = ["init"] if names & OF_INIT and not names & COMMANDS.keys() else []
+    options = parser.parse_args([*implied, *arguments])
     if options.simulator_file is None:
         parser.error("the following arguments are required: --simulator-file")
     machine = Machine(options.simulator_file, dev_root=options.dev_root, sysfs_root=options.sysfs_root)
     match options.command:
         case "init":
-            machine.init(
-                cards(options.cards, options.model), {"major": str(options.major)}, force=options.force
-            )
+            machine.init(cards(options.cards, options.model), _settings(options), force=options.force)
+            *nodes, control = machine.nodes()
+            rows = [*((str(index), *node) for index, node in enumerate(nodes)), ("-", *control)]
+            print(table(("index", "node", "device", "pci", "numa", "model"), rows, "no nodes"))
         case "set":
             _set(machine, options.words)
         case "show":

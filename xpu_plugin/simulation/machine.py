@@ -21,6 +21,8 @@ from xpu_plugin.simulation import library
 SETTLED_BY_MODEL = ("nodes", "minors", "state", "vfs")
 SETTLED_BY_VFS = ("vf-nodes", "vf-minors", "vf-states")
 WRONG_HOST = 2
+MOST_TEXT = 1 << 20
+"""Bytes of the description of the largest machine."""
 
 _COMMENT = re.compile(r"(?:^|\s)#.*")
 
@@ -34,10 +36,24 @@ class HostError(MachineError):
     machine."""
 
 
+MODELS = (
+    "K100", "K200", "R200", "R300", "R200-8F", "R200-8FS", "R100", "R420", "RG800", "RG800-PRO", "P800",
+    "P800-PCIe",
+)  # fmt: skip
+_BUSES = range(0x3B, 0xBB)
+# Of a server with P800 cards, by N. Reported are 03, 16 (N is 2), 84 and b6 (N is 5).
+_BUSES_OF_P800 = (0x03, 0x29, 0x16, 0x3C, 0x84, 0xB6, 0x97, 0xC9)
+
+
 def cards(number: int, model: str = "R200") -> list[dict[str, str]]:
     """Return the keys of equal cards, the first half of them on NUMA node 0, the others on 1."""
+    buses = _BUSES_OF_P800 if model.startswith("P800") else _BUSES
     return [
-        {"model": model, "pci": f"{n // 128:04x}:{0x3B + n % 128:02x}:00.0", "numa": str(2 * n // number)}
+        {
+            "model": model,
+            "pci": f"{n // len(buses):04x}:{buses[n % len(buses)]:02x}:00.0",
+            "numa": str(2 * n // number),
+        }
         for n in range(number)
     ]
 
@@ -118,6 +134,15 @@ class Machine:
         except ValueError as error:
             why = str(error)
         raise MachineError(f"cannot read {self.path}: {why}; accepted: a file made by 'simulate init'")
+
+    def nodes(self) -> list[tuple[str, ...]]:
+        """Return the device nodes in the order of the library's indexes, then the control node.
+
+        Each with its device (`240:0`), PCI address, NUMA node and model.
+        """
+        text = ctypes.create_string_buffer(MOST_TEXT)
+        self._call("xpumlSimulatorDescribe", os.fsencode(self.path), text, ctypes.c_uint(len(text)))
+        return [tuple(line.split("\t")) for line in text.value.decode().splitlines()]
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables by which a process finds this machine in the library."""
@@ -218,7 +243,7 @@ class Machine:
         roots = [None if root is None else os.fsencode(root) for root in (self.dev_root, self.sysfs_root)]
         self._call("xpumlSimulatorSettle", os.fsencode(self.path), _text(lines), *roots)
 
-    def _call(self, function: str, *arguments: bytes | None) -> None:
+    def _call(self, function: str, *arguments: object) -> None:
         try:
             simulator = ctypes.CDLL(str(self.library or library.shipped()))
         except OSError as error:
