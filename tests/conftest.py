@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.clock import Clock
 from tests.support.daemon import Node, a_node
+from tests.support.machines import R200, Board
 from tests.support.processes import children, descriptors
 from tests.support.waiting import until, wait_until
 from xpu_plugin.simulation.kubelet import Kubelet
@@ -62,6 +63,12 @@ async def leaves_no_task() -> AsyncIterator[None]:
         return [block.co_qualname for block in code if block and "/xpu_plugin/" in block.co_filename]
 
     await until(lambda: not ours(), "no task left", seconds=5)
+
+
+@pytest.fixture
+def board() -> Board:
+    """The model of the cards of nodes that a test makes; by `on_both` a test has several."""
+    return R200
 
 
 @pytest.fixture

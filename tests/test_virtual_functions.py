@@ -5,6 +5,7 @@ model of the kubelet: when it does, when it does not, and what the administrator
 import json
 import signal
 from collections.abc import AsyncIterator, Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.support.api_server import LIST, ApiServer, Reply, write_kubeconfig
 from tests.support.daemon import Daemon, Node, a_node, shows
 from tests.support.impatient import impatient
 from tests.support.kubelets import NotingKubelet, own_pod
-from tests.support.machines import RESOURCE
+from tests.support.machines import P800, R200, RESOURCE, Board, on_both
 from tests.support.processes import processes_that_know
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.cli import main
@@ -28,7 +29,7 @@ from xpu_plugin.proto.deviceplugin_pb2_grpc import DevicePluginStub
 from xpu_plugin.simulation.kubelet import AdmissionError, Assignment, Kubelet
 
 
-CARDS = [f"0000:{bus}:00.0" for bus in ("3b", "3c", "3d", "3e")]
+CARDS, vfs, split = R200.addresses, R200.vfs, R200.split
 ASKED = "asking the driver for VFs"
 SETTLE = 0.3
 LONG = "60000"
@@ -46,17 +47,6 @@ OPTIONS = (f"--pod-list-delay={SETTLE}", "--vf-timeout=5", "--call-timeout=5", "
 pytestmark = pytest.mark.usefixtures("leaves_no_process")
 
 
-def vfs(card: str, number: int) -> list[str]:
-    return [f"{card[:-4]}01.{n}-of{number}" for n in range(number)]
-
-
-def split(*numbers: int) -> list[str]:
-    """The ids of all four cards with so many VFs each."""
-    return sorted(
-        id for card, number in zip(CARDS, numbers, strict=True) for id in (vfs(card, number) or [card])
-    )
-
-
 def registered_again(kubelet: Kubelet, before: int) -> Callable[[], bool]:
     return lambda: len(kubelet.registrations) > before
 
@@ -69,6 +59,10 @@ def asked(daemon: Daemon) -> Callable[[], bool]:
 class VfNode(Node):
     """A node with a kubelet that knows the plugin's own pod."""
 
+    def __init__(self, place: Path, board: Board = R200) -> None:
+        super().__init__(place, board)
+        self.board = board
+
     def kubelet(self) -> NotingKubelet:
         return NotingKubelet(self.plugins, pod_resources_dir=self.place / "pods")
 
@@ -78,13 +72,15 @@ class VfNode(Node):
     def numbers(self) -> list[int]:
         """What the hardware has."""
         assert self.machine.sysfs_root
-        files = [self.machine.sysfs_root / f"bus/pci/devices/{card}/sriov_numvfs" for card in CARDS]
+        files = [
+            self.machine.sysfs_root / f"bus/pci/devices/{card}/sriov_numvfs" for card in self.board.addresses
+        ]
         return [int(file.read_text()) for file in files]
 
 
 @pytest.fixture
-async def node(place: Path, leaves_no_process: None) -> AsyncIterator[VfNode]:
-    async with a_node(place, VfNode) as node:
+async def node(place: Path, board: Board, leaves_no_process: None) -> AsyncIterator[VfNode]:
+    async with a_node(place, partial(VfNode, board=board)) as node:
         yield node
 
 
@@ -107,26 +103,49 @@ async def allocate(node: VfNode, id: str) -> list[str]:
 # --- the change -----------------------------------------------------------------------------------
 
 
-async def test_idle_cards_are_split_one_by_one_and_never_all_at_once(node: VfNode, kubelet: Kubelet) -> None:
+@on_both
+async def test_idle_cards_are_split_one_by_one_and_never_all_at_once(
+    node: VfNode, kubelet: Kubelet, board: Board
+) -> None:
     daemon = node.begin("--sriov-num-vfs=2", "--vf-decision-wait=0")
-    await shows(kubelet, split(2, 2, 2, 2))
+    await shows(kubelet, board.split(2, 2, 2, 2))
     assert node.numbers() == [2, 2, 2, 2]
     await daemon.says_exactly(ASKED, times=4)
     await daemon.says_exactly("reason=VFApplied ", times=4)
     await daemon.says_exactly("reason=vf-change-planned", times=4)
 
 
-@pytest.mark.parametrize(("before", "desired"), [(2, 3), (3, 1), (3, 0)])
+@pytest.mark.parametrize(
+    ("board", "before", "desired"), [(R200, 2, 3), (R200, 3, 1), (R200, 3, 0), (P800, 4, 2)], ids=str
+)
 async def test_another_number_goes_by_way_of_none(
-    node: VfNode, kubelet: Kubelet, before: int, desired: int
+    node: VfNode, kubelet: Kubelet, board: Board, before: int, desired: int
 ) -> None:
     for card in range(4):
         node.machine.set_card(card, {"vfs": str(before)})
     daemon = node.begin(f"--sriov-num-vfs={desired}")
-    await shows(kubelet, split(*[desired] * 4))
+    await shows(kubelet, board.split(*[desired] * 4))
     assert node.numbers() == [desired] * 4
     await daemon.says_exactly(f"{ASKED} vfs=0 ", times=4)
     await daemon.says_exactly(f"{ASKED} vfs={desired} ", times=4)
+
+
+@on_both
+async def test_each_device_has_the_node_of_its_address(node: VfNode, kubelet: Kubelet, board: Board) -> None:
+    """Although N, minor and the library's index are different numbers; also without the library's own N."""
+    assert node.machine.sysfs_root
+    for functions in ("all", "none"):
+        node.machine.set({"later-functions": functions})
+        for card, number in ((0, board.numbers[1]), (2, board.numbers[0])):
+            node.machine.set_card(card, {"vfs": str(number)})
+        daemon = node.begin("--sriov-num-vfs=keep")
+        ids = board.split(board.numbers[1], 0, board.numbers[0], 0)
+        await shows(kubelet, ids)
+        for id in ids:
+            [name] = {Path(path).name for path in await allocate(node, id)} - {"xpuctrl"}
+            function = (node.machine.sysfs_root / "class/xpu" / name / "device").resolve()
+            assert function.name == id.partition("-")[0]
+        await daemon.stop()
 
 
 async def test_cards_as_desired_are_never_touched(node: VfNode, kubelet: Kubelet) -> None:

@@ -8,13 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.support.impatient import impatient
-from tests.support.machines import RESOURCE, make_machine
+from tests.support.machines import R200, RESOURCE, Board, make_machine
 from tests.support.processes import processes_that_know
 from tests.support.waiting import PROMPT_SECONDS, SECONDS, until
 from xpu_plugin.model.timings import Timings
@@ -107,9 +107,9 @@ class Node:
 
     daemon_type: type[Daemon] = Daemon
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, board: Board = R200) -> None:
         self.place = place
-        self.machine: Machine = make_machine(place)
+        self.machine: Machine = make_machine(place, model=board.model)
         self.plugins = place / "plugins"
         self.plugins.mkdir()
         self.daemons: list[Daemon] = []
@@ -154,7 +154,7 @@ AnyNode = TypeVar("AnyNode", bound=Node)
 
 
 @asynccontextmanager
-async def a_node(place: Path, kind: type[AnyNode]) -> AsyncIterator[AnyNode]:
+async def a_node(place: Path, kind: Callable[[Path], AnyNode]) -> AsyncIterator[AnyNode]:
     """A node at `place`; in the end all plugins stop well, and none has shown a traceback."""
     node = kind(place)
     try:

@@ -5,7 +5,10 @@ import os
 import shlex
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from xpu_plugin.edges.worker.client import Target
 from xpu_plugin.simulation.library import shipped
@@ -15,11 +18,45 @@ from xpu_plugin.simulation.machine import Machine, cards
 RESOURCE = "baidu.com/xpu"
 
 
+@dataclass(frozen=True)
+class Board:
+    """A model of cards: the addresses of four of them on a machine, and the ids of their VFs."""
+
+    model: str
+    numbers: tuple[int, int]
+    """Two numbers of VFs that a card can have."""
+    first_vf: str
+    """The last part of the address of its first VF."""
+
+    def __str__(self) -> str:
+        return self.model
+
+    @property
+    def addresses(self) -> list[str]:
+        return [card["pci"] for card in cards(4, self.model)]
+
+    def vfs(self, card: str, number: int) -> list[str]:
+        bus, first = card[: -len(self.first_vf)], self.first_vf
+        return [f"{bus}{first[:-1]}{int(first[-1]) + n}-of{number}" for n in range(number)]
+
+    def split(self, *numbers: int) -> list[str]:
+        """The ids of all four cards with so many VFs each."""
+        pairs = zip(self.addresses, numbers, strict=True)
+        return sorted(id for card, number in pairs for id in (self.vfs(card, number) or [card]))
+
+
+R200 = Board("R200", numbers=(2, 3), first_vf="01.0")
+P800 = Board("P800", numbers=(2, 4), first_vf="00.1")
+
+on_both = pytest.mark.parametrize("board", [R200, P800], ids=str)
+"""For tests whose outcome depends on the model of cards; see the fixture `board`."""
+
+
 def make_machine(directory: Path, *given: dict[str, str], number: int = 4, **settings: str) -> Machine:
-    """A machine in `directory`: so many R200, or cards given by their keys."""
+    """A machine in `directory`: so many cards of its model, R200 by default, or cards given by their keys."""
     machine = Machine(directory / "machine", dev_root=directory / "dev", sysfs_root=directory / "sys")
     dashed = {key.replace("_", "-"): value for key, value in settings.items()}
-    machine.init(given or cards(number), dashed)
+    machine.init(given or cards(number, settings.get("model", "R200")), dashed)
     return machine
 
 
