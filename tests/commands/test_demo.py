@@ -26,14 +26,19 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(directory)
 
 
-def test_every_step_does_what_it_says(place: Path) -> None:
-    ended = subprocess.run([*COMMAND, "--once"], capture_output=True, text=True, timeout=SECONDS, check=False)
+@pytest.mark.parametrize(
+    ("options", "cards"), [([], "four R200 cards"), (["--model=P800"], "six P800 cards")]
+)
+def test_every_step_does_what_it_says(place: Path, options: list[str], cards: str) -> None:
+    ended = subprocess.run(
+        [*COMMAND, "--once", *options], capture_output=True, text=True, timeout=SECONDS, check=False
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stderr == ""
     titles = [step.title for step in demo.STEPS]
     assert [title for title in titles if title not in ended.stdout] == []
     assert "BAIDU_COM_XPU_DEVICE_IDS=" in ended.stdout
-    assert "simulated" in ended.stdout
+    assert f"simulated  the machine ({cards}" in ended.stdout
     assert list(place.iterdir()) == []
 
 

@@ -134,9 +134,9 @@ def test_init_prints_the_nodes_by_index(
     assert [line.split() for line in output.splitlines()] == [
         ["INDEX", "NODE", "DEVICE", "PCI", "NUMA", "MODEL"],
         ["0", "xpu0", "241:0", "0000:03:00.0", "0", "P800"],
-        ["1", "xpu2", "241:2", "0000:16:00.0", "1", "P800"],
+        ["1", "xpu2", "241:2", "0000:16:00.0", "0", "P800"],
         ["2", "xpu1", "241:1", "0000:29:00.0", "0", "P800"],
-        ["3", "xpu3", "241:3", "0000:3c:00.0", "1", "P800"],
+        ["3", "xpu3", "241:3", "0000:3c:00.0", "0", "P800"],
         ["-", "xpuctrl", "241:255", "-", "-", "-"],
     ]
     assert main(["set", "driver=gone", *places]) == 0

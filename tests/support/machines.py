@@ -49,7 +49,7 @@ R200 = Board("R200", numbers=(2, 3), first_vf="01.0")
 P800 = Board("P800", numbers=(2, 4), first_vf="00.1")
 
 on_both = pytest.mark.parametrize("board", [R200, P800], ids=str)
-"""For tests whose outcome depends on the model of cards; see the fixture `board`."""
+"""For tests that depend on the model of cards; see the fixture `board`."""
 
 
 def make_machine(directory: Path, *given: dict[str, str], number: int = 4, **settings: str) -> Machine:

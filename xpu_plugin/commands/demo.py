@@ -21,7 +21,7 @@ from xpu_plugin.config import LONGEST_SOCKET_PATH, PROGRAM, SIMULATOR, Parser
 from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model.devices import CONTROL_PATH
-from xpu_plugin.simulation.machine import Machine, MachineError
+from xpu_plugin.simulation.machine import Machine, MachineError, cards
 from xpu_plugin.xpuml import State
 
 
@@ -40,16 +40,21 @@ from xpu_plugin.simulation.kubelet import (
 
 
 RESOURCE = "baidu.com/xpu"
-CARDS: tuple[Mapping[str, str], ...] = (
-    {"model": "R200", "pci": "0000:3b:00.0", "numa": "0"},
-    {"model": "R200", "pci": "0000:3c:00.0", "numa": "0"},
-    {"model": "R200", "pci": "0000:b1:00.0", "numa": "1"},
-    {"model": "R200", "pci": "0000:b2:00.0", "numa": "1"},
-    {"model": "K200", "pci": "0000:d8:00.0", "numa": "1"},
-)
+CARDS: Mapping[str, Sequence[Mapping[str, str]]] = {
+    "R200": (
+        {"model": "R200", "pci": "0000:3b:00.0", "numa": "0"},
+        {"model": "R200", "pci": "0000:3c:00.0", "numa": "0"},
+        {"model": "R200", "pci": "0000:b1:00.0", "numa": "1"},
+        {"model": "R200", "pci": "0000:b2:00.0", "numa": "1"},
+        {"model": "K200", "pci": "0000:d8:00.0", "numa": "1"},
+    ),
+    "P800": cards(6, "P800"),
+}
+"""By the machine's model."""
+IN_WORDS = {"R200": "four R200 cards and a K200 board", "P800": "six P800 cards"}
 PROCESS = (sys.executable, "-P", "-m", "xpu_plugin")
 OFFERED = 6
-"""One device for each R200, two for the K200."""
+"""One device for each R200 or P800, two for the K200."""
 GRANTED = 2
 HEALTH_INTERVAL = 0.2
 HEALTH_RECOVERY = 1.0
@@ -68,7 +73,7 @@ LOG_LINES = 15
 INTRODUCTION = """\
 The plugin at work, without hardware and without Kubernetes.
   real       the plugin, its worker process, and the protocol it speaks over unix sockets
-  simulated  the machine (four R200 cards and a K200 board), the kubelet, the pod
+  simulated  the machine ({cards}), the kubelet, the pod
   files      {directory}, removed at the end"""
 
 INTERRUPTED = 130
@@ -243,6 +248,7 @@ class Demo:
     machine: Machine
     kubelet: Kubelet
     plugin: PluginProcess
+    cards: Sequence[Mapping[str, str]]
     grants: list[Assignment] = field(default_factory=list)
     complete: bool = False
     """True once every step has succeeded."""
@@ -266,7 +272,7 @@ class Demo:
         """Return a card that offers one device without a holder."""
         held = {id_ for grant in self.grants for id_ in grant.ids}
         free = self.devices().keys() - held
-        return next(number for number, card in enumerate(CARDS) if card["pci"] in free)
+        return next(number for number, card in enumerate(self.cards) if card["pci"] in free)
 
     def show_devices(self) -> None:
         holders = {id_: grant.pod for grant in self.grants for id_ in grant.ids}
@@ -312,7 +318,7 @@ async def allocate(demo: Demo) -> None:
 
 async def break_one(demo: Demo) -> None:
     number = demo.spare_card()
-    id_ = CARDS[number]["pci"]
+    id_ = demo.cards[number]["pci"]
     demo.machine.set_card(number, {"state": str(int(State.ERROR))})
     seconds = await demo.until(
         lambda: demo.sick() == {id_}, seconds=CHANGE_SECONDS, what=f"{UNHEALTHY}: {id_} and no other"
@@ -325,7 +331,7 @@ async def break_one(demo: Demo) -> None:
 
 async def heal(demo: Demo) -> None:
     [id_] = demo.sick()
-    number = next(number for number, card in enumerate(CARDS) if card["pci"] == id_)
+    number = next(number for number, card in enumerate(demo.cards) if card["pci"] == id_)
     demo.machine.set_card(number, {"state": ""})
     seconds = await demo.until(
         lambda: not demo.sick(), seconds=CHANGE_SECONDS, what=f"all {OFFERED} devices {HEALTHY}"
@@ -456,14 +462,14 @@ async def _status(demo: Demo, part: "asyncio.Task[None]") -> int:
     return 1
 
 
-async def _run(screen: Screen, layout: Layout, *, once: bool) -> int:
+async def _run(screen: Screen, layout: Layout, model: str, *, once: bool) -> int:
     machine = Machine(layout.machine, dev_root=layout.dev, sysfs_root=layout.sysfs)
-    machine.init(CARDS)
+    machine.init(CARDS[model], {"model": model})
     kubelet = Kubelet(layout.plugins, pod_resources_dir=layout.pod_resources)
     kubelet.pods_api_dir = layout.pods_api
     async with kubelet:
         plugin = await PluginProcess.start(layout)
-        demo = Demo(screen, layout, machine, kubelet, plugin)
+        demo = Demo(screen, layout, machine, kubelet, plugin, CARDS[model])
         playing = asyncio.create_task(_play(demo, once=once))
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, playing.cancel)
@@ -485,6 +491,9 @@ def main(arguments: list[str]) -> int:
         "temporary directory. Needs no hardware, no Kubernetes and no privilege.",
     )
     parser.add_argument("--once", action="store_true", help="end after the last step instead of at Ctrl-C")
+    parser.add_argument(
+        "--model", choices=CARDS, default="R200", metavar="MODEL", help="of the machine: R200 or P800 [R200]"
+    )
     options = parser.parse_args(arguments)
     screen = Screen()
     with tempfile.TemporaryDirectory(prefix="xpu-demo-") as directory:
@@ -492,9 +501,9 @@ def main(arguments: list[str]) -> int:
         if len(os.fsencode(layout.plugins / f"{PROGRAM}-01234567.sock")) > LONGEST_SOCKET_PATH:
             print(f"{PROGRAM} demo: TMPDIR is too long for sockets: {directory}", file=sys.stderr)
             return 1
-        screen.say(INTRODUCTION.format(directory=directory))
+        screen.say(INTRODUCTION.format(cards=IN_WORDS[options.model], directory=directory))
         try:
-            return asyncio.run(_run(screen, layout, once=options.once))
+            return asyncio.run(_run(screen, layout, options.model, once=options.once))
         except MachineError as error:
             print(f"{PROGRAM} demo: no simulated machine: {error}", file=sys.stderr)
             return 1

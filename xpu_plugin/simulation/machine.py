@@ -46,13 +46,17 @@ _BUSES_OF_P800 = (0x03, 0x29, 0x16, 0x3C, 0x84, 0xB6, 0x97, 0xC9)
 
 
 def cards(number: int, model: str = "R200") -> list[dict[str, str]]:
-    """Return the keys of equal cards, the first half of them on NUMA node 0, the others on 1."""
-    buses = _BUSES_OF_P800 if model.startswith("P800") else _BUSES
+    """Return the keys of equal cards, the first half of them on NUMA node 0, the others on 1.
+
+    P800 cards are on one NUMA node by fours.
+    """
+    by_fours = model.startswith("P800")
+    buses = _BUSES_OF_P800 if by_fours else _BUSES
     return [
         {
             "model": model,
             "pci": f"{n // len(buses):04x}:{buses[n % len(buses)]:02x}:00.0",
-            "numa": str(2 * n // number),
+            "numa": str(n // 4 % 2 if by_fours else 2 * n // number),
         }
         for n in range(number)
     ]
