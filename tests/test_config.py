@@ -53,6 +53,7 @@ VALUES: dict[str, list[tuple[str, object]]] = {
     "allow": [("R200", ("R200",)), ("a, b", ("a", "b"))],
     "deny": [("R200", ("R200",)), ("a,b", ("a", "b"))],
     "vf-policy": [("never", "never"), ("when-idle", "when-idle")],
+    "vf-handle-limit": [("off", 0), ("1024", 1024)],
     "vf-timeout": [("1", 1.0), ("3600", 3600.0)],
     "pod-list-delay": [("0.1", 0.1), ("600", 600.0)],
     "label-timeout": [("0", 0.0), ("600", 600.0)],
@@ -172,6 +173,10 @@ BAD: list[tuple[str, str, str]] = [
     *(
         ("sriov-num-vfs", bad, "a whole number from 0 to 63, or keep")
         for bad in ("64", "-1", "1.0", "Keep", "all", "100", "3 ", "\u00b2")
+    ),
+    *(
+        ("vf-handle-limit", bad, "a whole number from 1 to 1024, model or off")
+        for bad in ("0", "1025", "-1", "1.5", "on", "Off", "3 ")
     ),
     *(
         ("resource-name", bad, "such as baidu.com/xpu")

@@ -20,6 +20,8 @@ from xpu_plugin.simulation import library
 PROGRAM = "xpu-device-plugin"
 SIMULATOR = "simulator"
 VF_POLICIES = ("when-idle", "never")
+BY_MODEL, NO_LIMIT = "model", "off"
+MOST_HANDLES = 1024
 LONGEST_SOCKET_PATH = 107  # bytes of sun_path
 LONGEST_PROFILE = 24  # bytes that a profile's name adds to the names of sockets
 MANIFESTS_STATUS_SOCKET = "/run/xpu-device-plugin/status.sock"
@@ -146,6 +148,15 @@ def _vfs(text: str) -> int | None:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _handles(text: str) -> int | None:
+    """Parse a maximum of device nodes; None: by the model, 0: no maximum."""
+    if text in (BY_MODEL, NO_LIMIT):
+        return None if text == BY_MODEL else 0
+    if re.fullmatch(r"[1-9][0-9]{0,3}", text) and int(text) <= MOST_HANDLES:
+        return int(text)
+    return _refuse(text, f"a whole number from 1 to {MOST_HANDLES}, {BY_MODEL} or {NO_LIMIT}")
+
+
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     return names if all(names) else _refuse(text, "device ids, models or serial numbers, comma separated")
@@ -269,6 +280,13 @@ class Config:
         "change a card when it is idle, or never change one and only report",
         "POLICY",
     )
+    vf_handle_limit: int | None = _option(
+        _handles,
+        BY_MODEL,
+        "maximum of device nodes /dev/xpuN on the host, PFs included, that a change of VFs may lead to: a "
+        f"number, that of the cards' model ({BY_MODEL}), or no maximum ({NO_LIMIT})",
+        "N",
+    )  # None means that of the model, 0 none
     vf_timeout: float = _option(_seconds(1, 3600), "60", "seconds until a change of VFs must show", "SECONDS")
     vf_without_pod_resources: bool = _option(
         _switch,
@@ -453,6 +471,8 @@ class Config:
 def _plain(name: str, value: object) -> object:
     if name == "sriov_num_vfs":
         return vf_plan.KEEP if value is None else str(value)
+    if name == "vf_handle_limit":
+        return {None: BY_MODEL, 0: NO_LIMIT}.get(value, value)  # type: ignore[call-overload] # any value
     if name == "metrics_address" and isinstance(value, tuple):
         host, port = value
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -279,6 +279,7 @@ def policy(config: Config) -> Policy:
         per_profile=config.resource_per_profile,
         allow=config.allow,
         deny=config.deny,
+        handles=config.vf_handle_limit,
     )
 
 

@@ -88,6 +88,8 @@ def test_json_has_the_promised_keys_and_values(show: Show) -> None:
         "text": "",
         "offered_as": VFS[1],
         "max_vfs": 0,
+        "vf_counts": [],
+        "serial": "",
     }
     half = found[HALVES[1]]
     assert (half["card"], half["kind"], half["model"], half["path"], half["numa"]) == (

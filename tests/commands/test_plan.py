@@ -108,7 +108,7 @@ async def test_a_held_card_goes_before_one_that_would_change(plan: Planner, kube
 async def test_more_than_a_card_can_have(plan: Planner) -> None:
     status, document = await plan.document("--sriov-num-vfs=9")
     assert (status, document["state"]) == (4, "failed")
-    assert "3 VFs at most" in document["cards"][0]["reason"]
+    assert "accepts 0 to 3 VFs, not 9" in document["cards"][0]["reason"]
 
 
 async def test_as_a_table(plan: Planner) -> None:

@@ -47,6 +47,8 @@ def row(id: str, number: int, **fields: Any) -> Row:
         text="",
         offered_as=id,
         max_vfs=3,
+        vf_counts=(1, 2, 3),
+        serial="",
     )
     return replace(whole, **fields)
 
@@ -81,7 +83,7 @@ LIBRARY = LibraryEvidence(
     rows=(
         row(A, 0),
         row(B, 1, kind="pf", offered_as=None),
-        *(row(f"{vf}-of2", 2 + n, card=B, kind="vf", max_vfs=0) for n, vf in enumerate(VFS)),
+        *(row(f"{vf}-of2", 2 + n, card=B, kind="vf", max_vfs=0, vf_counts=()) for n, vf in enumerate(VFS)),
     ),
 )
 PLUGIN = PluginEvidence(streams=1, alone=True, worker=4711, replaced=False, unwritten=())
@@ -183,7 +185,8 @@ BROKEN: list[tuple[str, Evidence, Verdict, str]] = [
     ("functions", host(functions={VFS[0]: HOST.functions[VFS[0]]}), E, f"its card {B} is not there"),
     ("functions", library(rows=LIBRARY.rows[:3]), W, "2 VFs by sysfs, 1 by the library"),
     ("vf-capability", replace(HEALTHY, desired=4), E, "desired: 4"),
-    ("vf-capability", with_row(row(A, 0, max_vfs=0)), W, "desired: 2"),
+    ("vf-capability", with_row(row(A, 0, max_vfs=0, vf_counts=())), W, "desired: 2"),
+    ("vf-capability", with_row(row(A, 0, max_vfs=4, vf_counts=(1, 4))), E, f"{A}: 1, 4, "),
     ("driver-unload", host(open_elsewhere=("xpu_smi (77): /dev/xpu0",)), W, "xpu_smi (77)"),
     ("cgroup-driver", nodes(0, linked=False), E, "daemon-reload"),
     ("cgroup-driver", host(cgroup_drivers=frozenset({"systemd", "cgroupfs"})), W, "cgroupfs"),
@@ -283,7 +286,7 @@ def test_a_card_kept_back_is_no_sick_card(reason: str) -> None:
 
 
 def test_a_desired_count_for_nothing_needs_no_capability() -> None:
-    none = replace(with_row(row(A, 0, max_vfs=0)), desired=0)
+    none = replace(with_row(row(A, 0, max_vfs=0, vf_counts=())), desired=0)
     assert verdict("vf-capability", none).verdict == Verdict.OK
     assert verdict("vf-capability", replace(none, desired=None)).verdict == Verdict.OK
 

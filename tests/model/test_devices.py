@@ -403,12 +403,15 @@ def test_vfs_of_an_unknown_model_have_their_cards_name() -> None:
     ("fields", "function", "name"),
     [
         ({}, Function(device=0x3688), "P800"),
-        ({"name": "P800 OAM"}, None, "P800-OAM"),
+        ({"name": "P800 OAM"}, None, "P800"),
+        ({"name": "P800 PCIe", "model": 300}, Function(device=0x3684, subsystem=0), "P800"),
+        ({"name": "P900 OAM", "model": 301}, Function(device=0x3690), "P900-OAM"),
         ({}, Function(device=0x3684, subsystem=0), "XPU-3684-16G"),
         ({"memory_bytes": 12288 * MIB - 1}, None, "XPU-12G"),
         ({"memory_bytes": 0}, Function(device=0x3999), "XPU-3999"),
         ({"memory_bytes": None}, None, "XPU"),
         ({"memory_bytes": None, "name": "??"}, None, "XPU"),
+        ({"model": 3}, Function(device=0x3684, subsystem=1), "R200"),
     ],
 )
 def test_an_unknown_model_is_named_by_what_is_known(

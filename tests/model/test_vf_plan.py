@@ -2,11 +2,15 @@
 """Wishes, cards and what follows for each: examples."""
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.devices import LOST_CALL, device, found
+from xpu_plugin.model.boards import BOARDS, Board
 from xpu_plugin.model.devices import Device, DeviceKind
 from xpu_plugin.model.health import NOT_ANSWERING
 from xpu_plugin.model.inventory import Facts, Policy, after_scan, after_verdicts
@@ -25,6 +29,7 @@ from xpu_plugin.model.vf_plan import (
     cards,
     parse,
     plan,
+    within_handles,
 )
 
 
@@ -32,6 +37,8 @@ A, B = "0000:3b:00.0", "0000:5e:00.0"
 POLICY = Policy(resource="baidu.com/xpu")
 IDLE = Proof()
 TWO = by_argument(2)
+P800 = next(board for board in BOARDS if board.name == "P800")
+UNLISTED = Board(name="P900")
 
 
 def pf(address: str = A, vfs: int = 2) -> Device:
@@ -90,19 +97,19 @@ def test_a_bad_label_that_is_the_first_word_keeps_all_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("devices", "number", "complete", "most"),
+    ("devices", "number", "complete", "counts"),
     [
-        ([device(A)], 0, True, 3),
-        ([pf(), *vfs(2)], 2, True, 3),
-        ([pf(), *vfs(2, seen=1)], 2, False, 3),
-        ([device(f"{A}-half0"), device(f"{A}-half1", number=1)], 0, True, 0),
+        ([device(A)], 0, True, (1, 2, 3)),
+        ([pf(), *vfs(2)], 2, True, (1, 2, 3)),
+        ([pf(), *vfs(2, seen=1)], 2, False, (1, 2, 3)),
+        ([device(f"{A}-half0"), device(f"{A}-half1", number=1)], 0, True, ()),
     ],
 )
 def test_a_card_has_as_many_vfs_as_it_says(
-    devices: list[Device], number: int, complete: bool, most: int
+    devices: list[Device], number: int, complete: bool, counts: tuple[int, ...]
 ) -> None:
     card = card_of(*devices)
-    assert (card.vfs, card.complete, card.most, card.trouble) == (number, complete, most, "")
+    assert (card.vfs, card.complete, card.vf_counts, card.trouble) == (number, complete, counts, "")
 
 
 def test_a_card_of_which_only_vfs_are_in_sight_is_in_trouble() -> None:
@@ -166,7 +173,150 @@ def test_an_idle_card_is_changed_if_it_can_be(
 ) -> None:
     planned = step(desired, *devices)
     assert planned.action is action
-    assert ("3 VFs at most" in planned.reason) is (action is VfAction.FAILED)
+    assert ("accepts 0 to 3 VFs, not 4" in planned.reason) is (action is VfAction.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("board", "most", "number", "accepted"),
+    [
+        (P800, 4, 3, "0, 2 or 4"),
+        (P800, 4, 1, "0, 2 or 4"),
+        (P800, 3, 4, "0 or 2"),
+        (P800, 4, 4, None),
+        (P800, 4, 2, None),
+        (UNLISTED, 6, 7, "0 to 6"),
+        (UNLISTED, 6, 5, None),
+    ],
+)
+@pytest.mark.parametrize("present", [0, 2])
+def test_a_number_that_the_card_does_not_accept_leaves_its_vfs(
+    board: Board, most: int, number: int, accepted: str | None, present: int
+) -> None:
+    own = replace(device(A) if not present else pf(vfs=present), board=board, max_vfs=most)
+    planned = step(by_argument(number), own, *(vfs(present) if present else ()))
+    if accepted is None:
+        assert planned.action is (VfAction.KEEP if number == present else VfAction.APPLY)
+    else:
+        assert planned.action is VfAction.FAILED
+        assert planned.reason == f"this card accepts {accepted} VFs, not {number}"
+
+
+# --- handles ------------------------------------------------------------------------------------------
+
+
+EIGHT = tuple(f"0000:{bus:02x}:00.0" for bus in (0x03, 0x16, 0x2B, 0x3F, 0x84, 0x97, 0xB6, 0xC9))
+
+
+def p800(address: str, vfs: int, state: int = 201) -> list[Device]:
+    """A P800 with so many VFs, at functions of its own slot."""
+    kind, split = (DeviceKind.PF, f"of{vfs}") if vfs else (DeviceKind.WHOLE, "whole")
+    own = device(address, kind=kind, split=split, model="P800", board=P800, max_vfs=4, state=state)
+    return [own] + [device(f"{address[:-1]}{n}-of{vfs}", card=address, board=P800) for n in range(1, vfs + 1)]
+
+
+def actions(
+    devices: Iterable[Device],
+    number: int,
+    *,
+    unnamed: int = 0,
+    policy: Policy = POLICY,
+    changing: str | None = None,
+) -> dict[str, CardPlan]:
+    facts = replace(after_scan(Facts(), found(*devices)), unnamed=unnamed)
+    desired = by_argument(number)
+    observed = within_handles(cards(facts, policy), desired, facts, policy, changing=changing)
+    return {step.card: step for step in plan(desired, observed, dict.fromkeys(observed, IDLE))}
+
+
+def counts(steps: Mapping[str, CardPlan]) -> list[VfAction]:
+    return [steps[card].action for card in EIGHT]
+
+
+def test_cards_in_pci_order_get_handles_until_none_is_left() -> None:
+    steps = actions((own for card in reversed(EIGHT) for own in p800(card, 0)), 4)
+    assert counts(steps) == [VfAction.APPLY] * 6 + [VfAction.FAILED] * 2
+    for card in EIGHT[6:]:
+        assert steps[card].reason == (
+            "handle-budget: with 4 VFs of this card the host would have 36 nodes /dev/xpuN, PFs included; "
+            "accepted: 32 (--vf-handle-limit)"
+        )
+    done = actions((own for n, card in enumerate(EIGHT) for own in p800(card, 4 if n < 6 else 0)), 4)
+    assert counts(done) == [VfAction.KEEP] * 6 + [VfAction.FAILED] * 2
+
+
+def test_a_card_whose_turn_is_past_keeps_the_vfs_that_it_has() -> None:
+    """Of 24 present nodes four cards more than two VFs each; the rest would be beyond 32."""
+    steps = actions((own for card in EIGHT for own in p800(card, 2)), 4)
+    assert counts(steps) == [VfAction.APPLY] * 4 + [VfAction.FAILED] * 4
+    # While a card is being changed it has no VFs; none of the others takes its place.
+    changing = actions((own for n, card in enumerate(EIGHT) for own in p800(card, 0 if n == 3 else 2)), 4)
+    assert counts(changing) == counts(steps)
+
+
+def test_a_card_that_is_not_changed_counts_with_what_it_has() -> None:
+    devices = [own for card in EIGHT for own in p800(card, 4 if card == EIGHT[7] else 0)]
+    denied = actions(devices, 4, policy=replace(POLICY, deny=(EIGHT[7],)))
+    assert counts(denied) == [VfAction.APPLY] * 5 + [VfAction.FAILED] * 2 + [VfAction.KEEP]
+    sick = [own for card in EIGHT for own in p800(card, 0, state=207 if card == EIGHT[0] else 201)]
+    assert counts(actions(sick, 4)) == [VfAction.BLOCKED, *[VfAction.APPLY] * 5, *[VfAction.FAILED] * 2]
+
+
+def test_nodes_without_a_device_count() -> None:
+    devices = [own for card in EIGHT for own in p800(card, 0)]
+    assert counts(actions(devices, 4, unnamed=1)).count(VfAction.APPLY) == 5
+    assert counts(actions(devices, 2, unnamed=1)).count(VfAction.APPLY) == 8
+
+
+def test_a_card_waits_for_the_nodes_of_one_that_gets_fewer() -> None:
+    """Six cards have four VFs, and all shall have two: 24 nodes in the end, but 34 if the rest came first."""
+    devices = [own for n, card in enumerate(EIGHT) for own in p800(card, 4 if n < 6 else 0)]
+    steps = actions(devices, 2)
+    assert counts(steps) == [VfAction.APPLY] * 6 + [VfAction.BLOCKED] * 2
+    assert "waits until another card has fewer VFs" in steps[EIGHT[6]].reason
+    assert "34 nodes" in steps[EIGHT[6]].reason
+
+
+@pytest.mark.parametrize(("limit", "changed"), [(None, 6), (0, 8), (40, 8), (39, 7), (12, 1), (11, 0)])
+def test_the_administrators_limit_counts_for_that_of_the_model(limit: int | None, changed: int) -> None:
+    devices = [own for card in EIGHT for own in p800(card, 0)]
+    steps = actions(devices, 4, policy=replace(POLICY, handles=limit))
+    assert counts(steps) == [VfAction.APPLY] * changed + [VfAction.FAILED] * (8 - changed)
+
+
+def test_boards_without_a_limit_have_none() -> None:
+    many = [device(f"0000:{bus:02x}:00.0") for bus in range(30)]
+    assert {step.action for step in actions(many, 3).values()} == {VfAction.APPLY}
+    limited = actions(many, 3, policy=replace(POLICY, handles=33))
+    assert [step.action for step in limited.values()] == [VfAction.APPLY] + [VfAction.FAILED] * 29
+
+
+@given(
+    present=st.lists(st.sampled_from([0, 2, 4]), min_size=1, max_size=8),
+    number=st.sampled_from([0, 2, 4]),
+    limit=st.integers(8, 40),
+    data=st.data(),
+)
+def test_no_order_of_changes_leads_beyond_the_limit(
+    present: list[int], number: int, limit: int, data: st.DataObject
+) -> None:
+    """Cards go through n, 0 and m; at most one is in between."""
+    policy, now = replace(POLICY, handles=limit), dict(zip(EIGHT, present, strict=False))
+    most = max(limit, len(now) + sum(now.values()))
+    for _ in range(20):
+        steps = actions([own for card, vfs in now.items() for own in p800(card, vfs)], number, policy=policy)
+        due = sorted(card for card, step in steps.items() if step.action is VfAction.APPLY)
+        if not due:
+            break
+        card = data.draw(st.sampled_from(due))
+        now[card] = number if not now[card] else 0
+        total = len(now) + sum(now.values())
+        assert total <= most
+        if now[card] == 0 and number:
+            middle = [own for each, vfs in now.items() for own in p800(each, vfs)]
+            assert actions(middle, number, policy=policy, changing=card)[card].action is VfAction.APPLY
+            now[card] = number
+            assert len(now) + sum(now.values()) <= most
+    assert not any(step.action in (VfAction.APPLY, VfAction.BLOCKED) for step in steps.values())
 
 
 def test_a_card_as_desired_is_kept_whoever_uses_it() -> None:

@@ -24,6 +24,7 @@ from xpu_plugin.model.vf_plan import (
     parse,
     plan,
     step_if_idle,
+    within_handles,
 )
 
 
@@ -136,6 +137,6 @@ def topo(facts: Facts) -> dict[str, object]:
 
 async def planned(desired: DesiredVfs, facts: Facts, policy: Policy, proof: IdleProof) -> Report:
     """Plan for a desired VF count: check the users of the cards concerned, without an action."""
-    observed = cards(facts, policy)
+    observed = within_handles(cards(facts, policy), desired, facts, policy)
     asked = [card for card in observed.values() if step_if_idle(desired, card).action is VfAction.APPLY]
     return Report(steps=plan(desired, observed, await proof.look(asked)), problem=desired.problem)

@@ -96,7 +96,7 @@ def _devices(samples: Samples, plugin: "Plugin") -> None:
         device, health = entry.device, entry.health
         own, numa = _named(device), "" if device.numa is None else str(device.numa)
         kinds[device.model, device.kind, str(health), health.reason or ""] += 1
-        samples["xpu_device_info"][*own, device.kind, entry.resource, numa] = 1
+        samples["xpu_device_info"][*own, device.kind, entry.resource, numa, device.serial] = 1
         samples["xpu_device_healthy"][own] = health.healthy
         if not health.healthy:
             samples["xpu_device_unhealthy"][*own, health.reason or ""] = 1

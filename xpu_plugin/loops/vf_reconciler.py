@@ -21,7 +21,17 @@ from xpu_plugin.loops.monitor import Monitor
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.health import Health
 from xpu_plugin.model.inventory import stale_ids
-from xpu_plugin.model.vf_plan import Card, DesiredVfs, Proof, Report, VfAction, VfOutcome, cards, described
+from xpu_plugin.model.vf_plan import (
+    Card,
+    DesiredVfs,
+    Proof,
+    Report,
+    VfAction,
+    VfOutcome,
+    cards,
+    described,
+    within_handles,
+)
 from xpu_plugin.model.vf_reconcile import (
     Decision,
     Limits,
@@ -197,10 +207,17 @@ class VfReconciler:
                 await self._act(decision)
 
     def _view(self) -> View:
+        change = self._memory.change
         return View(
             now=self._clock(),
             desired=self.desired,
-            cards=cards(self._picture.facts, self._picture.policy),
+            cards=within_handles(
+                cards(self._picture.facts, self._picture.policy),
+                self.desired,
+                self._picture.facts,
+                self._picture.policy,
+                changing=change.card if change is not None and change.sent else None,
+            ),
             proofs=self._proofs,
             taken=self._grants.taken(),
             held=self._grants.cards_at_start,

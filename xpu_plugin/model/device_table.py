@@ -37,7 +37,9 @@ class Row:
     resource: str  # under which it is offered, or would be
     text: str  # a sentence about the reason
     offered_as: str | None  # the offered id; None if it is not offered
-    max_vfs: int | None  # the driver's maximum of VFs; None if unknown
+    max_vfs: int | None  # the maximum of VFs; None if unknown
+    vf_counts: tuple[int, ...]  # the accepted numbers of VFs besides 0; empty if none or unknown
+    serial: str  # empty if the library reports none
 
 
 def rows(facts: Facts, policy: Policy) -> tuple[Row, ...]:
@@ -65,6 +67,8 @@ def _row(device: Device, entry: Entry | None, facts: Facts, policy: Policy) -> R
         text=health.text,
         offered_as=entry.id if entry else None,
         max_vfs=device.max_vfs,
+        vf_counts=device.vf_counts or (),
+        serial=device.serial,
     )
 
 

@@ -14,6 +14,8 @@ from os import makedev
 from typing import Any
 
 from xpu_plugin.frozen import frozen
+from xpu_plugin.model import boards
+from xpu_plugin.model.boards import Board
 from xpu_plugin.xpuml import Failure, Reading, VxpuMode
 
 
@@ -26,7 +28,8 @@ Identity = tuple[int, int]
 
 @frozen
 class Node:
-    """A device node xpuN. The minor is twice the probe order, plus the half on a K200: not N."""
+    """A device node xpuN. The minor need not be N: release 4 makes it twice the probe order, plus the half of
+    a K200."""
 
     number: int
     major: int
@@ -175,13 +178,23 @@ class Device:
     node: Node
     index: int  # the library's rank in the scan that found it
     numa: int | None
-    max_vfs: int | None  # the driver's maximum of VFs; 0 if it cannot be split, None if unknown
+    max_vfs: int | None  # the maximum of VFs; 0 if it cannot be split, None if unknown
     memory_bytes: int  # 0 if unknown
     serial: str
     arch: int | None
     state: int | None  # raw; None if the call failed
     failure: Failure | None  # of that call
     bridges: str | None = None  # above its card, as in `Function`; None if unknown
+    board: Board = Board(name="XPU")
+
+    @property
+    def vf_counts(self) -> tuple[int, ...] | None:
+        """The numbers of VFs that the card accepts besides 0, by table, library and sysfs; None if
+        unknown."""
+        if self.max_vfs is None:
+            return None
+        known = self.board.vfs
+        return tuple(number for number in range(1, self.max_vfs + 1) if known is None or number in known)
 
     @property
     def address(self) -> str:
@@ -201,58 +214,14 @@ class Found:
     devices: Mapping[str, Device]  # by id
     control: int | None = None  # st_rdev of the control node
     problems: tuple[str, ...] = ()  # a sentence for each index or node without a device
+    unnamed: int = 0  # number of nodes without a device
 
 
 # --- names --------------------------------------------------------------------------------------
 
-# Model numbers of the vendor's headers and driver. Library 4.0.12.1 reports the first five and R200's split
-# forms, and 9999 for all others.
-_FAMILIES = {
-    0: "K200",
-    1: "K100",
-    2: "R200",
-    3: "R300",
-    4: "R200-8F",
-    5: "R200-8FS",
-    6: "R100",
-    7: "KL2-DEBUG",
-    8: "R420",
-    9: "RG800",
-    10: "RG800-PRO",
-    11: "RM80",
-}
-_K200 = 0
-# In SR-IOV a family has four numbers from here on: the PF, and its VFs if there are 1, 2 or 3.
-_SRIOV_FAMILIES = {200: "R200", 204: "R300", 208: "R200-8F", 212: "R200-8FS", 216: "RG800", 220: "RG800-PRO"}
-_KL3_MODELS = range(300, 600)
-
-# PCI ids of vendor 1d22, for boards that the library does not know.
-_PCI_KL2 = 0x3684
-_PCI_VF = 0x3685
-_PCI_P800 = range(0x3686, 0x368A)
-_SUBSYSTEMS = {
-    1: "R200",
-    2: "R100",
-    3: "R300",
-    4: "R200-8F",
-    5: "R200-8FS",
-    6: "R420",
-    7: "RG800",
-    8: "RG800-PRO",
-}
-
 _UNKNOWN = "XPU"  # begin of the name of an unknown board
 _LONGEST_NAME = 48  # of the 63 letters of a resource's name; a profile adds to it
 _GIB = 1 << 30
-# Sizes of boards that can be split. A VF reports up to a quarter less than its share: error correction takes
-# an eighth, and older drivers omit 768 MiB more. So sizes are classes, not keys.
-_SPLITTABLE_BOARDS_GIB = (16, 32, 64, 96, 128)
-
-
-def _sriov_base(model: int | None) -> int | None:
-    """Return the first of the four numbers of `model`'s family, None for a model outside SR-IOV."""
-    base = None if model is None else model - model % 4
-    return base if base in _SRIOV_FAMILIES else None
 
 
 def _memory(reading: Reading) -> int | None:
@@ -261,34 +230,25 @@ def _memory(reading: Reading) -> int | None:
     return bytes if bytes is not None and 0 < bytes <= MOST_MEMORY else None
 
 
-def _family(reading: Reading, function: Function, memory_bytes: int | None) -> str:
-    """Return the board's name by all known facts."""
-    if (base := _sriov_base(reading.model)) is not None:
-        return _SRIOV_FAMILIES[base]
-    if reading.model in _FAMILIES:
-        return _FAMILIES[reading.model]
-    if function.device in (_PCI_KL2, _PCI_VF) and function.subsystem in _SUBSYSTEMS:
-        return _SUBSYSTEMS[function.subsystem]
-    if function.device in _PCI_P800:
-        return "P800"
+def _known_board(reading: Reading, function: Function) -> Board | None:
+    return boards.known(function.device, function.subsystem, reading.model, reading.name)
+
+
+def _unknown_board(reading: Reading, function: Function, memory_bytes: int | None) -> Board:
+    """Return a board that is not in the table, named by its facts."""
     if reading.name and (name := re.sub(r"[^A-Za-z0-9]+", "-", reading.name)[:_LONGEST_NAME].strip("-")):
-        return name
-    if reading.model in _KL3_MODELS:
-        return "KL3"
-    known = [f"{function.device:04x}"] if function.device is not None else []
+        return Board(name=name, ranked=reading.model not in boards.KL3_MODELS)
+    if reading.model in boards.KL3_MODELS:
+        return boards.KL3
+    facts = [f"{function.device:04x}"] if function.device is not None else []
     if memory_bytes is not None:
-        known.append(f"{-(-memory_bytes // _GIB)}G")
-    return "-".join([_UNKNOWN, *known])
+        facts.append(f"{-(-memory_bytes // _GIB)}G")
+    return Board(name="-".join([_UNKNOWN, *facts]))
 
 
-def _profile(family: str, memory_bytes: int, vfs: int) -> str:
-    """Return the VF profile's name, `R200-VF-8G`: the board's size divided by its VFs, rounded as the vendor
-    does."""
-    total = memory_bytes * vfs
-    for board in _SPLITTABLE_BOARDS_GIB:
-        if 0 < total <= board * _GIB:
-            return f"{family}-VF-{board // vfs}G"
-    return f"{family}-VF-1OF{vfs}"
+def _is_unknown(board: Board) -> bool:
+    """Return whether nothing names the board itself."""
+    return board == boards.KL3 or board.name.startswith(_UNKNOWN)
 
 
 def resource_name(device: Device, *, base: str, per_profile: bool) -> str:
@@ -298,7 +258,7 @@ def resource_name(device: Device, *, base: str, per_profile: bool) -> str:
 
 _ID = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7](-.*)?", re.IGNORECASE)
 _MODEL = re.compile(
-    rf"({'|'.join(sorted({*_FAMILIES.values(), *_SUBSYSTEMS.values(), 'P800', 'KL3', _UNKNOWN}))})(-.*)?",
+    rf"({'|'.join(sorted({*boards.NAMES, _UNKNOWN}))})(-.*)?",
     re.IGNORECASE,
 )
 
@@ -317,17 +277,23 @@ def matches(device: Device, names: Iterable[str]) -> bool:
 # --- index -> N ---------------------------------------------------------------------------------
 
 
-def _numbers(scan: Scan) -> tuple[dict[int, int], dict[int, str]]:
+def _numbers(scan: Scan, before: Iterable[Device]) -> tuple[dict[int, int], dict[int, str]]:
     """Return index -> N, and index -> a sentence for each index without an N.
 
-    The sources are the library's own number, else its rank, else the address that sysfs gives N. An index
-    that the host contradicts is left out. One contradicted rank discredits all ranks that the host does not
-    prove: a wrong node would give a container another one's card.
+    The sources are the address that sysfs gives N, else the library's own number, the minor that it reports,
+    and its rank; for boards that the library does not rank, the order of an earlier scan. An index that the
+    host contradicts is left out. One contradicted rank discredits all ranks that the host does not prove: a
+    wrong node would give a container another one's card.
     """
     nodes = {node.number: node for node in scan.host.nodes}
-    told = {reading.index: reading.number for reading in scan.readings if reading.number is not None}
-    ranks = dict(enumerate(scan.usable)) if len(scan.usable) == len(scan.readings) else {}
-    if ranks | told != ranks:  # a library with other numbers of its own does not rank
+    told = _by_minor(scan, nodes)
+    told |= {reading.index: reading.number for reading in scan.readings if reading.number is not None}
+    ranks = dict(enumerate(scan.usable))
+    if len(ranks) > 1 and not _ranked(scan):
+        ranks = {device.index: device.node.number for device in before if device.node in nodes.values()}
+    proven = _by_address(scan, nodes)
+    # A library with other numbers of its own does not rank.
+    if not len(ranks) == len(scan.usable) == len(scan.readings) or ranks | told | proven != ranks:
         ranks = {}
     refused = {
         index: text
@@ -336,14 +302,34 @@ def _numbers(scan: Scan) -> tuple[dict[int, int], dict[int, str]]:
     }
     if refused:
         ranks = {}
-    numbers = ranks | {index: number for index, number in told.items() if index not in refused}
-    numbers = _by_address(scan, nodes) | numbers
+    numbers = ranks | {index: number for index, number in told.items() if index not in refused} | proven
     refused = {index: text for index, text in refused.items() if index not in numbers}
     for number, times in Counter(numbers.values()).items():
         rivals = [index for index, own in numbers.items() if own == number]
         if times > 1:
             refused |= dict.fromkeys(rivals, f"device indexes {rivals} would all be /dev/xpu{number}")
     return {index: number for index, number in numbers.items() if index not in refused}, refused
+
+
+def _ranked(scan: Scan) -> bool:
+    """Return whether the library's index is the rank of N, by all boards of the scan and of the host."""
+    own = {reading.pci: reading for reading in scan.readings}
+    facts = [(reading, scan.host.functions.get(reading.pci or "", Function())) for reading in scan.readings]
+    facts += [(Reading(index=-1), f) for address, f in scan.host.functions.items() if address not in own]
+    return all((_known_board(*both) or _unknown_board(*both, None)).ranked for both in facts)
+
+
+def _by_minor(scan: Scan, nodes: Mapping[int, Node]) -> dict[int, int]:
+    """Return the pairs of an index and the only usable node with the minor that the library reports."""
+    reported = Counter(reading.minor for reading in scan.readings)
+    present = defaultdict(list)
+    for number in scan.usable:
+        present[nodes[number].minor].append(number)
+    return {
+        reading.index: present[reading.minor][0]
+        for reading in scan.readings
+        if reading.minor is not None and reported[reading.minor] == len(present[reading.minor]) == 1
+    }
 
 
 def _contradiction(scan: Scan, index: int, node: Node | None) -> str | None:
@@ -357,7 +343,8 @@ def _contradiction(scan: Scan, index: int, node: Node | None) -> str | None:
             f"device index {index}: the library reports {reading.pci}, sysfs shows {address} for "
             f"/dev/xpu{node.number}"
         )
-    if not _same_half(reading, node):
+    shared = sum(other.pci == reading.pci for other in scan.readings) > 1
+    if shared and not _same_half(reading, node):
         return (
             f"device index {index}: its minor is {reading.minor}, that of /dev/xpu{node.number} {node.minor}"
         )
@@ -386,6 +373,9 @@ def _by_address(scan: Scan, nodes: Mapping[int, Node]) -> dict[int, int]:
         here = numbers[pci]
         if len(own) != len(here):
             continue
+        if len(own) == 1:
+            pairs[own[0].index] = here[0].number
+            continue
         if not all(_same_half(reading, node) for reading, node in zip(own, here, strict=True)):
             here = here[::-1]
         if all(_same_half(reading, node) for reading, node in zip(own, here, strict=True)):
@@ -397,9 +387,14 @@ def _by_address(scan: Scan, nodes: Mapping[int, Node]) -> dict[int, int]:
 
 
 def parent_by_rule(address: str) -> str:
-    """Return a VF's card without sysfs: VFs have the card's bus and its slot + 1, functions 0 to 2."""
+    """Return a VF's card without sysfs: KL2 VFs have the card's bus and its slot + 1, functions 0 to 2."""
     domain, bus, rest = address.split(":")
     return f"{domain}:{bus}:{max(int(rest[:2], 16) - 1, 0):02x}.0"
+
+
+def parents_by_rules(address: str) -> tuple[str, str]:
+    """Return the cards that a VF can have without sysfs: P800 VFs are functions of the card's own slot."""
+    return f"{address.rpartition('.')[0]}.0", parent_by_rule(address)
 
 
 def identify(scan: Scan, before: Found | None = None) -> Found:
@@ -409,7 +404,7 @@ def identify(scan: Scan, before: Found | None = None) -> Found:
         impossible memory keeps its memory and name.
     """
     problems: list[str] = []
-    numbers, refused = _numbers(scan)
+    numbers, refused = _numbers(scan, before.devices.values() if before else ())
     nodes = {node.number: node for node in scan.host.nodes}
     known = {device.node: device for device in before.devices.values()} if before else {}
     devices: list[Device] = []
@@ -449,10 +444,12 @@ def identify(scan: Scan, before: Found | None = None) -> Found:
     for id, own in by_id.items():
         if len(own) > 1:
             problems.append(f"{' and '.join(device.path for device in own)} would all be {id}")
+    named = {id: own[0] for id, own in sorted(by_id.items()) if len(own) == 1}
     return Found(
-        devices={id: own[0] for id, own in sorted(by_id.items()) if len(own) == 1},
+        devices=named,
         control=scan.host.control,
         problems=tuple(dict.fromkeys(problems)),
+        unnamed=len(scan.host.nodes) - len(named),
     )
 
 
@@ -493,17 +490,20 @@ def _last_failure(reading: Reading) -> Failure | None:
     return reading.failures[-1] if reading.failures else None
 
 
-def _most_vfs(kind: DeviceKind, reading: Reading, function: Function) -> int | None:
-    """Return the maximum of VFs. VFs and K-series report NON_SRIOV.
+def _most_vfs(kind: DeviceKind, reading: Reading, function: Function, board: Board) -> int | None:
+    """Return the maximum of VFs, None if unknown. VFs and K-series report NON_SRIOV.
 
     Boards that refuse every split report 3 all the same. If sysfs knows the function, `sriov_totalvfs` is
     present only with the PCI capability.
     """
-    if kind in (DeviceKind.VF, DeviceKind.HALF) or reading.mode == VxpuMode.NON_SRIOV:
+    if kind in (DeviceKind.VF, DeviceKind.HALF) or reading.mode == VxpuMode.NON_SRIOV or board.vfs == ():
         return 0
     if function.vendor is not None and not function.total_vfs:
         return 0
-    return reading.max_vfs if reading.mode is not None else None
+    if reading.mode is None or reading.max_vfs is None:
+        return None
+    bounds = (reading.max_vfs, function.total_vfs, max(board.vfs) if board.vfs else None)
+    return min(bound for bound in bounds if bound is not None)
 
 
 class _Cards:
@@ -519,7 +519,7 @@ class _Cards:
         self._functions = functions
         self._readings = readings
         self._before = before
-        self._models = {device.address: device.model for device in known}
+        self._boards = {device.address: device.board for device in known}
         self._split = {address for address in readings if self._is_pf(address)}
         self._split |= {device.address for device in known if device.kind is DeviceKind.PF}
         self._parents = {address: card for address in readings if (card := self._parent(address))}
@@ -536,7 +536,7 @@ class _Cards:
         reading, function = self._readings[address], self._function(address)
         if function.physfn is not None:
             return False
-        guess = reading.mode is None and reading.model in _SRIOV_FAMILIES
+        guess = reading.mode is None and boards.vfs_of(reading.model) == 0
         return reading.mode == VxpuMode.SRIOV_ON or bool(function.num_vfs) or guess
 
     def _parent(self, address: str) -> str | None:
@@ -546,33 +546,31 @@ class _Cards:
         reading, function = self._readings[address], self._function(address)
         if function.physfn is not None:
             return function.physfn
-        rule = parent_by_rule(address)
-        base = _sriov_base(reading.model)
+        split = next((card for card in parents_by_rules(address) if card in self._split), None)
         is_vf = (
-            function.device == _PCI_VF
-            or (base is not None and reading.model != base)
-            or (rule in self._split and reading.mode == VxpuMode.NON_SRIOV)
+            function.device == boards.PCI_KL2_VF
+            or boards.vfs_of(reading.model)
+            or (split is not None and reading.mode == VxpuMode.NON_SRIOV)
         )
-        return rule if is_vf else None
+        return (split or parent_by_rule(address)) if is_vf else None
 
     def _vf_count(self, card: str, model: int | None) -> int:
         """Return a card's number of VFs: by sysfs, else by a VF's model number, else those in sight."""
-        base = _sriov_base(model)
-        by_model = 0 if base is None or model is None else model - base
-        return self._function(card).num_vfs or by_model or self._vfs[card]
+        return self._function(card).num_vfs or boards.vfs_of(model) or self._vfs[card]
 
-    def _board(self, address: str, reading: Reading) -> tuple[str, int]:
-        """Return a board's name and bytes of memory by its own reading.
+    def _board(self, address: str, reading: Reading) -> tuple[Board, int]:
+        """Return a board and its bytes of memory by its own reading.
 
         Without a memory in the reading, both keep their values. A known board's name needs no memory.
         """
         memory, last = _memory(reading), self._before.get(address)
         if memory is not None and address in self._split and not self._holds_vfs(address, memory):
             memory = None
-        model = _family(reading, self._function(address), memory)
+        function = self._function(address)
+        board = _known_board(reading, function) or _unknown_board(reading, function, memory)
         if memory is None and last is not None:
-            return (last.model if model.startswith(_UNKNOWN) else model), last.memory_bytes
-        return model, memory or 0
+            return (last.board if _is_unknown(board) else board), last.memory_bytes
+        return board, memory or 0
 
     def _holds_vfs(self, card: str, memory: int) -> bool:
         """Return whether a PF can have so much memory: at least that of its VFs, at most twice that."""
@@ -584,28 +582,31 @@ class _Cards:
         vfs = sum(own for own in known if own is not None)
         return not vfs or vfs <= memory <= 2 * vfs or self._vfs[card] < (self._function(card).num_vfs or 0)
 
-    def _family(self, card: str) -> str | None:
+    def _board_of(self, card: str) -> Board | None:
         if card in self._readings:
             return self._board(card, self._readings[card])[0]
-        return self._models.get(card)
+        return self._boards.get(card)
 
     def device(self, address: str, reading: Reading, node: Node, *, shared: bool) -> Device:
-        function = self._function(address)
+        function, serial = self._function(address), reading.serial
         card, kind, split, id = address, DeviceKind.WHOLE, "whole", address
-        model, memory = self._board(address, reading)
+        board, memory = self._board(address, reading)
+        model = board.name
         if (parent := self._parents.get(address)) is not None:
             vfs = self._vf_count(parent, reading.model)
             card, kind, split, id = parent, DeviceKind.VF, f"of{vfs}", f"{address}-of{vfs}"
+            if not serial and parent in self._readings:
+                serial = self._readings[parent].serial
             last = self._before.get(id)
             if _memory(reading) is None and last is not None:
-                model, memory = last.model, last.memory_bytes
+                board, model, memory = last.board, last.model, last.memory_bytes
             else:
-                if model.startswith(_UNKNOWN):
-                    model = self._family(parent) or model
-                model = _profile(model, memory, vfs)
+                if _is_unknown(board):
+                    board = self._board_of(parent) or board
+                model = board.profile(vfs, memory)
         elif address in self._split:
             kind, split = DeviceKind.PF, f"of{self._vf_count(address, None)}"
-        elif shared or reading.model == _K200:
+        elif shared or board.halves:
             kind, split, id = DeviceKind.HALF, "half", f"{address}-half{node.minor & 1}"
             last = self._before.get(id)
             memory = memory or (last.memory_bytes if last is not None else 0)
@@ -618,11 +619,12 @@ class _Cards:
             node=node,
             index=reading.index,
             numa=function.numa if function.numa is not None else self._function(card).numa,
-            max_vfs=_most_vfs(kind, reading, function),
+            max_vfs=_most_vfs(kind, reading, function, board),
             memory_bytes=memory,
-            serial=reading.serial or "",
+            serial=serial or "",
             arch=reading.arch,
             state=reading.state,
             failure=_last_failure(reading) if reading.state is None else None,
             bridges=self._function(card).bridges,
+            board=board,
         )

@@ -14,6 +14,7 @@ from xpu_plugin.model.devices import (
     matches,
     may_be_serial,
     parent_by_rule,
+    parents_by_rules,
     resource_name,
 )
 from xpu_plugin.model.health import EXCLUDED, LOST, NOT_SEEN, SPLIT_OTHERWISE, Health, card_held, judge
@@ -29,6 +30,7 @@ class Policy:
     per_profile: bool = False
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
+    handles: int | None = None  # maximum of nodes /dev/xpuN; None for that of the boards, 0 for none
 
     def offers(self, device: Device) -> bool:
         """Return whether to offer a device: never a PF with VFs; `deny` beats `allow`; empty `allow` allows
@@ -138,6 +140,7 @@ class Facts:
     # Device id -> why it is withheld: a container holds it and the kubelet does not count that.
     withheld: Mapping[str, Health] = field(default_factory=dict)
     control: int | None = None  # st_rdev of the control node at the last scan
+    unnamed: int = 0  # number of nodes without a device at the last scan
     links: Links = NO_LINKS
 
 
@@ -180,6 +183,7 @@ def after_scan(
         claimed=claims,
         lingering=present.union(gone.keys() - expected),
         control=found.control,
+        unnamed=found.unnamed,
     )
     return released(scanned)
 
@@ -324,9 +328,11 @@ def card_of(id: str, facts: Facts) -> str | None:
     if not _ADDRESS.fullmatch(address):
         return None
     by_address = {device.address: device.card for device in known.values()}
-    # The VF of a card that is split otherwise now has the address that the rule gives.
-    card = by_address.get(address, parent_by_rule(address) if "-of" in id else address)
-    return card if card in by_address.values() else None
+    if address in by_address:
+        return by_address[address]
+    # The VF of a card that is split otherwise now has an address of a rule.
+    rules = parents_by_rules(address) if "-of" in id else (address,)
+    return next((card for card in rules if card in by_address.values()), None)
 
 
 def ours(held: Iterable[tuple[str, str]], facts: Facts, policy: Policy) -> Iterable[tuple[str, str]]:

@@ -29,9 +29,10 @@ FAMILIES = (
     Family(
         "xpu_device_info",
         "gauge",
-        (*_DEVICE, "kind", "resource", "numa"),
+        (*_DEVICE, "kind", "resource", "numa", "serial"),
         "",
-        "1 for each offered device, with its properties and its resource.",
+        "1 for each offered device, with its properties, its resource, and its serial number if the library "
+        "reports one.",
     ),
     Family(
         "xpu_device_healthy",

@@ -8,6 +8,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from xpu_plugin.frozen import frozen
+from xpu_plugin.model import boards
 from xpu_plugin.model.devices import Device, DeviceKind, matches
 from xpu_plugin.model.inventory import Facts, Policy
 
@@ -76,10 +77,17 @@ class Card:
     vfs: int
     complete: bool  # all its VFs are in sight, each with its node
     index: int | None  # the library's rank of its PF; None if the PF is not in sight
-    most: int | None  # the driver's maximum of VFs; 0 if it cannot be split, None if unknown
+    # The numbers of VFs that it accepts besides 0; empty if it cannot be split, None if unknown.
+    vf_counts: tuple[int, ...] | None
     excluded: str = ""  # why --allow or --deny excludes it
     trouble: str = ""  # why it must not be changed now
+    beyond: str = ""  # why the host has no room for its VFs
     devices: tuple[Device, ...]
+
+    @property
+    def splits(self) -> bool:
+        """Return whether it surely can be split."""
+        return bool(self.vf_counts)
 
 
 def cards(facts: Facts, policy: Policy) -> dict[str, Card]:
@@ -100,7 +108,7 @@ def _card(address: str, devices: list[Device], facts: Facts, policy: Policy) -> 
         vfs=number,
         complete=in_sight == number,
         index=own[0].index if own else None,
-        most=own[0].max_vfs if own else None,
+        vf_counts=own[0].vf_counts if own else None,
         excluded=_excluded(own, devices, policy),
         trouble=_trouble(own, devices, facts),
         devices=tuple(devices),
@@ -124,6 +132,67 @@ def _trouble(own: Sequence[Device], devices: Sequence[Device], facts: Facts) -> 
         if device in own or verdict.reason in ("not-answering", "call-failed"):
             return f"{device.id} is unhealthy: {verdict.text}"
     return ""
+
+
+# --- handles --------------------------------------------------------------------------------------
+
+BUDGET = "handle-budget"
+
+
+def within_handles(
+    observed: Mapping[str, Card],
+    desired: DesiredVfs,
+    facts: Facts,
+    policy: Policy,
+    *,
+    changing: str | None = None,
+) -> dict[str, Card]:
+    """Return the cards, with a reason for each one of which the desired VFs need too many nodes /dev/xpuN.
+
+    Cards in PCI order get nodes until the limit is reached; no later card gets any then. A card in trouble
+    keeps its share. All present nodes count, also those of cards that stay as they are.
+
+    changing: the card in a change, which comes first: without VFs in between it must not lose its place
+    """
+    limit = policy.handles
+    if limit is None:
+        limit = boards.handle_limit(device.board for device in facts.devices.values())
+    number = desired.number
+    if not limit or number is None:
+        return dict(observed)
+    present = len(facts.devices) + facts.unnamed
+    more = {address: number - _in_sight(card) for address, card in observed.items() if _changes(card, number)}
+    least = present + sum(grown for grown in more.values() if grown < 0)  # after all cards have shrunk
+    begun = max(more.pop(changing, 0), 0) if changing else 0
+    least, present = least + begun, present + begun
+    bounded, spent = dict(observed), False
+    for address, grown in more.items():
+        if grown <= 0:
+            continue
+        spent = spent or least + grown > limit
+        if spent:
+            reason = (
+                f"{BUDGET}: with {number} VFs of this card the host would have {least + grown} nodes "
+                f"/dev/xpuN, PFs included; accepted: {limit} (--vf-handle-limit)"
+            )
+            bounded[address] = replace(observed[address], beyond=reason)
+            continue
+        least, present = least + grown, present + grown
+        if present > limit:
+            reason = (
+                f"{BUDGET}: waits until another card has fewer VFs; the host would have {present} nodes "
+                f"/dev/xpuN, PFs included; accepted: {limit} (--vf-handle-limit)"
+            )
+            bounded[address] = replace(observed[address], trouble=observed[address].trouble or reason)
+    return bounded
+
+
+def _in_sight(card: Card) -> int:
+    return sum(device.kind is DeviceKind.VF for device in card.devices)
+
+
+def _changes(card: Card, number: int) -> bool:
+    return not card.excluded and card.vfs != number and card.vf_counts != () and _accepts(card, number)
 
 
 # --- the plan -------------------------------------------------------------------------------------
@@ -181,18 +250,32 @@ def step_if_idle(desired: DesiredVfs, card: Card) -> CardPlan:
     number = desired.number
     if number is None or number == card.vfs or card.excluded:
         return replace(step, reason=card.excluded)
-    if card.most == 0:
+    if card.vf_counts == ():
         return replace(step, action=VfAction.UNSUPPORTED, reason="this card cannot be split")
+    if card.beyond:
+        return replace(step, action=VfAction.FAILED, reason=card.beyond)
     if card.trouble:
         return replace(step, action=VfAction.BLOCKED, reason=card.trouble)
-    if card.most is None:
+    if card.vf_counts is None:
         return replace(
             step, action=VfAction.BLOCKED, reason="the library does not report whether it can be split"
         )
-    if number > card.most:
-        # Asked for too many, the driver removes the present VFs before it refuses.
-        return replace(step, action=VfAction.FAILED, reason=f"this card can have {card.most} VFs at most")
+    if not _accepts(card, number):
+        # Asked for a wrong number, the driver removes the present VFs before it refuses.
+        reason = f"this card accepts {_listed(card.vf_counts)} VFs, not {number}"
+        return replace(step, action=VfAction.FAILED, reason=reason)
     return replace(step, action=VfAction.APPLY)
+
+
+def _accepts(card: Card, number: int) -> bool:
+    return number == 0 or card.vf_counts is None or number in card.vf_counts
+
+
+def _listed(counts: tuple[int, ...]) -> str:
+    """Return accepted numbers as a text: `0 to 3`, or `0, 2 or 4`."""
+    if counts == tuple(range(1, len(counts) + 1)):
+        return f"0 to {len(counts)}"
+    return f"{', '.join(map(str, (0, *counts[:-1])))} or {counts[-1]}"
 
 
 def plan(

@@ -557,7 +557,7 @@ def _kept_back(memory: Memory, view: View, limits: Limits) -> dict[str, Health]:
 def _in_doubt(view: View, limits: Limits, card: Card) -> bool:
     """Return whether a former process may have asked the driver to change this card."""
     unread = view.unread is not None and view.now < view.unread + limits.timeout
-    return unread and card.most != 0
+    return unread and card.vf_counts != ()
 
 
 def _undecided(view: View, card: Card) -> bool:
@@ -567,7 +567,7 @@ def _undecided(view: View, card: Card) -> bool:
     """
     asked = view.desired.origin is not None
     looked = card.address in view.proofs or step_if_idle(view.desired, card).action is not VfAction.APPLY
-    return bool(card.most) and not card.vfs and not card.excluded and not (asked and looked)
+    return card.splits and not card.vfs and not card.excluded and not (asked and looked)
 
 
 def _step(memory: Memory, view: View, limits: Limits, card: Card) -> CardPlan:

@@ -6,6 +6,7 @@ import re
 from xpu_plugin.doctor.checks.host import NO_XPU
 from xpu_plugin.doctor.evidence import Evidence
 from xpu_plugin.doctor.finding import Finding, error, ok, skipped, warning
+from xpu_plugin.model.device_table import Row
 from xpu_plugin.model.devices import DeviceKind
 from xpu_plugin.model.health import KEPT_BACK
 from xpu_plugin.model.unlisted import sentences
@@ -106,18 +107,24 @@ def vf_capability(evidence: Evidence) -> Finding:
     if not cards:
         return skipped("no card is in sight")
     most = {row.card: row.max_vfs for row in cards}
-    text = ", ".join(f"{card}: {'unknown' if number is None else number}" for card, number in most.items())
+    text = ", ".join(f"{row.card}: {_counts(row)}" for row in cards)
     text = f"VFs that each card can have: {text}"
     desired = evidence.desired
     if not desired:
         return ok(text)
-    short = [card for card, number in most.items() if number is not None and number < desired]
+    short = [row.card for row in cards if row.max_vfs is not None and desired not in row.vf_counts]
     if not short:
         return ok(f"{text}; desired: {desired}")
     advice = "set a number that all cards can have, or exclude cards by --deny"
     if any(most[card] for card in short) or len(short) == len(most):
         return error(f"{text}; desired: {desired}", advice)
     return warning(f"{text}; desired: {desired}; cards that cannot be split stay whole", advice)
+
+
+def _counts(row: Row) -> str:
+    if row.max_vfs is None:
+        return "unknown"
+    return "0" if not row.vf_counts else ", ".join(map(str, row.vf_counts))
 
 
 def worker_library(evidence: Evidence) -> Finding:
