@@ -148,6 +148,32 @@ async def test_each_device_has_the_node_of_its_address(node: VfNode, kubelet: Ku
         await daemon.stop()
 
 
+async def test_cards_beyond_the_limit_of_handles_stay_as_they_are(node: VfNode, kubelet: Kubelet) -> None:
+    """Of four cards with one VF each, eight nodes, two can have two VFs more."""
+    for card in range(4):
+        node.machine.set_card(card, {"vfs": "1"})
+    daemon = node.begin("--sriov-num-vfs=3", "--vf-handle-limit=12")
+    await shows(kubelet, split(3, 3, 1, 1))
+    for address in CARDS[2:]:
+        await daemon.says(
+            f'reason=VFFailed card={address} detail="handle-budget: with 3 VFs of this card the'
+        )
+    assert node.numbers() == [3, 3, 1, 1]
+    await daemon.says_exactly(ASKED, times=4)
+
+
+async def test_a_number_that_no_card_accepts_is_not_asked_of_the_driver(
+    node: VfNode, kubelet: Kubelet
+) -> None:
+    for card in range(4):
+        node.machine.set_card(card, {"vfs": "2"})
+    daemon = node.begin("--sriov-num-vfs=4")
+    await daemon.says_exactly('detail="this card accepts 0 to 3 VFs, not 4"', times=4)
+    await shows(kubelet, split(2, 2, 2, 2))
+    assert node.numbers() == [2, 2, 2, 2]
+    assert ASKED not in daemon.log
+
+
 async def test_cards_as_desired_are_never_touched(node: VfNode, kubelet: Kubelet) -> None:
     first = node.begin("--sriov-num-vfs=2")
     await shows(kubelet, split(2, 2, 2, 2))

@@ -111,6 +111,15 @@ async def test_more_than_a_card_can_have(plan: Planner) -> None:
     assert "accepts 0 to 3 VFs, not 9" in document["cards"][0]["reason"]
 
 
+async def test_more_nodes_than_the_host_can_have(plan: Planner) -> None:
+    status, document = await plan.document("--sriov-num-vfs=2", "--vf-handle-limit=4")
+    assert (status, document["state"]) == (4, "failed")
+    assert [card["action"] for card in document["cards"]] == ["apply", "failed"]
+    assert document["cards"][1]["reason"].startswith("handle-budget: ")
+    status, document = await plan.document("--sriov-num-vfs=2", "--vf-handle-limit=off")
+    assert (status, document["state"]) == (3, "pending")
+
+
 async def test_as_a_table(plan: Planner) -> None:
     status, text = await plan.text("--sriov-num-vfs=2")
     lines = text.splitlines()
