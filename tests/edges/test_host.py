@@ -209,6 +209,18 @@ def test_a_class_entry_that_does_not_lead_to_a_function_is_no_address(target: st
     assert read_host(tree.dev, tree.sys, simulated=True).addresses == {}
 
 
+def test_without_class_entries_the_numbers_of_a_node_lead_to_its_function(tree: Tree) -> None:
+    """As for a driver with a class of another name."""
+    for number, device, numbers, address in ((0, "null", "1:3", B), (1, "zero", "1:5", A)):
+        tree.node(f"xpu{number}", device)
+        directory = tree.sys / "dev/char" / numbers
+        directory.mkdir(parents=True)
+        (directory / "device").symlink_to(tree.function(address, vendor="0x1d22"))
+    assert read_host(tree.dev, tree.sys, simulated=True).addresses == {0: B, 1: A}
+    tree.belongs(0, tree.sys / "bus/pci/devices" / A)
+    assert read_host(tree.dev, tree.sys, simulated=True).addresses == {0: A, 1: A}, "the class comes first"
+
+
 def test_class_entries_tell_of_devices_whose_nodes_are_gone(tree: Tree) -> None:
     """A device without its node is something else than a card that is off the bus."""
     tree.belongs(5, tree.function(A, vendor="0x1d22"))

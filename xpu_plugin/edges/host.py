@@ -2,7 +2,7 @@
 """Facts of the kernel without the library: device nodes and sysfs.
 
 Nothing here opens a device node: an open node makes the device "in use". Facts of the host: nodes are
-`/dev/xpuN` beside `/dev/xpuctrl`; N is the lowest number that was free, and the minor is not N;
+`/dev/xpuN` beside `/dev/xpuctrl`; N is the lowest number that was free, and the minor need not be N;
 `/sys/class/xpu/xpuN/device` leads to the PCI function, for both nodes of a K200 to the same one.
 """
 
@@ -20,6 +20,7 @@ _ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _BRIDGES = re.compile(rf"/(pci[0-9a-f]{{4,}}:[0-9a-f]{{2}}(?:/{_ADDRESS.pattern})*)/{_ADDRESS.pattern}$")
 _LONGEST_NUMBER = 64  # bytes of a file in sysfs that holds one
 _CLASS = "class/xpu"  # below the root of sysfs, as the next
+_NUMBERS = "dev/char"
 _FUNCTIONS = "bus/pci/devices"
 _FOREIGN = "bus/pci/drivers/vfio-pci"  # has an entry for each function that is given to a virtual machine
 _NODES = "xpu"  # what their names, and the control node's, begin with
@@ -98,8 +99,12 @@ def read_host(dev_root: Path, sysfs_root: Path, *, simulated: bool) -> Host:
     addresses = {
         number: address
         for number in sorted({node.number for node in nodes} | _class_numbers(sysfs_root))
-        if (address := _class_address(sysfs_root, number))
+        if (address := _address(f"{sysfs_root}/{_CLASS}/xpu{number}/device"))
     }
+    for node in nodes:  # of a driver without a class `xpu`
+        numbers = f"{sysfs_root}/{_NUMBERS}/{node.major}:{node.minor}/device"
+        if node.number not in addresses and (address := _address(numbers)):
+            addresses[node.number] = address
     own = identity(dev_root / CONTROL_NODE, simulated=simulated)
     return Host(
         nodes=nodes,
@@ -154,8 +159,8 @@ def _class_numbers(sysfs_root: Path) -> set[int]:
     return {int(match[1]) for name in names if (match := _NODE.fullmatch(name))}
 
 
-def _class_address(sysfs_root: Path, number: int) -> str | None:
-    link = f"{sysfs_root}/{_CLASS}/xpu{number}/device"
+def _address(link: str) -> str | None:
+    """Return the PCI address to which a device's link leads; None without one."""
     try:
         target = os.readlink(link).rpartition("/")[2]  # noqa: PTH115 - sysfs has no links to links here
         return target if _ADDRESS.fullmatch(target) and os.path.exists(link) else None  # noqa: PTH110
