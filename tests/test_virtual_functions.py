@@ -162,6 +162,20 @@ async def test_cards_beyond_the_limit_of_handles_stay_as_they_are(node: VfNode, 
     await daemon.says_exactly(ASKED, times=4)
 
 
+async def test_a_card_that_gets_fewer_vfs_keeps_its_place_while_it_has_none(
+    node: VfNode, kubelet: Kubelet
+) -> None:
+    """Its nodes are free for a moment, and others wait for nodes."""
+    for card, number in enumerate((1, 1, 1, 3)):
+        node.machine.set_card(card, {"vfs": str(number)})
+    daemon = node.begin("--sriov-num-vfs=2", "--vf-handle-limit=10")
+    await shows(kubelet, split(2, 1, 1, 2))
+    assert node.numbers() == [2, 1, 1, 2]
+    await daemon.says_exactly(f"reason=VFApplied card={CARDS[3]}", times=1)
+    await daemon.says(f'card={CARDS[0]} detail="handle-budget: waits until another card has fewer VFs')
+    await daemon.says_exactly(ASKED, times=4)
+
+
 async def test_a_number_that_no_card_accepts_is_not_asked_of_the_driver(
     node: VfNode, kubelet: Kubelet
 ) -> None:
