@@ -26,6 +26,7 @@ PATHS = (
     "xpu-smi",
 )
 SWITCHES = (
+    "mount-xre",
     "resource-per-profile",
     "vf-without-pod-resources",
     "node-labels",
@@ -52,6 +53,9 @@ VALUES: dict[str, list[tuple[str, object]]] = {
     "sriov-num-vfs": [("3", 3), ("keep", None)],
     "allow": [("R200", ("R200",)), ("a, b", ("a", "b"))],
     "deny": [("R200", ("R200",)), ("a,b", ("a", "b"))],
+    "container-env": [("both", "both"), ("off", "off")],
+    "mount-file": [("/a/b", ("/a/b",)), ("/a/b, /c/d.so.1", ("/a/b", "/c/d.so.1"))],
+    "container-library-path": [("/a/lib", "/a/lib"), ("/a/lib:/b/lib", "/a/lib:/b/lib")],
     "vf-policy": [("never", "never"), ("when-idle", "when-idle")],
     "vf-handle-limit": [("off", 0), ("1024", 1024)],
     "vf-timeout": [("1", 1.0), ("3600", 3600.0)],
@@ -192,6 +196,14 @@ BAD: list[tuple[str, str, str]] = [
     ("xpuml-library", "libxpuml.so", "an absolute path, or 'simulator'"),
     *((name, bad, "true or false") for name in SWITCHES for bad in ("maybe", "2")),
     *((name, bad, "comma separated") for name in ("allow", "deny") for bad in (",", "a,,b", " ", "a,")),
+    *(("container-env", bad, "off or xpu or cuda or both") for bad in ("on", "XPU", "xpu,cuda")),
+    *(
+        (name, bad, "absolute paths below a directory")
+        for name in ("mount-file", "container-library-path")
+        for bad in ("/", "/a", "a/b", "/a/../b", "/a/./b", "/a//b", "/a/b/", "/a/b\n/c/d", "~/lib")
+    ),
+    *(("mount-file", bad, "comma separated") for bad in (",", "/a/b,", "/a/b,,/c/d", "/a/b,c")),
+    *(("container-library-path", bad, "colon separated") for bad in (":", "/a/b:", "/a/b::/c/d")),
     ("log-level", "INFO", "debug or info or warning or error"),
     ("log-level", "verbose", "debug or info or warning or error"),
     ("log-format", "xml", "text or json"),
@@ -264,6 +276,14 @@ def test_the_library_is_looked_for_below_the_hosts_directories_then_as_it_is_nam
     assert elsewhere[0] == "/host/opt/xre/lib64/libxpuml.so.1"
     assert elsewhere[4] == "/opt/xre/lib64/libxpuml.so.1"
     assert read("--xpuml-library=/a.so", "--xre-dir=/opt/xre").libraries == ("/a.so",)
+
+
+def test_files_for_containers_are_the_xre_and_those_that_are_named_each_once() -> None:
+    assert read("--mount-file=/a/b", "--mount-file=/c/d,/a/b").container_files == ("/a/b", "/c/d")
+    assert read("--mount-xre").container_files == ("/usr/local/xpu",)
+    elsewhere = read("--mount-xre", "--xre-dir=/opt/xre", "--mount-file=/opt/xre,/a/b")
+    assert elsewhere.container_files == ("/opt/xre", "/a/b")
+    assert refused("--mount-xre", "--xre-dir=/").startswith("--mount-xre: --xre-dir is '/'; accepted: ")
 
 
 def test_the_simulator_needs_its_file() -> None:

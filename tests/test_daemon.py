@@ -221,6 +221,33 @@ async def test_a_pod_may_be_granted_an_old_id_that_just_became_free(node: Node, 
     assert "/dev/xpu3" in {spec.host_path for spec in grant.nodes}
 
 
+async def test_containers_get_what_the_administrator_adds(node: Node, kubelet: Kubelet) -> None:
+    xre, missing = node.place / "xpu-5", node.place / "missing"
+    xre.mkdir()
+    (node.place / "xpu").symlink_to(xre)
+    daemon = node.start(
+        "--container-env=xpu",
+        "--mount-xre",
+        f"--xre-dir={node.place}/xpu",
+        f"--mount-file={missing}",
+        f"--container-library-path={node.place}/xpu/lib",
+    )
+    await shows(kubelet, IDS)
+    for count, positions in ((2, "0,1"), (1, "0")):
+        grant = await kubelet.allocate(RESOURCE, count)
+        assert grant.env["XPU_VISIBLE_DEVICES"] == positions
+        assert grant.env["LD_LIBRARY_PATH"] == f"{node.place}/xpu/lib"
+        assert "CUDA_VISIBLE_DEVICES" not in grant.env
+        (mount,) = grant.mounts
+        assert mount.host_path == mount.container_path == f"{node.place}/xpu", "a link stays one"
+        assert mount.read_only
+    missing.touch()
+    grant = await kubelet.allocate(RESOURCE, 1)
+    assert [mount.host_path for mount in grant.mounts] == [f"{node.place}/xpu", str(missing)]
+    await daemon.says("all host files for containers are there")
+    assert daemon.log.count(f"the host has no such file; containers start without it path={missing}") == 1
+
+
 async def test_arguments_of_the_former_plugins_manifests_do_not_stop_it(node: Node, kubelet: Kubelet) -> None:
     daemon = node.start(
         "-sriov-num-vfs=99",

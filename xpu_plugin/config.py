@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from xpu_plugin import legacy_arguments, log
 from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
-from xpu_plugin.model import node_labels, readiness, vf_plan
+from xpu_plugin.model import additions, node_labels, readiness, vf_plan
 from xpu_plugin.simulation import library
 
 
@@ -162,6 +162,25 @@ def _names(text: str) -> tuple[str, ...]:
     return names if all(names) else _refuse(text, "device ids, models or serial numbers, comma separated")
 
 
+def _host_files(text: str) -> tuple[str, ...]:
+    """Parse paths of the host, which are the same in a container."""
+    paths = tuple(path.strip() for path in text.split(","))
+    return paths if all(map(_in_a_directory, paths)) else _refuse(text, f"{_PATHS}, comma separated")
+
+
+def _library_path(text: str) -> str:
+    return text if all(map(_in_a_directory, text.split(":"))) else _refuse(text, f"{_PATHS}, colon separated")
+
+
+_PATHS = "absolute paths below a directory, without .. and control characters"
+
+
+def _in_a_directory(path: str) -> bool:
+    """Return whether a path is none of the directories at the top, which a container has itself."""
+    parts = path.split("/")
+    return re.fullmatch(r"(/[^/\x00-\x1f\x7f]+){2,}", path) is not None and not {".", ".."} & {*parts}
+
+
 # --- the options --------------------------------------------------------------------------------------
 
 
@@ -248,6 +267,29 @@ class Config:
         None,
         "xpu-smi, of which `topo -m` tells the link groups; not run if not given",
         "PATH",
+    )
+    container_env: str = _option(
+        _one_of(*additions.VARIABLES),
+        additions.OFF,
+        f"give containers the positions of their devices, from 0: in {additions.XPU_VARIABLE}, in "
+        f"{additions.CUDA_VARIABLE}, or in both",
+        "CHOICE",
+    )
+    mount_xre: bool = _option(
+        _switch, "false", "give containers the host's --xre-dir at the same path, for reading only"
+    )
+    mount_file: tuple[str, ...] = _option(
+        _host_files,
+        None,
+        "give containers these files or directories of the host at the same paths, for reading only",
+        "A,B",
+        absent=(),
+    )
+    container_library_path: str | None = _option(
+        _library_path,
+        None,
+        f"give containers this {additions.LIBRARY_VARIABLE}; none if not given",
+        "A:B",
     )
     device_plugin_dir: Path = _option(
         _absolute, "/var/lib/kubelet/device-plugins", "the kubelet's directory of device plugins", "DIR"
@@ -401,6 +443,8 @@ class Config:
                 f"--dev-root: {str(self.dev_root)!r} is accepted with --xpuml-library {SIMULATOR} only, as "
                 "the library itself uses /dev"
             )
+        if self.mount_xre and not _in_a_directory(str(self.xre_dir)):
+            raise UsageError(f"--mount-xre: --xre-dir is {str(self.xre_dir)!r}; accepted: {_PATHS}")
         if self.status_socket and len(os.fsencode(self.status_socket)) > LONGEST_SOCKET_PATH:
             raise UsageError(
                 f"--status-socket: {str(self.status_socket)!r} is too long for a socket's path; "
@@ -436,6 +480,12 @@ class Config:
     def own_pod(self) -> str | None:
         """`namespace/name` in the kubelet's list; None outside of a pod."""
         return f"{self.pod_namespace}/{self.pod_name}" if self.pod_name else None
+
+    @property
+    def container_files(self) -> tuple[str, ...]:
+        """Paths of the host that containers get, each once."""
+        xre = (str(self.xre_dir),) if self.mount_xre else ()
+        return tuple(dict.fromkeys((*xre, *self.mount_file)))
 
     @property
     def simulated(self) -> bool:
@@ -569,7 +619,7 @@ def add_options(parser: argparse.ArgumentParser, options: Sequence[Option]) -> N
     for option in options:
         default = f"default {option.default}; " if option.default is not None else ""
         switch: dict[str, Any] = {"nargs": "?", "const": "true"} if option.parse is _switch else {}
-        repeated: dict[str, Any] = {"action": _Join} if option.parse is _names else {}
+        repeated: dict[str, Any] = {"action": _Join} if option.parse in (_names, _host_files) else {}
         parser.add_argument(
             f"--{option.name}",
             dest=option.attribute,

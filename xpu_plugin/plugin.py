@@ -17,11 +17,12 @@ from xpu_plugin.edges import memory, topology_file
 from xpu_plugin.edges.handover import Door
 from xpu_plugin.edges.haste import Haste
 from xpu_plugin.edges.host import identity
+from xpu_plugin.edges.host_files import HostFiles
 from xpu_plugin.edges.kubelet.directory import PluginDirectory, socket_stem
 from xpu_plugin.edges.kubelet.endpoint import Endpoint
 from xpu_plugin.edges.kubelet.lock import Alone, InstanceLock
 from xpu_plugin.edges.kubelet.rivals import RivalWatch
-from xpu_plugin.edges.kubelet.service import DevicePluginService
+from xpu_plugin.edges.kubelet.service import Contents, DevicePluginService
 from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.edges.listeners import listen, listening_at
 from xpu_plugin.edges.state.grants import GrantRecord
@@ -48,6 +49,7 @@ from xpu_plugin.loops.supervision import PartOf, Run, Supervisor, Vital
 from xpu_plugin.loops.taker import Taker
 from xpu_plugin.loops.tenure import Tenures
 from xpu_plugin.loops.vf_reconciler import Orders, VfReconciler
+from xpu_plugin.model.additions import VARIABLES, Additions
 from xpu_plugin.model.health import Rules
 from xpu_plugin.model.inventory import Policy, unlinked
 from xpu_plugin.model.ownership import Terms
@@ -187,6 +189,12 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
     )
 
     plugins, haste = PluginDirectory(config.device_plugin_dir), Haste()
+    files = HostFiles(config.container_files, root=HOST_ROOT, seconds=timings.files)
+    contents = Contents(
+        node=lambda name: identity(f"{config.dev_root}/{name}", simulated=config.simulated),
+        additions=additions(config),
+        files=files if files.paths else None,
+    )
 
     def endpoint(resource: str) -> Endpoint:
         watch = RivalWatch(
@@ -200,7 +208,7 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
         service = DevicePluginService(
             resource,
             picture,
-            node=lambda name: identity(f"{config.dev_root}/{name}", simulated=config.simulated),
+            contents=contents,
             grants=grants,
             listed=listed,
             watch=watch,
@@ -280,6 +288,14 @@ def policy(config: Config) -> Policy:
         allow=config.allow,
         deny=config.deny,
         handles=config.vf_handle_limit,
+    )
+
+
+def additions(config: Config) -> Additions:
+    """Return the additions to each container."""
+    return Additions(
+        variables=VARIABLES[config.container_env],
+        library_path=config.container_library_path,
     )
 
 

@@ -92,7 +92,7 @@ async def test_a_healthy_node_with_a_running_plugin_passes_every_check(
     node: Node, kubelet: Kubelet, doctor: Doctor, server: ApiServer
 ) -> None:
     cluster = (f"--kubeconfig={node.place}/kubeconfig", "--node-name=here")
-    running = await started(node, kubelet, *cluster)
+    running = await started(node, kubelet, *cluster, f"--mount-file={node.place}/kubeconfig")
     await until(lambda: server.labels, "the state is written")
     found = await doctor.findings(running, *cluster)
     assert list(found) == [check.name for check in CHECKS]

@@ -251,7 +251,8 @@ def _check_pod_of_plugin(plugin: Plugin) -> None:
     assert fields == FIELDS
 
     config, mounts = plugin.config, plugin.mounts()
-    assert mounts.keys() == MOUNTS.keys()
+    files = {f"/host{Path(path).parent}" for path in config.mount_file if not path.startswith("/usr/local/")}
+    assert mounts.keys() == MOUNTS.keys() | files
     assert str(config.device_plugin_dir) in mounts
     assert str(config.pod_resources_socket.parent) in mounts
     assert str(config.pods_api_socket.parent) in mounts

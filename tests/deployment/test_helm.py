@@ -174,6 +174,11 @@ def test_on_openshift_the_account_is_bound_to_the_constraint_of_privileged_pods(
         ({**RBAC, "startupTaint": "a.b/c"}, "startup_taint", "a.b/c"),
         ({**RBAC, "nodeCondition": True}, "node_condition", True),
         ({**RBAC, "podEvents": True}, "pod_events", True),
+        ({"containerEnv": "cuda"}, "container_env", "cuda"),
+        ({"containerEnv": False}, "container_env", "off"),
+        ({"mountXre": True}, "mount_xre", True),
+        ({"mountFiles": ["/a/b", "/c/d.so.1"]}, "mount_file", ("/a/b", "/c/d.so.1")),
+        ({"containerLibraryPath": "/a/lib:/b/lib"}, "container_library_path", "/a/lib:/b/lib"),
         ({"options": {"health-interval": 0.5}}, "health_interval", 0.5),
         ({"options": {"pod-list-delay": 600}}, "pod_list_delay", 600),
         ({"options": {"vf-without-pod-resources": True}}, "vf_without_pod_resources", True),
@@ -261,6 +266,16 @@ def test_an_xre_elsewhere_is_where_the_plugin_looks(
     assert plugin.config.libraries[0].startswith(f"{inside}/")
 
 
+def test_the_plugin_sees_the_directories_of_files_for_containers_each_once(helm: Helm) -> None:
+    usual = helm.plugin({}).mounts()
+    files = ["/usr/local/bin/xpu-smi", "/usr/lib/a.so", "/usr/lib/b.so", "/usr/localized/c"]
+    mounts = helm.plugin({"mountFiles": files}).mounts()
+    assert {name: mounts[name] for name in mounts.keys() - usual.keys()} == {
+        "/host/usr/lib": "/usr/lib (read-only)",
+        "/host/usr/localized": "/usr/localized (read-only)",
+    }
+
+
 @pytest.mark.parametrize("kind", ["serviceMonitor", "podMonitor"])
 def test_a_monitor(helm: Helm, kind: str) -> None:
     values = {"metrics": {kind: {"enabled": True, "interval": "5s", "labels": {"release": "mine"}}}}
@@ -286,6 +301,14 @@ def test_a_monitor(helm: Helm, kind: str) -> None:
         {"options": {"xre-dir": "/opt/xre"}},
         {"startupTaint": "key:NoSchedule"},
         {"nodeCondition": "yes"},
+        {"containerEnv": True},
+        {"containerEnv": "on"},
+        {"mountFiles": ["/a"]},
+        {"mountFiles": ["/a/../b"]},
+        {"mountFiles": ["/a/b,c"]},
+        {"mountFiles": "/a/b"},
+        {"containerLibraryPath": "lib"},
+        {"options": {"mount-xre": True}},
         {"openshift": "yes"},
         {"options": {"--deny": "K200"}},
         {"image": {"pullPolicy": "Sometimes"}},

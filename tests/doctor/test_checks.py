@@ -86,7 +86,9 @@ LIBRARY = LibraryEvidence(
         *(row(f"{vf}-of2", 2 + n, card=B, kind="vf", max_vfs=0, vf_counts=()) for n, vf in enumerate(VFS)),
     ),
 )
-PLUGIN = PluginEvidence(streams=1, alone=True, worker=4711, replaced=False, unwritten=())
+PLUGIN = PluginEvidence(
+    streams=1, alone=True, worker=4711, replaced=False, files={"/usr/local/xpu": None}, unwritten=()
+)
 KUBELET = KubeletEvidence(
     age=3600.0,
     pods=frozenset({"kube-system/plugin", "default/train"}),
@@ -190,6 +192,12 @@ BROKEN: list[tuple[str, Evidence, Verdict, str]] = [
     ("driver-unload", host(open_elsewhere=("xpu_smi (77): /dev/xpu0",)), W, "xpu_smi (77)"),
     ("cgroup-driver", nodes(0, linked=False), E, "daemon-reload"),
     ("cgroup-driver", host(cgroup_drivers=frozenset({"systemd", "cgroupfs"})), W, "cgroupfs"),
+    (
+        "container-files",
+        plugin(files={"/a/b": None, "/c/d": "no such file"}),
+        W,
+        "without /c/d: no such file",
+    ),
     ("kubelet-directory", kubelet(directory_trouble="/x is not there"), E, "/x"),
     ("kubelet-socket", kubelet(socket=Obstacle(path="/x", code=errno.ECONNREFUSED)), E, "refused"),
     ("kubelet-socket", kubelet(socket=Obstacle(path="/x", code=errno.EACCES)), E, "EACCES"),
@@ -239,6 +247,8 @@ ABSENT: list[tuple[str, Evidence]] = [
     ("node-label", cluster(denied=ALL_DENIED)),
     ("node-writes", NO_XPU),
     ("node-writes", plugin(unwritten=None)),
+    ("container-files", NO_XPU),
+    ("container-files", plugin(files={})),
 ]
 
 

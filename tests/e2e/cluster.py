@@ -269,11 +269,13 @@ class Cluster:
         before: str | None = None,
         beside: str | None = None,
         tolerates: str | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> "Pod":
         """Ask for a pod; whether it comes to run is another question.
 
         before, beside: script of an init container, or of a second container, with one device
         tolerates: the key of a taint
+        environment: of the main container
         """
         manifest = pod_manifest(f"{LABEL}-{name}", node=self.node, image=self.image, devices=devices)
         spec = manifest["spec"]
@@ -281,6 +283,10 @@ class Cluster:
             spec["initContainers"] = [container("before", image=self.image, script=before, devices=1)]
         if beside is not None:
             spec["containers"].append(container("other", image=self.image, script=beside, devices=1))
+        if environment is not None:
+            spec["containers"][0]["env"] = [
+                {"name": variable, "value": value} for variable, value in environment.items()
+            ]
         if tolerates is not None:
             spec["tolerations"] = [{"key": tolerates, "operator": "Exists"}]
         self.kubectl("create", "--filename", "-", stdin=json.dumps(manifest))

@@ -31,7 +31,7 @@ from tests.support.grants import Memory
 from xpu_plugin.config import UsageError, read_config
 from xpu_plugin.edges.kubelet.pod_resources import CHECKPOINT, UnknownHoldersError, read_checkpoint, read_kept
 from xpu_plugin.edges.kubelet.pods import parsed
-from xpu_plugin.edges.kubelet.service import DevicePluginService
+from xpu_plugin.edges.kubelet.service import Contents, DevicePluginService
 from xpu_plugin.edges.worker.client import LibraryError, Target, WorkerClient, WorkerError
 from xpu_plugin.edges.worker.connection import Connection
 from xpu_plugin.edges.worker.decoding import scan_of
@@ -297,7 +297,7 @@ def _service() -> tuple[DevicePluginService, dict[str, str]]:
     service = DevicePluginService(
         POLICY.resource,
         picture,
-        node=nodes.get,
+        contents=Contents(node=nodes.get),
         grants=Memory(_directory() / "state"),
     )
     return service, {own.id: own.path for own in devices}

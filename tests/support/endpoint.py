@@ -19,7 +19,7 @@ from xpu_plugin.edges.kubelet.directory import KUBELET_SOCKET, PluginDirectory, 
 from xpu_plugin.edges.kubelet.endpoint import Endpoint
 from xpu_plugin.edges.kubelet.lock import InstanceLock
 from xpu_plugin.edges.kubelet.rivals import RivalWatch
-from xpu_plugin.edges.kubelet.service import DevicePluginService
+from xpu_plugin.edges.kubelet.service import Contents, DevicePluginService
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.loops.tenure import Tenures
 from xpu_plugin.model.handover import Stage
@@ -54,7 +54,7 @@ class Plugin:
         self.service = DevicePluginService(
             resource,
             self.picture,
-            node=nodes.get,
+            contents=Contents(node=nodes.get),
             grants=Memory(directory.parent / "state"),
             watch=self.watch,
         )

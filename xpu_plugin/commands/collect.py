@@ -8,7 +8,7 @@ from typing import Any
 
 from xpu_plugin.commands.output import scanned
 from xpu_plugin.commands.source import RunningPlugin
-from xpu_plugin.config import Config
+from xpu_plugin.config import HOST_ROOT, Config
 from xpu_plugin.doctor import host_survey
 from xpu_plugin.doctor.cluster_access import look
 from xpu_plugin.doctor.evidence import (
@@ -19,6 +19,7 @@ from xpu_plugin.doctor.evidence import (
     PluginEvidence,
 )
 from xpu_plugin.edges.apiserver.client import has_credentials
+from xpu_plugin.edges.host_files import missing
 from xpu_plugin.edges.kubelet.directory import KUBELET_SOCKET, SOCKET_PREFIX
 from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
 from xpu_plugin.model import vf_plan
@@ -55,7 +56,7 @@ async def collect(config: Config) -> Evidence:
         ours=frozenset({FORMER_RESOURCE, config.resource_name, *(row.resource for row in library.rows)}),
         host=host,
         library=library,
-        plugin=_plugin(state, config),
+        plugin=await _plugin(state, config),
         expected=running.expected(),
         kubelet=await _kubelet(config),
         cluster=cluster,
@@ -115,10 +116,12 @@ def _library(scan: Scan, config: Config, hung: dict[int, str]) -> LibraryEvidenc
     )
 
 
-def _plugin(state: dict[str, Any] | None, config: Config) -> PluginEvidence | str:
+async def _plugin(state: dict[str, Any] | None, config: Config) -> PluginEvidence | str:
     if state is None:
         return f"none answers at {config.status_socket}"
     unwritten, down = state.get("unwritten"), state.get("parts_down")  # older releases lack these
+    files = state.get("container_files", ())
+    lacking = await asyncio.to_thread(missing, files, HOST_ROOT)
     return PluginEvidence(
         streams=state["streams"],
         alone=state["alone"],
@@ -126,6 +129,7 @@ def _plugin(state: dict[str, Any] | None, config: Config) -> PluginEvidence | st
         worker=state["worker"],
         replaced=state["replaced"],
         replacement_trouble=state.get("replacement_trouble"),
+        files={path: lacking.get(path) for path in files},
         unwritten=tuple(map(str, unwritten)) if isinstance(unwritten, list) else None,
         down={str(part): str(why) for part, why in down.items()} if isinstance(down, dict) else {},
     )

@@ -71,6 +71,8 @@ class PluginEvidence:
     displaced: tuple[str, ...] = ()  # a sentence for each resource name that another plugin has registered
     replaced: bool | None = None  # the library's file is not the one that the worker loaded; None if unknown
     replacement_trouble: str | None = None  # why the present file cannot be used
+    # Host files that containers get -> why the host has it not, None if it has it.
+    files: Mapping[str, str | None] = field(default_factory=dict)
     # A sentence for each kind of write to the node that failed last; None if the plugin writes nothing.
     unwritten: tuple[str, ...] | None = None
     down: Mapping[str, str] = field(default_factory=dict)  # failed parts, each with the reason

@@ -22,6 +22,7 @@ CHECKS = tuple(
         ("vf-capability", "the desired VF count against the cards' maximum", library.vf_capability),
         ("driver-unload", "processes that have XPU nodes open", host.driver_unload),
         ("cgroup-driver", "systemd or cgroupfs, and its requirements", host.cgroup_driver),
+        ("container-files", "files of the host that containers get", host.container_files),
         ("kubelet-directory", "the kubelet's directory of device plugins", kubelet.directory),
         ("kubelet-socket", "the kubelet listens", kubelet.socket),
         ("registration", "the kubelet has a stream open to the running plugin", kubelet.registration),

@@ -97,6 +97,7 @@ class Control:
             "replaced": self._monitor.trial.older if scan else None,
             "replacement_trouble": self._monitor.trial.unfit,
             "configuration": plugin.config.text(),
+            "container_files": list(plugin.config.container_files),
             "generation": current.generation if current else NEVER,
             "library": scan.library if scan else None,
             "library_version": scan.library_version if scan else None,

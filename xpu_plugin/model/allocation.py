@@ -7,6 +7,7 @@ from enum import Enum
 
 from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
+from xpu_plugin.model.additions import NOTHING, Additions
 from xpu_plugin.model.devices import CONTROL_NODE, CONTROL_PATH, Identity
 from xpu_plugin.model.inventory import Entry, Inventory, is_old
 from xpu_plugin.model.topology import Place, places
@@ -37,15 +38,26 @@ class Refusal(PluginError):  # noqa: N818 - it is an answer, not an error of our
 
 @frozen
 class ContainerGrant:
-    """One container's part of the answer: node paths (the same inside and outside) and environment."""
+    """One container's part of the answer. All paths are the same inside and outside.
+
+    paths: of device nodes
+    files: of the host, for reading only
+    """
 
     entries: tuple[Entry, ...]
     paths: tuple[str, ...]
     environment: Mapping[str, str]
+    files: tuple[str, ...] = ()
 
 
 def grant(
-    inventory: Inventory, resource: str, requests: Sequence[Sequence[str]], node: NodeIdentity
+    inventory: Inventory,
+    resource: str,
+    requests: Sequence[Sequence[str]],
+    node: NodeIdentity,
+    *,
+    additions: Additions = NOTHING,
+    files: tuple[str, ...] = (),
 ) -> list[ContainerGrant]:
     """Return one Grant for each container's ids. Raises Refusal for the whole request.
 
@@ -63,15 +75,18 @@ def grant(
     control = node(CONTROL_NODE)
     if control is None or control[0] != inventory.control:
         raise Refusal(Cause.NOT_READY, f"{CONTROL_PATH} is missing or was replaced; is the driver loaded?")
-    return [_grant(tuple(inventory.entries[id] for id in ids)) for ids in requests]
-
-
-def _grant(entries: tuple[Entry, ...]) -> ContainerGrant:
-    return ContainerGrant(
-        entries=entries,
-        paths=(*(entry.device.path for entry in entries), CONTROL_PATH),
-        environment={IDS_VARIABLE: ",".join(entry.id for entry in entries)},
-    )
+    return [
+        ContainerGrant(
+            entries=entries,
+            paths=(*(entry.device.path for entry in entries), CONTROL_PATH),
+            environment={
+                IDS_VARIABLE: ",".join(entry.id for entry in entries),
+                **additions.environment(len(entries)),
+            },
+            files=files,
+        )
+        for entries in (tuple(inventory.entries[id] for id in ids) for ids in requests)
+    ]
 
 
 def lookup(inventory: Inventory, resource: str, id: str) -> Entry:

@@ -38,6 +38,8 @@ class Timings:
     """For the look at the checkpoint before a registration: a kubelet that waits a second kills pods."""
     grant: float = 1.0
     """For the disk, while a container's start waits for the record."""
+    files: float = 1.0
+    """For the look for host files, while a container waits for its devices."""
     record: float = 10.0
     """Between two looks whether `cleanup` has removed the record of the label."""
     vfs: vf_reconcile.VfPace = vf_reconcile.VfPace()

@@ -153,12 +153,21 @@ class DeviceNode:
     permissions: str
 
 
+@frozen
+class Mount:
+    """A file or directory of the host for a container."""
+
+    host_path: str
+    container_path: str
+    read_only: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Assignment:
     """Devices held by one container of one pod. Two grants are equal only if they are the same object.
 
     ids_per_numa: the ids again, by NUMA node as in the checkpoint
-    env, nodes: from the plugin's answer; `answer` is that whole answer, serialized
+    env, nodes, mounts: from the plugin's answer; `answer` is that whole answer, serialized
     init_container: the checkpoint names these, PodResources does not
     """
 
@@ -170,6 +179,7 @@ class Assignment:
     ids_per_numa: Mapping[int, tuple[str, ...]] = field(repr=False)
     env: Mapping[str, str] = field(default_factory=dict)
     nodes: tuple[DeviceNode, ...] = ()
+    mounts: tuple[Mount, ...] = ()
     answer: bytes = field(default=b"", repr=False)
     init_container: bool = False
 
@@ -846,6 +856,14 @@ class Kubelet:
             ids_per_numa=_per_numa(devices[id_] for id_ in ids),
             env=dict(response.envs),
             nodes=_nodes(response),
+            mounts=tuple(
+                Mount(
+                    host_path=mount.host_path,
+                    container_path=mount.container_path,
+                    read_only=mount.read_only,
+                )
+                for mount in response.mounts
+            ),
             answer=response.SerializeToString(),
             init_container=init_container,
         )

@@ -17,11 +17,19 @@ from tests.support.devices import CONTROL, MAJOR, device, found
 from tests.support.grants import Memory, kubelet_at
 from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS, until
-from xpu_plugin.edges.kubelet.service import LONGEST_NOTED_ID, NOTED_IDS, DevicePluginService, server_of
+from xpu_plugin.edges.host_files import HostFiles
+from xpu_plugin.edges.kubelet.service import (
+    LONGEST_NOTED_ID,
+    NOTED_IDS,
+    Contents,
+    DevicePluginService,
+    server_of,
+)
 from xpu_plugin.edges.state.grants import GrantRecord, Shown
 from xpu_plugin.log import RingHandler
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.picture import Picture
+from xpu_plugin.model.additions import VARIABLES, Additions
 from xpu_plugin.model.allocation import Kept
 from xpu_plugin.model.health import CHANGING, HEALTHY, Health
 from xpu_plugin.model.inventory import Policy, after_scan, after_verdicts
@@ -49,6 +57,7 @@ class Plugin:
         self.nodes = {f"xpu{card.node.number}": card.node.identity for card in CARDS} | {
             "xpuctrl": (CONTROL, 1)
         }
+        self.place = place
         self.state = place / "state"
         self.socket = place / "plugin.sock"
         self.resource = resource
@@ -69,7 +78,7 @@ class Plugin:
         return DevicePluginService(
             self.resource,
             self.picture,
-            node=self.nodes.get,
+            contents=Contents(node=self.nodes.get),
             grants=self.grants,
         )
 
@@ -316,6 +325,34 @@ async def test_each_container_gets_its_nodes_the_control_node_and_its_ids(
     ]
     assert plugin.granted == {A, C, D}
     assert plugin.record.paths == {A: "/dev/xpu0", C: "/dev/xpu2", D: "/dev/xpu3"}
+
+
+async def test_a_container_gets_the_positions_of_its_devices_and_the_hosts_files(
+    plugin: Plugin, stub: api_grpc.DevicePluginStub
+) -> None:
+    (plugin.place / "there").touch()
+    paths = [str(plugin.place / name) for name in ("there", "missing")]
+    plugin.service._contents = replace(
+        plugin.service._contents,
+        additions=Additions(variables=VARIABLES["both"], library_path="/a/lib:/b/lib"),
+        files=HostFiles(paths, root=plugin.place / "no root", seconds=SECONDS),
+    )
+    both, alone = (await allocate(stub, [C, A], [D])).container_responses
+    more = {"LD_LIBRARY_PATH": "/a/lib:/b/lib"}
+    assert dict(both.envs) == more | {
+        "BAIDU_COM_XPU_DEVICE_IDS": f"{C},{A}",
+        "XPU_VISIBLE_DEVICES": "0,1",
+        "CUDA_VISIBLE_DEVICES": "0,1",
+    }
+    assert dict(alone.envs) == more | {
+        "BAIDU_COM_XPU_DEVICE_IDS": D,
+        "XPU_VISIBLE_DEVICES": "0",
+        "CUDA_VISIBLE_DEVICES": "0",
+    }
+    for container in (both, alone):
+        assert [(own.host_path, own.container_path, own.read_only) for own in container.mounts] == [
+            (paths[0], paths[0], True)
+        ]
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,18 @@ def char_links(evidence: Evidence) -> Finding:
     return ok(f"/dev/char has {_count(len(nodes), 'link')}")
 
 
+def container_files(evidence: Evidence) -> Finding:
+    """Check that the host has each file of --mount-xre and --mount-file."""
+    if isinstance(evidence.plugin, str) or not (files := evidence.plugin.files):
+        return skipped("no running plugin gives files to containers")
+    if lacking := [f"{path}: {why}" for path, why in files.items() if why is not None]:
+        return warning(
+            f"containers start without {'; '.join(lacking)}",
+            "install XRE on the host, mount its directory below /host, or correct --mount-file",
+        )
+    return ok(f"the host has {', '.join(files)}")
+
+
 def cgroup_driver(evidence: Evidence) -> Finding:
     drivers = evidence.host.cgroup_drivers
     if not drivers:

@@ -29,8 +29,10 @@ from google.protobuf.message import DecodeError
 
 from xpu_plugin.edges.kubelet.rivals import RivalWatch
 from xpu_plugin.errors import UNHEEDED, Failures
+from xpu_plugin.frozen import frozen
 from xpu_plugin.log import Message, note
 from xpu_plugin.model import allocation
+from xpu_plugin.model.additions import NOTHING, Additions
 from xpu_plugin.model.allocation import Cause, Kept, NodeIdentity, Refusal
 from xpu_plugin.model.health import Health
 from xpu_plugin.model.histogram import Durations, none_yet
@@ -119,10 +121,28 @@ class GrantMemory(Protocol):
         """Take note of a container that starts with these devices."""
 
 
+class HostFiles(Protocol):
+    """Host files that containers get."""
+
+    async def present(self) -> tuple[str, ...]:
+        """Return those that the host has, within a deadline."""
+
+
+@frozen
+class Contents:
+    """The sources of a container's contents.
+
+    node: returns the identity of a device node by its name
+    """
+
+    node: NodeIdentity
+    additions: Additions = NOTHING
+    files: HostFiles | None = None
+
+
 class DevicePluginService:
     """One resource's service.
 
-    node: returns the identity of a device node by its name
     grants: takes each grant and each start of a container
     listed: set when a list has been sent
     watch: tells when no list may be sent, or one without a healthy device; learns of each list
@@ -134,7 +154,7 @@ class DevicePluginService:
         resource: str,
         picture: Inventories,
         *,
-        node: NodeIdentity,
+        contents: Contents,
         grants: GrantMemory,
         listed: asyncio.Event | None = None,
         watch: RivalWatch | None = None,
@@ -146,7 +166,7 @@ class DevicePluginService:
         self._streams: set[object] = set()
         self.streams_changed = asyncio.Event()
         self._inventories = picture
-        self._node = node
+        self._contents = contents
         self._grants = grants
         self._listed = listed or asyncio.Event()
         self._watch = watch or RivalWatch(resource)
@@ -235,7 +255,15 @@ class DevicePluginService:
         try:
             _check_containers(request.container_requests)
             requests = [list(container.devices_ids) for container in request.container_requests]
-            grants = allocation.grant(self._picture(), self.resource, requests, self._node)
+            files = await self._contents.files.present() if self._contents.files else ()
+            grants = allocation.grant(
+                self._picture(),
+                self.resource,
+                requests,
+                self._contents.node,
+                additions=self._contents.additions,
+                files=files,
+            )
         except Refusal as refusal:
             containers = request.container_requests
             asked = (id for container in containers for id in container.devices_ids)
@@ -246,6 +274,7 @@ class DevicePluginService:
                 resource=self.resource,
                 ids=[entry.id for entry in grant.entries],
                 paths=list(grant.paths),
+                files=list(grant.files),
                 generation=self._picture().generation,
             )
             self._grants.granted({entry.id: entry.device.path for entry in grant.entries})
@@ -298,7 +327,7 @@ class DevicePluginService:
                 self.resource,
                 ids,
                 self._grants.paths,
-                self._node,
+                self._contents.node,
                 unread=self._grants.unread,
                 kept=kept,
             )
@@ -472,4 +501,5 @@ def _answer(grant: allocation.ContainerGrant) -> api.ContainerAllocateResponse:
         devices=[
             api.DeviceSpec(container_path=path, host_path=path, permissions="rw") for path in grant.paths
         ],
+        mounts=[api.Mount(container_path=path, host_path=path, read_only=True) for path in grant.files],
     )

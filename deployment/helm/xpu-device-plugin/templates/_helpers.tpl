@@ -42,6 +42,18 @@ name: {{ include "xpu-device-plugin.fullname" . }}-ds
 {{- end }}
 {{- end }}
 
+{{- /* The directories of mountFiles that the mount of XRE does not show, as JSON. */ -}}
+{{- define "xpu-device-plugin.directories" -}}
+{{- $shown := printf "%s/" (dir .Values.xreDir | trimSuffix "/") }}
+{{- $directories := list }}
+{{- range .Values.mountFiles }}
+{{- if not (hasPrefix $shown .) }}
+{{- $directories = append $directories (dir .) }}
+{{- end }}
+{{- end }}
+{{- $directories | uniq | toJson }}
+{{- end }}
+
 {{- define "xpu-device-plugin.args" -}}
 - {{ printf "--sriov-num-vfs=%s" (include "xpu-device-plugin.vfs" .) | quote }}
 - {{ printf "--metrics-address=:%v" .Values.metrics.port | quote }}
@@ -66,6 +78,18 @@ name: {{ include "xpu-device-plugin.fullname" . }}-ds
 {{- end }}
 {{- if .Values.podEvents }}
 - "--pod-events"
+{{- end }}
+{{- if has .Values.containerEnv (list "xpu" "cuda" "both") }}
+- {{ printf "--container-env=%s" .Values.containerEnv | quote }}
+{{- end }}
+{{- if .Values.mountXre }}
+- "--mount-xre"
+{{- end }}
+{{- with .Values.mountFiles }}
+- {{ printf "--mount-file=%s" (join "," .) | quote }}
+{{- end }}
+{{- with .Values.containerLibraryPath }}
+- {{ printf "--container-library-path=%s" . | quote }}
 {{- end }}
 {{- range $name, $value := .Values.options }}
 {{- if kindIs "slice" $value }}
