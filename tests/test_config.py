@@ -23,6 +23,7 @@ PATHS = (
     "status-socket",
     "kubeconfig",
     "topology-file",
+    "kernel-log-rules",
     "xpu-smi",
 )
 SWITCHES = (
@@ -48,6 +49,7 @@ VALUES: dict[str, list[tuple[str, object]]] = {
     "health-flaps": [("1", 1), ("1000", 1000)],
     "health-flap-window": [("1", 1.0), ("604800", 604800.0)],
     "health-grace": [("0", 0.0), ("3600", 3600.0)],
+    "kernel-log": [("off", "off"), ("act", "act")],
     "rescan-interval": [("0.05", 0.05), ("3600", 3600.0)],
     "call-timeout": [(".05", 0.05), ("600", 600.0)],
     "sriov-num-vfs": [("3", 3), ("keep", None)],

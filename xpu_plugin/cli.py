@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from xpu_plugin import log
 from xpu_plugin.config import PROGRAM, Config, UsageError, read_config
-from xpu_plugin.edges import topology_file
+from xpu_plugin.edges import kernel_log_rules, topology_file
 from xpu_plugin.edges.kubelet.engine import NoRoomError, require_limits
 from xpu_plugin.edges.topology_file import TopologyFileError
 from xpu_plugin.edges.worker.process import WorkerProcess
@@ -112,7 +112,9 @@ def _daemon(arguments: list[str], timings: "Timings | None") -> int:
     config, _, warnings = read_config(arguments, os.environ)
     try:
         topology_file.read(config.topology_file)  # bad input is refused before anything begins
-    except TopologyFileError as error:
+        if config.kernel_log_rules is not None:
+            kernel_log_rules.read_rules(config.kernel_log_rules)
+    except (TopologyFileError, kernel_log_rules.RulesFileError) as error:
         raise UsageError(str(error)) from None
     worker: WorkerProcess | None = None
 

@@ -22,6 +22,7 @@ SIMULATOR = "simulator"
 VF_POLICIES = ("when-idle", "never")
 BY_MODEL, NO_LIMIT = "model", "off"
 MOST_HANDLES = 1024
+KERNEL_LOG = ("off", "report", "act")
 LONGEST_SOCKET_PATH = 107  # bytes of sun_path
 LONGEST_PROFILE = 24  # bytes that a profile's name adds to the names of sockets
 MANIFESTS_STATUS_SOCKET = "/run/xpu-device-plugin/status.sock"
@@ -396,6 +397,16 @@ class Config:
         "15",
         "seconds that a device keeps its health while the library hangs, crashes or cannot be opened",
         "SECONDS",
+    )
+    kernel_log: str = _option(
+        _one_of(*KERNEL_LOG),
+        KERNEL_LOG[1],
+        "follow the kernel's log for lines of the driver: report incidents, or act and list a sick card as "
+        "unhealthy too",
+        "MODE",
+    )
+    kernel_log_rules: Path | None = _option(
+        _absolute, None, "file of the lines and numbers that count, in place of the plugin's own", "FILE"
     )
     rescan_interval: float = _option(
         _seconds(0.05, 3600),

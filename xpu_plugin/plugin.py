@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xpu_plugin.config import HOST_ROOT, VF_POLICIES, Config
+from xpu_plugin.config import HOST_ROOT, KERNEL_LOG, VF_POLICIES, Config
 from xpu_plugin.edges import memory, topology_file
 from xpu_plugin.edges.handover import Door
 from xpu_plugin.edges.haste import Haste
 from xpu_plugin.edges.host import identity
 from xpu_plugin.edges.host_files import HostFiles
+from xpu_plugin.edges.kernel_log import KernelLog
 from xpu_plugin.edges.kubelet.directory import PluginDirectory, socket_stem
 from xpu_plugin.edges.kubelet.endpoint import Endpoint
 from xpu_plugin.edges.kubelet.lock import Alone, InstanceLock
@@ -25,6 +26,7 @@ from xpu_plugin.edges.kubelet.rivals import RivalWatch
 from xpu_plugin.edges.kubelet.service import Contents, DevicePluginService
 from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.edges.listeners import listen, listening_at
+from xpu_plugin.edges.state.driver_errors import DriverErrorRecord
 from xpu_plugin.edges.state.grants import GrantRecord
 from xpu_plugin.edges.state.handover import HandoverRecord
 from xpu_plugin.edges.state.quarantine import QuarantineRecord
@@ -36,6 +38,7 @@ from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
 from xpu_plugin.log import Message, RingHandler
 from xpu_plugin.loops.aliases import Aliases
+from xpu_plugin.loops.driver_errors import DriverErrors
 from xpu_plugin.loops.endpoints import Endpoints
 from xpu_plugin.loops.exchange import Exchange, exchange
 from xpu_plugin.loops.giver import Giver
@@ -100,6 +103,9 @@ class Plugin:
     tenures: Tenures
     giver: Giver
     taker: Taker
+    kernel_log: KernelLog | None
+    """None if it is not followed."""
+    driver_errors: DriverErrors
 
     # The workers: for all devices, for one device alone, for a change of VFs.
     worker: WorkerClient
@@ -172,6 +178,9 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
         listed=listed,
     )
     history = HealthHistory(rules(config), QuarantineRecord(config.state_dir, apart=True))
+    driver_errors = DriverErrors(
+        picture, DriverErrorRecord(config.state_dir, apart=True), acts=config.kernel_log == KERNEL_LOG[2]
+    )
     monitor = Monitor(
         worker,
         prober,
@@ -231,7 +240,13 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
     means = Means(
         tenures=tenures,
         endpoints=endpoints,
-        state=State(grants=grants, history=history, reconciler=reconciler, monitor=monitor),
+        state=State(
+            grants=grants,
+            history=history,
+            driver_errors=driver_errors,
+            reconciler=reconciler,
+            monitor=monitor,
+        ),
         record=HandoverRecord(config.state_dir, apart=True),
         door=Door(config.state_dir),
         pod=config.pod_uid or os.urandom(RANDOM_BYTES).hex(),
@@ -254,6 +269,8 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
         tenures=tenures,
         giver=giver,
         taker=Taker(means, giver, picture, desired=between.desired, patience=config.vf_decision_wait),
+        kernel_log=KernelLog(config.dev_root / "kmsg") if config.kernel_log != KERNEL_LOG[0] else None,
+        driver_errors=driver_errors,
         worker=worker,
         prober=prober,
         changer=changer,
@@ -437,6 +454,7 @@ async def run(plugin: Plugin) -> None:
         serving.start("monitor", monitor.run())
         serving.start("unresponsive devices", monitor.unresponsive.run())
         serving.start("quarantine", plugin.history.run(tenures))
+        serving.start("driver errors", plugin.driver_errors.run(tenures))
         await picture.beyond(NEVER)
         for name in picture.policy.unmatched(picture.facts.devices.values()):
             logger.warning(Message("--allow or --deny names no device of this node", name=name))
@@ -450,6 +468,8 @@ async def run(plugin: Plugin) -> None:
         serving.start("endpoints", plugin.endpoints.run())
         if (program := xpu_smi(config)) is not None:
             observe("links", partial(_find_links, plugin, program))
+        if plugin.kernel_log is not None and not (config.simulated and not plugin.kernel_log.path.exists()):
+            observe("kernel log", partial(_follow_kernel_log, plugin, plugin.kernel_log))
         plugin.taker.begin()
         serving.start("grants", plugin.grants.run(tenures))
         serving.start("virtual functions", plugin.supervisor.keep("virtual functions", plugin.reconciler.run))
@@ -475,6 +495,14 @@ async def _find_links(plugin: Plugin, program: XpuSmi) -> None:
     from xpu_plugin.loops.links import LinkFinder  # noqa: PLC0415 - for one option only
 
     await LinkFinder(program, plugin.picture, pauses=plugin.timings.links).run()
+
+
+async def _follow_kernel_log(plugin: Plugin, log: KernelLog) -> None:
+    await wait_for(plugin.listed, plugin.timings.listed)  # the verdicts on record count from the start on
+    from xpu_plugin.edges.kernel_log_rules import read_rules  # noqa: PLC0415 - no pod waits for them
+    from xpu_plugin.loops.kernel_log import KernelLogWatch  # noqa: PLC0415
+
+    await KernelLogWatch(plugin, log, read_rules(plugin.config.kernel_log_rules)).run()
 
 
 async def _watch_readiness(plugin: Plugin) -> None:

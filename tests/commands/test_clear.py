@@ -36,13 +36,16 @@ async def test_a_quarantine_is_lifted(place: Path, capsys: pytest.CaptureFixture
     assert await cleared(place, ID, quarantine=quarantine) == 0
     assert quarantine == set()
     captured = capsys.readouterr()
-    assert (captured.out, captured.err) == (f"{ID}: quarantine lifted\n", "")
+    assert (captured.out, captured.err) == (f"{ID}: cleared\n", "")
 
 
 async def test_what_is_in_no_quarantine_is_status_1(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert await cleared(place, "two\nlines", quarantine={ID}) == 1
     captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "xpu-device-plugin: 'two\\nlines' is not in quarantine\n")
+    assert (captured.out, captured.err) == (
+        "",
+        "xpu-device-plugin: 'two\\nlines' is not in quarantine, and has no driver error\n",
+    )
 
 
 def test_without_a_running_plugin_it_is_status_1(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

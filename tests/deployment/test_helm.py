@@ -179,6 +179,7 @@ def test_on_openshift_the_account_is_bound_to_the_constraint_of_privileged_pods(
         ({"mountXre": True}, "mount_xre", True),
         ({"mountFiles": ["/a/b", "/c/d.so.1"]}, "mount_file", ("/a/b", "/c/d.so.1")),
         ({"containerLibraryPath": "/a/lib:/b/lib"}, "container_library_path", "/a/lib:/b/lib"),
+        ({"kernelLog": "act"}, "kernel_log", "act"),
         ({"options": {"health-interval": 0.5}}, "health_interval", 0.5),
         ({"options": {"pod-list-delay": 600}}, "pod_list_delay", 600),
         ({"options": {"vf-without-pod-resources": True}}, "vf_without_pod_resources", True),

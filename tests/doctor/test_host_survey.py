@@ -42,7 +42,8 @@ def test_nodes_functions_and_vfs_of_a_machine(tmp_path: Path) -> None:
 
 def test_an_empty_host(tmp_path: Path) -> None:
     host = seen(tmp_path)
-    assert host == HostEvidence()
+    assert "mount the /dev" in str(host.kernel_log_trouble)
+    assert host == HostEvidence(kernel_log_trouble=host.kernel_log_trouble)
     assert host.empty
 
 

@@ -30,6 +30,8 @@ OK = 200
 IMPATIENT = impatient(Timings(listed=0.1, metrics=0.1))
 
 SELDOM = {
+    "xpu_device_driver_error",
+    "xpu_driver_incidents_total",
     "xpu_device_unhealthy",
     "xpu_device_holder",
     "xpu_plugin_audit_age_seconds",

@@ -122,6 +122,7 @@ async def _plugin(state: dict[str, Any] | None, config: Config) -> PluginEvidenc
     unwritten, down = state.get("unwritten"), state.get("parts_down")  # older releases lack these
     files = state.get("container_files", ())
     lacking = await asyncio.to_thread(missing, files, HOST_ROOT)
+    log = state.get("kernel_log") or {}
     return PluginEvidence(
         streams=state["streams"],
         alone=state["alone"],
@@ -132,6 +133,9 @@ async def _plugin(state: dict[str, Any] | None, config: Config) -> PluginEvidenc
         files={path: lacking.get(path) for path in files},
         unwritten=tuple(map(str, unwritten)) if isinstance(unwritten, list) else None,
         down={str(part): str(why) for part, why in down.items()} if isinstance(down, dict) else {},
+        kernel_log=log.get("mode"),
+        kernel_log_trouble=log.get("trouble"),
+        sick=log.get("sick", {}),
     )
 
 

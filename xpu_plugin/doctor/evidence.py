@@ -36,6 +36,7 @@ class HostEvidence:
     linked_vfs: Mapping[str, int] = field(default_factory=dict)  # card -> number of its `virtfnK` links
     addresses: Mapping[int, str] = field(default_factory=dict)  # N of /dev/xpuN -> PCI address, by class/xpu
     cgroup_drivers: frozenset[str] = frozenset()  # makers of the kubelet's groups: `systemd`, `cgroupfs`
+    kernel_log_trouble: str | None = None  # why the kernel's log cannot be read
     # Visible processes other than our worker that have an XPU's node open: `name (pid): path`.
     open_elsewhere: tuple[str, ...] = ()
 
@@ -76,6 +77,9 @@ class PluginEvidence:
     # A sentence for each kind of write to the node that failed last; None if the plugin writes nothing.
     unwritten: tuple[str, ...] | None = None
     down: Mapping[str, str] = field(default_factory=dict)  # failed parts, each with the reason
+    kernel_log: str | None = None  # --kernel-log; None if unknown
+    kernel_log_trouble: str | None = None  # why it cannot be read
+    sick: Mapping[str, str] = field(default_factory=dict)  # device id -> why it is sick by that log
 
 
 @frozen

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from xpu_plugin.doctor.evidence import HostEvidence, NodeFile
-from xpu_plugin.edges import host
+from xpu_plugin.edges import host, kernel_log
 from xpu_plugin.edges.mounts import deleted
 from xpu_plugin.model.devices import CONTROL_NODE
 from xpu_plugin.model.obstacles import Obstacle
@@ -48,6 +48,7 @@ def read_host(
         addresses=host.read_host(dev_root, sysfs_root, simulated=simulated).addresses,
         cgroup_drivers=frozenset(_cgroup_drivers(sysfs_root / "fs/cgroup")),
         open_elsewhere=tuple(_open_nodes(dev_root, proc_root, ours)),
+        kernel_log_trouble=kernel_log.trouble(dev_root / "kmsg"),
     )
 
 

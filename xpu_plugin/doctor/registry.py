@@ -21,6 +21,7 @@ CHECKS = tuple(
         ("functions", "PFs and VFs, by sysfs and by the library", host.functions),
         ("vf-capability", "the desired VF count against the cards' maximum", library.vf_capability),
         ("driver-unload", "processes that have XPU nodes open", host.driver_unload),
+        ("kernel-log", "the kernel's log can be read, and shows no sick card", host.kernel_log),
         ("cgroup-driver", "systemd or cgroupfs, and its requirements", host.cgroup_driver),
         ("container-files", "files of the host that containers get", host.container_files),
         ("kubelet-directory", "the kubelet's directory of device plugins", kubelet.directory),

@@ -40,7 +40,7 @@ class Control:
         self._picture, self._monitor, self._reconciler = plugin.picture, plugin.monitor, plugin.reconciler
         self._meters = meters
         self.answers: Mapping[str, Callable[..., object]] = {
-            "clear": plugin.monitor.clear,
+            "clear": self.clear,
             "decisions": lambda: plugin.decisions.all,
             "library": plugin.monitor.library,
             "list": self.list,
@@ -49,6 +49,11 @@ class Control:
             "top": self.top,
             "topo": self.topo,
         }
+
+    def clear(self, id: str) -> bool:
+        """Lift the quarantine of a device and its driver error; return whether there was one of them."""
+        lifted = self._monitor.clear(id)
+        return self._plugin.driver_errors.clear(id) or lifted
 
     async def list(self, *, wide: bool = False) -> dict[str, object]:
         """Return every known device. wide: with its holders, as the kubelet reports them now"""
@@ -110,6 +115,12 @@ class Control:
             "unwritten": plugin.node_sync.unwritten if plugin.node_sync else None,
             "displaced": plugin.displaced,
             "parts_down": dict(plugin.supervisor.down),
+            "kernel_log": {
+                "mode": plugin.config.kernel_log,
+                "trouble": plugin.kernel_log.trouble if plugin.kernel_log else None,
+                "incidents": plugin.driver_errors.incidents_by_card,
+                "sick": {id: own.health.text for id, own in plugin.driver_errors.sick.current.items()},
+            },
             "log_lines_dropped": log.dropped(),
             "desired": {"number": desired.number, "origin": desired.origin, "problem": desired.problem},
         }

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from xpu_plugin.edges.handover import Door, Line, LostError, Peer
 from xpu_plugin.edges.state.handover import HandoverRecord
 from xpu_plugin.frozen import frozen
+from xpu_plugin.loops.driver_errors import DriverErrors
 from xpu_plugin.loops.endpoints import Endpoints
 from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.health_history import HealthHistory
@@ -33,6 +34,7 @@ class State:
 
     grants: Grants
     history: HealthHistory
+    driver_errors: DriverErrors
     reconciler: VfReconciler
     monitor: Monitor
 
@@ -49,12 +51,14 @@ class State:
     async def _begin_anew(self) -> None:
         await self.reconciler.inherit()
         await self.history.reread()
+        await self.driver_errors.reread()
         await self.monitor.scanner.rescanned()
 
     async def written(self) -> None:
         """Write all records."""
         await self.grants.written()
         await self.history.written()
+        await self.driver_errors.written()
 
 
 @frozen

@@ -75,6 +75,7 @@ class Metrics:
         _audit(samples, self._audit)
         _kubelet(samples, plugin)
         _library(samples, plugin)
+        _kernel_log(samples, plugin)
         _virtual_functions(samples, plugin)
         if plugin.node_sync is not None and (api := plugin.node_sync.api) is not None:
             _api(samples, api)
@@ -185,6 +186,18 @@ def _library(samples: Samples, plugin: "Plugin") -> None:
     for cause in CAUSES:
         restarts = sum(worker.restarts[cause] for worker in plugin.workers)
         samples["xpu_plugin_worker_restarts_total"][(cause,)] = restarts
+
+
+def _kernel_log(samples: Samples, plugin: "Plugin") -> None:
+    if plugin.kernel_log is None:
+        return
+    samples["xpu_plugin_kernel_log_up"][()] = plugin.kernel_log.following
+    samples["xpu_plugin_kernel_log_overruns_total"][()] = plugin.kernel_log.lost
+    for own, number in plugin.driver_errors.incidents.items():
+        samples["xpu_driver_incidents_total"][own] = number
+    for device in plugin.picture.facts.devices.values():
+        if plugin.driver_errors.is_sick(device):
+            samples["xpu_device_driver_error"][_named(device)] = 1
 
 
 def _virtual_functions(samples: Samples, plugin: "Plugin") -> None:

@@ -53,6 +53,14 @@ class Picture:
         generation = self._published.version + 1
         self._published.set(Inventory(generation=generation, control=control, entries=offered, links=links))
 
+    def amend(self, change: Callable[[Facts], Facts]) -> None:
+        """Do the same with facts that mean nothing without devices: before the first scan nothing is
+        published."""
+        if self.current is None:
+            self.facts = change(self.facts)
+        else:
+            self.submit(change)
+
     async def beyond(self, generation: int) -> Inventory:
         """Return the newest inventory as soon as its generation is not this one. Inventories between are
         skipped."""

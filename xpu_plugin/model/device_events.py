@@ -25,6 +25,9 @@ class DeviceReason(StrEnum):
     DRIVER_BACK = "XPUDriverBack"
 
 
+INCIDENT = "XPUDriverIncident"
+"""The reason of Events on incidents in the kernel's log."""
+
 BAD = frozenset({DeviceReason.UNHEALTHY, DeviceReason.QUARANTINED, DeviceReason.DRIVER_LOST})
 
 

@@ -113,6 +113,8 @@ HELD_OTHERWISE = "held-otherwise"
 # Healthy, and listed for its holder only.
 EXCLUDED = Health("excluded", "--allow or --deny excludes it, and a container still holds it")
 
+DRIVER_ERROR = "driver-error"
+
 _KL1_LOW_POWER = 202
 _KL1_RESETS = (103, 104)  # before and after
 _KL1_CARD = (100, 102, *_KL1_RESETS)  # states of the card; other states are of one of its chips
@@ -144,6 +146,15 @@ def held_otherwise(holder: str, id: str, resource: str) -> Health:
         HELD_OTHERWISE,
         f"{holder} holds it as {id} of {resource}, which another plugin has granted; remove that plugin and "
         "delete that pod",
+    )
+
+
+def driver_error(line: str, why: str) -> Health:
+    """The health of a device that is sick by the kernel's log. why: a phrase about the rule that it met"""
+    return Health(
+        DRIVER_ERROR,
+        f"the kernel's log has {line!r}, {why}; offered again after a reset, a reboot, or: xpu-device-plugin "
+        "clear",
     )
 
 

@@ -139,6 +139,9 @@ class Facts:
     )  # card -> why it is withheld, although healthy
     # Device id -> why it is withheld: a container holds it and the kubelet does not count that.
     withheld: Mapping[str, Health] = field(default_factory=dict)
+    driver_errors: Mapping[str, Health] = field(
+        default_factory=dict
+    )  # device id -> why it is sick by the kernel's log, although its state is good
     control: int | None = None  # st_rdev of the control node at the last scan
     unnamed: int = 0  # number of nodes without a device at the last scan
     links: Links = NO_LINKS
@@ -465,10 +468,15 @@ def _absence(facts: Facts, device: Device) -> Health:
 
 def _health(facts: Facts, device: Device, held: Mapping[str, Collection[str]]) -> Health:
     """Return a device's health. An unhealthy verdict wins over `kept_back`. held: the result of
-    `stale_ids`"""
+    `stale_ids`
+
+    A whole card that is sick by the kernel's log stays so when it is split.
+    """
     verdict = facts.verdicts[device.id]
     if not verdict.healthy:
         return verdict
+    if (sick := facts.driver_errors.get(device.id) or facts.driver_errors.get(device.card)) is not None:
+        return sick
     if device.card in held:
         return card_held(held[device.card])
     if device.id in facts.withheld:

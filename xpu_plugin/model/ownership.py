@@ -63,6 +63,7 @@ class Answers:
     refusal: str = ""  # why it refuses to answer
     ended: Mapping[str, float] = field(default_factory=dict)  # ids of ended holders -> time of the end
     finished: Mapping[str, float] = field(default_factory=dict)  # `namespace/pod/container` -> the same
+    succeeded: Mapping[str, float] = field(default_factory=dict)  # of these, with exit code 0
     lingering: tuple[Holding, ...] = ()  # of pods that left it before their containers were seen to end
     fading: tuple[Holding, ...] = ()  # of the checkpoint, of pods that are not in it
 

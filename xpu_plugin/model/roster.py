@@ -115,7 +115,7 @@ def applied(
         if holding not in over:
             ended = {id: at for id, at in ended.items() if id not in holding.ids}
     listing = answers.listed
-    finished = _finished(pods.values(), ahead) if isinstance(pods, Mapping) else {}
+    finished, succeeded = _finished(pods.values(), ahead) if isinstance(pods, Mapping) else ({}, {})
     if listing is not None:
         listing = replace(
             listing, holdings=tuple(own for own in listing.holdings if own.container not in finished)
@@ -138,6 +138,7 @@ def applied(
         checkpoint=kept if answers.checkpoint is not None else None,
         ended=ended,
         finished=finished,
+        succeeded=succeeded,
         lingering=lingering,
         fading=fading,
         refusal=refusal,
@@ -145,12 +146,16 @@ def applied(
     )
 
 
-def _finished(pods: Collection[Pod], ahead: float) -> dict[str, float]:
+def _finished(pods: Collection[Pod], ahead: float) -> tuple[dict[str, float], dict[str, float]]:
     """Return `namespace/pod/container` of each container that has ended in each pod of that name, with the
-    time."""
-    over = {f"{pod.name}/{name}": end.finished - ahead for pod in pods for name, end in ends(pod).items()}
+    time; and of those with exit code 0."""
+    over = {f"{pod.name}/{name}": end for pod in pods for name, end in ends(pod).items()}
     open_ = {f"{pod.name}/{name}" for pod in pods for name in pod.containers.keys() - ends(pod).keys()}
-    return {name: at for name, at in over.items() if name not in open_}
+    gone = {name: end for name, end in over.items() if name not in open_}
+    return (
+        {name: end.finished - ahead for name, end in gone.items()},
+        {name: end.finished - ahead for name, end in gone.items() if end.code == 0},
+    )
 
 
 def _uid(holding: Holding) -> str:

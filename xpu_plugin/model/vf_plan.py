@@ -131,6 +131,9 @@ def _trouble(own: Sequence[Device], devices: Sequence[Device], facts: Facts) -> 
         verdict = facts.verdicts[device.id]
         if device in own or verdict.reason in ("not-answering", "call-failed"):
             return f"{device.id} is unhealthy: {verdict.text}"
+    for device in own:  # the driver is asked nothing about a card that may hang
+        if (error := facts.driver_errors.get(device.card)) is not None:
+            return f"{device.id} is unhealthy: {error.text}"
     return ""
 
 

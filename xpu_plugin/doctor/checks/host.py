@@ -151,6 +151,33 @@ def driver_unload(evidence: Evidence) -> Finding:
     return ok("no process in sight has an XPU's node open")
 
 
+def kernel_log(evidence: Evidence) -> Finding:
+    plugin, trouble = evidence.plugin, evidence.host.kernel_log_trouble
+    if evidence.host.empty:
+        return skipped(NO_XPU)
+    mode = None
+    if not isinstance(plugin, str) and plugin.kernel_log is not None:
+        mode, trouble = plugin.kernel_log, plugin.kernel_log_trouble
+    if mode == "off":
+        return skipped("--kernel-log is off")
+    if evidence.simulated and mode is None:
+        return skipped("the simulated machine may have none")
+    if trouble is not None:
+        return warning(
+            f"{trouble}: a card that hangs and answers all queries is not noticed",
+            "do as it says, or set --kernel-log off",
+        )
+    sick = {} if isinstance(plugin, str) else plugin.sick
+    if sick:
+        return warning(
+            "; ".join(f"{id}: {why}" for id, why in sorted(sick.items())),
+            "run a test job on the card; replace it or reset it, or: xpu-device-plugin clear ID",
+        )
+    return ok(
+        "it can be read" if mode is None else f"it is followed, --kernel-log {mode}; no card is sick by it"
+    )
+
+
 def _vfs(rows: Iterable[Row], card: str) -> int:
     return sum(row.card == card and row.kind == DeviceKind.VF for row in rows)
 

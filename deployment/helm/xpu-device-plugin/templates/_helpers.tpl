@@ -91,6 +91,9 @@ name: {{ include "xpu-device-plugin.fullname" . }}-ds
 {{- with .Values.containerLibraryPath }}
 - {{ printf "--container-library-path=%s" . | quote }}
 {{- end }}
+{{- if ne .Values.kernelLog "report" }}
+- {{ printf "--kernel-log=%s" .Values.kernelLog | quote }}
+{{- end }}
 {{- range $name, $value := .Values.options }}
 {{- if kindIs "slice" $value }}
 {{- $value = join "," $value }}
