@@ -154,6 +154,7 @@ async def test_a_held_card_that_is_excluded_is_listed_and_not_granted_until_its_
     node.machine.set_card(1, {"state": "207"})
     await daemon.says(f"device unhealthy id={IDS[1]} path=/dev/xpu1 reason=state-error")
     kubelet.free(grant)
+    kubelet.write_checkpoint()
     await lists(kubelet, *rest)
 
 

@@ -241,7 +241,7 @@ Aliases.first_look = fail
 }
 BROKEN = """
 from xpu_plugin.edges.kubelet import service
-def broken(*_):
+def broken(*_, **__):
     raise LookupError("planted")
 """
 # gRPC would log a traceback for each call, and serve on for ever.

@@ -138,7 +138,7 @@ async def test_a_library_that_writes_on_the_wire_is_never_believed(scene: Scene,
     finally:
         del os.environ["ROGUE"]
     await daemon.says("the worker answered malformed data")
-    most = Level(processes=2, threads=8, descriptors=32, memory=96 * MIB)
+    most = Level(processes=2, threads=8, descriptors=32, memory=128 * MIB)
     started: set[int] = set()
 
     def many() -> bool:
