@@ -24,6 +24,8 @@ NODE_LABELS = tuple(
 EVENT_SOURCE = "xpu-device-plugin"
 
 KUBECTL_SECONDS = 30
+GONE_SECONDS = 120
+"""For deleted pods to be gone, also on a busy node with many of them."""
 STATUS_SECONDS = 45
 """For news to reach the API server: several of the kubelet's node status periods (10 s by default)."""
 POD_SECONDS = 60
@@ -304,7 +306,8 @@ class Cluster:
 
     def delete_pods(self) -> None:
         """Remove every pod of the suite and wait until they are gone."""
-        self.kubectl("delete", "pods", f"--selector={LABEL}", f"--timeout={KUBECTL_SECONDS - 5}s")
+        self.kubectl("delete", "pods", f"--selector={LABEL}", "--wait=false")
+        wait_until("the suite's pods are gone", self.pods, lambda pods: not pods, seconds=GONE_SECONDS)
 
     def _only_node(self) -> str:
         nodes = self.kubectl("get", "nodes", "--output=name").split()

@@ -288,37 +288,37 @@ def run(node: Node, options: argparse.Namespace) -> int:
         untouched = holder.state().identity == before and (
             node.machine.view_from(holder).openable - {CONTROL} == held
         )
-    outcomes = users.latest
-    uses = [use(own.pod, own.message) for own in outcomes.values() if own.ran]
-    stuck = {own.pod: own for _, own in users.changes if own.stuck}
-    refused = [own for own in outcomes.values() if own.phase == "Failed" and own.pod not in stuck]
-    doubles = [
-        *shared(uses),
-        *(f"{node}: {own.pod}, the holder" for own in uses for node in own.nodes & held),
-        *(f"{id}: in the checkpoint" for id in sorted(samples.doubles)),
-    ]
-    reasons = Counter(own.reason for own in refused)
-    print(
-        f"{options.rounds} rollouts of {options.plugin} with "
-        f"{'two DaemonSets by turns' if by_turns else rolling} in {end - began:.0f} s, "
-        f"seed {options.seed}\n"
-        f"pods: {churn.created} created, {len(uses)} ran, {len(refused)} refused {dict(reasons) or ''}, "
-        f"{len(stuck)} stuck\n"
-        f"kubelet, by {kubelet.source}, {samples.number} samples at {options.hertz:g} Hz with pauses "
-        f"of {samples.longest_pause * 1000:.0f} ms at most: {in_kubelet}\n"
-        f"Node: {on_node}\n"
-        f"granted twice: {len(doubles)}"
-    )
-    wrong = [f"granted twice: {double}" for double in doubles]
-    wrong += [f"kubectl: {error}" for error in churn.errors]
-    wrong += [lost] if lost else []
-    wrong += [f"no more samples: {samples.error}"] if samples.error else []
-    if not untouched:
-        wrong.append("the pod that stays is not the same, or has other devices")
-    if promises:
-        wrong += [f"{own.pod} did not run: {own.reason}" for own in (*refused, *stuck.values())]
-        wrong += breaches(in_kubelet, on_node, gap=options.gap)
-    return verdict(wrong)
+        outcomes = users.latest
+        uses = [use(own.pod, own.message) for own in outcomes.values() if own.ran]
+        stuck = {own.pod: own for _, own in users.changes if own.stuck}
+        refused = [own for own in outcomes.values() if own.phase == "Failed" and own.pod not in stuck]
+        doubles = [
+            *shared(uses),
+            *(f"{node}: {own.pod}, the holder" for own in uses for node in own.nodes & held),
+            *(f"{id}: in the checkpoint" for id in sorted(samples.doubles)),
+        ]
+        reasons = Counter(own.reason for own in refused)
+        print(
+            f"{options.rounds} rollouts of {options.plugin} with "
+            f"{'two DaemonSets by turns' if by_turns else rolling} in {end - began:.0f} s, "
+            f"seed {options.seed}\n"
+            f"pods: {churn.created} created, {len(uses)} ran, {len(refused)} refused {dict(reasons) or ''}, "
+            f"{len(stuck)} stuck\n"
+            f"kubelet, by {kubelet.source}, {samples.number} samples at {options.hertz:g} Hz with pauses "
+            f"of {samples.longest_pause * 1000:.0f} ms at most: {in_kubelet}\n"
+            f"Node: {on_node}\n"
+            f"granted twice: {len(doubles)}"
+        )
+        wrong = [f"granted twice: {double}" for double in doubles]
+        wrong += [f"kubectl: {error}" for error in churn.errors]
+        wrong += [lost] if lost else []
+        wrong += [f"no more samples: {samples.error}"] if samples.error else []
+        if not untouched:
+            wrong.append("the pod that stays is not the same, or has other devices")
+        if promises:
+            wrong += [f"{own.pod} did not run: {own.reason}" for own in (*refused, *stuck.values())]
+            wrong += breaches(in_kubelet, on_node, gap=options.gap)
+        return verdict(wrong)
 
 
 def roll(installation: Installation, plugins: Watch[bool], nodes: Watch[int]) -> None:

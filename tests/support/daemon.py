@@ -86,8 +86,9 @@ class Daemon:
         assert self.log.count(words) == times
 
     async def ends(self) -> int:
-        await until(lambda: self.process.poll() is not None, "the end of the plugin")
-        assert self.process.returncode is not None
+        with suppress(AssertionError):  # the log tells more
+            await until(lambda: self.process.poll() is not None)
+        assert self.process.returncode is not None, f"the plugin has not ended:\n{self.log}"
         return self.process.returncode
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> float:
