@@ -130,5 +130,5 @@ def test_the_rbac_files_turn_label_mode_on(
         lambda own: own.state == "failed",
         seconds=SECONDS,
     )
-    assert all("at most" in card["reason"] for card in report.cards.values())
+    assert all("accepts 0 to 3 VFs, not 9" in card["reason"] for card in report.cards.values())
     assert set(machine.vfs().values()) == {0}
