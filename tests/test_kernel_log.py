@@ -6,16 +6,16 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import IMPATIENT, Daemon, Node, a_node, free_port, probed, shows
-from tests.support.kernel_log import FAULT, HANG, RESET, KernelLog
+from tests.support.daemon import IMPATIENT, Daemon, Node, free_port, probed, shows
+from tests.support.kernel_log import KernelLog
 from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.edges.control_socket import ask
+from xpu_plugin.simulation.kernel_log import Trouble
 from xpu_plugin.simulation.kubelet import Assignment, Kubelet
 
 
@@ -41,12 +41,6 @@ reset = true
 """
 
 pytestmark = pytest.mark.usefixtures("leaves_no_process")
-
-
-@pytest.fixture
-async def node(place: Path, leaves_no_process: None) -> AsyncIterator[Node]:
-    async with a_node(place, Node) as node:
-        yield node
 
 
 @pytest.fixture
@@ -108,7 +102,7 @@ async def condemned(node: Node, log: KernelLog, kubelet: Kubelet) -> None:
     """Let the incidents of two pods happen."""
     for number, pod in enumerate(("a", "b"), 1):
         grant = await hold(kubelet, pod)
-        log.says(CARD, *HANG)
+        log.says(CARD, Trouble.HANG)
         await reported(node, number)
         kubelet.end(grant, code=1)
         kubelet.free(grant)
@@ -140,7 +134,7 @@ async def test_incidents_of_two_pods_take_the_card_away_until_it_is_cleared(
     third = start(node)
     await kubelet.until(lambda: len(kubelet.registrations) == 3, timeout=SECONDS)
     await shows(kubelet, CARDS)
-    log.says(CARD, *HANG)
+    log.says(CARD, Trouble.HANG)
     await reported(node)
     assert all(own.healthy for own in kubelet.devices(RESOURCE).values())
     assert "unhealthy" not in third.log
@@ -153,7 +147,7 @@ async def test_a_faulty_program_that_is_restarted_again_and_again_takes_no_card_
     await shows(kubelet, CARDS)
     grant = await hold(kubelet, "faulty")
     for number in range(1, 11):
-        log.says(CARD, *HANG, *FAULT)
+        log.says(CARD, Trouble.HANG, Trouble.PROGRAM)
         await reported(node, number)
         await asyncio.sleep(2 * TOGETHER)  # the incident is over
         await kubelet.restart_container(grant)
@@ -180,7 +174,7 @@ async def test_a_process_cannot_take_a_card_away_by_lines_of_its_own(
     await shows(kubelet, CARDS)
     await hold(kubelet, "a")
     log.write(f"KLRM: (PCI:{CARD[:-2]}): kl3_wait_for_noc_idle() timeout", facility=1)
-    log.says(CARD, *HANG)
+    log.says(CARD, Trouble.HANG)
     await reported(node)
     state = await asyncio.to_thread(ask, node.place / "status.sock", "state")
     assert isinstance(state, dict)
@@ -193,7 +187,7 @@ async def test_a_pod_that_ends_well_in_between_shows_that_the_card_works(
     start(node)
     await shows(kubelet, CARDS)
     first = await hold(kubelet, "a")
-    log.says(CARD, *HANG)
+    log.says(CARD, Trouble.HANG)
     await reported(node)
     await asyncio.sleep(1.1)  # the kubelet tells ends in whole seconds, rounded down
     kubelet.pods[first.uid].restart_policy = "Never"
@@ -201,7 +195,7 @@ async def test_a_pod_that_ends_well_in_between_shows_that_the_card_works(
     await recorded(node, [])
     kubelet.free(first)
     await hold(kubelet, "b")
-    log.says(CARD, *HANG)
+    log.says(CARD, Trouble.HANG)
     await recorded(node, ["default/b"])
     assert all(own.healthy for own in kubelet.devices(RESOURCE).values())
 
@@ -226,7 +220,7 @@ async def test_a_line_without_any_user_of_the_card_takes_it_away(
     await shows(kubelet, CARDS)
     await daemon.says("the kernel's log is followed")
     await asyncio.sleep(1.2)  # longer than idle_seconds
-    log.says(CARD, HANG[1])
+    log.says(CARD, Trouble.IDLE)
     await sick(kubelet)
     assert "while no pod and no process had it" in daemon.log
 
@@ -238,5 +232,5 @@ async def test_a_reset_that_the_log_shows_ends_a_driver_error(
     await shows(kubelet, CARDS)
     await condemned(node, log, kubelet)
     await sick(kubelet)
-    log.says(CARD, *RESET)
+    log.says(CARD, Trouble.RESET)
     await shows(kubelet, CARDS)

@@ -15,7 +15,7 @@ from xpu_plugin import log
 from xpu_plugin.config import PROGRAM, Config, UsageError, read_config
 from xpu_plugin.edges import kernel_log_rules, topology_file
 from xpu_plugin.edges.kubelet.engine import NoRoomError, require_limits
-from xpu_plugin.edges.topology_file import TopologyFileError
+from xpu_plugin.edges.option_file import OptionFileError
 from xpu_plugin.edges.worker.process import WorkerProcess
 from xpu_plugin.errors import PluginError
 
@@ -114,7 +114,7 @@ def _daemon(arguments: list[str], timings: "Timings | None") -> int:
         topology_file.read(config.topology_file)  # bad input is refused before anything begins
         if config.kernel_log_rules is not None:
             kernel_log_rules.read_rules(config.kernel_log_rules)
-    except (TopologyFileError, kernel_log_rules.RulesFileError) as error:
+    except OptionFileError as error:
         raise UsageError(str(error)) from None
     worker: WorkerProcess | None = None
 

@@ -17,12 +17,13 @@ import time
 from pathlib import Path
 
 from tests.support.daemon import IDS, Daemon, Node, a_node, shows
-from tests.support.kernel_log import HANG, KernelLog
+from tests.support.kernel_log import KernelLog
 from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE
 from tests.support.waiting import SECONDS
 from xpu_plugin.edges.control_socket import ask
 from xpu_plugin.edges.kernel_log_rules import DEFAULT_RULES
+from xpu_plugin.simulation.kernel_log import Trouble
 from xpu_plugin.simulation.kubelet import Kubelet
 
 
@@ -62,13 +63,13 @@ async def main(rounds: int) -> None:
 async def by_log(node: Node, log: KernelLog, kubelet: Kubelet) -> float:
     """Milliseconds from the first line of a second pod to the list."""
     first = await kubelet.allocate(RESOURCE, 1)
-    log.says(CARD, *HANG)
+    log.says(CARD, Trouble.HANG)
     await asyncio.sleep(2 * TOGETHER)
     kubelet.free(first)
     second = await kubelet.allocate(RESOURCE, 1)
     assert first.ids == second.ids == (CARD,)
     began = time.monotonic()
-    log.says(CARD, *HANG)
+    log.says(CARD, Trouble.HANG)
     await _sick(kubelet)
     took = time.monotonic() - began
     kubelet.free(second)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from xpu_plugin.edges.kernel_log_rules import LONGEST_FILE, RulesFileError, read_rules
+from xpu_plugin.edges.kernel_log_rules import LONGEST_FILE, read_rules
+from xpu_plugin.edges.option_file import OptionFileError
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ def test_a_file_of_rules_that_cannot_be_used_is_told_in_one_line(
 ) -> None:
     path = tmp_path / "rules.toml"
     path.write_bytes(content)
-    with pytest.raises(RulesFileError) as raised:
+    with pytest.raises(OptionFileError) as raised:
         read_rules(path)
     assert str(raised.value).startswith(f"--kernel-log-rules: '{path}': ")
     assert message in str(raised.value)
@@ -30,5 +31,5 @@ def test_a_file_of_rules_that_cannot_be_used_is_told_in_one_line(
 
 
 def test_a_missing_file_of_rules_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RulesFileError, match="No such file or directory; accepted: a file that can be read"):
+    with pytest.raises(OptionFileError, match="No such file or directory; accepted: a file that can be read"):
         read_rules(tmp_path / "rules.toml")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from xpu_plugin.edges.topology_file import LONGEST, TopologyFileError, read
+from xpu_plugin.edges.option_file import OptionFileError
+from xpu_plugin.edges.topology_file import LONGEST, read
 from xpu_plugin.model.topology import NO_LINKS, Links, LinkSource
 
 
@@ -33,7 +34,7 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line_with_its_path(tmp_pat
         "long": f"more than {LONGEST} bytes",
     }
     for name, why in said.items():
-        with pytest.raises(TopologyFileError, match=why) as refusal:
+        with pytest.raises(OptionFileError, match=why) as refusal:
             read(tmp_path / name)
         text = str(refusal.value)
         assert text.startswith("--topology-file: ")

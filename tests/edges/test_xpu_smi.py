@@ -8,7 +8,8 @@ import pytest
 
 from tests.support.waiting import PROMPT_SECONDS, until
 from tests.support.xpu_smi import fake, printing
-from xpu_plugin.edges.xpu_smi import HIDING_VARIABLE, LONGEST_OUTPUT, XpuSmi, XpuSmiError
+from xpu_plugin.edges.xpu_smi import LONGEST_OUTPUT, XpuSmi, XpuSmiError
+from xpu_plugin.model.additions import XPU_VARIABLE
 
 
 pytestmark = pytest.mark.usefixtures("leaves_no_process")
@@ -25,8 +26,8 @@ async def test_its_output_is_returned(place: Path) -> None:
 
 
 async def test_no_device_is_hidden_from_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(HIDING_VARIABLE, "0")
-    assert await XpuSmi(path=fake(place, f'echo "${HIDING_VARIABLE}."')).matrix() == ".\n"
+    monkeypatch.setenv(XPU_VARIABLE, "0")
+    assert await XpuSmi(path=fake(place, f'echo "${XPU_VARIABLE}."')).matrix() == ".\n"
 
 
 async def test_it_is_found_as_on_the_host_with_the_libraries_beside_it(place: Path) -> None:

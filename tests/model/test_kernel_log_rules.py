@@ -7,22 +7,25 @@ from typing import Any
 
 import pytest
 
-from tests.support.kernel_log import FAULT, HANG, RESET
 from xpu_plugin.edges.kernel_log_rules import DEFAULT_RULES, read_rules
 from xpu_plugin.model.kernel_log_rules import parse
+from xpu_plugin.simulation.kernel_log import Trouble, kernel_log_lines
 
 
 RULES = read_rules(None)
+HANG = kernel_log_lines("0000:16:00.0", Trouble.HANG)
+[RESET] = kernel_log_lines("0000:16:00.0", Trouble.RESET)
+FAULT, *_ = kernel_log_lines("0000:16:00.0", Trouble.PROGRAM)
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (f"KLRM: (PCI:0000:16:00): {HANG[0]}", None),
-        (f"KLRM: (PCI:0000:16:00): {HANG[1]}", ("noc-idle-timeout", None, True, True)),
-        (f"KLRM: (PCI:0000:16:00): {HANG[2]}", ("kernel-exception", 4242, False, True)),
-        (f"KLRM: (PCI:0000:16:00): {FAULT[0]}", ("kernel-exception", 4242, False, True)),
-        (f"KLRM: (PCI:0000:16:00): {HANG[3]}", ("task-timeout", None, False, True)),
+        (HANG[0], None),
+        (HANG[1], ("noc-idle-timeout", None, True, True)),
+        (HANG[2], ("kernel-exception", 4242, False, True)),
+        (FAULT, ("kernel-exception", 4242, False, True)),
+        (HANG[3], ("task-timeout", None, False, True)),
         (
             "KLRM: Xid (PCI:0000:16:00): 0, pid=4242, name=python, KL_XID_KERNEL_EXCEPTION, ch=0",
             ("kernel-exception", 4242, False, True),
@@ -43,7 +46,7 @@ def test_lines_from_the_field(text: str, expected: tuple[object, ...] | None) ->
 
 
 def test_a_reset_is_no_incident() -> None:
-    line = RULES.line(f"KLRM: (PCI:0000:16:00): {RESET[0]}")
+    line = RULES.line(RESET)
     assert line is not None
     assert line.reset
 

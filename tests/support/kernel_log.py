@@ -6,19 +6,7 @@ import os
 import time
 from pathlib import Path
 
-
-HANG = (
-    "[INFO] vstream[0] sess[1] tainted",
-    "[XPUW] kl3_wait_for_noc_idle() timeout, val= 00000007 mask= 00000008 reg0228= 007ff000",
-    "[INFO] mark sess error(errno= XPUERR_KEXCEPTION), sess= 1, pid= 4242, comm= python",
-    "[XPUW] cluster[0]: ..reason[29] task timeout",
-)
-"""The lines of a card on which a kernel hangs, after the address."""
-
-FAULT = ("[INFO] mark sess error(errno= XPUERR_KEXCEPTION), sess= 1, pid= 4242, comm= python",)
-"""A line of a faulty program on a good card."""
-
-RESET = ("[INFO] m3 mode1 reset",)
+from xpu_plugin.simulation.kernel_log import Trouble, kernel_log_lines
 
 
 class KernelLog:
@@ -40,7 +28,8 @@ class KernelLog:
         os.write(self._descriptor, f"{facility << 3 | 6},{number},{stamp},-;{text}\n".encode())
         return number
 
-    def says(self, card: str, *lines: str, at: float | None = None) -> None:
-        """Write lines of the driver about a card by its PCI address."""
-        for line in lines:
-            self.write(f"KLRM: (PCI:{card.rpartition('.')[0]}): {line}", at=at)
+    def says(self, card: str, *troubles: Trouble, at: float | None = None) -> None:
+        """Write the driver's lines about a card by its PCI address."""
+        for trouble in troubles:
+            for line in kernel_log_lines(card, trouble):
+                self.write(line, at=at)

@@ -106,7 +106,7 @@ class OwnWorker:
         """Return an answer like the running plugin's.
 
         Raises WorkerError, LibraryError, XpumlError; UnknownDesiredVfsError for a plan; NoLinksError and
-        TopologyFileError for `topo`.
+        OptionFileError for `topo`.
         """
         return await self._answers[name](**arguments)
 

@@ -10,7 +10,7 @@ from typing import Any
 from xpu_plugin.commands.output import aligned
 from xpu_plugin.commands.source import Either
 from xpu_plugin.config import PROGRAM, TOPO_OPTIONS, Config, Parser, UsageError, read_config
-from xpu_plugin.edges.topology_file import TopologyFileError
+from xpu_plugin.edges.option_file import OptionFileError
 from xpu_plugin.edges.worker.client import LibraryError, WorkerError
 from xpu_plugin.loops.links import NoLinksError
 from xpu_plugin.model.topology import LEGEND
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
         print(f"{PROGRAM}: {warning}", file=sys.stderr)
     try:
         answer = asyncio.run(_topo(config))
-    except TopologyFileError as error:
+    except OptionFileError as error:
         raise UsageError(str(error)) from None
     except (NoLinksError, WorkerError, LibraryError, XpumlError) as error:
         print(f"{PROGRAM}: cannot show the topology: {error}", file=sys.stderr)

@@ -18,9 +18,9 @@ from xpu_plugin.edges.installation import located
 from xpu_plugin.edges.state.disk import DiskThread
 from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
+from xpu_plugin.model.additions import XPU_VARIABLE
 
 
-HIDING_VARIABLE = "XPU_VISIBLE_DEVICES"  # the program would leave devices out by it
 DEADLINE_SECONDS = 20.0  # for all devices of a node; the library's own calls take milliseconds
 LONGEST_OUTPUT = 1 << 18  # bytes; a matrix of 16 cards has 2 KiB
 _REAP_SECONDS = 1.0  # for a killed child to end; one that hangs in the driver is left behind
@@ -56,7 +56,7 @@ def _thread() -> DiskThread:
 
 def _environment(program: Path) -> dict[str, str]:
     """Return ours, with the libraries of the installation that the program is of."""
-    environment = {name: value for name, value in os.environ.items() if name != HIDING_VARIABLE}
+    environment = {name: value for name, value in os.environ.items() if name != XPU_VARIABLE}
     places = [f"{program.parent.parent}/{name}" for name in ("lib64", "lib")]
     before = os.environ.get("LD_LIBRARY_PATH")
     return environment | {"LD_LIBRARY_PATH": ":".join([*places, *([before] if before else [])])}
