@@ -32,10 +32,16 @@ build_image() {
 # Where a lab's programs are. kubelab -> $KUBE_LAB, kubelab137 -> ${KUBE_LAB}137
 place_of() { echo "$KUBE_LAB${1#kubelab}"; }
 
-# build_lab NAME PLACE: two runs do not build at once
+# build_lab NAME PLACE: two runs do not build at once. A build goes on where the one before it ended: a package that could
+# not be fetched, or a last line cut by `head`, costs one more go.
 build_lab() {
     mkdir -p "$2"
-    KUBE_LAB=$2 flock --close --wait "$lock_seconds" "$2/build.lock" nice -n 19 "$shared/$1/build.sh"
+    local time
+    for time in 1 2 3; do
+        if KUBE_LAB=$2 flock --close --wait "$lock_seconds" "$2/build.lock" nice -n 19 "$shared/$1/build.sh"; then break; fi
+        echo "$1: build $time of 3 ended with an error"
+        [ "$time" != 3 ]
+    done
 }
 
 # run_lab NAME PLACE ARGUMENT...: `make ARGUMENT...` on its node. The lock is kept until the node is stopped, and nothing
