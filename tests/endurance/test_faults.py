@@ -138,12 +138,13 @@ async def test_a_library_that_writes_on_the_wire_is_never_believed(scene: Scene,
     finally:
         del os.environ["ROGUE"]
     await daemon.says("the worker answered malformed data")
-    most = Level(processes=2, threads=8, descriptors=32, memory=128 * MIB)
+    # A worker may be there beside its former.
+    most = Level(processes=3, threads=14, descriptors=42, memory=128 * MIB)
     started: set[int] = set()
 
     def many() -> bool:
         started.update(worker_of(daemon))
-        return len(started) > 5
+        return len(started) > 20  # more than the threads and descriptors that may vary
 
     await until(many, "some more workers")
     await settles(daemon.pid, most, memory=0)

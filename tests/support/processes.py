@@ -87,8 +87,18 @@ def peak(pid: int) -> int:
 
 async def settles(pid: int, before: Level, *, memory: int = 16 * MIB) -> Level:
     """Wait until a process tree costs no more than before."""
-    await until(lambda: not Level.of(pid).exceeds(before, memory=memory), f"no more than {before}", SECONDS)
-    return Level.of(pid)
+    last = before
+
+    def enough() -> bool:
+        nonlocal last
+        last = Level.of(pid)
+        return not last.exceeds(before, memory=memory)
+
+    try:
+        await until(enough, f"no more than {before}", SECONDS)
+    except AssertionError as error:
+        raise AssertionError(f"{error}, but {last}") from None
+    return last
 
 
 def has_ended(pid: int) -> bool:
