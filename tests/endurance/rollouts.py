@@ -51,6 +51,7 @@ from tests.endurance.witnesses import Beside, Gaps, Kubelet, Samples, Watch, gap
 
 FIXED_SOCKET = Path(__file__).with_name("fixed_socket.yml")
 FORMER = Path(__file__).parents[1] / "e2e"
+MOST_PODS = 30  # at once
 POD_PERIOD_SECONDS = 1.0
 POD_LIFE_SECONDS = 1
 LAST_PODS_SECONDS = 90
@@ -148,7 +149,10 @@ def use(pod: str, text: str) -> Use:
 
 
 class Churn(Beside):
-    """Creates a pod a second until `enough`, and deletes those that have ended while the block runs."""
+    """Creates a pod a second until `enough`, and deletes those that have ended while the block runs.
+
+    While a busy node lets MOST_PODS wait, it gets no more.
+    """
 
     def __init__(self, cluster: Cluster, pods: Watch[Outcome]) -> None:
         super().__init__()
@@ -163,7 +167,7 @@ class Churn(Beside):
         while self.waits(due):
             due += POD_PERIOD_SECONDS
             try:
-                if not self.enough:
+                if not self.enough and len(self._pods.present) < MOST_PODS:
                     self._create()
                 if ended := [own.pod for own in self._pods.present.values() if own.ended]:
                     self._cluster.kubectl("delete", "pods", "--wait=false", "--ignore-not-found", *ended)

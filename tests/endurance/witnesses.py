@@ -27,6 +27,7 @@ Count = tuple[float, int]
 """A number of devices, and the monotonic time in seconds from which on it was seen."""
 
 WATCH_SECONDS = 86_400
+NAMED = 8  # objects in a complaint
 ANSWER_SECONDS = 5
 
 
@@ -96,7 +97,8 @@ class Watch(threading.Thread, Generic[T]):
         with self._news:
             self._news.wait_for(lambda: accept() or self._ended, seconds)
             why = "the watch has ended" if self._ended else f"not within {seconds:g} s"
-            assert accept(), f"{what}: {why}; last seen: {self.present}"
+            some = list(self.present.items())[:NAMED]
+            assert accept(), f"{what}: {why}; last seen: {some}, {len(self.present)} in all"
 
 
 # --- the kubelet ----------------------------------------------------------------------------------
