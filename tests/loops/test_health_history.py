@@ -10,7 +10,7 @@ import pytest
 from tests.support.locks import Lock
 from tests.support.waiting import until
 from xpu_plugin.edges.state.quarantine import QuarantineRecord
-from xpu_plugin.loops import health_history as verdicts_module
+from xpu_plugin.loops import kept as kept_module
 from xpu_plugin.loops.health_history import HealthHistory
 from xpu_plugin.model.health import HEALTHY, LOST, Health, Rules
 
@@ -63,7 +63,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
 
 
 def written(directory: Path) -> dict[str, str]:
-    return dict(QuarantineRecord(directory).reasons)
+    return dict(QuarantineRecord(directory).content)
 
 
 async def test_each_device_has_a_history_of_its_own(start: Start) -> None:
@@ -141,7 +141,7 @@ async def test_a_quarantine_of_an_absent_device_is_lifted_by_hand(start: Start, 
 async def test_a_record_that_could_not_be_written_is_written_later(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(verdicts_module, "RETRY_SECONDS", (0.05, 0.05))
+    monkeypatch.setattr(kept_module, "RETRY_SECONDS", (0.05, 0.05))
     obstacle = tmp_path / "quarantine.json"
     obstacle.mkdir()
     aside = tmp_path / "quarantine.json.damaged"  # a directory with something in it is not replaced
@@ -152,3 +152,19 @@ async def test_a_record_that_could_not_be_written_is_written_later(
     await until(lambda: any("cannot write" in message for message in caplog.messages), "a complaint")
     obstacle.rmdir()
     await until(lambda: written(tmp_path) == {A: "state-error"}, "written down")
+
+
+async def test_a_record_that_can_be_read_only_later_counts_beside_what_began_meanwhile(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_module, "RETRY_SECONDS", (0.05, 0.05))
+    file = tmp_path / "quarantine.json"
+    file.symlink_to(file)
+    life = start()
+    life.hear(A, HEALTHY)
+    life.flap(B)
+    file.unlink()
+    file.write_text('{"quarantined": {"0000:3b:00.0": "in-reset"}}')
+    await until(lambda: life.hear(A, HEALTHY) == "quarantined", "read after all")
+    assert life.hear(B, HEALTHY) == "quarantined"
+    await until(lambda: written(tmp_path) == {A: "in-reset", B: "state-error"}, "both written down")

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The devices that are sick by the kernel's log: their cases, the picture's part of them, and the record."""
 
-import asyncio
 import logging
 import time
 from collections import Counter
@@ -11,17 +10,15 @@ from dataclasses import replace
 from xpu_plugin.edges.kubelet.lock import Alone
 from xpu_plugin.edges.state.driver_errors import DriverErrorRecord
 from xpu_plugin.log import Message, note
+from xpu_plugin.loops.kept import Kept
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.devices import Device
 from xpu_plugin.model.health import Health
 from xpu_plugin.model.incidents import Case, Ending, Memory, Sickness, ended, merged
 from xpu_plugin.observable import Value
-from xpu_plugin.waiting import delays
 
 
 logger = logging.getLogger(__name__)
-
-RETRY_SECONDS = (10.0, 300.0)  # between attempts to read or write the record: first, most
 
 
 class DriverErrors:
@@ -42,11 +39,9 @@ class DriverErrors:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._picture = picture
-        self._record = record
         self._acts = acts
         self._clock = clock
-        self._memory = record.memory
-        self._changed = asyncio.Event()
+        self._memory = Kept(record)
         self.sick: Value[Mapping[str, Sickness]] = Value({})
         self.incidents: Counter[tuple[str, str]] = Counter()
         self._show()
@@ -54,7 +49,7 @@ class DriverErrors:
     @property
     def number(self) -> int:
         """The last record of the log that was taken in, by this process or a former one."""
-        return self._memory.number
+        return self._memory.current.number
 
     @property
     def incidents_by_card(self) -> dict[str, int]:
@@ -65,7 +60,7 @@ class DriverErrors:
         return dict(numbers)
 
     def case(self, id: str) -> Case:
-        return self._memory.cases.get(id, Case())
+        return self._memory.current.cases.get(id, Case())
 
     def is_sick(self, device: Device) -> bool:
         """Return whether there is a verdict on a device, or on its card from before it was split."""
@@ -76,8 +71,8 @@ class DriverErrors:
         if case == self.case(id):
             return
         before = self.case(id).sickness
-        cases = {**self._memory.cases, id: case}
-        self._take(Memory(cases=cases, number=max(self._memory.number, number)))
+        cases = {**self._memory.current.cases, id: case}
+        self._take(Memory(cases=cases, number=max(self._memory.current.number, number)))
         if case.sickness is not None and before is None:
             logger.warning(
                 Message(
@@ -112,48 +107,29 @@ class DriverErrors:
 
     def took(self, number: int) -> None:
         """Take note of a record of the log that was reported."""
-        if number > self._memory.number:
-            self._take(replace(self._memory, number=number))
+        if number > self._memory.current.number:
+            self._take(replace(self._memory.current, number=number))
 
     async def reread(self) -> None:
         """Add the record, which another plugin has written until now."""
-        self._take(merged(self._memory, await self._record.reread()))
+        self._take(merged(self._memory.current, await self._memory.reread()))
 
     async def written(self) -> None:
         """Write the record at once, if that is possible."""
-        if not self._record.unread and self._memory != self._record.memory:
-            await self._record.write(self._memory)
+        await self._memory.written()
 
     async def run(self, lock: Alone) -> None:
-        """Keep the record equal to the memory. Never returns.
-
-        lock: allows to write the record
-        """
-        async with lock.work():
-            pass  # nothing is read earlier
-        pauses = delays(*RETRY_SECONDS)
-        while self._record.unread:
-            await asyncio.sleep(next(pauses))
-            await self.reread()
-        while True:
-            self._changed.clear()
-            async with lock.work():
-                wanted = self._memory
-                if wanted != self._record.memory:
-                    await self._record.write(wanted)
-            if wanted == self._record.memory:
-                pauses = delays(*RETRY_SECONDS)
-                await self._changed.wait()
-            else:
-                await asyncio.sleep(next(pauses))
+        """Keep the record equal to the memory. Never returns. lock: allows to write the record"""
+        if (found := await self._memory.late(lock)) is not None:
+            self._take(merged(self._memory.current, found))
+        await self._memory.keep(lock)
 
     def _take(self, memory: Memory) -> None:
-        self._memory = memory
-        self._changed.set()
+        self._memory.set(memory)
         self._show()
 
     def _show(self) -> None:
-        self.sick.set(self._memory.sick)
+        self.sick.set(self._memory.current.sick)
         shown: Mapping[str, Health] = {id: own.health for id, own in self.sick.current.items()}
         if self._acts and shown != self._picture.facts.driver_errors:
             self._picture.amend(lambda facts: replace(facts, driver_errors=shown))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The history of each device's answers. Answers become verdicts; the quarantine is recorded."""
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -9,13 +8,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from xpu_plugin.edges.kubelet.lock import Alone
 from xpu_plugin.edges.state.quarantine import QuarantineRecord
 from xpu_plugin.log import Message
+from xpu_plugin.loops.kept import Kept
 from xpu_plugin.model.health import Health, History, Rules, begin, cleared, heard, inherited, missed
-from xpu_plugin.waiting import delays
 
 
 logger = logging.getLogger(__name__)
-
-RETRY_SECONDS = (10.0, 300.0)  # between attempts to write the record: first, most
 
 
 class HealthHistory:
@@ -28,12 +25,10 @@ class HealthHistory:
         self, rules: Rules, record: QuarantineRecord, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._rules = rules
-        self._record = record
         self._clock = clock
         self._histories: dict[str, History] = {}
         self._unsettled: set[str] = set()  # ids of devices with a history that is not settled
-        self._quarantine: dict[str, str] = dict(record.reasons)
-        self._changed = asyncio.Event()  # the quarantine
+        self._quarantine = Kept(record)
 
     def hear(self, answers: Mapping[str, Health]) -> dict[str, Health]:
         """Record one answer for each device; return the resulting verdicts."""
@@ -61,9 +56,8 @@ class HealthHistory:
     def clear(self, id: str) -> dict[str, Health] | None:
         """Lift a quarantine; return the device's verdict, {} for an absent device, None without a
         quarantine."""
-        if self._quarantine.pop(id, None) is None:
+        if not self._isolate(id, None):
             return None
-        self._changed.set()
         logger.info(Message("quarantine lifted by hand", id=id))
         if id not in self._histories:
             return {}
@@ -72,55 +66,39 @@ class HealthHistory:
 
     async def reread(self) -> None:
         """Take the quarantine from the record, which another plugin has written until now."""
-        self._inherit(dict(await self._record.reread()))
-
-    def _inherit(self, quarantine: dict[str, str]) -> None:
-        self._quarantine = quarantine
-        for id, history in self._histories.items():
-            self._write(id, inherited(history, self._quarantine.get(id)))
+        self._inherit(await self._quarantine.reread())
 
     async def written(self) -> None:
         """Write the quarantine at once, if that is possible."""
-        if not self._record.unread and self._quarantine != self._record.reasons:
-            await self._record.write(dict(self._quarantine))
+        await self._quarantine.written()
 
     async def run(self, lock: Alone) -> None:
-        """Keep the record equal to the quarantine. Never returns.
+        """Keep the record equal to the quarantine. Never returns. lock: allows to write the record"""
+        if (found := await self._quarantine.late(lock)) is not None:
+            self._inherit({**found, **self._quarantine.current})  # a quarantine that began meanwhile stays
+        await self._quarantine.keep(lock)
 
-        lock: allows to write the record
-        """
-        async with lock.work():
-            pass  # nothing is read earlier
-        pauses = delays(*RETRY_SECONDS)
-        while self._record.unread:
-            await asyncio.sleep(next(pauses))
-            await self._record.reread()
-            if not self._record.unread:  # a quarantine that began meanwhile stays
-                self._inherit({**self._record.reasons, **self._quarantine})
-        while True:
-            self._changed.clear()
-            async with lock.work():
-                wanted = dict(self._quarantine)
-                if wanted != self._record.reasons:
-                    await self._record.write(wanted)
-            if wanted == self._record.reasons:
-                pauses = delays(*RETRY_SECONDS)
-                await self._changed.wait()
-            else:
-                await asyncio.sleep(next(pauses))
+    def _inherit(self, quarantine: Mapping[str, str]) -> None:
+        self._quarantine.set(quarantine)
+        for id, history in self._histories.items():
+            self._write(id, inherited(history, quarantine.get(id)))
+
+    def _isolate(self, id: str, reason: str | None) -> bool:
+        """Put a device in quarantine, or end its quarantine for None; return whether that is a change."""
+        if (before := self._quarantine.current).get(id) == reason:
+            return False
+        others = {own: why for own, why in before.items() if own != id}
+        self._quarantine.set(others if reason is None else {**others, id: reason})
+        return True
 
     def _hear(self, id: str, answer: Health, now: float) -> Health:
         before = self._histories.get(id)
         if before is None:
-            after = begin(answer, now, quarantine=self._quarantine.get(id))
+            after = begin(answer, now, quarantine=self._quarantine.current.get(id))
         else:
             after = heard(before, answer, now, self._rules)
         self._write(id, after)
-        if after.quarantine != self._quarantine.get(id):
-            self._changed.set()
-        if after.quarantine is not None:
-            self._quarantine[id] = after.quarantine
-        elif self._quarantine.pop(id, None) is not None:
+        if self._isolate(id, after.quarantine) and after.quarantine is None:
             logger.info(Message("quarantine ended", id=id))
         return after.health
 

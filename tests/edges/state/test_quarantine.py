@@ -15,15 +15,15 @@ A, B = "0000:3b:00.0", "0000:3c:00.0"
 
 def written(directory: Path) -> dict[str, str]:
     """What a plugin that starts now would know."""
-    return dict(QuarantineRecord(directory).reasons)
+    return dict(QuarantineRecord(directory).content)
 
 
 def test_what_is_written_is_all_that_the_next_life_knows(tmp_path: Path) -> None:
     record = QuarantineRecord(tmp_path / "state")
     asyncio.run(record.write({A: "call-failed", B: "state-error"}))
-    assert record.reasons == written(tmp_path / "state") == {A: "call-failed", B: "state-error"}
+    assert record.content == written(tmp_path / "state") == {A: "call-failed", B: "state-error"}
     asyncio.run(record.write({B: "in-reset"}))
-    assert record.reasons == written(tmp_path / "state") == {B: "in-reset"}
+    assert record.content == written(tmp_path / "state") == {B: "in-reset"}
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ _FILE = "driver-errors.json"
 _NOTHING = Memory()
 
 
-class DriverErrorRecord:
+class DriverErrorRecord(Record[Memory]):
     """The memory of one boot, in `directory`/driver-errors.json. One of another boot is void."""
 
     def __init__(self, directory: Path, *, apart: bool = False, boot_id: Path = BOOT_ID) -> None:
         self._boot = boot(boot_id)
-        self._record: Record[Memory] = Record(
+        super().__init__(
             directory / _FILE,
             name="driver errors",
             encode=self._encoded,
@@ -30,26 +30,7 @@ class DriverErrorRecord:
             lost="a restart of this plugin offers the devices again",
             apart=apart,
         )
-        self._record.read_now()
-
-    @property
-    def memory(self) -> Memory:
-        """The memory in the file, as it was read or written last."""
-        return self._record.content
-
-    @property
-    def unread(self) -> bool:
-        """Whether the file could not be read yet. It must not be written before."""
-        return self._record.unread
-
-    async def reread(self) -> Memory:
-        """Return the present memory of the file; the former one if it cannot be read."""
-        await self._record.read()
-        return self.memory
-
-    async def write(self, memory: Memory) -> None:
-        """Keep exactly this. A directory that cannot be written is reported once."""
-        await self._record.write(memory)
+        self.read_now()
 
     def _encoded(self, memory: Memory) -> object:
         cases = {id: _case(case) for id, case in memory.cases.items()}
