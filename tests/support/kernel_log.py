@@ -28,8 +28,12 @@ class KernelLog:
         os.write(self._descriptor, f"{facility << 3 | 6},{number},{stamp},-;{text}\n".encode())
         return number
 
-    def says(self, card: str, *troubles: Trouble, at: float | None = None) -> None:
-        """Write the driver's lines about a card by its PCI address."""
+    def line(self, card: str, trouble: Trouble, word: str) -> str:
+        """Return the line with a word, of those that `says` writes."""
+        return next(line for line in kernel_log_lines(card, trouble) if word in line)
+
+    def says(self, card: str, *troubles: Trouble, pid: int = 4242, at: float | None = None) -> None:
+        """Write the driver's lines about a card by its PCI address. pid: of the process that they blame"""
         for trouble in troubles:
-            for line in kernel_log_lines(card, trouble):
+            for line in kernel_log_lines(card, trouble, pid=pid):
                 self.write(line, at=at)
