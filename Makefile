@@ -131,10 +131,11 @@ wheel: ## dist/*.whl, for CPython 3.11 and newer
 check-abi: wheel .stamps/dev ## does the wheel keep to Python's stable ABI?
 	$(BIN)/abi3audit --strict dist/*.whl
 
-test-wheel: wheel ## the demo from the wheel, installed in a new environment
+test-wheel: wheel ## the demo and the data files from the wheel, installed in a new environment
 	venv=$$(mktemp -d) && trap 'rm -rf "$$venv"' EXIT && $(PYTHON) -m venv "$$venv" && \
 		"$$venv/bin/pip" install --quiet --disable-pip-version-check dist/*.whl && \
-		cd "$$venv" && bin/xpu-device-plugin demo --once
+		cd "$$venv" && bin/xpu-device-plugin demo --once && \
+		bin/python -c 'from xpu_plugin.edges.kernel_log_rules import read_rules; read_rules(None)'
 
 helm: build/bin/helm ## Helm in build/bin, for the tests of the chart (needs Go; minutes, once)
 

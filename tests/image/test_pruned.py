@@ -45,6 +45,11 @@ def test_the_demo_does_what_it_says(environment: Path, tmp_path: Path) -> None:
     run(environment / "bin/python", "-P", "-m", "xpu_plugin", "demo", "--once", cwd=tmp_path)
 
 
+def test_the_rules_for_the_kernels_log_are_there(environment: Path, tmp_path: Path) -> None:
+    code = "from xpu_plugin.edges.kernel_log_rules import read_rules; print(read_rules(None))"
+    assert "noc-idle-timeout" in run(environment / "bin/python", "-P", "-c", code, cwd=tmp_path)
+
+
 def test_each_sub_command_starts(environment: Path, tmp_path: Path) -> None:
     for command in ("", *COMMANDS):
         run(environment / "bin/python", "-P", "-m", "xpu_plugin", *command.split(), "--help", cwd=tmp_path)

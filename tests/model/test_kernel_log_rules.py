@@ -51,6 +51,13 @@ def test_a_reset_is_no_incident() -> None:
     assert line.reset
 
 
+@pytest.mark.parametrize("text", ["", "pid=x", "pid=12345678", "pid=\u0662"])
+def test_an_expression_of_an_administrator_may_find_no_process_id(text: str) -> None:
+    rules = parse({**document(), "process": "(pid=(?P<pid>.*))?", "address": "(card (?P<card>c))?"})
+    assert rules.line(f"kl3_wait_for_noc_idle() timeout {text}") is None
+    assert rules.line(f"card c kl3_wait_for_noc_idle() timeout {text}") is not None
+
+
 def document() -> dict[str, Any]:
     return tomllib.loads(DEFAULT_RULES.read_text())
 

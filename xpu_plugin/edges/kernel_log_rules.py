@@ -27,3 +27,5 @@ def _rules(content: bytes) -> Rules:
         raise ValueError(f"not UTF-8 at byte {error.start}; accepted: TOML") from None
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{error}; accepted: TOML") from None
+    except RecursionError:
+        raise ValueError("values are nested too deep; accepted: TOML") from None

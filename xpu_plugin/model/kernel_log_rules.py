@@ -22,6 +22,7 @@ _RULES = frozenset(
 )
 _LONGEST_WINDOW = 30 * 86400.0
 _MOST_FACILITY = 1023
+_LONGEST_PID = 7  # digits; the kernel's most is 4194304
 
 
 @frozen
@@ -65,7 +66,7 @@ class Rules:
 
     def line(self, text: str, *, at: float = 0.0, number: int = 0) -> Line | None:
         """Return the meaning of a record's text; None if it is about no card, or matches no pattern."""
-        if (found := self.address.search(text)) is None:
+        if (found := self.address.search(text)) is None or not found["card"]:
             return None
         for pattern in self.patterns:
             if pattern.expression.search(text) is not None:
@@ -76,7 +77,7 @@ class Rules:
                     text=text[:LONGEST_TEXT],
                     at=at,
                     number=number,
-                    pid=int(process["pid"]) if process else None,
+                    pid=int(process["pid"]) if process and _is_pid(process["pid"]) else None,
                     of_pods=pattern.of_pods,
                     of_idle=pattern.of_idle,
                     reset=pattern.reset,
@@ -129,6 +130,11 @@ def _patterns(tables: Sequence[Any]) -> tuple[Pattern, ...]:
     return tuple(found.values())
 
 
+def _is_pid(text: str | None) -> bool:
+    """Return whether a group of the administrator's expression has found a process id."""
+    return text is not None and text.isascii() and text.isdigit() and len(text) <= _LONGEST_PID
+
+
 def _known(where: str, table: Mapping[str, Any], keys: frozenset[str]) -> None:
     for key in table:
         if key not in keys:
@@ -137,7 +143,7 @@ def _known(where: str, table: Mapping[str, Any], keys: frozenset[str]) -> None:
 
 def _key(table: Mapping[str, Any], key: str, where: str = "") -> Any:
     if key not in table:
-        raise ValueError(f"{where}{key}: missing")
+        raise ValueError(f"{where}{key}: missing; accepted: a value for it, as in the plugin's own rules")
     return table[key]
 
 
