@@ -29,7 +29,7 @@ from tests.support.waiting import SECONDS, until
 from xpu_plugin.cli import main
 from xpu_plugin.model.rivals import YOUNG_SECONDS
 from xpu_plugin.model.timings import USUAL
-from xpu_plugin.simulation.kubelet import Kubelet
+from xpu_plugin.simulation.kubelet import Kubelet, StartError
 
 
 pytestmark = pytest.mark.usefixtures("leaves_no_process")
@@ -245,7 +245,40 @@ async def test_containers_get_what_the_administrator_adds(node: Node, kubelet: K
     grant = await kubelet.allocate(RESOURCE, 1)
     assert [mount.host_path for mount in grant.mounts] == [f"{node.place}/xpu", str(missing)]
     await daemon.says("all host files for containers are there")
-    assert daemon.log.count(f"the host has no such file; containers start without it path={missing}") == 1
+    assert daemon.log.count(f"the host has no such file; new containers start without it path={missing}") == 1
+
+
+async def test_a_container_does_not_start_while_a_file_that_it_mounts_is_missing(
+    node: Node, kubelet: Kubelet
+) -> None:
+    """Its runtime would make an empty directory there. It starts once the file is back."""
+    xre, file = node.place / "xpu", node.place / "file"
+    xre.mkdir()
+    daemon = node.start("--mount-xre", f"--xre-dir={xre}", f"--mount-file={file}")
+    await shows(kubelet, IDS)
+    without = await kubelet.allocate(RESOURCE, 1)
+    file.touch()
+    both = await kubelet.allocate(RESOURCE, 2)
+    file.unlink()
+    await kubelet.restart_container(without)  # it was never granted the file
+    with pytest.raises(StartError) as refusal:
+        await kubelet.restart_container(both)
+    assert f"this container mounts {file} (no such file), which the host lacks now" in str(refusal.value)
+    xre.rename(node.place / "aside")
+    for grant in (without, both):
+        with pytest.raises(StartError, match=f"mounts .*{xre} .no such file., which the host lacks now"):
+            await kubelet.restart_container(grant)
+    await daemon.stop()
+
+    node.start("--mount-xre", f"--xre-dir={xre}", f"--mount-file={file}")  # the kubelet has it on record
+    await kubelet.until(lambda: len(kubelet.registrations) == 2, timeout=SECONDS)
+    await shows(kubelet, IDS)
+    with pytest.raises(StartError, match="which the host lacks now"):
+        await kubelet.restart_container(both)
+    xre.mkdir()
+    file.touch()
+    for grant in (without, both):
+        await kubelet.restart_container(grant)
 
 
 async def test_arguments_of_the_former_plugins_manifests_do_not_stop_it(node: Node, kubelet: Kubelet) -> None:

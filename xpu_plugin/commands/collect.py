@@ -130,7 +130,7 @@ async def _plugin(state: dict[str, Any] | None, config: Config) -> PluginEvidenc
         worker=state["worker"],
         replaced=state["replaced"],
         replacement_trouble=state.get("replacement_trouble"),
-        files={path: lacking.get(path) for path in files},
+        files={path: lacking[path].reason if path in lacking else None for path in files},
         unwritten=tuple(map(str, unwritten)) if isinstance(unwritten, list) else None,
         down={str(part): str(why) for part, why in down.items()} if isinstance(down, dict) else {},
         kernel_log=log.get("mode"),

@@ -121,10 +121,12 @@ class Kept:
     """The kubelet's own record of grants: the Allocate answers for exactly the devices of one request.
 
     nodes: the paths of an answer's XPU nodes, sorted; None for an answer that cannot be parsed
+    files: the host's paths that each of the answers mounts
     trouble: reason for which the kubelet's record cannot be read
     """
 
     nodes: frozenset[tuple[str, ...] | None] = frozenset()
+    files: frozenset[str] = frozenset()
     trouble: str | None = None
 
 
@@ -182,6 +184,20 @@ def check_start(
         check_node(entry, node)
         paths[id] = then
     return paths
+
+
+def check_files(kept: Kept, absent: Mapping[str, str]) -> None:
+    """Refuse the start of a container that mounts a missing file: the runtime would make a directory of it.
+
+    absent: host files that are missing -> the reason
+    """
+    if lost := sorted(kept.files.intersection(absent)):
+        named = ", ".join(f"{path} ({absent[path]})" for path in lost)
+        raise Refusal(
+            Cause.NOT_READY,
+            f"this container mounts {named}, which the host lacks now; put it back, and the kubelet starts "
+            "the container by itself, or delete the pod so that it is granted anew",
+        )
 
 
 def _check_kept(id: str, here: Collection[str], kept: Kept) -> None:

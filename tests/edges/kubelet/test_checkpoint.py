@@ -4,7 +4,7 @@
 import base64
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +187,12 @@ def test_the_devices_that_the_kubelet_has_from_a_plugin(tmp_path: Path) -> None:
 # --- Allocate answers -----------------------------------------------------------------------------
 
 
-def answer(*paths: str, inside: str | None = None) -> str:
-    """An answer with these nodes, as a kubelet writes it."""
+def answer(*paths: str, inside: str | None = None, files: Sequence[str] = ()) -> str:
+    """An answer with these nodes and mounts, as a kubelet writes it."""
     specs = [api.DeviceSpec(host_path=path, container_path=inside or path) for path in paths]
-    return base64.b64encode(api.ContainerAllocateResponse(devices=specs).SerializeToString()).decode()
+    mounts = [api.Mount(host_path=path, container_path=path) for path in files]
+    message = api.ContainerAllocateResponse(devices=specs, mounts=mounts)
+    return base64.b64encode(message.SerializeToString()).decode()
 
 
 def granted(*entries: tuple[object, object], resource: str = XPU) -> dict[str, Any]:
@@ -213,6 +215,20 @@ def granted(*entries: tuple[object, object], resource: str = XPU) -> dict[str, A
 
 def kept(document: object, *ids: str, directory: Path) -> Kept:
     return read_kept(write(directory, document), XPU, ids)
+
+
+def test_a_container_surely_mounts_the_files_that_all_its_answers_have(tmp_path: Path) -> None:
+    """One of them may be of an ended container."""
+    document = granted(
+        (["a"], answer(files=["/x", "/y"])),
+        (["b"], answer(files=["/x", "/y"])),
+        (["b"], answer(files=["/y", "/z"])),
+        (["c"], answer(files=["/x"])),
+        (["c"], "?"),
+    )
+    expected = {"a": {"/x", "/y"}, "b": {"/y"}, "c": set(), "d": set()}
+    for id, files in expected.items():
+        assert kept(document, id, directory=tmp_path).files == files
 
 
 def test_the_answer_for_a_container_is_that_for_exactly_its_devices(tmp_path: Path) -> None:

@@ -223,12 +223,14 @@ def read_kept(device_plugin_dir: Path, resource: str, ids: Collection[str]) -> K
     file, wanted = device_plugin_dir / CHECKPOINT, frozenset(ids)
     try:
         entries = _data(file)["PodDeviceEntries"] or []
+        answers = [
+            _answer(entry.get("AllocResp"))
+            for entry, holding in zip(entries, _holdings(entries), strict=True)
+            if holding.resource == resource and wanted == frozenset(holding.ids)
+        ]
         return Kept(
-            nodes=frozenset(
-                _xpu_nodes(entry.get("AllocResp"))
-                for entry, holding in zip(entries, _holdings(entries), strict=True)
-                if holding.resource == resource and wanted == frozenset(holding.ids)
-            )
+            nodes=frozenset(None if answer is None else _xpu_nodes(answer) for answer in answers),
+            files=frozenset.intersection(*map(_mounts, answers)) if answers else frozenset(),
         )
     except (FileNotFoundError, NotADirectoryError):
         return Kept()
@@ -236,18 +238,24 @@ def read_kept(device_plugin_dir: Path, resource: str, ids: Collection[str]) -> K
         return Kept(trouble=f"{file}: {state_file.reason(error)}")
 
 
-def _xpu_nodes(answer: object) -> tuple[str, ...] | None:
-    """Return the host's paths of the XPU nodes in a ContainerAllocateResponse in base64, sorted.
-
-    A container's name of a node may differ. None if the answer cannot be parsed.
-    """
+def _answer(answer: object) -> api.ContainerAllocateResponse | None:
+    """Parse an answer in base64; None if it cannot be parsed."""
     if not isinstance(answer, str) or len(answer) > LONGEST_GRANT:
         return None
     try:
-        parsed = api.ContainerAllocateResponse.FromString(base64.b64decode(answer, validate=True))
+        return api.ContainerAllocateResponse.FromString(base64.b64decode(answer, validate=True))
     except (ValueError, DecodeError):
         return None
-    return tuple(sorted(spec.host_path for spec in parsed.devices if is_xpu_node(spec.host_path)))
+
+
+def _xpu_nodes(answer: api.ContainerAllocateResponse) -> tuple[str, ...]:
+    """Return the host's paths of the XPU nodes, sorted. A container's name of a node may differ."""
+    return tuple(sorted(spec.host_path for spec in answer.devices if is_xpu_node(spec.host_path)))
+
+
+def _mounts(answer: api.ContainerAllocateResponse | None) -> frozenset[str]:
+    """Return the host's paths of the mounts."""
+    return frozenset(() if answer is None else (mount.host_path for mount in answer.mounts))
 
 
 def _data(file: Path) -> Any:

@@ -127,6 +127,9 @@ class HostFiles(Protocol):
     async def present(self) -> tuple[str, ...]:
         """Return those that the host has, within a deadline."""
 
+    async def absent(self) -> Mapping[str, str]:
+        """Return those that the host surely lacks, each with the reason, within a deadline."""
+
 
 @frozen
 class Contents:
@@ -319,8 +322,11 @@ class DevicePluginService:
     ) -> api.PreStartContainerResponse:
         ids, kept = list(request.devices_ids), None
         try:
+            absent = await self._contents.files.absent() if self._contents.files else {}
             # A plugin that ended between grant and start has written nothing; the kubelet has.
-            if not self._grants.unread and allocation.unrecorded(self._picture(), ids, self._grants.paths):
+            unrecorded = allocation.unrecorded(self._picture(), ids, self._grants.paths)
+            by_kubelet = unrecorded and not self._grants.unread
+            if by_kubelet or absent:
                 kept = await self._grants.kept(self.resource, ids)
             paths = allocation.check_start(
                 self._picture(),
@@ -331,9 +337,11 @@ class DevicePluginService:
                 unread=self._grants.unread,
                 kept=kept,
             )
+            if kept is not None:
+                allocation.check_files(kept, absent)
         except Refusal as refusal:
             await self._refuse(context, "PreStartContainer", "container start", refusal, ids)
-        if kept is not None:
+        if by_kubelet:
             note("start", resource=self.resource, ids=ids, paths=list(paths.values()), by="checkpoint")
         # The start proves a holder, also an ordinary init container, which is never listed.
         await self._grants.started(paths)
