@@ -176,6 +176,29 @@ async def test_a_card_that_gets_fewer_vfs_keeps_its_place_while_it_has_none(
     await daemon.says_exactly(ASKED, times=4)
 
 
+async def test_a_card_that_a_killed_plugin_has_left_without_vfs_keeps_its_place(
+    node: VfNode, kubelet: Kubelet
+) -> None:
+    """Also if the next plugin is killed before it goes on."""
+    for card, number in enumerate((1, 1, 1, 3)):
+        node.machine.set_card(card, {"vfs": str(number)})
+    options = ("--sriov-num-vfs=2", "--vf-handle-limit=10", "--vf-decision-wait=0")
+    node.machine.set({"vf-delay": LONG})
+    daemon = node.begin(*options, "--vf-timeout=60")
+    await daemon.says(f"{ASKED} vfs=0 card={CARDS[3]}")
+    await until(lambda: len(processes_that_know(node.place)) == 4, "a plugin, two workers, and the driver")
+    await daemon.kill()
+    node.machine.set({"vf-delay": "0"})
+    await until(lambda: node.numbers() == [1, 1, 1, 0], "the driver has done its part")
+    daemon = node.begin(*options, "--pod-list-delay=60")
+    await shows(kubelet, split(1, 1, 1, 0))
+    await daemon.says(f'card={CARDS[0]} detail="handle-budget: waits until another card has fewer VFs')
+    await daemon.kill()
+    node.begin(*options)
+    await shows(kubelet, split(2, 1, 1, 2))
+    assert node.numbers() == [2, 1, 1, 2]
+
+
 async def test_a_number_that_no_card_accepts_is_not_asked_of_the_driver(
     node: VfNode, kubelet: Kubelet
 ) -> None:

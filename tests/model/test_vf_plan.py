@@ -220,11 +220,11 @@ def actions(
     *,
     unnamed: int = 0,
     policy: Policy = POLICY,
-    changing: str | None = None,
+    claims: Mapping[str, int] | None = None,
 ) -> dict[str, CardPlan]:
     facts = replace(after_scan(Facts(), found(*devices)), unnamed=unnamed)
     desired = by_argument(number)
-    observed = within_handles(cards(facts, policy), desired, facts, policy, changing=changing)
+    observed = within_handles(cards(facts, policy), desired, facts, policy, claims=claims)
     return {step.card: step for step in plan(desired, observed, dict.fromkeys(observed, IDLE))}
 
 
@@ -251,6 +251,20 @@ def test_a_card_whose_turn_is_past_keeps_the_vfs_that_it_has() -> None:
     # While a card is being changed it has no VFs; none of the others takes its place.
     changing = actions((own for n, card in enumerate(EIGHT) for own in p800(card, 0 if n == 3 else 2)), 4)
     assert counts(changing) == counts(steps)
+
+
+def test_a_card_keeps_the_nodes_of_the_vfs_that_a_change_has_taken() -> None:
+    """All shall have two VFs, and 16 nodes are enough for four cards. The last one had four and has none."""
+    devices = [own for n, card in enumerate(EIGHT) for own in p800(card, 2 if n < 2 else 0)]
+    apply, failed, keep = VfAction.APPLY, VfAction.FAILED, VfAction.KEEP
+    policy = replace(POLICY, handles=16)
+    assert counts(actions(devices, 2, policy=policy)) == [keep] * 2 + [apply] * 2 + [failed] * 4
+    steps = actions(devices, 2, policy=policy, claims={EIGHT[7]: 4})
+    assert counts(steps) == [keep] * 2 + [VfAction.BLOCKED] + [failed] * 4 + [apply]
+    assert "waits until another card has fewer VFs" in steps[EIGHT[2]].reason
+    denied = replace(policy, deny=(EIGHT[7],))
+    steps = actions(devices, 2, policy=denied, claims={EIGHT[7]: 4})
+    assert counts(steps) == [keep] * 2 + [apply] * 2 + [failed] * 3 + [keep], "it gets none"
 
 
 def test_a_card_that_is_not_changed_counts_with_what_it_has() -> None:
@@ -313,7 +327,9 @@ def test_no_order_of_changes_leads_beyond_the_limit(
         assert total <= most
         if now[card] == 0 and number:
             middle = [own for each, vfs in now.items() for own in p800(each, vfs)]
-            assert actions(middle, number, policy=policy, changing=card)[card].action is VfAction.APPLY
+            assert (
+                actions(middle, number, policy=policy, claims={card: number})[card].action is VfAction.APPLY
+            )
             now[card] = number
             assert len(now) + sum(now.values()) <= most
     assert not any(step.action in (VfAction.APPLY, VfAction.BLOCKED) for step in steps.values())

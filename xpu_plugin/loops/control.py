@@ -77,7 +77,9 @@ class Control:
         desired, report = self._reconciler.desired, self._reconciler.report
         if number is not None or not report.steps:
             desired = desired if number is None else by_argument(parse(number))
-            report = await planned(desired, self._picture.facts, self._picture.policy, self._plugin.proof)
+            plugin, picture = self._plugin, self._picture
+            claims = plugin.reconciler.claims
+            report = await planned(desired, picture.facts, picture.policy, plugin.proof, claims=claims)
         return document(desired, report, self._plugin.proof.witnesses)
 
     async def top(self) -> dict[str, object]:
@@ -147,8 +149,18 @@ def topo(facts: Facts) -> dict[str, object]:
     return topology.document(list(facts.devices.values()), facts.links)
 
 
-async def planned(desired: DesiredVfs, facts: Facts, policy: Policy, proof: IdleProof) -> Report:
-    """Plan for a desired VF count: check the users of the cards concerned, without an action."""
-    observed = within_handles(cards(facts, policy), desired, facts, policy)
+async def planned(
+    desired: DesiredVfs,
+    facts: Facts,
+    policy: Policy,
+    proof: IdleProof,
+    *,
+    claims: Mapping[str, int] | None = None,
+) -> Report:
+    """Plan for a desired VF count: check the users of the cards concerned, without an action.
+
+    claims: as for `within_handles`
+    """
+    observed = within_handles(cards(facts, policy), desired, facts, policy, claims=claims)
     asked = [card for card in observed.values() if step_if_idle(desired, card).action is VfAction.APPLY]
     return Report(steps=plan(desired, observed, await proof.look(asked)), problem=desired.problem)

@@ -117,6 +117,11 @@ class VfReconciler:
         """The last report."""
         return self._outcome.current.report
 
+    @property
+    def claims(self) -> Mapping[str, int]:
+        """As for `within_handles`."""
+        return self._memory.claims(self.desired)
+
     async def inherit(self) -> None:
         """Begin anew, and withhold the card of a former process's request. Call this once the node is ours,
         and before the first list or the scan that replaces the picture."""
@@ -132,6 +137,8 @@ class VfReconciler:
         if self._record.unread:
             return
         self._unread = None
+        begun = {**self._record.begun, **self._memory.begun}
+        self._memory = replace(self._memory, begun=begun)
         request = self._record.request
         if request not in (None, self._memory.request):
             logger.info(
@@ -207,7 +214,6 @@ class VfReconciler:
                 await self._act(decision)
 
     def _view(self) -> View:
-        change = self._memory.change
         return View(
             now=self._clock(),
             desired=self.desired,
@@ -216,7 +222,7 @@ class VfReconciler:
                 self.desired,
                 self._picture.facts,
                 self._picture.policy,
-                changing=change.card if change is not None and change.sent else None,
+                claims=self.claims,
             ),
             proofs=self._proofs,
             taken=self._grants.taken(),
@@ -305,7 +311,7 @@ class VfReconciler:
         card, failure, refused, asked = order.card, "", False, True
         assert card.index is not None  # noqa: S101 - or nothing would have been decided
         try:
-            await self._record.write(Request(card.address, order.number))
+            await self._record.write(Request(card.address, order.number), begun=self._memory.begun)
         except OSError as error:
             asked = False
             failure = (
@@ -342,13 +348,13 @@ class VfReconciler:
 
     async def _clear(self) -> None:
         """Clear the record after the end of a change."""
-        request = self._memory.request
-        if self._unread is not None or request is not None or self._record.says(None):
+        request, begun = self._memory.request, self._memory.begun
+        if self._unread is not None or request is not None or self._record.says(None, begun=begun):
             return
         if self._clock() < self._clear_at:
             return
         try:
-            await self._record.write(None)
+            await self._record.write(None, begun=begun)
         except OSError as error:
             self._clear_at = self._clock() + CLEAR_SECONDS
             logger.warning(

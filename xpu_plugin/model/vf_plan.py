@@ -148,14 +148,14 @@ def within_handles(
     facts: Facts,
     policy: Policy,
     *,
-    changing: str | None = None,
+    claims: Mapping[str, int] | None = None,
 ) -> dict[str, Card]:
     """Return the cards, with a reason for each one of which the desired VFs need too many nodes /dev/xpuN.
 
     Cards in PCI order get nodes until the limit is reached; no later card gets any then. A card in trouble
     keeps its share. All present nodes count, also those of cards that stay as they are.
 
-    changing: the card in a change, which comes first: without VFs in between it must not lose its place
+    claims: card -> number of VFs for which it keeps nodes: a change of ours has taken them, and is not over
     """
     limit = policy.handles
     if limit is None:
@@ -163,11 +163,11 @@ def within_handles(
     number = desired.number
     if not limit or number is None:
         return dict(observed)
-    present = len(facts.devices) + facts.unnamed
-    more = {address: number - _in_sight(card) for address, card in observed.items() if _changes(card, number)}
+    changed = [card for card in observed.values() if _changes(card, number)]
+    claimed = {card.address: max((claims or {}).get(card.address, 0), _in_sight(card)) for card in changed}
+    present = len(facts.devices) + facts.unnamed + sum(claimed.values()) - sum(map(_in_sight, changed))
+    more = {address: number - own for address, own in claimed.items()}
     least = present + sum(grown for grown in more.values() if grown < 0)  # after all cards have shrunk
-    begun = max(more.pop(changing, 0), 0) if changing else 0
-    least, present = least + begun, present + begun
     bounded, spent = dict(observed), False
     for address, grown in more.items():
         if grown <= 0:

@@ -130,6 +130,8 @@ class Memory:
     started: float = 0.0
     number: int | None = None
     change: Change | None = None
+    # Card -> its VFs that a change of ours has taken, until it has the desired count. It keeps their nodes.
+    begun: Mapping[str, int] = field(default_factory=dict)
     # Cards withheld since before the desired VF count was known -> the end of their wait.
     reserved: Mapping[str, float] = field(default_factory=dict)
     pauses: Mapping[str, Pause] = field(default_factory=dict)
@@ -143,9 +145,16 @@ class Memory:
 
     @property
     def request(self) -> Request | None:
-        """The content of the record."""
+        """The request on record."""
         change = self.change
         return Request(change.card, change.number) if change is not None and change.sent else None
+
+    def claims(self, desired: DesiredVfs) -> Mapping[str, int]:
+        """Return card -> the number of VFs for which it keeps nodes, as in `within_handles`."""
+        if self.request is None:
+            return self.begun
+        own = self.request.card
+        return {**self.begun, own: max(self.begun.get(own, 0), desired.number or 0)}
 
 
 # --- decisions ------------------------------------------------------------------------------------
@@ -401,8 +410,9 @@ def _send(memory: Memory, change: Change, card: Card, view: View) -> _Next:
     # Asked for another number, the driver removes the VFs first, and loses them if it then refuses.
     assert view.desired.number is not None  # noqa: S101 - the step is to apply
     number = 0 if card.vfs else view.desired.number
+    begun = {card.address: card.vfs, **memory.begun} if card.vfs and view.desired.number else memory.begun
     change = replace(change, sent=True, number=number, scan_at=0.0)
-    return replace(memory, change=change), SetVfs(card, number), ()
+    return replace(memory, change=change, begun=begun), SetVfs(card, number), ()
 
 
 def _sent(memory: Memory, change: Change, card: Card | None, view: View) -> _Next:
@@ -512,6 +522,7 @@ def _notice(memory: Memory, view: View) -> tuple[Memory, tuple[News, ...]]:
     if view.orders != memory.orders:
         pauses = {card: pause for card, pause in memory.pauses.items() if card not in memory.refusals}
         memory = replace(memory, orders=view.orders, pauses=pauses, refusals={})
+    memory = replace(memory, begun=_unfinished(memory, view))
     news = []
     settled = {address: number for address, number in memory.settled.items() if address in view.cards}
     changing = memory.change.card if memory.change and memory.change.sent else None
@@ -525,6 +536,18 @@ def _notice(memory: Memory, view: View) -> tuple[Memory, tuple[News, ...]]:
             memory = _pause(memory, view, address, text, view.pace.drift, failed=False)
             news.append(News(reason=VfReason.DRIFT, card=address, text=text))
     return replace(memory, settled=settled), tuple(news)
+
+
+def _unfinished(memory: Memory, view: View) -> dict[str, int]:
+    """Return the begun changes that are not over: the card lacks the desired VFs, or is not in sight."""
+    number = view.desired.number
+    if number is None and view.desired.origin is not None:  # it stays as it is
+        return {}
+    return {
+        address: was
+        for address, was in memory.begun.items()
+        if address not in view.cards or view.cards[address].vfs != number
+    }
 
 
 # --- the report -----------------------------------------------------------------------------------

@@ -42,6 +42,26 @@ async def test_what_was_asked_for_before_the_host_was_booted_is_void(tmp_path: P
     assert (await record_of(tmp_path, boot="two")).says(None)
 
 
+async def test_a_change_that_is_not_over_is_known_until_it_is_or_the_host_was_booted(tmp_path: Path) -> None:
+    record, begun = await record_of(tmp_path), {"0000:3b:00.0": 3}
+    for request in (REQUEST, None):
+        await record.write(request, begun=begun)
+        after = await record_of(tmp_path)
+        assert (after.request, after.begun) == (request, begun)
+        assert after.says(request, begun=begun)
+        assert not after.says(request)
+        assert (await record_of(tmp_path, boot="two")).says(None)
+    await record.write(None)
+    assert json.loads((tmp_path / "state/vf-change.json").read_text()) == {"change": None}
+
+
+async def test_a_file_of_a_former_version_has_a_request_alone(tmp_path: Path) -> None:
+    file = tmp_path / "state/vf-change.json"
+    file.parent.mkdir()
+    file.write_text('{"change": {"card": "0000:3b:00.0", "number": 2, "boot": "one"}}')
+    assert (await record_of(tmp_path)).says(REQUEST)
+
+
 @pytest.mark.parametrize(("then", "now"), [("one", ""), ("", "")])
 async def test_a_host_that_does_not_tell_its_boot_counts_as_not_booted(
     tmp_path: Path, then: str, now: str
@@ -67,6 +87,9 @@ async def test_a_host_without_a_boot_id_has_a_record_all_the_same(tmp_path: Path
         '{"change": 5}',
         '{"change": {"card": 3, "number": 2, "boot": "one"}}',
         '{"change": {"card": "0000:3b:00.0", "number": "2", "boot": "one"}}',
+        '{"change": null, "begun": {"cards": {"0000:3b:00.0": "2"}, "boot": "one"}}',
+        '{"change": null, "begun": {"cards": 2, "boot": "one"}}',
+        '{"change": null, "begun": 2}',
         "\udc80",
     ],
 )
