@@ -314,6 +314,28 @@ async def test_verdicts_counts_and_ends_pass_to_the_next_instance(
         assert "a device is sick by the kernel's log" not in instances[int(before)].log
 
 
+async def test_what_happens_while_the_next_instance_waits_is_known_to_it(
+    node: Node, log: KernelLog, kubelet: Kubelet
+) -> None:
+    """It does not know the node's label, so it asks for no hand-over."""
+    first = start(node)
+    await shows(kubelet, CARDS)
+    await condemned(node, log, kubelet)
+    await sick(kubelet)
+    record = node.place / "state/driver-errors.json"
+    await until(lambda: '"why": "incidents' in record.read_text(), "the verdict on record")
+    write_kubeconfig(node.place / "kubeconfig", f"http://127.0.0.1:{free_port()}")
+    access = (f"--kubeconfig={node.place}/kubeconfig", "--node-name=here", "--vf-policy=never")
+    waits = ("--vf-decision-wait=600", "--label-timeout=600", f"--status-socket={node.place}/2.sock")
+    second = start(node, "act", *access, *waits)
+    await second.says("health=Unhealthy reason=driver-error")
+    assert await asyncio.to_thread(ask, node.place / "status.sock", "clear", id=CARD) is True
+    await first.says("a driver error has ended")
+    await first.stop()
+    await kubelet.until(lambda: len(kubelet.registrations) == 2, timeout=SECONDS)
+    await shows(kubelet, CARDS)
+
+
 def told(server: ApiServer) -> list[tuple[str, str, str, str]]:
     """Type, reason, name of the object and text of all Events."""
     return [
