@@ -192,7 +192,11 @@ async def test_a_card_that_a_killed_plugin_has_left_without_vfs_keeps_its_place(
     await until(lambda: node.numbers() == [1, 1, 1, 0], "the driver has done its part")
     daemon = node.begin(*options, "--pod-list-delay=60")
     await shows(kubelet, split(1, 1, 1, 0))
-    await daemon.says(f'card={CARDS[0]} detail="handle-budget: waits until another card has fewer VFs')
+    record = node.place / "state/vf-change.json"
+    await until(lambda: json.loads(record.read_text())["change"] is None, "the result is known")
+    await daemon.says(
+        f'card={CARDS[1]} detail="handle-budget: with 2 VFs of this card the host would have 11'
+    )
     await daemon.kill()
     node.begin(*options)
     await shows(kubelet, split(2, 1, 1, 2))

@@ -155,7 +155,7 @@ def within_handles(
     Cards in PCI order get nodes until the limit is reached; no later card gets any then. A card in trouble
     keeps its share. All present nodes count, also those of cards that stay as they are.
 
-    claims: card -> number of VFs for which it keeps nodes: a change of ours has taken them, and is not over
+    claims: card -> its VFs that a change of ours has taken: it keeps nodes for them, as far as it needs these
     """
     limit = policy.handles
     if limit is None:
@@ -164,7 +164,10 @@ def within_handles(
     if not limit or number is None:
         return dict(observed)
     changed = [card for card in observed.values() if _changes(card, number)]
-    claimed = {card.address: max((claims or {}).get(card.address, 0), _in_sight(card)) for card in changed}
+    claimed = {
+        card.address: max(min((claims or {}).get(card.address, 0), number), _in_sight(card))
+        for card in changed
+    }
     present = len(facts.devices) + facts.unnamed + sum(claimed.values()) - sum(map(_in_sight, changed))
     more = {address: number - own for address, own in claimed.items()}
     least = present + sum(grown for grown in more.values() if grown < 0)  # after all cards have shrunk
