@@ -381,7 +381,7 @@ async def test_on_a_card_with_vfs_only_a_process_tells_one(
     for number in (1, 2, 3):
         node.machine.remove_card(number)
     vf, other = R200.vfs(CARD, 2)
-    start(node)
+    start(node, "act", "--sriov-num-vfs=keep")
     await shows(kubelet, [vf, other])
     for number, pod in enumerate(("a", "b", "c"), 1):
         await fails(node, log, kubelet, pod, number, id=vf)
