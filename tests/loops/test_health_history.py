@@ -10,7 +10,7 @@ import pytest
 from tests.support.locks import Lock
 from tests.support.waiting import until
 from xpu_plugin.edges.state.quarantine import QuarantineRecord
-from xpu_plugin.loops import kept as kept_module
+from xpu_plugin.loops import recorded as recorded_module
 from xpu_plugin.loops.health_history import HealthHistory
 from xpu_plugin.model.health import HEALTHY, LOST, Health, Rules
 
@@ -141,7 +141,7 @@ async def test_a_quarantine_of_an_absent_device_is_lifted_by_hand(start: Start, 
 async def test_a_record_that_could_not_be_written_is_written_later(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(kept_module, "RETRY_SECONDS", (0.05, 0.05))
+    monkeypatch.setattr(recorded_module, "RETRY_SECONDS", (0.05, 0.05))
     obstacle = tmp_path / "quarantine.json"
     obstacle.mkdir()
     aside = tmp_path / "quarantine.json.damaged"  # a directory with something in it is not replaced
@@ -157,7 +157,7 @@ async def test_a_record_that_could_not_be_written_is_written_later(
 async def test_a_record_that_can_be_read_only_later_counts_beside_what_began_meanwhile(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept_module, "RETRY_SECONDS", (0.05, 0.05))
+    monkeypatch.setattr(recorded_module, "RETRY_SECONDS", (0.05, 0.05))
     file = tmp_path / "quarantine.json"
     file.symlink_to(file)
     life = start()

@@ -10,8 +10,8 @@ from dataclasses import replace
 from xpu_plugin.edges.kubelet.lock import Alone
 from xpu_plugin.edges.state.driver_errors import DriverErrorRecord
 from xpu_plugin.log import Message, note
-from xpu_plugin.loops.kept import Kept
 from xpu_plugin.loops.picture import Picture
+from xpu_plugin.loops.recorded import Recorded
 from xpu_plugin.model.devices import Device
 from xpu_plugin.model.health import Health
 from xpu_plugin.model.incidents import Case, Ending, Memory, Sickness, ended, merged
@@ -41,7 +41,7 @@ class DriverErrors:
         self._picture = picture
         self._acts = acts
         self._clock = clock
-        self._memory = Kept(record)
+        self._memory = Recorded(record)
         self.sick: Value[Mapping[str, Sickness]] = Value({})
         self.incidents: Counter[tuple[str, str]] = Counter()
         self._show()

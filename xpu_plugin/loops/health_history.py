@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from xpu_plugin.edges.kubelet.lock import Alone
 from xpu_plugin.edges.state.quarantine import QuarantineRecord
 from xpu_plugin.log import Message
-from xpu_plugin.loops.kept import Kept
+from xpu_plugin.loops.recorded import Recorded
 from xpu_plugin.model.health import Health, History, Rules, begin, cleared, heard, inherited, missed
 
 
@@ -28,7 +28,7 @@ class HealthHistory:
         self._clock = clock
         self._histories: dict[str, History] = {}
         self._unsettled: set[str] = set()  # ids of devices with a history that is not settled
-        self._quarantine = Kept(record)
+        self._quarantine = Recorded(record)
 
     def hear(self, answers: Mapping[str, Health]) -> dict[str, Health]:
         """Record one answer for each device; return the resulting verdicts."""

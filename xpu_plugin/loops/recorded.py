@@ -15,7 +15,7 @@ RETRY_SECONDS = (10.0, 300.0)  # between attempts to read or write the record: f
 T = TypeVar("T")
 
 
-class Kept(Value[T]):
+class Recorded(Value[T]):
     """The value on record, and each later one. `keep` writes it apart from its writer: a disk may hang."""
 
     def __init__(self, record: Record[T]) -> None:
