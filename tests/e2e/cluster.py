@@ -202,7 +202,7 @@ class Cluster:
     def events(self) -> list[tuple[str, str, str]]:
         """Type, reason and message of the plugin's events, as `kubectl describe node` shows them."""
         text = self.kubectl("describe", "node", self.node).partition("\nEvents:")[2]
-        line = rf"^  (Normal|Warning) +(\w+) .* {EVENT_SOURCE}(?:, \S+)? +(\S.*)$"
+        line = rf"^  (Normal|Warning) +(\w+) .*? {EVENT_SOURCE}(?:, \S+)? +(\S.*)$"
         return re.findall(line, text, re.MULTILINE)
 
     def wait_for_event(self, *event: str) -> None:

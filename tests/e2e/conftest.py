@@ -12,7 +12,7 @@ import pytest
 
 from .access import Access
 from .cluster import RESOURCE, Cluster, KubectlError, Pod
-from .hooks import Hooks, leave_out
+from .hooks import Hooks, leave_out, require_pods_api
 from .installation import (
     POD_RESOURCES,
     PODS_API,
@@ -23,7 +23,7 @@ from .installation import (
     remove_state,
     vendor_library,
 )
-from .machine import CARDS, Machine, real_nodes, remove_nodes
+from .machine import CARDS, Machine, present, real_nodes, remove_nodes
 from .plugin import FORMER_SOCKET, Plugin, Start, closing, leftovers, serve
 
 
@@ -73,15 +73,16 @@ def cluster(hooks: Hooks) -> Iterator[Cluster]:
 
 
 @pytest.fixture
+def pods_api(hooks: Hooks) -> None:
+    """Skips on kubelets that do not report the ends of containers."""
+    require_pods_api(hooks)
+
+
+@pytest.fixture
 def machine(hooks: Hooks, cluster: Cluster, tmp_path: Path) -> Iterator[Machine]:
     """Four healthy cards."""
-    machine = Machine(hooks.plugin, tmp_path)
-    try:
-        machine.create()
-        assert len(machine.ids()) == CARDS
+    with present(Machine(hooks.plugin, tmp_path)) as machine:
         yield machine
-    finally:
-        machine.close()
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import os
 import re
 import stat
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,8 @@ CONTROL = "xpuctrl"
 SPARE_NUMBER = 9
 
 MAJORS = range(240, 255)  # for local use, says the kernel; drivers that ask for any get one from the top
+P800_MAJOR = 195
+"""That users of P800 cards report; it is NVIDIA's too."""
 CALL_SECONDS = 30
 
 GRANTED = "No such device or address"  # ENXIO
@@ -48,13 +51,17 @@ class View:
 
 
 class Machine:
-    """Four cards, until closed."""
+    """Cards of one model, until closed."""
 
-    def __init__(self, plugin: Sequence[str], directory: Path) -> None:
+    def __init__(
+        self, plugin: Sequence[str], directory: Path, *, model: str = MODEL, cards: int = CARDS
+    ) -> None:
+        self.cards = cards
+        self._model = model
         self._simulate = (*plugin, "simulate")
         self.file = directory / "machine"
         self.sysfs = directory / "sys"
-        self._cards: dict[str, int] = {}
+        self._numbers: dict[str, int] = {}
         self._place = (f"--simulator-file={self.file}", f"--dev-root={DEV}", f"--sysfs-root={self.sysfs}")
 
     @property
@@ -64,9 +71,12 @@ class Machine:
 
     def create(self) -> None:
         """Make the cards and their nodes in /dev."""
-        major = next(major for major in MAJORS if major not in majors_in_use())
-        self._call("init", *self._place, f"--cards={CARDS}", f"--model={MODEL}", f"--major={major}")
-        self._cards = {device: int(name.removeprefix("xpu")) for device, name in self.ids().items()}
+        majors = (P800_MAJOR, *MAJORS) if self._model.startswith("P800") else MAJORS
+        major = next(major for major in majors if major not in majors_in_use())
+        made = (f"--cards={self.cards}", f"--model={self._model}", f"--major={major}")
+        self._call("init", *self._place, *made)
+        self._numbers = {device: int(name.removeprefix("xpu")) for device, name in self.ids().items()}
+        assert len(self._numbers) == self.cards
 
     def close(self) -> None:
         """Take the nodes out of /dev."""
@@ -128,7 +138,7 @@ class Machine:
 
     def card_of(self, device: str) -> int:
         """The simulator's number of a card: that of its first node, wherever it has gone since."""
-        return self._cards[device]
+        return self._numbers[device]
 
     def nodes_of(self, ids: frozenset[str]) -> frozenset[str]:
         """All nodes that a container granted these ids is to have."""
@@ -143,6 +153,16 @@ class Machine:
         command = (*self._simulate, *arguments)
         done = subprocess.run(command, capture_output=True, text=True, timeout=CALL_SECONDS, check=False)
         assert done.returncode == 0, f"{' '.join(command)}: status {done.returncode}: {done.stderr.strip()}"
+
+
+@contextmanager
+def present(machine: Machine) -> Iterator[Machine]:
+    """The machine with its nodes in /dev, which are gone in the end."""
+    try:
+        machine.create()
+        yield machine
+    finally:
+        machine.close()
 
 
 def device_nodes() -> dict[str, tuple[int, int]]:
@@ -178,8 +198,8 @@ def majors_in_use() -> frozenset[int]:
 
 def real_nodes() -> list[str]:
     """XPU nodes that are not the suite's own making: a driver serves them."""
-    served = majors_in_use()
-    return [name for name, (major, _) in device_nodes().items() if major in served or major not in MAJORS]
+    ours = {P800_MAJOR, *MAJORS} - majors_in_use()
+    return [name for name, (major, _) in device_nodes().items() if major not in ours]
 
 
 def remove_nodes() -> None:

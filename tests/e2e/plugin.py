@@ -189,12 +189,12 @@ def kubelet_life(directory: Path) -> tuple[int, int, int] | None:
     return status.st_dev, status.st_ino, status.st_ctime_ns
 
 
-def serve(plugin: Plugin, cluster: Cluster, *options: str) -> None:
-    """Start a plugin and wait until the node shows all four devices."""
+def serve(plugin: Plugin, cluster: Cluster, *options: str, cards: int = CARDS) -> None:
+    """Start a plugin and wait until the node shows all devices."""
     # Otherwise the number of an earlier plugin would be taken for this one's.
     cluster.wait_for_allocatable(0)
     plugin.start(*options)
-    cluster.wait_for_allocatable(CARDS)
+    cluster.wait_for_allocatable(cards)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from .cluster import LABEL, Amount, Cluster, Pod, pod_manifest
-from .hooks import Hooks, require_pods_api, require_restart, require_stop
+from .hooks import Hooks, require_restart, require_stop
 from .machine import CARDS, Machine
 from .outages import restart_kubelet, without_api_server
 from .plugin import Plugin, Start
@@ -30,11 +30,6 @@ LOOKS_SECONDS = 12
 GRACE_SECONDS = 20
 OBEDIENT = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
 STUBBORN = "trap '' TERM; while :; do sleep 0.05; done"
-
-
-@pytest.fixture
-def pods_api(hooks: Hooks) -> None:
-    require_pods_api(hooks)
 
 
 def run_user(

@@ -3,7 +3,6 @@
 
 import shutil
 import subprocess
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from xpu_plugin.model.metric_families import FAMILIES, OF_THE_PROCESS
 from .cluster import DESIRED_LABEL, NODE_LABELS, Cluster
 from .hooks import Hooks, require_restart
 from .machine import CARDS, Machine, granted
+from .metrics import PAGE_SECONDS, has, page, wait_for
 from .outages import restart_kubelet
 from .plugin import Plugin, Start
 from .waiting import wait_until
@@ -22,38 +22,7 @@ from .waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240), pytest.mark.usefixtures("no_marks")]
 
-PAGE_SECONDS = 30
 ERROR, RUNNING = 207, 201
-
-
-def page(port: int) -> str:
-    """The metrics; empty while there are none yet."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PAGE_SECONDS) as answer:
-            text: str = answer.read().decode()
-            return text
-    except OSError:  # 503 is one
-        return ""
-
-
-def has(text: str, name: str, value: float, **labels: str) -> bool:
-    """Whether a page has such a sample."""
-    wanted = [f'{label}="{own}"' for label, own in labels.items()]
-    return any(
-        line.startswith((f"{name}{{", f"{name} "))
-        and float(line.rpartition(" ")[2]) == value
-        and all(label in line for label in wanted)
-        for line in text.splitlines()
-    )
-
-
-def wait_for(port: int, name: str, value: float, **labels: str) -> str:
-    return wait_until(
-        f"{name}{labels} is {value}",
-        lambda: page(port),
-        lambda text: has(text, name, value, **labels),
-        seconds=PAGE_SECONDS,
-    )
 
 
 def test_metrics_and_events_follow_pods_and_faults(cluster: Cluster, machine: Machine, start: Start) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.e2e.cluster import Cluster
 from tests.e2e.hooks import Hooks
-from tests.e2e.machine import CARDS, Machine, real_nodes, remove_nodes
+from tests.e2e.machine import Machine, present, real_nodes, remove_nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +35,13 @@ def a_node() -> Iterator[Node]:
     print(cluster.versions())
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="xpu-") as place:
-        machine = Machine(hooks.plugin, Path(place))
-        try:
-            cluster.delete_pods()
-            remove_nodes()
-            machine.create()
-            assert len(machine.ids()) == CARDS
-            yield Node(hooks, cluster, machine, Path(place))
-        finally:
-            cluster.delete_pods()
-            machine.close()
+        cluster.delete_pods()
+        remove_nodes()
+        with present(Machine(hooks.plugin, Path(place))) as machine:
+            try:
+                yield Node(hooks, cluster, machine, Path(place))
+            finally:
+                cluster.delete_pods()
 
 
 def verdict(wrong: list[str]) -> int:
