@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ from .plugin import Plugin, Start, serve
 from .waiting import wait_until, watch_that
 
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(150), pytest.mark.usefixtures("no_marks")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240), pytest.mark.usefixtures("no_marks")]
 
 CARDS = 8
 HANDLES = 32
@@ -159,9 +159,9 @@ class Scene:
         others = cluster.run_pod("others", devices=CARDS - 1)
         (self.card,) = machine.ids().keys() - granted(machine, others, CARDS - 1)
 
-    def restart(self) -> None:
-        """Kill the plugin and start it again, until it has read what the log has of before."""
-        self._daemon.kill()
+    def restart(self, end: Callable[[], object]) -> None:
+        """End the plugin and start another one, which reads what the log has of before."""
+        end()
         self._daemon.wait_for_no_process()
         self.cluster.wait_for_allocatable(0)
         self._start_and_follow()
@@ -245,7 +245,7 @@ def scene(hooks: Hooks, cluster: Cluster, machine: Machine, daemon: Plugin, star
 
 
 def test_a_card_with_incidents_of_two_pods_is_sick_until_it_is_cleared(
-    cluster: Cluster, scene: Scene
+    cluster: Cluster, daemon: Plugin, scene: Scene
 ) -> None:
     first = scene.run_user("first", code=1)
     scene.write_line(incidents=1)
@@ -258,7 +258,7 @@ def test_a_card_with_incidents_of_two_pods_is_sick_until_it_is_cleared(
     scene.write_line(incidents=2)
     scene.wait_until_sick()
     scene.wait_for_event("XPUUnhealthy", scene.card, "driver-error", scene.line, f"/{second.name}/main")
-    scene.restart()
+    scene.restart(daemon.kill)
     scene.wait_until_sick()
     assert second.state().identity == before
     scene.end(second, "Failed")
@@ -268,7 +268,7 @@ def test_a_card_with_incidents_of_two_pods_is_sick_until_it_is_cleared(
     scene.command("clear", scene.card)
     cluster.wait_for_amount(ALL)
     third.wait_until_running()
-    scene.restart()
+    scene.restart(daemon.terminate)
     cluster.wait_for_amount(ALL)
     scene.write_line(incidents=1)
     scene.stays_listed()
