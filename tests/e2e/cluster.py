@@ -190,13 +190,13 @@ class Cluster:
         detail = metadata.get("annotations", {}).get(DETAIL_ANNOTATION, "{}")
         return Report(metadata.get("labels", {}).get(STATE_LABEL, ""), json.loads(detail))
 
-    def wait_for_report(self, state: str, states: States) -> Report:
+    def wait_for_report(self, state: str, states: States, *, seconds: float = REPORT_SECONDS) -> Report:
         """Wait until the node bears this state, and that of each card."""
         return wait_until(
             f"node {self.node} says {state}: {states}",
             self.report,
             lambda report: (report.state, report.states) == (state, states),
-            seconds=REPORT_SECONDS,
+            seconds=seconds,
         )
 
     def events(self) -> list[tuple[str, str, str]]:

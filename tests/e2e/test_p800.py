@@ -25,10 +25,12 @@ from .plugin import Plugin, Start, serve
 from .waiting import wait_until, watch_that
 
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240), pytest.mark.usefixtures("no_marks")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.usefixtures("no_marks")]
 
 CARDS = 8
 HANDLES = 32
+REPORT_SECONDS = 120
+"""For eight cards to be changed one after the other, and for the node to say so."""
 ALL = Amount(CARDS, CARDS)
 WITHOUT_ONE = Amount(CARDS, CARDS - 1)
 RUNNING = 201
@@ -99,12 +101,13 @@ def test_cards_follow_the_label_up_to_the_handles_of_a_host(
     wait_for_budget(cluster, dict.fromkeys(cards[:6], 4) | dict.fromkeys(cards[6:], 0))
     cluster.wait_for_amount(Amount(6 * 4 + 2, 6 * 4 + 2))
     assert {card for card, _ in daemon.asked_of_the_driver()} == set(cards[:6])
-    reaches_one_vf(cluster, machine, 4)
+    reach_vfs(cluster, machine, 4, pods=3)  # two whole cards are offered, too
 
     cluster.set_vfs("2")
-    cluster.wait_for_report("success", dict.fromkeys(cards, (2, 2, "success")))
+    halves = dict.fromkeys(cards, (2, 2, "success"))
+    cluster.wait_for_report("success", halves, seconds=REPORT_SECONDS)
     cluster.wait_for_amount(Amount(8 * 2, 8 * 2))
-    reaches_one_vf(cluster, machine, 2)
+    reach_vfs(cluster, machine, 2, pods=1)
 
     cluster.set_vfs("4")  # nodes of cards that have 2 VFs count as well
     wait_for_budget(cluster, dict.fromkeys(cards[:4], 4) | dict.fromkeys(cards[4:], 2))
@@ -115,19 +118,21 @@ def test_cards_follow_the_label_up_to_the_handles_of_a_host(
 def wait_for_budget(cluster: Cluster, vfs: dict[str, int]) -> None:
     """Wait until the cards have so many of 4 VFs, and those with fewer say why."""
     states = {card: (4, number, "success" if number == 4 else "failed") for card, number in vfs.items()}
-    report = cluster.wait_for_report("failed", states)
+    report = cluster.wait_for_report("failed", states, seconds=REPORT_SECONDS)
     reasons = {card: own.get("reason", "") for card, own in report.cards.items()}
     assert {card for card, reason in reasons.items() if reason.startswith("handle-budget: ")} == {
         card for card, number in vfs.items() if number < 4
     }
 
 
-def reaches_one_vf(cluster: Cluster, machine: Machine, vfs: int) -> None:
-    """A pod opens one VF and no other node."""
-    pod = cluster.run_pod("user", devices=1)
-    (vf,) = granted(machine, pod, 1)
-    assert vf.endswith(f"-of{vfs}")
-    pod.delete()
+def reach_vfs(cluster: Cluster, machine: Machine, vfs: int, *, pods: int) -> None:
+    """Each pod opens its own device and no other node, and one of them at least has a VF."""
+    users = [cluster.run_pod(f"user-{number}", devices=1) for number in range(pods)]
+    ids = [id for user in users for id in granted(machine, user, 1)]
+    assert len(set(ids)) == pods
+    assert any(id.endswith(f"-of{vfs}") for id in ids)
+    for user in users:
+        user.delete()
 
 
 # --- the kernel's log -----------------------------------------------------------------------------
