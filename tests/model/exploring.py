@@ -55,6 +55,7 @@ from xpu_plugin.model.ownership import (
 )
 from xpu_plugin.model.pods import Container, Exit, Kind
 from xpu_plugin.model.pods import Pod as Shown
+from xpu_plugin.model.reservation import Prove, Wait
 from xpu_plugin.model.roster import Roster, after_list, applied, open_holders
 from xpu_plugin.model.vf_plan import UNKNOWN, Card, VfAction, by_argument, by_label, cards, plan
 from xpu_plugin.model.vf_reconcile import (
@@ -62,12 +63,10 @@ from xpu_plugin.model.vf_reconcile import (
     Decision,
     Limits,
     Memory,
-    Prove,
     Request,
     Rescan,
     SetVfs,
     View,
-    Wait,
     answered,
     decide,
     inherited,

@@ -12,11 +12,11 @@ from tests.support.devices import device, found
 from xpu_plugin.model.devices import Device, DeviceKind
 from xpu_plugin.model.health import ASKED_BEFORE, CHANGING, RECORD_UNREAD, VF_CHANGE_PLANNED, VF_UNDECIDED
 from xpu_plugin.model.inventory import Facts, Policy, after_scan
+from xpu_plugin.model.reservation import LOOK_SECONDS, Prove, Wait
 from xpu_plugin.model.vf_plan import UNKNOWN, Card, CardPlan, DesiredVfs, Proof, VfAction, by_argument, cards
 from xpu_plugin.model.vf_reconcile import (
     CHECK_SECONDS,
     DRIFT_SECONDS,
-    LOOK_SECONDS,
     MOST_REFUSALS,
     RETRY_SECONDS,
     REVIEW_SECONDS,
@@ -24,13 +24,11 @@ from xpu_plugin.model.vf_reconcile import (
     Limits,
     Memory,
     News,
-    Prove,
     Request,
     Rescan,
     SetVfs,
     VfReason,
     View,
-    Wait,
     answered,
     decide,
     inherited,

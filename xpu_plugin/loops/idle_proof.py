@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The proof that a card is idle: asks all witnesses who may know its users."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import NoReturn
 
 from xpu_plugin.edges.kubelet.view import KubeletView
 from xpu_plugin.edges.worker.client import LibraryError, WorkerClient, WorkerError
@@ -63,12 +63,26 @@ class IdleProof:
 
     @property
     def ended(self) -> Value[float]:
-        """Time at which the end of a container was last seen; at once while `follow` runs."""
+        """Time at which the end of a container was last seen; at once while `attend` follows."""
         return self._view.ended
 
-    async def follow(self) -> NoReturn:
-        """Follow the ends of containers. Never returns."""
-        await self._view.follow()
+    async def attend(self, waiting: Value[bool]) -> None:
+        """Have the kubelet report ends of containers while a card waits for one (`waiting`). Never
+        returns."""
+        async for wanted in waiting.values():
+            if wanted:
+                version = waiting.version
+                following = asyncio.create_task(self._view.follow(), name="pods")
+                over = asyncio.create_task(waiting.beyond(version))
+                try:
+                    await asyncio.wait({following, over}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for task in (following, over):
+                        task.cancel()
+                    ended = await asyncio.gather(following, over, return_exceptions=True)
+                for outcome in ended:
+                    if isinstance(outcome, Exception):
+                        raise outcome
 
     async def _usage(self, card: Card) -> Usage | str:
         """Return the answer of driver and sysfs, or the reason for its absence.

@@ -21,6 +21,7 @@ from xpu_plugin.loops.monitor import Monitor
 from xpu_plugin.loops.picture import Picture
 from xpu_plugin.model.health import Health
 from xpu_plugin.model.inventory import stale_ids
+from xpu_plugin.model.reservation import Prove, Wait
 from xpu_plugin.model.vf_plan import (
     Card,
     DesiredVfs,
@@ -36,13 +37,11 @@ from xpu_plugin.model.vf_reconcile import (
     Decision,
     Limits,
     Memory,
-    Prove,
     Request,
     Rescan,
     SetVfs,
     VfReason,
     View,
-    Wait,
     answered,
     decide,
     inherited,
@@ -165,7 +164,7 @@ class VfReconciler:
         """Never returns."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow(), name="grants for apply")
-            group.create_task(self._attend(), name="ends of containers")
+            group.create_task(self._proof.attend(self._waiting), name="ends of containers")
             await self._carry_out()
 
     async def _follow(self) -> None:
@@ -178,23 +177,6 @@ class VfReconciler:
             await self._grants.beyond(self._grants.version)
             if self._memory.change is not None or self._picture.facts.kept_back:
                 self._wake.set()
-
-    async def _attend(self) -> None:
-        """Have the kubelet report ends of containers, while a card waits for one."""
-        async for waiting in self._waiting.values():
-            if waiting:
-                version = self._waiting.version
-                following = asyncio.create_task(self._proof.follow(), name="pods")
-                over = asyncio.create_task(self._waiting.beyond(version))
-                try:
-                    await asyncio.wait({following, over}, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    for task in (following, over):
-                        task.cancel()
-                    ended = await asyncio.gather(following, over, return_exceptions=True)
-                for outcome in ended:
-                    if isinstance(outcome, Exception):
-                        raise outcome
 
     async def _carry_out(self) -> None:
         with (
@@ -234,6 +216,7 @@ class VfReconciler:
             driver=self._monitor.scanner.driver_version(),
             orders=self._orders,
             ended=self._proof.ended.current,
+            look=self._limits.pace.look,
             pace=self._limits.pace,
         )
 

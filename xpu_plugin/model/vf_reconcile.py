@@ -21,10 +21,10 @@ from xpu_plugin.model.health import (
     VF_UNDECIDED,
     Health,
 )
+from xpu_plugin.model.reservation import LOOK_SECONDS, Prove, Users, Wait
 from xpu_plugin.model.vf_plan import Card, CardPlan, DesiredVfs, Proof, Report, VfAction, proven, step_if_idle
 
 
-LOOK_SECONDS = 5.0  # between checks for users of a card that is to be changed
 CHECK_SECONDS = 0.5  # between scans, until a change shows
 RETRY_SECONDS = (10.0, 600.0)  # after a failed change: first, most
 DRIFT_SECONDS = (60.0, 3600.0)  # after a change by another program: first, most
@@ -54,14 +54,11 @@ class Limits:
 
 
 @frozen
-class View:
+class View(Users):
     """The facts at the moment of a decision."""
 
-    now: float
     desired: DesiredVfs
     cards: Mapping[str, Card]
-    proofs: Mapping[str, Proof]  # the last check of each card
-    taken: frozenset[str] = frozenset()  # cards with a grant that may not have ended, at this instant
     held: frozenset[str] = frozenset()  # cards that had a holder at our start
     stale_ids: frozenset[str] = frozenset()  # cards that a container may hold by ids of an earlier VF count
     scans: int = 0  # number of scans so far
@@ -71,7 +68,6 @@ class View:
     unread: float | None = None  # since when the record of an earlier request cannot be read; None if it was
     driver: str = ""  # the driver's version
     orders: int = 0  # number of SIGHUPs
-    ended: float = float("-inf")  # time at which the kubelet last reported the end of a container
     pace: VfPace = VfPace()
 
 
@@ -158,20 +154,6 @@ class Memory:
 
 
 # --- decisions ------------------------------------------------------------------------------------
-
-
-@frozen(kw_only=False)
-class Wait:
-    """Wait for so many seconds; None: until a change."""
-
-    seconds: float | None
-
-
-@frozen(kw_only=False)
-class Prove:
-    """Check the users of these cards."""
-
-    cards: tuple[str, ...]
 
 
 @frozen(kw_only=False)
@@ -300,18 +282,18 @@ def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | P
     memory = replace(memory, change=None)
     stale_ids = tuple(sorted(address for address in view.stale_ids if address in view.cards))
     if not limits.apply or view.unread is not None:
-        unseen = tuple(address for address in stale_ids if not _fresh(view, address))
-        wait = Wait(view.pace.look if stale_ids or view.unread is not None else None)
+        unseen = tuple(address for address in stale_ids if not view.fresh(address))
+        wait = Wait(view.look if stale_ids or view.unread is not None else None)
         return replace(memory, reserved={}), Prove(unseen) if unseen else wait
     actions = {address: step_if_idle(view.desired, card).action for address, card in view.cards.items()}
     waiting = [card for card in view.cards.values() if actions[card.address] is VfAction.APPLY]
     left = {card.address for card in waiting if _left_alone(memory, view, card)}
     due = [card for card in waiting if card.address not in left and not _paused(memory, view, card.address)]
     asked = dict.fromkeys((*(card.address for card in due), *stale_ids))
-    stale = tuple(address for address in asked if not _fresh(view, address))
+    stale = tuple(address for address in asked if not view.fresh(address))
     if stale:
         return memory, Prove(stale)
-    free = [card for card in due if _free(view, card.address)]
+    free = [card for card in due if view.free(card.address)]
     reserved = {}
     if _pending(memory, view, limits):
         # These are withheld already: their waits run at the same time.
@@ -328,7 +310,7 @@ def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | P
             ends.append(REVIEW_SECONDS)
         # A PF that recovers is not offered, so it makes no new inventory and no change to wake us.
         if due or stale_ids or VfAction.BLOCKED in actions.values():
-            ends.append(view.pace.look)
+            ends.append(view.look)
         return replace(memory, reserved={}), Wait(max(min(ends), 0.0) if ends else None)
     card = min(free, key=lambda card: (card.address not in reserved, card.address))
     assert view.desired.number is not None  # noqa: S101 - `keep` changes nothing
@@ -340,17 +322,6 @@ def _begin(memory: Memory, view: View, limits: Limits) -> tuple[Memory, Wait | P
     )
     memory = replace(memory, change=change, reserved=reserved)
     return memory, Wait(max(change.until - view.now, 0.0))
-
-
-def _fresh(view: View, address: str) -> bool:
-    """Return whether the last check is recent, and no container was reported to end since."""
-    proof = view.proofs.get(address)
-    return proof is not None and proof.at >= view.ended and view.now - proof.done < view.pace.look
-
-
-def _free(view: View, address: str) -> bool:
-    """Return whether the last check found no user of the card, and no grant followed."""
-    return address in view.proofs and view.proofs[address].idle and address not in view.taken
 
 
 def _host(view: View, card: Card) -> tuple[object, ...]:
@@ -386,19 +357,13 @@ def _go_on(memory: Memory, view: View) -> _Next:
 
 
 def _planned(memory: Memory, change: Change, card: Card | None, view: View) -> _Next:
-    if (
-        card is None
-        or step_if_idle(view.desired, card).action is not VfAction.APPLY
-        or change.card in view.taken
-    ):
+    if card is None or step_if_idle(view.desired, card).action is not VfAction.APPLY:
         return None
-    if view.now < change.until:
-        return memory, Wait(change.until - view.now), ()
-    if view.proofs[change.card].at < change.until:
-        return memory, Prove((change.card,)), ()
-    proof = view.proofs[change.card]
-    if not proof.idle:
+    proof = view.settled(change.card, change.until)
+    if proof is None:
         return None
+    if not isinstance(proof, Proof):
+        return memory, proof, ()
     if proof.fading:
         text = f"the kubelet's checkpoint still names {', '.join(proof.fading)}, of which the pod is gone"
         memory = _pause(memory, view, change.card, text, view.pace.retry, failed=False)
