@@ -50,6 +50,8 @@ VALUES: dict[str, list[tuple[str, object]]] = {
     "health-flap-window": [("1", 1.0), ("604800", 604800.0)],
     "health-grace": [("0", 0.0), ("3600", 3600.0)],
     "kernel-log": [("off", "off"), ("act", "act")],
+    "probe": [("/a/b", ("/a/b",)), ("/a -x 'y z'", ("/a", "-x", "y z"))],
+    "probe-timeout": [("1", 1.0), ("3600", 3600.0)],
     "rescan-interval": [("0.05", 0.05), ("3600", 3600.0)],
     "call-timeout": [(".05", 0.05), ("600", 600.0)],
     "sriov-num-vfs": [("3", 3), ("keep", None)],
@@ -187,6 +189,10 @@ BAD: list[tuple[str, str, str]] = [
     *(
         ("resource-name", bad, "such as baidu.com/xpu")
         for bad in ("xpu", "/xpu", "a.b/", "A.b/xpu", "a.b/-x", "a.b/x/y", "a..b/x", "a.b/" + "x" * 64)
+    ),
+    *(
+        ("probe", bad, "the absolute path of an executable file, and its arguments")
+        for bad in ("probe", "./probe", " ", "'/a", "-x /a")
     ),
     ("resource-name", "kubernetes.io/xpu", "other than kubernetes.io"),
     ("resource-name", "requests.kubernetes.io/xpu", "other than kubernetes.io"),

@@ -9,13 +9,14 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xpu_plugin import log
 from xpu_plugin.config import PROGRAM, Config, UsageError, read_config
 from xpu_plugin.edges import kernel_log_rules, topology_file
 from xpu_plugin.edges.kubelet.engine import NoRoomError, require_limits
-from xpu_plugin.edges.option_file import OptionFileError
+from xpu_plugin.edges.option_file import OptionFileError, check_program
 from xpu_plugin.edges.worker.process import WorkerProcess
 from xpu_plugin.errors import PluginError
 
@@ -114,6 +115,8 @@ def _daemon(arguments: list[str], timings: "Timings | None") -> int:
         topology_file.read(config.topology_file)  # bad input is refused before anything begins
         if config.kernel_log_rules is not None:
             kernel_log_rules.read_rules(config.kernel_log_rules)
+        if config.probe:
+            check_program("--probe", Path(config.probe[0]))
     except OptionFileError as error:
         raise UsageError(str(error)) from None
     worker: WorkerProcess | None = None

@@ -158,6 +158,16 @@ def _handles(text: str) -> int | None:
     return _refuse(text, f"a whole number from 1 to {MOST_HANDLES}, {BY_MODEL} or {NO_LIMIT}")
 
 
+def _command(text: str) -> tuple[str, ...]:
+    """Parse a program and its arguments, as a shell splits words."""
+    accepted = "the absolute path of an executable file, and its arguments, split as a shell splits words"
+    try:
+        words = shlex.split(text)
+    except ValueError as error:  # a quotation without an end
+        _refuse(text, f"{accepted} ({str(error).lower()})")
+    return tuple(words) if words and words[0].startswith("/") else _refuse(text, accepted)
+
+
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     return names if all(names) else _refuse(text, "device ids, models or serial numbers, comma separated")
@@ -408,6 +418,17 @@ class Config:
     kernel_log_rules: Path | None = _option(
         _absolute, None, "file of the lines and numbers that count, in place of the plugin's own", "FILE"
     )
+    probe: tuple[str, ...] = _option(
+        _command,
+        None,
+        "program, with arguments, that tests a device with a driver error once its card is idle: exit status "
+        "0 ends the driver error; needs --kernel-log act; none if not given",
+        "COMMAND",
+        absent=(),
+    )
+    probe_timeout: float = _option(
+        _seconds(1, 3600), "60", "seconds until a --probe that has not ended is killed", "SECONDS"
+    )
     rescan_interval: float = _option(
         _seconds(0.05, 3600),
         "10",
@@ -493,6 +514,10 @@ class Config:
         return f"{self.pod_namespace}/{self.pod_name}" if self.pod_name else None
 
     @property
+    def acts_on_kernel_log(self) -> bool:
+        return self.kernel_log == KERNEL_LOG[2]
+
+    @property
     def container_files(self) -> tuple[str, ...]:
         """Paths of the host that containers get, each once."""
         xre = (str(self.xre_dir),) if self.mount_xre else ()
@@ -534,6 +559,8 @@ def _plain(name: str, value: object) -> object:
         return vf_plan.KEEP if value is None else str(value)
     if name == "vf_handle_limit":
         return {None: BY_MODEL, 0: NO_LIMIT}.get(value, value)  # type: ignore[call-overload] # any value
+    if name == "probe" and isinstance(value, tuple) and value:
+        return shlex.join(value)
     if name == "metrics_address" and isinstance(value, tuple):
         host, port = value
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -66,6 +66,7 @@ from xpu_plugin.waiting import delays, wait_for
 if TYPE_CHECKING:
     from xpu_plugin.edges.apiserver.node_watcher import Follower, NodeWatcher
     from xpu_plugin.loops.node_sync import NodeSync
+    from xpu_plugin.loops.probe import Probes
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,8 @@ class Plugin:
     proof: IdleProof
     aliases: Aliases
     reconciler: VfReconciler
+    probes: "Probes | None"
+    """None without a program for it."""
     endpoints: Endpoints
     node_sync: "NodeSync | None"
     """None without a way to the API server."""
@@ -143,9 +146,11 @@ class Plugin:
         return sorted({str(obstacle) for obstacle in found if obstacle is not None})
 
     def begin_anew(self) -> None:
-        """Scan at once, and try cards again that are left alone, as the administrator asks."""
+        """Scan at once, and change and probe cards again that are left alone, as the administrator asks."""
         self.monitor.rescan()
         self.reconciler.again()
+        if self.probes is not None:
+            self.probes.again()
 
     async def close(self) -> None:
         """End all workers."""
@@ -179,7 +184,7 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
     )
     history = HealthHistory(rules(config), QuarantineRecord(config.state_dir, apart=True))
     driver_errors = DriverErrors(
-        picture, DriverErrorRecord(config.state_dir, apart=True), acts=config.kernel_log == KERNEL_LOG[2]
+        picture, DriverErrorRecord(config.state_dir, apart=True), acts=config.acts_on_kernel_log
     )
     monitor = Monitor(
         worker,
@@ -279,6 +284,15 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
         proof=proof,
         aliases=aliases,
         reconciler=reconciler,
+        probes=probes_of(
+            config,
+            timings,
+            tenures=tenures,
+            picture=picture,
+            proof=proof,
+            driver_errors=driver_errors,
+            between=between,
+        ),
         endpoints=endpoints,
         node_sync=node_sync,
     )
@@ -364,6 +378,32 @@ def limits(config: Config, timings: Timings) -> Limits:
     )
 
 
+def probes_of(
+    config: Config,
+    timings: Timings,
+    *,
+    tenures: Tenures,
+    picture: Picture,
+    proof: IdleProof,
+    driver_errors: DriverErrors,
+    between: Exchange,
+) -> "Probes | None":
+    """Make the part that probes devices with a driver error; None without a program, or without verdicts."""
+    if not config.probe or not config.acts_on_kernel_log:
+        return None
+    from xpu_plugin.loops.probe import ProbePace, Probes, Program  # noqa: PLC0415 - for one option only
+
+    return Probes(
+        Program(command=config.probe, seconds=config.probe_timeout),
+        tenures,
+        picture,
+        proof,
+        driver_errors,
+        events=between.events,
+        pace=ProbePace(settle=config.pod_list_delay, look=timings.vfs.look, pause=timings.probe),
+    )
+
+
 def kubelet_of(config: Config) -> KubeletView:
     """Make the reader of this node's kubelet."""
     return KubeletView(
@@ -431,6 +471,10 @@ async def run(plugin: Plugin) -> None:
     config, serving, tenures = plugin.config, plugin.serving, plugin.tenures
     if plugin.node_sync is None:
         _warn_without_api_server(config)
+    if config.probe and plugin.probes is None:
+        logger.warning(
+            Message("--probe has no effect without --kernel-log act", kernel_log=config.kernel_log)
+        )
     picture, monitor = plugin.picture, plugin.monitor
 
     async with contextlib.AsyncExitStack() as stack:
@@ -472,6 +516,8 @@ async def run(plugin: Plugin) -> None:
             observe("kernel log", partial(_follow_kernel_log, plugin, plugin.kernel_log))
         plugin.taker.begin()
         serving.start("grants", plugin.grants.run(tenures))
+        if plugin.probes is not None:
+            serving.start("probe", plugin.supervisor.keep("probe", plugin.probes.run))
         serving.start("virtual functions", plugin.supervisor.keep("virtual functions", plugin.reconciler.run))
         if plugin.node_sync is not None:
             if config.node_labels:

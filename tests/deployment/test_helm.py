@@ -180,6 +180,7 @@ def test_on_openshift_the_account_is_bound_to_the_constraint_of_privileged_pods(
         ({"mountFiles": ["/a/b", "/c/d.so.1"]}, "mount_file", ("/a/b", "/c/d.so.1")),
         ({"containerLibraryPath": "/a/lib:/b/lib"}, "container_library_path", "/a/lib:/b/lib"),
         ({"kernelLog": "act"}, "kernel_log", "act"),
+        ({"probe": "/probe/probe -s 'a b'"}, "probe", ("/probe/probe", "-s", "a b")),
         ({"options": {"health-interval": 0.5}}, "health_interval", 0.5),
         ({"options": {"pod-list-delay": 600}}, "pod_list_delay", 600),
         ({"options": {"vf-without-pod-resources": True}}, "vf_without_pod_resources", True),
@@ -275,6 +276,15 @@ def test_the_plugin_sees_the_directories_of_files_for_containers_each_once(helm:
         "/host/usr/lib": "/usr/lib (read-only)",
         "/host/usr/localized": "/usr/localized (read-only)",
     }
+
+
+def test_the_plugin_has_further_volumes(helm: Helm) -> None:
+    volume = {"name": "probe", "configMap": {"name": "xpu-probe", "defaultMode": 0o555}}
+    mount = {"name": "probe", "mountPath": "/probe", "readOnly": True}
+    done = helm.template({"extraVolumes": [volume], "extraVolumeMounts": [mount]})
+    plugin = Plugin(the(objects_in(done.stdout), "DaemonSet"))
+    assert volume in plugin.spec["volumes"]
+    assert mount in plugin.container["volumeMounts"]
 
 
 @pytest.mark.parametrize("kind", ["serviceMonitor", "podMonitor"])

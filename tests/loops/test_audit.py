@@ -24,6 +24,7 @@ from xpu_plugin.loops.grants import Grants
 from xpu_plugin.loops.idle_proof import IdleProof
 from xpu_plugin.model.devices import identify
 from xpu_plugin.model.events import Event
+from xpu_plugin.model.health import PROBE_STUCK, PROBING
 from xpu_plugin.model.inventory import after_scan
 from xpu_plugin.model.ownership import Terms
 from xpu_plugin.plugin import Plugin
@@ -132,6 +133,19 @@ async def test_where_all_agree_nothing_is_told(tried: Tried, machine: Machine) -
     assert tried.audit.counts == NONE
     assert tried.events == []
     assert tried.audit.age == 0.0
+
+
+async def test_the_process_of_a_probe_is_no_finding(tried: Tried, machine: Machine) -> None:
+    tried.granted(B)
+    tried.hold("train", B)
+    machine.add_line("process", "pid=7 host-pid=4711 card=0")
+    for probe in (PROBING, PROBE_STUCK):
+        tried.picture.submit(lambda facts, probe=probe: replace(facts, probed={A: probe}))  # type: ignore[misc] # one argument
+        await tried.looks(3)
+        assert tried.audit.counts == NONE
+    tried.picture.submit(lambda facts: replace(facts, probed={B: PROBING}))
+    await tried.looks(2)
+    assert tried.found() == {"holder-without-grant"}
 
 
 async def test_two_holders_in_one_list_are_told_at_once_and_once(

@@ -31,6 +31,7 @@ IMPATIENT = impatient(Timings(listed=0.1, metrics=0.1))
 
 SELDOM = {
     "xpu_device_driver_error",
+    "xpu_probe_runs_total",
     "xpu_driver_incidents_total",
     "xpu_device_unhealthy",
     "xpu_device_holder",

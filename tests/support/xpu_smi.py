@@ -4,15 +4,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.support.programs import program
+
 
 def fake(directory: Path, script: str) -> Path:
     """A program that runs this shell script."""
-    program = directory / "xpu-smi"
-    draft = directory / ".xpu-smi"  # never executed while it is written
-    draft.write_text(f"#!/bin/sh\n{script}\n")
-    draft.chmod(0o755)
-    draft.rename(program)
-    return program
+    return program(directory / "xpu-smi", script)
 
 
 def printing(directory: Path, groups: Sequence[int]) -> Path:

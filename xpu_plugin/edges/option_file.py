@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file that the administrator names by an option."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -29,6 +30,20 @@ def read(option: str, path: Path, parse: Callable[[bytes], T], *, form: str, lon
     except ValueError as error:
         fault = str(error)
     raise OptionFileError(f"{option}: {str(path)!r}: {fault}")
+
+
+def check_program(option: str, path: Path) -> None:
+    """Check that a file can be executed. Raises OptionFileError."""
+    try:
+        if path.is_file() and os.access(path, os.X_OK):
+            return
+        fault = "not executable" if path.is_file() else "not a regular file"
+        path.stat()
+    except OSError as error:
+        fault = str(error.strerror)
+    raise OptionFileError(
+        f"{option}: {str(path)!r}: {fault}; accepted: an executable file, and its arguments"
+    )
 
 
 def _content(path: Path, form: str, longest: int) -> bytes:

@@ -76,7 +76,9 @@ class Audit:
         word = word_of(answers, self._grants.terms)
         if word.listing is None or self._picture.current is None or not word.trusted:
             return
+        probed = self._probed()
         processes = await self._processes()
+        probed |= self._probed()
         self._grants.hear(word)
         ledger, lost, facts = self._grants.ledger, self._grants.forgotten, self._picture.facts
         evidence = AuditView(
@@ -88,7 +90,7 @@ class Audit:
             before=self._grants.before,
             former={id: grant.holder for id, grant in ledger.items() if id in lost and grant.holder},
             ours=our_resources((*facts.lost.values(), *facts.devices.values()), self._picture.policy),
-            processes=processes,
+            processes={address: own for address, own in processes.items() if address not in probed},
         )
         self._looked_at = word.began
         self._judge(findings(evidence))
@@ -112,6 +114,12 @@ class Audit:
                     Event(kind=WARNING, reason=EVENTS[kind], text=" | ".join(texts))
                 )
         self._told.update(dict.fromkeys(news, now))
+
+    def _probed(self) -> set[str]:
+        """Return the PCI addresses at which a process of a probe may be."""
+        facts = self._picture.facts
+        cards = {card for card, probe in facts.probed.items() if probe.in_change}
+        return {device.address for device in facts.devices.values() if device.card in cards}
 
     async def _processes(self) -> Mapping[str, tuple[Process, ...] | None]:
         """Return the processes by the driver; none if a request would cost too much."""

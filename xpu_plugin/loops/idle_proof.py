@@ -36,7 +36,7 @@ class IdleProof:
     ) -> None:
         self._worker = worker
         self._view = view
-        self._grants = grants
+        self.grants = grants
         self._clock = clock
         self.witnesses: Mapping[str, str] = {}
         """Each source of the kubelet, and whether it has answered at the last look."""
@@ -49,7 +49,7 @@ class IdleProof:
         never share an answer.
         """
         began = self._clock()
-        if not await self._grants.catch_up():
+        if not await self.grants.catch_up():
             doubt = "the record of grants cannot be read"
             now = self._clock()
             return {card.address: Proof(at=now, done=now, doubt=doubt) for card in cards}
@@ -59,7 +59,7 @@ class IdleProof:
         answers = await self._view.answers(oldest=0.0)
         answers = replace(answers, began=min(began, answers.began), usages=usages)
         self.witnesses = answers.witnesses
-        return self._grants.prove(cards, answers)
+        return self.grants.prove(cards, answers)
 
     @property
     def ended(self) -> Value[float]:

@@ -86,6 +86,7 @@ class KernelLogWatch:
         self._filled = asyncio.Event()
         self._stir = asyncio.Event()  # another picture, or another grant
         self._busy: dict[str, float] = {}  # device id -> time at which it may have been in use
+        self._probed: frozenset[str] = frozenset()  # cards of a probe at the last look
         self._began = self._looked_at = clock()
         self._holders: dict[str, set[str]] = {}  # device id with incidents -> containers that have had it
         self._pauses: Cooldown[str] = Cooldown(*PAUSE_SECONDS, clock=clock)
@@ -272,7 +273,12 @@ class KernelLogWatch:
     async def _see_users(self) -> None:
         facts, ledger, now = self._picture.facts, self._grants.ledger, self._clock()
         held = facts.claimed.union(ledger, facts.held)
-        self._busy |= {id: now for id, device in facts.devices.items() if may_be_held(device, held)}
+        probed, self._probed = self._probed | facts.probed.keys(), frozenset(facts.probed)
+        self._busy |= {
+            id: now
+            for id, device in facts.devices.items()
+            if may_be_held(device, held) or device.card in probed
+        }
         if counting := [id for id in facts.devices if self._errors.case(id).incidents]:
             answers = await self._plugin.view.answers(oldest=FRESH_SECONDS)
             containers = self._held(answers)

@@ -24,6 +24,7 @@ from xpu_plugin.model.devices import Device
 from xpu_plugin.model.histogram import Durations
 from xpu_plugin.model.metric_families import FAMILIES
 from xpu_plugin.model.ownership import Listing
+from xpu_plugin.model.probe import ProbeResult
 from xpu_plugin.model.vf_plan import VfAction, VfState, described
 
 
@@ -76,6 +77,9 @@ class Metrics:
         _kubelet(samples, plugin)
         _library(samples, plugin)
         _kernel_log(samples, plugin)
+        if plugin.probes is not None:
+            for result in ProbeResult:
+                samples["xpu_probe_runs_total"][(result,)] = plugin.probes.results[result]
         _virtual_functions(samples, plugin)
         if plugin.node_sync is not None and (api := plugin.node_sync.api) is not None:
             _api(samples, api)

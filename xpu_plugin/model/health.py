@@ -20,6 +20,7 @@ class Health:
     reason: str | None = None  # a stable code; None if healthy
     text: str = ""  # a sentence about the reason
     of_card: bool = False  # it applies to the whole card, also if the card has two devices
+    closed: bool = False  # besides, a probe has it: no container starts with it
 
     @property
     def healthy(self) -> bool:
@@ -37,8 +38,8 @@ class Health:
 
     @property
     def in_change(self) -> bool:
-        """Withheld, as the driver changes its card's VFs, or may do so."""
-        return self.reason in (CHANGING.reason, CHANGE_UNKNOWN)
+        """Withheld, as the driver changes its card's VFs, or may do so, or a probe has the card."""
+        return self.closed or self.reason in _IN_CHANGE
 
     @property
     def lost(self) -> bool:
@@ -104,7 +105,23 @@ RECORD_UNREAD = Health(
     "whether a former process of this plugin has asked the driver to change its card's VFs is not known: "
     "vf-change.json in --state-dir cannot be read",
 )
-KEPT_BACK = (VF_UNDECIDED.reason, VF_CHANGE_PLANNED.reason, CHANGING.reason, CHANGE_UNKNOWN)
+
+# The same, for a probe of a device of their card. The last one is a fault of its own.
+PROBE_PLANNED = Health("probe-planned", "withheld from new pods, as a device of its card will be probed")
+PROBING = Health("probing", "a probe of --probe has its card")
+PROBE_STUCK = Health(
+    "probe-stuck", "a probe of its card was killed and does not end: the driver holds it; reboot the node"
+)
+
+KEPT_BACK = (
+    VF_UNDECIDED.reason,
+    VF_CHANGE_PLANNED.reason,
+    CHANGING.reason,
+    CHANGE_UNKNOWN,
+    PROBE_PLANNED.reason,
+    PROBING.reason,
+)
+_IN_CHANGE = (CHANGING.reason, CHANGE_UNKNOWN, PROBING.reason, PROBE_STUCK.reason)
 
 # Healthy, but held by a container that the kubelet does not count.
 FORGOTTEN_HOLDER = "forgotten-holder"
@@ -153,9 +170,20 @@ def driver_error(line: str, why: str) -> Health:
     """The health of a device that is sick by the kernel's log. why: a phrase about the rule that it met"""
     return Health(
         DRIVER_ERROR,
-        f"the kernel's log has {line!r}, {why}; offered again after a reset, a reboot, or: xpu-device-plugin "
-        "clear",
+        f"the kernel's log has {line!r}, {why}; offered again after a passed probe, a reset, a reboot, or: "
+        "xpu-device-plugin clear",
     )
+
+
+def with_probe(health: Health, probe: Health) -> Health:
+    """Return the health of a device while its card is withheld for a probe, which has a reason of its own.
+    An unhealthy device keeps its reason, unless the probe is stuck."""
+    if health.healthy:
+        return probe
+    if not probe.in_change:
+        return health
+    reason = PROBE_STUCK.reason if probe == PROBE_STUCK else health.reason
+    return replace(health, reason=reason, text=f"{probe.text}; {health.text}", closed=True)
 
 
 def judge(code: int, state: int | None, arch: int | None = None, *, held: bool = True) -> Health:

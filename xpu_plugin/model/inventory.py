@@ -17,7 +17,16 @@ from xpu_plugin.model.devices import (
     parents_by_rules,
     resource_name,
 )
-from xpu_plugin.model.health import EXCLUDED, LOST, NOT_SEEN, SPLIT_OTHERWISE, Health, card_held, judge
+from xpu_plugin.model.health import (
+    EXCLUDED,
+    LOST,
+    NOT_SEEN,
+    SPLIT_OTHERWISE,
+    Health,
+    card_held,
+    judge,
+    with_probe,
+)
 from xpu_plugin.model.topology import NO_LINKS, Links
 from xpu_plugin.xpuml import ReturnCode
 
@@ -139,6 +148,7 @@ class Facts:
     )  # card -> why it is withheld, although healthy
     # Device id -> why it is withheld: a container holds it and the kubelet does not count that.
     withheld: Mapping[str, Health] = field(default_factory=dict)
+    probed: Mapping[str, Health] = field(default_factory=dict)  # card -> its part in a probe
     driver_errors: Mapping[str, Health] = field(
         default_factory=dict
     )  # device id -> why it is sick by the kernel's log, although its state is good
@@ -435,10 +445,10 @@ def entries(facts: Facts, policy: Policy) -> dict[str, Entry]:
         id = old if is_held else own
         if own in facts.lost:
             health = _absence(facts, device)
-        elif offers:
-            health = _health(facts, device, others)
         else:
-            health = _unoffered(facts, device, others)
+            health = (_health if offers else _unoffered)(facts, device, others)
+            if (probe := facts.probed.get(device.card)) is not None:
+                health = with_probe(health, probe)
         offered[id] = Entry(
             id=id,
             resource=facts.held.get(id, policy.resource_of(device)),

@@ -69,6 +69,13 @@ FAMILIES = (
         "",
         "Number of incidents of a card in the kernel's log, by the reason of the first line that counts.",
     ),
+    Family(
+        "xpu_probe_runs_total",
+        "counter",
+        ("result",),
+        "",
+        "Number of runs of --probe; passed and sick are its answers, any other result is none.",
+    ),
     Family("xpu_device_memory_used_bytes", "gauge", _DEVICE, "bytes", "Main memory in use."),
     Family("xpu_device_memory_total_bytes", "gauge", _DEVICE, "bytes", "Main memory in total."),
     Family("xpu_device_utilization_ratio", "gauge", _DEVICE, "0 to 1", "Utilization of the cores."),

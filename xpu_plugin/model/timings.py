@@ -2,7 +2,7 @@
 """The waits of a running plugin of which tests want other lengths. Users cannot set them."""
 
 from xpu_plugin.frozen import frozen
-from xpu_plugin.model import registration, rivals, vf_reconcile
+from xpu_plugin.model import probe, registration, rivals, vf_reconcile
 from xpu_plugin.model.handover import HandoverPace
 
 
@@ -42,6 +42,8 @@ class Timings:
     """For the look for host files, while a container waits for its devices."""
     record: float = 10.0
     """Between two looks whether `cleanup` has removed the record of the label."""
+    probe: tuple[float, float] = probe.PAUSE_SECONDS
+    """Between two probes of a device."""
     vfs: vf_reconcile.VfPace = vf_reconcile.VfPace()
     stays: float = 15.0
     """Of one reason, until an Event tells why the startup taint stays."""

@@ -10,6 +10,7 @@ from enum import StrEnum
 from xpu_plugin.frozen import frozen
 from xpu_plugin.model import boards
 from xpu_plugin.model.devices import Device, DeviceKind, matches
+from xpu_plugin.model.health import PROBING
 from xpu_plugin.model.inventory import Facts, Policy
 
 
@@ -131,6 +132,10 @@ def _trouble(own: Sequence[Device], devices: Sequence[Device], facts: Facts) -> 
         verdict = facts.verdicts[device.id]
         if device in own or verdict.reason in ("not-answering", "call-failed"):
             return f"{device.id} is unhealthy: {verdict.text}"
+    # A program may open the nodes of all cards, and the driver refuses a change while a node is open.
+    for card, probe in facts.probed.items():
+        if card == devices[0].card or probe == PROBING:
+            return f"{card}: {probe.text}"
     for device in own:  # the driver is asked nothing about a card that may hang
         if (error := facts.driver_errors.get(device.card)) is not None:
             return f"{device.id} is unhealthy: {error.text}"

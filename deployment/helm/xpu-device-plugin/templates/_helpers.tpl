@@ -94,6 +94,9 @@ name: {{ include "xpu-device-plugin.fullname" . }}-ds
 {{- if ne .Values.kernelLog "report" }}
 - {{ printf "--kernel-log=%s" .Values.kernelLog | quote }}
 {{- end }}
+{{- with .Values.probe }}
+- {{ printf "--probe=%s" . | quote }}
+{{- end }}
 {{- range $name, $value := .Values.options }}
 {{- if kindIs "slice" $value }}
 {{- $value = join "," $value }}
