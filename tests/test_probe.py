@@ -116,8 +116,13 @@ def start(node: Node, probe: Probe, *arguments: str, timings: tuple[str, ...] = 
     return node.start(*given, program=timings)
 
 
-def unhealthy(kubelet: Kubelet) -> list[str]:
-    return [id for id, own in kubelet.devices(RESOURCE).items() if not own.healthy]
+async def away(kubelet: Kubelet) -> None:
+    """Wait until the card, and no other one, is listed as unhealthy."""
+    await kubelet.until(
+        lambda: [id for id, own in kubelet.devices(RESOURCE).items() if not own.healthy] == [CARD],
+        timeout=SECONDS,
+        what="one unhealthy card",
+    )
 
 
 async def sick(daemon: Daemon, log: KernelLog) -> None:
@@ -162,7 +167,7 @@ async def test_a_card_that_passes_comes_back_to_the_list(
         await shows(kubelet, CARDS)
         await sick(daemon, log)
         await probe.ran()
-        assert unhealthy(kubelet) == [CARD]
+        await away(kubelet)
         assert "driver-error: a probe of --probe has its card" in (await rows(node))[CARD]
         probe.let_go()
         await shows(kubelet, CARDS)
@@ -186,7 +191,7 @@ async def test_a_card_that_fails_stays_away_and_is_probed_again_after_a_pause(
     await shows(kubelet, CARDS)
     await sick(daemon, log)
     await probe.ran(3)
-    assert unhealthy(kubelet) == [CARD]
+    await away(kubelet)
     await daemon.says_exactly(SICK, 1)
     assert PASSED not in daemon.log
     assert await asyncio.to_thread(ask, node.place / "status.sock", "clear", id=CARD) is True
@@ -221,7 +226,7 @@ async def test_a_probe_without_an_answer_changes_nothing(
     await shows(kubelet, CARDS)
     await sick(daemon, log)
     await probe.ran(2)
-    assert unhealthy(kubelet) == [CARD]
+    await away(kubelet)
     await daemon.says_exactly(f"a probe has no answer id={CARD} result={result}", 1)
     await daemon.stop()
     assert processes_that_know(node.place) == []
@@ -236,7 +241,7 @@ async def test_a_program_that_cannot_be_executed_changes_nothing(
     await shows(kubelet, CARDS)
     await sick(daemon, log)
     await daemon.says("result=not-started")
-    assert unhealthy(kubelet) == [CARD]
+    await away(kubelet)
 
 
 async def test_a_probe_waits_for_the_pod_that_has_the_card(
@@ -279,9 +284,9 @@ async def test_a_probe_waits_for_a_process_on_the_card_such_as_the_probe_of_a_pl
 
     start(node, probe)
     await kubelet.until(lambda: len(kubelet.registrations) == 2, timeout=SECONDS)
+    await away(kubelet)
     await waits_for(node, "a process at /dev/xpu0")
     assert len(probe.runs) == 1
-    assert unhealthy(kubelet) == [CARD]
     probe.let_go()
     await until(lambda: has_ended(pid), "the end of the first probe")
     node.machine.clear_processes()
@@ -289,9 +294,7 @@ async def test_a_probe_waits_for_a_process_on_the_card_such_as_the_probe_of_a_pl
     assert len(probe.runs) == 2
 
 
-async def test_no_pod_gets_the_card_and_no_container_starts_with_it_meanwhile(
-    node: Node, log: KernelLog, kubelet: Kubelet
-) -> None:
+async def test_no_pod_gets_the_card_meanwhile(node: Node, log: KernelLog, kubelet: Kubelet) -> None:
     probe = Probe(node.place, "exit 1", held=True)
     daemon = start(node, probe)
     await shows(kubelet, CARDS)
@@ -343,7 +346,7 @@ async def test_a_probe_that_cannot_be_ended_leaves_its_card_withheld_until_it_is
     assert "probe-stuck: " in (await rows(node))[CARD]
     assert await asyncio.to_thread(ask, node.place / "status.sock", "clear", id=CARD) is True
     assert "probe-stuck: " in (await rows(node))[CARD], "although its driver error has ended"
-    assert unhealthy(kubelet) == [CARD]
+    await away(kubelet)
     stuck.let_go()
     await shows(kubelet, CARDS)
     await daemon.says("a probe that was killed has ended")

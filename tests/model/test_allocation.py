@@ -27,10 +27,14 @@ from xpu_plugin.model.health import (
     CHANGING,
     HEALTHY,
     LOST,
+    PROBE_PLANNED,
+    PROBE_STUCK,
+    PROBING,
     RECORD_UNREAD,
     VF_CHANGE_PLANNED,
     VF_UNDECIDED,
     Health,
+    with_probe,
 )
 from xpu_plugin.model.inventory import Entry, Inventory
 
@@ -109,6 +113,9 @@ def changing(health: Health) -> Inventory:
         (changing(CHANGING), [[B], [A]], {}, Cause.NOT_READY, "number of VFs is being changed"),
         (changing(ASKED_BEFORE), [[B], [A]], {}, Cause.NOT_READY, "a former process of this plugin"),
         (changing(RECORD_UNREAD), [[B], [A]], {}, Cause.NOT_READY, "vf-change.json in --state-dir"),
+        # A probe has its card.
+        (changing(PROBING), [[B], [A]], {}, Cause.NOT_READY, PROBING.text),
+        (changing(PROBE_STUCK), [[A]], {}, Cause.NOT_READY, PROBE_STUCK.text),
         # Its node has vanished, or was replaced. The same path with another major:minor is another device.
         # With the same ones it may be, too: when a card is split anew, the new VFs are given both.
         (THREE, [[A]], {"xpu4": None}, Cause.NOT_READY, "/dev/xpu4 is gone"),
@@ -141,7 +148,7 @@ def test_what_is_not_granted_is_refused_with_the_reason(
     assert said in refused(picture, *requests, **changed)[1]
 
 
-@pytest.mark.parametrize("why", [VF_UNDECIDED, VF_CHANGE_PLANNED])
+@pytest.mark.parametrize("why", [VF_UNDECIDED, VF_CHANGE_PLANNED, PROBE_PLANNED])
 @pytest.mark.parametrize("id", [A, "4"], ids=["own id", "old id"])
 def test_a_device_kept_back_from_new_pods_is_granted_to_one_that_is_on_its_way(id: str, why: Health) -> None:
     """The kubelet asks for what it chose before it heard."""
@@ -181,6 +188,10 @@ def test_a_container_may_start_on_the_nodes_it_was_granted(
         (changing(CHANGING), [A], {A: "/dev/xpu4"}, {}, Cause.NOT_READY, CHANGING.text),
         (changing(ASKED_BEFORE), [A], {A: "/dev/xpu4"}, {}, Cause.NOT_READY, ASKED_BEFORE.text),
         (changing(RECORD_UNREAD), [A], {A: "/dev/xpu4"}, {}, Cause.NOT_READY, RECORD_UNREAD.text),
+        # A probe has it.
+        (changing(PROBING), [A], {A: "/dev/xpu4"}, {}, Cause.NOT_READY, PROBING.text),
+        (changing(with_probe(SICK, PROBING)), [A], {A: "/dev/xpu4"}, {}, Cause.NOT_READY, PROBING.text),
+        (changing(with_probe(SICK, PROBE_STUCK)), [A], {A: "/dev/xpu4"}, {}, Cause.NOT_READY, "does not end"),
         (THREE, [A], {}, {}, Cause.NOT_READY, "delete the pod"),
         # The cached answer names another path than the device has now.
         (THREE, [A], {A: "/dev/xpu9"}, {}, Cause.NOT_READY, "was granted as /dev/xpu9 and is /dev/xpu4 now"),

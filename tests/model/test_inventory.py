@@ -14,11 +14,15 @@ from xpu_plugin.model.health import (
     HEALTHY,
     LOST,
     NOT_ANSWERING,
+    PROBE_PLANNED,
+    PROBE_STUCK,
+    PROBING,
     RECORD_UNREAD,
     VF_CHANGE_PLANNED,
     VF_UNDECIDED,
     Health,
     card_held,
+    driver_error,
 )
 from xpu_plugin.model.inventory import (
     Facts,
@@ -102,6 +106,37 @@ def test_what_is_sick_or_lost_is_called_so_although_it_is_kept_back() -> None:
     one, two, three = vfs()
     facts = after_verdicts(after(found(pf(), one, two, three), found(pf(), one, two)), {one.id: SICK})
     assert health(kept_back(facts)) == {one.id: SICK, two.id: VF_CHANGE_PLANNED, three.id: LOST}
+
+
+# --- probes -------------------------------------------------------------------------------------------
+
+
+def probed(facts: Facts, probe: Health) -> dict[str, Health]:
+    return health(replace(facts, probed={A: probe}))
+
+
+def test_a_probe_withholds_the_other_devices_of_its_card_and_no_other_card() -> None:
+    one, two, three = vfs()
+    sick = driver_error("a line", "a rule")
+    facts = after(found(pf(), one, two, three, card(B)))
+    facts = replace(facts, driver_errors={one.id: sick})
+    others = dict.fromkeys((two.id, three.id), PROBE_PLANNED)
+    assert probed(facts, PROBE_PLANNED) == {one.id: sick, **others, B: HEALTHY}
+    for probe in (PROBING, PROBE_STUCK):
+        shown = probed(facts, probe)
+        assert (shown[two.id], shown[three.id], shown[B]) == (probe, probe, HEALTHY)
+        own = shown[one.id]
+        assert own.in_change
+        assert not own.well
+        assert own.text == f"{probe.text}; {sick.text}"
+        assert own.reason == (sick.reason if probe == PROBING else PROBE_STUCK.reason)
+
+
+def test_a_card_whose_state_turns_bad_in_a_probe_stays_closed() -> None:
+    facts = after_verdicts(after(found(card(A))), {A: SICK})
+    shown = probed(facts, PROBING)[A]
+    assert shown.reason == SICK.reason
+    assert shown.in_change
 
 
 # --- lost devices -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.support.devices import LOST_CALL, device, found
 from xpu_plugin.model.boards import BOARDS, Board
 from xpu_plugin.model.devices import Device, DeviceKind
-from xpu_plugin.model.health import NOT_ANSWERING
+from xpu_plugin.model.health import NOT_ANSWERING, PROBE_PLANNED, PROBE_STUCK, PROBING, Health
 from xpu_plugin.model.inventory import Facts, Policy, after_scan, after_verdicts
 from xpu_plugin.model.vf_plan import (
     LABEL,
@@ -130,6 +130,18 @@ def test_cards_that_are_not_to_be_offered_are_not_changed_and_say_why(policy: Po
     kept = step(TWO, device(A), policy=policy)
     assert (kept.action, kept.reason) == (VfAction.KEEP, reason)
     assert step(TWO, device(A), policy=replace(POLICY, allow=(A,))).action is VfAction.APPLY
+
+
+def test_vfs_of_a_card_in_a_probe_are_not_changed_nor_any_while_the_program_runs() -> None:
+    facts = after_scan(Facts(), found(device(A), device(B)))
+
+    def trouble(probe: Health) -> list[str]:
+        probed = replace(facts, probed={A: probe})
+        return [card.trouble for card in cards(probed, POLICY).values()]
+
+    assert trouble(PROBE_PLANNED) == [f"{A}: {PROBE_PLANNED.text}", ""]
+    assert trouble(PROBE_STUCK) == [f"{A}: {PROBE_STUCK.text}", ""]
+    assert trouble(PROBING) == [f"{A}: {PROBING.text}"] * 2
 
 
 def test_a_sick_card_and_a_vf_that_does_not_answer_are_trouble_and_a_sick_vf_is_not() -> None:
