@@ -11,6 +11,7 @@ the way that led there when an invariant is broken:
 * no Set call while a container holds the card or any of its VFs, or uses a process on it;
 * what the driver does late, after the plugin that asked was killed, is done to a card without a holder;
 * no device of a card in change is newly granted;
+* no probe of a card while a container holds it, and no Set call while a probe runs, nor of its card;
 * no Set call for a card that the driver has refused too often, and nothing has changed since;
 * no device that a pod holds is granted to another one, also by a kubelet that has lost its checkpoint;
 * each device that the kubelet counts as a pod's is in the list, and a device that is not there is Unhealthy;
@@ -26,8 +27,10 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 from tests.support.devices import device, found
+from xpu_plugin.model import probe
 from xpu_plugin.model.devices import DeviceKind, Found, Process, Usage
-from xpu_plugin.model.health import Health
+from xpu_plugin.model.health import PROBING, VF_CHANGE_PLANNED, Health
+from xpu_plugin.model.incidents import Sickness
 from xpu_plugin.model.inventory import (
     Entry,
     Facts,
@@ -138,6 +141,7 @@ class World:
 
     now: float = 1000.0
     vfs: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CARDS, 0))
+    sick: set[str] = field(default_factory=set)  # cards with a driver error
     busy: set[str] = field(default_factory=set)  # cards at which a process of the host computes
     pods: list[Pod] = field(default_factory=list)
     shown: dict[str, Entry] = field(default_factory=dict)  # the list as the scheduler knows it
@@ -228,6 +232,9 @@ def cards_of(vfs: tuple[int, ...]) -> dict[str, Card]:
     return cards(after_scan(Facts(), found_of(vfs)), POLICY)
 
 
+SICK = Sickness(at=0.0, line="a line", why="a rule").health
+
+
 class Plugin:
     """What of the plugin decides, with its memory. `own_pod` None: it runs outside of a pod."""
 
@@ -242,6 +249,9 @@ class Plugin:
         self.scanned = tuple(world.vfs.values())
         self.facts = after_scan(Facts(), found_of(self.scanned), claimed=self.ledger)
         self.kept_back: dict[str, Health] = {}
+        self.probe, self.probed = probe.Memory(), dict[str, Health]()
+        self.probing = world.now  # end of the program
+        self.paused: dict[str, float] = {}
         self.forgotten: frozenset[str] = frozenset()
         self.withheld: dict[str, Health] = {}
         self.roster: Roster = {}
@@ -281,7 +291,23 @@ class Plugin:
         self.facts = held_beyond(((id, POLICY.resource) for id in sorted(named)), self.facts, POLICY, {})
 
     def entries(self) -> dict[str, Entry]:
-        return entries(replace(self.facts, kept_back=self.kept_back, withheld=self.withheld), POLICY)
+        return entries(
+            replace(
+                self.facts,
+                kept_back=self.kept_back,
+                withheld=self.withheld,
+                probed=self.probed,
+                driver_errors=dict.fromkeys(self.world.sick, SICK),
+            ),
+            POLICY,
+        )
+
+    def cards(self) -> dict[str, Card]:
+        if not self.world.sick and not self.probed:
+            return cards_of(self.scanned)
+        facts = after_scan(Facts(), found_of(self.scanned))
+        sick = dict.fromkeys(self.world.sick, SICK)
+        return cards(replace(facts, probed=self.probed, driver_errors=sick), POLICY)
 
     def adopt(self) -> None:
         """What the kubelet knows, with or without the record."""
@@ -384,7 +410,7 @@ class Plugin:
         return View(
             now=self.world.now,
             desired=self.desired,
-            cards=cards_of(self.scanned),
+            cards=self.cards(),
             proofs=self.proofs,  # type: ignore[arg-type] # filled from examine only
             taken=frozenset(card for card in taken if card),
             stale_ids=frozenset(stale_ids(self.facts)),
@@ -403,6 +429,29 @@ class Plugin:
         if self.unread is None and self.memory.request is None:
             self.world.request = None
         self.decision = decision
+        return decision
+
+    def decide_probe(self) -> probe.Decision:
+        """The part that probes, unless it waits for the end of the program."""
+        view = self.view()
+        kept_back = self.kept_back.values()
+        decision = probe.decide(
+            self.probe,
+            probe.View(
+                now=view.now,
+                proofs=view.proofs,
+                taken=view.taken,
+                ended=view.ended,
+                suspects={card: card for card in sorted(self.world.sick)},
+                paused=self.paused,
+                changing=any(health == VF_CHANGE_PLANNED or health.in_change for health in kept_back),
+                stuck=self.world.now < self.probing,
+            ),
+            LIMITS.settle,
+        )
+        if dict(decision.withheld) != self.probed:
+            self.world.write_checkpoint()
+        self.probe, self.probed = decision.memory, dict(decision.withheld)
         return decision
 
     def scan(self) -> None:
@@ -446,6 +495,7 @@ class Explorer:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
+        self.probes, self.chance = seed % 4 == 3, random.Random(~seed)
         self.world = World(argument=self.random.choice((0, 0, 2, 3)))
         self.own_pod = OWN_POD if self.random.random() < 0.8 else None
         self.label_mode = self.random.random() < 0.7
@@ -571,6 +621,8 @@ class Explorer:
         self.note(f"{'granted' if granted else 'refused'} {id}")
         if not granted:
             return
+        if any(probe.in_change for own, probe in self.plugin.probed.items() if own == card):
+            raise BrokenInvariantError(f"{id} was granted while a probe has its card")
         if change is not None and change.sent and card == change.card:
             raise BrokenInvariantError(f"{id} was granted while its card is being changed")
         if self.asked == (self.plugin, card, self.plugin.scans):
@@ -756,6 +808,7 @@ class Explorer:
         """
         self._forget_unknown()
         first, second = self.plugin, self._start()
+        first.probe, first.probing, first.probed = probe.Memory(), self.world.now, {}  # ended before
         if self.world.api:
             second.hear()
         for given, taken in ((first, second), (second, first)):
@@ -793,6 +846,7 @@ class Explorer:
     def step(self) -> None:
         """Carry out what was decided last, with something happening before, within and after."""
         self.disturb()
+        self.probe_step()
         decision = self.plugin.decide()
         plugin = self.plugin
         if plugin.desired.number != self.asked_for:
@@ -836,6 +890,8 @@ class Explorer:
             raise BrokenInvariantError(f"Set of {address} to {number}, above its maximum")
         if card.vfs and number:
             raise BrokenInvariantError(f"Set of {address} from {card.vfs} to {number} directly")
+        if address in plugin.probed or PROBING in plugin.probed.values():
+            raise BrokenInvariantError(f"Set of {address} in a probe: {plugin.probed}")
         if world.late is not None:
             raise BrokenInvariantError(f"Set of {address} while the driver has {world.late[0]} to do")
         why = (address, plugin.driver, world.vfs[address])
@@ -879,19 +935,50 @@ class Explorer:
         for why in [why for why in self.refused if isinstance(why, tuple) and why[0] == address]:
             del self.refused[why]
 
+    def falls_sick(self) -> None:
+        """By the kernel's log; or the administrator clears it."""
+        self.world.sick ^= {self.chance.choice(CARDS)}
+        self.note(f"sick {sorted(self.world.sick)}")
+
+    def probe_step(self) -> None:
+        """The part that probes runs beside the one that changes VFs."""
+        plugin, world = self.plugin, self.world
+        if self.probes and self.chance.random() < 0.03:
+            self.falls_sick()
+        if PROBING in plugin.probed.values() and world.now < plugin.probing:
+            return  # it waits for the program
+        if PROBING in plugin.probed.values():
+            card = next(iter(plugin.probed))
+            if self.chance.random() < 0.3:
+                world.sick.discard(card)
+            elif self.chance.random() < 0.3:
+                plugin.probing = world.now + self.chance.uniform(0.0, 60.0)  # it cannot be killed
+            plugin.paused[card] = world.now + 30.0
+        action = plugin.decide_probe().action
+        if isinstance(action, Prove):
+            plugin.look(action.cards, world.now)
+        elif isinstance(action, probe.Run):
+            self.note(f"probe {action.card}")
+            holders = [pod.name for pod in world.pods if pod.card == action.card]
+            if holders or world.late is not None:
+                raise BrokenInvariantError(f"probe of {action.card}, {holders=}, {world.late=}")
+            plugin.probing = world.now + self.chance.uniform(0.0, 60.0)
+            self.pod_starts()
+
     # --- rest -----------------------------------------------------------------------------------
 
     def come_to_rest(self) -> None:
         """With nothing happening any more but time, everything has to end as wished or with a reason."""
         world = self.world
         world.refuses = world.crashes = False
-        world.stubborn = set()
+        world.stubborn, world.sick, self.probes = set(), set(), False
         self.order()
         world.api = world.synced = True
         self.plugin.hear()
         end = world.now + REST_SECONDS
         for _ in range(20_000):
             self.record_is_read()
+            self.probe_step()
             plugin, action = self.plugin, self.plugin.decide().action
             self.counts[type(action).__name__] += 1
             if world.now > end and isinstance(action, Wait):
@@ -915,8 +1002,8 @@ class Explorer:
 
     def check_rest(self) -> None:
         plugin, decision = self.plugin, self.plugin.decide()
-        if plugin.kept_back:
-            raise BrokenInvariantError(f"at rest, kept back: {plugin.kept_back}")
+        if plugin.kept_back or plugin.probed:
+            raise BrokenInvariantError(f"at rest, kept back: {plugin.kept_back} {plugin.probed}")
         for id, entry in plugin.entries().items():
             if not entry.health.healthy and not self._really_blocked(entry.device.card):
                 raise BrokenInvariantError(f"at rest, {id} is {entry.health} without a holder")

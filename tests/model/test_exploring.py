@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.model import exploring
-from xpu_plugin.model import ownership, roster, vf_reconcile
+from xpu_plugin.model import ownership, probe, roster, vf_reconcile
 from xpu_plugin.model.ownership import Answers, Ledger, Terms, examine
 from xpu_plugin.model.pods import Container, Exit, Pod
 from xpu_plugin.model.vf_plan import Card, Proof
@@ -39,6 +39,8 @@ def test_no_walk_breaks_an_invariant() -> None:
         "forced",
         "handover",
         "resumed",
+        "sick",
+        "probe",
     )
     assert all(counts[move] > 20 for move in moves), counts
 
@@ -74,6 +76,19 @@ def test_the_search_finds_a_plugin_that_does_not_know_what_the_last_one_asked_fo
 ) -> None:
     monkeypatch.setattr(exploring, "inherited", lambda memory, *_: memory)
     with pytest.raises(exploring.BrokenInvariantError, match=r"late Set|while the driver has"):
+        exploring.explore(20 * STEPS, seed=0)
+
+
+def test_the_search_finds_a_probe_of_a_card_with_a_holder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe.View, "free", lambda *_: True)
+    monkeypatch.setattr(probe.View, "settled", lambda *_: Proof())
+    with pytest.raises(exploring.BrokenInvariantError, match="probe of"):
+        exploring.explore(20 * STEPS, seed=0)
+
+
+def test_the_search_finds_a_change_of_vfs_in_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exploring.Plugin, "cards", lambda plugin: exploring.cards_of(plugin.scanned))
+    with pytest.raises(exploring.BrokenInvariantError, match="in a probe"):
         exploring.explore(20 * STEPS, seed=0)
 
 

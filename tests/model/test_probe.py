@@ -120,6 +120,13 @@ def test_a_user_that_the_second_proof_finds_calls_the_probe_off(holders: tuple[s
     assert (story.next() == Run(A, A)) is not bool(holders)
 
 
+def test_a_card_that_the_checkpoint_still_names_is_not_probed() -> None:
+    story = Story()
+    story.planned()
+    story.proofs = {A: Proof(at=story.now, done=story.now, fading=("uid-1/main",))}
+    assert not isinstance(story.next(), Run)
+
+
 def test_no_probe_begins_while_vfs_are_changed() -> None:
     story = Story()
     story.changing = True

@@ -88,7 +88,7 @@ def _go_on(planned: Planned, view: View) -> Decision | None:
     if view.suspects.get(probe.id) != probe.card or view.changing:
         return None
     step = view.settled(probe.card, planned.until)
-    if step is None:
+    if step is None or (isinstance(step, Proof) and step.fading):
         return None
     if isinstance(step, Proof):
         return Decision(memory=Memory(last=probe), withheld={probe.card: PROBING}, action=probe)
