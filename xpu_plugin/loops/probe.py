@@ -144,7 +144,6 @@ class Probes:
         self._waiting.set(decision.awaits_an_end)
         self._show(decision.withheld)
         noted: dict[str, object] = {
-            "action": str(decision.action),
             "withheld": {card: health.reason for card, health in decision.withheld.items()},
             "proofs": {
                 card: {"holders": list(proof.holders), "doubt": proof.doubt}
