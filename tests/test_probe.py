@@ -21,7 +21,7 @@ from tests.support.kubelets import own_pod
 from tests.support.machines import RESOURCE
 from tests.support.processes import has_ended, processes_that_know
 from tests.support.programs import program
-from tests.support.waiting import SECONDS, until
+from tests.support.waiting import PROMPT_SECONDS, SECONDS, until
 from xpu_plugin.cli import main
 from xpu_plugin.edges.control_socket import ask
 from xpu_plugin.model import vf_reconcile
@@ -40,7 +40,7 @@ facility = 0
 together_seconds = 0.1
 pods = 2
 window_seconds = 3600
-idle_seconds = 1
+idle_seconds = {idle}
 address = '\\(PCI:(?P<card>[0-9a-f:]+)\\)'
 process = 'pid=\\s*(?P<pid>[0-9]+)'
 [[pattern]]
@@ -108,9 +108,11 @@ class Probe:
         await until(lambda: len(self.runs) >= times, f"{times} probes")
 
 
-def start(node: Node, probe: Probe, *arguments: str, timings: tuple[str, ...] = IMPATIENT) -> Daemon:
+def start(
+    node: Node, probe: Probe, *arguments: str, timings: tuple[str, ...] = IMPATIENT, idle: int = 1
+) -> Daemon:
     rules = node.place / "rules.toml"
-    rules.write_text(RULES)
+    rules.write_text(RULES.replace("{idle}", str(idle)))
     options = ("--pod-name=plugin", "--pod-list-delay=0.3", f"--status-socket={node.place}/status.sock")
     given = ("--kernel-log=act", f"--kernel-log-rules={rules}", f"--probe={probe.path}", *options, *arguments)
     return node.start(*given, program=timings)
@@ -132,7 +134,7 @@ async def sick(daemon: Daemon, log: KernelLog) -> None:
     async with asyncio.timeout(SECONDS):
         while "a device is sick by the kernel's log" not in daemon.log:
             log.says(CARD, Trouble.IDLE)
-            await asyncio.sleep(0.3)  # longer than an incident; the card has to be idle for a second before
+            await asyncio.sleep(0.3)  # longer than an incident; the card has to be idle for a while before
 
 
 async def rows(node: Node) -> dict[str, str]:
@@ -181,6 +183,30 @@ async def test_a_card_that_passes_comes_back_to_the_list(
         await until(lambda: "XPUProbePassed" in str(api.events), "an Event")
     record = json.loads((node.place / "state/driver-errors.json").read_text())
     assert record["devices"][CARD]["sick"] is None
+
+
+async def test_a_line_just_after_a_probe_is_not_that_of_an_idle_card(
+    node: Node, log: KernelLog, kubelet: Kubelet
+) -> None:
+    probe = Probe(node.place, "exit 0")
+    daemon = start(node, probe, idle=int(PROMPT_SECONDS))
+    await shows(kubelet, CARDS)
+    await sick(daemon, log)
+    await daemon.says(PASSED)
+    state = await asyncio.to_thread(ask, node.place / "status.sock", "state")
+    log.says(CARD, Trouble.IDLE)
+
+    async with asyncio.timeout(SECONDS):
+        before = now = incidents(state)
+        while now == before:
+            now = incidents(await asyncio.to_thread(ask, node.place / "status.sock", "state"))
+    await asyncio.sleep(0.5)  # longer than an incident
+    await daemon.says_exactly("a device is sick by the kernel's log", 1)
+
+
+def incidents(state: object) -> object:
+    assert isinstance(state, dict)
+    return state["kernel_log"]["incidents"]
 
 
 async def test_a_card_that_fails_stays_away_and_is_probed_again_after_a_pause(
