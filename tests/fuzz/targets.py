@@ -341,7 +341,7 @@ def pods(data: bytes) -> None:
         assert over.keys() <= pod.containers.keys()
         assert all(pod.containers[name].exit == end for name, end in over.items())
         known = after_list(
-            {}, {pod.uid: pod}, [Holding(container=f"{pod.uid}/c", resource="r", ids=("a",))], 1.0
+            {}, {pod.uid: pod}, [Holding(container=f"{pod.uid}/c", resource="r", ids=("a",))], 1.0, began=1.0
         )
         hash(open_holders(after_event(known, pod.uid, None, 2.0)))
 

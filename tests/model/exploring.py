@@ -354,6 +354,7 @@ class Plugin:
             checkpoint=frozenset(id for holding in answers.checkpoint or () for id in holding.ids),
             own=world.wrote == world.life,
             ended=answers.ended,
+            seen=answers.seen,
             finished=answers.finished,
             lingering=frozenset(id for holding in answers.lingering for id in holding.ids),
         )
@@ -386,7 +387,7 @@ class Plugin:
         shown = None if checkpoint_alone else world.api_pods()
         if isinstance(shown, dict):
             before = self.roster
-            self.roster = after_list(before, shown, answers.checkpoint or (), world.now)
+            self.roster = after_list(before, shown, answers.checkpoint or (), world.now, began=began)
             if open_holders(before) - open_holders(self.roster):
                 self.ended = world.now
         return applied(answers, self.roster, shown, ahead=0.0)

@@ -140,14 +140,16 @@ def test_the_search_finds_a_plugin_that_believes_the_pods_api_too_soon(
     def over(container: Container) -> Container:
         return replace(container, exit=container.exit or Exit(code=0, finished=1e9))
 
-    def failed(before: roster.Roster, pods: Mapping[str, Pod], *more: object) -> roster.Roster:
+    def failed(
+        before: roster.Roster, pods: Mapping[str, Pod], *more: object, **named: float
+    ) -> roster.Roster:
         told = {
             uid: replace(pod, containers={name: over(own) for name, own in pod.containers.items()})
             if pod.over
             else pod
             for uid, pod in pods.items()
         }
-        return roster.after_list(before, told, *more)  # type: ignore[arg-type]
+        return roster.after_list(before, told, *more, **named)  # type: ignore[arg-type]
 
     def applied(*given: object, **more: object) -> Answers:
         answers = roster.applied(*given, **more)  # type: ignore[arg-type]

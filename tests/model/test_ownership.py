@@ -526,6 +526,16 @@ def test_a_container_that_has_ended_ends_its_grant_also_if_no_checkpoint_names_i
     assert examined(given, ledger={VF: replace(ledger[VF], holder="a/b/c")})[0].keys() == {VF}
 
 
+@pytest.mark.parametrize(("shown", "over"), [(NOW - 40.0, False), (NOW - 25.0, False), (NOW - 19.0, True)])
+def test_an_end_from_before_a_start_ends_its_grant_only_if_it_is_still_shown_later(
+    shown: float, over: bool
+) -> None:
+    """A finished init container starts again when its pod loses its sandbox."""
+    given = replace(answers(listing()), ended={VF: NOW - 50.0}, seen={VF: shown})
+    ledger = {VF: Grant(at=NOW - 30.0, known_to=LIFE)}
+    assert (examined(given, ledger=ledger)[0] == {}) is over
+
+
 def test_an_old_id_that_nobody_knows_makes_every_card_without_holders_doubtful() -> None:
     _, proofs = examined(answers(listing(holding(VF), holding("99", container="a/b/c"))))
     assert proofs[A].holders == ("default/job/main",)

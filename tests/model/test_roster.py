@@ -4,6 +4,8 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+import pytest
+
 from xpu_plugin.model.ownership import (
     Answers,
     Grant,
@@ -34,7 +36,7 @@ def pod(*, finished: float | None = None, uid: str = "u", grace: float = 5.0) ->
 
 
 def roster_of(*pods: Pod, now: float = 100.0) -> Roster:
-    return after_list({}, {own.uid: own for own in pods}, (HELD,), now)
+    return after_list({}, {own.uid: own for own in pods}, (HELD,), now, began=now)
 
 
 def answers(
@@ -69,6 +71,16 @@ def test_an_ended_holder_is_in_neither_list_nor_checkpoint_although_its_pod_is_l
     assert told.listed == Listing(pods=frozenset({"default/train"}), holdings=())
     assert told.checkpoint == ()
     assert told.ended == {CARD: 90.0}
+
+
+@pytest.mark.parametrize(("followed", "seen"), [(False, 100.0), (True, 500.0)])
+def test_an_end_is_as_old_as_the_answer_that_showed_it_unless_the_pods_are_followed(
+    followed: bool, seen: float
+) -> None:
+    roster = roster_of(pod(finished=90.0), now=100.0)
+    told = applied(answers(500.0), roster, None, ahead=AHEAD, followed=followed)
+    assert (told.ended, told.seen) == ({CARD: 90.0}, {CARD: seen})
+    assert after_event(roster, "u", pod(finished=90.0), 300.0)["u"].at == 300.0
 
 
 def test_an_id_with_another_holder_has_not_ended() -> None:
@@ -119,18 +131,18 @@ def test_without_an_answer_nothing_fades_and_what_has_ended_has_ended() -> None:
 
 
 def test_a_pod_that_leaves_while_ends_are_not_followed_is_named_by_the_checkpoint_alone() -> None:
-    assert after_list(roster_of(pod()), {}, (HELD,), 110.0, followed=False) == {}
-    over = after_list(roster_of(pod(finished=90.0)), {}, (HELD,), 110.0, followed=False)
+    assert after_list(roster_of(pod()), {}, (HELD,), 110.0, began=110.0, followed=False) == {}
+    over = after_list(roster_of(pod(finished=90.0)), {}, (HELD,), 110.0, began=110.0, followed=False)
     assert over.keys() == {"u"}
 
 
 def test_what_is_gone_is_forgotten_once_it_cannot_run_and_the_checkpoint_does_not_name_it() -> None:
-    roster = after_list(roster_of(pod(grace=5.0)), {}, (), 110.0)
+    roster = after_list(roster_of(pod(grace=5.0)), {}, (), 110.0, began=110.0)
     assert roster["u"].gone == 110.0
-    roster = after_list(roster, {}, (), 120.0)
+    roster = after_list(roster, {}, (), 120.0, began=120.0)
     assert roster["u"].gone == 110.0
-    assert after_list(roster, {}, (), 110.0 + 5.0 + LINGER_SECONDS) == {}
-    assert after_list(roster, {}, (HELD,), 200.0).keys() == {"u"}
+    assert after_list(roster, {}, (), 110.0 + 5.0 + LINGER_SECONDS, began=110.0 + 5.0 + LINGER_SECONDS) == {}
+    assert after_list(roster, {}, (HELD,), 200.0, began=200.0).keys() == {"u"}
 
 
 def test_an_end_is_news_once() -> None:

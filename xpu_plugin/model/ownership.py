@@ -62,6 +62,9 @@ class Answers:
     witness_trouble: str | None = None  # why it does not answer; None without it
     refusal: str = ""  # why it refuses to answer
     ended: Mapping[str, float] = field(default_factory=dict)  # ids of ended holders -> time of the end
+    seen: Mapping[str, float] = field(
+        default_factory=dict
+    )  # of these -> time at which that end was shown last
     finished: Mapping[str, float] = field(default_factory=dict)  # `namespace/pod/container` -> the same
     succeeded: Mapping[str, float] = field(default_factory=dict)  # of these, with exit code 0
     lingering: tuple[Holding, ...] = ()  # of pods that left it before their containers were seen to end
@@ -181,6 +184,7 @@ class Word:
     checkpoint: Collection[str] | None = None  # its ids; None if it cannot be read
     own: bool = False  # this instance has written the checkpoint
     ended: Mapping[str, float] = field(default_factory=dict)  # id -> time at which its holder ended
+    seen: Mapping[str, float] = field(default_factory=dict)  # id -> time at which that end was shown last
     finished: Mapping[str, float] = field(default_factory=dict)  # container -> time at which it ended
     lingering: Collection[str] = ()  # ids of containers that may run although their pods are gone
 
@@ -195,7 +199,8 @@ def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str
     """Return the remaining grants, marked by the kubelet's answers.
 
     A grant ends when the pods API shows the end of its container. An end that may be an earlier container's,
-    or of an earlier run, does not count before `settle` seconds. A grant goes on while its pod lingers.
+    or of an earlier run, counts only if it is still shown `settle` seconds after the grant. A grant goes on
+    while its pod lingers.
 
     A grant ends when the instance that listed it lists it no longer. It also ends when the instance that
     wrote it down has since written a checkpoint without it.
@@ -215,7 +220,7 @@ def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str
             return True
         end = word.ended.get(id, word.finished.get(grant.holder or ""))
         if end is not None:
-            return grant.at >= end and word.began - grant.at < settle
+            return grant.at >= end and word.seen.get(id, word.began) - grant.at < settle
         if word.listing is not None and grant.shown is not None:
             if grant.shown == word.life:
                 return False
@@ -402,6 +407,7 @@ def word_of(answers: Answers, terms: Terms) -> Word:
         checkpoint=None if answers.checkpoint is None else _ids(answers.checkpoint),
         own=answers.own,
         ended=answers.ended,
+        seen=answers.seen,
         finished=answers.finished,
         lingering=_ids(answers.lingering),
     )

@@ -23,6 +23,7 @@ class Known:
 
     pod: Pod
     holdings: tuple[Holding, ...]
+    at: float  # time of the request, or of the news, that showed the pod so
     gone: float | None = None  # time since which the API has it no more
 
     def ended(self, holding: Holding) -> bool:
@@ -47,10 +48,12 @@ def after_list(
     checkpoint: Iterable[Holding],
     now: float,
     *,
+    began: float,
     followed: bool = True,
 ) -> Roster:
     """Return the roster after a complete answer of the API.
 
+    began: time of the request
     followed: each end was reported until now. If not, a pod that is missing has ended in most cases; only the
     checkpoint may still name it.
     checkpoint: as it was before that answer
@@ -64,7 +67,7 @@ def after_list(
         before = roster.get(uid)
         if uid in pods:
             if uid in named:
-                new[uid] = Known(pod=pods[uid], holdings=named[uid])
+                new[uid] = Known(pod=pods[uid], holdings=named[uid], at=began)
         elif before is not None:
             known = replace(before, holdings=named.get(uid, before.holdings))
             if not followed and known.gone is None and not all(map(known.ended, known.holdings)):
@@ -80,7 +83,7 @@ def after_event(roster: Roster, uid: str, pod: Pod | None, now: float) -> Roster
     before = roster.get(uid)
     if before is None or (pod is None and before.gone is not None):
         return roster
-    known = replace(before, gone=now) if pod is None else replace(before, pod=pod, gone=None)
+    known = replace(before, gone=now) if pod is None else replace(before, pod=pod, gone=None, at=now)
     return {**roster, uid: known}
 
 
@@ -96,20 +99,29 @@ def open_holders(roster: Roster) -> frozenset[str]:
 
 
 def applied(
-    answers: Answers, roster: Roster, pods: Mapping[str, Pod] | str | None, *, ahead: float
+    answers: Answers,
+    roster: Roster,
+    pods: Mapping[str, Pod] | str | None,
+    *,
+    ahead: float,
+    followed: bool = False,
 ) -> Answers:
     """Return the answers with the ends of holders that the API has shown.
 
     pods: the API's answer; None without the API or without an answer; a text: why it refuses to answer
     ahead: seconds by which the wall clock is ahead of the caller's
+    followed: as for `after_list`
     """
     refusal = pods if isinstance(pods, str) else ""
     checkpoint = answers.checkpoint or ()
     over: dict[Holding, float] = {}
+    seen: dict[str, float] = {}
     for holding in checkpoint:
         known = roster.get(_uid(holding))
         if known is not None and known.ended(holding):
             over[holding] = ends(known.pod)[_name(holding)].finished - ahead
+            at = answers.began if followed else known.at
+            seen.update({id: min(at, seen.get(id, at)) for id in holding.ids})
     ended = {id: at for holding, at in over.items() for id in holding.ids}
     for holding in checkpoint:
         if holding not in over:
@@ -137,6 +149,7 @@ def applied(
         listing=listing if answers.listed is not None else answers.listing,
         checkpoint=kept if answers.checkpoint is not None else None,
         ended=ended,
+        seen={id: seen[id] for id in ended},
         finished=finished,
         succeeded=succeeded,
         lingering=lingering,

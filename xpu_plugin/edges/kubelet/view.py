@@ -267,7 +267,9 @@ class KubeletView:
         now = self._clock()
         if shown is not None and isinstance(shown.pods, Mapping) and written.checkpoint is not None:
             holdings = written.checkpoint.holdings
-            after = roster.after_list(self._roster, shown.pods, holdings, now, followed=self._following)
+            after = roster.after_list(
+                self._roster, shown.pods, holdings, now, began=shown.began, followed=self._following
+            )
             self._become(after, now)
         answers = Answers(
             began=min(own.began for own in asked),
@@ -281,7 +283,8 @@ class KubeletView:
             witness_trouble=None if shown is None else shown.trouble,
         )
         pods = None if shown is None else shown.pods
-        return roster.applied(answers, self._roster, pods, ahead=self._wall_clock() - now)
+        ahead = self._wall_clock() - now
+        return roster.applied(answers, self._roster, pods, ahead=ahead, followed=self._following)
 
 
 def written_by(instance: SocketIdentity | None, checkpoint: Checkpoint | None) -> bool:
