@@ -359,8 +359,8 @@ async def test_events_tell_of_incidents_and_of_the_verdict(
         text = f"{named}: noc-idle-timeout, {line}"
         verdict = (
             f"{named}: driver-error, the kernel's log has {line!r}, incidents of 2 pods: default/a, "
-            "default/b; offered again after a reset, a reboot, or: xpu-device-plugin clear; held by: no "
-            "container"
+            "default/b; offered again after a passed probe, a reset, a reboot, or: xpu-device-plugin clear; "
+            "held by: no container"
         )
         for kind, reason, of, message in (
             ("Warning", incident, "here", f"{text}; held by: default/a/main"),

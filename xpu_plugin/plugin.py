@@ -274,7 +274,7 @@ def build(config: Config, *, timings: Timings = USUAL, spare: WorkerProcess | No
         tenures=tenures,
         giver=giver,
         taker=Taker(means, giver, picture, desired=between.desired, patience=config.vf_decision_wait),
-        kernel_log=KernelLog(config.dev_root / "kmsg") if config.kernel_log != KERNEL_LOG[0] else None,
+        kernel_log=kernel_log_of(config),
         driver_errors=driver_errors,
         worker=worker,
         prober=prober,
@@ -404,6 +404,14 @@ def probes_of(
     )
 
 
+def kernel_log_of(config: Config) -> KernelLog | None:
+    """Make the reader of the kernel's log; None if it is off, or if a simulated machine has none."""
+    path = config.dev_root / "kmsg"
+    if config.kernel_log == KERNEL_LOG[0] or (config.simulated and not path.exists()):
+        return None
+    return KernelLog(path)
+
+
 def kubelet_of(config: Config) -> KubeletView:
     """Make the reader of this node's kubelet."""
     return KubeletView(
@@ -512,7 +520,7 @@ async def run(plugin: Plugin) -> None:
         serving.start("endpoints", plugin.endpoints.run())
         if (program := xpu_smi(config)) is not None:
             observe("links", partial(_find_links, plugin, program))
-        if plugin.kernel_log is not None and not (config.simulated and not plugin.kernel_log.path.exists()):
+        if plugin.kernel_log is not None:
             observe("kernel log", partial(_follow_kernel_log, plugin, plugin.kernel_log))
         plugin.taker.begin()
         serving.start("grants", plugin.grants.run(tenures))

@@ -83,6 +83,12 @@ def test_an_end_is_as_old_as_the_answer_that_showed_it_unless_the_pods_are_follo
     assert after_event(roster, "u", pod(finished=90.0), 300.0)["u"].at == 300.0
 
 
+def test_the_end_of_a_pod_that_is_gone_counts_like_a_new_one_once_nothing_of_it_can_run() -> None:
+    gone = after_event(roster_of(pod(finished=90.0, grace=5.0), now=100.0), "u", None, 110.0)
+    for now, seen in ((112.0, 100.0), (110.0 + 5.0 + LINGER_SECONDS, 110.0 + 5.0 + LINGER_SECONDS)):
+        assert applied(answers(now), gone, None, ahead=AHEAD, followed=True).seen == {CARD: seen}
+
+
 def test_an_id_with_another_holder_has_not_ended() -> None:
     own, other = pod(finished=90.0), replace(HELD, container="v/main")
     told = said(roster_of(own), {"u": own}, answers(checkpoint=(HELD, other)))

@@ -36,12 +36,14 @@ SELDOM = {
     "xpu_device_unhealthy",
     "xpu_device_holder",
     "xpu_plugin_audit_age_seconds",
+    "xpu_plugin_kernel_log_up",
+    "xpu_plugin_kernel_log_overruns_total",
     "xpu_plugin_api_watching",
     "xpu_plugin_api_errors_total",
     "xpu_plugin_unlisted_nodes",
     "xpu_device_impossible_readings_total",
 }
-"""Families without a series when all is well and no device is held."""
+"""Families without a series when all is well, no device is held and there is no kernel's log."""
 
 
 class Page:

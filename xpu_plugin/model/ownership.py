@@ -199,8 +199,8 @@ def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str
     """Return the remaining grants, marked by the kubelet's answers.
 
     A grant ends when the pods API shows the end of its container. An end that may be an earlier container's,
-    or of an earlier run, counts only if it is still shown `settle` seconds after the grant. A grant goes on
-    while its pod lingers.
+    or of an earlier run, counts only if it was shown after the grant, and not before `settle` seconds. A
+    grant goes on while its pod lingers.
 
     A grant ends when the instance that listed it lists it no longer. It also ends when the instance that
     wrote it down has since written a checkpoint without it.
@@ -220,7 +220,8 @@ def after_word(ledger: Ledger, word: Word, settle: float, unused: Collection[str
             return True
         end = word.ended.get(id, word.finished.get(grant.holder or ""))
         if end is not None:
-            return grant.at >= end and word.seen.get(id, word.began) - grant.at < settle
+            settled = word.seen.get(id, word.began) >= grant.at and word.began - grant.at >= settle
+            return grant.at >= end and not settled
         if word.listing is not None and grant.shown is not None:
             if grant.shown == word.life:
                 return False

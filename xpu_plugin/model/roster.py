@@ -37,6 +37,13 @@ class Known:
             and not all(map(self.ended, self.holdings))
         )
 
+    def is_current(self, now: float, *, followed: bool) -> bool:
+        """Return whether no ended container can have started again: each start is reported, or the pod has
+        been gone for long."""
+        if self.gone is None:
+            return followed
+        return now >= self.gone + self.pod.grace + LINGER_SECONDS
+
 
 Roster = Mapping[str, Known]
 """The pods with devices, by UID."""
@@ -120,7 +127,7 @@ def applied(
         known = roster.get(_uid(holding))
         if known is not None and known.ended(holding):
             over[holding] = ends(known.pod)[_name(holding)].finished - ahead
-            at = answers.began if followed else known.at
+            at = answers.began if known.is_current(answers.began, followed=followed) else known.at
             seen.update({id: min(at, seen.get(id, at)) for id in holding.ids})
     ended = {id: at for holding, at in over.items() for id in holding.ids}
     for holding in checkpoint:
