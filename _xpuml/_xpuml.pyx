@@ -270,13 +270,14 @@ cdef class Library:
         cdef char serial[SERIAL_SIZE + 1]
         memset(&attributes, 0, sizeof(attributes))
         memset(serial, 0, sizeof(serial))
-        self._enter(ATTRIBUTES, index)
-        if not self._failed(self.api.attributes(device, &attributes), ATTRIBUTES, failures):
-            record["arch"] = attributes.archId
-            record["board"] = attributes.boardId
-            record["model"] = attributes.modelId
-            record["max_vfs"] = attributes.maxVFCount
-            record["serial"] = _printable(attributes.sn[:sizeof(attributes.sn)])
+        if self.api.attributes != NULL:
+            self._enter(ATTRIBUTES, index)
+            if not self._failed(self.api.attributes(device, &attributes), ATTRIBUTES, failures):
+                record["arch"] = attributes.archId
+                record["board"] = attributes.boardId
+                record["model"] = attributes.modelId
+                record["max_vfs"] = attributes.maxVFCount
+                record["serial"] = _printable(attributes.sn[:sizeof(attributes.sn)])
         if self.api.serial != NULL:
             self._enter(SERIAL, index)
             if not self._failed(self.api.serial(device, serial, SERIAL_SIZE), SERIAL, failures):
@@ -284,17 +285,19 @@ cdef class Library:
 
         cdef xpumlMemory_t memory
         memset(&memory, 0, sizeof(memory))
-        self._enter(MEMORY, index)
-        if not self._failed(self.api.memory(device, &memory), MEMORY, failures):
-            record["memory_bytes"] = memory.totalGlobalMemory
+        if self.api.memory != NULL:
+            self._enter(MEMORY, index)
+            if not self._failed(self.api.memory(device, &memory), MEMORY, failures):
+                record["memory_bytes"] = memory.totalGlobalMemory
 
         cdef int number = 0
         cdef unsigned int minor = 0
         cdef char name[NAME_SIZE + 1]
         memset(name, 0, sizeof(name))
-        self._enter(MODE, index)
-        if not self._failed(self.api.mode(device, &number), MODE, failures):
-            record["mode"] = number
+        if self.api.mode != NULL:
+            self._enter(MODE, index)
+            if not self._failed(self.api.mode(device, &number), MODE, failures):
+                record["mode"] = number
         if self.api.id != NULL:
             number = -1
             self._enter(ID, index)
@@ -364,34 +367,39 @@ cdef class Library:
         cdef int mode = 0
         memset(&memory, 0, sizeof(memory))
         memset(&utilization, 0, sizeof(utilization))
-        self._enter(MEMORY, index)
-        if not self._failed(self.api.memory(device, &memory), MEMORY, failures):
-            record["memory_total_bytes"] = memory.totalGlobalMemory
-            record["memory_used_bytes"] = memory.usedGlobalMemory
-            # The library divides by the total, which it reads again: SIGFPE if that is 0. For the PF of a
-            # card that was split when the driver was loaded it is uninitialised memory, another each time.
-            # A PF that has VFs computes nothing, so its utilization is not needed.
+        if self.api.memory != NULL:
+            self._enter(MEMORY, index)
+            if not self._failed(self.api.memory(device, &memory), MEMORY, failures):
+                record["memory_total_bytes"] = memory.totalGlobalMemory
+                record["memory_used_bytes"] = memory.usedGlobalMemory
+        # The library divides by the total, which it reads again: SIGFPE if that is 0. For the PF of a card
+        # that was split when the driver was loaded it is uninitialised memory, another each time. A PF that
+        # has VFs computes nothing, so its utilization is not needed.
+        if self.api.utilization != NULL and self.api.mode != NULL and memory.totalGlobalMemory > 0:
             self._enter(MODE, index)
             if self.api.mode(device, &mode) != 0:
                 mode = 0
             self._leave()
-            if mode != SRIOV_ON and memory.totalGlobalMemory > 0:
+            if mode != SRIOV_ON:
                 self._enter(UTILIZATION, index)
                 if not self._failed(self.api.utilization(device, &utilization), UTILIZATION, failures):
                     record["utilization_percent"] = utilization.xpu
 
         cdef unsigned int value = 0
-        self._enter(TEMPERATURE, index)
-        if not self._failed(self.api.temperature(device, 0, &value), TEMPERATURE, failures):
-            record["temperature_celsius"] = value
+        if self.api.temperature != NULL:
+            self._enter(TEMPERATURE, index)
+            if not self._failed(self.api.temperature(device, 0, &value), TEMPERATURE, failures):
+                record["temperature_celsius"] = value
         value = 0
-        self._enter(POWER, index)
-        if not self._failed(self.api.power(device, &value), POWER, failures):
-            record["power"] = value
+        if self.api.power != NULL:
+            self._enter(POWER, index)
+            if not self._failed(self.api.power(device, &value), POWER, failures):
+                record["power"] = value
         value = 0
-        self._enter(CLOCK, index)
-        if not self._failed(self.api.clock(device, 0, &value), CLOCK, failures):
-            record["clock_mhz"] = value
+        if self.api.clock != NULL:
+            self._enter(CLOCK, index)
+            if not self._failed(self.api.clock(device, 0, &value), CLOCK, failures):
+                record["clock_mhz"] = value
         return record
 
     def processes(self, skip=()):
@@ -411,6 +419,8 @@ cdef class Library:
         cdef unsigned int room = ROOM
         cdef unsigned int entry
         memset(found, 0, sizeof(found))
+        if self.api.processes == NULL:
+            return record
         self._enter(PROCESSES, index)
         if not self._failed(self.api.processes(device, &room, found), PROCESSES, failures):
             record["processes"] = [
@@ -435,6 +445,12 @@ cdef class Library:
             raise IndexError(f"device index {index} is not one of {self.counted}")
         if not 0 <= number <= 63:
             raise ValueError(f"{number} VFs: accepted are 0 to 63")
+        if self.api.attributes == NULL or self.api.set_sriov == NULL:
+            raise xpuml.error(
+                xpuml.ReturnCode.FUNCTION_NOT_FOUND,
+                xpuml.FUNCTIONS[SET_SRIOV],
+                f"the library lacks it or {xpuml.FUNCTIONS[ATTRIBUTES]}",
+            )
         cdef xpumlDevice_t device = NULL
         cdef uint32_t position = index
         self._check(self._handle(position, &device), HANDLE)

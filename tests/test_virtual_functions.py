@@ -16,7 +16,7 @@ from tests.support.api_server import LIST, ApiServer, Reply, write_kubeconfig
 from tests.support.daemon import Daemon, Node, a_node, shows
 from tests.support.impatient import impatient
 from tests.support.kubelets import NotingKubelet, own_pod
-from tests.support.machines import P800, R200, RESOURCE, Board, on_both
+from tests.support.machines import MISSING, P800, R200, RESOURCE, Board, on_both
 from tests.support.processes import processes_that_know
 from tests.support.waiting import SECONDS, until
 from xpu_plugin.cli import main
@@ -146,6 +146,22 @@ async def test_each_device_has_the_node_of_its_address(node: VfNode, kubelet: Ku
             function = (node.machine.sysfs_root / "class/xpu" / name / "device").resolve()
             assert function.name == id.partition("-")[0]
         await daemon.stop()
+
+
+@on_both
+async def test_a_library_without_what_whole_devices_do_not_need_offers_them(
+    node: VfNode, kubelet: Kubelet, board: Board
+) -> None:
+    """Nobody knows which functions a later release has kept."""
+    node.machine.set({"missing-functions": MISSING})
+    daemon = node.begin("--sriov-num-vfs=2")
+    await shows(kubelet, board.split(0, 0, 0, 0))
+    assert len(await allocate(node, board.addresses[0])) == 2
+    for address in board.addresses:
+        await daemon.says(
+            f'card={address} detail="the library does not report whether it can be split"',
+        )
+    assert node.numbers() == [0] * 4
 
 
 async def test_cards_beyond_the_limit_of_handles_stay_as_they_are(node: VfNode, kubelet: Kubelet) -> None:

@@ -15,8 +15,8 @@ from xpu_plugin.errors import PluginError
 from xpu_plugin.frozen import frozen
 
 
-# The order numbers the calls in the progress word (see `Call`): append only.
-REQUIRED_FUNCTIONS = (
+# Of the header of release 4.0.11. The order numbers the calls in the progress word (see `Call`): append only.
+OLD_FUNCTIONS = (
     "xpumlInit",
     "xpumlShutdown",
     "xpumlErrorString",
@@ -38,8 +38,8 @@ REQUIRED_FUNCTIONS = (
     "xpumlDeviceGetHostVxpuMode",
     "xpumlDeviceSetSriovVfNum",
 )
-# Declared by later headers only; each is looked up separately.
-OPTIONAL_FUNCTIONS = (
+# Declared by later headers only.
+LATER_FUNCTIONS = (
     "xpumlDeviceGetSerial",
     "xpumlDeviceGetId",
     "xpumlDeviceGetMinorNumber",
@@ -48,7 +48,22 @@ OPTIONAL_FUNCTIONS = (
 OLDEST_LIBRARY = (4, 0, 11)
 """The oldest supported release."""
 
-FUNCTIONS = REQUIRED_FUNCTIONS + OPTIONAL_FUNCTIONS
+FUNCTIONS = OLD_FUNCTIONS + LATER_FUNCTIONS
+
+REQUIRED_FUNCTIONS = frozenset(
+    {
+        "xpumlInit",
+        "xpumlErrorString",
+        "xpumlSystemGetDriverVersion",
+        "xpumlSystemGetXPUMLVersion",
+        "xpumlDeviceGetCount",
+        "xpumlDeviceGetHandleByIndex",
+        "xpumlDeviceGetPciInfo",
+        "xpumlDeviceGetState",
+    }
+)
+"""Functions that the offer of whole devices needs. The facts of any other one are unknown without it. No card
+is split without those about VFs and processes."""
 
 WITHOUT_DEVICE = 0xFFFF_FFFF
 """The index in the progress word for a call about no single device."""

@@ -194,6 +194,28 @@ static const char *const calls[] = {
     NULL,
 };
 
+static bool missing_read(const struct key *key, const char *text, void *field) {
+    char copy[512];
+    char *rest = copy, *item;
+    int functions = 0;
+    (void)key;
+    if (snprintf(copy, sizeof copy, "%s", strcmp(text, "none") == 0 ? "" : text) >=
+        (int)sizeof copy)
+        return false;
+    while (*copy != '\0' && (item = strsep(&rest, ",")) != NULL) {
+        int call = 0;
+        while (calls[call] != NULL && strcmp(calls[call], item) != 0)
+            call++;
+        if (call >= CALL_SERIAL || REQUIRED_CALLS & 1 << call)
+            return false;
+        functions |= 1 << call;
+    }
+    *(int *)field = functions;
+    return true;
+}
+
+static const struct kind missing_kind = {missing_read, NULL};
+
 #define NUMBER(low, high, fallback) &number_kind, low, high, fallback, NULL, NULL
 #define NUMBERS(low, high) &numbers_kind, low, high, 0, NULL, NULL
 #define WORD(words, fallback) &word_kind, 0, 0, fallback, words, NULL
@@ -214,6 +236,8 @@ static const struct key setting_keys[] = {
     {"vf-functions", SETTING(vf_functions), WORD(next_own, UNSET)},
     {"later-functions", SETTING(later_functions),
      OWN(&later_kind, "all, none or, by commas, serial, id, minor, name")},
+    {"missing-functions", SETTING(missing_functions),
+     OWN(&missing_kind, "none or, by commas, functions that the plugin can do without")},
     {"driver", SETTING(gone), WORD(loaded_gone, 0)},
     {"driver-version", SETTING(driver_version), TEXT(struct settings, driver_version)},
     {"library-version", SETTING(library_version), TEXT(struct settings, library_version)},

@@ -49,6 +49,13 @@ enum call {
     CALL_SET_SRIOV_HALFWAY, // no call of its own: the middle of a change of VFs
 };
 
+// Functions of release 4 that may not be missing.
+enum {
+    REQUIRED_CALLS = 1 << CALL_INIT | 1 << CALL_ERROR_STRING | 1 << CALL_DRIVER_VERSION |
+        1 << CALL_XPUML_VERSION | 1 << CALL_COUNT | 1 << CALL_HANDLE_BY_INDEX | 1 << CALL_PCI_INFO |
+        1 << CALL_STATE,
+};
+
 struct settings {
     const struct model *model; // by its release: the defaults of the next five; NULL: release 4
     int major;                 // UNSET: see node_major
@@ -56,6 +63,7 @@ struct settings {
     int order;                 // 0: indexes in the order of N; 1: scattered
     int vf_functions;          // 0: in the next slot; 1: in the card's; UNSET: by the card's model
     int later_functions;       // bits
+    int missing_functions;     // bits, by call
     int quirks, gone, wrong_count, vf_delay, request_delay;
     char driver_version[80], library_version[80];
     char dev_root[2048], sysfs_root[2048];

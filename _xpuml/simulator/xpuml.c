@@ -102,7 +102,7 @@ int xpumlInit(void) {
     return XPUML_SUCCESS;
 }
 
-int xpumlShutdown(void) {
+static int shut_down(void) {
     int code;
     return library.machine != NULL && fault_strikes(library.machine, CALL_SHUTDOWN, NULL, &code)
                ? code
@@ -261,7 +261,7 @@ int xpumlDeviceGetHandleByIndex(unsigned index, xpumlDevice_t *handle) {
 
 // --- cached answers ------------------------------------------------------------------------------
 
-int xpumlDeviceGetAttributes(xpumlDevice_t device, xpumlDeviceAttributes_t *attributes) {
+static int get_attributes(xpumlDevice_t device, xpumlDeviceAttributes_t *attributes) {
     int code;
     if (!enter_checked(CALL_ATTRIBUTES, device, attributes, &code))
         return code;
@@ -269,7 +269,7 @@ int xpumlDeviceGetAttributes(xpumlDevice_t device, xpumlDeviceAttributes_t *attr
     return XPUML_SUCCESS;
 }
 
-int xpumlDeviceGetArchitecture(xpumlDevice_t device, unsigned *architecture) {
+static int get_architecture(xpumlDevice_t device, unsigned *architecture) {
     int code;
     if (!enter_checked(CALL_ARCHITECTURE, device, architecture, &code))
         return code;
@@ -277,7 +277,7 @@ int xpumlDeviceGetArchitecture(xpumlDevice_t device, unsigned *architecture) {
     return XPUML_SUCCESS;
 }
 
-int xpumlDeviceGetBoardId(xpumlDevice_t device, unsigned *board) {
+static int get_board_id(xpumlDevice_t device, unsigned *board) {
     int code;
     if (!enter_checked(CALL_BOARD_ID, device, board, &code))
         return code;
@@ -338,7 +338,7 @@ static uint64_t stack(const struct unit *unit) {
     return unit->node == 0 ? 0 : word << 20;
 }
 
-int xpumlDeviceGetMemoryInfo(xpumlDevice_t device, xpumlMemory_t *memory) {
+static int get_memory_info(xpumlDevice_t device, xpumlMemory_t *memory) {
     int code;
     if (!enter_checked(CALL_MEMORY_INFO, device, memory, &code))
         return code;
@@ -356,7 +356,7 @@ int xpumlDeviceGetMemoryInfo(xpumlDevice_t device, xpumlMemory_t *memory) {
     return XPUML_SUCCESS;
 }
 
-int xpumlDeviceGetUtilizationRates(xpumlDevice_t device, xpumlUtilization_t *rates) {
+static int get_utilization_rates(xpumlDevice_t device, xpumlUtilization_t *rates) {
     int code;
     if (!enter_checked(CALL_UTILIZATION_RATES, device, rates, &code))
         return code;
@@ -386,7 +386,7 @@ static int reading(enum call call, xpumlDevice_t device, size_t field, unsigned 
 // Degrees are 356 - 0.23751 * word, cut off.
 static const double ZERO_WORD = 355.5, DEGREES_A_WORD = 0.23751;
 
-int xpumlDeviceGetTemperature(xpumlDevice_t device, int sensor, unsigned *celsius) {
+static int get_temperature(xpumlDevice_t device, int sensor, unsigned *celsius) {
     (void)sensor;
     int code = reading(CALL_TEMPERATURE, device, offsetof(struct card, temperature), celsius);
     // For an unknown board the library returns the sensor's word in the form of KL2.
@@ -395,11 +395,11 @@ int xpumlDeviceGetTemperature(xpumlDevice_t device, int sensor, unsigned *celsiu
     return code;
 }
 
-int xpumlDeviceGetPowerUsage(xpumlDevice_t device, unsigned *power) {
+static int get_power_usage(xpumlDevice_t device, unsigned *power) {
     return reading(CALL_POWER_USAGE, device, offsetof(struct card, power), power);
 }
 
-int xpumlDeviceGetClockInfo(xpumlDevice_t device, int clock, unsigned *megahertz) {
+static int get_clock_info(xpumlDevice_t device, int clock, unsigned *megahertz) {
     (void)clock;
     int code = reading(CALL_CLOCK_INFO, device, offsetof(struct card, clock), megahertz);
     if (code != XPUML_SUCCESS)
@@ -431,8 +431,7 @@ int xpumlDeviceGetState(xpumlDevice_t device, int *state) {
     return XPUML_SUCCESS;
 }
 
-int xpumlDeviceGetComputeRunningProcesses(xpumlDevice_t device, unsigned *count,
-                                          xpumlProcessInfo_t *processes) {
+static int get_processes(xpumlDevice_t device, unsigned *count, xpumlProcessInfo_t *processes) {
     int code;
     if (!enter_checked(CALL_PROCESSES, device, count, &code))
         return code;
@@ -459,7 +458,7 @@ int xpumlDeviceGetComputeRunningProcesses(xpumlDevice_t device, unsigned *count,
 
 // --- SR-IOV --------------------------------------------------------------------------------------
 
-int xpumlDeviceGetHostVxpuMode(xpumlDevice_t device, int *mode) {
+static int get_host_vxpu_mode(xpumlDevice_t device, int *mode) {
     int code;
     if (!enter_device(CALL_HOST_VXPU_MODE, device, &code))
         return code;
@@ -527,7 +526,7 @@ static int split_slowly(int card, int vfs) {
 
 // The driver goes to 0 before it checks whether it can do the request. The reason of a refusal
 // never reaches the caller.
-int xpumlDeviceSetSriovVfNum(xpumlDevice_t device, int number) {
+static int set_sriov_vf_num(xpumlDevice_t device, int number) {
     int code;
     if (!enter_device(CALL_SET_SRIOV_VF_NUM, device, &code))
         return code;
@@ -624,6 +623,27 @@ static bool has_later(int function) {
     static __typeof__(name) *find_##own(void) { return has_later(function) ? own : NULL; }         \
     __typeof__(name) name __attribute__((ifunc("find_" #own)));
 
+static bool is_there(int call) {
+    struct error error;
+    return !library_load(&error) || !(library.machine->settings.missing_functions & 1 << call);
+}
+
+#define DISPENSABLE(name, own, call)                                                               \
+    static __typeof__(name) *find_##own(void) { return is_there(call) ? own : NULL; }              \
+    __typeof__(name) name __attribute__((ifunc("find_" #own)));
+
+DISPENSABLE(xpumlShutdown, shut_down, CALL_SHUTDOWN)
+DISPENSABLE(xpumlDeviceGetAttributes, get_attributes, CALL_ATTRIBUTES)
+DISPENSABLE(xpumlDeviceGetArchitecture, get_architecture, CALL_ARCHITECTURE)
+DISPENSABLE(xpumlDeviceGetBoardId, get_board_id, CALL_BOARD_ID)
+DISPENSABLE(xpumlDeviceGetMemoryInfo, get_memory_info, CALL_MEMORY_INFO)
+DISPENSABLE(xpumlDeviceGetUtilizationRates, get_utilization_rates, CALL_UTILIZATION_RATES)
+DISPENSABLE(xpumlDeviceGetTemperature, get_temperature, CALL_TEMPERATURE)
+DISPENSABLE(xpumlDeviceGetPowerUsage, get_power_usage, CALL_POWER_USAGE)
+DISPENSABLE(xpumlDeviceGetClockInfo, get_clock_info, CALL_CLOCK_INFO)
+DISPENSABLE(xpumlDeviceGetComputeRunningProcesses, get_processes, CALL_PROCESSES)
+DISPENSABLE(xpumlDeviceGetHostVxpuMode, get_host_vxpu_mode, CALL_HOST_VXPU_MODE)
+DISPENSABLE(xpumlDeviceSetSriovVfNum, set_sriov_vf_num, CALL_SET_SRIOV_VF_NUM)
 LATER(xpumlDeviceGetSerial, get_serial, LATER_SERIAL)
 LATER(xpumlDeviceGetId, get_id, LATER_ID)
 LATER(xpumlDeviceGetMinorNumber, get_minor, LATER_MINOR)

@@ -47,7 +47,7 @@ from xpu_plugin.model.vf_plan import LABEL
 from xpu_plugin.proto.podresources_v1_pb2 import ListPodResourcesResponse
 from xpu_plugin.simulation.kubelet import AdmissionError, Assignment, Release, StartError
 from xpu_plugin.simulation.machine import cards
-from xpu_plugin.xpuml import REQUIRED_FUNCTIONS
+from xpu_plugin.xpuml import OLD_FUNCTIONS
 
 
 NODE = "node"
@@ -311,9 +311,7 @@ class Storm:
     # --- library, cards, driver -------------------------------------------------------------------------
 
     async def step_fault(self) -> None:
-        function = self.chance.choice(
-            [name for name in REQUIRED_FUNCTIONS if name != "xpumlDeviceSetSriovVfNum"]
-        )
+        function = self.chance.choice([name for name in OLD_FUNCTIONS if name != "xpumlDeviceSetSriovVfNum"])
         action = self.chance.choice(("hang", "crash", "fpe", "abort", "code:999", "code:-5", "delay:100"))
         present = [index for index in range(CARDS) if index not in self.unplugged]
         card = self.chance.choice(present) if function.startswith("xpumlDeviceGet") else None

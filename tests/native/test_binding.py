@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.machines import MISSING
 from tests.support.processes import has_ended
 from tests.support.waiting import wait_until
 from xpu_plugin.simulation.machine import Machine
-from xpu_plugin.xpuml import FUNCTIONS, OPTIONAL_FUNCTIONS, REQUIRED_FUNCTIONS, Call
+from xpu_plugin.xpuml import FUNCTIONS, LATER_FUNCTIONS, OLD_FUNCTIONS, Call
 
 from .simulator_build import MakeMachine
 
@@ -224,9 +225,9 @@ def test_a_path_of_no_library_is_named_and_said_what_is_wrong_with(
 def test_a_library_that_lacks_functions_is_told_with_each_of_them(
     tmp_path: Path, simulator: Path, machine: Machine
 ) -> None:
-    lacking = {"xpumlInit", "xpumlDeviceGetState", "xpumlDeviceSetSriovVfNum"}
+    lacking = {"xpumlInit", "xpumlDeviceGetState", "xpumlDeviceGetPciInfo"}
     library = compile_c(
-        "\n".join(f"int {name}(void) {{ return 0; }}" for name in REQUIRED_FUNCTIONS if name not in lacking),
+        "\n".join(f"int {name}(void) {{ return 0; }}" for name in OLD_FUNCTIONS if name not in lacking),
         tmp_path / "lacking.so",
     )
     raised, opened = Process(
@@ -240,6 +241,29 @@ def test_a_library_that_lacks_functions_is_told_with_each_of_them(
     assert str(library) in raised.text
     assert {name for name in FUNCTIONS if name in raised.text.split(": it lacks ")[1].split(", ")} == lacking
     assert opened.startswith("4.0.12.1"), "another one can be opened after that"
+
+
+def test_what_a_library_does_not_have_is_unknown_and_no_failure(
+    tmp_path: Path, simulator: Path, make_machine: MakeMachine
+) -> None:
+    """Later releases may lack functions that the offer of whole devices does not need."""
+    machine = make_machine(number=1, missing_functions=MISSING)
+    count, [scan], [readings], [processes], refused = Process(
+        tmp_path,
+        simulator,
+        OPEN,
+        "library.count()",
+        "library.scan()",
+        "library.readings()",
+        "library.processes()",
+        "library.set_sriov_vf_num(0, 1, '0000:3b:00.0')",
+        environment=machine.environment(),
+    ).finish()[1:]
+    assert count == 1
+    assert scan == {"index": 0, "failures": [], "pci": "0000:3b:00.0", "state": 201}
+    assert readings == {"index": 0, "failures": []}
+    assert processes == {"index": 0, "failures": [], "pci": "0000:3b:00.0"}
+    assert (refused.code, refused.function) == (13, "xpumlDeviceSetSriovVfNum")
 
 
 def test_a_library_whose_name_is_not_utf_8_is_opened(
@@ -707,7 +731,7 @@ def test_each_optional_function_is_looked_up_by_itself(later_strict_library: Pat
     assert first["serial"] == "A" * 30
     assert first["name"] == "A" * 96
     assert "minor" not in first
-    assert len(OPTIONAL_FUNCTIONS) == 4
+    assert len(LATER_FUNCTIONS) == 4
 
 
 # --- the progress word ----------------------------------------------------------------------------

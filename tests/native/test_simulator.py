@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.waiting import wait_until
 from xpu_plugin.simulation.machine import Machine, MachineError, cards
-from xpu_plugin.xpuml import OPTIONAL_FUNCTIONS, REQUIRED_FUNCTIONS
+from xpu_plugin.xpuml import LATER_FUNCTIONS, OLD_FUNCTIONS
 
 from .guest import NULL, DiedError, Guest, MakeGuest, Output
 from .simulator_build import MakeBoth, MakeMachine
@@ -27,7 +27,7 @@ LONG = "60000"  # milliseconds
 CONTROL_FUNCTIONS = tuple(f"xpumlSimulator{name}" for name in ("Check", "Settle", "Open", "Describe"))
 WITH_HANDLE = [
     name
-    for name in REQUIRED_FUNCTIONS
+    for name in OLD_FUNCTIONS
     if name.startswith("xpumlDevice") and "Count" not in name and "Index" not in name
 ]
 
@@ -65,7 +65,7 @@ def exported(library: Path) -> set[str]:
 
 
 def test_exports_the_functions_of_libxpuml_and_no_others(simulator: Path) -> None:
-    assert exported(simulator) == {*REQUIRED_FUNCTIONS, *OPTIONAL_FUNCTIONS, *CONTROL_FUNCTIONS}
+    assert exported(simulator) == {*OLD_FUNCTIONS, *LATER_FUNCTIONS, *CONTROL_FUNCTIONS}
 
 
 def test_error_strings(make_machine: MakeMachine, make_guest: MakeGuest) -> None:
@@ -851,7 +851,7 @@ def test_the_machine_says_which_later_functions_the_library_has(
 ) -> None:
     machine = make_machine(later_functions=later)
     functions = [f"xpumlDeviceGet{name}" for name in ("Serial", "Id", "MinorNumber", "Name")]
-    assert sorted(functions) == sorted(OPTIONAL_FUNCTIONS)
+    assert sorted(functions) == sorted(LATER_FUNCTIONS)
     answer = subprocess.run(
         [sys.executable, "-c", FOUND, simulator, *functions],
         env={**os.environ, **machine.environment()},

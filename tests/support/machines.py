@@ -13,9 +13,13 @@ import pytest
 from xpu_plugin.edges.worker.client import Target
 from xpu_plugin.simulation.library import shipped
 from xpu_plugin.simulation.machine import Machine, cards
+from xpu_plugin.xpuml import OLD_FUNCTIONS, REQUIRED_FUNCTIONS
 
 
 RESOURCE = "baidu.com/xpu"
+
+MISSING = ",".join(name for name in OLD_FUNCTIONS if name not in REQUIRED_FUNCTIONS)
+"""All old functions that a library may lack, for `missing-functions` of the simulator."""
 
 
 @dataclass(frozen=True)
