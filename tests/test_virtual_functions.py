@@ -152,7 +152,7 @@ async def test_each_device_has_the_node_of_its_address(node: VfNode, kubelet: Ku
 async def test_a_library_without_what_whole_devices_do_not_need_offers_them(
     node: VfNode, kubelet: Kubelet, board: Board
 ) -> None:
-    """Nobody knows which functions a later release has kept."""
+    """The functions that a later release keeps are not known."""
     node.machine.set({"missing-functions": MISSING})
     daemon = node.begin("--sriov-num-vfs=2")
     await shows(kubelet, board.split(0, 0, 0, 0))
