@@ -159,6 +159,7 @@ class Storm:
         self.second: Daemon | None = None
         self.rival: Rival | None = None
         self.holders: list[Holder] = []
+        self.given: set[str] = set()  # ids that a container has or had
         self.robbed: list[Holder] = []  # those under whom another program has split their card
         self.desired = 0
         self.young: Level | None = None
@@ -248,6 +249,7 @@ class Storm:
         if sorted(hardware.values()) != sorted(id.partition("-")[0] for id in grant.ids):
             raise LostError(f"{grant} was given {hardware}")
         self.holders.append(Holder(grant, hardware))
+        self.given.update(grant.ids)
         self.counts["admitted"] += 1
 
     async def step_end(self) -> None:
@@ -382,10 +384,10 @@ class Storm:
         await self._until(self._unseen)
 
     def _unseen(self) -> str:
-        """What the list lacks or has too much. What a container holds stays on it, as unhealthy."""
+        """What the list lacks or has too much. What was given to a container stays on it, as unhealthy: while
+        a card is away, nothing proves that no process uses it."""
         listed, there = self.kubelet.devices(RESOURCE), set(self.hardware())
-        held = {id for holder in self.holders for id in holder.grant.ids}
-        more = {id for id in listed.keys() - there if listed[id].healthy or id not in held}
+        more = {id for id in listed.keys() - there if listed[id].healthy or id not in self.given}
         if self.kubelet.streams_open and there <= listed.keys() and not more:
             return ""
         return f"{sorted(there)} is there, {sorted(listed)} is listed"
